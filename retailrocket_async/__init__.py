@@ -1,0 +1,1 @@
+"""The asyncio SDK for Retail Rocket's user-behaviour tracking API."""

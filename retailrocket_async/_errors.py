@@ -1,0 +1,177 @@
+"""Every error of this package, named by whose fault it is.
+
+::
+
+    RetailRocketError
+    ├── UsageError                      the calling code must change
+    │   ├── ConfigurationError          a constructor was given something impossible   (ValueError)
+    │   ├── EventValidationError        an event breaks the API's contract             (ValueError)
+    │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
+    │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
+    ├── BufferFullError                 events come in faster than the limit lets them out
+    ├── FlushTimeoutError               `flush` ran out of its time                    (TimeoutError)
+    └── DeliveryError                   what became of an event; carries its outcome
+        ├── RejectedError               the API refused it: sending it again cannot help
+        │   ├── BadRequestError         400: the request is malformed
+        │   ├── AuthenticationError     401: `apiKey`, or the pair of it and `partnerId`, is wrong
+        │   ├── AccessDeniedError       403: the account manager can mend it
+        │   └── NotFoundError           404: the base URL is wrong
+        ├── AbandonedError              retries ran out, or were cut short; see `maybe_recorded`
+        │   ├── ThrottledError          429: the shop's limit is used up
+        │   ├── ServerError             5xx: the API failed
+        │   └── NoAnswerError           no answer arrived: the network, or a time-out
+        └── DroppedError                never sent: overflow or close
+
+Nothing of `httpx` leaves the package, neither as an exception nor as the cause or context of one: its
+exceptions hold the request, and the request holds the key.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from retailrocket_async._outcome import Outcome
+
+
+class RetailRocketError(Exception):
+    """The root of every error this package raises."""
+
+
+class UsageError(RetailRocketError):
+    """The calling code, or its configuration, must change."""
+
+
+class ConfigurationError(UsageError, ValueError):
+    """A constructor was given something impossible; the message says what to write instead."""
+
+
+class _Redacted:
+    """Stands where a value is withheld, so that `None` can remain a value."""
+
+    def __repr__(self) -> str:
+        return "<withheld>"
+
+
+REDACTED: Final = _Redacted()
+
+
+class EventValidationError(UsageError, ValueError):
+    """An event breaks the API's contract; raised where it is constructed, before anything is queued.
+
+    Attributes:
+        event: the event's name as the API spells it, e.g. ``"addToBasket"`` (str).
+        field: the field in this package's spelling, e.g. ``"product_id"``; ``""`` for the event as a whole (str).
+        rule: what must hold, e.g. ``"must be 1-50 letters or digits"`` (str).
+        value: the offending value; `REDACTED` where it is personal data.
+    """
+
+    def __init__(self, event: str, field: str, rule: str, value: object = REDACTED) -> None:
+        self.event = event
+        self.field = field
+        self.rule = rule
+        self.value = value
+        place = f"{event}.{field}" if field else event
+        got = "" if value is REDACTED else f" (got {_brief(value)})"
+        super().__init__(f"{place} {rule}{got}")
+
+    def __reduce__(self) -> tuple[type[EventValidationError], tuple[str, str, str, object]]:
+        return type(self), (self.event, self.field, self.rule, self.value)
+
+
+class ClientClosedError(UsageError, RuntimeError):
+    """The client was closed, or is closing, and takes no new events."""
+
+
+class WrongLoopError(UsageError, RuntimeError):
+    """The client was used from another event loop, another thread or a forked process."""
+
+
+class BufferFullError(RetailRocketError):
+    """The buffer holds as many events or bytes as it may; raised by `track_nowait` only."""
+
+
+class FlushTimeoutError(RetailRocketError, TimeoutError):
+    """`flush` ran out of its time; the events stay in the client and go on being sent."""
+
+
+class DeliveryError(RetailRocketError):
+    """An event was not delivered.
+
+    Attributes:
+        outcome: the whole outcome (`Rejected`, `Abandoned` or `Dropped`).
+        status: the HTTP status of the last answer; None where none arrived (int | None).
+        attempts: how many requests carried the event (int).
+        elapsed: seconds from the first attempt to the last answer (float).
+        maybe_recorded: whether the API may have recorded the event all the same (bool).
+    """
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.status: int | None = outcome.status
+        self.attempts: int = outcome.attempts
+        self.elapsed: float = outcome.elapsed
+        self.maybe_recorded: bool = outcome.maybe_recorded
+
+    def __reduce__(self) -> tuple[type[DeliveryError], tuple[str, Outcome]]:
+        return type(self), (str(self), self.outcome)
+
+
+class RejectedError(DeliveryError):
+    """The API refused the request: the same request would be refused again."""
+
+
+class BadRequestError(RejectedError):
+    """400: the request is malformed (API document, response codes)."""
+
+
+class AuthenticationError(RejectedError):
+    """401: `apiKey`, or the pair of `apiKey` and `partnerId`, is wrong (API document, response codes)."""
+
+
+class AccessDeniedError(RejectedError):
+    """403: the shop may not use this API; the account manager can mend it (API document, response codes)."""
+
+
+class NotFoundError(RejectedError):
+    """404: no such resource; the base URL is wrong (API document, response codes)."""
+
+
+class AbandonedError(DeliveryError):
+    """Retries ran out, or were cut short by a close; `maybe_recorded` says what is known."""
+
+
+class ThrottledError(AbandonedError):
+    """429 to the end: the shop's limit is used up, perhaps by its other processes."""
+
+
+class ServerError(AbandonedError):
+    """5xx to the end: the API failed."""
+
+
+class NoAnswerError(AbandonedError):
+    """No answer to the end: the network failed, or the time-out passed."""
+
+
+class DroppedError(DeliveryError):
+    """The event was never sent: the buffer overflowed, or the client was closed."""
+
+
+class _Brief(reprlib.Repr):
+    """Shows the start of a value, whatever its size: events come from visitors, so values may be hostile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlong = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Printing an int takes time quadratic in its digits, and beyond 4,300 of them Python refuses.
+        if x.bit_length() > 256:
+            return f"an int of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_brief = _Brief().repr

@@ -1,0 +1,213 @@
+"""What became of an event: exactly one `Outcome` each, and the `Receipt` that tells it.
+
+::
+
+    Outcome = Delivered | Rejected | Abandoned | Dropped
+
+An undelivered event is an expected thing, so it is a value and not an exception: `await receipt` never raises
+for it. `await receipt.delivered()` is for callers who prefer an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import attrs
+
+from retailrocket_async._errors import (
+    AbandonedError,
+    AccessDeniedError,
+    AuthenticationError,
+    BadRequestError,
+    DeliveryError,
+    DroppedError,
+    NoAnswerError,
+    NotFoundError,
+    RejectedError,
+    ServerError,
+    ThrottledError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+@attrs.frozen(kw_only=True)
+class Delivered:
+    """The API accepted the event.
+
+    Attributes:
+        status: the HTTP status, 200-299.
+        attempts: requests that carried the event, 1 or more; direct sends and batches count alike.
+        elapsed: seconds from the first attempt to the answer.
+        maybe_duplicate: True where an earlier attempt got no clear answer and may have been recorded as well.
+    """
+
+    status: int
+    attempts: int = 1
+    elapsed: float = 0.0
+    maybe_duplicate: bool = False
+
+    @property
+    def maybe_recorded(self) -> bool:
+        """Always True: the API said so."""
+        return True
+
+
+@attrs.frozen(kw_only=True)
+class Rejected:
+    """The API refused the request that carried the event; the same request would be refused again.
+
+    Attributes:
+        status: the HTTP status, e.g. 400, 401, 403, 404, or a redirect (which is never followed).
+        attempts: requests that carried the event, 1 or more.
+        elapsed: seconds from the first attempt to the answer.
+    """
+
+    status: int
+    attempts: int = 1
+    elapsed: float = 0.0
+    maybe_recorded: ClassVar[bool] = False
+
+
+AbandonReason: TypeAlias = Literal["retries_exhausted", "not_retryable", "closed", "cancelled", "internal_error"]
+
+
+@attrs.frozen(kw_only=True)
+class Abandoned:
+    """The event was sent, perhaps more than once, and its delivery was given up.
+
+    Attributes:
+        reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (an answer that no
+            retry can mend, yet no clear refusal), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct
+            send was cancelled) or ``"internal_error"`` (a defect: please report it).
+        maybe_recorded: True where at least one attempt may have been recorded by the API; False where it is certain
+            that none was.
+        status: the HTTP status of the last attempt; None where no answer arrived.
+        failure: what went wrong in the last attempt where no answer arrived, e.g. ``"connect: ConnectError"``.
+        attempts: requests that carried the event.
+        elapsed: seconds from the first attempt to the giving up.
+    """
+
+    reason: AbandonReason
+    maybe_recorded: bool
+    status: int | None = None
+    failure: str | None = None
+    attempts: int = 1
+    elapsed: float = 0.0
+
+
+DropReason: TypeAlias = Literal["closed", "overflow"]
+
+
+@attrs.frozen(kw_only=True)
+class Dropped:
+    """The event was accepted into the buffer and never sent.
+
+    Attributes:
+        reason: ``"closed"`` (`aclose` ran out of time) or ``"overflow"`` (the buffer was full).
+    """
+
+    reason: DropReason
+    status: ClassVar[None] = None
+    attempts: ClassVar[int] = 0
+    elapsed: ClassVar[float] = 0.0
+    maybe_recorded: ClassVar[bool] = False
+
+
+Outcome: TypeAlias = Delivered | Rejected | Abandoned | Dropped
+Undelivered: TypeAlias = Rejected | Abandoned | Dropped
+
+_REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
+    400: (BadRequestError, "the request is malformed"),
+    401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
+    403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
+    404: (NotFoundError, "no such resource: check the base_url"),
+}
+
+
+def error_for(outcome: Undelivered) -> DeliveryError:
+    """Return the typed error that says the same as `outcome`, ready to be raised."""
+    match outcome:
+        case Rejected(status=status):
+            kind, meaning = _REJECTIONS.get(status, (RejectedError, "the API refused the request"))
+            return kind(f"{meaning} (HTTP {status})", outcome)
+        case Dropped(reason=reason):
+            return DroppedError(f"the event was never sent: {reason}", outcome)
+        case Abandoned():
+            known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
+            told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
+            message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {told}; the event {known}"
+            return _abandoned_error(outcome.status)(message, outcome)
+
+
+def _abandoned_error(status: int | None) -> type[AbandonedError]:
+    if status is None:
+        return NoAnswerError
+    if status == 429:
+        return ThrottledError
+    return ServerError if status >= 500 else AbandonedError
+
+
+class Receipt:
+    """The awaitable stub that `track` hands out for one event.
+
+    ``await receipt`` gives the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
+    await it; cancelling one of them cancels neither the delivery nor the others. A receipt that nobody awaits
+    costs nothing and never warns.
+
+    Attributes:
+        event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
+    """
+
+    __slots__ = ("_outcome", "_waiters", "event_name")
+
+    def __init__(self, event_name: str) -> None:
+        self.event_name = event_name
+        self._outcome: Outcome | None = None
+        self._waiters: list[asyncio.Future[None]] | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome, or None while there is none yet; never blocks."""
+        return self._outcome
+
+    def done(self) -> bool:
+        """Whether the event has its outcome; never blocks."""
+        return self._outcome is not None
+
+    def __await__(self) -> Generator[asyncio.Future[None], None, Outcome]:
+        if self._outcome is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._waiters is None:
+                self._waiters = []
+            self._waiters.append(waiter)
+            yield from waiter
+        assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
+        return self._outcome
+
+    async def delivered(self) -> Delivered:
+        """Wait for the outcome and return it if the event was delivered.
+
+        Raises:
+            DeliveryError: the subclass that matches the outcome otherwise.
+        """
+        outcome = await self
+        if isinstance(outcome, Delivered):
+            return outcome
+        raise error_for(outcome)
+
+    def _settle(self, outcome: Outcome) -> None:
+        # Idempotent: the first outcome stands, whoever comes later.
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        if self._waiters is not None:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._waiters = None
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.event_name} {self._outcome or 'pending'}>"

@@ -1,0 +1,218 @@
+"""Events as bytes, and bytes as events: the API's JSON, both ways.
+
+::
+
+    Event  --encode-->  b'{"view":{"sessionExternalId":...}}'   an envelope: what `visitorEvents` holds a list of
+    Event  --encode_bare-->  b'{"sessionExternalId":...}'       the body of the event's own endpoint
+    envelopes  --join-->  b'[{"view":...},{"search":...}]'      the body of `visitorEvents`
+    object from JSON  --from_wire-->  Event                     files and brokers
+
+cattrs generates the two functions of each event class once, at construction of the codec; orjson makes the bytes.
+Source: API document, "Events" and "Batches".
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+import attrs
+import orjson
+from cattrs import Converter
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from retailrocket_async._errors import ConfigurationError, EventValidationError
+from retailrocket_async._events import EVENT_TYPES, CustomEvent, Event
+from retailrocket_async._rules import on_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TimestampPrecision: TypeAlias = Literal["seconds", "milliseconds", "microseconds"]
+"""How finely `timestamp` goes on the wire; the API document shows whole seconds only."""
+
+BATCH_PATH = "visitorEvents"
+"""The batch endpoint, relative to the base URL."""
+
+
+_NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
+"""Fields of a type that cattrs would take apart, and orjson takes whole."""
+
+
+class Codec:
+    """Turns events into the API's JSON and back; stateless once built, so one may serve many clients.
+
+    Args:
+        timestamp_precision: ``"seconds"`` (default: the only documented pattern), ``"milliseconds"`` or
+            ``"microseconds"``. Finer parts are cut off, not rounded, so no event moves into the future.
+
+    Raises:
+        ConfigurationError: another `timestamp_precision`.
+    """
+
+    def __init__(self, timestamp_precision: TimestampPrecision = "seconds") -> None:
+        if timestamp_precision not in get_args(TimestampPrecision):
+            allowed = ", ".join(map(repr, get_args(TimestampPrecision)))
+            raise ConfigurationError(f"timestamp_precision must be one of {allowed}, not {timestamp_precision!r}")
+        self.timestamp_precision: TimestampPrecision = timestamp_precision
+        self._option = orjson.OPT_OMIT_MICROSECONDS if timestamp_precision == "seconds" else 0
+        # One error, not a group of groups: a wire object has one level.
+        converter = Converter(detailed_validation=False)
+        self._to_object: dict[type[Event], Callable[[Any], dict[str, Any]]] = {CustomEvent: _custom_fields}
+        self._from_object: dict[str, Callable[[Any, Any], Event]] = {}
+        for name, cls in EVENT_TYPES.items():
+            self._to_object[cls] = self._unstructure_fn(cls, converter)
+            self._from_object[name] = _structure_fn(cls, converter)
+        self._prefixes = {cls: b'{"%b":' % name.encode() for name, cls in EVENT_TYPES.items()}
+
+    def encode(self, event: Event) -> bytes:
+        """Return the envelope of `event`, e.g. ``b'{"view":{...}}'``.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        prefix = self._prefixes.get(type(event))  # type: ignore[arg-type]
+        if prefix is None:
+            return b'{"%b":%b}' % (self._name_of(event).encode(), self.encode_bare(event))
+        # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
+        return prefix + orjson.dumps(self._to_object[type(event)](event), self._foreign, self._option) + b"}"
+
+    def encode_bare(self, event: Event) -> bytes:
+        """Return the event object alone, the body of the event's own endpoint.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        self._name_of(event)
+        return orjson.dumps(self._to_object[type(event)](event), self._foreign, self._option)
+
+    def to_wire(self, event: Event) -> dict[str, Any]:
+        """Return the envelope of `event` as plain JSON values, e.g. ``{"view": {"productId": 1, ...}}``.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        envelope: dict[str, Any] = orjson.loads(self.encode(event))
+        return envelope
+
+    def from_wire(self, envelope: object, *, allow_custom: bool = False) -> Event:
+        """Return the event that `envelope`, an object with exactly one key, describes.
+
+        Args:
+            envelope: plain JSON values, as `to_wire` returns them.
+            allow_custom: read an unknown event name as a `CustomEvent`; default False, since a mistyped name would
+                pass for one.
+
+        Raises:
+            EventValidationError: not an envelope, an unknown event, an unknown or missing field, or a broken rule.
+        """
+        if not isinstance(envelope, dict) or len(cast("dict[object, object]", envelope)) != 1:
+            raise EventValidationError("event", "", 'must be an object with exactly one key, e.g. {"view": {...}}')
+        [(name, body)] = cast("dict[object, object]", envelope).items()
+        structure = self._from_object.get(cast("str", name))
+        if structure is None:
+            if allow_custom:
+                return CustomEvent(name=cast("str", name), fields=cast("dict[str, Any]", body))
+            known = ", ".join(EVENT_TYPES)
+            raise EventValidationError("event", "", f"must have one of these names: {known}", name)
+        name = cast("str", name)
+        if not isinstance(body, dict):
+            raise EventValidationError(name, "", f"must be an object, not {type(body).__name__}")
+        try:
+            return structure(body, None)
+        except ForbiddenExtraKeysError as error:
+            unknown = ", ".join(sorted(map(str, error.extra_fields)))
+            raise EventValidationError(name, "", f"has unknown fields: {unknown}") from None
+        except KeyError as error:
+            raise EventValidationError(name, _snake(str(error.args[0])), "is required") from None
+
+    def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
+        """Return the event that the JSON text of an envelope describes; see `from_wire`.
+
+        Raises:
+            EventValidationError: not JSON, or as `from_wire`.
+        """
+        try:
+            envelope = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise EventValidationError("event", "", f"must be JSON: {error.msg} at column {error.colno}") from None
+        return self.from_wire(envelope, allow_custom=allow_custom)
+
+    def _name_of(self, event: Event) -> str:
+        if type(event) not in self._to_object:
+            rule = f"must be an event of this package, e.g. View(...), not {type(event).__name__}"
+            raise EventValidationError("event", "", rule)
+        return event.event_name
+
+    def _unstructure_fn(self, cls: type[Event], converter: Converter) -> Callable[[Any], dict[str, Any]]:
+        overrides: dict[str, Any] = {
+            field.name: override(
+                rename=_camel(field.name),
+                omit_if_default=field.default is None,
+                unstruct_hook=self._unstructure_hook(field.name),
+            )
+            for field in attrs.fields(cls)
+        }
+        return make_dict_unstructure_fn(cls, converter, **overrides)
+
+    def _unstructure_hook(self, field: str) -> Callable[[Any], Any] | None:
+        if field in ("price", "quantity"):
+            return on_wire
+        if field == "timestamp" and self.timestamp_precision == "milliseconds":
+            return lambda moment: cast("datetime", moment).isoformat(timespec="milliseconds")
+        # None leaves plain values to cattrs, which then reads the attribute without a call.
+        return _as_is if field in _NOT_PLAIN else None
+
+    def _foreign(self, value: object) -> object:
+        # A subclass of datetime (pandas, pendulum, freezegun) is no datetime to orjson.
+        if isinstance(value, datetime):
+            return value.isoformat(timespec=self.timestamp_precision)
+        raise TypeError(type(value).__name__)
+
+
+def join(envelopes: Iterable[bytes]) -> bytes:
+    """Return the body of `visitorEvents` that holds `envelopes`, in order."""
+    return b"[%b]" % b",".join(envelopes)
+
+
+def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any], Event]:
+    # Values pass as they are: the class's own rules judge them, where cattrs would turn "1" into 1.
+    overrides: dict[str, Any] = {
+        field.name: override(
+            rename=_camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
+        )
+        for field in attrs.fields(cls)
+    }
+    structure = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+    return cast("Callable[[Any, Any], Event]", structure)
+
+
+def _as_is(value: object) -> object:
+    return value
+
+
+def _structured_as_is(value: object, _: object) -> object:
+    return value
+
+
+def _moment(value: object, _: object) -> object:
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _custom_fields(event: CustomEvent) -> dict[str, Any]:
+    return event.fields
+
+
+def _camel(snake: str) -> str:
+    first, *rest = snake.split("_")
+    return first + "".join(map(str.capitalize, rest))
+
+
+def _snake(camel: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)
