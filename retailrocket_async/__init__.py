@@ -1,1 +1,121 @@
-"""The asyncio SDK for Retail Rocket's user-behaviour tracking API."""
+"""The asyncio SDK for Retail Rocket's user-behaviour tracking API.
+
+Events are coalesced into `visitorEvents` batches, stay under the shop's request limit, are retried where a retry can
+mend the failure, and get exactly one outcome each: delivered, rejected, abandoned or dropped.
+"""
+
+from __future__ import annotations
+
+from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async._errors import (
+    AbandonedError,
+    AccessDeniedError,
+    AuthenticationError,
+    BadRequestError,
+    BufferFullError,
+    ClientClosedError,
+    ConfigurationError,
+    DeliveryError,
+    DroppedError,
+    EventValidationError,
+    FlushTimeoutError,
+    NoAnswerError,
+    NotFoundError,
+    RejectedError,
+    RetailRocketError,
+    ServerError,
+    ThrottledError,
+    UsageError,
+    WrongLoopError,
+)
+from retailrocket_async._events import (
+    EVENT_TYPES,
+    AddToBasket,
+    CategoryView,
+    CustomEvent,
+    Event,
+    GroupView,
+    ImpressionContentClicked,
+    ImpressionContentViewed,
+    Order,
+    RecomAddToBasket,
+    RecomBlockViewed,
+    RecomTap,
+    Search,
+    SetContact,
+    View,
+    new_session_id,
+    order_lines,
+)
+from retailrocket_async._limiter import Limiter, LocalLimiter, Permit, RateLimit
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected
+from retailrocket_async._report import CloseReport, Stats, UndeliveredEvent
+from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._wire import Codec
+
+__all__ = [
+    "EVENT_TYPES",
+    "Abandoned",
+    "AbandonedError",
+    "AccessDeniedError",
+    "AddToBasket",
+    "AsyncTrackingClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "Batching",
+    "Buffer",
+    "BufferFullError",
+    "CategoryView",
+    "ClientClosedError",
+    "CloseReport",
+    "Codec",
+    "ConfigurationError",
+    "CustomEvent",
+    "Delivered",
+    "DeliveryError",
+    "Dropped",
+    "DroppedError",
+    "Event",
+    "EventValidationError",
+    "FlushTimeoutError",
+    "GroupView",
+    "ImpressionContentClicked",
+    "ImpressionContentViewed",
+    "Limiter",
+    "LocalLimiter",
+    "NoAnswerError",
+    "NotFoundError",
+    "Order",
+    "Outcome",
+    "Permit",
+    "RateLimit",
+    "Receipt",
+    "RecomAddToBasket",
+    "RecomBlockViewed",
+    "RecomTap",
+    "Rejected",
+    "RejectedError",
+    "RetailRocketError",
+    "RetryPolicy",
+    "Search",
+    "ServerError",
+    "SetContact",
+    "Stats",
+    "ThrottledError",
+    "UndeliveredEvent",
+    "UsageError",
+    "View",
+    "WrongLoopError",
+    "new_session_id",
+    "order_lines",
+]
+
+
+def __getattr__(name: str) -> str:
+    # Reading the metadata costs milliseconds, so only who asks pays.
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("retailrocket-async")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

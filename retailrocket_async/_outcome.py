@@ -8,6 +8,7 @@ An undelivered event is an expected thing, so it is a value and not an exception
 for it. `await receipt.delivered()` is for callers who prefer an exception.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import asyncio
@@ -30,7 +31,7 @@ from retailrocket_async._errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
 
 
 @attrs.frozen(kw_only=True)
@@ -198,16 +199,18 @@ class Receipt:
             return outcome
         raise error_for(outcome)
 
-    def _settle(self, outcome: Outcome) -> None:
-        # Idempotent: the first outcome stands, whoever comes later.
-        if self._outcome is not None:
-            return
-        self._outcome = outcome
-        if self._waiters is not None:
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._waiters = None
-
     def __repr__(self) -> str:
         return f"<Receipt {self.event_name} {self._outcome or 'pending'}>"
+
+
+def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
+    """Give every receipt its outcome and wake who awaits it; a receipt that has one keeps it."""
+    for receipt in receipts:
+        if receipt._outcome is not None:
+            continue
+        receipt._outcome = outcome
+        if receipt._waiters is not None:
+            for waiter in receipt._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            receipt._waiters = None

@@ -7,7 +7,7 @@
     408 425 429                          TRANSIENT   not recorded: retried
     500 502 503 504                      TRANSIENT   may be recorded: retried
     other 5xx, 1xx                       UNCLEAR     may be recorded, and no retry can mend it
-    no answer (connect, pool)            TRANSIENT   not recorded: retried
+    no answer (connect, pool, limiter)   TRANSIENT   not recorded: retried
     no answer (timeout, broken)          TRANSIENT   may be recorded if the body was on its way: retried
     no answer (closed)                   UNCLEAR     the caller closed its own `http_client`: no retry can mend it
 
@@ -18,12 +18,15 @@ A redirect is never followed: its target could be another host, and the key goes
 from __future__ import annotations
 
 import enum
+import math
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Literal, TypeAlias
 
 import attrs
 
-FailureKind: TypeAlias = Literal["connect", "pool", "timeout", "broken", "closed"]
-"""Why there is no answer: no connection; no free one; too slow; broken off; the `http_client` is closed."""
+FailureKind: TypeAlias = Literal["connect", "pool", "limiter", "timeout", "broken", "closed"]
+"""Why there is no answer: no connection; no free one; limiter failed; too slow; broken off; client closed."""
 
 
 class Verdict(enum.Enum):
@@ -72,5 +75,33 @@ class Reply:
     def maybe_recorded(self) -> bool:
         """Whether the API may have recorded what the request carried."""
         if self.status is None:
-            return self.sent and self.failure not in ("connect", "pool")
+            return self.sent and self.failure not in ("connect", "pool", "limiter")
         return not 300 <= self.status <= 499
+
+
+def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
+    """Return the seconds a `Retry-After` header asks for, 0 or more; None where it is missing or says nothing.
+
+    Args:
+        value: the header: seconds, or an HTTP-date (RFC 9110, 10.2.3).
+        now: the server's time, from its `Date` header where it sends one, so that a wrong clock does not count.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        # Python refuses to read an int of more than some 4,000 digits; nine are thirty years.
+        return float(text[:9]) if len(text) <= 9 else math.inf
+    moment = parse_http_date(text)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def parse_http_date(value: str | None) -> datetime | None:
+    """Return an HTTP-date as an aware datetime; None where it is missing or none."""
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

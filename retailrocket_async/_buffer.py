@@ -1,0 +1,291 @@
+"""Where events wait for a permit: appended one by one, taken as batches.
+
+The limit counts requests, not events, so a batch is taken *after* its permit is granted. Until then it grows up to
+the caps: scarce permits make large batches, an idle shop's event leaves after the linger.
+
+Events stand in lanes, each a queue of batches of which the last is open. Without ordering there is one lane. With
+`ordered` a visitor belongs to one of a fixed number of lanes, with `by_session` each visitor has one of their own;
+a lane with a batch on its way is busy and gives no other, so a visitor's events are never in two requests at once.
+
+Nothing here awaits, and the clock comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+
+from retailrocket_async._errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from retailrocket_async._outcome import Receipt
+
+_LANES = 32
+"""Lanes of ordered batching: several to a batch in flight, so that a busy lane leaves others free to fill one."""
+
+
+@attrs.frozen(kw_only=True)
+class Batching:
+    """How events are coalesced into `visitorEvents` requests.
+
+    Attributes:
+        max_events: events in one batch, 1 or more; default 500. The cost of a request is spread over them: beyond
+            500 little is left to gain, while a refused or repeated batch hits more events.
+        max_bytes: bytes of JSON in one batch, 1,024 or more; default 524,288 (512 KiB), half of what common servers
+            accept by default. No event may be larger.
+        linger: seconds the oldest event may wait for company while permits are plenty, 0 or more; default 0.1, the
+            API's expected answer time.
+        max_in_flight: requests on their way at once, 1 to 100; default 8. Rate x latency says what is needed: at
+            100 ms, 50 requests a second keep 5 in flight.
+        by_session: keep each visitor's events in batches of their own; default False. One edition of the API
+            document describes the batch endpoint so; it costs a request per visitor. Implies `ordered`.
+        ordered: never have a visitor's events in two requests at once, so that they are recorded in the order in
+            which they were tracked, whatever is retried; default False: every event carries its time anyway, and a
+            failing batch then holds back no other.
+
+    Raises:
+        ConfigurationError: a value outside its range.
+    """
+
+    max_events: int = 500
+    max_bytes: int = 512 * 1024
+    linger: float = 0.1
+    max_in_flight: int = 8
+    by_session: bool = False
+    ordered: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _check_int("Batching.max_events", self.max_events, 1, None)
+        _check_int("Batching.max_bytes", self.max_bytes, 1024, None)
+        _check_int("Batching.max_in_flight", self.max_in_flight, 1, 100)
+        if type(self.linger) not in (int, float) or not 0 <= self.linger < math.inf:
+            raise ConfigurationError(f"Batching.linger must be a number of seconds, 0 or more, not {self.linger!r}")
+        for name in ("by_session", "ordered"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigurationError(f"Batching.{name} must be True or False, not {getattr(self, name)!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Buffer:
+    """How much may wait for a permit; whichever bound is reached first makes `track` wait.
+
+    Events in flight come on top: at most `Batching.max_in_flight` batches.
+
+    Attributes:
+        max_events: events, 1 or more; default 100,000, four seconds of a full stream.
+        max_bytes: bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
+
+    Raises:
+        ConfigurationError: a value outside its range.
+    """
+
+    max_events: int = 100_000
+    max_bytes: int = 64 * 1024 * 1024
+
+    def __attrs_post_init__(self) -> None:
+        _check_int("Buffer.max_events", self.max_events, 1, None)
+        _check_int("Buffer.max_bytes", self.max_bytes, 1024, None)
+
+
+class Batch:
+    """Events that go, or may go, in one request: their envelopes and, side by side with them, their receipts.
+
+    Attributes:
+        envelopes: the JSON of each event, in order.
+        receipts: the receipt of each event.
+        size: bytes of the request body that holds them.
+        opened_at: when the oldest event came (seconds on the buffer's clock).
+        generation: how many flushes had begun when it was opened; a batch never spans a flush.
+        lanes: keys of the lanes it was taken from.
+    """
+
+    __slots__ = ("envelopes", "generation", "lanes", "opened_at", "receipts", "size")
+
+    def __init__(self, opened_at: float, generation: int, lane: Hashable) -> None:
+        self.envelopes: list[bytes] = []
+        self.receipts: list[Receipt] = []
+        self.size = 1
+        self.opened_at = opened_at
+        self.generation = generation
+        self.lanes: list[Hashable] = [lane]
+
+    def __len__(self) -> int:
+        return len(self.receipts)
+
+    def __iter__(self) -> Iterator[tuple[bytes, Receipt]]:
+        return zip(self.envelopes, self.receipts, strict=True)
+
+    def absorb(self, other: Batch) -> None:
+        """Take over the events of `other`, which must come from other lanes."""
+        self.envelopes += other.envelopes
+        self.receipts += other.receipts
+        self.size += other.size - 1
+        self.opened_at = min(self.opened_at, other.opened_at)
+        self.lanes += other.lanes
+
+
+class EventBuffer:
+    """The waiting events; see the module's text.
+
+    Args:
+        batching: caps of a batch, and its ordering.
+        buffer: bounds of the whole.
+        clock: returns the time in seconds; only differences matter.
+    """
+
+    def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
+        self._max_events = batching.max_events
+        self._max_bytes = batching.max_bytes
+        self._linger = batching.linger
+        self._exclusive = batching.ordered or batching.by_session
+        self._merging = batching.ordered and not batching.by_session
+        self._by_session = batching.by_session
+        self._bounds = buffer
+        self._clock = clock
+        self._lanes: dict[Hashable, deque[Batch]] = {}
+        self._busy: set[Hashable] = set()
+        # Lanes that could give a batch now, longest waiting first; a dict for its order.
+        self._ready: dict[Hashable, deque[Batch]] = {}
+        self._ready_events = 0
+        self._ready_bytes = 0
+        self._urgent_events = 0
+        self.generation = 0
+        self.events = 0
+        self.bytes = 0
+
+    def lane_of(self, session: str) -> Hashable:
+        """Return the key of the lane that a visitor's events go to."""
+        if not self._exclusive:
+            return None
+        return session if self._by_session else hash(session) % _LANES
+
+    def fits(self, size: int) -> bool:
+        """Whether one more envelope of `size` bytes is within the buffer's bounds."""
+        return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+
+    def append(self, envelope: bytes, receipt: Receipt, lane: Hashable = None) -> bool:
+        """Add one event; return whether `due_in` may have become sooner by it."""
+        size = len(envelope) + 1
+        batches = self._lanes.get(lane)
+        if batches is None:
+            batches = self._lanes[lane] = deque()
+        batch = batches[-1] if batches else None
+        if (
+            batch is None
+            or len(batch.receipts) >= self._max_events
+            or batch.size + size > self._max_bytes
+            or batch.generation != self.generation
+        ):
+            batch = Batch(self._clock(), self.generation, lane)
+            batches.append(batch)
+        batch.envelopes.append(envelope)
+        batch.receipts.append(receipt)
+        batch.size += size
+        self.events += 1
+        self.bytes += size
+        if lane in self._busy:
+            return False
+        self._ready_events += 1
+        self._ready_bytes += size
+        if lane not in self._ready:
+            self._ready[lane] = batches
+            return True
+        return self._ready_events == self._max_events or 0 <= self._ready_bytes - self._max_bytes < size
+
+    def due_in(self) -> float | None:
+        """Return the seconds until a batch should be taken, 0 for now; None while there is none to take."""
+        if not self._ready:
+            return None
+        if self._urgent_events or self._ready_events >= self._max_events or self._ready_bytes >= self._max_bytes:
+            return 0.0
+        oldest = next(iter(self._ready.values()))[0].opened_at
+        return max(0.0, oldest + self._linger - self._clock())
+
+    def take(self) -> Batch | None:
+        """Remove and return the next batch; None where every lane is empty or busy.
+
+        Its lanes are busy until `release` where order is kept.
+        """
+        if not self._ready:
+            return None
+        batch = self._take_from(next(iter(self._ready)))
+        if self._merging:
+            # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
+            for lane, batches in list(self._ready.items()):
+                if self._fit_together(batch, batches[0]):
+                    batch.absorb(self._take_from(lane))
+        return batch
+
+    def release(self, batch: Batch) -> bool:
+        """Free the lanes of a batch that has its outcomes; return whether that made another one ready."""
+        if not self._exclusive:
+            return False
+        became_ready = False
+        for lane in batch.lanes:
+            self._busy.discard(lane)
+            if batches := self._lanes.get(lane):
+                self._ready[lane] = batches
+                self._ready_events += sum(map(len, batches))
+                self._ready_bytes += sum(waiting.size - 1 for waiting in batches)
+                became_ready = True
+            else:
+                self._lanes.pop(lane, None)
+        return became_ready
+
+    def begin_flush(self) -> int:
+        """Make everything that waits now due at once; return the generation that ends here."""
+        self.generation += 1
+        self._urgent_events = self.events
+        return self.generation - 1
+
+    def drain(self) -> list[Batch]:
+        """Remove and return all that waits."""
+        batches = [batch for lane in self._lanes.values() for batch in lane]
+        self._lanes.clear()
+        self._ready.clear()
+        self.events = self.bytes = self._ready_events = self._ready_bytes = self._urgent_events = 0
+        return batches
+
+    def oldest_age(self) -> float:
+        """Return the age of the longest waiting event in seconds; 0 where none waits."""
+        oldest = min((lane[0].opened_at for lane in self._lanes.values() if lane), default=None)
+        return 0.0 if oldest is None else max(0.0, self._clock() - oldest)
+
+    def _fit_together(self, batch: Batch, other: Batch) -> bool:
+        return (
+            batch.generation == other.generation
+            and len(batch) + len(other) <= self._max_events
+            and batch.size + other.size - 1 <= self._max_bytes
+        )
+
+    def _take_from(self, lane: Hashable) -> Batch:
+        batches = self._ready[lane]
+        batch = batches.popleft()
+        count, size = len(batch), batch.size - 1
+        self.events -= count
+        self.bytes -= size
+        if batch.generation != self.generation:
+            self._urgent_events -= count
+        if self._exclusive:
+            self._busy.add(lane)
+            del self._ready[lane]
+            # The rest of the lane waits for the release, and makes nothing due until then.
+            self._ready_events -= count + sum(map(len, batches))
+            self._ready_bytes -= size + sum(waiting.size - 1 for waiting in batches)
+        else:
+            if not batches:
+                del self._ready[lane]
+            self._ready_events -= count
+            self._ready_bytes -= size
+        return batch
+
+
+def _check_int(name: str, value: object, least: int, most: int | None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        allowed = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise ConfigurationError(f"{name} must be an int {allowed}, not {value!r}")

@@ -1,0 +1,414 @@
+"""The engine: the only owner of tasks and of the clock.
+
+::
+
+    accept -> buffer -> pump [slot, permit, take] -> flight [attempt, judge, wait, permit]* -> settle -> receipts
+
+State changes happen in methods that do not await, so that whatever is cancelled, no event is between two places. An
+event is in the buffer, or in one flight, or settled. The pump is a task that lives only while the buffer holds
+events: an idle client has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+from retailrocket_async._buffer import EventBuffer
+from retailrocket_async._errors import BufferFullError, ClientClosedError, FlushTimeoutError
+from retailrocket_async._events import CustomEvent
+from retailrocket_async._flight import Flight, Turn
+from retailrocket_async._home import Home
+from retailrocket_async._ledger import Ledger
+from retailrocket_async._outcome import Delivered, Dropped, Receipt, error_for
+from retailrocket_async._reply import Reply
+from retailrocket_async._report import CloseReport
+from retailrocket_async._wire import BATCH_PATH, join
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from retailrocket_async._buffer import Batching, Buffer
+    from retailrocket_async._events import Event
+    from retailrocket_async._limiter import Limiter
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._report import Stats, UndeliveredEvent
+    from retailrocket_async._retry import RetryPolicy
+    from retailrocket_async._transport import Transport
+
+_YIELD_EVERY = 200
+"""Events accepted in a row before the caller's task lets others run: under a millisecond of a busy loop."""
+
+_LIMITER_RETRY = 1.0
+"""Seconds until a limiter that raised is asked again."""
+
+_CLOSE_GRACE = 0.5
+"""Seconds that connections get to close, after everything has its outcome."""
+
+
+class Dispatcher:
+    """Runs the rooms below it; see the module's text.
+
+    Args:
+        batching: caps of a batch, and its ordering.
+        buffer: bounds of the buffer.
+        retry: when to try again.
+        limiter: asked once for every attempt.
+        transport: carries the requests; closed at the end.
+        on_outcome: told of every buffered event that was not delivered, batch by batch; None for nobody.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root fills it in
+        self,
+        *,
+        batching: Batching,
+        buffer: Buffer,
+        retry: RetryPolicy,
+        limiter: Limiter,
+        transport: Transport,
+        on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+    ) -> None:
+        self._retry = retry
+        self._limiter = limiter
+        self._transport = transport
+        self._keyed = batching.ordered or batching.by_session
+        self._home = Home()
+        self._buffer = EventBuffer(batching, buffer, self._home.now)
+        self._ledger = Ledger(on_outcome)
+        # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
+        # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
+        self._max_in_flight = batching.max_in_flight
+        self._batches = 0
+        self._wire_slots = asyncio.Semaphore(batching.max_in_flight)
+        self._pump: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._flights: dict[Flight, asyncio.Task[None]] = {}
+        self._waiters: deque[_Waiter] = deque()
+        self._closing: asyncio.Future[CloseReport] | None = None
+        self._accepted_in_a_row = 0
+
+    # --- accepting ----------------------------------------------------------------------------------------------------
+
+    async def accept(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, waiting for room where there is none; waiters are served in order."""
+        receipt = self._accept_now(event, envelope)
+        if receipt is None:
+            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
+            self._waiters.append(waiter)
+            # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+            return await waiter.admitted
+        self._accepted_in_a_row += 1
+        if self._accepted_in_a_row >= _YIELD_EVERY:
+            self._accepted_in_a_row = 0
+            await asyncio.sleep(0)
+        return receipt
+
+    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, or raise `BufferFullError`."""
+        receipt = self._accept_now(event, envelope)
+        if receipt is None:
+            raise BufferFullError(
+                f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
+                f"{len(self._waiters)} callers waiting; use track, which waits, or raise Buffer's bounds"
+            )
+        return receipt
+
+    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+        if self._home.loop is None or self._home.loop is not asyncio.get_running_loop():
+            self._home.enter()
+        if self._closing is not None:
+            raise _closed_error()
+        if self._waiters or not self._buffer.fits(len(envelope) + 1):
+            return None
+        return self._put(event.event_name, envelope, self._lane_of(event) if self._keyed else None)
+
+    def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
+        receipt = Receipt(event_name)
+        self._ledger.tracked += 1
+        if self._buffer.append(envelope, receipt, lane):
+            self._kick()
+        return receipt
+
+    def _admit_waiters(self) -> None:
+        while self._waiters:
+            waiter = self._waiters[0]
+            if not waiter.admitted.done():
+                if not self._buffer.fits(len(waiter.envelope) + 1):
+                    return
+                waiter.admitted.set_result(self._put(waiter.event_name, waiter.envelope, waiter.lane))
+            self._waiters.popleft()
+
+    def _lane_of(self, event: Event) -> Hashable:
+        if isinstance(event, CustomEvent):
+            return self._buffer.lane_of(str(event.fields.get("sessionExternalId", "")))
+        return self._buffer.lane_of(getattr(event, "session_external_id", ""))
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    async def send(self, path: str, body: bytes, count: int) -> Delivered:
+        """Send one request of `count` events past the buffer, and return when the API has accepted it.
+
+        Raises:
+            DeliveryError: the subclass that matches the outcome, where it has not.
+        """
+        loop = self._home.enter()
+        if self._closing is not None:
+            raise _closed_error()
+        landed: asyncio.Future[Outcome] = loop.create_future()
+        self._ledger.tracked += count
+        flight = Flight(path, body, count, started_at=loop.time(), generation=self._buffer.generation, landed=landed)
+        self._launch(flight)
+        try:
+            outcome = await landed
+        except asyncio.CancelledError:
+            self._cut_short(flight, "cancelled")
+            raise
+        if isinstance(outcome, Delivered):
+            return outcome
+        raise error_for(outcome)
+
+    async def _run_pump(self) -> None:
+        """Take batches as permits come, until the buffer is empty."""
+        try:
+            while self._buffer.events:
+                due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
+                if due_in is None or due_in > 0:
+                    await self._sleep(due_in)
+                    continue
+                try:
+                    turn = await self._next_turn()
+                except Exception as error:  # noqa: BLE001 - a limiter may be anybody's; without it nothing may leave
+                    self._ledger.tell_once(
+                        ("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__
+                    )
+                    await asyncio.sleep(_LIMITER_RETRY)
+                    continue
+                self._take_off(turn)
+        finally:
+            self._pump = None
+
+    def _take_off(self, turn: Turn) -> None:
+        """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
+        batch = self._buffer.take()
+        if batch is None:
+            turn.end()
+            return
+        self._batches += 1
+        flight = Flight(
+            BATCH_PATH,
+            join(batch.envelopes),
+            len(batch),
+            started_at=self._home.now(),
+            generation=batch.generation,
+            batch=batch,
+            turn=turn,
+        )
+        self._launch(flight)
+        self._admit_waiters()
+
+    def _launch(self, flight: Flight) -> None:
+        self._ledger.in_flight += flight.count
+        self._flights[flight] = self._home.enter().create_task(self._fly(flight))
+
+    async def _fly(self, flight: Flight) -> None:
+        """Attempt, judge and wait until there is an outcome; settle it."""
+        try:
+            while True:
+                reply = await self._attempt(flight)
+                now = self._home.now()
+                if (outcome := flight.judge(reply, now)) is not None:
+                    break
+                if reply.retry_after is not None:
+                    self._limiter.pause_until(now + reply.retry_after)
+                # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+                attempt, elapsed = max(1, flight.attempts), now - flight.started_at
+                wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
+                if wait is None:
+                    outcome = flight.give_up("retries_exhausted", now)
+                    break
+                await asyncio.sleep(wait)
+                self._ledger.retries += 1
+        except asyncio.CancelledError:
+            # Whoever cancels settles first; what is left is a loop that shuts down with the client open.
+            self._settle(flight, flight.give_up("cancelled", self._home.now()))
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect, of ours or of a limiter or transport passed in
+            self._ledger.tell_once(
+                ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
+            )
+            outcome = flight.give_up("internal_error", self._home.now())
+        self._settle(flight, outcome)
+
+    async def _attempt(self, flight: Flight) -> Reply:
+        """Make one request, as soon as the limiter allows it."""
+        if flight.turn is None:
+            try:
+                flight.turn = await self._next_turn()
+            except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
+                return Reply(failure="limiter", detail=type(error).__name__, sent=False)
+        flight.depart()
+        try:
+            reply = await self._transport.post(flight.path, flight.body, on_sent=flight.turn.sent)
+        finally:
+            flight.turn.end()
+            flight.turn = None
+        self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
+        return reply
+
+    async def _next_turn(self) -> Turn:
+        # The place on the wire first: a permit that then waited for one would let requests bunch.
+        await self._wire_slots.acquire()
+        asked_at = self._home.now()
+        try:
+            permit = await self._limiter.acquire()
+        except BaseException:
+            self._wire_slots.release()
+            raise
+        finally:
+            self._ledger.limiter_wait += self._home.now() - asked_at
+        return Turn(permit, self._wire_slots.release)
+
+    async def _sleep(self, delay: float | None) -> None:
+        """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
+        loop = self._home.enter()
+        wake = self._wake = loop.create_future()
+        timer = None if delay is None else loop.call_later(delay, self._kick)
+        try:
+            await wake
+        finally:
+            self._wake = None
+            if timer is not None:
+                timer.cancel()
+
+    def _kick(self) -> None:
+        """Have the pump look at the buffer, starting it where there is none."""
+        if self._pump is None:
+            self._pump = self._home.enter().create_task(self._run_pump())
+        elif self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # --- settling -----------------------------------------------------------------------------------------------------
+
+    def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
+        """End a flight now: it gets its outcome here, whatever its task is waiting for."""
+        task = self._flights.get(flight)
+        self._settle(flight, flight.give_up(reason, self._home.now()))
+        if task is not None:
+            task.cancel()
+
+    def _settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Give a flight its outcome, once: the first one stands."""
+        if flight.outcome is not None:
+            return
+        flight.outcome = outcome
+        del self._flights[flight]
+        if flight.turn is not None:
+            flight.turn.end()
+        self._ledger.in_flight -= flight.count
+        if flight.batch is None:
+            self._ledger.close(outcome, flight.count, flight.generation)
+        else:
+            self._batches -= 1
+            self._buffer.release(flight.batch)
+            self._ledger.close_batch(flight.batch, outcome)
+            if self._pump is not None:
+                self._kick()
+        if flight.landed is not None and not flight.landed.done():
+            flight.landed.set_result(outcome)
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------------
+
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - a deadline of the API, told in its error
+        """Return when everything tracked so far has its outcome.
+
+        Raises:
+            FlushTimeoutError: `timeout` seconds passed first.
+        """
+        self._home.enter()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._flushed()
+        except TimeoutError:
+            left = self._buffer.events + self._ledger.in_flight
+            raise FlushTimeoutError(
+                f"{left} event(s) had no outcome after {timeout} s; they go on being sent"
+            ) from None
+
+    async def _flushed(self) -> None:
+        open_events = self._buffer.events + self._ledger.in_flight
+        generation = self._buffer.begin_flush()
+        if not open_events:
+            return
+        if self._buffer.events:
+            self._kick()
+        await self._ledger.flushed(generation, open_events, self._home.enter().create_future())
+
+    async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
+        """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
+        loop = self._home.enter()
+        if self._closing is not None:
+            return await asyncio.shield(self._closing)
+        started_at = loop.time()
+        self._closing = loop.create_future()
+        self._ledger.keep_undelivered()
+        for waiter in self._waiters:
+            if not waiter.admitted.done():
+                waiter.admitted.set_exception(_closed_error())
+        self._waiters.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._flushed()
+        except TimeoutError:
+            pass
+        finally:
+            # Also where this call itself is cancelled: every event gets its outcome, and nothing stays behind.
+            self._abort()
+            report = CloseReport(
+                stats=self.stats(), undelivered=tuple(self._ledger.undelivered), elapsed=loop.time() - started_at
+            )
+            self._closing.set_result(report)
+            closing_transport = loop.create_task(self._transport.aclose())
+        # A peer that does not answer must not hold the caller: the connections close by themselves later.
+        await asyncio.wait({closing_transport}, timeout=_CLOSE_GRACE)
+        return report
+
+    def _abort(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+        for flight in list(self._flights):
+            self._cut_short(flight, "closed")
+        for batch in self._buffer.drain():
+            self._ledger.close_batch(batch, Dropped(reason="closed"))
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has been used."""
+        return self._home.loop is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a close has begun."""
+        return self._closing is not None
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the counters."""
+        waiting = sum(not waiter.admitted.done() for waiter in self._waiters)
+        return self._ledger.stats(self._buffer, waiting=waiting)
+
+
+class _Waiter:
+    """A caller that waits for room in the buffer."""
+
+    __slots__ = ("admitted", "envelope", "event_name", "lane")
+
+    def __init__(self, event_name: str, envelope: bytes, lane: Hashable, admitted: asyncio.Future[Receipt]) -> None:
+        self.event_name = event_name
+        self.envelope = envelope
+        self.lane = lane
+        self.admitted = admitted
+
+
+def _closed_error() -> ClientClosedError:
+    return ClientClosedError("the client is closed, or is closing, and takes no new events")

@@ -1,0 +1,73 @@
+"""The one event loop, in the one process, that a client belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import weakref
+
+from retailrocket_async._errors import WrongLoopError
+
+
+class Home:
+    """Where a client lives: the loop of its first use, until the process forks.
+
+    Attributes:
+        loop: the loop; None before the first use and after a fork. Comparing it with the running loop is the whole
+            check on the fast path; `enter` says what is wrong.
+    """
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._forked = False
+        _homes.add(self)
+        _watch_forks()
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, once it is sure that it is the client's own; the first call makes it so.
+
+        Raises:
+            WrongLoopError: no loop runs in this thread, another one does, or the process was forked.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoopError(
+                "no event loop runs in this thread: call the client from coroutines of the loop it was first used in"
+            ) from None
+        if self._forked:
+            raise WrongLoopError(
+                "this client was made before a fork: create it in each worker process, e.g. in the lifespan of the app"
+            )
+        if self.loop is None:
+            self.loop = loop
+        elif self.loop is not loop:
+            raise WrongLoopError(
+                "this client belongs to another event loop: create one client for each loop, inside a coroutine"
+            )
+        return loop
+
+    def now(self) -> float:
+        """Return the loop's time in seconds; 0 before the first use."""
+        return self.loop.time() if self.loop is not None else 0.0
+
+    def leave_forked(self) -> None:
+        """Note that this is now the copy in a forked child, where the loop and its connections are not ours."""
+        self.loop = None
+        self._forked = True
+
+
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Register the one handler for all homes, with the first: it can never be unregistered."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for home in list(_homes):
+        home.leave_forked()

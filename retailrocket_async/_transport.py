@@ -1,0 +1,292 @@
+"""One request over the wire; the only module that names `httpx`.
+
+Whatever happens comes back as a `Reply`, a value: no exception of httpx leaves this file, since its exceptions hold
+the request and their tracebacks the URL.
+
+The key belongs in the query string (API document, "Query"), where everything that prints a URL would print it. So
+the request's URL is a `_KeyedURL`: every form of it that is printed, logged, copied or compared lacks the query; only
+`raw_path`, which the connection writes to the socket, has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ipaddress
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from urllib.parse import urlencode
+
+import httpx
+
+from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+HttpClient: TypeAlias = httpx.AsyncClient
+"""A caller's own HTTP client."""
+
+Timeout: TypeAlias = float | httpx.Timeout
+"""Seconds for one request as a whole, or the four time-outs of httpx."""
+
+DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
+DEFAULT_TIMEOUT: Final = 10.0
+_ANSWER_BYTES: Final = 64 * 1024
+"""How much of an answer's body is read to keep the connection; the API's are empty."""
+
+_KEEPALIVE_EXPIRY: Final = 4.0
+"""Seconds. Common servers close idle connections after 5 s or later; one of ours must never be reused as they do."""
+
+
+class Transport(Protocol):
+    """What carries one request; must not raise but for cancellation."""
+
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
+        """Send `body` to `path` (relative to the base URL) and return what came back.
+
+        `on_sent` is called once the body is written.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close what the transport opened itself."""
+        ...
+
+
+class Credentials:
+    """The shop's key and id, as the query string that every request carries; prints neither key nor query.
+
+    Raises:
+        ConfigurationError: `api_key` or `partner_id` is not a str, is empty, or holds white space or control
+            characters (a key read from a file often ends in a newline).
+    """
+
+    __slots__ = ("_query", "partner_id")
+
+    def __init__(self, api_key: str, partner_id: str) -> None:
+        for name, value in (("api_key", api_key), ("partner_id", partner_id)):
+            if type(value) is not str or not value:
+                raise ConfigurationError(f"{name} must be a str that is not empty")
+            if any(letter.isspace() or not letter.isprintable() for letter in value):
+                raise ConfigurationError(f"{name} must not hold white space or control characters: strip() it")
+        self.partner_id = partner_id
+        self._query = urlencode({"apiKey": api_key, "partnerId": partner_id}).encode("ascii")
+
+    def target(self, path: bytes) -> bytes:
+        """Return the request target: `path` and the query string."""
+        return path + b"?" + self._query
+
+    def __repr__(self) -> str:
+        return f"Credentials(api_key='***', partner_id={self.partner_id!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("Credentials cannot be pickled: they would be written out")
+
+
+class _KeyedURL(httpx.URL):
+    """A URL that has the credentials where the connection reads it, and nowhere else."""
+
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        super().__init__(url)
+        self._credentials = credentials
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._credentials.target(super().raw_path)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body that tells when it was handed over, and when it was written."""
+
+    def __init__(self, content: bytes, on_written: Callable[[], None]) -> None:
+        self._content = content
+        self._on_written = on_written
+        self.length = len(content)
+        self.taken = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.taken = True
+        yield self._content
+        # The connection comes back for more only once it has written what it got.
+        self._on_written()
+
+
+class HttpxTransport:
+    """Sends requests by httpx: over one client of its own, made at first use, or over the caller's.
+
+    Args:
+        credentials: what goes into the query string.
+        base_url: as checked by `checked_base_url`.
+        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts.
+        http_client: the caller's own client, shared and never closed here; None for our own.
+        connections: connections of our own client; unused with the caller's.
+        http2: whether our own client offers HTTP/2 (extra ``http2``); unused with the caller's.
+
+    Raises:
+        ConfigurationError: HTTP/2 is asked for and its package is not installed, or a bad `timeout` or `http_client`.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor of keywords
+        self,
+        credentials: Credentials,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        http_client: HttpClient | None = None,
+        connections: int = 8,
+        http2: bool = False,
+    ) -> None:
+        self._credentials = credentials
+        self._base_url = base_url
+        self._total, self._phases = _timeouts(timeout)
+        if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
+            raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
+        if http2 and importlib.util.find_spec("h2") is None:
+            raise ConfigurationError('http2=True needs its package: pip install "retailrocket-async[http2]"')
+        self._client = http_client
+        self._own = http_client is None
+        self._connections = connections
+        self._http2 = http2
+        self._urls: dict[str, _KeyedURL] = {}
+        self._opening: asyncio.Task[HttpClient] | None = None
+
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
+        """Send `body` to `path` and return what came back; raises nothing but cancellation."""
+        stream = _Body(body, on_sent)
+        reply: Reply | None = None
+        try:
+            async with asyncio.timeout(self._total):
+                client = self._client or await self._open()
+                response = await client.send(self._request(client, path, stream), stream=True, auth=None)
+                reply = _read(response)
+                await _drain(response)
+        except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here
+            # With a status in hand the rest of the answer does not matter: decisions read the status alone.
+            if reply is None:
+                closed = self._client is not None and self._client.is_closed
+                reply = Reply(failure=_kind(error, closed=closed), detail=type(error).__name__, sent=stream.taken)
+        return reply
+
+    async def aclose(self) -> None:
+        """Close our own client, if there is one; the caller's stays open."""
+        if self._own and self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    def _request(self, client: HttpClient, path: str, stream: _Body) -> httpx.Request:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = _KeyedURL(self._base_url + path, self._credentials)
+        headers = httpx.Headers(client.headers)
+        headers["Host"] = url.netloc.decode("ascii")
+        headers["Content-Type"] = "application/json"
+        headers["Content-Length"] = str(stream.length)
+        request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": self._phases})
+        # The constructor keeps a plain copy of the URL.
+        request.url = url
+        return request
+
+    async def _open(self) -> HttpClient:
+        # Reading the certificate store takes tens of milliseconds: in a thread, once, whoever waits for it.
+        if self._opening is None:
+            self._opening = asyncio.create_task(asyncio.to_thread(self._make_client))
+        self._client = await asyncio.shield(self._opening)
+        return self._client
+
+    def _make_client(self) -> HttpClient:
+        if self._http2:
+            _silence_hpack()
+        limits = httpx.Limits(
+            max_connections=self._connections,
+            max_keepalive_connections=self._connections,
+            keepalive_expiry=_KEEPALIVE_EXPIRY,
+        )
+        headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
+        return httpx.AsyncClient(http2=self._http2, limits=limits, headers=headers, follow_redirects=False)
+
+
+def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
+    """Return `base_url` with a slash at its end, once it is sure that the key may be sent there.
+
+    Raises:
+        ConfigurationError: no absolute http(s) URL; a query, fragment or user in it; or plain ``http://`` to another
+            host than this one without `allow_insecure`.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError):
+        raise ConfigurationError(f"base_url must be a URL like {DEFAULT_BASE_URL}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}")
+    if url.query or url.fragment or url.userinfo:
+        raise ConfigurationError("base_url must have no query, fragment or user: credentials are api_key, partner_id")
+    if url.scheme == "http" and not (allow_insecure or _is_loopback(url.host)):
+        raise ConfigurationError(
+            "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
+            "for a test host of your own say allow_insecure_http=True"
+        )
+    text = str(url)
+    return text if text.endswith("/") else text + "/"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
+    if isinstance(timeout, httpx.Timeout):
+        return None, timeout.as_dict()
+    if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
+        raise ConfigurationError("timeout must be a number of seconds above 0, or an httpx.Timeout")
+    return timeout, httpx.Timeout(timeout).as_dict()
+
+
+def _read(response: httpx.Response) -> Reply:
+    now = parse_http_date(response.headers.get("Date")) or datetime.now(UTC)
+    retry_after = parse_retry_after(response.headers.get("Retry-After"), now=now)
+    return Reply(status=response.status_code, retry_after=retry_after)
+
+
+async def _drain(response: httpx.Response) -> None:
+    """Read the rest of the answer, so that its connection can be used again, but not without end."""
+    try:
+        size = 0
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if size > _ANSWER_BYTES:
+                break
+    finally:
+        await response.aclose()
+
+
+def _kind(error: Exception, *, closed: bool) -> FailureKind:
+    match error:
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
+            return "connect"
+        case httpx.PoolTimeout():
+            return "pool"
+        case httpx.TimeoutException() | TimeoutError():
+            return "timeout"
+        case RuntimeError() if closed:
+            return "closed"
+        case _:
+            return "broken"
+
+
+class _NoTargets(logging.Filter):
+    """Drops the records in which the HTTP/2 header coder prints the request target, key and all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "apiKey" not in record.getMessage()
+
+
+def _silence_hpack() -> None:
+    logger = logging.getLogger("hpack.hpack")
+    if not any(isinstance(present, _NoTargets) for present in logger.filters):
+        logger.addFilter(_NoTargets())
