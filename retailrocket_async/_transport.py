@@ -160,7 +160,8 @@ class HttpxTransport:
         try:
             async with asyncio.timeout(self._total):
                 client = self._client or await self._open()
-                response = await client.send(self._request(client, path, stream), stream=True, auth=None)
+                request = self._request(client, path, stream)
+                response = await client.send(request, stream=True, auth=None, follow_redirects=False)
                 reply = _read(response)
                 await _drain(response)
         except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here

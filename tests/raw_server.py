@@ -1,0 +1,137 @@
+"""A bare HTTP/1.1 server on loopback that keeps every byte it got and answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def answer(status: int, *headers: str, body: bytes = b"{}") -> bytes:
+    """Return an answer as it goes over the wire."""
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@attrs.define
+class Arrived:
+    """One request as it arrived."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return urlsplit(self.target).path
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The query, parsed."""
+        return parse_qs(urlsplit(self.target).query, strict_parsing=True)
+
+    @property
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+class RawServer:
+    """What the tests talk to: `arrived` holds the requests, `respond` decides what to do with each."""
+
+    def __init__(self) -> None:
+        self.arrived: list[Arrived] = []
+        self.connections = 0
+        self.respond: Callable[[Arrived, asyncio.StreamWriter], Awaitable[bytes | None]] = self._ok
+        self.url = ""
+
+    @staticmethod
+    async def _ok(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        return OK
+
+    def always(self, reply: bytes) -> None:
+        """Answer every request with these bytes."""
+
+        async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+            return reply
+
+        self.respond = respond
+
+    def in_turn(self, *replies: bytes) -> None:
+        """Answer the next requests with these bytes, one each, and then 200."""
+        left = list(replies)
+
+        async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+            return left.pop(0) if left else OK
+
+        self.respond = respond
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, target, _ = head[0].split(" ")
+                headers = {
+                    name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)
+                }
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                request = Arrived(method, target, headers, body)
+                self.arrived.append(request)
+                reply = await self.respond(request, writer)
+                if reply is None:
+                    break
+                writer.write(reply)
+                await writer.drain()
+        writer.close()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Make the closing of a connection a TCP reset."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@asynccontextmanager
+async def raw_server() -> AsyncIterator[RawServer]:
+    """Run a server while the block runs."""
+    server = RawServer()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await server.handle(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            tasks.discard(task)
+
+    listener = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/1.0/"
+    try:
+        yield server
+    finally:
+        listener.close()
+        for task in list(tasks):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await listener.wait_closed()

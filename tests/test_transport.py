@@ -1,0 +1,365 @@
+"""The transport against a real server on loopback that behaves, misbehaves and breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from retailrocket_async import ConfigurationError
+from retailrocket_async._reply import Reply, Verdict
+from retailrocket_async._transport import Credentials, HttpxTransport, checked_base_url
+from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = "s3cr3t-k3y/+&"
+BODY = b'[{"view":{}}]'
+
+
+def _credentials() -> Credentials:
+    return Credentials(KEY, "partner")
+
+
+async def _post(server: RawServer, *, seconds: float = 5.0, sent: Callable[[], None] = lambda: None) -> Reply:
+    transport = HttpxTransport(_credentials(), base_url=server.url, timeout=seconds)
+    try:
+        return await transport.post("visitorEvents", BODY, on_sent=sent)
+    finally:
+        await transport.aclose()
+
+
+async def test_a_request_is_what_the_contract_says() -> None:
+    """Method, path, query, header, length and body arrive as given, the key decoded to what it was."""
+    async with raw_server() as server:
+        reply = await _post(server)
+        [request] = server.arrived
+
+    assert Reply(status=200) == reply
+    assert (request.method, request.path, request.body) == ("POST", "/1.0/visitorEvents", BODY)
+    assert request.query == {"apiKey": [KEY], "partnerId": ["partner"]}
+    assert request.headers["content-type"] == "application/json"
+    assert str(len(BODY)) == request.headers["content-length"]
+    assert server.url.split("/")[2] == request.headers["host"]
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 307, 400, 401, 403, 404, 408, 413, 429, 500, 503, 599])
+async def test_every_status_comes_back_as_a_value(status: int) -> None:
+    """The transport raises for no status, follows no redirect and reads no body."""
+    async with raw_server() as server:
+        server.always(answer(status, "Location: http://127.0.0.1:9/elsewhere"))
+        reply = await _post(server)
+
+        assert (status, 1) == (reply.status, len(server.arrived))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (["Retry-After: 7"], 7.0),
+        (["Date: Mon, 23 Nov 2026 10:00:00 GMT", "Retry-After: Mon, 23 Nov 2026 10:00:30 GMT"], 30.0),
+        (["Retry-After: soon"], None),
+        ([], None),
+    ],
+)
+async def test_retry_after_is_read_in_both_forms(header: list[str], expected: float | None) -> None:
+    """Seconds and HTTP-dates are understood, the date by the server's own clock; nonsense is nothing."""
+    async with raw_server() as server:
+        server.always(answer(429, *header))
+
+        assert expected == (await _post(server)).retry_after
+
+
+async def test_sent_is_told_once_after_the_body_is_written() -> None:
+    """`on_sent` is called exactly once, and not before the server could have the whole body."""
+    told: list[int] = []
+    async with raw_server() as server:
+        await _post(server, sent=lambda: told.append(1))
+
+    assert told == [1]
+
+
+async def test_a_refused_connection_is_certainly_not_recorded() -> None:
+    """Nobody listens: a connect failure, whose body was never handed over."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    transport = HttpxTransport(_credentials(), base_url=f"http://127.0.0.1:{port}/1.0/")
+    reply = await transport.post("view", BODY, on_sent=lambda: None)
+    await transport.aclose()
+
+    assert (reply.failure, reply.maybe_recorded, reply.verdict) == ("connect", False, Verdict.TRANSIENT)
+
+
+async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() -> None:
+    """A server that reads and stays silent is given up after `timeout`, and may have recorded the request."""
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    async with raw_server() as server:
+        server.respond = stall
+        reply = await _post(server, seconds=0.2)
+
+    assert (reply.failure, reply.maybe_recorded) == ("timeout", True)
+
+
+async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
+    """An answer that trickles in without end does not outlive `timeout`."""
+
+    async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not writer.is_closing():
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with raw_server() as server:
+        server.respond = trickle
+        reply = await _post(server, seconds=0.3)
+
+    assert reply.failure == "timeout"
+
+
+@pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 200", b"NOT HTTP AT ALL\r\n\r\n"], ids=["closed", "cut", "garbage"])
+async def test_a_broken_answer_may_be_recorded(raw: bytes) -> None:
+    """A connection that ends, is cut or talks nonsense after the request was read leaves the outcome open."""
+
+    async def break_off(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        await writer.drain()
+
+    async with raw_server() as server:
+        server.respond = break_off
+        reply = await _post(server)
+
+    assert (reply.failure, reply.maybe_recorded) == ("broken", True)
+
+
+async def test_a_reset_may_be_recorded() -> None:
+    """A connection reset after the request was read leaves the outcome open."""
+
+    async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async with raw_server() as server:
+        server.respond = rst
+        reply = await _post(server)
+
+    assert (reply.failure, reply.maybe_recorded) == ("broken", True)
+
+
+async def test_a_status_counts_even_if_its_body_never_ends() -> None:
+    """Decisions read the status alone: a 200 whose body is truncated is an acceptance."""
+
+    async def truncate(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+
+    async with raw_server() as server:
+        server.respond = truncate
+
+        assert Reply(status=200) == await _post(server)
+
+
+async def test_an_endless_answer_is_not_read_to_its_end() -> None:
+    """A body without end costs bounded memory and the connection, not the outcome."""
+
+    async def flood(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with raw_server() as server:
+        server.respond = flood
+
+        assert Reply(status=200) == await _post(server)
+
+
+async def test_connections_are_kept_between_requests() -> None:
+    """Ten requests in a row go over one connection."""
+    async with raw_server() as server:
+        transport = HttpxTransport(_credentials(), base_url=server.url)
+        for _ in range(10):
+            await transport.post("visitorEvents", BODY, on_sent=lambda: None)
+        await transport.aclose()
+
+        assert (len(server.arrived), server.connections) == (10, 1)
+
+
+async def test_a_callers_client_is_shared_and_stays_open() -> None:
+    """Requests go through the caller's client, headers and hooks included, and closing ours leaves it open."""
+    seen: list[str] = []
+
+    async def hook(request: httpx.Request) -> None:
+        seen.append(str(request.url))
+
+    async with (
+        raw_server() as server,
+        httpx.AsyncClient(headers={"X-Shop": "1"}, event_hooks={"request": [hook]}, params={"a": "b"}) as own,
+    ):
+        transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
+        reply = await transport.post("view", BODY, on_sent=lambda: None)
+        await transport.aclose()
+        [request] = server.arrived
+
+        assert (reply.status, own.is_closed, request.headers["x-shop"]) == (200, False, "1")
+        assert request.query == {"apiKey": [KEY], "partnerId": ["partner"]}
+        assert [server.url + "view"] == seen
+
+
+async def test_a_callers_client_neither_redirects_nor_authenticates_for_us() -> None:
+    """The caller's redirects and auth do not apply: a redirect target must not get the batch, nor the key."""
+    async with (
+        raw_server() as server,
+        raw_server() as other,
+        httpx.AsyncClient(follow_redirects=True, auth=("user", "password")) as own,
+    ):
+        server.always(answer(307, f"Location: {other.url}"))
+        transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
+        reply = await transport.post("view", BODY, on_sent=lambda: None)
+
+        assert (reply.status, reply.verdict, other.arrived) == (307, Verdict.REFUSED, [])
+        assert "authorization" not in server.arrived[0].headers
+
+
+async def test_a_callers_closed_client_is_no_network_failure() -> None:
+    """A client that its owner closed cannot be mended by a retry, and certainly sent nothing."""
+    own = httpx.AsyncClient()
+    await own.aclose()
+    transport = HttpxTransport(_credentials(), base_url="http://127.0.0.1:9/", http_client=own)
+    reply = await transport.post("view", BODY, on_sent=lambda: None)
+
+    assert (reply.failure, reply.verdict, reply.maybe_recorded) == ("closed", Verdict.UNCLEAR, False)
+
+
+async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.LogCaptureFixture) -> None:
+    """The server gets the key; no logger at DEBUG, no printed form of request, response or URL has it."""
+    printed: list[str] = []
+
+    async def on_request(request: httpx.Request) -> None:
+        printed.extend(
+            [repr(request), str(request.url), repr(request.url), str(request.url.copy_with()), repr(vars(request))]
+        )
+
+    async def on_response(response: httpx.Response) -> None:
+        printed.extend([repr(response), str(response.url), repr(response.request), str(response.request.url.params)])
+
+    caplog.set_level(logging.DEBUG)
+    hooks = {"request": [on_request], "response": [on_response]}
+    async with raw_server() as server, httpx.AsyncClient(event_hooks=hooks) as own:
+        for http_client in (own, None):
+            transport = HttpxTransport(_credentials(), base_url=server.url, http_client=http_client)
+            await transport.post("view", BODY, on_sent=lambda: None)
+            printed.extend([repr(transport), repr(vars(transport))])
+            await transport.aclose()
+        keys = [request.query["apiKey"] for request in server.arrived]
+
+    assert keys == [[KEY], [KEY]]
+    assert len(caplog.records) > 10
+    told = "\n".join([*printed, *(record.getMessage() + repr(vars(record)) for record in caplog.records)])
+    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in told]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("apptracking.retailrocket.net/1.0", "begin with https://"),
+        ("ftp://apptracking.retailrocket.net/1.0/", "begin with https://"),
+        ("http://apptracking.retailrocket.net/1.0/", "allow_insecure_http"),
+        ("http://127.0.0.1.example.com/", "allow_insecure_http"),
+        ("https://user:password@apptracking.retailrocket.net/1.0/", "user"),
+        ("https://apptracking.retailrocket.net/1.0/?apiKey=1", "query"),
+        ("https://apptracking.retailrocket.net/1.0/#x", "fragment"),
+        ("https://", "name a host"),
+        (b"https://x/", "must be a URL"),
+        (None, "must be a URL"),
+    ],
+)
+def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None:
+    """A wrong base URL fails at construction, with a sentence that says what to write instead."""
+    with pytest.raises(ConfigurationError, match=says):
+        checked_base_url(url, allow_insecure=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://apptracking.retailrocket.net/1.0", "https://apptracking.retailrocket.net/1.0/"),
+        ("http://localhost:8080/1.0/", "http://localhost:8080/1.0/"),
+        ("http://127.0.0.2/", "http://127.0.0.2/"),
+        ("http://[::1]:80/x", "http://[::1]/x/"),
+    ],
+)
+def test_a_base_url_ends_in_a_slash(url: str, expected: str) -> None:
+    """Https anywhere and http on this host are fine, with or without the slash at the end."""
+    assert expected == checked_base_url(url, allow_insecure=False)
+
+
+def test_plain_http_elsewhere_needs_an_explicit_yes() -> None:
+    """`allow_insecure` is the only way to send the key over plain http to another host."""
+    assert checked_base_url("http://shop.test/1.0", allow_insecure=True) == "http://shop.test/1.0/"
+
+
+@pytest.mark.parametrize("value", ["", " key", "key\n", "k\x00y", None, 5, b"key"])
+@pytest.mark.parametrize("name", ["api_key", "partner_id"])
+def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
+    """An empty, padded or non-str key or id fails at construction, and the error does not quote it."""
+    given = {"api_key": "key", "partner_id": "partner", name: value}
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        Credentials(**given)
+
+    assert "k\x00y" not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5", None])
+def test_a_timeout_that_cannot_be_meant_is_refused(timeout: float) -> None:
+    """A time-out is a positive number of seconds or an httpx.Timeout."""
+    with pytest.raises(ConfigurationError, match="timeout"):
+        HttpxTransport(_credentials(), timeout=timeout)
+
+
+async def test_the_four_timeouts_of_httpx_are_taken_as_they_are() -> None:
+    """An `httpx.Timeout` bounds the parts of a request; its read time-out ends a silent answer."""
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    async with raw_server() as server:
+        server.respond = stall
+        transport = HttpxTransport(_credentials(), base_url=server.url, timeout=httpx.Timeout(5, read=0.1))
+        reply = await transport.post("view", BODY, on_sent=lambda: None)
+        await transport.aclose()
+
+    assert (reply.failure, reply.detail) == ("timeout", "ReadTimeout")
+
+
+def test_an_http_client_of_another_kind_is_refused() -> None:
+    """A sync client passed by mistake fails at construction."""
+    with httpx.Client() as sync, pytest.raises(ConfigurationError, match=r"httpx\.AsyncClient"):
+        HttpxTransport(_credentials(), http_client=sync)  # type: ignore[arg-type]
+
+
+def test_credentials_print_and_pickle_nothing() -> None:
+    """The key is in no repr, and pickling, which would write it out, is refused."""
+    import pickle
+
+    credentials = _credentials()
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(credentials)
+
+    assert repr(credentials) == "Credentials(api_key='***', partner_id='partner')"
+
+
+async def test_closing_an_unused_transport_opens_nothing() -> None:
+    """A transport that was never used has nothing to close, and may be closed twice."""
+    transport = HttpxTransport(_credentials())
+    await transport.aclose()
+    await transport.aclose()
