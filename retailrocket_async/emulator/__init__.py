@@ -1,0 +1,52 @@
+"""A strict stand-in for Retail Rocket's tracking API, for development and tests.
+
+It keeps the contract to the letter, answers as little as the API does (a status and ``{}``), and tells on a
+control side of its own, ``/_control/``, what arrived, what it refused and why. It can be made to fail in every
+way a network and a server fail. It shares no code with the client, so it is a witness of its own.
+
+In the current event loop::
+
+    async with running_emulator(Settings(limit=10)) as emulator:
+        emulator.fail_with("status", status=503, times=2)
+        ...  # a client of emulator.url
+        assert emulator.stats()["total_events"] == 3
+
+In a process of its own::
+
+    with emulator_process() as emulator:
+        ...  # a client of emulator.url
+        assert emulator.stats()["over_limit"] == 0
+
+On the command line: ``python -m retailrocket_async.emulator --port 8080``. Needs the extra ``emulator``.
+"""
+
+from ._app import create_app
+from ._emulator import Emulator
+from ._fault import Fault, FaultKind
+from ._faults import FaultScript
+from ._ledger import Ledger
+from ._process import EmulatorError, EmulatorProcess, emulator_process
+from ._records import EventRecord, RequestRecord
+from ._running import RunningEmulator
+from ._server import running_emulator, serve
+from ._settings import Settings
+from ._window import SlidingWindow
+
+__all__ = [
+    "Emulator",
+    "EmulatorError",
+    "EmulatorProcess",
+    "EventRecord",
+    "Fault",
+    "FaultKind",
+    "FaultScript",
+    "Ledger",
+    "RequestRecord",
+    "RunningEmulator",
+    "Settings",
+    "SlidingWindow",
+    "create_app",
+    "emulator_process",
+    "running_emulator",
+    "serve",
+]

@@ -1,0 +1,56 @@
+"""``python -m retailrocket_async.emulator``: serve an emulator until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ._command import parser, settings_of
+from ._server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._running import RunningEmulator
+    from ._settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; *arguments* are those of the process by default."""
+    command = parser()
+    parsed = command.parse_args(arguments)
+    try:
+        settings = settings_of(parsed)
+    except ValueError as error:
+        command.error(str(error))
+    asyncio.run(_run(settings, parsed.host, parsed.port, until_stdin_closes=parsed.until_stdin_closes))
+
+
+async def _run(settings: Settings, host: str, port: int, *, until_stdin_closes: bool) -> None:
+    serving = asyncio.ensure_future(serve(settings, host, port, _announce))
+    if until_stdin_closes:
+        loop = asyncio.get_running_loop()
+        # A thread, because no event loop on Windows can wait for the standard input.
+        threading.Thread(target=_await_end, args=(loop, serving), daemon=True).start()
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+def _announce(emulator: RunningEmulator) -> None:
+    sys.stdout.write(f"emulator listening on {emulator.root}\n")
+    sys.stdout.flush()
+
+
+def _await_end(loop: asyncio.AbstractEventLoop, serving: asyncio.Future[None]) -> None:
+    # os.read and not sys.stdin: a buffered reader would be locked while the interpreter is shutting down.
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(serving.cancel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The control side, ``/_control/``: looking into a running emulator and steering it.
+
+=========================  ==================================================================================
+request                    what it does
+=========================  ==================================================================================
+``GET stats``              the counters: ``requests``, ``in_flight``, ``statuses``, ``events``,
+                           ``total_events``, ``refused``, ``over_limit``, ``worst_window``, ``bytes``
+``GET events``             accepted events, oldest first: ``seq``, ``request``, ``name``, ``fields``; filtered
+                           by the parameters ``name``, ``session``, ``after`` (a ``seq``) and ``limit``
+``GET requests``           the last requests, at most 1,000 or ``limit``: ``number``, ``time``, ``method``,
+                           ``path``, ``query`` (without the key), ``content_type``, ``status``, ``events``,
+                           ``bytes``, ``body``, ``reasons``, ``fault``
+``GET refused``            the same for the refused requests alone
+``POST reset``             forget what arrived, the window and the faults
+``GET faults``             the faults still to come
+``POST faults``            append a JSON array of faults, all or none; see `Fault`
+``DELETE faults``          drop the faults still to come
+``PATCH settings``         change some of `CHANGEABLE`, given as a JSON object; answers the settings, keyless
+=========================  ==================================================================================
+
+A request that makes no sense is answered 400 with ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ._fault import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from ._emulator import Emulator
+
+__all__ = ["control_routes"]
+
+
+def control_routes(emulator: Emulator) -> list[Route]:
+    """Return the routes that show and steer *emulator*."""
+    control = _Control(emulator)
+    table = [
+        ("stats", "GET", control.stats),
+        ("events", "GET", control.events),
+        ("requests", "GET", control.requests),
+        ("refused", "GET", control.refused),
+        ("reset", "POST", control.reset),
+        ("faults", "GET", control.faults),
+        ("faults", "POST", control.add_faults),
+        ("faults", "DELETE", control.clear_faults),
+        ("settings", "PATCH", control.configure),
+    ]
+    return [Route(f"/_control/{name}", _answering(endpoint), methods=[method]) for name, method, endpoint in table]
+
+
+class _Control:
+    """One method per route: a request in, JSON-ready data out."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    async def stats(self, _: Request) -> Any:  # noqa: ANN401 - any JSON value, as all below
+        return self._emulator.stats()
+
+    async def events(self, request: Request) -> Any:  # noqa: ANN401
+        found = self._emulator.ledger.events(
+            request.query_params.get("name"),
+            request.query_params.get("session"),
+            _whole(request, "after") or 0,
+            _whole(request, "limit"),
+        )
+        return [event.as_dict() for event in found]
+
+    async def requests(self, request: Request) -> Any:  # noqa: ANN401
+        return [record.as_dict() for record in self._emulator.ledger.requests(_whole(request, "limit"))]
+
+    async def refused(self, request: Request) -> Any:  # noqa: ANN401
+        return [record.as_dict() for record in self._emulator.ledger.refused(_whole(request, "limit"))]
+
+    async def reset(self, _: Request) -> Any:  # noqa: ANN401
+        self._emulator.reset()
+        return {}
+
+    async def faults(self, _: Request) -> Any:  # noqa: ANN401
+        return [fault.as_dict() for fault in self._emulator.faults.pending()]
+
+    async def add_faults(self, request: Request) -> Any:  # noqa: ANN401
+        data = orjson.loads(await request.body())
+        if not isinstance(data, list):
+            raise ValueError("the body must be an array of faults")  # noqa: TRY004 - the client's mistake: 400
+        self._emulator.faults.add(*[Fault.from_dict(item) for item in cast("list[object]", data)])
+        return await self.faults(request)
+
+    async def clear_faults(self, _: Request) -> Any:  # noqa: ANN401
+        self._emulator.faults.clear()
+        return {}
+
+    async def configure(self, request: Request) -> Any:  # noqa: ANN401
+        data = orjson.loads(await request.body())
+        if not isinstance(data, dict):
+            raise ValueError("the body must be an object of settings")  # noqa: TRY004 - the client's mistake: 400
+        self._emulator.configure(**cast("dict[str, object]", data))
+        return self._emulator.settings.shown()
+
+
+def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            status, data = 200, await endpoint(request)
+        except ValueError as error:
+            status, data = 400, {"error": str(error)}
+        return Response(orjson.dumps(data), status, media_type="application/json")
+
+    return answer
+
+
+def _whole(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{name} must be an integer of 0 or more")
+    return int(text)

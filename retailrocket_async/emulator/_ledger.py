@@ -1,0 +1,151 @@
+"""What the emulator was sent and what became of it, in bounded memory with exact counters."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from ._records import EventRecord, RequestRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Ledger"]
+
+_REQUESTS: Final = 1_000
+_REASONS: Final = 1_000
+_BODY: Final = 65_536
+
+
+class Ledger:
+    """Everything that arrived: the last events and requests whole, all of them as counts.
+
+    A request is opened on arrival and closed when its answer is decided. One that was opened before `clear`
+    leaves no trace after it, so that what a test left behind cannot leak into the next.
+
+    Args:
+        keep: accepted events held, the oldest being dropped first; default 200,000.
+    """
+
+    def __init__(self, keep: int = 200_000) -> None:
+        self._events: deque[EventRecord] = deque(maxlen=keep)
+        self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS)
+        self._refused: deque[RequestRecord] = deque(maxlen=_REQUESTS)
+        self._open: set[RequestRecord] = set()
+        self._names: Counter[str] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._arrived = self._accepted = self._refusals = self._bytes = 0
+
+    @property
+    def total_events(self) -> int:
+        """How many events were accepted, those no longer held included."""
+        return self._accepted
+
+    @property
+    def total_requests(self) -> int:
+        """How many requests arrived."""
+        return self._arrived
+
+    def open(
+        self, *, time: float, method: str, path: str, query: dict[str, str], content_type: str | None
+    ) -> RequestRecord:
+        """Number a request that has just arrived and return its record."""
+        self._arrived += 1
+        record = RequestRecord(self._arrived, time, method, path, query, content_type)
+        self._requests.append(record)
+        self._open.add(record)
+        return record
+
+    def read(self, record: RequestRecord, body: bytes, size: int) -> None:
+        """Note the *body* of a request, *size* bytes long before any of it was cut off."""
+        record.body, record.size = body[:_BODY], size
+        if record in self._open:
+            self._bytes += size
+
+    def accept(self, record: RequestRecord, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Record the (name, fields) pairs of a request, in their order."""
+        record.events = len(events)
+        if record not in self._open:
+            return
+        first = self._accepted + 1
+        self._accepted += len(events)
+        self._names.update(name for name, _ in events)
+        self._events.extend(
+            EventRecord(seq, record.number, name, fields) for seq, (name, fields) in enumerate(events, first)
+        )
+
+    def refuse(self, record: RequestRecord, reasons: Sequence[str]) -> None:
+        """Record why a request was refused."""
+        record.reasons = list(reasons[:_REASONS])
+        if (more := len(reasons) - _REASONS) > 0:
+            record.reasons.append(f"... and {more} more")
+        if record in self._open:
+            self._refusals += 1
+            self._refused.append(record)
+
+    def close(self, record: RequestRecord, status: int | None) -> None:
+        """Note the *status* that is answered; None for a request that gets no answer."""
+        record.status = status
+        if record in self._open:
+            self._open.remove(record)
+            self._statuses["none" if status is None else str(status)] += 1
+
+    def events(
+        self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[EventRecord]:
+        """Return the accepted events that are still held, oldest first.
+
+        Args:
+            name: only events of this name; None (default) for all.
+            session: only events of this `sessionExternalId`; None (default) for all.
+            after: only events with a higher `seq`; default 0.
+            limit: at most so many, the oldest ones; None (default) for all.
+        """
+        # Numbers have no gaps, so the place of a number is known without a search.
+        skipped = max(0, after - (self._accepted - len(self._events)))
+        found = (
+            event
+            for event in islice(self._events, skipped, None)
+            if (name is None or event.name == name)
+            and (session is None or event.fields.get("sessionExternalId") == session)
+        )
+        return list(islice(found, limit))
+
+    def requests(self, limit: int | None = None) -> list[RequestRecord]:
+        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        return _last(self._requests, limit)
+
+    def refused(self, limit: int | None = None) -> list[RequestRecord]:
+        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        return _last(self._refused, limit)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counters as JSON-ready data, exact since the last `clear`.
+
+        ``requests``, ``in_flight`` (not answered yet), ``statuses`` (answers by status, ``"none"`` for those
+        that got no answer), ``events`` (accepted, by name), ``total_events``, ``refused`` (requests) and
+        ``bytes`` (of all bodies).
+        """
+        return {
+            "requests": self._arrived,
+            "in_flight": len(self._open),
+            "statuses": dict(self._statuses),
+            "events": dict(self._names),
+            "total_events": self._accepted,
+            "refused": self._refusals,
+            "bytes": self._bytes,
+        }
+
+    def clear(self) -> None:
+        """Forget everything; numbers start from 1 again."""
+        for held in (self._events, self._requests, self._refused, self._open, self._names, self._statuses):
+            held.clear()
+        self._arrived = self._accepted = self._refusals = self._bytes = 0
+
+
+def _last(records: deque[RequestRecord], limit: int | None) -> list[RequestRecord]:
+    wanted: Iterable[RequestRecord] = records
+    if limit is not None:
+        wanted = islice(records, max(0, len(records) - limit), None)
+    return list(wanted)

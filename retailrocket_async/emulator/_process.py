@@ -1,0 +1,188 @@
+"""An emulator in a process of its own, steered over its control side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
+
+import attrs
+import orjson
+
+from ._command import arguments_of
+from ._fault import Fault
+from ._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Mapping
+
+__all__ = ["EmulatorError", "EmulatorProcess", "emulator_process"]
+
+_LINE: Final = "emulator listening on "
+_GRACE: Final = 5.0
+
+
+class EmulatorError(Exception):
+    """The emulator's process did not start, or its control side refused a request."""
+
+
+@attrs.frozen
+class EmulatorProcess:
+    """An emulator in another process; every method is one blocking request of at most *timeout* seconds.
+
+    Attributes:
+        root: where it listens, such as ``http://127.0.0.1:40123``.
+        pid: the number of its process.
+        timeout: seconds a control request may take; default 30.0.
+    """
+
+    root: str
+    pid: int
+    timeout: float = 30.0
+
+    @property
+    def url(self) -> str:
+        """The API's base URL, such as ``http://127.0.0.1:40123/1.0/``."""
+        return f"{self.root}/1.0/"
+
+    @property
+    def control_url(self) -> str:
+        """The control side's base URL, such as ``http://127.0.0.1:40123/_control/``."""
+        return f"{self.root}/_control/"
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counters."""
+        stats: dict[str, Any] = self._call("GET", "stats")
+        return stats
+
+    def events(
+        self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the accepted events, oldest first: ``seq``, ``request``, ``name`` and ``fields`` of each.
+
+        Args:
+            name: only events of this name; None (default) for all.
+            session: only events of this `sessionExternalId`; None (default) for all.
+            after: only events with a higher ``seq``; default 0.
+            limit: at most so many, the oldest ones; None (default) for all.
+        """
+        wanted = {"name": name, "session": session, "after": after, "limit": limit}
+        return self._list("events", wanted)
+
+    def requests(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        return self._list("requests", {"limit": limit})
+
+    def refused(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        return self._list("refused", {"limit": limit})
+
+    def reset(self) -> None:
+        """Forget all that arrived and all faults; settings stay as they are."""
+        self._call("POST", "reset")
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Return the faults still to come."""
+        return self._list("faults")
+
+    def add_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
+        """Append *faults* to the script, all or none.
+
+        Raises:
+            EmulatorError: one of them is no fault.
+        """
+        script = [fault.as_dict() if isinstance(fault, Fault) else dict(fault) for fault in faults]
+        self._call("POST", "faults", script)
+
+    def clear_faults(self) -> None:
+        """Drop the faults still to come."""
+        self._call("DELETE", "faults")
+
+    def configure(self, /, **changes: object) -> dict[str, Any]:
+        """Change settings at run time, all or none, and return the settings without the key.
+
+        Args:
+            changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
+                ``max_body_bytes``.
+
+        Raises:
+            EmulatorError: another setting, or a wrong value.
+        """
+        settings: dict[str, Any] = self._call("PATCH", "settings", changes)
+        return settings
+
+    def _list(self, name: str, query: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
+        given = urlencode({key: value for key, value in (query or {}).items() if value is not None})
+        found: list[dict[str, Any]] = self._call("GET", f"{name}?{given}")
+        return found
+
+    def _call(self, method: str, target: str, data: object = None) -> Any:  # noqa: ANN401 - any JSON value
+        at = urlsplit(self.control_url)
+        connection = HTTPConnection(at.hostname or "", at.port, timeout=self.timeout)
+        try:
+            connection.request(method, f"{at.path}{target}", None if data is None else orjson.dumps(data))
+            answer = connection.getresponse()
+            body = orjson.loads(answer.read())
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise EmulatorError(body["error"])
+        return body
+
+
+@contextmanager
+def emulator_process(
+    settings: Settings | None = None, host: str = "127.0.0.1", port: int = 0, startup_timeout: float = 30.0
+) -> Generator[EmulatorProcess]:
+    """Run an emulator in a process of its own for as long as the block runs.
+
+    The process ends with the block, and also when this process dies without leaving it.
+
+    Args:
+        settings: how it behaves; None (default) for ``Settings()``.
+        host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
+        port: the port to listen on; default 0, any free one.
+        startup_timeout: seconds it may take to start; default 30.0.
+
+    Raises:
+        EmulatorError: the process did not start; what it had to say is on the standard error.
+    """
+    command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
+    command += [f"--host={host}", f"--port={port}", *arguments_of(Settings() if settings is None else settings)]
+    # The same path as ours, so that a checkout that is not installed is found as well.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield EmulatorProcess(_root(process, startup_timeout), process.pid)
+        finally:
+            _end(process, _GRACE)
+
+
+def _root(process: subprocess.Popen[str], timeout: float) -> str:
+    """Wait for the line that tells where *process* listens."""
+    killer = threading.Timer(timeout, process.kill)
+    killer.start()
+    try:
+        line = process.stdout.readline() if process.stdout is not None else ""
+    finally:
+        killer.cancel()
+    if not line.startswith(_LINE):
+        raise EmulatorError(f"the emulator did not start within {timeout} s, or failed to")
+    return line.removeprefix(_LINE).strip()
+
+
+def _end(process: subprocess.Popen[str], grace: float) -> None:
+    """End *process* politely, or by force if it is still there after *grace* seconds."""
+    process.terminate()
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()

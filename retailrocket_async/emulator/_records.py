@@ -1,0 +1,80 @@
+"""What the ledger holds: one accepted event, one request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+__all__ = ["EventRecord", "RequestRecord"]
+
+
+@attrs.frozen
+class EventRecord:
+    """One accepted event.
+
+    Attributes:
+        seq: its number in order of acceptance, from 1.
+        request: the number of the request that brought it.
+        name: the event's name.
+        fields: the event object as it was received.
+    """
+
+    seq: int
+    request: int
+    name: str
+    fields: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready data."""
+        return {"seq": self.seq, "request": self.request, "name": self.name, "fields": self.fields}
+
+
+@attrs.define(eq=False)
+class RequestRecord:
+    """One request, filled in as it is handled.
+
+    Attributes:
+        number: its number in order of arrival, from 1.
+        time: the moment of arrival, in seconds since 1970.
+        method: the HTTP method.
+        path: the path, without the query.
+        query: the query's parameters without the key.
+        content_type: the Content-Type header, None if there was none.
+        status: the status answered; None if none was, or not yet.
+        events: how many events were accepted from it.
+        size: bytes of the body.
+        body: the body's first 65,536 bytes.
+        reasons: why it was refused; at most 1,000 and one line telling how many more.
+        fault: the kind of the fault that struck it, None if none did.
+    """
+
+    number: int
+    time: float
+    method: str
+    path: str
+    query: dict[str, str]
+    content_type: str | None
+    status: int | None = None
+    events: int = 0
+    size: int = 0
+    body: bytes = b""
+    reasons: list[str] = attrs.Factory(list[str])
+    fault: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready data, the body as text and its size under ``bytes``."""
+        return {
+            "number": self.number,
+            "time": self.time,
+            "method": self.method,
+            "path": self.path,
+            "query": self.query,
+            "content_type": self.content_type,
+            "status": self.status,
+            "events": self.events,
+            "bytes": self.size,
+            "body": self.body.decode(errors="replace"),
+            "reasons": self.reasons,
+            "fault": self.fault,
+        }

@@ -1,0 +1,102 @@
+"""The handle of an emulator that is being served in this event loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ._fault import Fault, FaultKind
+
+if TYPE_CHECKING:
+    from ._emulator import Emulator
+    from ._faults import FaultScript
+    from ._ledger import Ledger
+    from ._records import EventRecord, RequestRecord
+    from ._settings import Settings
+    from ._window import SlidingWindow
+
+__all__ = ["RunningEmulator"]
+
+
+@attrs.frozen
+class RunningEmulator:
+    """An emulator that is being served in this event loop.
+
+    Attributes:
+        root: where it listens, such as ``http://127.0.0.1:40123``.
+        emulator: its state.
+    """
+
+    root: str
+    emulator: Emulator
+
+    @property
+    def url(self) -> str:
+        """The API's base URL, such as ``http://127.0.0.1:40123/1.0/``."""
+        return f"{self.root}/1.0/"
+
+    @property
+    def control_url(self) -> str:
+        """The control side's base URL, such as ``http://127.0.0.1:40123/_control/``."""
+        return f"{self.root}/_control/"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are now; `configure` replaces them."""
+        return self.emulator.settings
+
+    @property
+    def ledger(self) -> Ledger:
+        """What arrived and what became of it."""
+        return self.emulator.ledger
+
+    @property
+    def window(self) -> SlidingWindow:
+        """How dense the arrivals were."""
+        return self.emulator.window
+
+    @property
+    def faults(self) -> FaultScript:
+        """What is to go wrong."""
+        return self.emulator.faults
+
+    def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
+        """Append a fault to the script and return it.
+
+        Args:
+            kind: what goes wrong.
+            facts: any other attribute of `Fault`, such as ``status=429, retry_after="2", times=3``.
+
+        Raises:
+            ValueError: there is no such fault.
+        """
+        fault = Fault.from_dict({"kind": kind, **facts})
+        self.faults.add(fault)
+        return fault
+
+    def configure(self, /, **changes: object) -> None:
+        """Change settings at run time; see `Emulator.configure`."""
+        self.emulator.configure(**changes)
+
+    def reset(self) -> None:
+        """Forget all that arrived and all faults; settings stay as they are."""
+        self.emulator.reset()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counters, as ``GET /_control/stats`` does."""
+        return self.emulator.stats()
+
+    def events(
+        self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[EventRecord]:
+        """Return the accepted events, oldest first; see `Ledger.events`."""
+        return self.ledger.events(name, session, after, limit)
+
+    def requests(self, limit: int | None = None) -> list[RequestRecord]:
+        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        return self.ledger.requests(limit)
+
+    def refused(self, limit: int | None = None) -> list[RequestRecord]:
+        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        return self.ledger.refused(limit)

@@ -1,0 +1,180 @@
+"""The API's own side: judging a request and answering it, or failing to on purpose.
+
+All that the head of a request decides (404, 405, 401, 403, 429) is decided in one step at the moment of arrival,
+without awaiting anything: so the limit sees requests in the order of their arrival, however long their bodies
+take. A fault comes after that step and overrules its answer; the request keeps its place under the limit.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl
+
+from . import _wire
+from ._judge import PREFIX, Refusal, judge_body, judge_head
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from ._emulator import Emulator
+    from ._fault import Fault
+    from ._records import RequestRecord
+
+__all__ = ["TrackingApi"]
+
+_TRUNCATED: Final = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"'
+_GARBAGE: Final = b"\x00\xff this is no HTTP \xfe\r\n\r\n"
+_BODILESS: Final = frozenset({204, 304})
+
+
+class TrackingApi:
+    """The ASGI application behind ``/1.0/`` and every path that is nobody's.
+
+    Args:
+        emulator: the state to judge by and to record in.
+    """
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        emulator = self._emulator
+        jitter = emulator.jitter()
+        if jitter and not await emulator.pause(jitter):
+            await _drop(scope, receive)
+            return
+        record, refusal = self._arrive(scope)
+        status: int | None = None
+        try:
+            status = await self._handle(record, refusal, scope, receive, send)
+        finally:
+            emulator.ledger.close(record, status)
+
+    def _arrive(self, scope: Scope) -> tuple[RequestRecord, Refusal | None]:
+        emulator = self._emulator
+        now = emulator.now()
+        if scope["method"] == "POST" and scope["path"].startswith(PREFIX):
+            emulator.window.arrive(now)
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        record = emulator.ledger.open(
+            time=emulator.wall(now),
+            method=scope["method"],
+            path=scope["path"],
+            query={name: value for name, value in query if name != "apiKey"},
+            content_type=_header(scope, b"content-type"),
+        )
+        refusal = judge_head(emulator.settings, record, query)
+        if refusal is None and not emulator.window.admit(now, emulator.settings.limit):
+            refusal = Refusal(429, [f"limit of {emulator.settings.limit} requests exceeded"])
+        return record, refusal
+
+    async def _handle(
+        self, record: RequestRecord, refusal: Refusal | None, scope: Scope, receive: Receive, send: Send
+    ) -> int | None:
+        emulator = self._emulator
+        body = await self._read(record, receive)
+        if body is None:
+            return None
+        fault = emulator.faults.take(record.path, body)
+        if fault is None:
+            status = self._settle(record, refusal, body)
+            if not await emulator.pause(emulator.settings.latency):
+                await _drop(scope, receive)
+                return None
+            await _answer(send, status)
+            return status
+        record.fault = fault.kind
+        if not await emulator.pause(fault.seconds):
+            await _drop(scope, receive)
+            return None
+        settled = self._settle(record, refusal, body) if fault.records else fault.status
+        return await self._fail(fault, settled, scope, receive, send)
+
+    async def _read(self, record: RequestRecord, receive: Receive) -> bytes | None:
+        """Read the body to its end, keeping one byte more than allowed; None if the client left meanwhile.
+
+        A body too large is drained all the same: a client that is still sending could not see its 413.
+        """
+        kept, size = bytearray(), 0
+        room = self._emulator.settings.max_body_bytes + 1
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self._emulator.ledger.read(record, bytes(kept), size)
+                return None
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            kept += chunk[: max(0, room - len(kept))]
+            if not message.get("more_body", False):
+                break
+        body = bytes(kept)
+        self._emulator.ledger.read(record, body, size)
+        return body
+
+    def _settle(self, record: RequestRecord, refusal: Refusal | None, body: bytes) -> int:
+        """Judge the request to the end, record the verdict and return its status."""
+        ledger = self._emulator.ledger
+        verdict = refusal or judge_body(self._emulator.settings, record, body)
+        if isinstance(verdict, Refusal):
+            ledger.refuse(record, verdict.reasons)
+            return verdict.status
+        ledger.accept(record, verdict)
+        return 200
+
+    async def _fail(self, fault: Fault, settled: int, scope: Scope, receive: Receive, send: Send) -> int | None:
+        """Do what *fault* says; return the status the client was told, None if it was told none."""
+        if fault.kind == "latency":
+            await _answer(send, settled)
+            return settled
+        if fault.kind == "status":
+            await _answer(send, fault.status, fault)
+            return fault.status
+        if fault.kind != "stall":
+            transport = _wire.transport_of(scope)
+            if fault.kind in {"reset_before", "reset_after"}:
+                _wire.reset(transport)
+            elif fault.kind == "truncate":
+                _wire.cut(transport, _TRUNCATED)
+            elif fault.kind == "garbage":
+                _wire.cut(transport, _GARBAGE)
+            else:
+                _wire.cut(transport)
+        await _gone(receive)
+        return None
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
+async def _answer(send: Send, status: int, fault: Fault | None = None) -> None:
+    body = b"" if status in _BODILESS else b"{}"
+    headers = [(b"date", formatdate(usegmt=True).encode())]
+    if body:
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    if status == 405:
+        headers.append((b"allow", b"POST"))
+    if fault is not None and fault.retry_after is not None:
+        headers.append((b"retry-after", fault.retry_after.encode()))
+    if fault is not None and fault.location is not None:
+        headers.append((b"location", fault.location.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the connection is no more; only then may a request be left without an answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _drop(scope: Scope, receive: Receive) -> None:
+    """Give up a request because the emulator stops."""
+    _wire.abort(_wire.transport_of(scope))
+    await _gone(receive)

@@ -1,0 +1,333 @@
+"""The API side over real HTTP: each status, and what is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+
+from retailrocket_async.emulator import RunningEmulator, Settings, create_app, running_emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
+SESSION = "60842392e4881c65e6c5e423"
+VIEW: dict[str, Any] = {"sessionExternalId": SESSION, "productId": 123456}
+SEARCH: dict[str, Any] = {"sessionExternalId": "other", "searchPhrase": "подгузник"}
+
+SINGLES: dict[str, dict[str, Any]] = {
+    "view": VIEW,
+    "groupView": {"sessionExternalId": SESSION, "groupId": 1, "productIds": [1, 2]},
+    "addToBasket": VIEW,
+    "order": VIEW | {"quantity": 3, "price": 1321.43, "transaction": "135243"},
+    "categoryView": {"sessionExternalId": SESSION, "categoryId": 1},
+    "search": SEARCH,
+    "setContact": {"sessionExternalId": SESSION, "contactExternalId": "c1"},
+    "recomBlockViewed": {"sessionExternalId": SESSION, "recomBlockId": "b"},
+    "recomTap": VIEW | {"recomBlockId": "b"},
+    "recomAddToBasket": VIEW | {"recomBlockId": "b"},
+    "impressionContentViewed": {"sessionExternalId": SESSION, "impressionContentId": "i"},
+    "impressionContentClicked": {"sessionExternalId": SESSION, "impressionContentId": "i"},
+}
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until *holds*."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[RunningEmulator]:
+    """Serve an emulator with the default settings but no limit."""
+    async with running_emulator(Settings(limit=None)) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
+    """Open a client of the emulator's API with the right keys."""
+    async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", SINGLES)
+async def test_every_event_has_its_endpoint(emulator: RunningEmulator, client: httpx.AsyncClient, name: str) -> None:
+    """A good event posted to its own endpoint is answered 200 and recorded as it was received."""
+    response = await client.post(name, json=SINGLES[name])
+
+    assert (200, b"{}", [(1, 1, name, SINGLES[name])]) == (
+        response.status_code,
+        response.content,
+        [(event.seq, event.request, event.name, event.fields) for event in emulator.events()],
+    )
+
+
+async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """The events of a batch are recorded one by one, in their order."""
+    response = await client.post("visitorEvents", json=[{name: event} for name, event in SINGLES.items()])
+
+    assert (200, b"{}", list(SINGLES.items())) == (
+        response.status_code,
+        response.content,
+        [(event.name, event.fields) for event in emulator.events()],
+    )
+
+
+async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """One bad event refuses the whole batch; the client is told nothing, the ledger every reason."""
+    batch = [{"view": VIEW}, {"view": VIEW | {"productId": "1"}}, {"search": {}}]
+    response = await client.post("visitorEvents", json=batch)
+
+    assert (400, b"{}", [], 1) == (
+        response.status_code,
+        response.content,
+        emulator.events(),
+        emulator.stats()["refused"],
+    )
+    assert [
+        "[1].view.productId: must be an integer, not a string",
+        "[2].search.sessionExternalId: is missing",
+        "[2].search.searchPhrase: is missing",
+    ] == emulator.refused()[0].reasons
+
+
+async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """An empty array is answered 400."""
+    response = await client.post("visitorEvents", json=[])
+
+    assert (400, ["body: must not be empty"]) == (response.status_code, emulator.refused()[0].reasons)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/1.0/View", 404),
+        ("/1.0/view/", 404),
+        ("/1.0/", 404),
+        ("/1.0", 404),
+        ("/2.0/view", 404),
+        ("/view", 404),
+        ("/", 404),
+        ("/1.0/vi%0Aew", 404),
+        ("/1.0/stepOnMoon", 404),
+    ],
+)
+async def test_unknown_paths_are_not_found(
+    emulator: RunningEmulator, client: httpx.AsyncClient, path: str, status: int
+) -> None:
+    """A path that is not of the contract is answered 404, and recorded."""
+    response = await client.post(emulator.url.removesuffix("/1.0/") + path, json=VIEW)
+
+    assert (status, b"{}", [status]) == (
+        response.status_code,
+        response.content,
+        [record.status for record in emulator.refused()],
+    )
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+async def test_the_method_is_post_always(emulator: RunningEmulator, client: httpx.AsyncClient, method: str) -> None:
+    """Any other method is answered 405, with the right one in Allow."""
+    response = await client.request(method, "view")
+
+    assert (405, "POST", [f"the method must be POST, not {method}"]) == (
+        response.status_code,
+        response.headers["allow"],
+        emulator.refused()[0].reasons,
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "reasons"),
+    [
+        ("", ["apiKey is missing", "partnerId is missing"]),
+        ("apiKey=dev-api-key", ["partnerId is missing"]),
+        ("partnerId=dev-partner", ["apiKey is missing"]),
+        ("apiKey=other&partnerId=dev-partner", ["apiKey is wrong"]),
+        ("apiKey=dev-api-key&partnerId=other", ["partnerId is wrong"]),
+        ("apiKey=&partnerId=dev-partner", ["apiKey is wrong"]),
+        ("apikey=dev-api-key&partnerId=dev-partner", ["apiKey is missing"]),
+        ("apiKey=dev-api-key&apiKey=dev-api-key&partnerId=dev-partner", ["apiKey is wrong"]),
+    ],
+)
+async def test_both_keys_are_wanted(emulator: RunningEmulator, query: str, reasons: list[str]) -> None:
+    """A key or shop that is missing, wrong or given twice is answered 401."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.post(f"{emulator.url}view?{query}", json=VIEW)
+
+    assert (401, b"{}", reasons) == (response.status_code, response.content, emulator.refused()[0].reasons)
+
+
+async def test_a_forbidden_shop_is_refused() -> None:
+    """With the setting `forbidden` the right key is answered 403."""
+    async with (
+        running_emulator(Settings(forbidden=True)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client,
+    ):
+        statuses = [(await client.post("view", params=params, json=VIEW)).status_code for params in (KEYS, {})]
+
+    assert [403, 401] == statuses
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("text/plain", 400),
+        ("application/jsonx", 400),
+        ("application/x-www-form-urlencoded", 400),
+        (None, 400),
+    ],
+)
+async def test_the_content_type_is_json(
+    emulator: RunningEmulator, client: httpx.AsyncClient, content_type: str | None, status: int
+) -> None:
+    """A body that is not said to be JSON is answered 400."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    response = await client.post("view", content=orjson.dumps(VIEW), headers=headers)
+
+    assert (status, content_type) == (response.status_code, emulator.requests()[0].content_type)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"view",
+        b'[{"view": {}},]',
+        b'{"sessionExternalId": "s", "productId": NaN}',
+        b'{"sessionExternalId": "s", "productId": Infinity}',
+        b'{"sessionExternalId": "\xff", "productId": 1}',
+        b'\xef\xbb\xbf{"sessionExternalId": "s", "productId": 1}',
+        b'{"sessionExternalId": "s", "productId": 1} {}',
+    ],
+)
+async def test_the_body_is_json(emulator: RunningEmulator, client: httpx.AsyncClient, body: bytes) -> None:
+    """A body that is not strict JSON in UTF-8 is answered 400."""
+    response = await client.post("view", content=body, headers={"content-type": "application/json"})
+
+    assert (400, True) == (response.status_code, emulator.refused()[0].reasons[0].startswith("body: must be JSON: "))
+
+
+async def test_a_long_body_is_refused() -> None:
+    """A body of the maximum passes, one byte more is answered 413, however it is sent."""
+    body = orjson.dumps(VIEW)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+        yield b" "
+
+    async with (
+        running_emulator(Settings(max_body_bytes=len(body))) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        headers = {"content-type": "application/json"}
+        contents = (body, body + b" ", chunks())
+        statuses = [(await client.post("view", content=content, headers=headers)).status_code for content in contents]
+
+    assert [200, 413, 413] == statuses
+
+
+async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """A body of 8 MiB is read to its end, a longer one as well, and then refused."""
+    headers = {"content-type": "application/json"}
+    statuses = [
+        (await client.post("view", content=b" " * size, headers=headers)).status_code
+        for size in (8_388_608, 8_388_609, 20_000_000)
+    ]
+
+    assert ([400, 413, 413], 36_777_217) == (statuses, emulator.stats()["bytes"])
+
+
+async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """A request wrong in every way is told the first: path, method, key, denial, limit, size, body."""
+    emulator.configure(forbidden=True, limit=1, max_body_bytes=1)
+    wrong = {"content": b"{", "headers": {"content-type": "text/plain"}}
+    statuses = [
+        (await client.get("nothing", params={"apiKey": ""})).status_code,
+        (await client.get("view", params={"apiKey": ""})).status_code,
+        (await client.post("view", params={"apiKey": ""})).status_code,
+        (await client.post("view", **wrong)).status_code,  # type: ignore[arg-type]
+    ]
+    emulator.configure(forbidden=False)
+    statuses += [(await client.post("view", content=b"{{")).status_code for _ in range(2)]
+
+    assert [404, 405, 401, 403, 413, 429] == statuses
+
+
+async def test_unknown_events_pass_if_allowed() -> None:
+    """With `allow_unknown_events` a new event is taken at its endpoint and in a batch."""
+    async with (
+        running_emulator(Settings(allow_unknown_events=True)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        await client.post("stepOnMoon", json={"foot": "left"})
+        await client.post("visitorEvents", json=[{"stepOnMoon": {"foot": "right"}}])
+        await client.post("step-on-moon", json={})
+        names = [event.name for event in emulator.events()]
+
+    assert (["stepOnMoon", "stepOnMoon"], [404]) == (names, [record.status for record in emulator.refused()])
+
+
+async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator) -> None:
+    """A request whose body never ends is closed without a status when the client leaves."""
+    _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
+    writer.write(b"POST /1.0/view HTTP/1.1\r\nHost: e\r\nContent-Length: 100\r\n\r\n{")
+    await until(lambda: emulator.stats()["in_flight"])
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: not emulator.stats()["in_flight"])
+
+    assert ({"none": 1}, 1) == (emulator.stats()["statuses"], emulator.stats()["bytes"])
+
+
+async def test_requests_are_recorded_without_the_key(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """The record of a request tells everything about it but the key."""
+    before = time()
+    await client.post("view", json=VIEW, params=KEYS | {"trace": "1"})
+    (record,) = emulator.requests()
+    told = record.as_dict()
+    moment = told.pop("time")
+
+    assert {
+        "number": 1,
+        "method": "POST",
+        "path": "/1.0/view",
+        "query": {"partnerId": "dev-partner", "trace": "1"},
+        "content_type": "application/json",
+        "status": 200,
+        "events": 1,
+        "bytes": len(record.body),
+        "body": record.body.decode(),
+        "reasons": [],
+        "fault": None,
+    } == told
+    assert before - 1 <= moment <= time() + 1
+
+
+async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
+    """Every answer tells the server's time, as a client correcting its clock expects."""
+    response = await client.post("view", json=VIEW)
+    age = time() - parsedate_to_datetime(response.headers["date"]).timestamp()
+
+    assert -1 <= age <= 10
+
+
+async def test_the_application_runs_on_any_server() -> None:
+    """`create_app` makes a plain ASGI application with its state in reach."""
+    app = create_app(Settings(api_key="k"))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://e/1.0/") as client:
+        response = await client.post("view", params=KEYS | {"apiKey": "k"}, json=VIEW)
+
+    assert (200, 1) == (response.status_code, app.state.emulator.ledger.total_events)

@@ -1,0 +1,287 @@
+"""Scripted faults over real connections: what each of them looks like to a client, and what it records."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+
+from retailrocket_async.emulator import Fault, RunningEmulator, Settings, create_app, running_emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
+VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
+BROKEN = ("reset_before", "reset_after", "close_before", "close_after", "truncate", "garbage")
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until *holds*."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[RunningEmulator]:
+    """Serve an emulator with the default settings but no limit."""
+    async with running_emulator(Settings(limit=None)) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
+    """Open a client of the emulator's API with the right keys."""
+    async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
+        yield client
+
+
+async def exchange(emulator: RunningEmulator, event: object = VIEW) -> bytes:
+    """Post *event* by a bare socket and return all that comes back until the connection ends."""
+    body = orjson.dumps(event)
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
+    try:
+        head = "POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("status", [204, 304, 307, 408, 429, 500, 502, 503, 504, 599])
+async def test_any_status_is_answered_without_recording(
+    emulator: RunningEmulator, client: httpx.AsyncClient, status: int
+) -> None:
+    """Kind `status` answers that status once, with nothing recorded, and then all is well again."""
+    emulator.fail_with("status", status=status)
+    statuses = [(await client.post("view", json=VIEW)).status_code for _ in range(2)]
+
+    assert ([status, 200], 1, {str(status): 1, "200": 1}) == (
+        statuses,
+        emulator.ledger.total_events,
+        emulator.stats()["statuses"],
+    )
+
+
+@pytest.mark.parametrize("retry_after", ["2", "0.5", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"])
+async def test_retry_after_is_sent_as_it_is(
+    emulator: RunningEmulator, client: httpx.AsyncClient, retry_after: str
+) -> None:
+    """The Retry-After header carries the text of the fault."""
+    emulator.fail_with("status", status=429, retry_after=retry_after)
+    response = await client.post("view", json=VIEW)
+
+    assert (429, retry_after) == (response.status_code, response.headers["retry-after"])
+
+
+async def test_a_redirect_tells_where(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """The Location header carries the text of the fault."""
+    emulator.fail_with("status", status=307, location="http://elsewhere.example/")
+    response = await client.post("view", json=VIEW)
+
+    assert (307, "http://elsewhere.example/") == (response.status_code, response.headers["location"])
+
+
+async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """Kind `status` with `record` records the events and then answers the status."""
+    emulator.fail_with("status", status=500, record=True)
+    response = await client.post("view", json=VIEW)
+
+    assert (500, 1) == (response.status_code, emulator.ledger.total_events)
+
+
+async def test_a_fault_strikes_whatever_the_request_is(emulator: RunningEmulator) -> None:
+    """A fault overrules the answer to a wrong key, a wrong path and a wrong method."""
+    emulator.fail_with("status", times=3)
+    async with httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client:
+        responses = [await client.post("view"), await client.post("nothing"), await client.get("view")]
+
+    assert ([503] * 3, 0, ["status"] * 3) == (
+        [response.status_code for response in responses],
+        emulator.stats()["refused"],
+        [record.fault for record in emulator.requests()],
+    )
+
+
+async def test_a_struck_request_keeps_its_place_under_the_limit() -> None:
+    """A request that a fault strikes counts as admitted and as an arrival."""
+    async with (
+        running_emulator(Settings(limit=1, per=60)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        emulator.fail_with("status")
+        statuses = [(await client.post("view", json=VIEW)).status_code for _ in range(2)]
+
+    assert ([503, 429], 2) == (statuses, emulator.window.worst)
+
+
+async def test_latency_puts_the_recording_off(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """Kind `latency` waits, then records and answers as ever."""
+    emulator.fail_with("latency", seconds=0.05)
+    begun = perf_counter()
+    answer = asyncio.ensure_future(client.post("view", json=VIEW))
+    await until(lambda: emulator.requests() and emulator.requests()[0].fault)
+    recorded_early = bool(emulator.events())
+    response = await answer
+
+    assert (False, 200, 1, True) == (
+        recorded_early,
+        response.status_code,
+        emulator.ledger.total_events,
+        perf_counter() - begun >= 0.05,
+    )
+
+
+async def test_any_fault_may_wait_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """With `seconds` another kind of fault strikes so much later."""
+    emulator.fail_with("status", seconds=0.05)
+    begun = perf_counter()
+    response = await client.post("view", json=VIEW)
+
+    assert (503, True) == (response.status_code, perf_counter() - begun >= 0.05)
+
+
+@pytest.mark.parametrize(("kind", "events"), [("reset_before", 0), ("reset_after", 1)])
+async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, events: int) -> None:
+    """Kinds `reset_*` end the connection with RST, before or after recording."""
+    emulator.fail_with(kind)
+    with pytest.raises(ConnectionResetError):
+        await exchange(emulator)
+
+    assert (events, {"none": 1}) == (emulator.ledger.total_events, emulator.stats()["statuses"])
+
+
+@pytest.mark.parametrize(("kind", "events"), [("close_before", 0), ("close_after", 1)])
+async def test_a_close_is_an_orderly_end(emulator: RunningEmulator, kind: Any, events: int) -> None:
+    """Kinds `close_*` end the connection with FIN and not a byte, before or after recording."""
+    emulator.fail_with(kind)
+    answer = await exchange(emulator)
+
+    assert (b"", events) == (answer, emulator.ledger.total_events)
+
+
+async def test_a_truncated_answer_promises_more_than_it_keeps(emulator: RunningEmulator) -> None:
+    """Kind `truncate` records, then sends a head for 100 bytes and only a few of them."""
+    emulator.fail_with("truncate")
+    head, _, body = (await exchange(emulator)).partition(b"\r\n\r\n")
+
+    assert (True, True, b'{"', 1) == (
+        head.startswith(b"HTTP/1.1 200 OK\r\n"),
+        b"Content-Length: 100" in head,
+        body,
+        emulator.ledger.total_events,
+    )
+
+
+@pytest.mark.parametrize(("record", "events"), [(None, 0), (True, 1)])
+async def test_garbage_is_no_http(emulator: RunningEmulator, record: bool | None, events: int) -> None:  # noqa: FBT001
+    """Kind `garbage` sends bytes that are no HTTP and closes; it records if told to."""
+    emulator.fail_with("garbage", record=record)
+    answer = await exchange(emulator)
+
+    assert (True, False, events) == (bool(answer), answer.startswith(b"HTTP/"), emulator.ledger.total_events)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("reset_before", httpx.ReadError),
+        ("reset_after", httpx.ReadError),
+        ("close_before", httpx.RemoteProtocolError),
+        ("close_after", httpx.RemoteProtocolError),
+        ("truncate", httpx.RemoteProtocolError),
+        ("garbage", httpx.RemoteProtocolError),
+    ],
+)
+async def test_broken_connections_are_errors_to_httpx(
+    emulator: RunningEmulator, client: httpx.AsyncClient, kind: Any, error: type[Exception]
+) -> None:
+    """A client sees the error that the break calls for, and its next request succeeds."""
+    emulator.fail_with(kind)
+    with pytest.raises(error):
+        await client.post("view", json=VIEW)
+    response = await client.post("view", json=VIEW)
+
+    assert 200 == response.status_code
+
+
+@pytest.mark.parametrize("reused", [False, True])
+async def test_a_kept_connection_breaks_as_a_new_one(
+    emulator: RunningEmulator,
+    client: httpx.AsyncClient,
+    reused: bool,  # noqa: FBT001
+) -> None:
+    """A fault strikes the first request of a connection and a later one alike."""
+    if reused:
+        await client.post("view", json=VIEW)
+    emulator.fail_with("reset_after")
+    with pytest.raises(httpx.ReadError):
+        await client.post("view", json=VIEW)
+
+    assert 1 + reused == emulator.ledger.total_events
+
+
+@pytest.mark.parametrize(("record", "events"), [(None, 0), (True, 1)])
+async def test_a_stall_lasts_until_the_client_leaves(
+    emulator: RunningEmulator,
+    client: httpx.AsyncClient,
+    record: bool | None,  # noqa: FBT001
+    events: int,
+) -> None:
+    """Kind `stall` never answers; it records if told to, and is over when the client gives up."""
+    emulator.fail_with("stall", record=record)
+    with pytest.raises(httpx.ReadTimeout):
+        await client.post("view", json=VIEW, timeout=0.2)
+    await until(lambda: not emulator.stats()["in_flight"])
+
+    assert (events, {"none": 1}) == (emulator.ledger.total_events, emulator.stats()["statuses"])
+
+
+async def test_a_stall_holds_up_nobody_else(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """While one request stalls, others are answered."""
+    emulator.fail_with("stall", contains="777")
+    stalled = asyncio.ensure_future(client.post("view", json=VIEW | {"productId": 777}))
+    await until(lambda: emulator.stats()["in_flight"])
+    response = await client.post("view", json=VIEW)
+    pending = not stalled.done()
+    stalled.cancel()
+    await asyncio.gather(stalled, return_exceptions=True)
+
+    assert (200, True) == (response.status_code, pending)
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "close_after", "truncate"])
+async def test_recording_judges_as_ever(emulator: RunningEmulator, kind: Any) -> None:
+    """A wrong request struck by a fault that records is recorded as refused."""
+    emulator.fail_with(kind)
+    await asyncio.gather(exchange(emulator, {}), return_exceptions=True)
+
+    assert (0, [["sessionExternalId: is missing", "productId: is missing"]]) == (
+        emulator.ledger.total_events,
+        [record.reasons for record in emulator.refused()],
+    )
+
+
+async def test_a_wrong_fault_is_refused_by_the_helper(emulator: RunningEmulator) -> None:
+    """`fail_with` refuses what is no fault and leaves the script alone."""
+    with pytest.raises(ValueError, match="has no colour"):
+        emulator.fail_with("status", colour="red")
+
+    assert [] == emulator.faults.pending()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_breaking_needs_the_own_server(kind: Any) -> None:
+    """On another server a fault that breaks the connection says what it needs."""
+    app = create_app()
+    app.state.emulator.faults.add(Fault(kind=kind))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://e/1.0/") as client:
+        with pytest.raises(RuntimeError, match="needs the emulator's own server"):
+            await client.post("view", params=KEYS, json=VIEW)

@@ -1,0 +1,165 @@
+"""The ledger: exact counters over bounded memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from retailrocket_async.emulator import Ledger, RequestRecord
+
+
+def opened(ledger: Ledger) -> RequestRecord:
+    """Let a request arrive."""
+    return ledger.open(time=1.0, method="POST", path="/1.0/view", query={}, content_type="application/json")
+
+
+def accepted(ledger: Ledger, *names: str, session: str = "s1") -> None:
+    """Let a request with events of *names* arrive and be accepted."""
+    record = opened(ledger)
+    ledger.accept(record, [(name, {"sessionExternalId": session}) for name in names])
+    ledger.close(record, 200)
+
+
+def test_numbers_are_given_in_order() -> None:
+    """Requests are numbered from 1, and so are events across requests."""
+    ledger = Ledger()
+    accepted(ledger, "view", "search")
+    accepted(ledger, "order")
+
+    assert [(1, 1, "view"), (2, 1, "search"), (3, 2, "order")] == [
+        (event.seq, event.request, event.name) for event in ledger.events()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "seqs"),
+    [
+        ({}, [1, 2, 3, 4]),
+        ({"name": "view"}, [1, 3]),
+        ({"session": "s2"}, [3, 4]),
+        ({"name": "view", "session": "s2"}, [3]),
+        ({"after": 2}, [3, 4]),
+        ({"after": 99}, []),
+        ({"limit": 2}, [1, 2]),
+        ({"after": 1, "name": "view", "limit": 1}, [3]),
+        ({"limit": 0}, []),
+    ],
+)
+def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
+    """Events are found by name, session and number, at most so many, the oldest first."""
+    ledger = Ledger()
+    accepted(ledger, "view", "search")
+    accepted(ledger, "view", "order", session="s2")
+
+    assert seqs == [event.seq for event in ledger.events(**query)]
+
+
+def test_old_events_are_dropped_but_counted() -> None:
+    """Only `keep` events are held, while counters and numbers go on."""
+    ledger = Ledger(keep=3)
+    for _ in range(5):
+        accepted(ledger, "view", "search")
+    stats = ledger.stats()
+
+    assert ([8, 9, 10], [10], 10, {"view": 5, "search": 5}) == (
+        [event.seq for event in ledger.events()],
+        [event.seq for event in ledger.events(after=9)],
+        stats["total_events"],
+        stats["events"],
+    )
+
+
+def test_old_requests_are_dropped_but_counted() -> None:
+    """A thousand requests and refusals are held, while the counters go on."""
+    ledger = Ledger()
+    for _ in range(1_200):
+        record = opened(ledger)
+        ledger.refuse(record, ["no"])
+        ledger.close(record, 400)
+
+    assert (1_000, 1_000, 201, 1_200, {"400": 1_200}) == (
+        len(ledger.requests()),
+        len(ledger.refused()),
+        ledger.refused()[0].number,
+        ledger.stats()["refused"],
+        ledger.stats()["statuses"],
+    )
+
+
+def test_the_last_requests_are_found() -> None:
+    """A limit on requests leaves the newest, oldest first."""
+    ledger = Ledger()
+    for _ in range(5):
+        accepted(ledger)
+
+    assert ([4, 5], [], [1, 2, 3, 4, 5]) == (
+        [record.number for record in ledger.requests(2)],
+        ledger.requests(0),
+        [record.number for record in ledger.requests(9)],
+    )
+
+
+def test_reasons_are_capped() -> None:
+    """Of a refusal's reasons a thousand are held and the rest is counted."""
+    ledger = Ledger()
+    record = opened(ledger)
+    ledger.refuse(record, ["no"] * 1_005)
+
+    assert (1_001, "... and 5 more") == (len(record.reasons), record.reasons[-1])
+
+
+def test_bodies_are_capped() -> None:
+    """Of a body 65,536 bytes are held, and its size is exact."""
+    ledger = Ledger()
+    record = opened(ledger)
+    ledger.read(record, b"x" * 70_000, 80_000)
+
+    assert (65_536, 80_000, 80_000) == (len(record.body), record.as_dict()["bytes"], ledger.stats()["bytes"])
+
+
+def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
+    """Bytes that are no UTF-8 are shown as replacement characters."""
+    ledger = Ledger()
+    record = opened(ledger)
+    ledger.read(record, b"\xff{}", 3)
+
+    assert "\ufffd{}" == record.as_dict()["body"]
+
+
+def test_an_open_request_is_in_flight() -> None:
+    """A request without an answer yet is counted apart, one that gets none under "none"."""
+    ledger = Ledger()
+    opened(ledger)
+    ledger.close(opened(ledger), None)
+    stats = ledger.stats()
+
+    assert (2, 1, {"none": 1}) == (stats["requests"], stats["in_flight"], stats["statuses"])
+
+
+def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
+    """A request that arrived before `clear` changes nothing after it."""
+    ledger = Ledger()
+    stale = opened(ledger)
+    ledger.clear()
+    ledger.read(stale, b"{}", 2)
+    ledger.accept(stale, [("view", {})])
+    ledger.refuse(stale, ["no"])
+    ledger.close(stale, 200)
+
+    assert (Ledger().stats(), [], [], []) == (ledger.stats(), ledger.events(), ledger.requests(), ledger.refused())
+
+
+def test_numbers_restart_after_a_reset() -> None:
+    """A cleared ledger is a new one."""
+    ledger = Ledger()
+    accepted(ledger, "view")
+    ledger.clear()
+    accepted(ledger, "view")
+
+    assert (1, 1, 1, 1) == (
+        ledger.events()[0].seq,
+        ledger.requests()[0].number,
+        ledger.total_events,
+        ledger.total_requests,
+    )

@@ -1,0 +1,108 @@
+"""Time on the API side, over real HTTP: the limit, the latency and the jitter."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+
+from retailrocket_async.emulator import Emulator, Settings, running_emulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
+VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until *holds*."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
+            await asyncio.sleep(0)
+
+
+async def test_the_limit_is_kept_to_the_request() -> None:
+    """In one window exactly `limit` requests pass and every other is answered 429."""
+    async with (
+        running_emulator(Settings(limit=5, per=60)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        responses = await asyncio.gather(*[client.post("view", json=VIEW) for _ in range(12)])
+        statuses = sorted(response.status_code for response in responses)
+        stats = emulator.stats()
+
+    assert ([200] * 5 + [429] * 7, 7, 12, 5) == (
+        statuses,
+        stats["over_limit"],
+        stats["worst_window"],
+        stats["total_events"],
+    )
+
+
+async def test_requests_without_the_key_take_no_place_but_count_as_arrivals() -> None:
+    """A request refused for its key leaves the limit alone, yet is seen in the worst window; a GET is not."""
+    async with (
+        running_emulator(Settings(limit=1, per=60)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client,
+    ):
+        await client.post("view", json=VIEW)
+        await client.post("nothing", json=VIEW)
+        await client.get("view")
+        response = await client.post("view", params=KEYS, json=VIEW)
+
+    assert (200, 3) == (response.status_code, emulator.stats()["worst_window"])
+
+
+async def test_the_limit_is_decided_on_arrival() -> None:
+    """A request takes its place when it arrives, before its body is read."""
+    body = orjson.dumps(VIEW)
+    head = b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with (
+        running_emulator(Settings(limit=1, per=60)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
+        writer.write(head)
+        await until(lambda: emulator.stats()["in_flight"])
+        second = await client.post("view", json=VIEW)
+        writer.write(body)
+        first = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+    assert (b"HTTP/1.1 200 OK\r\n", 429) == (first, second.status_code)
+
+
+async def test_latency_comes_after_recording() -> None:
+    """With `latency` an event is recorded at once and answered later."""
+    async with (
+        running_emulator(Settings(latency=0.05)) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        begun = perf_counter()
+        answer = asyncio.ensure_future(client.post("view", json=VIEW))
+        await until(emulator.events)
+        answered = answer.done()
+        response = await answer
+
+    assert (False, 200, True) == (answered, response.status_code, perf_counter() - begun >= 0.05)
+
+
+async def test_jitter_puts_off_the_arrival() -> None:
+    """With `arrival_jitter` a request is counted later by a random time, the same for the same seed."""
+    settings = Settings(arrival_jitter=0.1, seed=42)
+    delay = Emulator(settings).jitter()
+    async with (
+        running_emulator(settings) as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        before = emulator.emulator.wall(emulator.emulator.now())
+        await client.post("view", json=VIEW)
+        (record,) = emulator.requests()
+
+    assert record.time - before >= delay > 0

@@ -1,0 +1,172 @@
+"""An emulator in a process of its own, and its command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from time import perf_counter
+from typing import Any
+
+import httpx
+import pytest
+
+from retailrocket_async.emulator import EmulatorError, Fault, Settings, emulator_process
+from retailrocket_async.emulator._process import _end
+
+VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
+
+
+def send(url: str, event: object = VIEW) -> int:
+    """Post one view without an event loop and return the status."""
+    request = urllib.request.Request(
+        f"{url}view?apiKey=dev-api-key&partnerId=dev-partner",
+        json.dumps(event).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_process_is_steered_from_outside() -> None:
+    """An emulator in its own process takes events and shows, changes and forgets as told."""
+    with emulator_process(Settings(limit=None, api_key="dev-api-key")) as emulator:
+        statuses = [send(emulator.url), send(emulator.url, {})]
+        seen = (
+            [event["seq"] for event in emulator.events(name="view", session="s1", after=0, limit=9)],
+            [record["number"] for record in emulator.requests(limit=9)],
+            [record["status"] for record in emulator.refused()],
+            emulator.stats()["total_events"],
+        )
+        emulator.add_faults([{"kind": "status", "status": 500}, Fault(kind="status", status=502, times=9)])
+        statuses += [send(emulator.url), send(emulator.url)]
+        left = [fault["times"] for fault in emulator.faults()]
+        emulator.clear_faults()
+        settings = emulator.configure(forbidden=True)
+        statuses.append(send(emulator.url))
+        emulator.reset()
+        after = emulator.stats()["requests"]
+
+    assert ([200, 400, 500, 502, 403], ([1], [1, 2], [400], 1), [8], True, 0) == (
+        statuses,
+        seen,
+        left,
+        settings["forbidden"],
+        after,
+    )
+
+
+def test_a_process_refuses_nonsense() -> None:
+    """What the control side refuses is an error with its words."""
+    with emulator_process() as emulator, pytest.raises(EmulatorError, match="limit must be"):
+        emulator.configure(limit=0)
+
+
+def test_a_process_ends_with_its_block() -> None:
+    """After the block the process is gone, even while a request stalls in it."""
+    with emulator_process() as emulator:
+        emulator.add_faults([{"kind": "stall"}])
+        port = httpx.URL(emulator.root).port or 0
+        stalled = socket.create_connection(("127.0.0.1", port))
+        stalled.sendall(b"POST /1.0/view HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n")
+        begun = perf_counter()
+    took = perf_counter() - begun
+    stalled.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+    assert took < 5
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    """An emulator dies when its parent is killed without a chance to end it."""
+    code = (
+        "import os, signal, sys\n"
+        "from retailrocket_async.emulator import emulator_process\n"
+        "with emulator_process() as emulator:\n"
+        "    print(emulator.root, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        root = httpx.URL(parent.stdout.readline().strip())
+        with socket.create_connection((root.host, root.port or 0), timeout=10) as connection:
+            parent.kill()
+            parent.wait()
+            rest = connection.recv(1)
+
+    assert b"" == rest
+
+
+def test_the_command_may_end_with_its_input() -> None:
+    """With `--until-stdin-closes` the command ends in order when nobody holds its input any more."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        out, err = process.communicate("more", timeout=10)
+
+    assert ("", "", 0) == (out, err, process.returncode)
+
+
+def test_a_process_that_will_not_end_is_killed() -> None:
+    """A process that does not heed the polite request is ended by force."""
+    code = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as stubborn:
+        assert stubborn.stdout is not None
+        stubborn.stdout.readline()
+        _end(stubborn, 0.05)
+
+    assert stubborn.returncode != 0
+
+
+def test_a_process_that_cannot_start_is_an_error() -> None:
+    """A port that is taken is an error, not an endless wait."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(EmulatorError, match="did not start"),
+        emulator_process(port=taken.getsockname()[1]),
+    ):
+        pass
+
+
+def test_a_process_that_starts_too_slowly_is_an_error() -> None:
+    """A process that says nothing in time is given up."""
+    with pytest.raises(EmulatorError, match="did not start"), emulator_process(startup_timeout=0.001):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> None:
+    """`python -m retailrocket_async.emulator` prints where it listens and ends with status 0 on a signal."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", "dev-api-key", "--limit", "none"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        root = line.removeprefix("emulator listening on ").strip()
+        status = send(f"{root}/1.0/")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+
+    assert (True, 200, "", "", 0) == (root.startswith("http://127.0.0.1:"), status, out, err, process.returncode)

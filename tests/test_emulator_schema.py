@@ -1,0 +1,364 @@
+"""The strict check of events and batches, rule by rule of the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from retailrocket_async.emulator._schema import EVENTS, check_batch, check_event
+
+SESSION = {"sessionExternalId": "60842392e4881c65e6c5e423"}
+MOMENT = {"timestamp": "2018-09-15T15:53:00+00:00"}
+STOCK = {"stockId": "NewYork"}
+
+# The contract's table once more: required fields, then optional ones.
+CONTRACT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "view": (SESSION | {"productId": 123456}, STOCK | MOMENT),
+    "groupView": (SESSION | {"groupId": 654321, "productIds": [123456, 234567]}, STOCK | MOMENT),
+    "addToBasket": (SESSION | {"productId": 123456}, STOCK | MOMENT),
+    "order": (
+        SESSION | {"productId": 1, "quantity": 3, "price": 1321.43, "transaction": "135243"},
+        STOCK | MOMENT,
+    ),
+    "categoryView": (SESSION | {"categoryId": 5}, MOMENT),
+    "search": (SESSION | {"searchPhrase": "подгузник для новорожденных"}, STOCK | MOMENT),
+    "setContact": (
+        SESSION | {"contactExternalId": "c1"},
+        STOCK | MOMENT | {"email": "a@b.ru", "phone": "+79991234567", "customData": {"level": [1, None]}},
+    ),
+    "recomBlockViewed": (SESSION | {"recomBlockId": "block-1"}, MOMENT),
+    "recomTap": (SESSION | {"productId": 1, "recomBlockId": "block-1"}, STOCK | MOMENT),
+    "recomAddToBasket": (SESSION | {"productId": 1, "recomBlockId": "block-1"}, STOCK | MOMENT),
+    "impressionContentViewed": (SESSION | {"impressionContentId": "ad 1"}, MOMENT),
+    "impressionContentClicked": (SESSION | {"impressionContentId": "ad 1"}, MOMENT),
+}
+
+INTEGERS = ("productId", "groupId", "categoryId")
+IDENTIFIERS = ("sessionExternalId", "contactExternalId")
+SHORT_TEXTS = ("stockId", "transaction", "recomBlockId", "impressionContentId")
+TEXTS = (*IDENTIFIERS, *SHORT_TEXTS, "searchPhrase", "email", "phone", "timestamp")
+
+INT64 = "must fit a signed 64-bit integer"
+ISO = "must be ISO 8601 with an offset, such as 2018-09-15T15:53:00+00:00"
+
+
+def home(field: str) -> str:
+    """Return an event that has *field*."""
+    return next(name for name, (required, optional) in CONTRACT.items() if field in required | optional)
+
+
+def check(field: str, value: object) -> list[str]:
+    """Check an event that is good but for *field* being *value*."""
+    name = home(field)
+    required, optional = CONTRACT[name]
+    return check_event(name, required | optional | {field: value})
+
+
+def test_the_events_are_the_twelve_of_the_contract() -> None:
+    """The emulator knows the twelve events of the contract and no other."""
+    assert CONTRACT.keys() == EVENTS.keys()
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_required_fields_suffice(name: str) -> None:
+    """An event with its required fields alone is good."""
+    assert [] == check_event(name, CONTRACT[name][0])
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_optional_fields_are_welcome(name: str) -> None:
+    """An event with all its fields is good."""
+    required, optional = CONTRACT[name]
+
+    assert [] == check_event(name, required | optional)
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in CONTRACT.items() for field in fields[0]])
+def test_every_required_field_is_missed(name: str, field: str) -> None:
+    """An event without a required field is refused, and the field is named."""
+    event = {key: value for key, value in CONTRACT[name][0].items() if key != field}
+
+    assert [f"{field}: is missing"] == check_event(name, event)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        (name, field)
+        for name, (required, optional) in CONTRACT.items()
+        for field in {key for fields in CONTRACT.values() for key in fields[0] | fields[1]}
+        - (required | optional).keys()
+    ]
+    + [("groupView", "groupView"), ("view", "ProductId"), ("view", "userAgent")],
+)
+def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
+    """An event has no field but its own."""
+    assert [f"{field}: is no field of this event"] == check_event(name, CONTRACT[name][0] | {field: "1"})
+
+
+@pytest.mark.parametrize("field", INTEGERS)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('"1"', "must be an integer, not a string"),
+        ("true", "must be an integer, not a boolean"),
+        ("null", "must be an integer, not null"),
+        ("[1]", "must be an integer, not an array"),
+        ("{}", "must be an integer, not an object"),
+        ("1.5", "must be an integer, not a number with a fraction or an exponent"),
+        ("2.0", "must be an integer, not a number with a fraction or an exponent"),
+        ("1e3", "must be an integer, not a number with a fraction or an exponent"),
+        ("9223372036854775808", INT64),
+        ("-9223372036854775809", INT64),
+        ("100000000000000000000", INT64),
+    ],
+)
+def test_integers_are_exact(field: str, text: str, reason: str) -> None:
+    """Nothing but an integer literal of 64 bits is an integer."""
+    assert [f"{field}: {reason}"] == check(field, orjson.loads(text))
+
+
+@pytest.mark.parametrize("field", INTEGERS)
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0, -1])
+def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
+    """Every signed 64-bit integer is an id."""
+    assert [] == check(field, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reasons"),
+    [
+        ([], ["productIds: must not be empty"]),
+        (1, ["productIds: must be an array of integers, not an integer"]),
+        ("1", ["productIds: must be an array of integers, not a string"]),
+        (
+            [1, "2", True],
+            [
+                "productIds[1]: must be an integer, not a string",
+                "productIds[2]: must be an integer, not a boolean",
+            ],
+        ),
+        ([2**63], [f"productIds[0]: {INT64}"]),
+    ],
+)
+def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list[str]) -> None:
+    """`productIds` is an array of integers that is not empty, and each bad item is named by its place."""
+    assert reasons == check("productIds", value)
+
+
+@pytest.mark.parametrize("field", TEXTS)
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (1, "must be a string, not an integer"),
+        (1.5, "must be a string, not a number with a fraction or an exponent"),
+        (None, "must be a string, not null"),
+        (False, "must be a string, not a boolean"),
+        (["a"], "must be a string, not an array"),
+    ],
+)
+def test_texts_are_strings(field: str, value: object, reason: str) -> None:
+    """Nothing but a JSON string is a text."""
+    assert [f"{field}: {reason}"] == check(field, value)
+
+
+@pytest.mark.parametrize("field", [name for name in TEXTS if name != "timestamp"])
+def test_no_text_is_empty(field: str) -> None:
+    """A text that is there says something."""
+    assert [f"{field}: must not be empty"] == check(field, "")
+
+
+@pytest.mark.parametrize("field", IDENTIFIERS + SHORT_TEXTS)
+def test_short_texts_end_at_fifty_characters(field: str) -> None:
+    """Fifty characters pass, the fifty-first does not."""
+    assert ([], [f"{field}: must be at most 50 characters, not 51"]) == (check(field, "a" * 50), check(field, "a" * 51))
+
+
+@pytest.mark.parametrize("field", SHORT_TEXTS)
+def test_length_is_counted_in_characters(field: str) -> None:
+    """Fifty characters of any alphabet pass, however many bytes they take."""
+    assert [] == check(field, "ё" * 49 + "😀")
+
+
+@pytest.mark.parametrize("field", IDENTIFIERS)
+@pytest.mark.parametrize("value", ["a-b", "a b", "a_b", "сессия", "a\n", "\u0661\u0662", "é", "a.b"])
+def test_identifiers_are_ascii_letters_and_digits(field: str, value: str) -> None:
+    """An external id holds ASCII letters and digits and nothing else."""
+    assert [f"{field}: must be letters and digits only"] == check(field, value)
+
+
+def test_a_search_phrase_may_be_long() -> None:
+    """No maximum is documented for a search phrase."""
+    assert [] == check("searchPhrase", "слово " * 1000)
+
+
+@pytest.mark.parametrize("field", ["quantity", "price"])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("1", "must be a number, not a string"),
+        (True, "must be a number, not a boolean"),
+        (None, "must be a number, not null"),
+    ],
+)
+def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
+    """Nothing but a JSON number is a number."""
+    assert [f"{field}: {reason}"] == check(field, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reasons"),
+    [
+        ("quantity", 0, ["quantity: must be above 0"]),
+        ("quantity", -1, ["quantity: must be above 0"]),
+        ("quantity", 0.0, ["quantity: must be above 0"]),
+        ("quantity", 0.5, []),
+        ("quantity", 2, []),
+        ("price", -0.01, ["price: must be 0 or more"]),
+        ("price", 0, []),
+        ("price", 1321.43, []),
+    ],
+)
+def test_numbers_keep_their_bounds(field: str, value: float, reasons: list[str]) -> None:
+    """A quantity is above 0, a price 0 or more, and both may have a fraction."""
+    assert reasons == check(field, value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2018-09-15T15:53:00+00:00",
+        "2018-09-15T15:53:00Z",
+        "2018-09-15T15:53:00.1+03:00",
+        "2018-09-15T15:53:00.123456789-11:30",
+        "2024-02-29T00:00:00Z",
+    ],
+)
+def test_moments_with_an_offset_are_timestamps(value: str) -> None:
+    """A timestamp is ISO 8601 with an offset, with or without a fraction."""
+    assert [] == check("timestamp", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "2018-09-15T15:53:00",
+        "2018-09-15",
+        "2018-09-15 15:53:00+00:00",
+        "20180915T155300Z",
+        "2018-W37-6T15:53:00Z",
+        "2018-09-15T15:53Z",
+        "2018-09-15T15:53:00+0000",
+        "2018-09-15T15:53:00+00:00\n",
+        "2018-09-15T15:53:00,5Z",
+        "1537026780",
+        "\u0662018-09-15T15:53:00Z",
+    ],
+)
+def test_other_forms_are_no_timestamps(value: str) -> None:
+    """A timestamp in any other form, or without an offset, is refused."""
+    assert [f"timestamp: {ISO}"] == check("timestamp", value)
+
+
+@pytest.mark.parametrize(
+    "value", ["2018-02-30T00:00:00Z", "2018-13-01T00:00:00Z", "2018-01-01T25:00:00Z", "2018-01-01T00:00:00+24:00"]
+)
+def test_impossible_moments_are_no_timestamps(value: str) -> None:
+    """A timestamp of the right form that the calendar does not know is refused."""
+    (reason,) = check("timestamp", value)
+
+    assert reason.startswith("timestamp: must be a real moment: ")
+
+
+@pytest.mark.parametrize("value", ["79991234567", "+7 999 123-45-67", "+0123456", "+1234567890123456", "+", "+7\n"])
+def test_phones_are_e164(value: str) -> None:
+    """A phone is a plus and at most fifteen digits, the first not 0."""
+    assert ["phone: must be E.164, such as +79991234567"] == check("phone", value)
+
+
+@pytest.mark.parametrize("value", ["ab.ru", "a@", "@b", "a b@c", "a@b@c"])
+def test_emails_have_two_halves(value: str) -> None:
+    """An e-mail address has one @ and something on both sides of it."""
+    assert ["email: must be an e-mail address"] == check("email", value)
+
+
+@pytest.mark.parametrize("value", ["{}", [], 1, None])
+def test_custom_data_is_an_object(value: object) -> None:
+    """`customData` is a JSON object."""
+    (reason,) = check("customData", value)
+
+    assert reason.startswith("customData: must be an object, not ")
+
+
+def test_all_reasons_are_told() -> None:
+    """An event wrong in many ways gets a reason for each of them."""
+    event = {"productId": "1", "stockId": "", "colour": "red"}
+
+    assert [
+        "productId: must be an integer, not a string",
+        "stockId: must not be empty",
+        "colour: is no field of this event",
+        "sessionExternalId: is missing",
+    ] == check_event("view", event)
+
+
+@pytest.mark.parametrize(("body", "kind"), [([], "an array"), ("view", "a string"), (None, "null"), (1, "an integer")])
+def test_an_event_is_an_object(body: object, kind: str) -> None:
+    """Nothing but a JSON object is an event."""
+    assert [f"body: must be an object, not {kind}"] == check_event("view", body)
+
+
+def test_a_batch_of_all_events_is_good() -> None:
+    """A batch may hold any of the twelve events, also of different sessions."""
+    assert [] == check_batch([{name: required | optional} for name, (required, optional) in CONTRACT.items()])
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        ([], "body: must not be empty"),
+        ({}, "body: must be an array, not an object"),
+        ({"view": {}}, "body: must be an array, not an object"),
+        ("x", "body: must be an array, not a string"),
+        ([1], "[0]: must be an object, not an integer"),
+        ([[]], "[0]: must be an object, not an array"),
+        ([{}], "[0]: must have exactly one key, the event's name, not 0"),
+        ([{"view": {}, "search": {}}], "[0]: must have exactly one key, the event's name, not 2"),
+        ([{"View": {}}], "[0].View: is no event of the API"),
+        ([{"visitorEvents": []}], "[0].visitorEvents: must be an object, not an array"),
+        ([{"view": 1}], "[0].view: must be an object, not an integer"),
+        ([{"x" * 51: {}}], f"[0].{'x' * 50}: is no event of the API"),
+    ],
+)
+def test_a_batch_is_an_array_of_envelopes(batch: object, reason: str) -> None:
+    """A batch is an array of objects with one key each, the name of an event; it is not empty."""
+    assert [reason] == check_batch(batch)
+
+
+def test_reasons_start_with_the_path() -> None:
+    """A reason tells the place in the batch, the event and the field; good events stay unmentioned."""
+    good = {"view": CONTRACT["view"][0]}
+    bad = {"view": SESSION | {"productId": "1"}}
+
+    assert [
+        "[1].view.productId: must be an integer, not a string",
+        "[3].view.productId: must be an integer, not a string",
+    ] == check_batch([good, bad, good, bad])
+
+
+def test_unknown_events_pass_if_allowed() -> None:
+    """With `allow_unknown` an event of a new name passes with any fields, while the known stay strict."""
+    batch = [{"stepOnMoon": {"foot": "left"}}, {"view": {}}]
+
+    assert [
+        "[1].view.sessionExternalId: is missing",
+        "[1].view.productId: is missing",
+    ] == check_batch(batch, allow_unknown=True)
+
+
+def test_unknown_events_are_objects_all_the_same() -> None:
+    """With `allow_unknown` an event of a new name is still an object."""
+    assert ["body: must be an object, not null"] == check_event("stepOnMoon", None, allow_unknown=True)

@@ -1,0 +1,268 @@
+"""Running an emulator in the current event loop, for a block or until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+import retailrocket_async.emulator as package
+from retailrocket_async.emulator import Fault, RunningEmulator, Settings, running_emulator, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
+VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
+
+
+async def post(emulator: RunningEmulator, **options: Any) -> httpx.Response:
+    """Post one view over a connection of its own."""
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        return await client.post(f"{emulator.url}view", params=KEYS, json=VIEW, **options)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until *holds*."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
+            await asyncio.sleep(0)
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    """`__all__` is sorted and every name in it exists."""
+    names = [name for name in package.__all__ if hasattr(package, name)]
+
+    assert sorted(names) == package.__all__
+
+
+async def test_urls_lead_to_both_sides() -> None:
+    """The handle tells the base of the API and that of the control side, on this machine."""
+    async with running_emulator() as emulator:
+        port = httpx.URL(emulator.root).port
+
+    assert (f"http://127.0.0.1:{port}/1.0/", f"http://127.0.0.1:{port}/_control/") == (
+        emulator.url,
+        emulator.control_url,
+    )
+
+
+async def test_many_emulators_run_side_by_side() -> None:
+    """Emulators in one process have ports and states of their own."""
+    async with running_emulator() as one, running_emulator(Settings(forbidden=True)) as two:
+        statuses = ((await post(one)).status_code, (await post(two)).status_code)
+
+    assert (200, 403, 1, 0) == (*statuses, one.ledger.total_events, two.ledger.total_events)
+
+
+async def test_the_handle_steers() -> None:
+    """The handle changes settings and forgets, and shows the settings as they are now."""
+    async with running_emulator() as emulator:
+        emulator.configure(forbidden=True)
+        refused = (await post(emulator)).status_code
+        emulator.reset()
+        emulator.configure(forbidden=False)
+        accepted = (await post(emulator)).status_code
+
+    assert (403, 200, False, [1]) == (
+        refused,
+        accepted,
+        emulator.settings.forbidden,
+        [record.number for record in emulator.requests(limit=5)],
+    )
+
+
+async def test_a_taken_port_is_an_error() -> None:
+    """Listening where another listens raises OSError."""
+    async with running_emulator() as emulator:
+        with pytest.raises(OSError, match="address already in use"):
+            async with running_emulator(port=httpx.URL(emulator.root).port or 0):
+                pass
+
+
+async def test_the_port_is_free_afterwards() -> None:
+    """After the block nobody listens any more, and the port can be taken again at once."""
+    async with running_emulator() as emulator:
+        await post(emulator)
+    port = httpx.URL(emulator.root).port or 0
+    with pytest.raises(httpx.ConnectError):
+        await post(emulator)
+    async with running_emulator(port=port) as again:
+        response = await post(again)
+
+    assert 200 == response.status_code
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (Settings(latency=600), None),
+        (Settings(arrival_jitter=600, seed=1), None),
+        (Settings(), {"kind": "stall"}),
+        (Settings(), {"kind": "latency", "seconds": 600}),
+        (Settings(), {"kind": "status", "seconds": 600}),
+    ],
+)
+async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any] | None) -> None:
+    """Leaving the block ends a request that waits within a second, as a broken connection."""
+    async with running_emulator(settings) as emulator:
+        if fault is not None:
+            emulator.faults.add(Fault.from_dict(fault))
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
+        writer.write(
+            b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        )
+        if settings.arrival_jitter:
+            # Nothing tells of a request before its arrival; one that is sent later and answered shows it is there.
+            async with httpx.AsyncClient(trust_env=False) as client:
+                await client.get(f"{emulator.control_url}stats")
+        else:
+            await until(lambda: emulator.stats()["in_flight"])
+        begun = perf_counter()
+    took = perf_counter() - begun
+    answer = await asyncio.gather(reader.read(), return_exceptions=True)
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    assert (True, True) == (took < 1, answer[0] == b"" or isinstance(answer[0], ConnectionError))
+
+
+async def test_the_end_closes_idle_connections() -> None:
+    """Leaving the block closes a kept connection in order, at once."""
+    async with running_emulator() as emulator:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
+        await post(emulator)
+        begun = perf_counter()
+    took = perf_counter() - begun
+    rest = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+
+    assert (b"", True) == (rest, took < 1)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
+    """A connection that is being accepted while the emulator ends is ended with it."""
+    with socket.socket() as late:
+        async with running_emulator() as emulator:
+            late.connect(("127.0.0.1", httpx.URL(emulator.root).port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        late.setblocking(False)  # noqa: FBT003 - the socket's own interface
+        async with asyncio.timeout(1):
+            rest = await asyncio.gather(asyncio.get_running_loop().sock_recv(late, 1), return_exceptions=True)
+
+    assert rest[0] == b"" or isinstance(rest[0], ConnectionResetError)
+
+
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("localhost", None), ("::1", "[::1]")])
+async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
+    """Whatever address the emulator listens on, its URL leads there."""
+    try:
+        async with running_emulator(host=host) as emulator:
+            response = await post(emulator)
+    except OSError:
+        pytest.skip(f"{host} is no address of this machine")
+
+    assert (200, True) == (response.status_code, shown is None or emulator.root.startswith(f"http://{shown}:"))
+
+
+async def test_signals_and_loggers_are_left_alone() -> None:
+    """An emulator in the current loop changes neither signal handlers nor uvicorn's loggers."""
+
+    def state() -> list[object]:
+        loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return [*handlers, *[(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]]
+
+    before = state()
+    async with running_emulator() as emulator:
+        await post(emulator)
+        during = state()
+
+    assert before == during
+
+
+async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests, faults and the end of the server leave no line in the log."""
+    caplog.set_level(logging.INFO)
+    async with running_emulator() as emulator:
+        for kind in ("reset_before", "close_after", "garbage", "truncate"):
+            emulator.faults.add(Fault.from_dict({"kind": kind}))
+            await asyncio.gather(post(emulator), return_exceptions=True)
+        await post(emulator)
+
+    assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+async def test_serving_ends_when_cancelled() -> None:
+    """`serve` tells when it is ready and runs until it is cancelled."""
+    running: list[RunningEmulator] = []
+    task = asyncio.ensure_future(serve(ready=running.append))
+    await until(lambda: running)
+    response = await post(running[0])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert 200 == response.status_code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself these signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
+    """`serve` ends in order on SIGINT and SIGTERM, and then the old handlers are back."""
+    before = signal.getsignal(number)
+    running: list[RunningEmulator] = []
+    task = asyncio.ensure_future(serve(ready=running.append))
+    await until(lambda: running)
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(task, 10)
+
+    assert before == signal.getsignal(number)
+
+
+def test_serving_works_in_any_thread() -> None:
+    """Outside the main thread `serve` leaves signals alone."""
+    running: list[RunningEmulator] = []
+
+    async def briefly() -> None:
+        task = asyncio.ensure_future(serve(ready=running.append))
+        await until(lambda: running)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(briefly()))
+    thread.start()
+    thread.join(10)
+
+    assert 1 == len(running)
+
+
+async def test_serving_needs_nobody_to_tell() -> None:
+    """`serve` works without `ready`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    task = asyncio.ensure_future(serve(port=port))
+    root = f"http://127.0.0.1:{port}"
+    async with asyncio.timeout(10), httpx.AsyncClient(trust_env=False) as client:
+        response = None
+        while response is None:
+            with suppress(httpx.ConnectError):
+                response = await client.get(f"{root}/_control/stats")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert 200 == response.status_code

@@ -1,0 +1,115 @@
+"""The settings of an emulator, as a record and as a command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from retailrocket_async.emulator import Settings
+from retailrocket_async.emulator.__main__ import main
+from retailrocket_async.emulator._command import arguments_of, parser, settings_of
+
+ODD = Settings(
+    api_key="-k=1 2",
+    partner_id="p",
+    limit=None,
+    per=0.25,
+    latency=1e-05,
+    arrival_jitter=2,
+    seed=-3,
+    max_body_bytes=1,
+    allow_unknown_events=True,
+    forbidden=True,
+    keep=7,
+)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    """The default limit is the contract's 50 requests per second."""
+    settings = Settings()
+
+    assert (50, 1.0, 8_388_608, 200_000) == (settings.limit, settings.per, settings.max_body_bytes, settings.keep)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("api_key", ""),
+        ("api_key", None),
+        ("partner_id", 1),
+        ("limit", 0),
+        ("limit", True),
+        ("limit", 1.0),
+        ("per", 0),
+        ("per", -1.0),
+        ("per", "1"),
+        ("latency", -0.1),
+        ("latency", float("nan")),
+        ("latency", float("inf")),
+        ("latency", True),
+        ("arrival_jitter", None),
+        ("seed", 1.5),
+        ("max_body_bytes", 0),
+        ("max_body_bytes", None),
+        ("allow_unknown_events", 1),
+        ("forbidden", "no"),
+        ("keep", 0),
+    ],
+)
+def test_wrong_values_are_refused_at_birth(name: str, value: object) -> None:
+    """A setting of the wrong type or out of range is refused by name."""
+    settings: dict[str, Any] = {name: value}
+
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        Settings(**settings)
+
+
+def test_settings_are_frozen() -> None:
+    """Settings change by being replaced."""
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Settings().limit = 1  # type: ignore[misc]
+
+
+def test_some_settings_change_at_run_time() -> None:
+    """`changed` returns a copy with the new values."""
+    expected = Settings(api_key="new", limit=None, latency=1)
+
+    assert expected == Settings().changed(api_key="new", limit=None, latency=1)
+
+
+@pytest.mark.parametrize("changes", [{"keep": 1}, {"nonsense": 1}, {"self": 1}, {"limit": 0}])
+def test_other_settings_do_not_change_at_run_time(changes: dict[str, object]) -> None:
+    """A setting that is fixed, unknown or wrong is refused."""
+    with pytest.raises(ValueError, match=r"cannot change|must be"):
+        Settings().changed(**changes)
+
+
+def test_the_key_is_not_shown() -> None:
+    """A report on the settings leaves the key out."""
+    shown = Settings(api_key="secret").shown()
+
+    assert ("dev-partner", False) == (shown["partner_id"], "api_key" in shown)
+
+
+@pytest.mark.parametrize("settings", [Settings(), ODD])
+def test_arguments_carry_every_setting(settings: Settings) -> None:
+    """Settings turned into arguments and parsed again are the same settings."""
+    assert settings == settings_of(parser().parse_args(arguments_of(settings)))
+
+
+def test_no_arguments_are_the_defaults() -> None:
+    """A command line without arguments means the default settings, on this machine alone."""
+    parsed = parser().parse_args([])
+
+    assert (Settings(), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)
+
+
+@pytest.mark.parametrize("argument", ["--limit=0", "--limit=many", "--per=0", "--nonsense", "--port=x"])
+def test_wrong_arguments_end_the_command(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong argument ends the command with status 2 and a word on the standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main([argument])
+
+    assert (2, True) == (caught.value.code, argument.partition("=")[0].strip("-") in capsys.readouterr().err)

@@ -1,0 +1,106 @@
+"""The sliding window, with time as an argument."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retailrocket_async.emulator import SlidingWindow
+
+
+def admitted(moments: list[float], limit: int | None, per: float = 1.0) -> list[bool]:
+    """Ask a new window about each of *moments*."""
+    window = SlidingWindow(per)
+    return [window.admit(moment, limit) for moment in moments]
+
+
+def test_the_limit_passes_and_the_next_does_not() -> None:
+    """Of requests at one moment exactly *limit* pass."""
+    assert [True, True, True, False, False] == admitted([5.0] * 5, 3)
+
+
+def test_the_window_is_open_at_its_old_end() -> None:
+    """A request exactly one window later has a place again, one a little earlier has none."""
+    assert [True, False, True] == admitted([10.0, 10.99609375, 11.0], 1)
+
+
+def test_the_window_slides() -> None:
+    """Places come free one by one, not all at the turn of a second."""
+    assert [True, True, False, True, False, True] == admitted([0.5, 0.75, 1.25, 1.5, 1.625, 1.75], 2)
+
+
+def test_refused_requests_take_no_place() -> None:
+    """A client that hammers while refused is let in as soon as one that waits."""
+    assert [True, False, False, False, True] == admitted([0.0, 0.25, 0.5, 0.75, 1.0], 1)
+
+
+def test_no_limit_refuses_nobody() -> None:
+    """Without a limit everything passes."""
+    assert [True] * 1000 == admitted([0.0] * 1000, None)
+
+
+def test_the_limit_may_change_between_requests() -> None:
+    """A limit set later counts what was admitted before it."""
+    window = SlidingWindow(1.0)
+    for _ in range(3):
+        window.admit(0.0, None)
+
+    assert (False, True) == (window.admit(0.5, 3), window.admit(0.5, 4))
+
+
+def test_refusals_are_counted() -> None:
+    """`over_limit` is the number of requests refused."""
+    window = SlidingWindow(1.0)
+    for _ in range(5):
+        window.admit(0.0, 2)
+
+    assert 3 == window.over_limit
+
+
+def test_the_worst_window_counts_all_arrivals() -> None:
+    """`worst` is the densest window of arrivals, whether they were admitted or not, and stays when it is past."""
+    window = SlidingWindow(1.0)
+    for moment in [0.0, 0.5, 0.75, 1.0, 1.25, 9.0]:
+        window.arrive(moment)
+
+    assert 4 == window.worst
+
+
+def test_clearing_forgets_everything() -> None:
+    """A cleared window is a new one."""
+    window = SlidingWindow(1.0)
+    window.arrive(0.0)
+    window.admit(0.0, 1)
+    window.admit(0.0, 1)
+    window.clear()
+
+    assert (0, 0, True) == (window.worst, window.over_limit, window.admit(0.0, 1))
+
+
+# Sixty-fourths are exact in binary, so that the oracle's arithmetic and the window's are the same.
+ticks = st.lists(st.integers(0, 400), max_size=80).map(lambda marks: [mark / 64 for mark in sorted(marks)])
+
+
+@given(ticks, st.integers(1, 6))
+def test_every_verdict_is_that_of_the_definition(moments: list[float], limit: int) -> None:
+    """A request at t is refused exactly when `limit` admitted ones lie in (t - per, t]."""
+    passed: list[float] = []
+    expected: list[bool] = []
+    for moment in moments:
+        free = sum(moment - 1.0 < other <= moment for other in passed) < limit
+        expected.append(free)
+        if free:
+            passed.append(moment)
+
+    assert expected == admitted(moments, limit)
+
+
+@given(ticks)
+def test_the_worst_window_is_that_of_the_definition(moments: list[float]) -> None:
+    """`worst` is the largest number of arrivals in (t - per, t] over all t."""
+    window = SlidingWindow(1.0)
+    for moment in moments:
+        window.arrive(moment)
+    expected = max((sum(end - 1.0 < other <= end for other in moments) for end in moments), default=0)
+
+    assert expected == window.worst
