@@ -22,27 +22,35 @@ class Turn:
     Args:
         permit: what the limiter granted.
         leave: gives the place on the wire back.
+        complain: told what the permit raises: a limiter may be anybody's, and must not cost a request its outcome.
     """
 
-    __slots__ = ("_leave", "_over", "_permit")
+    __slots__ = ("_complain", "_leave", "_over", "_permit")
 
-    def __init__(self, permit: Permit | None, leave: Callable[[], None]) -> None:
+    def __init__(self, permit: Permit | None, leave: Callable[[], None], complain: Callable[[Exception], None]) -> None:
         self._permit = permit
         self._leave = leave
+        self._complain = complain
         self._over = False
 
     def sent(self) -> None:
         """Tell that the request's body was written."""
         if self._permit is not None and not self._over:
-            self._permit.sent()
+            try:
+                self._permit.sent()
+            except Exception as error:  # noqa: BLE001 - see `complain`
+                self._complain(error)
 
-    def end(self) -> None:
-        """Give everything back; only the first call counts."""
+    def end(self, *, answered: bool = False) -> None:
+        """Give everything back, and tell the limiter whether the server answered; only the first call counts."""
         if not self._over:
             self._over = True
             self._leave()
             if self._permit is not None:
-                self._permit.done()
+                try:
+                    self._permit.done(answered=answered)
+                except Exception as error:  # noqa: BLE001 - see `complain`
+                    self._complain(error)
 
 
 class Flight:
@@ -108,6 +116,8 @@ class Flight:
         """Note that a request goes out."""
         self.attempts += 1
         self.on_wire = True
+        # What an earlier attempt brought is not what this one did.
+        self._reply = None
 
     def judge(self, reply: Reply, now: float) -> Outcome | None:
         """Note what an attempt brought; return the outcome where that settles it, None where a retry may mend it."""
@@ -135,6 +145,8 @@ class Flight:
         """Return the outcome of a flight that ends here."""
         reply = self._reply
         failure = f"{reply.failure}: {reply.detail}" if reply is not None and reply.failure is not None else None
+        if self.on_wire:
+            failure = "unanswered"
         return Abandoned(
             reason=reason,
             # A request cut off in mid-flight may have arrived.

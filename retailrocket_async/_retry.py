@@ -65,9 +65,11 @@ class RetryPolicy:
             return None
         # tenacity's strategies read one record of the past; built by hand, it needs neither a loop nor a clock.
         past = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
-        past.attempt_number = attempt
+        # Beyond a thousand doublings tenacity's power of two overflows, to `max_backoff` even from 0.
+        past.attempt_number = min(attempt, 1000)
         past.start_time, past.outcome_timestamp = 0.0, elapsed
         wait = tenacity.wait_random_exponential(multiplier=self.initial_backoff, max=self.max_backoff)(past)
+        past.attempt_number = attempt
         past.upcoming_sleep = max(wait, reply.retry_after or 0.0)
         stop = tenacity.stop_after_attempt(self.max_attempts) | tenacity.stop_before_delay(self.max_elapsed)
         return None if stop(past) else past.upcoming_sleep

@@ -1,0 +1,182 @@
+"""What every limiter owes its clients; each implementation's tests inherit `LimiterContract`."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from retailrocket_async._limiter import Limiter, RateLimit
+from tests import virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+T = TypeVar("T")
+
+ROUNDING = 1e-6
+"""Seconds: far more than the rounding of floats, far less than anything that matters to a limit."""
+
+
+def worst_window(times: Iterable[float], per: float) -> int:
+    """Return the largest number of `times` in any window `(t - per, t]`."""
+    ordered = sorted(times)
+    worst = first = 0
+    for last, at in enumerate(ordered):
+        while ordered[first] <= at - per + ROUNDING:
+            first += 1
+        worst = max(worst, last - first + 1)
+    return worst
+
+
+class LimiterContract(abc.ABC):
+    """The abstract suite; `make` and, for a limiter that needs real time, `run` and `per` are the implementation's."""
+
+    per: float = 1.0
+    """The window's length that the tests use, in seconds."""
+
+    @abc.abstractmethod
+    def make(self, rate_limit: RateLimit) -> Limiter:
+        """Return a new limiter that keeps `rate_limit`."""
+
+    def run(self, test: Coroutine[Any, Any, T]) -> T:
+        """Run `test` on an event loop of its own."""
+        return virtual_time.run(test)
+
+    def limit(self, requests: int, *, burst: int = 1) -> RateLimit:
+        """Return a limit with the window of these tests."""
+        return RateLimit(requests=requests, per=self.per, burst=burst)
+
+    def test_is_a_limiter(self) -> None:
+        """It has the protocol's methods."""
+        assert isinstance(self.make(self.limit(10)), Limiter)
+
+    def test_first_request_does_not_wait(self) -> None:
+        """After a quiet moment a request leaves at once."""
+
+        async def test() -> None:
+            async with asyncio.timeout(self.per / 10):
+                await take(self.make(self.limit(2)))
+
+        self.run(test())
+
+    def test_window_is_never_overfull(self) -> None:
+        """No window holds more requests than the limit allows, however many callers there are."""
+        limit = self.limit(10, burst=2)
+
+        async def test() -> list[float]:
+            limiter = self.make(limit)
+            return await asyncio.gather(*(take(limiter) for _ in range(35)))
+
+        assert worst_window(self.run(test()), self.per) <= limit.requests
+
+    def test_every_waiter_is_granted(self) -> None:
+        """Waiters are granted at about the pace of the limit."""
+        limit = self.limit(10, burst=2)
+
+        async def test() -> list[float]:
+            limiter = self.make(limit)
+            return await asyncio.gather(*(take(limiter) for _ in range(35)))
+
+        times = self.run(test())
+        # 35 requests fill three windows and a half.
+        assert max(times) - min(times) <= 4 * (limit.per + limit.jitter)
+
+    def test_first_come_first_served(self) -> None:
+        """Waiters are granted in the order of their calls."""
+
+        async def test() -> list[int]:
+            limiter = self.make(self.limit(10))
+            order: list[int] = []
+
+            async def waiter(number: int) -> None:
+                await take(limiter)
+                order.append(number)
+
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(20):
+                    tasks.create_task(waiter(number))
+            return order
+
+        assert list(range(20)) == self.run(test())
+
+    def test_cancelled_waiters_block_nobody(self) -> None:
+        """Whoever waits behind cancelled waiters is granted as if they had never come."""
+
+        async def test() -> float:
+            limiter = self.make(self.limit(4))
+            begin = await take(limiter)
+            waiters = [asyncio.create_task(take(limiter)) for _ in range(20)]
+            last = asyncio.create_task(take(limiter))
+            await asyncio.sleep(self.per / 8)
+            for waiter in waiters:
+                waiter.cancel()
+            return await last - begin
+
+        assert self.run(test()) < self.per * 0.75
+
+    def test_pause_holds_new_callers(self) -> None:
+        """Nothing is granted before the end of a pause."""
+
+        async def test() -> float:
+            limiter = self.make(self.limit(10))
+            end = now() + self.per
+            limiter.pause_until(end)
+            return await take(limiter) - end
+
+        assert self.run(test()) >= 0.0
+
+    def test_pause_holds_waiters(self) -> None:
+        """A pause holds back those, too, who waited before it came."""
+
+        async def test() -> float:
+            limiter = self.make(self.limit(4))
+            await take(limiter)
+            waiter = asyncio.create_task(take(limiter))
+            await asyncio.sleep(self.per / 8)
+            end = now() + self.per
+            limiter.pause_until(end)
+            return await waiter - end
+
+        assert self.run(test()) >= 0.0
+
+    @pytest.mark.parametrize("second", [0.0, 0.5, -1.0])
+    def test_pause_is_never_shortened(self, second: float) -> None:
+        """An earlier deadline leaves a later one as it is."""
+
+        async def test() -> float:
+            limiter = self.make(self.limit(10))
+            begin = now()
+            limiter.pause_until(begin + self.per)
+            limiter.pause_until(begin + second * self.per)
+            return await take(limiter) - begin
+
+        assert self.run(test()) >= self.per
+
+    def test_pause_ends(self) -> None:
+        """Once a pause is over, requests leave again."""
+
+        async def test() -> None:
+            limiter = self.make(self.limit(10))
+            limiter.pause_until(now() + self.per)
+            async with asyncio.timeout(1.5 * self.per):
+                await take(limiter)
+
+        self.run(test())
+
+
+def now() -> float:
+    """Return the event loop's time in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+async def take(limiter: Limiter) -> float:
+    """Make a request that is written and answered in no time; return when it was granted."""
+    permit = await limiter.acquire()
+    at = now()
+    if permit is not None:
+        permit.sent()
+        permit.done(answered=True)
+    return at
