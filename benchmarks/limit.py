@@ -27,20 +27,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import httpx
 from _exact_server import Arrival, Conditions, running
 from aiolimiter import AsyncLimiter
 
-from retailrocket_async._limiter import LocalLimiter, RateLimit
+from retailrocket_async import AsyncTrackingClient, Batching, Buffer, LocalLimiter, RateLimit, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from retailrocket_async._limiter import Limiter, Permit
+    from retailrocket_async import Limiter, Permit
 
 LIMIT = RateLimit()
 SENDERS = 8
-BODY = b'{"events":[]}'
 
 
 class Textbook:
@@ -101,54 +99,64 @@ class Row(NamedTuple):
 # --- the demand ---
 
 
-class _Body(httpx.AsyncByteStream):
-    """A body that tells when it was written: httpx comes back for more once the connection took the last of it."""
+class _Noting:
+    """Passes a limiter on to the client, and notes when each request was granted and written."""
 
-    def __init__(self, written: Callable[[], None]) -> None:
-        self._written = written
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._clock = asyncio.get_running_loop().time
+        self.sendings: dict[int, Sending] = {}
+        self._numbers = itertools.count()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield BODY
-        self._written()
+    async def acquire(self) -> Permit:
+        permit = await self._limiter.acquire()
+        return _NotedPermit(self, next(self._numbers), permit)
+
+    def pause_until(self, deadline: float) -> None:
+        self._limiter.pause_until(deadline)
+
+    def note(self, number: int, granted: float) -> None:
+        self.sendings[number] = Sending(granted, self._clock())
+
+
+class _NotedPermit:
+    def __init__(self, noting: _Noting, number: int, permit: Permit | None) -> None:
+        self._note = noting.note
+        self._number = number
+        self._permit = permit
+        self._granted = asyncio.get_running_loop().time()
+
+    def sent(self) -> None:
+        self._note(self._number, self._granted)
+        if self._permit is not None:
+            self._permit.sent()
+
+    def done(self, *, answered: bool = False) -> None:
+        if self._permit is not None:
+            self._permit.done(answered=answered)
 
 
 async def saturate(url: str, limiter: Limiter, seconds: float) -> dict[int, Sending]:
-    """Send as fast as the limiter lets `SENDERS` senders; return when each request left, by its number."""
+    """Track more events than the limit lets out, one to a request; return when each request left, by its number."""
     clock = asyncio.get_running_loop().time
-    host = httpx.URL(url).netloc.decode()
+    noting = _Noting(limiter)
+    client = AsyncTrackingClient(
+        "key",
+        "partner",
+        base_url=url,
+        limiter=noting,
+        # One event to a request, tried once: the n-th grant is the n-th event's.
+        batching=Batching(max_events=1, linger=0.0, max_in_flight=SENDERS),
+        buffer=Buffer(max_events=SENDERS),
+        retry=RetryPolicy(max_attempts=1),
+    )
     end = clock() + seconds
-    numbers = itertools.count()
-    sendings: dict[int, Sending] = {}
-
-    async def send(http: httpx.AsyncClient) -> None:
-        permit = await limiter.acquire()
-        granted = clock()
-        number = next(numbers)
-
-        def note() -> None:
-            sendings[number] = Sending(granted, clock())
-            if permit is not None:
-                permit.sent()
-
-        # A request with a stream of one's own gets no headers from httpx.
-        headers = {"host": host, "content-length": str(len(BODY)), "x-number": str(number)}
-        answered = False
-        try:
-            await http.send(httpx.Request("POST", url, headers=headers, stream=_Body(note)))
-            answered = True
-        finally:
-            if permit is not None:
-                permit.done(answered=answered)
-
-    async def sender(http: httpx.AsyncClient) -> None:
-        while clock() < end:
-            await send(http)
-
-    limits = httpx.Limits(max_connections=SENDERS)
-    async with httpx.AsyncClient(limits=limits, trust_env=False) as http, asyncio.TaskGroup() as tasks:
-        for _ in range(SENDERS):
-            tasks.create_task(sender(http))
-    return sendings
+    for number in itertools.count():
+        if clock() >= end:
+            break
+        await client.view(session_external_id="visitor", product_id=number)
+    await client.aclose()
+    return noting.sendings
 
 
 # --- the event loop's other work ---
