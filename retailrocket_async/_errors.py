@@ -28,10 +28,13 @@ exceptions hold the request, and the request holds the key.
 
 from __future__ import annotations
 
+import itertools
 import reprlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from retailrocket_async._outcome import Outcome
 
 
@@ -53,6 +56,10 @@ class _Redacted:
     def __repr__(self) -> str:
         return "<withheld>"
 
+    def __reduce__(self) -> str:
+        # By name, so that a copied or unpickled error still holds the one and only.
+        return "REDACTED"
+
 
 REDACTED: Final = _Redacted()
 
@@ -73,7 +80,7 @@ class EventValidationError(UsageError, ValueError):
         self.rule = rule
         self.value = value
         place = f"{event}.{field}" if field else event
-        got = "" if value is REDACTED else f" (got {_brief(value)})"
+        got = "" if value is REDACTED else f" (got {brief(value)})"
         super().__init__(f"{place} {rule}{got}")
 
     def __reduce__(self) -> tuple[type[EventValidationError], tuple[str, str, str, object]]:
@@ -160,10 +167,9 @@ class DroppedError(DeliveryError):
 
 
 class _Brief(reprlib.Repr):
-    """Shows the start of a value, whatever its size: events come from visitors, so values may be hostile."""
-
     def __init__(self) -> None:
         super().__init__()
+        self.maxlevel = 2
         self.maxstring = self.maxother = 80
         self.maxlong = 40
 
@@ -174,4 +180,19 @@ class _Brief(reprlib.Repr):
         return super().repr_int(x, level)
 
 
-_brief = _Brief().repr
+_repr = _Brief().repr
+
+
+def brief(value: object) -> str:
+    """Return the start of the repr of `value`, whatever it is: events come from visitors, so values may be hostile."""
+    try:
+        text = _repr(value)
+    except Exception:  # noqa: BLE001 - reprlib goes by the name of the class, and any class may be called "list"
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def brief_names(names: Iterable[object]) -> str:
+    """Return the first of `names`, sorted, each as briefly as any value."""
+    shown = sorted(map(brief, itertools.islice(names, 9)))
+    return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))

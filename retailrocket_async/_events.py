@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from retailrocket_async._errors import EventValidationError
+from retailrocket_async._errors import EventValidationError, brief_names
 from retailrocket_async._rules import (
     Json,
     Number,
     email,
     fail,
+    fixed_moment,
     frozen_object,
     id_tuple,
     identifier,
@@ -41,7 +43,7 @@ from retailrocket_async._rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 
 def utc_now() -> datetime:
@@ -67,11 +69,12 @@ class VisitorEvent(Event):
 
     Attributes:
         session_external_id: the visitor's device or browser, 1-50 ASCII letters and digits; see `new_session_id`.
-        timestamp: the moment of the act, an aware datetime; default now, in UTC. Sent in whole seconds by default.
+        timestamp: the moment of the act, an aware datetime; default now, in UTC; kept with a fixed
+            offset. Sent in whole seconds by default.
     """
 
     session_external_id: str = attrs.field(validator=identifier)
-    timestamp: datetime = attrs.field(factory=utc_now, validator=moment)
+    timestamp: datetime = attrs.field(factory=utc_now, converter=fixed_moment, validator=moment)
 
 
 @attrs.frozen(kw_only=True)
@@ -327,11 +330,13 @@ def order_lines(
     moment_of_order = timestamp if timestamp is not None else utc_now()
     orders: list[Order] = []
     for position, line in enumerate(lines):
+        if not isinstance(line, Mapping):
+            raise EventValidationError("order", f"lines[{position}]", f"must be a mapping, not {type(line).__name__}")
         unknown = set(line) - _LINE_KEYS
         missing = _LINE_KEYS - {"stock_id"} - set(line)
         if unknown or missing:
-            told = [f"unknown: {', '.join(sorted(map(str, unknown)))}"] * bool(unknown)
-            told += [f"missing: {', '.join(sorted(missing))}"] * bool(missing)
+            told = [f"unknown: {brief_names(unknown)}"] * bool(unknown)
+            told += [f"missing: {brief_names(missing)}"] * bool(missing)
             rule = f"must have product_id, quantity, price, perhaps stock_id, and no other key ({'; '.join(told)})"
             raise EventValidationError("order", f"lines[{position}]", rule)
         orders.append(

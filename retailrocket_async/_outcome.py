@@ -184,7 +184,12 @@ class Receipt:
             if self._waiters is None:
                 self._waiters = []
             self._waiters.append(waiter)
-            yield from waiter
+            try:
+                yield from waiter
+            finally:
+                # Cancelled: whoever polls with a time-out would leave a waiter behind every time.
+                if self._waiters is not None:
+                    self._waiters.remove(waiter)
         assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
         return self._outcome
 

@@ -18,7 +18,6 @@ A redirect is never followed: its target could be another host, and the key goes
 from __future__ import annotations
 
 import enum
-import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal, TypeAlias
@@ -90,8 +89,8 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # Python refuses to read an int of more than some 4,000 digits; nine are thirty years.
-        return float(text[:9]) if len(text) <= 9 else math.inf
+        # A float, as Python refuses to read an int of more than some 4,000 digits; too many give infinity.
+        return float(text)
     moment = parse_http_date(text)
     return None if moment is None else max(0.0, (moment - now).total_seconds())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import attrs
@@ -74,7 +75,13 @@ class UndeliveredEvent:
     @property
     def event(self) -> Event:
         """The event, read back from its JSON; its timestamp as precise as it was sent."""
-        return Codec().decode(self.envelope, allow_custom=True)
+        return _reader().decode(self.envelope, allow_custom=True)
+
+
+@functools.cache
+def _reader() -> Codec:
+    # Once: to build a codec takes milliseconds, and a buffer holds a hundred thousand events.
+    return Codec()
 
 
 @attrs.frozen(kw_only=True)

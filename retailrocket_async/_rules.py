@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
 
@@ -33,6 +33,7 @@ MAX_DEPTH = 32
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
 """Fields whose values are in no message: they are, or may hold, personal data."""
 
+_MINUTE = timedelta(minutes=1)
 _E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
 
 
@@ -80,14 +81,15 @@ def int64(event: Named, field: attrs.Attribute[int], value: int) -> None:
 
 def int64s(event: Named, field: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]) -> None:
     if type(value) is not tuple or not value:
-        fail(event, field.name, f"must be a sequence of at least one int{_unlike(value)}", value)
+        unlike = "" if type(value) is tuple else _unlike(value)
+        fail(event, field.name, f"must be a sequence of at least one int{unlike}", value)
     for position, item in enumerate(value):
         if type(item) is not int or not INT64_MIN <= item <= INT64_MAX:
             fail(event, f"{field.name}[{position}]", f"must be an int of at most 64 bits{_unlike(item)}", item)
 
 
 def price(event: Named, field: attrs.Attribute[Number], value: Number) -> None:
-    if type(value) not in (int, float, Decimal) or not math.isfinite(number := on_wire(value)) or number < 0:
+    if type(value) not in (int, float, Decimal) or not math.isfinite(on_wire(value)) or value < 0:
         fail(event, field.name, f"must be a finite int, float or Decimal, 0 or more{_unlike(value)}", value)
 
 
@@ -98,7 +100,8 @@ def quantity(event: Named, field: attrs.Attribute[Number], value: Number) -> Non
 
 def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> None:
     # UTC first: it is the default, and asking any other zone for its offset is a call.
-    if isinstance(value, datetime) and (value.tzinfo is UTC or _whole_minutes(value)):
+    zone = value.tzinfo if type(value) is datetime else None
+    if zone is UTC or (type(zone) is timezone and not zone.utcoffset(None) % _MINUTE):
         return
     rule = "must be an aware datetime with an offset in whole minutes, e.g. datetime.now(timezone.utc)"
     fail(event, field.name, f"{rule}{_unlike(value)}", value)
@@ -123,9 +126,9 @@ def phone(event: Named, field: attrs.Attribute[str | None], value: str | None) -
 
 
 def json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, _NotJson):
-        name = field.name + value.path
-        raise EventValidationError(event.event_name, name, value.rule)
+    fault = _NO_OBJECT if value is None else value
+    if isinstance(fault, _NotJson):
+        raise EventValidationError(event.event_name, field.name + fault.path, fault.rule)
 
 
 def optional_json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
@@ -134,11 +137,10 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
 
 
 def _unlike(value: object) -> str:
-    return (
-        ""
-        if isinstance(value, str | int | float | Decimal | datetime) and type(value) is not bool
-        else (f", not {type(value).__name__}")
-    )
+    # A subclass is named too: Django's SafeString, say, prints like the str that is asked for.
+    kind = type(value)
+    plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
+    return "" if plain else f", not {kind.__name__}"
 
 
 def _encodable(text: str) -> bool:
@@ -150,14 +152,6 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _whole_minutes(value: datetime) -> bool:
-    try:
-        offset = value.utcoffset()
-    except Exception:  # noqa: BLE001 - a caller's tzinfo may raise anything; to us it has no offset
-        return False
-    return offset is not None and not offset % timedelta(minutes=1)
 
 
 def on_wire(value: Number) -> int | float:
@@ -184,15 +178,20 @@ class _NotJson(Exception):  # noqa: N818 - never leaves this module
         self.rule = rule
 
 
+_NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
+
+
 def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson: see the validator
     if value is None:
         return None
-    if not isinstance(value, Mapping):
-        return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
     try:
-        return _frozen_json(value, "", 0)
+        if isinstance(value, Mapping):
+            return _frozen_json(value, "", 0)
     except _NotJson as fault:
         return fault.with_traceback(None)
+    except Exception as error:  # noqa: BLE001 - a caller's mapping may raise anything; to us it holds nothing
+        return _NotJson("", f"must be a mapping that can be read: it raised {type(error).__name__}")
+    return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
 
 
 def _frozen_json(value: object, path: str, depth: int) -> Json:
@@ -239,6 +238,28 @@ def _frozen_scalar(value: object, path: str) -> Json:
 
 def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
     """Return a sequence of ids as a tuple; what is no sequence stays as it came, for the validator to name."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return cast("tuple[int, ...]", value)
-    return tuple(value)
+    try:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+            return tuple(value)
+    except Exception:  # noqa: BLE001, S110 - a caller's sequence may raise anything; to us it is none
+        pass
+    return cast("tuple[int, ...]", value)
+
+
+def fixed_moment(value: datetime) -> datetime:
+    """Return an aware datetime as a plain one with a fixed offset; what is none stays as it came, for the validator.
+
+    Subclasses (pandas, pendulum, freezegun) and zones are the caller's code. It runs here, once, and never in the
+    encoder: `orjson` refuses subclasses, and where a zone raises it takes the whole process down. Nor do moments
+    in the repeated hour of a zone with daylight saving equal themselves once they have been on the wire (PEP 495).
+    """
+    try:
+        if type(value) is datetime and type(value.tzinfo) is timezone:
+            return value
+        if isinstance(value, datetime):
+            zone = timezone(cast("timedelta", value.utcoffset()))
+            time_of_day = value.hour, value.minute, value.second, value.microsecond
+            return datetime(value.year, value.month, value.day, *time_of_day, tzinfo=zone)
+    except Exception:  # noqa: BLE001, S110 - a caller's class may raise anything; to us it has no offset
+        pass
+    return value

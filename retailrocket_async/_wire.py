@@ -22,7 +22,7 @@ from cattrs import Converter
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from retailrocket_async._errors import ConfigurationError, EventValidationError
+from retailrocket_async._errors import ConfigurationError, EventValidationError, brief_names
 from retailrocket_async._events import EVENT_TYPES, CustomEvent, Event
 from retailrocket_async._rules import on_wire
 
@@ -76,7 +76,7 @@ class Codec:
         if prefix is None:
             return b'{"%b":%b}' % (self._name_of(event).encode(), self.encode_bare(event))
         # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
-        return prefix + orjson.dumps(self._to_object[type(event)](event), self._foreign, self._option) + b"}"
+        return prefix + orjson.dumps(self._to_object[type(event)](event), None, self._option) + b"}"
 
     def encode_bare(self, event: Event) -> bytes:
         """Return the event object alone, the body of the event's own endpoint.
@@ -85,7 +85,7 @@ class Codec:
             EventValidationError: `event` is not an event of this package.
         """
         self._name_of(event)
-        return orjson.dumps(self._to_object[type(event)](event), self._foreign, self._option)
+        return orjson.dumps(self._to_object[type(event)](event), None, self._option)
 
     def to_wire(self, event: Event) -> dict[str, Any]:
         """Return the envelope of `event` as plain JSON values, e.g. ``{"view": {"productId": 1, ...}}``.
@@ -122,8 +122,7 @@ class Codec:
         try:
             return structure(body, None)
         except ForbiddenExtraKeysError as error:
-            unknown = ", ".join(sorted(map(str, error.extra_fields)))
-            raise EventValidationError(name, "", f"has unknown fields: {unknown}") from None
+            raise EventValidationError(name, "", f"has unknown fields: {brief_names(error.extra_fields)}") from None
         except KeyError as error:
             raise EventValidationError(name, _snake(str(error.args[0])), "is required") from None
 
@@ -164,12 +163,6 @@ class Codec:
         # None leaves plain values to cattrs, which then reads the attribute without a call.
         return _as_is if field in _NOT_PLAIN else None
 
-    def _foreign(self, value: object) -> object:
-        # A subclass of datetime (pandas, pendulum, freezegun) is no datetime to orjson.
-        if isinstance(value, datetime):
-            return value.isoformat(timespec=self.timestamp_precision)
-        raise TypeError(type(value).__name__)
-
 
 def join(envelopes: Iterable[bytes]) -> bytes:
     """Return the body of `visitorEvents` that holds `envelopes`, in order."""
@@ -197,7 +190,8 @@ def _structured_as_is(value: object, _: object) -> object:
 
 
 def _moment(value: object, _: object) -> object:
-    if isinstance(value, str):
+    # Printable, since Python takes a NUL for the end of the text and whatever follows for nothing.
+    if isinstance(value, str) and value.isprintable():
         try:
             return datetime.fromisoformat(value)
         except ValueError:

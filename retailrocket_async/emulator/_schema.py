@@ -40,7 +40,7 @@ _TIMESTAMP: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
 )
 _E164: Final = re.compile(r"\+[1-9][0-9]{1,14}")
-_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+_EMAIL: Final = re.compile(r"\S+@[^@\s]+")
 
 
 def _not_a(wanted: str, value: object) -> _Tails:
