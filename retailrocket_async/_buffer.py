@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from retailrocket_async._outcome import Receipt
 
@@ -149,10 +149,11 @@ class EventBuffer:
         self._clock = clock
         self._lanes: dict[Hashable, deque[Batch]] = {}
         self._busy: set[Hashable] = set()
-        # Lanes that could give a batch now, longest waiting first; a dict for its order.
+        # Lanes that could give a batch now, in the order in which they could; a dict for its order.
         self._ready: dict[Hashable, deque[Batch]] = {}
         self._ready_events = 0
         self._ready_bytes = 0
+        # Of these, the ones that a flush waits for.
         self._urgent_events = 0
         self.generation = 0
         self.events = 0
@@ -203,7 +204,9 @@ class EventBuffer:
             return None
         if self._urgent_events or self._ready_events >= self._max_events or self._ready_bytes >= self._max_bytes:
             return 0.0
-        oldest = next(iter(self._ready.values()))[0].opened_at
+        # Few lanes to look at: each holds an event, and there are fewer ready events than fill a batch. A lane that was
+        # busy can come after a younger one.
+        oldest = min(batches[0].opened_at for batches in self._ready.values())
         return max(0.0, oldest + self._linger - self._clock())
 
     def take(self) -> Batch | None:
@@ -230,8 +233,7 @@ class EventBuffer:
             self._busy.discard(lane)
             if batches := self._lanes.get(lane):
                 self._ready[lane] = batches
-                self._ready_events += sum(map(len, batches))
-                self._ready_bytes += sum(waiting.size - 1 for waiting in batches)
+                self._count_ready(batches, 1)
                 became_ready = True
             else:
                 self._lanes.pop(lane, None)
@@ -240,16 +242,19 @@ class EventBuffer:
     def begin_flush(self) -> int:
         """Make everything that waits now due at once; return the generation that ends here."""
         self.generation += 1
-        self._urgent_events = self.events
+        self._urgent_events = self._ready_events
         return self.generation - 1
 
-    def drain(self) -> list[Batch]:
-        """Remove and return all that waits."""
-        batches = [batch for lane in self._lanes.values() for batch in lane]
+    def drain(self) -> Iterator[Batch]:
+        """Remove and yield all that waits, oldest first; each batch counts as waiting until it is yielded."""
+        batches = sorted((batch for lane in self._lanes.values() for batch in lane), key=lambda batch: batch.opened_at)
         self._lanes.clear()
         self._ready.clear()
-        self.events = self.bytes = self._ready_events = self._ready_bytes = self._urgent_events = 0
-        return batches
+        self._ready_events = self._ready_bytes = self._urgent_events = 0
+        for batch in batches:
+            self.events -= len(batch)
+            self.bytes -= batch.size - 1
+            yield batch
 
     def oldest_age(self) -> float:
         """Return the age of the longest waiting event in seconds; 0 where none waits."""
@@ -265,24 +270,23 @@ class EventBuffer:
 
     def _take_from(self, lane: Hashable) -> Batch:
         batches = self._ready[lane]
+        # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
+        self._count_ready(batches if self._exclusive else (batches[0],), -1)
         batch = batches.popleft()
-        count, size = len(batch), batch.size - 1
-        self.events -= count
-        self.bytes -= size
-        if batch.generation != self.generation:
-            self._urgent_events -= count
+        self.events -= len(batch)
+        self.bytes -= batch.size - 1
         if self._exclusive:
             self._busy.add(lane)
+        if self._exclusive or not batches:
             del self._ready[lane]
-            # The rest of the lane waits for the release, and makes nothing due until then.
-            self._ready_events -= count + sum(map(len, batches))
-            self._ready_bytes -= size + sum(waiting.size - 1 for waiting in batches)
-        else:
-            if not batches:
-                del self._ready[lane]
-            self._ready_events -= count
-            self._ready_bytes -= size
         return batch
+
+    def _count_ready(self, batches: Iterable[Batch], sign: Literal[1, -1]) -> None:
+        for batch in batches:
+            self._ready_events += sign * len(batch)
+            self._ready_bytes += sign * (batch.size - 1)
+            if batch.generation != self.generation:
+                self._urgent_events += sign * len(batch)
 
 
 def _check_int(name: str, value: object, least: int, most: int | None) -> None:

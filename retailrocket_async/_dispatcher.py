@@ -12,9 +12,12 @@ events: an idle client has none.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal
+
+import attrs
 
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._errors import BufferFullError, ClientClosedError, FlushTimeoutError
@@ -22,6 +25,7 @@ from retailrocket_async._events import CustomEvent
 from retailrocket_async._flight import Flight, Turn
 from retailrocket_async._home import Home
 from retailrocket_async._ledger import Ledger
+from retailrocket_async._limiter import MAX_PAUSE
 from retailrocket_async._outcome import Delivered, Dropped, Receipt, error_for
 from retailrocket_async._reply import Reply
 from retailrocket_async._report import CloseReport
@@ -87,6 +91,7 @@ class Dispatcher:
         self._flights: dict[Flight, asyncio.Task[None]] = {}
         self._waiters: deque[_Waiter] = deque()
         self._closing: asyncio.Future[CloseReport] | None = None
+        self._last_task: asyncio.Task[None] | None = None
         self._accepted_in_a_row = 0
 
     # --- accepting ----------------------------------------------------------------------------------------------------
@@ -97,8 +102,13 @@ class Dispatcher:
         if receipt is None:
             waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
             self._waiters.append(waiter)
-            # From the moment the future has its result the event is accepted, even if this task is cancelled now.
-            return await waiter.admitted
+            try:
+                # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+                return await waiter.admitted
+            except asyncio.CancelledError:
+                # There may be room for those behind, if not for this one.
+                self._admit_waiters()
+                raise
         self._accepted_in_a_row += 1
         if self._accepted_in_a_row >= _YIELD_EVERY:
             self._accepted_in_a_row = 0
@@ -116,8 +126,7 @@ class Dispatcher:
         return receipt
 
     def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        if self._home.loop is None or self._home.loop is not asyncio.get_running_loop():
-            self._home.enter()
+        self._home.enter()
         if self._closing is not None:
             raise _closed_error()
         if self._waiters or not self._buffer.fits(len(envelope) + 1):
@@ -127,7 +136,8 @@ class Dispatcher:
     def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
         receipt = Receipt(event_name)
         self._ledger.tracked += 1
-        if self._buffer.append(envelope, receipt, lane):
+        # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
+        if self._buffer.append(envelope, receipt, lane) or self._pump is None or self._pump.done():
             self._kick()
         return receipt
 
@@ -171,23 +181,18 @@ class Dispatcher:
 
     async def _run_pump(self) -> None:
         """Take batches as permits come, until the buffer is empty."""
-        try:
-            while self._buffer.events:
-                due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
-                if due_in is None or due_in > 0:
-                    await self._sleep(due_in)
-                    continue
-                try:
-                    turn = await self._next_turn()
-                except Exception as error:  # noqa: BLE001 - a limiter may be anybody's; without it nothing may leave
-                    self._ledger.tell_once(
-                        ("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__
-                    )
-                    await asyncio.sleep(_LIMITER_RETRY)
-                    continue
-                self._take_off(turn)
-        finally:
-            self._pump = None
+        while self._buffer.events:
+            due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
+            if due_in is None or due_in > 0:
+                await self._sleep(due_in)
+                continue
+            try:
+                turn = await self._next_turn()
+            except Exception as error:  # noqa: BLE001 - a limiter may be anybody's; without it nothing may leave
+                self._limiter_failed(error)
+                await asyncio.sleep(_LIMITER_RETRY)
+                continue
+            self._take_off(turn)
 
     def _take_off(self, turn: Turn) -> None:
         """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
@@ -210,36 +215,47 @@ class Dispatcher:
 
     def _launch(self, flight: Flight) -> None:
         self._ledger.in_flight += flight.count
-        self._flights[flight] = self._home.enter().create_task(self._fly(flight))
+        task = self._flights[flight] = self._home.enter().create_task(self._fly(flight))
+        task.add_done_callback(functools.partial(self._landed, flight))
+
+    def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
+        # Whoever cancels settles first; what is left is a loop that shuts down with the client open. The task cannot
+        # do this itself: it may be cancelled before its first step.
+        if flight.outcome is None:
+            self._settle(flight, flight.give_up("cancelled", self._home.now()))
 
     async def _fly(self, flight: Flight) -> None:
-        """Attempt, judge and wait until there is an outcome; settle it."""
+        """Bring a flight to its outcome, and settle it."""
         try:
-            while True:
-                reply = await self._attempt(flight)
-                now = self._home.now()
-                if (outcome := flight.judge(reply, now)) is not None:
-                    break
-                if reply.retry_after is not None:
-                    self._limiter.pause_until(now + reply.retry_after)
-                # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
-                attempt, elapsed = max(1, flight.attempts), now - flight.started_at
-                wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
-                if wait is None:
-                    outcome = flight.give_up("retries_exhausted", now)
-                    break
-                await asyncio.sleep(wait)
-                self._ledger.retries += 1
-        except asyncio.CancelledError:
-            # Whoever cancels settles first; what is left is a loop that shuts down with the client open.
-            self._settle(flight, flight.give_up("cancelled", self._home.now()))
-            raise
-        except Exception as error:  # noqa: BLE001 - a defect, of ours or of a limiter or transport passed in
+            outcome = await self._outcome_of(flight)
+        except Exception as error:  # noqa: BLE001 - a defect, of ours or of a transport passed in
             self._ledger.tell_once(
                 ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
             )
             outcome = flight.give_up("internal_error", self._home.now())
         self._settle(flight, outcome)
+
+    async def _outcome_of(self, flight: Flight) -> Outcome:
+        """Attempt, judge and wait until there is an outcome."""
+        while True:
+            reply = await self._attempt(flight)
+            now = self._home.now()
+            if flight.outcome is not None:
+                # It was cut short, and something that it awaited swallowed the cancellation.
+                return flight.outcome
+            if (outcome := flight.judge(reply, now)) is not None:
+                return outcome
+            if reply.retry_after is not None:
+                # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
+                pause = min(reply.retry_after, MAX_PAUSE)
+                reply = attrs.evolve(reply, retry_after=pause)
+                self._pause_until(now + pause)
+            # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+            attempt, elapsed = max(1, flight.attempts), now - flight.started_at
+            wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
+            if wait is None:
+                return flight.give_up("retries_exhausted", now)
+            await asyncio.sleep(wait)
 
     async def _attempt(self, flight: Flight) -> Reply:
         """Make one request, as soon as the limiter allows it."""
@@ -247,14 +263,21 @@ class Dispatcher:
             try:
                 flight.turn = await self._next_turn()
             except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
+                self._limiter_failed(error)
                 return Reply(failure="limiter", detail=type(error).__name__, sent=False)
+            if flight.outcome is not None:
+                flight.turn.end()
+                return Reply(failure="closed", sent=False)
         flight.depart()
+        answered = False
         try:
             reply = await self._transport.post(flight.path, flight.body, on_sent=flight.turn.sent)
+            answered = reply.status is not None
         finally:
-            flight.turn.end()
+            flight.turn.end(answered=answered)
             flight.turn = None
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
+        self._ledger.retries += flight.attempts > 1
         return reply
 
     async def _next_turn(self) -> Turn:
@@ -268,13 +291,22 @@ class Dispatcher:
             raise
         finally:
             self._ledger.limiter_wait += self._home.now() - asked_at
-        return Turn(permit, self._wire_slots.release)
+        return Turn(permit, self._wire_slots.release, self._limiter_failed)
+
+    def _pause_until(self, deadline: float) -> None:
+        try:
+            self._limiter.pause_until(deadline)
+        except Exception as error:  # noqa: BLE001 - the batch must not pay for it
+            self._limiter_failed(error)
+
+    def _limiter_failed(self, error: Exception) -> None:
+        self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
 
     async def _sleep(self, delay: float | None) -> None:
         """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
         loop = self._home.enter()
         wake = self._wake = loop.create_future()
-        timer = None if delay is None else loop.call_later(delay, self._kick)
+        timer = None if delay is None else loop.call_later(delay, self._rouse)
         try:
             await wake
         finally:
@@ -284,9 +316,13 @@ class Dispatcher:
 
     def _kick(self) -> None:
         """Have the pump look at the buffer, starting it where there is none."""
-        if self._pump is None:
+        if self._pump is None or self._pump.done():
             self._pump = self._home.enter().create_task(self._run_pump())
-        elif self._wake is not None and not self._wake.done():
+        else:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     # --- settling -----------------------------------------------------------------------------------------------------
@@ -294,7 +330,10 @@ class Dispatcher:
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
         """End a flight now: it gets its outcome here, whatever its task is waiting for."""
         task = self._flights.get(flight)
-        self._settle(flight, flight.give_up(reason, self._home.now()))
+        if reason == "closed" and not flight.attempts:
+            self._settle(flight, Dropped(reason="closed"))
+        else:
+            self._settle(flight, flight.give_up(reason, self._home.now()))
         if task is not None:
             task.cancel()
 
@@ -313,8 +352,7 @@ class Dispatcher:
             self._batches -= 1
             self._buffer.release(flight.batch)
             self._ledger.close_batch(flight.batch, outcome)
-            if self._pump is not None:
-                self._kick()
+            self._rouse()
         if flight.landed is not None and not flight.landed.done():
             flight.landed.set_result(outcome)
 
@@ -348,8 +386,10 @@ class Dispatcher:
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
         """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
         loop = self._home.enter()
+        # First of all: it raises for what is no number of seconds, and then nothing has been closed.
+        deadline = asyncio.timeout(timeout)
         if self._closing is not None:
-            return await asyncio.shield(self._closing)
+            return await self._closed_by(self._closing, deadline)
         started_at = loop.time()
         self._closing = loop.create_future()
         self._ledger.keep_undelivered()
@@ -358,7 +398,7 @@ class Dispatcher:
                 waiter.admitted.set_exception(_closed_error())
         self._waiters.clear()
         try:
-            async with asyncio.timeout(timeout):
+            async with deadline:
                 await self._flushed()
         except TimeoutError:
             pass
@@ -369,10 +409,28 @@ class Dispatcher:
                 stats=self.stats(), undelivered=tuple(self._ledger.undelivered), elapsed=loop.time() - started_at
             )
             self._closing.set_result(report)
-            closing_transport = loop.create_task(self._transport.aclose())
+            # Kept, as the loop itself keeps no task alive.
+            self._last_task = loop.create_task(self._close_transport())
         # A peer that does not answer must not hold the caller: the connections close by themselves later.
-        await asyncio.wait({closing_transport}, timeout=_CLOSE_GRACE)
+        await asyncio.wait({self._last_task}, timeout=_CLOSE_GRACE)
         return report
+
+    async def _closed_by(self, closing: asyncio.Future[CloseReport], deadline: asyncio.Timeout) -> CloseReport:
+        """Wait for the close that is under way, and cut it short at this caller's own deadline."""
+        try:
+            async with deadline:
+                return await asyncio.shield(closing)
+        except TimeoutError:
+            self._abort()
+        # Everything has its outcome now, so the first caller's flush is over.
+        return await asyncio.shield(closing)
+
+    async def _close_transport(self) -> None:
+        try:
+            await self._transport.aclose()
+        except Exception as error:  # noqa: BLE001 - every event has its outcome: nothing is left that could fail
+            name = type(error).__name__
+            self._ledger.tell_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)
 
     def _abort(self) -> None:
         if self._pump is not None:

@@ -14,8 +14,7 @@ class Home:
     """Where a client lives: the loop of its first use, until the process forks.
 
     Attributes:
-        loop: the loop; None before the first use and after a fork. Comparing it with the running loop is the whole
-            check on the fast path; `enter` says what is wrong.
+        loop: the loop; None before the first use and after a fork.
     """
 
     def __init__(self) -> None:
@@ -33,19 +32,22 @@ class Home:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise WrongLoopError(
-                "no event loop runs in this thread: call the client from coroutines of the loop it was first used in"
-            ) from None
+            loop = None
+        if loop is not None and loop is self.loop:
+            return loop
         if self._forked:
             raise WrongLoopError(
                 "this client was made before a fork: create it in each worker process, e.g. in the lifespan of the app"
             )
-        if self.loop is None:
-            self.loop = loop
-        elif self.loop is not loop:
+        if loop is None:
+            raise WrongLoopError(
+                "no event loop runs in this thread: call the client from coroutines of the loop it was first used in"
+            )
+        if self.loop is not None:
             raise WrongLoopError(
                 "this client belongs to another event loop: create one client for each loop, inside a coroutine"
             )
+        self.loop = loop
         return loop
 
     def now(self) -> float:

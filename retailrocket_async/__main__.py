@@ -1,0 +1,6 @@
+"""``python -m retailrocket_async``: the command line, where its console script is not on the path."""
+
+from retailrocket_async.cli import main
+
+if __name__ == "__main__":
+    main()

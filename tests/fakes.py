@@ -1,0 +1,452 @@
+"""Fakes for the engine's tests: a server that does as it is told, a limiter that writes down, a loop that checks.
+
+Nothing here is patched into anything: the fakes are passed in where the real ones are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import httpx
+
+from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async._dispatcher import Dispatcher
+from retailrocket_async._events import View
+from retailrocket_async._limiter import LocalLimiter
+from retailrocket_async._reply import Reply
+from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._wire import BATCH_PATH, Codec, join
+from tests.virtual_time import VirtualTimeLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from retailrocket_async._limiter import Limiter
+    from retailrocket_async._outcome import Delivered, Receipt
+    from retailrocket_async._report import CloseReport, Stats, UndeliveredEvent
+
+T = TypeVar("T")
+
+ROUNDING = 1e-4
+"""Seconds: more than the turns of a virtual loop take, less than anything that matters here."""
+
+CODEC = Codec()
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+SLOW_RETRY = RetryPolicy(initial_backoff=1e6, max_backoff=1e6, max_elapsed=1e9)
+"""Backoffs without end: a random wait of up to eleven days."""
+
+
+def now() -> float:
+    """Return the running loop's time in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def event(number: int, visitor: str = "visitor") -> View:
+    """Return the event that is known by `number`."""
+    return View(session_external_id=visitor, product_id=number, timestamp=MOMENT)
+
+
+# --- a loop that checks ---
+
+
+class CheckedLoop(VirtualTimeLoop):
+    """A virtual loop that runs checks after every turn: what they raise ends the test."""
+
+    def __init__(self) -> None:
+        self.checks: list[Callable[[], None]] = []
+        self.turns = 0
+        super().__init__()
+
+    def block(self, seconds: float) -> None:
+        """Let time pass; the loop itself does so once in every turn."""
+        self.turns += 1
+        for check in self.checks:
+            check()
+        super().block(seconds)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run `coroutine` on a checked loop of its own, as `asyncio.run` would."""
+    with asyncio.Runner(loop_factory=CheckedLoop) as runner:
+        return runner.run(coroutine)
+
+
+def check_balance(stats: Stats) -> None:
+    """Raise unless every tracked event is in exactly one place, and no count is negative."""
+    settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped
+    assert stats.tracked == settled + stats.pending + stats.in_flight, stats
+    assert min(attrs.astuple(stats, recurse=False, filter=lambda _, value: isinstance(value, int | float))) >= 0, stats
+    assert (stats.pending == 0) == (stats.pending_bytes == 0), stats
+
+
+# --- a server ---
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """What becomes of one request."""
+
+    reply: Reply | BaseException = Reply(status=200)  # noqa: RUF009 - frozen
+    """The answer, or what the transport raises."""
+    latency: float = 0.05
+    """Seconds until then."""
+    parked: bool = False
+    """Whether it waits for `ScriptedTransport.release` as well."""
+    recorded: bool | None = None
+    """Whether the server records the events; None: where it accepts them."""
+    stubborn: bool = False
+    """Whether it answers even though it was cancelled."""
+
+
+def status(code: int, *, retry_after: float | None = None, latency: float = 0.05) -> Step:
+    """Return the step that answers with this status."""
+    return Step(reply=Reply(status=code, retry_after=retry_after), latency=latency)
+
+
+NO_CONNECTION = Step(reply=Reply(failure="connect", detail="ConnectError", sent=False))
+TIMED_OUT = Step(reply=Reply(failure="timeout", detail="ReadTimeout"))
+PARKED = Step(parked=True)
+OK = Step()
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """A request as the server saw it."""
+
+    at: float
+    path: str
+    body: bytes
+    events: tuple[tuple[str, int], ...]
+    """Visitor and number of each event."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its events."""
+        return [number for _, number in self.events]
+
+
+class ScriptedTransport:
+    """A server behind a network: answers request by request as the script says, and then as `then` does.
+
+    Args:
+        script: steps, or statuses, for the first requests.
+        then: for all further ones; a function is asked each time. May be changed on the way.
+        close: coroutine function that closing runs.
+    """
+
+    def __init__(
+        self,
+        *script: Step | int,
+        then: Step | int | Callable[[Request], Step | int] = OK,
+        close: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self._script = list(script)
+        self.then = then
+        self._close = close
+        self._parked: list[asyncio.Future[None]] = []
+        self.requests: list[Request] = []
+        self.recorded: list[tuple[str, int]] = []
+        self.in_flight = self.worst_in_flight = self.cancelled = self.closed = 0
+        self.checks: list[Callable[[], None]] = []
+
+    @property
+    def times(self) -> list[float]:
+        """When each request arrived."""
+        return [request.at for request in self.requests]
+
+    @property
+    def parked(self) -> int:
+        """How many requests wait to be released."""
+        return len(self._parked)
+
+    @property
+    def recorded_numbers(self) -> list[int]:
+        """The numbers of all recorded events, in the order of their recording."""
+        return [number for _, number in self.recorded]
+
+    @property
+    def sent_numbers(self) -> list[int]:
+        """The numbers of all events, in the order of their requests."""
+        return [number for request in self.requests for number in request.numbers]
+
+    def release(self) -> None:
+        """Let all parked requests have their answers."""
+        for future in self._parked:
+            if not future.done():
+                future.set_result(None)
+
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
+        """Answer by the script."""
+        request = Request(at=now(), path=path, body=body, events=tuple(_events(body)))
+        self.requests.append(request)
+        self.in_flight += 1
+        self.worst_in_flight = max(self.worst_in_flight, self.in_flight)
+        step = self._script.pop(0) if self._script else self.then
+        if callable(step):
+            step = step(request)
+        if isinstance(step, int):
+            step = status(step)
+        try:
+            self._check()
+            on_sent()
+            await self._travel(step)
+            if step.recorded or (step.recorded is None and _accepts(step.reply)):
+                self.recorded += request.events
+            self._check()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            if not step.stubborn:
+                raise
+            await asyncio.sleep(0.01)
+        finally:
+            self.in_flight -= 1
+        if isinstance(step.reply, BaseException):
+            raise step.reply
+        return step.reply
+
+    async def aclose(self) -> None:
+        """Close."""
+        self.closed += 1
+        if self._close is not None:
+            await self._close()
+
+    async def _travel(self, step: Step) -> None:
+        await asyncio.sleep(step.latency)
+        if step.parked:
+            future = asyncio.get_running_loop().create_future()
+            self._parked.append(future)
+            try:
+                await future
+            finally:
+                self._parked.remove(future)
+
+    def _check(self) -> None:
+        for check in self.checks:
+            check()
+
+
+class ScriptedServer(httpx.AsyncBaseTransport):
+    """The same server at the other end of an `httpx.AsyncClient`."""
+
+    def __init__(self, scripted: ScriptedTransport) -> None:
+        self.scripted = scripted
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Read the request, and answer as the script says."""
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        body = b"".join([part async for part in request.stream])
+        path = request.url.path.removeprefix("/1.0/")
+        reply = await self.scripted.post(path, body, on_sent=lambda: None)
+        if reply.status is not None:
+            return httpx.Response(reply.status)
+        raise httpx.ConnectError("") if not reply.sent else httpx.ReadTimeout("")
+
+
+def _events(body: bytes) -> Iterable[tuple[str, int]]:
+    parsed = json.loads(body)
+    fields = [parsed] if isinstance(parsed, dict) else [fields for item in parsed for fields in item.values()]
+    for event_fields in fields:
+        yield event_fields["sessionExternalId"], event_fields["productId"]
+
+
+def _accepts(reply: Reply | BaseException) -> bool:
+    return isinstance(reply, Reply) and reply.status is not None and 200 <= reply.status <= 299
+
+
+# --- a limiter ---
+
+
+class RecordedPermit:
+    """A permit that must be used as its protocol says."""
+
+    def __init__(self, limiter: RecordingLimiter) -> None:
+        self._limiter = limiter
+        self.sent_at: float | None = None
+        self.answered: bool | None = None
+
+    def sent(self) -> None:
+        """Note the first call; refuse any other, and one after the end."""
+        assert self.sent_at is None
+        assert self.answered is None
+        self.sent_at = now()
+        if self._limiter.broken_permits:
+            raise RuntimeError("sent")
+
+    def done(self, *, answered: bool = False) -> None:
+        """Note the end; refuse a second one."""
+        assert self.answered is None
+        self.answered = answered
+        self._limiter.open -= 1
+        if self._limiter.broken_permits:
+            raise RuntimeError("done")
+
+
+class RecordingLimiter:
+    """Grants at once, or one by one where it is `gated`, in order; writes everything down.
+
+    Args:
+        errors: raised by the first calls, one each; None for a call that is granted.
+        gated: grant only what `grant` allows.
+        broken_permits: the permits raise whatever they are told.
+        broken_pause: what `pause_until` raises.
+    """
+
+    def __init__(
+        self,
+        *errors: Exception | None,
+        gated: bool = False,
+        broken_permits: bool = False,
+        broken_pause: Exception | None = None,
+    ) -> None:
+        self._errors = list(errors)
+        self._gated = gated
+        self._waiting: list[asyncio.Future[None]] = []
+        self._broken_pause = broken_pause
+        self.broken_permits = broken_permits
+        self.asked = 0
+        self.open = 0
+        self.permits: list[RecordedPermit] = []
+        self.pauses: list[float] = []
+
+    async def acquire(self) -> RecordedPermit:
+        """Grant, or wait, or raise."""
+        self.asked += 1
+        if self._errors and (error := self._errors.pop(0)) is not None:
+            raise error
+        if self._gated:
+            gate = asyncio.get_running_loop().create_future()
+            self._waiting.append(gate)
+            try:
+                await gate
+            except asyncio.CancelledError:
+                if gate in self._waiting:
+                    self._waiting.remove(gate)
+                else:
+                    # Granted and cancelled in the same turn: the grant is the next one's.
+                    self.grant()
+                raise
+        permit = RecordedPermit(self)
+        self.permits.append(permit)
+        self.open += 1
+        return permit
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait to be granted."""
+        return len(self._waiting)
+
+    def grant(self, count: int = 1) -> None:
+        """Grant so many of those who wait."""
+        for _ in range(min(count, len(self._waiting))):
+            self._waiting.pop(0).set_result(None)
+
+    def open_gate(self) -> None:
+        """Grant everyone from now on."""
+        self._gated = False
+        self.grant(len(self._waiting))
+
+    def pause_until(self, deadline: float) -> None:
+        """Note the deadline, and hold nobody."""
+        self.pauses.append(deadline)
+        if self._broken_pause is not None:
+            raise self._broken_pause
+
+
+# --- the engine and the client ---
+
+
+class Engine:
+    """A dispatcher with the shortest ways to use it; on a checked loop it is checked in every turn.
+
+    Attributes:
+        dispatcher: the real one.
+    """
+
+    def __init__(
+        self,
+        transport: ScriptedTransport,
+        *,
+        limiter: Limiter | None = None,
+        batching: Batching = Batching(),  # noqa: B008 - frozen
+        buffer: Buffer = Buffer(),  # noqa: B008 - frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.batching = batching
+        self.dispatcher = Dispatcher(
+            batching=batching,
+            buffer=buffer,
+            retry=retry,
+            limiter=limiter if limiter is not None else LocalLimiter(None),
+            transport=transport,
+            on_outcome=on_outcome,
+        )
+        self._bounds = buffer
+        self.stats = self.dispatcher.stats
+        transport.checks.append(self.check)
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, CheckedLoop):
+            loop.checks.append(self.check)
+
+    def check(self) -> None:
+        """Raise unless the books add up and no bound is exceeded."""
+        stats = self.stats()
+        check_balance(stats)
+        assert stats.pending <= self._bounds.max_events
+        assert stats.pending_bytes <= self._bounds.max_bytes
+        assert self.transport.in_flight <= self.batching.max_in_flight
+
+    async def track(self, number: int, visitor: str = "visitor") -> Receipt:
+        """Track the event of that number."""
+        return await self.dispatcher.accept(what := event(number, visitor), CODEC.encode(what))
+
+    def track_nowait(self, number: int, visitor: str = "visitor") -> Receipt:
+        """Track the event of that number, now or never."""
+        return self.dispatcher.accept_nowait(what := event(number, visitor), CODEC.encode(what))
+
+    async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
+        """Track events one after the other."""
+        return [await self.track(number) for number in numbers]
+
+    async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as the dispatcher has it
+        """Flush."""
+        await self.dispatcher.flush(timeout)
+
+    async def aclose(self, timeout: float | None = 15.0) -> CloseReport:  # noqa: ASYNC109 - as the dispatcher has it
+        """Close."""
+        return await self.dispatcher.aclose(timeout)
+
+    async def send(self, number: int) -> Delivered:
+        """Send the event of that number directly."""
+        what = event(number)
+        return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), 1)
+
+    async def send_batch(self, numbers: Sequence[int]) -> Delivered:
+        """Send these events directly, in one request."""
+        return await self.dispatcher.send(BATCH_PATH, join(CODEC.encode(event(n)) for n in numbers), len(numbers))
+
+
+def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingClient:
+    """Return a real client whose server is `transport`."""
+    http_client = httpx.AsyncClient(transport=ScriptedServer(transport))
+    options.setdefault("limiter", LocalLimiter(None))
+    return AsyncTrackingClient("key", "partner", http_client=http_client, **options)
+
+
+async def turns(count: int = 3) -> None:
+    """Let everything that is ready run for a few turns of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    """Return all tasks of the loop but the running one."""
+    return asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,0 +1,455 @@
+"""The waiting room: whatever comes in goes out once, in order, within every bound."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from retailrocket_async._buffer import Batch, Batching, Buffer, EventBuffer
+from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._outcome import Receipt
+from retailrocket_async._wire import join
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+LINGER = 0.125
+"""Seconds; a power of two, so that the sums below are exact."""
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        """Return the time in seconds."""
+        return self.time
+
+
+def envelope(number: int, size: int) -> bytes:
+    """Return JSON of exactly `size` bytes that holds `number`."""
+    return json.dumps(f"{number:<{size - 2}}").encode()
+
+
+def make(clock: Clock | None = None, *, buffer: Buffer | None = None, **batching: Any) -> EventBuffer:
+    """Return an empty buffer."""
+    return EventBuffer(Batching(linger=LINGER, **batching), buffer or Buffer(), clock or Clock())
+
+
+def put(buffer: EventBuffer, number: int, visitor: str = "a", size: int = 20) -> bool:
+    """Append one event."""
+    return buffer.append(envelope(number, size), Receipt("view"), buffer.lane_of(visitor))
+
+
+def numbers(batch: Batch | None) -> list[int]:
+    """Return the numbers of a batch's events."""
+    assert batch is not None
+    return [int(json.loads(body)) for body in batch.envelopes]
+
+
+@attrs.frozen
+class Waiting:
+    """What the model knows of one event."""
+
+    number: int
+    visitor: str
+    lane: Hashable
+    size: int
+    came_at: float
+    receipt: Receipt = attrs.field(eq=False)
+    generation: int = 0
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """A buffer beside a model of it that is a plain list."""
+
+    out = Bundle("out")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.model: list[Waiting] = []
+        self.busy: dict[Hashable, int] = {}
+        self.given: dict[str, int] = defaultdict(lambda: -1)
+        self.flying: dict[str, int] = defaultdict(int)
+        self.count = 0
+        self.generation = 0
+
+    @initialize(
+        max_events=st.integers(1, 6),
+        max_bytes=st.sampled_from([1024, 1500, 100_000]),
+        ordered=st.booleans(),
+        by_session=st.booleans(),
+        bounds=st.builds(Buffer, max_events=st.integers(1, 30), max_bytes=st.integers(1024, 6000)),
+    )
+    def begin(self, max_events: int, max_bytes: int, ordered: bool, by_session: bool, bounds: Buffer) -> None:  # noqa: FBT001
+        """Choose the policies."""
+        self.batching = Batching(
+            max_events=max_events, max_bytes=max_bytes, linger=LINGER, ordered=ordered, by_session=by_session
+        )
+        self.exclusive = ordered or by_session
+        self.bounds = bounds
+        self.buffer = EventBuffer(self.batching, bounds, self.clock)
+
+    @rule(visitor=st.sampled_from("abcdefgh"), size=st.integers(5, 1022))
+    def append(self, visitor: str, size: int) -> None:
+        """Append an event if the bounds allow it; what returns False has made nothing due sooner."""
+        total = sum(waiting.size for waiting in self.model)
+        fits = len(self.model) < self.bounds.max_events and total + size + 1 <= self.bounds.max_bytes
+
+        assert self.buffer.fits(size + 1) == fits
+
+        if not fits:
+            return
+        self.count += 1
+        lane = self.buffer.lane_of(visitor)
+        receipt = Receipt("view")
+        before = self.buffer.due_in()
+        may_be_sooner = self.buffer.append(envelope(self.count, size), receipt, lane)
+        self.model.append(Waiting(self.count, visitor, lane, size + 1, self.clock(), receipt, self.generation))
+
+        assert may_be_sooner or self.buffer.due_in() == before
+
+    @rule(eighths=st.integers(0, 2))
+    def advance(self, eighths: int) -> None:
+        """Let time pass."""
+        self.clock.time += eighths * LINGER / 2
+
+    @rule()
+    def flush(self) -> None:
+        """Make everything due."""
+        assert self.buffer.begin_flush() == self.generation
+
+        self.generation += 1
+
+    @rule(target=out)
+    def take(self) -> Batch | None:
+        """Take a batch: of the right events, in order, within the caps, and of one visitor where that is asked for."""
+        ready = self.ready()
+        batch = self.buffer.take()
+        if not ready:
+            assert batch is None
+
+            return None
+        assert batch is not None
+        by_number = {waiting.number: waiting for waiting in self.model}
+        taken = [by_number.pop(number) for number in numbers(batch)]
+
+        assert 1 <= len(batch) == len(taken) <= self.batching.max_events
+        assert len(join(batch.envelopes)) == batch.size <= self.batching.max_bytes
+        assert [waiting.receipt for waiting in taken] == batch.receipts
+        assert {waiting.generation for waiting in taken} == {batch.generation}
+        assert batch.opened_at == min(waiting.came_at for waiting in taken)
+        assert {waiting.lane for waiting in taken} == set(batch.lanes)
+        assert all(waiting in ready for waiting in taken)
+        if not self.exclusive:
+            assert taken == ready[: len(taken)]
+        if self.batching.by_session:
+            assert len({waiting.visitor for waiting in taken}) == 1
+        for waiting in taken:
+            assert waiting.number > self.given[waiting.visitor]
+            assert not any(
+                other.visitor == waiting.visitor and other.number < waiting.number for other in by_number.values()
+            )
+
+            self.given[waiting.visitor] = waiting.number
+        self.model = list(by_number.values())
+        if self.exclusive:
+            assert not set(batch.lanes) & self.busy.keys()
+
+            self.busy.update(dict.fromkeys(batch.lanes, 1))
+        return batch
+
+    @rule(batch=consumes(out))
+    def release(self, batch: Batch | None) -> None:
+        """Release a batch: its lanes can give again."""
+        if batch is None:
+            return
+        before = len(self.ready())
+        if self.exclusive:
+            for lane in batch.lanes:
+                self.busy.pop(lane, None)
+
+        assert self.buffer.release(batch) == (len(self.ready()) > before)
+
+    @precondition(lambda self: self.count % 7 == 6)
+    @rule()
+    def drain(self) -> None:
+        """Take everything, oldest first."""
+        drained = list(self.buffer.drain())
+        gone = {number: batch for batch in drained for number in numbers(batch)}
+
+        assert sorted(gone) == sorted(waiting.number for waiting in self.model)
+        assert [batch.opened_at for batch in drained] == sorted(batch.opened_at for batch in drained)
+
+        for waiting in self.model:
+            self.given[waiting.visitor] = max(self.given[waiting.visitor], waiting.number)
+        self.model = []
+
+    @invariant()
+    def counts_equal_the_contents(self) -> None:
+        """The counters are those of the events that wait."""
+        if not hasattr(self, "buffer"):
+            return
+        assert self.buffer.events == len(self.model)
+        assert self.buffer.bytes == sum(waiting.size for waiting in self.model)
+        oldest = min((waiting.came_at for waiting in self.model), default=self.clock())
+        assert self.buffer.oldest_age() == self.clock() - oldest
+
+    @invariant()
+    def due_in_is_what_it_should_be(self) -> None:
+        """A batch is due when the ready events fill one, a flush wants one, or the oldest has lingered."""
+        if not hasattr(self, "buffer"):
+            return
+        ready = self.ready()
+        if not ready:
+            expected = None
+        elif (
+            len(ready) >= self.batching.max_events
+            or sum(waiting.size for waiting in ready) >= self.batching.max_bytes
+            or any(waiting.generation < self.generation for waiting in ready)
+        ):
+            expected = 0.0
+        else:
+            expected = max(0.0, min(waiting.came_at for waiting in ready) + LINGER - self.clock())
+        assert self.buffer.due_in() == expected
+
+    @invariant()
+    def lanes_do_not_pile_up(self) -> None:
+        """There is no lane that holds nothing and has nothing on its way, but for the only one of a plain buffer."""
+        if not hasattr(self, "buffer"):
+            return
+        needed = {waiting.lane for waiting in self.model} | self.busy.keys() | (set() if self.exclusive else {None})
+        assert self.buffer._lanes.keys() <= needed
+
+    def ready(self) -> list[Waiting]:
+        """Return the waiting events of lanes that are not busy, in order."""
+        return [waiting for waiting in self.model if waiting.lane not in self.busy]
+
+
+BufferMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBufferMachine = BufferMachine.TestCase
+
+
+# --- the same, by example ---
+
+
+def test_full_batch_is_due() -> None:
+    """The event that fills a batch makes it due, and `append` says so."""
+    buffer = make(max_events=3)
+    told = [put(buffer, number) for number in range(3)]
+
+    assert told == [True, False, True]
+    assert buffer.due_in() == 0.0
+
+
+def test_full_bytes_are_due() -> None:
+    """The event whose bytes reach the cap makes a batch due, and `append` says so."""
+    buffer = make(max_bytes=1024)
+    told = [put(buffer, number, size=510) for number in range(3)]
+
+    assert told == [True, False, True]
+    assert buffer.due_in() == 0.0
+    assert numbers(buffer.take()) == [0, 1]
+
+
+def test_oldest_lingers() -> None:
+    """An event is due when it has lingered, whatever came after it."""
+    clock = Clock()
+    buffer = make(clock)
+    put(buffer, 1)
+    clock.time = LINGER / 2
+    put(buffer, 2)
+
+    assert buffer.due_in() == LINGER / 2
+    clock.time = LINGER * 3
+    assert buffer.due_in() == 0.0
+
+
+def test_empty_buffer_is_never_due() -> None:
+    """Nothing waits, so nothing is due, even for a flush."""
+    buffer = make()
+    buffer.begin_flush()
+
+    assert buffer.due_in() is None
+    assert buffer.take() is None
+
+
+def test_batch_never_spans_a_flush() -> None:
+    """What was there before a flush is due and leaves without what came after it."""
+    buffer = make()
+    put(buffer, 1)
+    buffer.begin_flush()
+    put(buffer, 2)
+
+    assert buffer.due_in() == 0.0
+    assert numbers(buffer.take()) == [1]
+    assert buffer.due_in() == LINGER
+
+
+def test_largest_possible_event_fills_a_batch() -> None:
+    """An event of two bytes less than the cap makes a body of exactly the cap."""
+    buffer = make(max_bytes=1024)
+    put(buffer, 1, size=1022)
+    put(buffer, 2)
+    batch = buffer.take()
+
+    assert batch is not None
+    assert len(join(batch.envelopes)) == 1024 == batch.size
+
+
+def test_busy_lane_makes_nothing_due() -> None:
+    """While a visitor's batch is out, the next one is not due, be it full, old or flushed."""
+    clock = Clock()
+    buffer = make(clock, max_events=2, by_session=True)
+    put(buffer, 0)
+    batch = buffer.take()
+    assert batch is not None
+    told = [put(buffer, number) for number in range(1, 4)]
+    buffer.begin_flush()
+    clock.time = 10 * LINGER
+
+    assert told == [False, False, False]
+    assert buffer.due_in() is None
+    assert buffer.take() is None
+    assert buffer.release(batch)
+    assert buffer.due_in() == 0.0
+    assert numbers(buffer.take()) == [1, 2]
+
+
+@pytest.mark.parametrize("mode", ["ordered", "by_session"])
+def test_flushed_events_of_a_busy_lane_hurry_nobody(mode: str) -> None:
+    """While flushed events wait for their lane, those of other lanes keep their linger."""
+    buffer = make(**{mode: True})
+    visitors = iter("abcdefghijklmnopqrstuvwxyz")
+    first = next(visitors)
+    other = next(visitor for visitor in visitors if buffer.lane_of(visitor) != buffer.lane_of(first))
+    put(buffer, 1, first)
+    buffer.take()
+    put(buffer, 2, first)
+    buffer.begin_flush()
+    put(buffer, 3, other)
+
+    assert buffer.due_in() == LINGER
+
+
+def test_released_lane_has_lingered_meanwhile() -> None:
+    """An event that grew old in a busy lane is due at the release, though a younger one was ready before it."""
+    clock = Clock()
+    buffer = make(clock, by_session=True)
+    put(buffer, 1, "a")
+    batch = buffer.take()
+    assert batch is not None
+    put(buffer, 2, "a")
+    clock.time = LINGER
+    put(buffer, 3, "b")
+    buffer.release(batch)
+
+    assert buffer.due_in() == 0.0
+
+
+def test_lanes_merge_within_the_caps() -> None:
+    """One request carries many visitors' events, up to the caps and not one above."""
+    buffer = make(max_events=10, ordered=True)
+    for number in range(100):
+        put(buffer, number, f"visitor{number}")
+    batches = []
+    while (batch := buffer.take()) is not None:
+        batches.append(batch)
+
+    assert sum(map(len, batches)) + buffer.events == 100
+    assert max(map(len, batches)) <= 10
+    assert len(batches) <= 20
+
+
+def test_lanes_merge_within_the_bytes() -> None:
+    """A lane whose events would make the body too large waits for the next batch."""
+    buffer = make(max_bytes=1024, ordered=True)
+    visitors = [f"visitor{number}" for number in range(40)]
+    lanes = {buffer.lane_of(visitor): visitor for visitor in visitors}
+    for number, visitor in enumerate(list(lanes.values())[:4]):
+        put(buffer, number, visitor, size=400)
+    batches = [buffer.take(), buffer.take()]
+
+    assert [numbers(batch) for batch in batches] == [[0, 1], [2, 3]]
+    assert [len(join(batch.envelopes)) for batch in batches if batch is not None] == [803, 803]
+
+
+def test_million_visitors_leave_no_lanes() -> None:
+    """Visitors who are done leave nothing behind."""
+    buffer = make(by_session=True)
+    for number in range(2000):
+        put(buffer, number, f"visitor{number}")
+        batch = buffer.take()
+        assert batch is not None
+        buffer.release(batch)
+
+    assert (len(buffer._lanes), len(buffer._busy), len(buffer._ready)) == (0, 0, 0)
+
+
+def test_drained_batch_by_batch() -> None:
+    """While the buffer is drained, its counters are those of what is still in it."""
+    buffer = make(max_events=2)
+    for number in range(5):
+        put(buffer, number)
+    left = [(len(batch), buffer.events, buffer.bytes) for batch in buffer.drain()]
+
+    assert left == [(2, 3, 63), (2, 1, 21), (1, 0, 0)]
+
+
+def test_release_after_drain() -> None:
+    """A batch that comes back after the buffer was drained finds nothing to make ready."""
+    buffer = make(by_session=True)
+    put(buffer, 1)
+    batch = buffer.take()
+    assert batch is not None
+    put(buffer, 2)
+    assert [numbers(left) for left in buffer.drain()] == [[2]]
+
+    assert not buffer.release(batch)
+    assert buffer._lanes == {}
+
+
+def test_batch_pairs_envelopes_and_receipts() -> None:
+    """Iterating over a batch gives each event's JSON beside its receipt."""
+    batch = Batch(0.0, 0, None)
+    receipt = Receipt("view")
+    batch.envelopes.append(b"{}")
+    batch.receipts.append(receipt)
+
+    assert list(batch) == [(b"{}", receipt)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "value"),
+    [
+        (Batching, "max_events", 0),
+        (Batching, "max_events", True),
+        (Batching, "max_events", 5.0),
+        (Batching, "max_bytes", 1023),
+        (Batching, "linger", -0.1),
+        (Batching, "linger", math.nan),
+        (Batching, "linger", math.inf),
+        (Batching, "linger", "1"),
+        (Batching, "max_in_flight", 0),
+        (Batching, "max_in_flight", 101),
+        (Batching, "by_session", 1),
+        (Batching, "ordered", None),
+        (Buffer, "max_events", 0),
+        (Buffer, "max_bytes", 1023),
+    ],
+)
+def test_impossible_policy(policy: type, name: str, value: object) -> None:
+    """A value outside its range is refused where it is given, with the name of its field."""
+    with pytest.raises(ConfigurationError, match=f"{policy.__name__}.{name} must"):
+        policy(**{name: value})

@@ -1,0 +1,206 @@
+"""One request's way: what its attempts brought decides its outcome, and its turn is given back once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retailrocket_async._flight import Flight, Turn
+from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
+from retailrocket_async._reply import Reply, Verdict
+
+NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
+NO_ANSWER = Reply(failure="timeout", detail="ReadTimeout")
+CLOSED = Reply(failure="closed", detail="RuntimeError", sent=False)
+
+
+def reply(status: int) -> Reply:
+    """Return the reply with that status."""
+    return Reply(status=status)
+
+
+def flight() -> Flight:
+    """Return a flight that began at 10."""
+    return Flight("visitorEvents", b"[]", 3, started_at=10.0, generation=0)
+
+
+def fly(*replies: Reply) -> Outcome | None:
+    """Return what a flight ends in that brings these replies, at 11, 12, 13, ..."""
+    it = flight()
+    outcome = None
+    for index, brought in enumerate(replies):
+        assert outcome is None
+        it.depart()
+        outcome = it.judge(brought, 11.0 + index)
+    return outcome
+
+
+def abandoned(
+    *, maybe_recorded: bool, status: int | None = None, failure: str | None = None, attempts: int
+) -> Abandoned:
+    """Return what a flight ends in that no retry can mend."""
+    return Abandoned(
+        reason="not_retryable",
+        maybe_recorded=maybe_recorded,
+        status=status,
+        failure=failure,
+        attempts=attempts,
+        elapsed=float(attempts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome"),
+    [
+        ([reply(200)], Delivered(status=200, attempts=1, elapsed=1.0)),
+        ([reply(204)], Delivered(status=204, attempts=1, elapsed=1.0)),
+        ([reply(429), NOT_SENT, reply(200)], Delivered(status=200, attempts=3, elapsed=3.0)),
+        ([reply(503), reply(200)], Delivered(status=200, attempts=2, elapsed=2.0, maybe_duplicate=True)),
+        ([NO_ANSWER, reply(429), reply(200)], Delivered(status=200, attempts=3, elapsed=3.0, maybe_duplicate=True)),
+        ([reply(400)], Rejected(status=400, attempts=1, elapsed=1.0)),
+        ([reply(301)], Rejected(status=301, attempts=1, elapsed=1.0)),
+        ([reply(429), reply(401)], Rejected(status=401, attempts=2, elapsed=2.0)),
+        ([NOT_SENT, reply(403)], Rejected(status=403, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(400)], Rejected(status=400, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(401)], abandoned(maybe_recorded=True, status=401, attempts=2)),
+        ([reply(500), reply(404)], abandoned(maybe_recorded=True, status=404, attempts=2)),
+        ([reply(500), NOT_SENT, reply(307)], abandoned(maybe_recorded=True, status=307, attempts=3)),
+        ([reply(501)], abandoned(maybe_recorded=True, status=501, attempts=1)),
+        ([reply(101)], abandoned(maybe_recorded=True, status=101, attempts=1)),
+        ([CLOSED], abandoned(maybe_recorded=False, failure="closed: RuntimeError", attempts=1)),
+        ([NO_ANSWER, CLOSED], abandoned(maybe_recorded=True, failure="closed: RuntimeError", attempts=2)),
+        ([reply(429), NO_ANSWER, reply(502)], None),
+    ],
+)
+def test_history(replies: list[Reply], outcome: Outcome | None) -> None:
+    """The last reply decides, and what came before it says whether the events may be recorded all the same."""
+    assert fly(*replies) == outcome
+
+
+REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
+    Reply,
+    failure=st.sampled_from(["connect", "pool", "limiter", "timeout", "broken", "closed"]),
+    detail=st.just("Error"),
+    sent=st.booleans(),
+)
+
+
+@given(st.lists(REPLIES.filter(lambda reply: reply.verdict is Verdict.TRANSIENT), max_size=5), REPLIES)
+def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
+    """Whatever the history, an outcome claims nothing that the replies do not show."""
+    it = flight()
+    for brought in transient:
+        it.depart()
+        assert it.judge(brought, 11.0) is None
+    it.depart()
+    outcome = it.judge(last, 12.0) or it.give_up("retries_exhausted", 12.0)
+    ambiguous = any(brought.maybe_recorded for brought in transient)
+
+    assert outcome.attempts == len(transient) + 1
+    assert outcome.status == last.status
+    if isinstance(outcome, Delivered):
+        assert outcome.maybe_duplicate == ambiguous
+    elif isinstance(outcome, Rejected):
+        assert outcome.status == 400 or not ambiguous
+    else:
+        assert outcome.maybe_recorded == (ambiguous or last.maybe_recorded)
+
+
+def test_cut_off_in_the_air() -> None:
+    """A request that is cut off without an answer may have arrived, and tells nothing of an earlier one's answer."""
+    it = flight()
+    it.depart()
+    it.judge(reply(429), 11.0)
+    it.depart()
+
+    assert it.give_up("closed", 12.0) == Abandoned(
+        reason="closed", maybe_recorded=True, status=None, failure="unanswered", attempts=2, elapsed=2.0
+    )
+
+
+def test_cut_off_between_attempts() -> None:
+    """Between two attempts the last answer is what is known."""
+    it = flight()
+    it.depart()
+    it.judge(reply(429), 11.0)
+
+    assert it.give_up("closed", 12.0) == Abandoned(
+        reason="closed", maybe_recorded=False, status=429, attempts=1, elapsed=2.0
+    )
+
+
+def test_given_up_before_any_attempt() -> None:
+    """A flight that never left is certainly not recorded."""
+    assert flight().give_up("cancelled", 10.0) == Abandoned(reason="cancelled", maybe_recorded=False, attempts=0)
+
+
+# --- turns ---
+
+
+class Permit:
+    """A permit that writes down what it is told, and raises where it is `broken`."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.told: list[str] = []
+
+    def sent(self) -> None:
+        """Note it."""
+        self._note("sent")
+
+    def done(self, *, answered: bool = False) -> None:
+        """Note it."""
+        self._note(f"answered={answered}")
+
+    def _note(self, what: str) -> None:
+        self.told.append(what)
+        if self.broken:
+            raise ZeroDivisionError
+
+
+def turn(permit: Permit | None) -> tuple[Turn, list[str]]:
+    """Return a turn, and the list of what it tells the dispatcher."""
+    told: list[str] = []
+    return Turn(permit, lambda: told.append("left"), lambda error: told.append(type(error).__name__)), told
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
+    """A turn gives back its place and its permit, tells whether there was an answer, and does so only once."""
+    permit = Permit()
+    it, told = turn(permit)
+    it.sent()
+    it.end(answered=answered)
+    it.end(answered=not answered)
+    it.end()
+
+    assert (permit.told, told) == (["sent", f"answered={answered}"], ["left"])
+
+
+def test_late_sent_is_not_told() -> None:
+    """A body that is written after its turn was ended is nobody's business any more."""
+    permit = Permit()
+    it, _ = turn(permit)
+    it.end()
+    it.sent()
+
+    assert permit.told == ["answered=False"]
+
+
+def test_turn_without_a_permit() -> None:
+    """A limiter that wants to know nothing is told nothing."""
+    it, told = turn(None)
+    it.sent()
+    it.end()
+
+    assert told == ["left"]
+
+
+def test_broken_permit_stops_nothing() -> None:
+    """What a permit raises is told, and the place is given back all the same."""
+    it, told = turn(Permit(broken=True))
+    it.sent()
+    it.end()
+
+    assert told == ["ZeroDivisionError", "left", "ZeroDivisionError"]
