@@ -70,6 +70,9 @@ class AsyncTrackingClient(EventMethods):
         ConfigurationError: an argument that cannot work, with a sentence that says what to write instead.
     """
 
+    # On the class: __del__ looks at it also where the constructor raised, or never began.
+    _dispatcher: Dispatcher | None = None
+
     def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
         api_key: str,
@@ -88,8 +91,6 @@ class AsyncTrackingClient(EventMethods):
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
-        # First of all: __del__ looks at it, also where this constructor raises.
-        self._dispatcher: Dispatcher | None = None
         credentials = Credentials(api_key, partner_id)
         _check_types(rate_limit=rate_limit, limiter=limiter, batching=batching, buffer=buffer, retry=retry)
         if batching.max_bytes > buffer.max_bytes:
@@ -149,7 +150,7 @@ class AsyncTrackingClient(EventMethods):
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
-        return await self._engine.accept(event, self._encoded(event))
+        return await self._engine.intake.accept(event, self._encoded(event))
 
     def track_nowait(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; never waits.
@@ -160,7 +161,7 @@ class AsyncTrackingClient(EventMethods):
             BufferFullError: the buffer is full, or others wait for room in it.
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
-        return self._engine.accept_nowait(event, self._encoded(event))
+        return self._engine.intake.accept_nowait(event, self._encoded(event))
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
         """Put events in the buffer one after the other, waiting while it is full; return their receipts in order.
@@ -173,7 +174,7 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
-        accept, encoded = self._engine.accept, self._encoded
+        accept, encoded = self._engine.intake.accept, self._encoded
         if isinstance(events, AsyncIterable):
             return [await accept(event, encoded(event)) async for event in events]
         return [await accept(event, encoded(event)) for event in events]

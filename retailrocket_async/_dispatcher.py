@@ -2,7 +2,7 @@
 
 ::
 
-    accept -> buffer -> pump [slot, permit, take] -> flight [attempt, judge, wait, permit]* -> settle -> receipts
+    intake -> buffer -> pump [permit, take] -> flight -> sender [attempt, judge, wait]* -> settle -> receipts
 
 State changes happen in methods that do not await, so that whatever is cancelled, no event is between two places. An
 event is in the buffer, or in one flight, or settled. The pump is a task that lives only while the buffer holds
@@ -14,36 +14,29 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-import attrs
-
 from retailrocket_async._buffer import EventBuffer
-from retailrocket_async._errors import BufferFullError, ClientClosedError, FlushTimeoutError
-from retailrocket_async._events import CustomEvent
-from retailrocket_async._flight import Flight, Turn
+from retailrocket_async._errors import FlushTimeoutError
+from retailrocket_async._flight import Flight
 from retailrocket_async._home import Home
+from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import Ledger
-from retailrocket_async._limiter import MAX_PAUSE
-from retailrocket_async._outcome import Delivered, Dropped, Receipt, error_for
-from retailrocket_async._reply import Reply
+from retailrocket_async._outcome import Delivered, Dropped, error_for
 from retailrocket_async._report import CloseReport
+from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Sequence
 
     from retailrocket_async._buffer import Batching, Buffer
-    from retailrocket_async._events import Event
+    from retailrocket_async._flight import Turn
     from retailrocket_async._limiter import Limiter
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._report import Stats, UndeliveredEvent
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
-
-_YIELD_EVERY = 200
-"""Events accepted in a row before the caller's task lets others run: under a millisecond of a busy loop."""
 
 _LIMITER_RETRY = 1.0
 """Seconds until a limiter that raised is asked again."""
@@ -62,6 +55,9 @@ class Dispatcher:
         limiter: asked once for every attempt.
         transport: carries the requests; closed at the end.
         on_outcome: told of every buffered event that was not delivered, batch by batch; None for nobody.
+
+    Attributes:
+        intake: takes the events.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root fills it in
@@ -74,86 +70,33 @@ class Dispatcher:
         transport: Transport,
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
     ) -> None:
-        self._retry = retry
-        self._limiter = limiter
-        self._transport = transport
-        self._keyed = batching.ordered or batching.by_session
         self._home = Home()
         self._buffer = EventBuffer(batching, buffer, self._home.now)
         self._ledger = Ledger(on_outcome)
+        self._sender = Sender(
+            self._home,
+            self._ledger,
+            limiter=limiter,
+            retry=retry,
+            transport=transport,
+            at_once=batching.max_in_flight,
+        )
+        self.intake = Intake(
+            self._home,
+            self._buffer,
+            self._ledger,
+            keyed=batching.ordered or batching.by_session,
+            arrived=self._arrived,
+        )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
-        self._wire_slots = asyncio.Semaphore(batching.max_in_flight)
         self._pump: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._flights: dict[Flight, asyncio.Task[None]] = {}
-        self._waiters: deque[_Waiter] = deque()
         self._closing: asyncio.Future[CloseReport] | None = None
         self._last_task: asyncio.Task[None] | None = None
-        self._accepted_in_a_row = 0
-
-    # --- accepting ----------------------------------------------------------------------------------------------------
-
-    async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer, waiting for room where there is none; waiters are served in order."""
-        receipt = self._accept_now(event, envelope)
-        if receipt is None:
-            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
-            self._waiters.append(waiter)
-            try:
-                # From the moment the future has its result the event is accepted, even if this task is cancelled now.
-                return await waiter.admitted
-            except asyncio.CancelledError:
-                # There may be room for those behind, if not for this one.
-                self._admit_waiters()
-                raise
-        self._accepted_in_a_row += 1
-        if self._accepted_in_a_row >= _YIELD_EVERY:
-            self._accepted_in_a_row = 0
-            await asyncio.sleep(0)
-        return receipt
-
-    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer, or raise `BufferFullError`."""
-        receipt = self._accept_now(event, envelope)
-        if receipt is None:
-            raise BufferFullError(
-                f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
-                f"{len(self._waiters)} callers waiting; use track, which waits, or raise Buffer's bounds"
-            )
-        return receipt
-
-    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        self._home.enter()
-        if self._closing is not None:
-            raise _closed_error()
-        if self._waiters or not self._buffer.fits(len(envelope) + 1):
-            return None
-        return self._put(event.event_name, envelope, self._lane_of(event) if self._keyed else None)
-
-    def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
-        receipt = Receipt(event_name)
-        self._ledger.tracked += 1
-        # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
-        if self._buffer.append(envelope, receipt, lane) or self._pump is None or self._pump.done():
-            self._kick()
-        return receipt
-
-    def _admit_waiters(self) -> None:
-        while self._waiters:
-            waiter = self._waiters[0]
-            if not waiter.admitted.done():
-                if not self._buffer.fits(len(waiter.envelope) + 1):
-                    return
-                waiter.admitted.set_result(self._put(waiter.event_name, waiter.envelope, waiter.lane))
-            self._waiters.popleft()
-
-    def _lane_of(self, event: Event) -> Hashable:
-        if isinstance(event, CustomEvent):
-            return self._buffer.lane_of(str(event.fields.get("sessionExternalId", "")))
-        return self._buffer.lane_of(getattr(event, "session_external_id", ""))
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -164,8 +107,7 @@ class Dispatcher:
             DeliveryError: the subclass that matches the outcome, where it has not.
         """
         loop = self._home.enter()
-        if self._closing is not None:
-            raise _closed_error()
+        self.intake.check_open()
         landed: asyncio.Future[Outcome] = loop.create_future()
         self._ledger.tracked += count
         flight = Flight(path, body, count, started_at=loop.time(), generation=self._buffer.generation, landed=landed)
@@ -187,9 +129,9 @@ class Dispatcher:
                 await self._sleep(due_in)
                 continue
             try:
-                turn = await self._next_turn()
+                turn = await self._sender.next_turn()
             except Exception as error:  # noqa: BLE001 - a limiter may be anybody's; without it nothing may leave
-                self._limiter_failed(error)
+                self._sender.limiter_failed(error)
                 await asyncio.sleep(_LIMITER_RETRY)
                 continue
             self._take_off(turn)
@@ -211,7 +153,7 @@ class Dispatcher:
             turn=turn,
         )
         self._launch(flight)
-        self._admit_waiters()
+        self.intake.admit_waiters()
 
     def _launch(self, flight: Flight) -> None:
         self._ledger.in_flight += flight.count
@@ -227,80 +169,13 @@ class Dispatcher:
     async def _fly(self, flight: Flight) -> None:
         """Bring a flight to its outcome, and settle it."""
         try:
-            outcome = await self._outcome_of(flight)
+            outcome = await self._sender.outcome_of(flight)
         except Exception as error:  # noqa: BLE001 - a defect, of ours or of a transport passed in
             self._ledger.tell_once(
                 ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
             )
             outcome = flight.give_up("internal_error", self._home.now())
         self._settle(flight, outcome)
-
-    async def _outcome_of(self, flight: Flight) -> Outcome:
-        """Attempt, judge and wait until there is an outcome."""
-        while True:
-            reply = await self._attempt(flight)
-            now = self._home.now()
-            if flight.outcome is not None:
-                # It was cut short, and something that it awaited swallowed the cancellation.
-                return flight.outcome
-            if (outcome := flight.judge(reply, now)) is not None:
-                return outcome
-            if reply.retry_after is not None:
-                # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
-                pause = min(reply.retry_after, MAX_PAUSE)
-                reply = attrs.evolve(reply, retry_after=pause)
-                self._pause_until(now + pause)
-            # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
-            attempt, elapsed = max(1, flight.attempts), now - flight.started_at
-            wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
-            if wait is None:
-                return flight.give_up("retries_exhausted", now)
-            await asyncio.sleep(wait)
-
-    async def _attempt(self, flight: Flight) -> Reply:
-        """Make one request, as soon as the limiter allows it."""
-        if flight.turn is None:
-            try:
-                flight.turn = await self._next_turn()
-            except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
-                self._limiter_failed(error)
-                return Reply(failure="limiter", detail=type(error).__name__, sent=False)
-            if flight.outcome is not None:
-                flight.turn.end()
-                return Reply(failure="closed", sent=False)
-        flight.depart()
-        answered = False
-        try:
-            reply = await self._transport.post(flight.path, flight.body, on_sent=flight.turn.sent)
-            answered = reply.status is not None
-        finally:
-            flight.turn.end(answered=answered)
-            flight.turn = None
-        self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
-        self._ledger.retries += flight.attempts > 1
-        return reply
-
-    async def _next_turn(self) -> Turn:
-        # The place on the wire first: a permit that then waited for one would let requests bunch.
-        await self._wire_slots.acquire()
-        asked_at = self._home.now()
-        try:
-            permit = await self._limiter.acquire()
-        except BaseException:
-            self._wire_slots.release()
-            raise
-        finally:
-            self._ledger.limiter_wait += self._home.now() - asked_at
-        return Turn(permit, self._wire_slots.release, self._limiter_failed)
-
-    def _pause_until(self, deadline: float) -> None:
-        try:
-            self._limiter.pause_until(deadline)
-        except Exception as error:  # noqa: BLE001 - the batch must not pay for it
-            self._limiter_failed(error)
-
-    def _limiter_failed(self, error: Exception) -> None:
-        self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
 
     async def _sleep(self, delay: float | None) -> None:
         """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
@@ -313,6 +188,11 @@ class Dispatcher:
             self._wake = None
             if timer is not None:
                 timer.cancel()
+
+    def _arrived(self, *, due_sooner: bool) -> None:
+        # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
+        if due_sooner or self._pump is None or self._pump.done():
+            self._kick()
 
     def _kick(self) -> None:
         """Have the pump look at the buffer, starting it where there is none."""
@@ -393,10 +273,7 @@ class Dispatcher:
         started_at = loop.time()
         self._closing = loop.create_future()
         self._ledger.keep_undelivered()
-        for waiter in self._waiters:
-            if not waiter.admitted.done():
-                waiter.admitted.set_exception(_closed_error())
-        self._waiters.clear()
+        self.intake.close()
         try:
             async with deadline:
                 await self._flushed()
@@ -410,7 +287,7 @@ class Dispatcher:
             )
             self._closing.set_result(report)
             # Kept, as the loop itself keeps no task alive.
-            self._last_task = loop.create_task(self._close_transport())
+            self._last_task = loop.create_task(self._sender.aclose())
         # A peer that does not answer must not hold the caller: the connections close by themselves later.
         await asyncio.wait({self._last_task}, timeout=_CLOSE_GRACE)
         return report
@@ -424,13 +301,6 @@ class Dispatcher:
             self._abort()
         # Everything has its outcome now, so the first caller's flush is over.
         return await asyncio.shield(closing)
-
-    async def _close_transport(self) -> None:
-        try:
-            await self._transport.aclose()
-        except Exception as error:  # noqa: BLE001 - every event has its outcome: nothing is left that could fail
-            name = type(error).__name__
-            self._ledger.tell_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)
 
     def _abort(self) -> None:
         if self._pump is not None:
@@ -452,21 +322,4 @@ class Dispatcher:
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
-        waiting = sum(not waiter.admitted.done() for waiter in self._waiters)
-        return self._ledger.stats(self._buffer, waiting=waiting)
-
-
-class _Waiter:
-    """A caller that waits for room in the buffer."""
-
-    __slots__ = ("admitted", "envelope", "event_name", "lane")
-
-    def __init__(self, event_name: str, envelope: bytes, lane: Hashable, admitted: asyncio.Future[Receipt]) -> None:
-        self.event_name = event_name
-        self.envelope = envelope
-        self.lane = lane
-        self.admitted = admitted
-
-
-def _closed_error() -> ClientClosedError:
-    return ClientClosedError("the client is closed, or is closing, and takes no new events")
+        return self._ledger.stats(self._buffer, waiting=self.intake.waiting)

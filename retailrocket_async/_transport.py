@@ -174,7 +174,7 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close our own client, if there is one; the caller's stays open."""
         if self._own and self._client is not None:
-            client, self._client = self._client, None
+            client, self._client, self._opening = self._client, None, None
             await client.aclose()
 
     def _request(self, client: HttpClient, path: str, stream: _Body) -> httpx.Request:
@@ -192,9 +192,11 @@ class HttpxTransport:
 
     async def _open(self) -> HttpClient:
         # Reading the certificate store takes tens of milliseconds: in a thread, once, whoever waits for it.
-        if self._opening is None:
-            self._opening = asyncio.create_task(asyncio.to_thread(self._make_client))
-        self._client = await asyncio.shield(self._opening)
+        opening = self._opening
+        # Anew where it failed, or was cancelled with everything else: the next request may fare better.
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            self._opening = opening = asyncio.create_task(asyncio.to_thread(self._make_client))
+        self._client = await asyncio.shield(opening)
         return self._client
 
     def _make_client(self) -> HttpClient:

@@ -406,11 +406,11 @@ class Engine:
 
     async def track(self, number: int, visitor: str = "visitor") -> Receipt:
         """Track the event of that number."""
-        return await self.dispatcher.accept(what := event(number, visitor), CODEC.encode(what))
+        return await self.dispatcher.intake.accept(what := event(number, visitor), CODEC.encode(what))
 
     def track_nowait(self, number: int, visitor: str = "visitor") -> Receipt:
         """Track the event of that number, now or never."""
-        return self.dispatcher.accept_nowait(what := event(number, visitor), CODEC.encode(what))
+        return self.dispatcher.intake.accept_nowait(what := event(number, visitor), CODEC.encode(what))
 
     async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
         """Track events one after the other."""

@@ -487,7 +487,7 @@ def test_local_limiter_grants_as_before(
         await asyncio.wait(sends)
         report = await engine.aclose(None)
         assert report.clean
-        assert engine.dispatcher._wire_slots._value == IN_FLIGHT
+        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
         return [request.at for request in engine.transport.requests[begin:] if request.numbers != [1]]
 
     assert run(times(with_a_cancelled=True)) == pytest.approx(run(times(with_a_cancelled=False)), abs=ROUNDING)
@@ -519,7 +519,7 @@ def test_close_cancelled_in_its_flush() -> None:
         report = await engine.aclose()
         assert len(report.undelivered) == 3
         await turns(5)
-        assert engine.dispatcher._wire_slots._value == IN_FLIGHT
+        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
         assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
         assert tasks() == set()
 
@@ -729,7 +729,7 @@ def test_everyone_cancelled_in_any_turn(turn: int) -> None:
         assert max(recorded.values(), default=0) <= 1
         assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
         await turns(5)
-        assert engine.dispatcher._wire_slots._value == IN_FLIGHT
+        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
         assert tasks() == set()
 
     run(test())

@@ -506,6 +506,8 @@ def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
         warnings.simplefilter("error")
         with pytest.raises(ConfigurationError):
             AsyncTrackingClient("", "partner")
+        with pytest.raises(TypeError):
+            AsyncTrackingClient("key", "partner", ratelimit=None)  # type: ignore[call-arg]
         gc.collect()
 
 

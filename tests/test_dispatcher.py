@@ -199,8 +199,8 @@ def test_custom_events_keep_their_visitors_order() -> None:
         for number in (2, 3):
             fields = {"sessionExternalId": "ann", "productId": number}
             custom = CustomEvent(name="wish", fields=fields)
-            await engine.dispatcher.accept(custom, CODEC.encode(custom))
-        await engine.dispatcher.accept(
+            await engine.dispatcher.intake.accept(custom, CODEC.encode(custom))
+        await engine.dispatcher.intake.accept(
             odd := CustomEvent(name="odd", fields={"sessionExternalId": "", "productId": 4}), CODEC.encode(odd)
         )
         await engine.flush()
@@ -569,7 +569,7 @@ def test_cancelled_waiter_makes_room_for_smaller_ones() -> None:
         engine = Engine(
             ScriptedTransport(), limiter=limiter, buffer=Buffer(max_bytes=1024), batching=Batching(max_bytes=1024)
         )
-        accept = engine.dispatcher.accept
+        accept = engine.dispatcher.intake.accept
         await accept(event(1), CODEC.encode(event(1)))
         large = asyncio.create_task(accept(event(2), b" " * 1000 + CODEC.encode(event(2))))
         small = asyncio.create_task(accept(event(3), CODEC.encode(event(3))))
@@ -1472,7 +1472,7 @@ def test_all_tasks_cancelled(state: Callable[[], Coroutine[Any, Any, Engine]]) -
             task.cancel()
         await turns(5)
         assert engine.stats().in_flight == 0
-        limiter = engine.dispatcher._limiter
+        limiter = engine.dispatcher._sender._limiter
         if isinstance(limiter, RecordingLimiter):
             limiter.open_gate()
         report = await engine.aclose(None)
@@ -1717,7 +1717,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
         await turns(5)
         assert tasks() == set()
         assert transport.in_flight == 0
-        assert engine.dispatcher._wire_slots._value == batching.max_in_flight
+        assert engine.dispatcher._sender._wire_slots._value == batching.max_in_flight
         return outcomes, Counter(transport.recorded_numbers)
 
     outcomes, recorded = run(test())

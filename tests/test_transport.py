@@ -363,3 +363,19 @@ async def test_closing_an_unused_transport_opens_nothing() -> None:
     transport = HttpxTransport(_credentials())
     await transport.aclose()
     await transport.aclose()
+
+
+async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
+    """A failure, or a cancelled everything, while our own client opens fails that request only."""
+    async with raw_server() as server:
+        transport = HttpxTransport(_credentials(), base_url=server.url)
+        first = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = await transport.post("view", BODY, on_sent=lambda: None)
+        await transport.aclose()
+
+    assert 200 == second.status

@@ -1,0 +1,139 @@
+"""The caller's side of the buffer: who gets in, who waits for room, who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from retailrocket_async._errors import BufferFullError, ClientClosedError
+from retailrocket_async._events import CustomEvent
+from retailrocket_async._outcome import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from retailrocket_async._buffer import EventBuffer
+    from retailrocket_async._events import Event
+    from retailrocket_async._home import Home
+    from retailrocket_async._ledger import Ledger
+
+_YIELD_EVERY = 200
+"""Events accepted in a row before the caller's task lets others run: under a millisecond of a busy loop."""
+
+
+class _Arrived(Protocol):
+    def __call__(self, *, due_sooner: bool) -> None: ...
+
+
+class Intake:
+    """Puts events in the buffer, in order, and makes callers wait where it is full.
+
+    Args:
+        home: the loop that the client belongs to.
+        buffer: where the events go.
+        ledger: counts them.
+        keyed: whether the buffer has a lane for each visitor.
+        arrived: called for each event that was put in; `due_sooner` is true where a batch may be due sooner by it.
+    """
+
+    def __init__(self, home: Home, buffer: EventBuffer, ledger: Ledger, *, keyed: bool, arrived: _Arrived) -> None:
+        self._home = home
+        self._buffer = buffer
+        self._ledger = ledger
+        self._keyed = keyed
+        self._arrived = arrived
+        self._waiters: deque[_Waiter] = deque()
+        self._closed = False
+        self._accepted_in_a_row = 0
+
+    async def accept(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, waiting for room where there is none; waiters are served in order."""
+        receipt = self._accept_now(event, envelope)
+        if receipt is None:
+            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
+            self._waiters.append(waiter)
+            try:
+                # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+                return await waiter.admitted
+            except asyncio.CancelledError:
+                # There may be room for those behind, if not for this one.
+                self.admit_waiters()
+                raise
+        self._accepted_in_a_row += 1
+        if self._accepted_in_a_row >= _YIELD_EVERY:
+            self._accepted_in_a_row = 0
+            await asyncio.sleep(0)
+        return receipt
+
+    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, or raise `BufferFullError`."""
+        receipt = self._accept_now(event, envelope)
+        if receipt is None:
+            raise BufferFullError(
+                f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
+                f"{len(self._waiters)} callers waiting; use track, which waits, or raise Buffer's bounds"
+            )
+        return receipt
+
+    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+        self._home.enter()
+        self.check_open()
+        if self._waiters or not self._buffer.fits(len(envelope) + 1):
+            return None
+        return self._put(event.event_name, envelope, self._lane_of(event) if self._keyed else None)
+
+    def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
+        receipt = Receipt(event_name)
+        self._ledger.tracked += 1
+        self._arrived(due_sooner=self._buffer.append(envelope, receipt, lane))
+        return receipt
+
+    def admit_waiters(self) -> None:
+        """Let those in for whom there is room now, in the order in which they came."""
+        while self._waiters:
+            waiter = self._waiters[0]
+            if not waiter.admitted.done():
+                if not self._buffer.fits(len(waiter.envelope) + 1):
+                    return
+                waiter.admitted.set_result(self._put(waiter.event_name, waiter.envelope, waiter.lane))
+            self._waiters.popleft()
+
+    def _lane_of(self, event: Event) -> Hashable:
+        if isinstance(event, CustomEvent):
+            return self._buffer.lane_of(str(event.fields.get("sessionExternalId", "")))
+        return self._buffer.lane_of(getattr(event, "session_external_id", ""))
+
+    def check_open(self) -> None:
+        """Raise `ClientClosedError` where nothing is taken any more."""
+        if self._closed:
+            raise _closed_error()
+
+    def close(self) -> None:
+        """Take nothing any more, and turn away who waits."""
+        self._closed = True
+        for waiter in self._waiters:
+            if not waiter.admitted.done():
+                waiter.admitted.set_exception(_closed_error())
+        self._waiters.clear()
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for room."""
+        return sum(not waiter.admitted.done() for waiter in self._waiters)
+
+
+class _Waiter:
+    """A caller that waits for room in the buffer."""
+
+    __slots__ = ("admitted", "envelope", "event_name", "lane")
+
+    def __init__(self, event_name: str, envelope: bytes, lane: Hashable, admitted: asyncio.Future[Receipt]) -> None:
+        self.event_name = event_name
+        self.envelope = envelope
+        self.lane = lane
+        self.admitted = admitted
+
+
+def _closed_error() -> ClientClosedError:
+    return ClientClosedError("the client is closed, or is closing, and takes no new events")
