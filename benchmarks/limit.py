@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -253,6 +254,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = _arguments()
+    # What is refused is in the table.
+    logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     ours = {"ours": [OURS], "bucket-only": [name for name in LIMITERS if name != OURS], "all": list(LIMITERS)}
     conditions = list(CONDITIONS) if arguments.condition == "all" else [arguments.condition]
     print(f"{'limiter':<22} {'condition':<9} {'requests':>8} {'refused':>7} {'worst':>5} {'used %':>6} {'spread':>6}")

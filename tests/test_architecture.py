@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -92,6 +93,18 @@ EDGES = {name: source for name, source in modules(".").items() if name.split("."
 def test_every_room_has_a_floor() -> None:
     """The table above names the rooms that there are, no more and no fewer."""
     assert FLOOR_OF.keys() == ROOMS.keys()
+
+
+def test_the_page_agrees() -> None:
+    """The table of floors in the documentation is the one above."""
+    page = Path(__file__).parent.parent.joinpath("docs", "architecture.md").read_text("utf-8")
+    told: list[set[str]] = []
+    for floor, room in re.findall(r"^\| (\d+|door| ) +\| `(\w+)` \|", page, re.MULTILINE):
+        if floor.strip():
+            told.append(set())
+        told[-1].add(room)
+
+    assert told == FLOORS
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

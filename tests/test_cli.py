@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = ("demo", "send", "check", "emulate")
 HEADER = "timestamp,visitorid,event,itemid,transactionid"
-UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKET_BASE_URL": ""}
+UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKET_BASE_URL": "http://127.0.0.1:9/"}
 # Wide, so that no sentence is broken, and without colours.
 PLAIN = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
 

@@ -322,11 +322,7 @@ def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
     ("status", "told"),
     [
         (400, "the API calls the request malformed and does not say which event is wrong (HTTP 400)"),
-        (
-            401,
-            "authentication failed: check RETAILROCKET_API_KEY, and that the key belongs to this --partner-id "
-            "(HTTP 401)",
-        ),
+        (401, "authentication failed: check RETAILROCKET_API_KEY, and that the key belongs to this --partner-id"),
         (403, "access denied: ask the account manager to open the tracking API for this shop (HTTP 403)"),
         (404, "there is no such resource: check --base-url, which ends in /1.0/ (HTTP 404)"),
         (307, "the address redirects, and the key is never sent on: check --base-url (HTTP 307)"),
@@ -513,7 +509,7 @@ def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: 
 async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
     """Interrupted in mid-way, every event up to the line that is told is kept, and none behind it."""
     path = tmp_path / "events"
-    path.write_bytes(views(5_000))
+    path.write_bytes(views(20_000))
     clients: list[AsyncTrackingClient] = []
 
     def client_of(**options: Any) -> AsyncTrackingClient:
@@ -535,7 +531,7 @@ async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
     kept = sorted(json.loads(line)["view"]["productId"] for line in (tmp_path / "rejects").read_bytes().splitlines())
 
     assert (signal.SIGINT, f"{path}:{len(kept)}") == (result.interrupted_by, result.stopped_at)
-    assert 1_000 < len(kept) == result.events < 5_000
+    assert 1_000 < len(kept) == result.events < 20_000
     assert [*range(len(kept))] == kept
 
 

@@ -1,0 +1,115 @@
+"""The checks. `nox` runs what a change must pass; `nox --list` names the rest."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.11.12"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+# The quick ones first, the one whose summary matters most last.
+nox.options.sessions = ["lint", "typing", "docs", "tests_min_deps", "wheel", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+EXTRAS = "[cli,emulator,http2]"
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def lowest() -> list[str]:
+    """Return every dependency of the package at its lower bound."""
+    project = PROJECT["project"]
+    requirements = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    pins: list[str] = []
+    for requirement in map(Requirement, requirements):
+        pins += [f"{requirement.name}=={bound.version}" for bound in requirement.specifier if bound.operator == ">="]
+    return pins
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
+    session.install("-e", f".{EXTRAS}", *group("typing"))
+    session.run("mypy", "retailrocket_async", "tests/typing")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install("-e", ".[emulator]", *group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def tests_min_deps(session: nox.Session) -> None:
+    """Run the tests on the oldest dependencies that pyproject.toml allows."""
+    pins = Path(session.create_tmp()) / "lowest.txt"
+    pins.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
+    session.install("-e", f".{EXTRAS}", *group("test"), "--constraint", str(pins))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Run the tests on the built wheel, with nothing but the source distribution around."""
+    session.install(*group("wheel"))
+    tmp = Path(session.create_tmp()).resolve()
+    shutil.rmtree(tmp)
+    tmp.mkdir()
+    session.run("python", "-m", "build", "--outdir", str(tmp), silent=True)
+    [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp, filter="data")
+    tree = tmp / sdist.name.removesuffix(".tar.gz")
+    # Without the sources only the wheel can be what is tested.
+    (tree / "retailrocket_async").rename(tmp / "sources")
+    session.install(f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"))
+    session.chdir(tree)
+    where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
+    session.run("python", "-c", where)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests and measure the branches they reach, in every process they start."""
+    session.install("-e", f".{EXTRAS}", *group("test"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session(python=nox.project.python_versions(PROJECT), default=False)
+def pythons(session: nox.Session) -> None:
+    """Run the tests on every Python at hand that the package supports."""
+    session.install("-e", f".{EXTRAS}", *group("test"))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Show that the limit is kept and used; takes minutes."""
+    session.install("-e", f".{EXTRAS}")
+    session.run("python", "benchmarks/limit.py", *session.posargs)

@@ -1,0 +1,34 @@
+"""The command line, ``retailrocket-async``: try the package, send files, check credentials, run the emulator.
+
+::
+
+    files --_reading--> bytes --_lines--> events --_delivery--> the API
+                                 :                    :
+                                 :... bad lines ......:... undelivered events ...> _rejects
+
+Needs the extra ``cli``; `demo` and `emulate` need the extra ``emulator`` too. The commands use the package by its
+front door, like any program.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+__all__ = ["main"]
+
+_EXTRA = ("typer", "rich")
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process, and exit with its status."""
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        sys.stderr.write(
+            f'error: the command line needs {" and ".join(missing)}: pip install "retailrocket-async[cli]"\n'
+        )
+        raise SystemExit(2)
+    # Only now: a missing extra must give a sentence, not a traceback.
+    from retailrocket_async.cli._app import run  # noqa: PLC0415
+
+    run()

@@ -1,0 +1,75 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import sys
+from importlib.metadata import PackageNotFoundError
+from typing import Annotated
+
+import typer
+
+import retailrocket_async
+from retailrocket_async.cli import _check, _demo, _emulate, _send
+
+app = typer.Typer(
+    name="retailrocket-async",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # A traceback of typer's shows the values of variables, and one of them is the key.
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        try:
+            version = retailrocket_async.__version__
+        except PackageNotFoundError:
+            version = "unknown: a source tree that is not installed"
+        typer.echo(f"retailrocket-async {version}")
+        raise typer.Exit
+
+
+def _prose(text: str | None) -> str:
+    """Return `text` with its paragraphs on one line each; one that begins with a backspace stays as it is."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
+
+
+_ABOUT = """
+Send user-behaviour events to Retail Rocket's tracking API: batched, paced, retried, every outcome known.
+
+The secret key is never an argument, which everyone on the machine could read: it comes from the environment variable
+RETAILROCKET_API_KEY or, on a terminal, from a hidden prompt.
+"""
+
+
+@app.callback(help=_prose(_ABOUT), epilog="Try it: retailrocket-async demo")
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options in front of the command; all that can be said there is said by callbacks."""
+
+
+for _module, _command in (
+    (_demo, _demo.demo),
+    (_send, _send.send),
+    (_check, _check.check),
+    (_emulate, _emulate.emulate),
+):
+    app.command(help=_prose(_command.__doc__), epilog=_prose(_module.EPILOG))(_command)
+
+
+def run() -> None:
+    """Run the command line; what the terminal's encoding cannot show is shown as an escape, not as a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="retailrocket-async")

@@ -1,0 +1,53 @@
+"""Who the shop is and where the API is: options, environment and, for the key, a hidden prompt."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from typing import Annotated, TypeAlias
+
+import typer
+
+from retailrocket_async.cli._terminal import fail
+
+API_KEY = "RETAILROCKET_API_KEY"
+PARTNER_ID = "RETAILROCKET_PARTNER_ID"
+BASE_URL = "RETAILROCKET_BASE_URL"
+DEFAULT_BASE_URL = "https://apptracking.retailrocket.net/1.0/"
+
+BaseUrl: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        envvar=BASE_URL, help=f"Where the API is; default {DEFAULT_BASE_URL}.", metavar="URL", show_default=False
+    ),
+]
+PartnerId: TypeAlias = Annotated[
+    str, typer.Option(envvar=PARTNER_ID, help="The shop's public id. Required.", metavar="ID", show_default=False)
+]
+AllowInsecureHttp: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-insecure-http",
+        help="Allow http:// to another machine, where anyone on the way can read the key: for test servers only.",
+    ),
+]
+
+
+def credentials(partner_id: str) -> tuple[str, str]:
+    """Return the key and the shop's id; without either, leave with a sentence that says how to give it."""
+    if not partner_id:
+        fail(f"give the shop's public id: --partner-id ID, or the environment variable {PARTNER_ID}")
+    return _api_key(), partner_id
+
+
+def _api_key() -> str:
+    if key := os.environ.get(API_KEY):
+        return key
+    if not sys.stdin.isatty():
+        fail(f"set the environment variable {API_KEY} (there is no terminal to ask for the key)")
+    try:
+        # A key that is pasted often brings a space along.
+        return getpass.getpass(f"API key, as {API_KEY} is not set (it does not show): ", stream=sys.stderr).strip()
+    except EOFError:
+        fail("no key was given")

@@ -1,0 +1,231 @@
+"""Sending inputs: reads, tracks, waits, and comes to an orderly end however it is ended.
+
+::
+
+    Reader --chunks--> Lines --events--> client.track --> ... --> on_outcome (undelivered) --> Rejects
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+
+from retailrocket_async import ClientClosedError, Stats
+from retailrocket_async.cli._explain import explain, is_hopeless
+from retailrocket_async.cli._lines import BadLine, events_of
+from retailrocket_async.cli._reading import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from types import FrameType
+
+    from retailrocket_async import AsyncTrackingClient, UndeliveredEvent
+    from retailrocket_async.cli._lines import Lines
+    from retailrocket_async.cli._reading import Source
+    from retailrocket_async.cli._rejects import Rejects
+    from retailrocket_async.cli._terminal import Meter
+
+_TOLD = 20
+"""Bad lines that are listed; the rest is counted, and ``--dry-run`` lists them all."""
+
+_BREATH = 200
+"""Bad lines in a row before other tasks run; `track` does the same for events."""
+
+_LOOK = 0.1
+"""Seconds between two looks at the progress."""
+
+
+@attrs.define
+class Result:
+    """What became of the inputs.
+
+    Attributes:
+        events: events read and taken over, one for each good line.
+        bad: lines that are no event.
+        unreadable: inputs that could not be read to their end.
+        stopped_at: where reading was stopped before the end, as ``FILE:LINE``; None where all was read.
+        interrupted_by: the number of the signal that interrupted; None for none.
+        hopeless: whether it ended by itself, since nothing was delivered and nothing would be.
+        reasons: undelivered events by why they are undelivered.
+        maybe_recorded: undelivered events that the API may have recorded all the same.
+        stats: the client's final counters.
+        elapsed: seconds.
+    """
+
+    events: int = 0
+    bad: int = 0
+    unreadable: int = 0
+    stopped_at: str | None = None
+    interrupted_by: int | None = None
+    hopeless: bool = False
+    reasons: Counter[str] = attrs.field(factory=Counter[str])
+    maybe_recorded: int = 0
+    stats: Stats = attrs.field(factory=Stats)
+    elapsed: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether every line of every input was an event, and every event is delivered."""
+        return not (self.bad or self.unreadable or self.stopped_at) and self.stats.delivered == self.events
+
+
+class Delivery:
+    """Sends the events of `sources`.
+
+    Args:
+        sources: the inputs, in order.
+        lines_of: makes the reader of an input's lines.
+        rejects: takes what is not delivered.
+        meter: draws the progress, and prints above it.
+        drain: seconds that what was read gets to be delivered after an interruption.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        lines_of: Callable[[Source], Lines],
+        rejects: Rejects,
+        meter: Meter,
+        drain: float,
+    ) -> None:
+        self._sources = sources
+        self._lines_of = lines_of
+        self._rejects = rejects
+        self._meter = meter
+        self._drain = drain
+        self._reader = Reader(sources)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._bytes = 0
+        self._client: AsyncTrackingClient
+        self.result = Result()
+
+    async def run(self, client_of: Callable[..., AsyncTrackingClient]) -> Result:
+        """Send everything through a client, close it, and return what became of it.
+
+        The first SIGINT or SIGTERM stops the reading and gives what was read `drain` seconds; the second ends at
+        once. Either way every event that was read has its outcome in the end.
+
+        Args:
+            client_of: makes the client from the keyword `on_outcome`.
+        """
+        client = self._client = client_of(on_outcome=self._on_outcome)
+        begun = time.monotonic()
+        feeding = asyncio.create_task(self._feed())
+        drawing = asyncio.create_task(self._draw(begun))
+        with _signals(self._interrupt):
+            await _first_of(feeding, self._stop.wait())
+            self._reader.stop()
+            closing = asyncio.create_task(client.aclose(self._drain))
+            await _first_of(closing, self._hurry.wait())
+            # Cancelling a close makes it give every event its outcome now; closing again tells the same report.
+            closing.cancel()
+            report = await client.aclose(0)
+        drawing.cancel()
+        await asyncio.wait({feeding, closing, drawing})
+        feeding.result()
+        self.result.stats = report.stats
+        self.result.elapsed = time.monotonic() - begun
+        return self.result
+
+    async def _feed(self) -> None:
+        client, result, stored = self._client, self.result, 0
+        lines: Lines | None = None
+        place: str | None = None
+        left = len(self._sources)
+        try:
+            async for chunk in self._reader.chunks():
+                lines = lines or self._lines_of(chunk.source)
+                for found in events_of(lines, chunk):
+                    if isinstance(found, BadLine):
+                        self._reject(found)
+                        if not result.bad % _BREATH:
+                            await asyncio.sleep(0)
+                    else:
+                        await client.track(found)
+                        result.events += 1
+                self._bytes = stored + chunk.position
+                place = f"{chunk.source.name}:{lines.number}"
+                if not chunk.data:
+                    stored, lines, left = self._bytes, None, left - 1
+            if left:
+                result.stopped_at = place or "the very beginning"
+            else:
+                await client.flush()
+        except ClientClosedError:
+            # Closed while the event of this line waited for room: it was read, and is not taken over.
+            result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
+
+    def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
+        """Take events that were not delivered; the client calls it with those of one request."""
+        outcome = undelivered[0].outcome
+        self.result.reasons[explain(outcome)] += len(undelivered)
+        self.result.maybe_recorded += len(undelivered) * outcome.maybe_recorded
+        self._rejects.add_undelivered(event.envelope for event in undelivered)
+        # With nothing delivered yet, nothing is lost by asking for a repair before a million events are refused.
+        # Later on the rest is tried all the same, so that the rejects are complete.
+        if is_hopeless(outcome) and not self._client.stats().delivered and not self._stop.is_set():
+            self.result.hopeless = True
+            self._stop.set()
+
+    def _reject(self, bad: BadLine) -> None:
+        if bad.ends_input:
+            self.result.unreadable += 1
+        else:
+            self.result.bad += 1
+        self._rejects.add_bad(bad)
+        told = self.result.bad + self.result.unreadable
+        if told <= _TOLD or bad.ends_input:
+            self._meter.note(f"bad line {bad}")
+        elif told == _TOLD + 1:
+            self._meter.note("... and more bad lines: --dry-run lists them all")
+
+    def _interrupt(self, number: int) -> None:
+        if self.result.interrupted_by is None:
+            self.result.interrupted_by = number
+            self._meter.note(f"interrupted: delivering what was read, {self._drain:g} s at most; again to stop at once")
+            self._stop.set()
+        else:
+            self._hurry.set()
+
+    async def _draw(self, begun: float) -> None:
+        while True:
+            stats = self._client.stats()
+            settled = stats.tracked - stats.pending - stats.in_flight
+            # What was read and still waits is no progress.
+            done = self._bytes * settled / max(1, stats.tracked)
+            self._meter.show(done, settled, time.monotonic() - begun)
+            await asyncio.sleep(_LOOK)
+
+
+async def _first_of(task: asyncio.Task[object], event: Coroutine[object, object, object]) -> None:
+    """Wait until the task or the event is there; the task goes on."""
+    waiting = asyncio.create_task(event)
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+@contextmanager
+def _signals(interrupt: Callable[[int], None]) -> Generator[None]:
+    """Call `interrupt` in the event loop for every SIGINT and SIGTERM."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(interrupt, number)
+
+    # signal.signal and not loop.add_signal_handler: it works on every platform and can be undone.
+    # One that is ignored stays so: a command in the background of a script is not to be interrupted.
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,130 @@
+"""``demo``: a made-up day of a shop through the client, checked against what the emulator recorded."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from retailrocket_async import EVENT_TYPES, AsyncTrackingClient, Batching, Event, Stats
+from retailrocket_async.cli._emulator import needing_emulator
+from retailrocket_async.cli._shop_day import shop_day
+from retailrocket_async.cli._terminal import FAILED, Meter, note, one_sentence, say, table
+
+EPILOG = """
+The emulator runs on this machine, in a process of its own, for as long as the demo does: nothing leaves the machine,
+and neither a key nor a shop is needed. Batches are kept to 100 events, so that the request limit has something to do;
+the client's default of 500 takes five times as many events through the same limit.
+
+\b
+[bold]Examples[/bold]
+  retailrocket-async demo
+  retailrocket-async demo --events 100000 --seed 7
+
+[bold]Exit status[/bold]: 0 everything arrived exactly once and within the limit, 1 something did not (and what),
+2 wrong arguments, 130 interrupted by Ctrl-C.
+"""
+
+_LIMIT = 50
+_PER_REQUEST = 100
+
+
+def demo(
+    *,
+    events: Annotated[int, typer.Option(min=1, help="How many events the day has.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Another number makes another day.")] = 1,
+) -> None:
+    """Send a made-up day of a shop to an emulator of the API, and compare what was sent with what was recorded."""
+    with needing_emulator():
+        from retailrocket_async.emulator import Settings, emulator_process  # noqa: PLC0415 - an extra
+
+    with one_sentence(), emulator_process(Settings(limit=_LIMIT)) as emulator:
+        settings = Settings()
+        client = AsyncTrackingClient(
+            settings.api_key,
+            settings.partner_id,
+            base_url=emulator.url,
+            batching=Batching(max_events=_PER_REQUEST),
+        )
+        with Meter("sending a day of a shop", events) as meter:
+            sent = asyncio.run(_send(client, shop_day(events, seed), meter))
+        recorded = emulator.stats()
+    _report(sent, recorded)
+    differences = list(_differences(sent, recorded))
+    for difference in differences:
+        note(f"error: {difference}")
+    if differences:
+        raise typer.Exit(FAILED)
+    say(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
+
+
+@attrs.frozen
+class _Sent:
+    """What the client says."""
+
+    by_name: Counter[str]
+    stats: Stats
+    elapsed: float
+
+
+async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter) -> _Sent:
+    by_name, begun = Counter[str](), time.monotonic()
+
+    async def watch() -> None:
+        while True:
+            settled = client.stats().delivered
+            meter.show(settled, settled, time.monotonic() - begun)
+            await asyncio.sleep(0.1)
+
+    watching = asyncio.create_task(watch())
+    try:
+        for event in day:
+            await client.track(event)
+            by_name[event.event_name] += 1
+        await client.flush()
+        elapsed = time.monotonic() - begun
+    finally:
+        watching.cancel()
+        report = await client.aclose()
+    return _Sent(by_name, report.stats, elapsed)
+
+
+def _report(sent: _Sent, recorded: dict[str, Any]) -> None:
+    names = [name for name in EVENT_TYPES if sent.by_name[name] or recorded["events"].get(name)]
+    rows = [(name, sent.by_name[name], recorded["events"].get(name, 0)) for name in names]
+    table("Events", ("type", "sent", "recorded"), [*rows, ("all", sent.by_name.total(), recorded["total_events"])])
+    stats = sent.stats
+    table(
+        "Delivery",
+        ("", ""),
+        [
+            ("delivered", stats.delivered),
+            ("requests", recorded["requests"]),
+            ("of them retries", stats.retries),
+            ("refused, whatever the reason", recorded["refused"]),
+            ("events per request", f"{recorded['total_events'] / max(1, recorded['requests']):.1f}"),
+            ("bytes", recorded["bytes"]),
+            ("seconds", f"{sent.elapsed:.2f}"),
+            ("events per second", round(stats.delivered / sent.elapsed)),
+            (f"most requests in any second (limit {_LIMIT})", recorded["worst_window"]),
+        ],
+    )
+
+
+def _differences(sent: _Sent, recorded: dict[str, Any]) -> Iterator[str]:
+    """Yield what is not as it should be, each as a sentence."""
+    for name in sorted({*sent.by_name, *recorded["events"]}):
+        here, there = sent.by_name[name], recorded["events"].get(name, 0)
+        if here != there:
+            yield f"{here:,} {name} were sent and {there:,} recorded"
+    if sent.stats.delivered != sent.by_name.total():
+        yield f"{sent.by_name.total():,} events were sent and {sent.stats.delivered:,} are said to be delivered"
+    if recorded["requests"] != sent.stats.requests:
+        yield f"the client made {sent.stats.requests:,} requests and the emulator saw {recorded['requests']:,}"
+    if recorded["refused"]:
+        yield f"{recorded['refused']:,} requests were refused"
+    if recorded["over_limit"] or recorded["worst_window"] > _LIMIT:
+        yield f"the limit was broken: {recorded['worst_window']} requests arrived within one second"

@@ -1,0 +1,189 @@
+"""Inputs as bytes: files and the standard input, plain or gzipped, read in a thread of their own.
+
+A thread, because a read can take any time (a pipe that is silent, a network drive) and the event loop has requests
+to look after; a daemon, because nothing can wake it from such a read when the command is to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import os
+import sys
+import threading
+import zlib
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import attrs
+
+from retailrocket_async.cli._terminal import fail
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Iterable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+_CHUNK = 64 * 1024
+"""Bytes: some 500 events, so that reading them blocks the event loop for a millisecond or two."""
+
+_AHEAD = 4
+"""Chunks that are read before anyone asks for them."""
+
+_GZIP = b"\x1f\x8b"
+"""The first bytes of every gzip file (RFC 1952, 2.3.1)."""
+
+STDIN = "-"
+
+
+@attrs.frozen
+class Chunk:
+    """A piece of an input.
+
+    Attributes:
+        source: the input it comes from.
+        data: its bytes, decompressed; empty at the input's end.
+        position: bytes of the input, as it is stored, that were read so far.
+        failure: why the input could not be read to its end; None where it could.
+    """
+
+    source: Source
+    data: bytes
+    position: int
+    failure: str | None = None
+
+
+class Source:
+    """One input: a file, or the standard input.
+
+    Args:
+        path: of the file; ``-`` for the standard input. One that cannot be read ends the command.
+
+    Attributes:
+        name: for messages.
+        size: bytes of the file as it is stored; None where that is not known (a pipe).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_stdin = str(path) == STDIN
+        if not self._is_stdin:
+            _check_readable(path)
+        self.name = "<stdin>" if self._is_stdin else str(path)
+        self.size = path.stat().st_size if not self._is_stdin and path.is_file() else None
+        self.position = 0
+        self._begin = b""
+        self._file: BinaryIO
+
+    def chunks(self) -> Generator[Chunk]:
+        """Yield the input piece by piece; the last one is empty and says whether all went well."""
+        failure: str | None = None
+        try:
+            with self._opened() as self._file:
+                for data in self._pieces():
+                    yield Chunk(self, data, self.position)
+        except EOFError:
+            failure = "the gzip data ends too early"
+        except (gzip.BadGzipFile, zlib.error) as error:
+            failure = f"the gzip data is damaged: {error}"
+        except OSError as error:
+            failure = f"cannot be read: {error.strerror or type(error).__name__}"
+        yield Chunk(self, b"", self.position, failure)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as stored, at most `size` bytes; what gzip reads from."""
+        if self._begin:
+            end = size if size >= 0 else None
+            data, self._begin = self._begin[:end], self._begin[len(self._begin[:end]) :]
+            return data
+        data = self._file.read(size) or b""
+        self.position += len(data)
+        return data
+
+    def _opened(self) -> AbstractContextManager[BinaryIO]:
+        # Unbuffered: a read gives what a slow pipe has, and no lock is held when the interpreter ends.
+        if self._is_stdin:
+            return nullcontext(cast("BinaryIO", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
+        return cast("BinaryIO", self._path.open("rb", buffering=0))
+
+    def _pieces(self) -> Generator[bytes]:
+        begin = b""
+        # A pipe may give its first bytes one by one.
+        while len(begin) < len(_GZIP) and (more := self.read(_CHUNK)):
+            begin += more
+        self._begin = begin
+        if begin.startswith(_GZIP):
+            with gzip.GzipFile(fileobj=cast("gzip.GzipFile", self)) as unzipped:
+                while data := unzipped.read1(_CHUNK):
+                    yield data
+        else:
+            while data := self.read(_CHUNK):
+                yield data
+
+
+def _check_readable(path: Path) -> None:
+    # Looked at and not opened: whoever writes to a pipe would notice.
+    try:
+        path.stat()
+    except OSError as error:
+        fail(f"cannot read {path}: {error.strerror}")
+    if path.is_dir():
+        fail(f"{path} is a directory")
+    if not os.access(path, os.R_OK):
+        fail(f"cannot read {path}: it is not yours to read")
+
+
+def total_size(sources: Iterable[Source]) -> int | None:
+    """Return the bytes of all `sources`; None where one is not known."""
+    total = 0
+    for source in sources:
+        if source.size is None:
+            return None
+        total += source.size
+    return total
+
+
+class Reader:
+    """Reads sources one after the other for one event loop.
+
+    Args:
+        sources: in order.
+    """
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._sources = sources
+        self._chunks: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_AHEAD)
+        self._stopped = False
+
+    async def chunks(self) -> AsyncGenerator[Chunk]:
+        """Yield the pieces of all sources, until there are no more or `stop` is called."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._read, args=(loop,), name="reader", daemon=True).start()
+        while (chunk := await self._chunks.get()) is not None and not self._stopped:
+            if isinstance(chunk, Exception):
+                raise chunk
+            self._room.release()
+            yield chunk
+
+    def stop(self) -> None:
+        """End `chunks`, even where it waits for a read that may never end."""
+        self._stopped = True
+        self._room.release()
+        self._chunks.put_nowait(None)
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Whatever happens in here is handed over: an error kept to this thread would look like the end of the input.
+        last: Exception | None = None
+        try:
+            for chunk in itertools.chain.from_iterable(source.chunks() for source in self._sources):
+                self._room.acquire()
+                if self._stopped:
+                    return
+                loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
+        except Exception as error:  # noqa: BLE001 - see above
+            last = error
+        # The event loop may be closed: then the command has ended without us.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._chunks.put_nowait, last)

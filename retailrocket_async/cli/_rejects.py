@@ -1,0 +1,104 @@
+"""The file of rejects: what was not delivered, in a form that `send` takes again.
+
+Undelivered events go out as envelopes, one JSON line each; bad lines as they were, to be mended by hand. Above the
+first bad row of a clickstream stands the clickstream's header, so that rows can be read again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Self
+
+from retailrocket_async.cli._clickstream import HEADER
+from retailrocket_async.cli._terminal import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from io import BufferedWriter
+    from pathlib import Path
+    from types import TracebackType
+
+    from retailrocket_async.cli._lines import BadLine
+
+
+class Rejects:
+    """Writes the file; without a path, counts only.
+
+    Opened before anything is sent, so that a path that cannot be written costs nothing but a sentence. A file that
+    holds something is never overwritten: it may be what an earlier run did not deliver. One that stays empty is
+    removed again.
+
+    Args:
+        path: where to; None for nowhere.
+
+    Attributes:
+        lines: written so far.
+        failure: why the file is incomplete; None where it is not.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.lines = 0
+        self.failure: str | None = None
+        self._created = path is not None and not os.path.exists(path)  # noqa: PTH110 - raises nothing
+        self._has_header = False
+        self._file: BufferedWriter | None = None if path is None else _opened(path)
+
+    def add_bad(self, bad: BadLine) -> None:
+        """Write a bad line as it was."""
+        if bad.raw is None:
+            return
+        if bad.is_row and not self._has_header:
+            self._has_header = True
+            self._write(HEADER + b"\n")
+        self._write(bad.raw if bad.raw.endswith(b"\n") else bad.raw + b"\n")
+        self.lines += 1
+
+    def add_undelivered(self, envelopes: Iterable[bytes]) -> None:
+        """Write events that were not delivered."""
+        for envelope in envelopes:
+            self._write(envelope + b"\n")
+            self.lines += 1
+        if self._file is not None:
+            self._trying(self._file.flush)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        if self._file is not None:
+            self._trying(self._file.close)
+        if self._created and not self.lines and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        file = self._file
+        if file is not None and self.failure is None:
+            self._trying(lambda: file.write(data))
+
+    def _trying(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            # The delivery goes on; the report says that this file is not to be relied on.
+            self.failure = self.failure or error.strerror or type(error).__name__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _opened(path: Path) -> BufferedWriter:
+    try:
+        if path.is_file() and path.stat().st_size:
+            fail(f"{path} holds something already, perhaps what an earlier run did not deliver: name another file")
+        # Events hold personal data, so the file is its owner's alone. Not exclusively: it may be a pipe.
+        return open(path, "wb", opener=_private)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

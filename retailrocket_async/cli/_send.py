@@ -1,0 +1,135 @@
+"""``send``: files of events to the API."""
+
+import asyncio
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retailrocket_async import AsyncTrackingClient, Batching, Buffer, RateLimit, RetryPolicy
+from retailrocket_async.cli._clickstream import Clickstream
+from retailrocket_async.cli._credentials import (
+    DEFAULT_BASE_URL,
+    AllowInsecureHttp,
+    BaseUrl,
+    PartnerId,
+    credentials,
+)
+from retailrocket_async.cli._delivery import Delivery
+from retailrocket_async.cli._lines import Lines
+from retailrocket_async.cli._reading import STDIN, Source, total_size
+from retailrocket_async.cli._rejects import Rejects
+from retailrocket_async.cli._report import report, report_validation
+from retailrocket_async.cli._terminal import Meter, fail, one_sentence
+from retailrocket_async.cli._validation import validate
+
+_BUFFER = Buffer(max_events=25_000)
+"""A second of the default limit: enough to fill every batch, and little to lose or to wait for at the end."""
+
+EPILOG = """
+\b
+[bold]Input[/bold], plain or gzipped, any mixture of files:
+  JSON Lines of envelopes, as the API's batches hold them:
+    {"view": {"sessionExternalId": "a1b2c3", "productId": 42}}
+  the CSV of Retail Rocket's public clickstream, known by its header:
+    timestamp,visitorid,event,itemid,transactionid
+    1430622120563,683727,view,422926,
+
+Without a timestamp an envelope is of now. In the clickstream view, addtocart and transaction become view,
+addToBasket and order, the visitor's id is the session, and the timestamp is in milliseconds UTC. Each visitor's
+events are recorded in the order of the input.
+
+\b
+[bold]Examples[/bold]
+  retailrocket-async send --dry-run events.jsonl
+  retailrocket-async send events.jsonl.gz --rejects rejects.jsonl
+  retailrocket-async send rejects.jsonl
+  retailrocket-async send events.csv --price 9.90
+  zcat events-*.gz | retailrocket-async send -
+
+[bold]Exit status[/bold]: 0 everything was delivered (or is valid, with --dry-run), 1 something was not, 2 wrong
+arguments or configuration and nothing was sent, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
+
+
+def send(  # noqa: PLR0913 - one for each option
+    *,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="What to send; - for the standard input.",
+            show_default=False,
+        ),
+    ],
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+    partner_id: PartnerId = "",
+    rate: Annotated[int, typer.Option(min=1, help="Requests per second, all of this shop's programs together.")] = 50,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the lines and list every bad one; needs no credentials.")
+    ] = False,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Write bad lines as they are, and events that were not delivered as envelopes, to a new file: "
+            "once mended, send it like any other.",
+        ),
+    ] = None,
+    allow_custom: Annotated[
+        bool, typer.Option("--allow-custom", help="Take events of unknown names too, as they are.")
+    ] = False,
+    price: Annotated[float, typer.Option(help="Price of one unit in every order of a clickstream.")] = 1,
+    quantity: Annotated[float, typer.Option(help="Quantity of every order of a clickstream.")] = 1,
+    give_up_after: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a failing request is tried again.")
+    ] = 300,
+    drain: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long Ctrl-C waits for what was read to be delivered.")
+    ] = 15,
+    allow_insecure_http: AllowInsecureHttp = False,
+) -> None:
+    """Send events from files, or from the standard input, and say what became of every one.
+
+    Memory stays small whatever the input's size. Ctrl-C delivers what was read and reports; a second one stops at
+    once. When the API refuses the very first events for a reason that will not pass (a wrong key), it stops by itself.
+    """
+    with one_sentence():
+        if files.count(Path(STDIN)) > 1:
+            fail("the standard input can be read once only: give - once")
+        if not drain < math.inf:
+            fail("--drain must be a number of seconds")
+        clickstream = Clickstream(price, quantity)
+        sources = [Source(path) for path in files]
+
+        def lines_of(source: Source) -> Lines:
+            return Lines(source.name, clickstream, allow_custom=allow_custom)
+
+        if dry_run:
+            with Rejects(rejects) as kept, Meter("checking", total_size(sources)) as meter:
+                checked = validate(sources, lines_of, kept, meter)
+            raise typer.Exit(report_validation(checked, kept))
+        key, shop = credentials(partner_id)
+        client_of = partial(
+            AsyncTrackingClient,
+            key,
+            shop,
+            base_url=base_url,
+            rate_limit=RateLimit(requests=rate),
+            retry=RetryPolicy(max_elapsed=give_up_after),
+            batching=Batching(ordered=True),
+            buffer=_BUFFER,
+            allow_insecure_http=allow_insecure_http,
+        )
+        # Made once to be checked: what is wrong must come up before the rejects' file is made.
+        client_of()
+        # The report says it all, counted: the package's log would say it once more, across the progress bar.
+        logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
+        with Rejects(rejects) as kept, Meter("sending", total_size(sources)) as meter:
+            delivery = Delivery(sources, lines_of=lines_of, rejects=kept, meter=meter, drain=drain)
+            result = asyncio.run(delivery.run(client_of))
+        raise typer.Exit(report(result, kept))

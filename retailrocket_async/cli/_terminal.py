@@ -1,0 +1,160 @@
+"""What is printed: sentences, tables and the progress bar, plain where no terminal is there to show more."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from retailrocket_async import ConfigurationError, EventValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from types import TracebackType
+
+FAILED = 1
+"""Exit status: the command ran, and its answer is no."""
+
+MISUSED = 2
+"""Exit status: wrong arguments or configuration; nothing was sent."""
+
+INTERRUPTED = 130
+"""Exit status: Ctrl-C."""
+
+_BLINK = 0.05
+"""Seconds between two drawings of the progress bar."""
+
+_OPTIONS = {
+    "allow_insecure_http=True": "--allow-insecure-http",
+    "base_url": "--base-url",
+    "partner_id": "--partner-id",
+    "api_key": "RETAILROCKET_API_KEY",
+    ": strip() it": "",
+}
+
+
+def say(text: str) -> None:
+    """Print a line on the standard output, without the control characters that input may smuggle into it."""
+    typer.echo(printable(text))
+
+
+def note(text: str) -> None:
+    """Print a line on the standard error, likewise."""
+    typer.echo(printable(text), err=True)
+
+
+def fail(sentence: str, status: int = MISUSED) -> NoReturn:
+    """Print what is wrong as one sentence and leave with `status`."""
+    note(f"error: {sentence}")
+    raise typer.Exit(status)
+
+
+@contextmanager
+def one_sentence() -> Generator[None]:
+    """Make one sentence and an exit status of wrong configuration and of Ctrl-C, which else would be tracebacks."""
+    try:
+        yield
+    except (ConfigurationError, EventValidationError) as error:
+        fail(_in_options(str(error)))
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything that is no visible character written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table on the standard output: words to the left, numbers to the right."""
+    first, *others = columns
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(first))
+    made.add_column(first)
+    for heading in others:
+        made.add_column(heading, justify="right")
+    for name, *values in rows:
+        made.add_row(str(name), *map(_figure, values))
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    with console.capture() as drawn:
+        console.print(made)
+    # Without the spaces that fill each line to the table's width: they only get in the way of who reads a pipe.
+    typer.echo("\n".join(line.rstrip() for line in drawn.get().split("\n")), nl=False)
+
+
+def _figure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _in_options(message: str) -> str:
+    # The package speaks of its constructor's keywords; who types a command knows its options.
+    for keyword, option in _OPTIONS.items():
+        message = message.replace(keyword, option)
+    return message
+
+
+class Meter:
+    """A progress bar on the standard error with rate and remaining time; nothing at all where that is no terminal.
+
+    Args:
+        what: the words in front of the bar.
+        total: how much there is to do, in any unit; None where that is not known, which leaves no remaining time.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
+        console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[told]}", markup=False),
+            *([TaskProgressColumn(), TimeRemainingColumn(compact=True)] if total is not None else []),
+        ]
+        # Drawn by who moves it, not by a thread: a bar in the middle of an event loop's work would be a surprise.
+        self._bar = Progress(
+            *columns,
+            console=console,
+            auto_refresh=False,
+            # Else the standard output would go to the standard error while the bar is there.
+            redirect_stdout=False,
+            redirect_stderr=False,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._drawn = -math.inf
+        self._task = self._bar.add_task(what, total=total, told="")
+
+    def show(self, done: float, events: int, elapsed: float) -> None:
+        """Draw the bar at `done` of the total, after so many events and seconds; a few times a second at most."""
+        if not self._bar.disable and elapsed - self._drawn >= _BLINK:
+            self._drawn = elapsed
+            told = f"{events:,} events, {events / max(elapsed, 1e-3):,.0f}/s"
+            self._bar.update(self._task, completed=done, told=told, refresh=True)
+
+    def say(self, text: str) -> None:
+        """Print a line on the standard output; where that is the terminal, above the bar."""
+        if self._bar.disable or not sys.stdout.isatty():
+            say(text)
+        else:
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Print a line on the standard error, above the bar."""
+        self._bar.console.print(printable(text), soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()

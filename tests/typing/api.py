@@ -1,0 +1,302 @@
+"""The public API as a caller types it; never run, read by mypy and pyright in strict mode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import assert_never, assert_type
+
+import httpx
+
+from retailrocket_async import (
+    EVENT_TYPES,
+    Abandoned,
+    AbandonedError,
+    AddToBasket,
+    AsyncTrackingClient,
+    Batching,
+    Buffer,
+    BufferFullError,
+    CategoryView,
+    CloseReport,
+    Codec,
+    ConfigurationError,
+    CustomEvent,
+    Delivered,
+    DeliveryError,
+    Dropped,
+    Event,
+    EventValidationError,
+    FlushTimeoutError,
+    GroupView,
+    ImpressionContentClicked,
+    ImpressionContentViewed,
+    Limiter,
+    LocalLimiter,
+    Order,
+    Outcome,
+    Permit,
+    RateLimit,
+    Receipt,
+    RecomAddToBasket,
+    RecomBlockViewed,
+    RecomTap,
+    Rejected,
+    RejectedError,
+    RetailRocketError,
+    RetryPolicy,
+    Search,
+    SetContact,
+    Stats,
+    UndeliveredEvent,
+    View,
+    new_session_id,
+    order_lines,
+)
+
+NOW = datetime.now(UTC)
+
+
+def events() -> Sequence[Event]:
+    """Construct every event, with all of its fields."""
+    session = new_session_id()
+    assert_type(session, str)
+    lines = order_lines(
+        [{"product_id": 1, "quantity": 2, "price": Decimal("9.90")}],
+        session_external_id=session,
+        transaction="135243",
+        stock_id="NewYork",
+        timestamp=NOW,
+    )
+    assert_type(lines, list[Order])
+    contact = SetContact(
+        session_external_id=session,
+        contact_external_id="c1",
+        email="a@example.com",
+        phone="+79161234567",
+        custom_data={"level": ["gold", {"since": 2020}]},
+        stock_id=None,
+        timestamp=NOW,
+    )
+    view = View(session_external_id=session, product_id=1, stock_id="NewYork", timestamp=NOW)
+    assert_type(view.product_id, int)
+    assert_type(view.stock_id, str | None)
+    assert_type(view.timestamp, datetime)
+    assert_type(view.event_name, str)
+    group = GroupView(session_external_id=session, group_id=1, product_ids=[1, 2])
+    assert_type(group.product_ids, tuple[int, ...])
+    return [
+        view,
+        group,
+        contact,
+        *lines,
+        AddToBasket(session_external_id=session, product_id=1),
+        Order(session_external_id=session, product_id=1, quantity=1.5, price=0, transaction="1"),
+        CategoryView(session_external_id=session, category_id=1),
+        Search(session_external_id=session, search_phrase="чай"),
+        RecomBlockViewed(session_external_id=session, recom_block_id="b"),
+        RecomTap(session_external_id=session, product_id=1, recom_block_id="b"),
+        RecomAddToBasket(session_external_id=session, product_id=1, recom_block_id="b"),
+        ImpressionContentViewed(session_external_id=session, impression_content_id="i"),
+        ImpressionContentClicked(session_external_id=session, impression_content_id="i"),
+        CustomEvent(name="newEvent", fields={"sessionExternalId": session}),
+    ]
+
+
+def wrong(view: View) -> None:
+    """Mistakes that a type checker must find: an ignored error that is none is an error itself."""
+    View(session_external_id="s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    View(session_external_id="s", product_id="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    AsyncTrackingClient("key", "shop", batching=Buffer())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class FreeLimiter:
+    """A limiter of a caller's own; it need not inherit anything."""
+
+    async def acquire(self) -> Permit | None:
+        """Grant at once."""
+        return None
+
+    def pause_until(self, deadline: float) -> None:
+        """Ignore the server."""
+
+
+class CountingPermit:
+    """A permit of a caller's own."""
+
+    def sent(self) -> None:
+        """Do nothing."""
+
+    def done(self, *, answered: bool = False) -> None:
+        """Do nothing."""
+
+
+def protocols() -> tuple[Limiter, Limiter, Permit]:
+    """What fits the protocols."""
+    return FreeLimiter(), LocalLimiter(RateLimit(requests=10)), CountingPermit()
+
+
+def tell(events: Sequence[UndeliveredEvent]) -> None:
+    """Take what was not delivered."""
+    for undelivered in events:
+        assert_type(undelivered.event, Event)
+        assert_type(undelivered.envelope, bytes)
+        assert_type(undelivered.event_name, str)
+        assert_type(undelivered.outcome, Rejected | Abandoned | Dropped)
+
+
+def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
+    """Every argument of the constructor."""
+    full = AsyncTrackingClient(
+        "key",
+        "shop",
+        base_url="https://example.com/1.0/",
+        http_client=mine,
+        http2=False,
+        rate_limit=RateLimit(requests=50, per=1.0, burst=5, jitter=0.025),
+        batching=Batching(
+            max_events=500, max_bytes=65536, linger=0.1, max_in_flight=8, by_session=False, ordered=False
+        ),
+        buffer=Buffer(max_events=1000, max_bytes=1 << 20),
+        retry=RetryPolicy(max_attempts=3, max_elapsed=60, initial_backoff=0.5, max_backoff=5.0),
+        timeout=httpx.Timeout(5.0),
+        timestamp_precision="milliseconds",
+        on_outcome=tell,
+        allow_insecure_http=False,
+    )
+    limited = AsyncTrackingClient("key", "shop", rate_limit=None, limiter=FreeLimiter(), timeout=3)
+    from_env = AsyncTrackingClient.from_env(on_outcome=tell)
+    assert_type(from_env, AsyncTrackingClient)
+    return [full, limited, from_env]
+
+
+def told(outcome: Outcome) -> str:
+    """Narrow an outcome by `match`; every case is named, so nothing is left."""
+    match outcome:
+        case Delivered(status=status, maybe_duplicate=twice):
+            assert_type(status, int)
+            assert_type(twice, bool)
+            return "delivered"
+        case Rejected(status=status):
+            assert_type(status, int)
+            return "rejected"
+        case Abandoned(maybe_recorded=recorded, failure=failure):
+            assert_type(recorded, bool)
+            assert_type(failure, str | None)
+            return "abandoned"
+        case Dropped():
+            return "dropped"
+        case _:
+            assert_never(outcome)
+
+
+async def many() -> AsyncIterator[Event]:
+    """Events as they come."""
+    for event in events():
+        yield event
+
+
+async def calls(client: AsyncTrackingClient) -> CloseReport:
+    """Every method of the client."""
+    async with client as entered:
+        assert_type(entered, AsyncTrackingClient)
+    view = View(session_external_id="s", product_id=1)
+    receipt = await client.track(view)
+    assert_type(receipt, Receipt)
+    assert_type(receipt.event_name, str)
+    assert_type(receipt.done(), bool)
+    assert_type(receipt.outcome, Outcome | None)
+    assert_type(await receipt, Outcome)
+    assert_type(await receipt.delivered(), Delivered)
+    assert_type(told(await receipt), str)
+    assert_type(client.track_nowait(view), Receipt)
+    assert_type(await client.track_many([view]), list[Receipt])
+    assert_type(await client.track_many(many()), list[Receipt])
+    assert_type(await client.send(view), Delivered)
+    assert_type(await client.send_batch([view, view]), Delivered)
+    await client.flush()
+    await client.flush(timeout=5)
+    stats = client.stats()
+    assert_type(stats, Stats)
+    assert_type(stats.requests_by_status, Mapping[int | str, int])
+    report = await client.aclose(timeout=None)
+    assert_type(report, CloseReport)
+    assert_type(report.undelivered, tuple[UndeliveredEvent, ...])
+    assert_type(report.clean, bool)
+    return report
+
+
+async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
+    """One method per event, with all of its fields."""
+    session = new_session_id()
+    return [
+        await client.view(session_external_id=session, product_id=1, stock_id="s", timestamp=NOW),
+        await client.group_view(
+            session_external_id=session, group_id=1, product_ids=(1, 2), stock_id="s", timestamp=NOW
+        ),
+        await client.add_to_basket(session_external_id=session, product_id=1, stock_id="s", timestamp=NOW),
+        await client.order(
+            session_external_id=session,
+            product_id=1,
+            quantity=1,
+            price=Decimal("1321.43"),
+            transaction="135243",
+            stock_id="s",
+            timestamp=NOW,
+        ),
+        await client.category_view(session_external_id=session, category_id=1, timestamp=NOW),
+        await client.search(session_external_id=session, search_phrase="чай", stock_id="s", timestamp=NOW),
+        await client.set_contact(
+            session_external_id=session,
+            contact_external_id="c1",
+            email="a@example.com",
+            phone="+79161234567",
+            custom_data={"level": "gold"},
+            stock_id="s",
+            timestamp=NOW,
+        ),
+        await client.recom_block_viewed(session_external_id=session, recom_block_id="b", timestamp=NOW),
+        await client.recom_tap(
+            session_external_id=session, product_id=1, recom_block_id="b", stock_id="s", timestamp=NOW
+        ),
+        await client.recom_add_to_basket(
+            session_external_id=session, product_id=1, recom_block_id="b", stock_id="s", timestamp=NOW
+        ),
+        await client.impression_content_viewed(session_external_id=session, impression_content_id="i", timestamp=NOW),
+        await client.impression_content_clicked(session_external_id=session, impression_content_id="i", timestamp=NOW),
+    ]
+
+
+async def errors(client: AsyncTrackingClient, view: View) -> None:
+    """Every family of errors, and the facts it carries."""
+    try:
+        await client.send(view)
+    except RejectedError as error:
+        assert_type(error.outcome, Outcome)
+        assert_type(error.status, int | None)
+    except AbandonedError as error:
+        assert_type(error.maybe_recorded, bool)
+    except DeliveryError as error:
+        assert_type(error.attempts, int)
+        assert_type(error.elapsed, float)
+    except EventValidationError as error:
+        assert_type(error.event, str)
+        assert_type(error.field, str)
+        assert_type(error.rule, str)
+        assert_type(error.value, object)
+    except (ConfigurationError, BufferFullError, FlushTimeoutError, RetailRocketError):
+        raise
+
+
+def wire(view: View) -> None:
+    """The codec, both ways."""
+    codec = Codec("seconds")
+    assert_type(codec.encode(view), bytes)
+    assert_type(codec.encode_bare(view), bytes)
+    assert_type(codec.decode(b"{}", allow_custom=True), Event)
+    assert_type(codec.from_wire(codec.to_wire(view)), Event)
+    for name, event_type in EVENT_TYPES.items():
+        assert_type(name, str)
+        assert_type(event_type.wire_name, str)
