@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import io
 import os
 import random
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +21,7 @@ from retailrocket_async import AsyncTrackingClient
 from retailrocket_async.cli import main
 from retailrocket_async.cli._app import app
 from retailrocket_async.cli._credentials import DEFAULT_BASE_URL
+from retailrocket_async.cli._emulator import needing_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -126,8 +130,20 @@ def test_help_is_plain_in_a_pipe() -> None:
 
 
 def test_version() -> None:
-    """The version is printed, also by a source tree that is not installed."""
+    """The version is printed."""
     assert invoke("--version").stdout.startswith("retailrocket-async ")
+
+
+def test_version_of_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source tree that is not installed has no version, and says so."""
+    monkeypatch.setattr("importlib.metadata.version", uninstalled)
+
+    assert invoke("--version").stdout == "retailrocket-async unknown: a source tree that is not installed\n"
+
+
+def uninstalled(name: str) -> str:
+    """Have no metadata."""
+    raise PackageNotFoundError(name)
 
 
 def test_module_is_the_command() -> None:
@@ -135,6 +151,23 @@ def test_module_is_the_command() -> None:
     status, told, _ = finished("--version")
 
     assert (0, "retailrocket-async ") == (status, told[:19])
+
+
+def test_module_can_be_imported() -> None:
+    """Importing the module runs nothing."""
+    assert importlib.import_module("retailrocket_async.__main__").main is main
+
+
+def test_outputs_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that put its own objects in the place of the outputs can run the command line."""
+    out = io.StringIO()
+    monkeypatch.setattr("sys.argv", ["retailrocket-async", "--version"])
+    monkeypatch.setattr("sys.stdout", out)
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert out.getvalue().startswith("retailrocket-async ")
 
 
 def test_unknown_option_is_a_usage_error() -> None:
@@ -166,6 +199,25 @@ def test_missing_emulator(name: str) -> None:
     status, _, told = finished(name, code=code)
 
     assert (2, 'error: this command needs uvicorn: pip install "retailrocket-async[cli,emulator]"\n') == (status, told)
+
+
+def test_defect_is_no_missing_extra() -> None:
+    """A module of our own that is missing is a defect, and shows as one."""
+    with pytest.raises(ModuleNotFoundError), needing_emulator():
+        raise ModuleNotFoundError("gone", name="retailrocket_async.emulator._gone")
+
+
+def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a command runs ends it with one word and status 130."""
+    monkeypatch.setattr("retailrocket_async.cli._check.credentials", interrupted)
+    result = invoke("check", env={"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "shop"})
+
+    assert (130, "interrupted\n") == (result.exit_code, result.stderr)
+
+
+def interrupted(*_: object) -> None:
+    """Be interrupted."""
+    raise KeyboardInterrupt
 
 
 def test_package_does_not_know_its_command_line() -> None:

@@ -6,19 +6,21 @@ import gzip
 import itertools
 import tracemalloc
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retailrocket_async import AddToBasket, Codec, CustomEvent, Event, EventValidationError, Order, View
 from retailrocket_async.cli._clickstream import HEADER, Clickstream
 from retailrocket_async.cli._lines import MAX_LINE, BadLine, Lines
-from retailrocket_async.cli._reading import Source, total_size
+from retailrocket_async.cli._reading import Chunk, Reader, Source, total_size
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Generator
 
 AT = datetime(2015, 5, 3, 3, 2, 0, 563000, tzinfo=UTC)
 VIEW = b'{"view":{"sessionExternalId":"a1","productId":1,"timestamp":"2025-01-31T09:30:00+00:00"}}'
@@ -38,7 +40,7 @@ def complaints(*pieces: bytes) -> list[str]:
 
 def row(text: str) -> list[Event | BadLine]:
     """Return what a row of the clickstream is."""
-    return found_in(HEADER + b"\n" + text.encode())
+    return found_in(HEADER + b"\n" + text.encode(errors="surrogateescape"))
 
 
 def test_envelope() -> None:
@@ -66,6 +68,7 @@ def test_row(text: str, event: Event) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("1430622120563,7,view,1\udcff,", "row must be UTF-8: byte 23 is not"),
         ("1430622120563,7,view,1", "row must have 5 columns (timestamp,visitorid,event,itemid,transactionid), not 4"),
         ("x,7,view,1,", "row.timestamp must be a whole number (got 'x')"),
         ("-1,7,view,1,", "row.timestamp must be a whole number (got '-1')"),
@@ -260,6 +263,36 @@ def test_position_is_of_the_stored_file(tmp_path: Path) -> None:
 
     assert sorted(positions) == positions
     assert source.size == positions[-1] == total_size([source])
+
+
+def test_file_of_somebody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that may not be read ends the command with a sentence, before anything is sent."""
+    path = tmp_path / "events"
+    path.touch()
+    # Whoever runs the tests as root may read everything.
+    monkeypatch.setattr("os.access", lambda *_: False)
+
+    with pytest.raises(typer.Exit) as caught:
+        Source(path)
+
+    assert (2, f"error: cannot read {path}: it is not yours to read\n") == (
+        caught.value.exit_code,
+        capsys.readouterr().err,
+    )
+
+
+async def test_defect_while_reading_is_raised() -> None:
+    """What goes wrong in the reading thread comes up in the event loop, where it cannot pass for the input's end."""
+
+    class Broken(Source):
+        def chunks(self) -> Generator[Chunk]:
+            raise ZeroDivisionError
+            yield
+
+    with pytest.raises(ZeroDivisionError):
+        _ = [chunk async for chunk in Reader([Broken(Path("-"))]).chunks()]
 
 
 def test_file_that_goes_away(tmp_path: Path) -> None:

@@ -71,12 +71,17 @@ def check(
                 allow_insecure_http=allow_insecure_http,
             )
 
-        verdict, works = asyncio.run(_verdict(client_of(key), client_of(secrets.token_hex(12))))
-        if works:
-            say(f"ok: {verdict}")
-        else:
-            note(f"error: {verdict}")
-            raise typer.Exit(FAILED)
+        verdict = asyncio.run(_verdict(client_of(key), client_of(secrets.token_hex(12))))
+        raise typer.Exit(_tell(*verdict))
+
+
+def _tell(verdict: str, works: bool) -> int:  # noqa: FBT001 - the two halves of one finding
+    """Print the verdict, and return the exit status that says the same."""
+    if not works:
+        note(f"error: {verdict}")
+        return FAILED
+    say(f"ok: {verdict}")
+    return 0
 
 
 async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -> tuple[str, bool]:

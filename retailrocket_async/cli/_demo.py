@@ -52,13 +52,7 @@ def demo(
         with Meter("sending a day of a shop", events) as meter:
             sent = asyncio.run(_send(client, shop_day(events, seed), meter))
         recorded = emulator.stats()
-    _report(sent, recorded)
-    differences = list(_differences(sent, recorded))
-    for difference in differences:
-        note(f"error: {difference}")
-    if differences:
-        raise typer.Exit(FAILED)
-    say(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
+    raise typer.Exit(_conclude(sent, recorded))
 
 
 @attrs.frozen
@@ -90,6 +84,18 @@ async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter)
         watching.cancel()
         report = await client.aclose()
     return _Sent(by_name, report.stats, elapsed)
+
+
+def _conclude(sent: _Sent, recorded: dict[str, Any]) -> int:
+    """Print what happened and whether it is what should have, and return the exit status."""
+    _report(sent, recorded)
+    differences = list(_differences(sent, recorded))
+    for difference in differences:
+        note(f"error: {difference}")
+    if differences:
+        return FAILED
+    say(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
+    return 0
 
 
 def _report(sent: _Sent, recorded: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def explain(outcome: Undelivered) -> str:
             return f"the API failed: try again later (HTTP {status})"
         case Abandoned(reason="retries_exhausted"):
             return f"no answer: check --base-url and the network ({outcome.failure})"
-        case Abandoned():
+        case _:
             return "no answer before the command ended"
 
 
@@ -43,5 +43,5 @@ def is_hopeless(outcome: Undelivered) -> bool:
             return status in (401, 403, 404) or 300 <= status <= 399
         case Abandoned(reason=reason):
             return reason == "retries_exhausted"
-        case Dropped():
+        case _:
             return False

@@ -55,7 +55,9 @@ def _merged(visits: Iterator[Acts]) -> Generator[Event]:
     """Yield the events of endlessly many visits by time; none begins before the one in front of it."""
     # By time, then by number: so neither events nor generators are ever compared.
     going_on: list[tuple[datetime, int, Event, Acts]] = []
-    for number, visit in enumerate(visits):
+    numbered = enumerate(visits)
+    while True:
+        number, visit = next(numbered)
         moment, first = next(visit)
         while going_on and going_on[0][0] < moment:
             _, which, event, rest = going_on[0]
