@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from retailrocket_async._outcome import error_for
 from retailrocket_async._wire import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from retailrocket_async._errors import DeliveryError
     from retailrocket_async._events import Event
     from retailrocket_async._outcome import Undelivered
 
@@ -76,6 +78,11 @@ class UndeliveredEvent:
     def event(self) -> Event:
         """The event, read back from its JSON; its timestamp as precise as it was sent."""
         return _reader().decode(self.envelope, allow_custom=True)
+
+    @property
+    def error(self) -> DeliveryError:
+        """The typed error that says the same as the outcome, as `Receipt.delivered` raises it."""
+        return error_for(self.outcome)
 
 
 @functools.cache

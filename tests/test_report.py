@@ -11,6 +11,7 @@ from retailrocket_async import (
     Codec,
     CustomEvent,
     Dropped,
+    DroppedError,
     Event,
     Rejected,
     Search,
@@ -86,3 +87,10 @@ def test_records_are_frozen(record: object) -> None:
             setattr(record, field, None)
 
     assert not hasattr(record, "__dict__")
+
+
+def test_error_says_the_same_as_the_outcome() -> None:
+    """An undelivered event's error is the one that its receipt would raise."""
+    lost = undelivered(CustomEvent(name="newEvent", fields={}))
+
+    assert (DroppedError, DROPPED) == (type(lost.error), lost.error.outcome)
