@@ -100,11 +100,13 @@ class Batch:
         receipts: the receipt of each event.
         size: bytes of the request body that holds them.
         opened_at: when the oldest event came (seconds on the buffer's clock).
-        generation: how many flushes had begun when it was opened; a batch never spans a flush.
+        generation: how many flushes had begun when it was opened. It may grow on after the next one began: a flush
+            waits for the batches that were open then, so that many flushes at once do not make many small batches.
+        opened_in: the generations of all batches it was made of.
         lanes: keys of the lanes it was taken from.
     """
 
-    __slots__ = ("envelopes", "generation", "lanes", "opened_at", "receipts", "size")
+    __slots__ = ("envelopes", "generation", "lanes", "opened_at", "opened_in", "receipts", "size")
 
     def __init__(self, opened_at: float, generation: int, lane: Hashable) -> None:
         self.envelopes: list[bytes] = []
@@ -112,6 +114,7 @@ class Batch:
         self.size = 1
         self.opened_at = opened_at
         self.generation = generation
+        self.opened_in: list[int] = [generation]
         self.lanes: list[Hashable] = [lane]
 
     def __len__(self) -> int:
@@ -126,6 +129,7 @@ class Batch:
         self.receipts += other.receipts
         self.size += other.size - 1
         self.opened_at = min(self.opened_at, other.opened_at)
+        self.opened_in += other.opened_in
         self.lanes += other.lanes
 
 
@@ -153,9 +157,11 @@ class EventBuffer:
         self._ready: dict[Hashable, deque[Batch]] = {}
         self._ready_events = 0
         self._ready_bytes = 0
-        # Of these, the ones that a flush waits for.
-        self._urgent_events = 0
+        # Ready batches, and those of them that a flush waits for.
+        self._ready_batches = 0
+        self._urgent_batches = 0
         self.generation = 0
+        self.batches = 0
         self.events = 0
         self.bytes = 0
 
@@ -176,20 +182,18 @@ class EventBuffer:
         if batches is None:
             batches = self._lanes[lane] = deque()
         batch = batches[-1] if batches else None
-        if (
-            batch is None
-            or len(batch.receipts) >= self._max_events
-            or batch.size + size > self._max_bytes
-            or batch.generation != self.generation
-        ):
+        ready = lane not in self._busy
+        if batch is None or len(batch.receipts) >= self._max_events or batch.size + size > self._max_bytes:
             batch = Batch(self._clock(), self.generation, lane)
             batches.append(batch)
+            self.batches += 1
+            self._ready_batches += ready
         batch.envelopes.append(envelope)
         batch.receipts.append(receipt)
         batch.size += size
         self.events += 1
         self.bytes += size
-        if lane in self._busy:
+        if not ready:
             return False
         self._ready_events += 1
         self._ready_bytes += size
@@ -202,7 +206,7 @@ class EventBuffer:
         """Return the seconds until a batch should be taken, 0 for now; None while there is none to take."""
         if not self._ready:
             return None
-        if self._urgent_events or self._ready_events >= self._max_events or self._ready_bytes >= self._max_bytes:
+        if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self._max_bytes:
             return 0.0
         # Few lanes to look at: each holds an event, and there are fewer ready events than fill a batch. A lane that was
         # busy can come after a younger one.
@@ -242,7 +246,7 @@ class EventBuffer:
     def begin_flush(self) -> int:
         """Make everything that waits now due at once; return the generation that ends here."""
         self.generation += 1
-        self._urgent_events = self._ready_events
+        self._urgent_batches = self._ready_batches
         return self.generation - 1
 
     def drain(self) -> Iterator[Batch]:
@@ -250,29 +254,28 @@ class EventBuffer:
         batches = sorted((batch for lane in self._lanes.values() for batch in lane), key=lambda batch: batch.opened_at)
         self._lanes.clear()
         self._ready.clear()
-        self._ready_events = self._ready_bytes = self._urgent_events = 0
+        self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
         for batch in batches:
+            self.batches -= 1
             self.events -= len(batch)
             self.bytes -= batch.size - 1
             yield batch
 
     def oldest_age(self) -> float:
         """Return the age of the longest waiting event in seconds; 0 where none waits."""
-        oldest = min((lane[0].opened_at for lane in self._lanes.values() if lane), default=None)
+        # A copy: counters may be read in another thread.
+        oldest = min((lane[0].opened_at for lane in list(self._lanes.values()) if lane), default=None)
         return 0.0 if oldest is None else max(0.0, self._clock() - oldest)
 
     def _fit_together(self, batch: Batch, other: Batch) -> bool:
-        return (
-            batch.generation == other.generation
-            and len(batch) + len(other) <= self._max_events
-            and batch.size + other.size - 1 <= self._max_bytes
-        )
+        return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self._max_bytes
 
     def _take_from(self, lane: Hashable) -> Batch:
         batches = self._ready[lane]
         # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
         self._count_ready(batches if self._exclusive else (batches[0],), -1)
         batch = batches.popleft()
+        self.batches -= 1
         self.events -= len(batch)
         self.bytes -= batch.size - 1
         if self._exclusive:
@@ -285,8 +288,9 @@ class EventBuffer:
         for batch in batches:
             self._ready_events += sign * len(batch)
             self._ready_bytes += sign * (batch.size - 1)
+            self._ready_batches += sign
             if batch.generation != self.generation:
-                self._urgent_events += sign * len(batch)
+                self._urgent_batches += sign
 
 
 def _check_int(name: str, value: object, least: int, most: int | None) -> None:

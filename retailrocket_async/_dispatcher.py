@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 _LIMITER_RETRY = 1.0
 """Seconds until a limiter that raised is asked again."""
 
+_DROPPED_AT_ONCE = 10
+"""Batches that a close drops before others may run: a few milliseconds."""
+
 _CLOSE_GRACE = 0.5
 """Seconds that connections get to close, after everything has its outcome."""
 
@@ -94,7 +97,7 @@ class Dispatcher:
         self._batches = 0
         self._pump: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
-        self._flights: dict[Flight, asyncio.Task[None]] = {}
+        self._flights: dict[Flight, asyncio.Task[None] | None] = {}
         self._closing: asyncio.Future[CloseReport] | None = None
         self._last_task: asyncio.Task[None] | None = None
 
@@ -110,7 +113,7 @@ class Dispatcher:
         self.intake.check_open()
         landed: asyncio.Future[Outcome] = loop.create_future()
         self._ledger.tracked += count
-        flight = Flight(path, body, count, started_at=loop.time(), generation=self._buffer.generation, landed=landed)
+        flight = Flight(path, body, count, started_at=loop.time(), opened_in=[self._buffer.generation], landed=landed)
         self._launch(flight)
         try:
             outcome = await landed
@@ -123,6 +126,9 @@ class Dispatcher:
 
     async def _run_pump(self) -> None:
         """Take batches as permits come, until the buffer is empty."""
+        # Under an eager task factory this runs before `_pump` is set, and would be started twice.
+        if asyncio.current_task() is not self._pump:
+            await asyncio.sleep(0)
         while self._buffer.events:
             due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
             if due_in is None or due_in > 0:
@@ -148,7 +154,7 @@ class Dispatcher:
             join(batch.envelopes),
             len(batch),
             started_at=self._home.now(),
-            generation=batch.generation,
+            opened_in=batch.opened_in,
             batch=batch,
             turn=turn,
         )
@@ -157,7 +163,11 @@ class Dispatcher:
 
     def _launch(self, flight: Flight) -> None:
         self._ledger.in_flight += flight.count
-        task = self._flights[flight] = self._home.enter().create_task(self._fly(flight))
+        # Entered first: under an eager task factory the flight may be over before `create_task` returns.
+        self._flights[flight] = None
+        task = self._home.enter().create_task(self._fly(flight))
+        if flight in self._flights:
+            self._flights[flight] = task
         task.add_done_callback(functools.partial(self._landed, flight))
 
     def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
@@ -222,12 +232,12 @@ class Dispatcher:
         if flight.outcome is not None:
             return
         flight.outcome = outcome
-        del self._flights[flight]
+        self._flights.pop(flight, None)
         if flight.turn is not None:
             flight.turn.end()
         self._ledger.in_flight -= flight.count
         if flight.batch is None:
-            self._ledger.close(outcome, flight.count, flight.generation)
+            self._ledger.close(outcome, flight.count, flight.opened_in)
         else:
             self._batches -= 1
             self._buffer.release(flight.batch)
@@ -255,13 +265,13 @@ class Dispatcher:
             ) from None
 
     async def _flushed(self) -> None:
-        open_events = self._buffer.events + self._ledger.in_flight
+        still_open = self._buffer.batches + sum(len(flight.opened_in) for flight in self._flights)
         generation = self._buffer.begin_flush()
-        if not open_events:
+        if not still_open:
             return
         if self._buffer.events:
             self._kick()
-        await self._ledger.flushed(generation, open_events, self._home.enter().create_future())
+        await self._ledger.flushed(generation, still_open, self._home.enter().create_future())
 
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
         """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
@@ -281,13 +291,15 @@ class Dispatcher:
             pass
         finally:
             # Also where this call itself is cancelled: every event gets its outcome, and nothing stays behind.
-            self._abort()
-            report = CloseReport(
-                stats=self.stats(), undelivered=tuple(self._ledger.undelivered), elapsed=loop.time() - started_at
-            )
-            self._closing.set_result(report)
-            # Kept, as the loop itself keeps no task alive.
-            self._last_task = loop.create_task(self._sender.aclose())
+            try:
+                await self._abort()
+            finally:
+                report = CloseReport(
+                    stats=self.stats(), undelivered=tuple(self._ledger.undelivered), elapsed=loop.time() - started_at
+                )
+                self._closing.set_result(report)
+                # Kept, as the loop itself keeps no task alive.
+                self._last_task = loop.create_task(self._sender.aclose())
         # A peer that does not answer must not hold the caller: the connections close by themselves later.
         await asyncio.wait({self._last_task}, timeout=_CLOSE_GRACE)
         return report
@@ -298,17 +310,27 @@ class Dispatcher:
             async with deadline:
                 return await asyncio.shield(closing)
         except TimeoutError:
-            self._abort()
+            await self._abort()
         # Everything has its outcome now, so the first caller's flush is over.
         return await asyncio.shield(closing)
 
-    def _abort(self) -> None:
+    async def _abort(self) -> None:
+        """Settle everything now; only a full buffer takes more than a moment, and lets others run meanwhile."""
         if self._pump is not None:
             self._pump.cancel()
         for flight in list(self._flights):
             self._cut_short(flight, "closed")
-        for batch in self._buffer.drain():
-            self._ledger.close_batch(batch, Dropped(reason="closed"))
+        waiting = self._buffer.drain()
+        dropped = Dropped(reason="closed")
+        try:
+            for number, batch in enumerate(waiting, 1):
+                self._ledger.close_batch(batch, dropped)
+                if number % _DROPPED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        finally:
+            # Cancelled in the middle: the rest has no more time.
+            for batch in waiting:
+                self._ledger.close_batch(batch, dropped)
 
     @property
     def started(self) -> bool:

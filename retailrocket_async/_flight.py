@@ -61,7 +61,7 @@ class Flight:
         body: the request's body.
         count: events in it.
         started_at: when it left the buffer, or was asked for (loop time).
-        generation: flushes that had begun when its events were tracked.
+        opened_in: for each batch it was made of, the flushes that had begun when that was opened.
         batch: the batch it carries; None for a direct send.
         landed: set to the outcome; for a direct send only.
         attempts: requests made so far.
@@ -77,9 +77,9 @@ class Flight:
         "batch",
         "body",
         "count",
-        "generation",
         "landed",
         "on_wire",
+        "opened_in",
         "outcome",
         "path",
         "started_at",
@@ -93,7 +93,7 @@ class Flight:
         count: int,
         *,
         started_at: float,
-        generation: int,
+        opened_in: list[int],
         batch: Batch | None = None,
         landed: Future[Outcome] | None = None,
         turn: Turn | None = None,
@@ -102,7 +102,7 @@ class Flight:
         self.body = body
         self.count = count
         self.started_at = started_at
-        self.generation = generation
+        self.opened_in = opened_in
         self.batch = batch
         self.landed = landed
         self.turn = turn

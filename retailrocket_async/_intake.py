@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from retailrocket_async._ledger import Ledger
 
 _YIELD_EVERY = 200
-"""Events accepted in a row before the caller's task lets others run: under a millisecond of a busy loop."""
+"""Events accepted in a row before the caller's task lets others run, a KiB counts as one more: about a millisecond."""
 
 
 class _Arrived(Protocol):
@@ -60,7 +60,7 @@ class Intake:
                 # There may be room for those behind, if not for this one.
                 self.admit_waiters()
                 raise
-        self._accepted_in_a_row += 1
+        self._accepted_in_a_row += 1 + len(envelope) // 1024
         if self._accepted_in_a_row >= _YIELD_EVERY:
             self._accepted_in_a_row = 0
             await asyncio.sleep(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected, error_for, settle
@@ -47,35 +48,46 @@ class Ledger:
 
     def close_batch(self, batch: Batch, outcome: Outcome) -> None:
         """Give the events of a batch their outcome."""
-        self.close(outcome, len(batch), batch.generation)
+        # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
+        self.close(outcome, len(batch), batch.opened_in)
         if not isinstance(outcome, Delivered) and (self._keeps or self._on_outcome is not None):
             self._tell_undelivered(batch, outcome)
 
-    def close(self, outcome: Outcome, count: int, generation: int) -> None:
-        """Count `count` events of a generation as settled, and tell the first of each kind of failure."""
+    def close(self, outcome: Outcome, count: int, opened_in: Sequence[int]) -> None:
+        """Count `count` events as settled, and tell the first of each kind of failure.
+
+        Args:
+            outcome: what became of them.
+            count: how many.
+            opened_in: the generations of the batches that they were in.
+        """
+        key: Hashable
         match outcome:
             case Delivered():
                 self._delivered += count
+                key = None
             case Rejected(status=status):
                 self._rejected += count
-                self.tell_once(("rejected", status), logging.ERROR, "%d event(s): %s", count, error_for(outcome))
+                key = ("rejected", status)
             case Abandoned(reason=reason, status=status):
                 self._abandoned += count
                 key = ("abandoned", reason, status)
-                self.tell_once(key, logging.ERROR, "%d event(s): %s", count, error_for(outcome))
             case Dropped(reason=reason):
                 self._dropped += count
-                self.tell_once(("dropped", reason), logging.WARNING, "%d event(s): %s", count, error_for(outcome))
+                key = ("dropped", reason)
         for flush in self._flushes:
-            flush.count_down(count, generation)
+            flush.count_down(opened_in)
+        if not isinstance(outcome, Delivered):
+            level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
+            self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
 
     def keep_undelivered(self) -> None:
         """From now on keep what is not delivered in `undelivered`."""
         self._keeps = True
 
     async def flushed(self, generation: int, count: int, finished: Future[None]) -> None:
-        """Return when `count` events, all those open of `generation` and before, are settled."""
+        """Return when `count` batches and direct sends, all those open of `generation` and before, are settled."""
         flush = _Flush(generation, count, finished)
         self._flushes.append(flush)
         try:
@@ -87,7 +99,9 @@ class Ledger:
         """Log the first of its kind; the rest shows in `stats`, and what carries events goes to `on_outcome`."""
         if key not in self._told:
             self._told.add(key)
-            logger.log(level, f"{message} (logged once; stats() counts on)", *args)  # noqa: G004 - constants only
+            # A handler of the application's may raise, and must not stop the settling half way.
+            with suppress(Exception):
+                logger.log(level, f"{message} (logged once; stats() counts on)", *args)  # noqa: G004 - constants only
 
     def stats(self, buffer: EventBuffer, *, waiting: int) -> Stats:
         """Return a snapshot of the books and of the buffer."""
@@ -128,7 +142,7 @@ class Ledger:
 
 
 class _Flush:
-    """A caller that waits for `remaining` events of `generation` and before."""
+    """A caller that waits for `remaining` batches and direct sends of `generation` and before."""
 
     __slots__ = ("finished", "generation", "remaining")
 
@@ -137,8 +151,7 @@ class _Flush:
         self.remaining = remaining
         self.finished = finished
 
-    def count_down(self, count: int, generation: int) -> None:
-        if generation <= self.generation:
-            self.remaining -= count
-            if self.remaining <= 0 and not self.finished.done():
-                self.finished.set_result(None)
+    def count_down(self, opened_in: Sequence[int]) -> None:
+        self.remaining -= sum(generation <= self.generation for generation in opened_in)
+        if self.remaining <= 0 and not self.finished.done():
+            self.finished.set_result(None)

@@ -12,6 +12,7 @@ for it. `await receipt.delivered()` is for callers who prefer an exception.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import attrs
@@ -185,7 +186,9 @@ class Receipt:
                 self._waiters = []
             self._waiters.append(waiter)
             try:
-                yield from waiter
+                # Looked at again: in another thread's loop the outcome may have come meanwhile.
+                if self._outcome is None:
+                    yield from waiter
             finally:
                 # Cancelled: whoever polls with a time-out would leave a waiter behind every time.
                 if self._waiters is not None:
@@ -215,7 +218,20 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
             continue
         receipt._outcome = outcome
         if receipt._waiters is not None:
-            for waiter in receipt._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            receipt._waiters = None
+            waiters, receipt._waiters = receipt._waiters, None
+            for waiter in waiters:
+                _wake(waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    # The waiter may belong to another thread's loop, or to one that is closed by now.
+    with suppress(RuntimeError):
+        if waiter.get_loop() is asyncio.get_running_loop():
+            _set_done(waiter)
+        else:
+            waiter.get_loop().call_soon_threadsafe(_set_done, waiter)
+
+
+def _set_done(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

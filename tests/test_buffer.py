@@ -148,7 +148,8 @@ class BufferMachine(RuleBasedStateMachine):
         assert 1 <= len(batch) == len(taken) <= self.batching.max_events
         assert len(join(batch.envelopes)) == batch.size <= self.batching.max_bytes
         assert [waiting.receipt for waiting in taken] == batch.receipts
-        assert {waiting.generation for waiting in taken} == {batch.generation}
+        assert min(waiting.generation for waiting in taken) == min(batch.opened_in)
+        assert len(batch.opened_in) == len(set(batch.lanes))
         assert batch.opened_at == min(waiting.came_at for waiting in taken)
         assert {waiting.lane for waiting in taken} == set(batch.lanes)
         assert all(waiting in ready for waiting in taken)
@@ -202,6 +203,7 @@ class BufferMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         assert self.buffer.events == len(self.model)
+        assert self.buffer.batches == sum(map(len, self.buffer._lanes.values()))
         assert self.buffer.bytes == sum(waiting.size for waiting in self.model)
         oldest = min((waiting.came_at for waiting in self.model), default=self.clock())
         assert self.buffer.oldest_age() == self.clock() - oldest
@@ -285,15 +287,16 @@ def test_empty_buffer_is_never_due() -> None:
     assert buffer.take() is None
 
 
-def test_batch_never_spans_a_flush() -> None:
-    """What was there before a flush is due and leaves without what came after it."""
-    buffer = make()
+def test_batch_that_a_flush_waits_for_takes_company() -> None:
+    """What was there before a flush is due at once, and what comes before it leaves joins it: no request of its own."""
+    buffer = make(max_events=2)
     put(buffer, 1)
     buffer.begin_flush()
     put(buffer, 2)
+    put(buffer, 3)
 
     assert buffer.due_in() == 0.0
-    assert numbers(buffer.take()) == [1]
+    assert numbers(buffer.take()) == [1, 2]
     assert buffer.due_in() == LINGER
 
 

@@ -22,7 +22,7 @@ def reply(status: int) -> Reply:
 
 def flight() -> Flight:
     """Return a flight that began at 10."""
-    return Flight("visitorEvents", b"[]", 3, started_at=10.0, generation=0)
+    return Flight("visitorEvents", b"[]", 3, started_at=10.0, opened_in=[0])
 
 
 def fly(*replies: Reply) -> Outcome | None:

@@ -132,20 +132,20 @@ def test_undelivered_are_kept_on_demand() -> None:
 
 
 def test_flush_waits_for_its_generation() -> None:
-    """A flush ends with the last event of its generation, and later ones neither hold nor end it."""
+    """A flush ends with the last batch of its generation, and later ones neither hold nor end it."""
 
     async def test() -> None:
         ledger = Ledger(None)
         finished = asyncio.get_running_loop().create_future()
-        flush = asyncio.create_task(ledger.flushed(1, 3, finished))
+        flush = asyncio.create_task(ledger.flushed(1, 4, finished))
         await asyncio.sleep(0)
-        for count, generation in ((1, 0), (5, 2), (1, 1)):
-            ledger.close(OUTCOMES[0], count, generation)
+        for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
+            ledger.close(OUTCOMES[0], 5, opened_in)
             await asyncio.sleep(0)
             assert not flush.done()
-        ledger.close(OUTCOMES[2], 1, 1)
+        ledger.close(OUTCOMES[2], 1, [1])
         await flush
-        ledger.close(OUTCOMES[0], 1, 1)
+        ledger.close(OUTCOMES[0], 1, [1])
 
     run(test())
 
@@ -159,7 +159,7 @@ def test_cancelled_flush_is_forgotten() -> None:
         await asyncio.sleep(0)
         flush.cancel()
         await asyncio.wait({flush})
-        ledger.close(OUTCOMES[0], 1, 0)
+        ledger.close(OUTCOMES[0], 1, [0])
         return list(ledger._flushes)
 
     assert run(test()) == []
