@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import AsyncIterable, Iterable
@@ -70,8 +71,10 @@ class AsyncTrackingClient(EventMethods):
         ConfigurationError: an argument that cannot work, with a sentence that says what to write instead.
     """
 
-    # On the class: __del__ looks at it also where the constructor raised, or never began.
+    # On the class: __del__ and __repr__ look at them also where the constructor raised, or never began.
     _dispatcher: Dispatcher | None = None
+    _base_url = ""
+    _partner_id = ""
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
@@ -91,12 +94,19 @@ class AsyncTrackingClient(EventMethods):
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
-        credentials = Credentials(api_key, partner_id)
+        try:
+            credentials = Credentials(api_key, partner_id)
+        finally:
+            # The frame of an error is kept with it, and some tools print its variables.
+            del api_key
         _check_types(rate_limit=rate_limit, limiter=limiter, batching=batching, buffer=buffer, retry=retry)
         if batching.max_bytes > buffer.max_bytes:
             raise ConfigurationError("Buffer.max_bytes must be at least Batching.max_bytes, or a batch cannot fill")
-        if on_outcome is not None and not callable(on_outcome):
-            raise ConfigurationError("on_outcome must be callable with one list of UndeliveredEvent")
+        if on_outcome is not None and (not callable(on_outcome) or inspect.iscoroutinefunction(on_outcome)):
+            raise ConfigurationError(
+                "on_outcome must be a plain function that takes a list of UndeliveredEvent; "
+                "from it an asyncio.Queue's put_nowait or a task can go on asynchronously"
+            )
         self._base_url = checked_base_url(base_url, allow_insecure=allow_insecure_http)
         self._partner_id = credentials.partner_id
         self._batching = batching
@@ -138,7 +148,11 @@ class AsyncTrackingClient(EventMethods):
                 options[keyword] = os.environ[variable]
         if "base_url" not in options and os.environ.get("RETAILROCKET_BASE_URL"):
             options["base_url"] = os.environ["RETAILROCKET_BASE_URL"]
-        return cls(**options)
+        try:
+            return cls(**options)
+        finally:
+            # As in the constructor: the key must not stay in the frame of an error.
+            options.clear()
 
     async def track(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; waits only while the buffer is full.
@@ -223,7 +237,7 @@ class AsyncTrackingClient(EventMethods):
             FlushTimeoutError: the time passed first; the events stay in the client and go on being sent.
             WrongLoopError: as `track`.
         """
-        await self._engine.flush(timeout)
+        await self._engine.flush(_seconds(timeout))
 
     async def aclose(self, timeout: float | None = DEFAULT_CLOSE_TIMEOUT) -> CloseReport:  # noqa: ASYNC109 - a deadline
         """Refuse new events, flush, close; the one deadline covers buffer, limiter, retries and requests.
@@ -237,7 +251,7 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             WrongLoopError: as `track`.
         """
-        return await self._engine.aclose(timeout)
+        return await self._engine.aclose(_seconds(timeout))
 
     def stats(self) -> Stats:
         """Return an immutable snapshot of the client's counters; never blocks."""
@@ -277,6 +291,12 @@ class AsyncTrackingClient(EventMethods):
             rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
             raise EventValidationError(event.event_name, "", rule, len(envelope))
         return envelope
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is None or (type(timeout) in (int, float) and timeout >= 0):
+        return timeout
+    raise ConfigurationError(f"timeout must be None or a number of seconds, 0 or more, not {timeout!r}")
 
 
 def _check_types(*, rate_limit: object, limiter: object, batching: object, buffer: object, retry: object) -> None:

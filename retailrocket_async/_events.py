@@ -177,7 +177,8 @@ class SetContact(StockEvent):
         contact_external_id: the contact's id in the shop, 1-50 ASCII letters and digits.
         email: e-mail address; default None.
         phone: in E.164 form, e.g. ``"+79161234567"``; default None.
-        custom_data: a JSON object with string keys, at most 32 levels deep, copied at construction; default None.
+        custom_data: a JSON object with string keys, at most 32 levels deep and 5,000 values; copied at construction;
+            default None.
     """
 
     wire_name: ClassVar[str] = "setContact"
@@ -292,8 +293,8 @@ class CustomEvent(Event):
     Attributes:
         name: the event's name as the API spells it: 1-50 ASCII letters and digits, a letter first; none of the
             documented events.
-        fields: the event object as it goes on the wire, wire names and all; copied at construction. No timestamp is
-            added.
+        fields: the event object as it goes on the wire, wire names and all, with the bounds of `custom_data`; copied
+            at construction. No timestamp is added.
     """
 
     name: str = attrs.field(validator=_custom_name)

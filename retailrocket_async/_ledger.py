@@ -40,6 +40,7 @@ class Ledger:
         self._told: set[Hashable] = set()
         self.undelivered: list[UndeliveredEvent] = []
         self.tracked = self.in_flight = 0
+        self.requested = 0
         self.requests: Counter[int | str] = Counter()
         self.retries = 0
         self.limiter_wait = 0.0
@@ -116,7 +117,7 @@ class Ledger:
             in_flight=self.in_flight,
             oldest_age=buffer.oldest_age(),
             waiting=waiting,
-            requests=self.requests.total(),
+            requests=self.requested,
             requests_by_status=dict(self.requests),
             retries=self.retries,
             limiter_wait=self.limiter_wait,

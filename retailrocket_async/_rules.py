@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
 from retailrocket_async._errors import REDACTED, EventValidationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import attrs
 
 Number: TypeAlias = int | float | Decimal
@@ -29,6 +31,9 @@ INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 MAX_DEPTH = 32
 """Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
+
+MAX_VALUES = 5_000
+"""Values that they may hold, themselves and all within: checking more would hold up the event loop."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
 """Fields whose values are in no message: they are, or may hold, personal data."""
@@ -186,7 +191,7 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
         return None
     try:
         if isinstance(value, Mapping):
-            return _frozen_json(value, "", 0)
+            return _frozen_json(value, "", 0, iter(range(MAX_VALUES)))
     except _NotJson as fault:
         return fault.with_traceback(None)
     except Exception as error:  # noqa: BLE001 - a caller's mapping may raise anything; to us it holds nothing
@@ -194,12 +199,14 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
     return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
 
 
-def _frozen_json(value: object, path: str, depth: int) -> Json:
+def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> Json:
     """Return a deep copy of `value` made of plain JSON values, or raise `_NotJson`.
 
     A copy, since the event is frozen and the caller's object is not. By hand, since `orjson` writes NaN as null
-    and dates as strings, and neither would come back as it went.
+    and dates as strings, and neither would come back as it went. `left` runs out with the last value that is allowed.
     """
+    if next(left, None) is None:
+        raise _NotJson("", f"must hold at most {MAX_VALUES:,} values")
     if not isinstance(value, Mapping | list | tuple):
         return _frozen_scalar(value, path)
     if depth >= MAX_DEPTH:
@@ -207,9 +214,11 @@ def _frozen_json(value: object, path: str, depth: int) -> Json:
     if isinstance(value, Mapping):
         members = cast("Mapping[object, object]", value)
         # A key may be personal data itself, so the path stops at the object that holds it.
-        return {_frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1) for key, item in members.items()}
+        return {
+            _frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1, left) for key, item in members.items()
+        }
     items = cast("Sequence[object]", value)
-    return [_frozen_json(item, f"{path}[{position}]", depth + 1) for position, item in enumerate(items)]
+    return [_frozen_json(item, f"{path}[{position}]", depth + 1, left) for position, item in enumerate(items)]
 
 
 def _frozen_key(key: object, path: str) -> str:

@@ -78,6 +78,7 @@ class Sender:
                 flight.turn.end()
                 return Reply(failure="closed", sent=False)
         flight.depart()
+        self._ledger.requested += 1
         answered = False
         try:
             reply = await self._transport.post(flight.path, flight.body, on_sent=flight.turn.sent)

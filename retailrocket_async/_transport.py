@@ -15,6 +15,7 @@ import importlib.util
 import ipaddress
 import logging
 from datetime import UTC, datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import urlencode
 
@@ -36,6 +37,9 @@ DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 DEFAULT_TIMEOUT: Final = 10.0
 _ANSWER_BYTES: Final = 64 * 1024
 """How much of an answer's body is read to keep the connection; the API's are empty."""
+
+_ANSWER_SECONDS: Final = 1.0
+"""How long it is read; the status, which decides, is there already."""
 
 _KEEPALIVE_EXPIRY: Final = 4.0
 """Seconds. Common servers close idle connections after 5 s or later; one of ours must never be reused as they do."""
@@ -67,11 +71,11 @@ class Credentials:
     __slots__ = ("_query", "partner_id")
 
     def __init__(self, api_key: str, partner_id: str) -> None:
-        for name, value in (("api_key", api_key), ("partner_id", partner_id)):
-            if type(value) is not str or not value:
-                raise ConfigurationError(f"{name} must be a str that is not empty")
-            if any(letter.isspace() or not letter.isprintable() for letter in value):
-                raise ConfigurationError(f"{name} must not hold white space or control characters: strip() it")
+        complaint = _complaint("api_key", api_key) or _complaint("partner_id", partner_id)
+        if complaint:
+            # The frame of an error is kept with it, and some tools print its variables.
+            del api_key, partner_id
+            raise ConfigurationError(complaint)
         self.partner_id = partner_id
         self._query = urlencode({"apiKey": api_key, "partnerId": partner_id}).encode("ascii")
 
@@ -80,10 +84,18 @@ class Credentials:
         return path + b"?" + self._query
 
     def __repr__(self) -> str:
-        return f"Credentials(api_key='***', partner_id={self.partner_id!r})"
+        return f"Credentials(api_key='***', partner_id={getattr(self, 'partner_id', None)!r})"
 
     def __reduce__(self) -> str:
         raise TypeError("Credentials cannot be pickled: they would be written out")
+
+
+def _complaint(name: str, value: object) -> str | None:
+    if type(value) is not str or not value:
+        return f"{name} must be a str that is not empty"
+    if any(letter.isspace() or not letter.isprintable() for letter in value):
+        return f"{name} must not hold white space or control characters: strip() it"
+    return None
 
 
 class _KeyedURL(httpx.URL):
@@ -152,6 +164,7 @@ class HttpxTransport:
         self._http2 = http2
         self._urls: dict[str, _KeyedURL] = {}
         self._opening: asyncio.Task[HttpClient] | None = None
+        _silence_targets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
         """Send `body` to `path` and return what came back; raises nothing but cancellation."""
@@ -163,7 +176,8 @@ class HttpxTransport:
                 request = self._request(client, path, stream)
                 response = await client.send(request, stream=True, auth=None, follow_redirects=False)
                 reply = _read(response)
-                await _drain(response)
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await _drain(response)
         except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here
             # With a status in hand the rest of the answer does not matter: decisions read the status alone.
             if reply is None:
@@ -200,15 +214,22 @@ class HttpxTransport:
         return self._client
 
     def _make_client(self) -> HttpClient:
-        if self._http2:
-            _silence_hpack()
         limits = httpx.Limits(
             max_connections=self._connections,
             max_keepalive_connections=self._connections,
             keepalive_expiry=_KEEPALIVE_EXPIRY,
         )
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
-        return httpx.AsyncClient(http2=self._http2, limits=limits, headers=headers, follow_redirects=False)
+        return httpx.AsyncClient(
+            http2=self._http2,
+            limits=limits,
+            headers=headers,
+            follow_redirects=False,
+            # Whatever the server sets: kept cookies would only grow.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
+            trust_env=self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host),
+        )
 
 
 def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
@@ -283,13 +304,18 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:
 
 
 class _NoTargets(logging.Filter):
-    """Drops the records in which the HTTP/2 header coder prints the request target, key and all."""
+    """Drops the records in which a library below prints a request target, key and all."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "apiKey" not in record.getMessage()
 
 
-def _silence_hpack() -> None:
-    logger = logging.getLogger("hpack.hpack")
-    if not any(isinstance(present, _NoTargets) for present in logger.filters):
-        logger.addFilter(_NoTargets())
+_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2")
+"""Loggers that do at DEBUG: HTTP/2's header coder always, the others where a redirect's Location repeats the query."""
+
+
+def _silence_targets() -> None:
+    for name in _TELLS_TARGETS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(present, _NoTargets) for present in logger.filters):
+            logger.addFilter(_NoTargets())

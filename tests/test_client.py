@@ -451,7 +451,7 @@ async def test_every_typed_method_tracks_its_event(name: str) -> None:
         ({"limiter": LocalLimiter(None), "rate_limit": RateLimit(requests=5)}, "either rate_limit or limiter"),
         ({"buffer": Buffer(max_bytes=1024)}, r"at least Batching\.max_bytes"),
         ({"timestamp_precision": "hours"}, "'seconds', 'milliseconds', 'microseconds'"),
-        ({"on_outcome": 5}, "on_outcome must be callable"),
+        ({"on_outcome": 5}, "on_outcome must be a plain function"),
         ({"base_url": "http://example.com/"}, "https://"),
         ({"timeout": 0}, "timeout"),
         ({"http_client": object()}, "http_client"),
@@ -581,3 +581,112 @@ async def test_equal_orders_stay_equal_on_the_wire() -> None:
 
         sold = [(e["order"]["price"], e["order"]["quantity"]) for e in server.arrived[0].json]
         assert [(1321.43, 2), (1321.43, 2), (7, 2), (7, 2)] == sold
+
+
+async def test_many_flushes_do_not_make_many_requests() -> None:
+    """Two hundred tasks that track and flush at once share a few requests."""
+    async with raw_server() as server, _client(server) as client:
+
+        async def handler(number: int) -> None:
+            await client.view(session_external_id="visitor", product_id=number)
+            await client.flush()
+
+        await asyncio.gather(*map(handler, range(200)))
+
+        assert list(range(200)) == sorted(_ids(server))
+        assert len(server.arrived) <= 10
+
+
+async def test_a_log_handler_that_raises_stops_nothing() -> None:
+    """An application's broken log handler costs a record; receipts, flush and close end as ever."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError(record.name)
+
+    handler = Broken()
+    logging.getLogger("retailrocket_async").addHandler(handler)
+    try:
+        async with raw_server() as server, _client(server) as client:
+            server.always(answer(400))
+            receipt = await client.track(_views(1)[0])
+            await client.flush()
+            report = await client.aclose()
+    finally:
+        logging.getLogger("retailrocket_async").removeHandler(handler)
+
+    assert (Rejected, 1) == (type(receipt.outcome), report.stats.rejected)
+
+
+async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
+    """A receipt that is handed to another thread wakes its awaiter there, and the others of the batch here."""
+    async with raw_server() as server, _client(server) as client:
+        first, second = await client.track_many(_views(2))
+
+        async def there() -> Any:
+            return await first
+
+        outcome = await asyncio.to_thread(asyncio.run, there())
+
+        assert [True, True] == [isinstance(got, Delivered) for got in (outcome, await second)]
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1, "5", True])
+async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
+    """`flush` and `aclose` take None or seconds; anything else is refused before it does harm."""
+    async with raw_server() as server, _client(server) as client:
+        for attempt in (client.flush(seconds), client.aclose(seconds)):
+            with pytest.raises(ConfigurationError, match="timeout must be None or a number of seconds"):
+                await attempt
+        receipt = await client.track(_views(1)[0])
+
+        assert isinstance(await receipt, Delivered)
+
+
+def test_an_async_hook_is_refused() -> None:
+    """`on_outcome` is called, not awaited: a coroutine function would never run."""
+
+    async def hook(_: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="plain function"):
+        AsyncTrackingClient("key", "partner", on_outcome=hook)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"api_key": KEY + "\n"}, {"partner_id": ""}, {"base_url": "ftp://x"}, {"timeout": None}, {"retry": 1}],
+)
+@pytest.mark.parametrize("how", [AsyncTrackingClient, AsyncTrackingClient.from_env])
+def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -> None:
+    """The frames of a configuration error hold the key in no variable of this package's."""
+    given = {"api_key": KEY, "partner_id": "partner", **options}
+    with pytest.raises(ConfigurationError) as caught:
+        how(**given)
+    frames = list(traceback.walk_tb(caught.value.__traceback__))[1:]
+
+    assert len(frames) >= 1
+    assert KEY not in "".join(repr(frame.f_locals) for frame, _ in frames)
+
+
+def test_custom_data_is_bounded() -> None:
+    """More values than could be checked in a moment are refused at once, however they are nested or shared."""
+    shared: Any = {}
+    for _ in range(20):
+        shared = {"a": shared, "b": shared}
+    for fields in ({"x": [0] * 5000}, shared):
+        with pytest.raises(EventValidationError, match="at most 5,000 values"):
+            CustomEvent(name="large", fields=fields)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
+async def test_an_eager_task_factory_changes_nothing() -> None:
+    """Where tasks start at once and the transport answers at once, every event still gets its outcome."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    async with httpx.AsyncClient(transport=transport) as http_client:
+        client = AsyncTrackingClient(KEY, "partner", base_url="http://127.0.0.1:9/", http_client=http_client)
+        await client.send(_views(1)[0])
+        await client.track_many(_views(1000))
+        report = await client.aclose()
+
+    assert (1001, 1001) == (report.stats.tracked, report.stats.delivered)

@@ -379,3 +379,64 @@ async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
         await transport.aclose()
 
     assert 200 == second.status
+
+
+async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain http is allowed for this host alone, so no `HTTP_PROXY` may get the request, and the key with it."""
+    async with raw_server() as proxy, raw_server() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/1.0/"))
+        reply = await _post(server)
+
+        assert (200, 1, []) == (reply.status, len(server.arrived), proxy.arrived)
+
+
+async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A Location that echoes the key is in no record at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+
+    async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
+        return answer(301, f"Location: https://shop.test{request.target}")
+
+    async with raw_server() as server:
+        server.respond = echo
+        reply = await _post(server)
+
+    assert 301 == reply.status
+    assert not [record for record in caplog.records if "s3cr3t" in record.getMessage() + repr(vars(record))]
+
+
+async def test_an_answer_that_trickles_is_not_waited_for() -> None:
+    """With the status in hand the rest gets a second, whatever time-outs the caller chose."""
+    told = asyncio.Event()
+
+    async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not (told.is_set() or writer.is_closing()):
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with raw_server() as server:
+        server.respond = trickle
+        transport = HttpxTransport(_credentials(), base_url=server.url, timeout=httpx.Timeout(30.0))
+        reply = await transport.post("view", BODY, on_sent=lambda: None)
+        told.set()
+        await transport.aclose()
+
+    assert Reply(status=200) == reply
+
+
+async def test_cookies_are_not_kept() -> None:
+    """What the server sets is not sent back, and does not pile up."""
+    async with raw_server() as server:
+        server.always(answer(200, "Set-Cookie: a=1; Path=/"))
+        transport = HttpxTransport(_credentials(), base_url=server.url)
+        for _ in range(2):
+            await transport.post("view", BODY, on_sent=lambda: None)
+        assert transport._client is not None
+        kept = list(transport._client.cookies.jar)
+        await transport.aclose()
+
+    assert [] == kept
+    assert "cookie" not in server.arrived[1].headers
