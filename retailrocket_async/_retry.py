@@ -28,8 +28,9 @@ class RetryPolicy:
     Attributes:
         max_attempts: requests for one batch or direct send, 1 or more; default 20. Together with the waits below
             that is minutes, so that the time decides in an outage and the attempts only bound a flapping server.
-        max_elapsed: seconds from the first attempt after which no further one starts, 0 or more; default 300: an
-            API's restart or a failover takes minutes, while the buffer's bound is there for longer outages.
+        max_elapsed: seconds from the first attempt after which no further one is planned, 0 or more (it may then have
+            to wait for its permit); default 300: an API's restart or a failover takes minutes, while the buffer's
+            bound is there for longer outages.
         initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, five
             times the API's expected answer time.
         max_backoff: seconds; the random wait's upper end doubles with every attempt up to this; default 30.

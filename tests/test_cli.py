@@ -34,6 +34,12 @@ UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKE
 # Wide, so that no sentence is broken, and without colours.
 PLAIN = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
 
+# Code: the command line, and outputs that take nothing.
+MAIN = "from retailrocket_async.cli import main; main()"
+GONE = "import os; ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)"
+FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+NO_SPACE = "error: the standard output cannot be written: No space left on device\n"
+
 
 def settings_for(emulator: EmulatorProcess) -> dict[str, str]:
     """Return the environment in which a command reaches `emulator`."""
@@ -218,6 +224,41 @@ def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupted(*_: object) -> None:
     """Be interrupted."""
     raise KeyboardInterrupt
+
+
+def test_interruption_while_starting() -> None:
+    """Ctrl-C while all is still being imported is status 130 and no traceback."""
+    code = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "retailrocket_async.cli._app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+{MAIN}
+"""
+
+    assert (130, "", "") == finished("demo", code=code)
+
+
+@pytest.mark.parametrize("name", ["demo", "emulate"])
+def test_interruption_while_the_emulator_is_imported(name: str) -> None:
+    """Ctrl-C while the extra is being imported ends a command like Ctrl-C at any other time."""
+    code = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "uvicorn":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+{MAIN}
+"""
+
+    assert (130, "", "interrupted\n") == finished(name, code=code)
 
 
 def test_package_does_not_know_its_command_line() -> None:

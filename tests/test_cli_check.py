@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from retailrocket_async.emulator import EmulatorProcess, emulator_process
-from tests.test_cli import invoke, settings_for
+from tests.test_cli import FULL, GONE, MAIN, NO_SPACE, finished, invoke, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -141,3 +142,12 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: tuple[str, ...], env: d
 
     assert (2, told) == (status, said[: len(told)])
     assert 0 == emulator.stats()["requests"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX devices")
+@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+def test_output_that_takes_nothing(emulator: EmulatorProcess, output: str, complaint: str) -> None:
+    """Where the output takes nothing the verdict is on the other one, and the status is the verdict's."""
+    told = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
+
+    assert (0, "", complaint + told) == finished("check", env=settings_for(emulator), code=f"{output}; {MAIN}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from retailrocket_async import EVENT_TYPES, Stats
 from retailrocket_async.cli import _demo
 from retailrocket_async.cli._shop_day import shop_day
 from tests.test_cli import invoke
+from tests.test_cli_send import on_a_terminal, posix
 
 
 def test_demo() -> None:
@@ -92,3 +94,15 @@ def test_day_comes_of_its_seed() -> None:
     """The same seed makes the same day, another one another."""
     assert list(shop_day(100, 1)) == list(shop_day(100, 1))
     assert list(shop_day(100, 1)) != list(shop_day(100, 2))
+
+
+@posix
+def test_interruption_on_a_terminal() -> None:
+    """Ctrl-C ends the demo soon and in a word, with no time spent on an emulator that has gone."""
+    begun = perf_counter()
+    status, seen = on_a_terminal(["demo", "--events", "1000000"], {b"events, ": b"\x03"}, {})
+    took = perf_counter() - begun
+
+    assert (130, True) == (status, took < 10), seen
+    assert b"interrupted" in seen
+    assert not re.search(rb"Traceback|attempt|WARNING|undelivered", seen), seen

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.test_cli import PLAIN, UNSET, invoke, started
+from tests.test_cli import FULL, GONE, MAIN, NO_SPACE, PLAIN, UNSET, invoke, started
 
 if TYPE_CHECKING:
     import subprocess
+
+KEYS = {"RETAILROCKET_API_KEY": "dev-api-key", "RETAILROCKET_PARTNER_ID": "dev-partner"}
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -90,3 +92,30 @@ def test_wrong_setting() -> None:
 
     assert result.exit_code == 2
     assert result.stderr.startswith("error: latency must be a finite number of seconds")
+
+
+@posix
+@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+def test_output_that_takes_nothing(output: str, complaint: str) -> None:
+    """Where the output takes nothing the emulator serves all the same, and says on the other one where."""
+    with started("emulate", "--port", "0", code=f"{output}; {MAIN}") as process:
+        assert process.stderr is not None
+        begin = b"".join(process.stderr.readline() for _ in range(1 + bool(complaint))).decode()
+        url = begin.removeprefix(f"{complaint}Emulator of the tracking API at ").removesuffix(", until Ctrl-C.\n")
+        checked = invoke("check", env={**PLAIN, **KEYS, "RETAILROCKET_BASE_URL": url})
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate()[1]
+
+    assert (0, 0) == (checked.exit_code, process.returncode), checked.stderr
+    assert rest == b"stopped: 0 events in 2 requests\n"
+
+
+def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails once the emulator listens is not told to be the port's fault."""
+
+    def unannounced(_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("retailrocket_async.cli._emulate._announce", unannounced)
+
+    assert "cannot listen" not in invoke("emulate", "--port", "0", env=UNSET).stderr

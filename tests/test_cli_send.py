@@ -24,7 +24,19 @@ from retailrocket_async.cli._reading import Source
 from retailrocket_async.cli._rejects import Rejects
 from retailrocket_async.cli._terminal import Meter
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process, running_emulator
-from tests.test_cli import HEADER, clickstream, finished, invoke, rows, settings_for, started
+from tests.test_cli import (
+    FULL,
+    GONE,
+    HEADER,
+    MAIN,
+    NO_SPACE,
+    clickstream,
+    finished,
+    invoke,
+    rows,
+    settings_for,
+    started,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -32,6 +44,10 @@ if TYPE_CHECKING:
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "events_5000visitors.csv"
 NAMES = {"view": "view", "addtocart": "addToBasket", "transaction": "order"}
+
+WITHOUT_INPUT = (
+    "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, '-m', 'retailrocket_async', *sys.argv[1:]])"
+)
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals or terminals")
 
@@ -592,3 +608,71 @@ def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
 
     assert status == 0, seen
     assert b"dev-api-key" not in seen
+
+
+@posix
+def test_pipe_that_does_not_block(emulator: EmulatorProcess) -> None:
+    """A pipe that another program left non-blocking is waited for, and read to its end."""
+    code = f"import os; os.set_blocking(0, False); {MAIN}"
+    with started("send", "-", env=settings_for(emulator), code=code) as process:
+        feed(process, views(1))
+        until(lambda: emulator.stats()["total_events"] == 1)
+        process.communicate(views(2))
+
+    assert (0, 3) == (process.returncode, emulator.stats()["total_events"])
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["send", "-"], ["send", "--dry-run", "-"]])
+def test_closed_standard_input(arguments: list[str]) -> None:
+    """Where there is no standard input, who wants it read is told so."""
+    told = "error: the standard input is closed: there is nothing to read\n"
+
+    assert (2, "", told) == finished(*arguments, code=WITHOUT_INPUT)
+
+
+@posix
+def test_no_key_and_closed_standard_input(tmp_path: Path) -> None:
+    """Where there is no standard input, nobody is asked for the key."""
+    (tmp_path / "events").touch()
+    arguments = ("send", tmp_path / "events", "--partner-id", "shop")
+    status, _, told = finished(*arguments, code=WITHOUT_INPUT)
+
+    assert (2, "error: set the environment variable RETAILROCKET_API_KEY") == (status, told[:56])
+
+
+@posix
+@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+@pytest.mark.parametrize(("extra", "status"), [(b"", 0), (b"oops\n", 1)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_takes_nothing(
+    *, emulator: EmulatorProcess, output: str, complaint: str, extra: bytes, status: int, unbuffered: str
+) -> None:
+    """Whoever reads the output, or does not, the status tells whether all was delivered; the conclusion is told."""
+    code = f"{output}; {MAIN}"
+    env = {**settings_for(emulator), "PYTHONUNBUFFERED": unbuffered}
+    ended, _, told = finished("send", "-", env=env, code=code, stdin=views(3) + extra)
+
+    assert (status, 3) == (ended, emulator.stats()["total_events"])
+    assert ("Everything was delivered: 3 events in 1 requests.\n" in told) is not extra.startswith(b"oops")
+    assert complaint in told
+    assert "Traceback" not in told
+    assert "Errno" not in told
+
+
+@posix
+@pytest.mark.parametrize("output", [GONE, FULL])
+def test_no_output_takes_anything(emulator: EmulatorProcess, output: str) -> None:
+    """Where neither output takes anything, the status alone tells that all was delivered."""
+    code = f"{output}; os.dup2(1, 2); {MAIN}"
+
+    assert (0, "", "") == finished("send", "-", env=settings_for(emulator), code=code, stdin=views(3))
+
+
+@posix
+@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+def test_dry_run_whose_output_takes_nothing(output: str, complaint: str) -> None:
+    """A dry run that has nobody to tell of the bad lines ends as one that found some."""
+    code = f"{output}; {MAIN}"
+
+    assert (1, "", complaint) == finished("send", "--dry-run", "-", code=code, stdin=b"oops\n" * 3)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from retailrocket_async.emulator import EmulatorError, Fault, Settings, emulator_process
+from retailrocket_async.emulator._command import parser, settings_of
 from retailrocket_async.emulator._process import _end
 
 VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
@@ -170,3 +172,30 @@ def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> 
         out, err = process.communicate(timeout=10)
 
     assert (True, 200, "", "", 0) == (root.startswith("http://127.0.0.1:"), status, out, err, process.returncode)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sessions")
+def test_a_process_is_out_of_the_terminals_reach() -> None:
+    """Ctrl-C on the terminal does not reach the emulator: it is no part of the session."""
+    with emulator_process() as emulator:
+        assert os.getsid(emulator.pid) == emulator.pid
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
+def test_the_key_is_no_argument() -> None:
+    """The key that a process is to let in is not among its arguments, which everyone can read."""
+    with emulator_process(Settings(api_key="s3cret")) as emulator:
+        arguments = Path(f"/proc/{emulator.pid}/cmdline").read_bytes()
+        status = send(emulator.url)
+
+    assert (b"partner-id" in arguments, b"s3cret" in arguments, 401) == (True, False, status)
+
+
+def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command takes the key from the environment where no argument gives one, and its help does not show it."""
+    monkeypatch.setenv("RETAILROCKET_EMULATOR_API_KEY", "s3cret")
+    made = parser()
+
+    assert settings_of(made.parse_args([])).api_key == "s3cret"
+    assert settings_of(made.parse_args(["--api-key=other"])).api_key == "other"
+    assert "s3cret" not in made.format_help()

@@ -28,7 +28,11 @@ def main() -> None:
             f'error: the command line needs {" and ".join(missing)}: pip install "retailrocket-async[cli]"\n'
         )
         raise SystemExit(2)
-    # Only now: a missing extra must give a sentence, not a traceback.
-    from retailrocket_async.cli._app import run  # noqa: PLC0415
+    try:
+        # Only now: a missing extra must give a sentence, not a traceback.
+        from retailrocket_async.cli._app import run  # noqa: PLC0415
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        # While all is still being imported; the commands have words for it.
+        raise SystemExit(130) from None

@@ -12,6 +12,7 @@ import typer
 
 import retailrocket_async
 from retailrocket_async.cli import _check, _demo, _emulate, _send
+from retailrocket_async.cli._terminal import say
 
 app = typer.Typer(
     name="retailrocket-async",
@@ -30,7 +31,7 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
             version = retailrocket_async.__version__
         except PackageNotFoundError:
             version = "unknown: a source tree that is not installed"
-        typer.echo(f"retailrocket-async {version}")
+        say(f"retailrocket-async {version}")
         raise typer.Exit
 
 

@@ -32,7 +32,7 @@ from retailrocket_async.cli._credentials import (
     credentials,
 )
 from retailrocket_async.cli._explain import explain
-from retailrocket_async.cli._terminal import FAILED, note, one_sentence, say
+from retailrocket_async.cli._terminal import FAILED, note, one_sentence, tell
 
 EPILOG = """
 Nothing is recorded: what is sent is a batch with an event of a name that does not exist, once with the key and, if
@@ -80,7 +80,7 @@ def _tell(verdict: str, works: bool) -> int:  # noqa: FBT001 - the two halves of
     if not works:
         note(f"error: {verdict}")
         return FAILED
-    say(f"ok: {verdict}")
+    tell(f"ok: {verdict}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, cast
 
 import typer
 
@@ -44,7 +44,8 @@ def credentials(partner_id: str) -> tuple[str, str]:
 def _api_key() -> str:
     if key := os.environ.get(API_KEY):
         return key
-    if not sys.stdin.isatty():
+    # A process that was started with its input closed has no object for it at all.
+    if cast("object", sys.stdin) is None or not sys.stdin.isatty():
         fail(f"set the environment variable {API_KEY} (there is no terminal to ask for the key)")
     try:
         # A key that is pasted often brings a space along.

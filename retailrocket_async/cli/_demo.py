@@ -1,6 +1,7 @@
 """``demo``: a made-up day of a shop through the client, checked against what the emulator recorded."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import typer
 from retailrocket_async import EVENT_TYPES, AsyncTrackingClient, Batching, Event, Stats
 from retailrocket_async.cli._emulator import needing_emulator
 from retailrocket_async.cli._shop_day import shop_day
-from retailrocket_async.cli._terminal import FAILED, Meter, note, one_sentence, say, table
+from retailrocket_async.cli._terminal import FAILED, Meter, note, one_sentence, table, tell
 
 EPILOG = """
 The emulator runs on this machine, in a process of its own, for as long as the demo does: nothing leaves the machine,
@@ -38,10 +39,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another number makes another day.")] = 1,
 ) -> None:
     """Send a made-up day of a shop to an emulator of the API, and compare what was sent with what was recorded."""
-    with needing_emulator():
+    with one_sentence(), needing_emulator():
         from retailrocket_async.emulator import Settings, emulator_process  # noqa: PLC0415 - an extra
 
     with one_sentence(), emulator_process(Settings(limit=_LIMIT)) as emulator:
+        # What goes wrong is in the comparison; the package's log would tell it a second time.
+        logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         settings = Settings()
         client = AsyncTrackingClient(
             settings.api_key,
@@ -80,9 +83,11 @@ async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter)
             by_name[event.event_name] += 1
         await client.flush()
         elapsed = time.monotonic() - begun
+        report = await client.aclose()
     finally:
         watching.cancel()
-        report = await client.aclose()
+        # Cut short, there is nothing to wait for: the emulator goes, and all that it recorded.
+        await client.aclose(0)
     return _Sent(by_name, report.stats, elapsed)
 
 
@@ -94,7 +99,7 @@ def _conclude(sent: _Sent, recorded: dict[str, Any]) -> int:
         note(f"error: {difference}")
     if differences:
         return FAILED
-    say(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
+    tell(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
     return 0
 
 

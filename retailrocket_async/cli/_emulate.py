@@ -8,7 +8,7 @@ import typer
 
 from retailrocket_async.cli._credentials import API_KEY, BASE_URL, PARTNER_ID
 from retailrocket_async.cli._emulator import needing_emulator
-from retailrocket_async.cli._terminal import fail, note, one_sentence, say
+from retailrocket_async.cli._terminal import fail, note, one_sentence, say, tell
 
 if TYPE_CHECKING:
     from retailrocket_async.emulator import RunningEmulator
@@ -49,7 +49,7 @@ def emulate(  # noqa: PLR0913 - one for each option
     ] = "",
 ) -> None:
     """Run a strict stand-in for the API on this machine, to develop and test against."""
-    with needing_emulator():
+    with one_sentence(), needing_emulator():
         from retailrocket_async.emulator import Settings, serve  # noqa: PLC0415 - an extra
 
     with one_sentence():
@@ -73,6 +73,8 @@ def emulate(  # noqa: PLR0913 - one for each option
         try:
             asyncio.run(serve(settings, host, port, ready))
         except OSError as error:
+            if emulators:  # it listened, so it is something else
+                raise
             fail(f"cannot listen on {host}, port {port}: {error.strerror or error}; --port takes another one")
         for emulator in emulators:
             stats = emulator.stats()
@@ -81,7 +83,7 @@ def emulate(  # noqa: PLR0913 - one for each option
 
 def _announce(emulator: "RunningEmulator") -> None:
     settings = emulator.settings
-    say(f"Emulator of the tracking API at {emulator.url}, until Ctrl-C.")
+    tell(f"Emulator of the tracking API at {emulator.url}, until Ctrl-C.")
     say("")
     say("Paste into another terminal:")
     say("")

@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import itertools
 import os
+import select
 import sys
 import threading
 import zlib
@@ -68,6 +69,8 @@ class Source:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_stdin = str(path) == STDIN
+        if self._is_stdin and cast("object", sys.stdin) is None:
+            fail("the standard input is closed: there is nothing to read")
         if not self._is_stdin:
             _check_readable(path)
         self.name = "<stdin>" if self._is_stdin else str(path)
@@ -97,9 +100,11 @@ class Source:
             end = size if size >= 0 else None
             data, self._begin = self._begin[:end], self._begin[len(self._begin[:end]) :]
             return data
-        data = self._file.read(size) or b""
-        self.position += len(data)
-        return data
+        # None: a pipe that another program left non-blocking has nothing for now, which is not its end.
+        while (more := cast("bytes | None", self._file.read(size))) is None:
+            select.select([self._file], [], [])
+        self.position += len(more)
+        return more
 
     def _opened(self) -> AbstractContextManager[BinaryIO]:
         # Unbuffered: a read gives what a slow pipe has, and no lock is held when the interpreter ends.

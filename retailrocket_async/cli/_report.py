@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retailrocket_async.cli._terminal import FAILED, note, say, table
+from retailrocket_async.cli._terminal import FAILED, note, table, tell
 
 if TYPE_CHECKING:
     from retailrocket_async.cli._delivery import Result
@@ -44,7 +44,7 @@ def report(result: Result, rejects: Rejects) -> int:
         return 128 + result.interrupted_by
     if not result.clean:
         return FAILED
-    say(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
+    tell(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
     return 0
 
 

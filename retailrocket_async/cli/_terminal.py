@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Self
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn, Self, TextIO, cast
 
 import typer
 from rich import box
@@ -40,14 +42,53 @@ _OPTIONS = {
 }
 
 
-def say(text: str) -> None:
-    """Print a line on the standard output, without the control characters that input may smuggle into it."""
-    typer.echo(printable(text))
+def say(text: str) -> bool:
+    """Print a line on the standard output, without the control characters that input may smuggle into it.
+
+    An output that takes nothing (a reader that has gone, a full disk) is no error: what a command has done, and its
+    exit status, do not depend on who listens. Everything that prints behaves like that.
+
+    Returns:
+        Whether it could be printed.
+    """
+    return _put(printable(text) + "\n")
 
 
 def note(text: str) -> None:
     """Print a line on the standard error, likewise."""
-    typer.echo(printable(text), err=True)
+    _put(printable(text) + "\n", err=True)
+
+
+def tell(text: str) -> None:
+    """Print a line that must not get lost: on the standard output, else on the standard error."""
+    if not say(text):
+        note(text)
+
+
+_lost: set[TextIO] = set()
+"""Outputs that took nothing once."""
+
+
+def _put(text: str, *, err: bool = False) -> bool:
+    out = cast("TextIO | None", sys.stderr if err else sys.stdout)
+    if out is None or out in _lost:
+        return False
+    try:
+        typer.echo(text, nl=False, err=err)
+    except OSError as error:
+        _give_up(out, error)
+        return False
+    return True
+
+
+def _give_up(out: TextIO, error: OSError) -> None:
+    """Print nothing more on `out`; a reader that has gone, as head does, knows that, and else it is told."""
+    _lost.add(out)
+    if error.errno != errno.EPIPE and out is not sys.stderr:
+        note(f"error: the standard output cannot be written: {error.strerror or error}")
+    # What is left in the stream would fail once more when the interpreter ends.
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, no file
+        os.dup2(nowhere.fileno(), out.fileno())
 
 
 def fail(sentence: str, status: int = MISUSED) -> NoReturn:
@@ -85,10 +126,15 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     for name, *values in rows:
         made.add_row(str(name), *map(_figure, values))
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    with console.capture() as drawn:
-        console.print(made)
+    try:
+        with console.capture() as drawn:
+            console.print(made)
+    except OSError as error:
+        # An output that takes nothing may refuse even the nothing that is written here.
+        _give_up(sys.stdout, error)
+        return
     # Without the spaces that fill each line to the table's width: they only get in the way of who reads a pipe.
-    typer.echo("\n".join(line.rstrip() for line in drawn.get().split("\n")), nl=False)
+    _put("\n".join(line.rstrip() for line in drawn.get().split("\n")))
 
 
 def _figure(value: object) -> str:
@@ -139,16 +185,20 @@ class Meter:
             told = f"{events:,} events, {events / max(elapsed, 1e-3):,.0f}/s"
             self._bar.update(self._task, completed=done, told=told, refresh=True)
 
-    def say(self, text: str) -> None:
-        """Print a line on the standard output; where that is the terminal, above the bar."""
-        if self._bar.disable or not sys.stdout.isatty():
-            say(text)
-        else:
-            self.note(text)
+    def say(self, text: str) -> bool:
+        """Print a line on the standard output; where that is the terminal, above the bar. Returns as `say`."""
+        out = cast("TextIO | None", sys.stdout)
+        if self._bar.disable or out is None or not out.isatty():
+            return say(text)
+        self.note(text)
+        return True
 
     def note(self, text: str) -> None:
         """Print a line on the standard error, above the bar."""
-        self._bar.console.print(printable(text), soft_wrap=True)
+        if self._bar.disable:
+            note(text)
+        else:
+            self._bar.console.print(printable(text), soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bar.start()

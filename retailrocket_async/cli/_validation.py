@@ -6,8 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 import attrs
+import typer
 
 from retailrocket_async.cli._lines import BadLine, events_of
+from retailrocket_async.cli._terminal import FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +45,9 @@ def validate(
                 if isinstance(found, BadLine):
                     checked.bad += 1
                     rejects.add_bad(found)
-                    meter.say(str(found))
+                    if not meter.say(str(found)):
+                        # Who reads has gone, as head does, or the disk is full: the rest would be read for nobody.
+                        raise typer.Exit(FAILED)
                 else:
                     checked.events += 1
             meter.show(stored + chunk.position, checked.events, time.monotonic() - begun)

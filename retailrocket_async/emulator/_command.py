@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Final
+import os
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -12,9 +13,13 @@ from ._settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["arguments_of", "parser", "settings_of"]
+__all__ = ["API_KEY", "arguments_of", "parser", "settings_of"]
+
+API_KEY: Final = "RETAILROCKET_EMULATOR_API_KEY"
+"""The environment variable that holds the key where no argument does: arguments are for everyone to read."""
 
 _NONE: Final = "none"
+_SECRET: Final = "api_key"  # noqa: S105 - the name of the setting
 _OPTIONAL: Final = frozenset({"limit", "seed"})
 
 
@@ -39,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--port", default=0, type=int, help="port to listen on; 0 for any free one")
     made.add_argument("--until-stdin-closes", action="store_true", help="stop as soon as the standard input ends")
     for field in attrs.fields(Settings):
+        if field.name == _SECRET:
+            told = f"{field.metadata['help']}; else it is that of {API_KEY}, else {field.default}"
+            # Without a default: the help would show the one of the environment.
+            made.add_argument(_option(field.name), default=argparse.SUPPRESS, help=told)
+            continue
         default: object = field.default
         read = _or_none if field.name in _OPTIONAL else _READERS.get(type(default))
         if read is None:
@@ -54,13 +64,24 @@ def settings_of(parsed: argparse.Namespace) -> Settings:
     Raises:
         ValueError: a value is out of range.
     """
-    return Settings(**{field.name: getattr(parsed, field.name) for field in attrs.fields(Settings)})
+    given: dict[str, Any] = vars(parsed)
+    if _SECRET not in given and API_KEY in os.environ:
+        given = {**given, _SECRET: os.environ[API_KEY]}
+    names = {field.name for field in attrs.fields(Settings)}
+    return Settings(**{name: value for name, value in given.items() if name in names})
 
 
-def arguments_of(settings: Settings) -> list[str]:
-    """Return the arguments from which `parser` and `settings_of` make *settings* again."""
+def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
+    """Return the arguments from which `parser` and `settings_of` make *settings* again.
+
+    Args:
+        settings: to be made again.
+        with_key: False leaves out the key, which then is to be in the environment.
+    """
     arguments: list[str] = []
     for name, value in attrs.asdict(settings).items():
+        if name == _SECRET and not with_key:
+            continue
         if value is True:
             arguments.append(_option(name))
         elif value is not False:

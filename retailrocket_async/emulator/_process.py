@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import attrs
 import orjson
 
-from ._command import arguments_of
+from ._command import API_KEY, arguments_of
 from ._fault import Fault
 from ._settings import Settings
 
@@ -153,11 +153,20 @@ def emulator_process(
         EmulatorError: the process did not start; what it had to say is on the standard error.
     """
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
-    command += [f"--host={host}", f"--port={port}", *arguments_of(Settings() if settings is None else settings)]
+    settings = Settings() if settings is None else settings
+    command += [f"--host={host}", f"--port={port}", *arguments_of(settings, with_key=False)]
     # The same path as ours, so that a checkout that is not installed is found as well.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    path = os.pathsep.join(path for path in sys.path if path)
+    # The key, in the environment: everyone on the machine can read the arguments.
+    environment = os.environ | {"PYTHONPATH": path, API_KEY: settings.api_key}
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Ctrl-C on a terminal is for us; how and when the emulator ends is our business.
+        start_new_session=True,
     )
     with process:
         try:
