@@ -225,6 +225,7 @@ class HttpxTransport:
             limits=limits,
             headers=headers,
             follow_redirects=False,
+            event_hooks={"response": [_forget_target]},
             # Whatever the server sets: kept cookies would only grow.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
@@ -275,6 +276,11 @@ def _read(response: httpx.Response) -> Reply:
     now = parse_http_date(response.headers.get("Date")) or datetime.now(UTC)
     retry_after = parse_retry_after(response.headers.get("Retry-After"), now=now)
     return Reply(status=response.status_code, retry_after=retry_after)
+
+
+async def _forget_target(response: httpx.Response) -> None:
+    # httpx reads a redirect's target even where it does not follow it, and raises for one that is no URL.
+    response.headers.pop("Location", None)
 
 
 async def _drain(response: httpx.Response) -> None:

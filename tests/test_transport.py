@@ -427,6 +427,15 @@ async def test_an_answer_that_trickles_is_not_waited_for() -> None:
     assert Reply(status=200) == reply
 
 
+async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
+    """A target that is no URL does not make a redirect a broken answer, which would be retried."""
+    async with raw_server() as server:
+        server.always(answer(301, "Location: http://[::bad/"))
+        reply = await _post(server)
+
+    assert (301, Verdict.REFUSED) == (reply.status, reply.verdict)
+
+
 async def test_cookies_are_not_kept() -> None:
     """What the server sets is not sent back, and does not pile up."""
     async with raw_server() as server:
