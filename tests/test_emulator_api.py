@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -331,3 +332,19 @@ async def test_the_application_runs_on_any_server() -> None:
         response = await client.post("view", params=KEYS | {"apiKey": "k"}, json=VIEW)
 
     assert (200, 1) == (response.status_code, app.state.emulator.ledger.total_events)
+
+
+async def test_recorded_events_are_no_burden_to_the_garbage_collector(
+    emulator: RunningEmulator, client: httpx.AsyncClient
+) -> None:
+    """After ten thousand events the collector follows fewer new objects than there are events."""
+    batch = [{"view": VIEW}] * 1_000
+    await client.post("visitorEvents", json=batch)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(10):
+        await client.post("visitorEvents", json=batch)
+    gc.collect()
+    more = len(gc.get_objects()) - before
+
+    assert (11_000, True) == (emulator.ledger.total_events, more < 5_000)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
 VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
-BROKEN = ("reset_before", "reset_after", "close_before", "close_after", "truncate", "garbage")
+REQUEST = (
+    b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+) % (len(orjson.dumps(VIEW)), orjson.dumps(VIEW))
+BROKEN = ("reset_before", "reset_after", "close_before", "close_after", "close_idle", "truncate", "garbage")
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -87,6 +91,40 @@ async def test_a_redirect_tells_where(emulator: RunningEmulator, client: httpx.A
     response = await client.post("view", json=VIEW)
 
     assert (307, "http://elsewhere.example/") == (response.status_code, response.headers["location"])
+
+
+@pytest.mark.parametrize(("status", "body"), [(403, "нет <b>"), (429, ""), (503, '{"error": 1}'), (200, "no JSON")])
+async def test_a_status_may_have_a_body(
+    emulator: RunningEmulator, client: httpx.AsyncClient, status: int, body: str
+) -> None:
+    """With `body` the answer carries that text and says that it is plain text."""
+    emulator.fail_with("status", status=status, body=body)
+    response = await client.post("view", json=VIEW)
+
+    assert (status, body, "text/plain; charset=utf-8", 0) == (
+        response.status_code,
+        response.text,
+        response.headers["content-type"],
+        emulator.ledger.total_events,
+    )
+
+
+async def test_a_status_without_content_has_no_body(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """The status 204 carries no body, even where the fault has one."""
+    emulator.fail_with("status", status=204, body="text")
+    responses = [await client.post("view", json=VIEW) for _ in range(2)]
+
+    assert [(204, b""), (200, b"{}")] == [(response.status_code, response.content) for response in responses]
+
+
+async def test_a_poisoned_event_is_refused_for_ever(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """A fault with a text and without an end strikes every batch with that text in it, and no other."""
+    emulator.fail_with("status", status=400, contains="777", times=None)
+    poison, good = {"view": VIEW | {"productId": 777}}, {"view": VIEW}
+    batches: list[list[dict[str, Any]]] = [[good, poison], [good], [poison], [poison, good], [good, good]]
+    statuses = [(await client.post("visitorEvents", json=batch)).status_code for batch in batches]
+
+    assert ([400, 200, 400, 400, 200], [VIEW] * 3) == (statuses, [event.fields for event in emulator.events()])
 
 
 async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
@@ -226,6 +264,59 @@ async def test_a_kept_connection_breaks_as_a_new_one(
         await client.post("view", json=VIEW)
 
     assert 1 + reused == emulator.ledger.total_events
+
+
+async def begin(emulator: RunningEmulator, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """Open a bare connection, write *sent*, and return it with the head of the first answer and its body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
+    writer.write(sent)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n{}"), 10)
+    return reader, writer, answer
+
+
+@pytest.mark.parametrize("rest", [b"P", REQUEST[:-1], REQUEST])
+async def test_a_connection_may_close_as_it_is_reused(emulator: RunningEmulator, rest: bytes) -> None:
+    """Kind `close_idle` answers as ever, and the first bytes of the next request end the connection, unrecorded."""
+    emulator.fail_with("close_idle")
+    reader, writer, answer = await begin(emulator, REQUEST)
+    writer.write(rest)
+    end = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    stats = emulator.stats()
+
+    assert (True, b"", 1, 1, 1, {"200": 1}) == (
+        answer.startswith(b"HTTP/1.1 200 OK\r\n"),
+        end,
+        stats["requests"],
+        stats["worst_window"],
+        stats["total_events"],
+        stats["statuses"],
+    )
+
+
+async def test_a_request_sent_too_early_is_lost_as_well(emulator: RunningEmulator) -> None:
+    """A request that came before the answer of the one that `close_idle` struck is not handled either."""
+    emulator.fail_with("close_idle", seconds=0.01)
+    reader, writer, _ = await begin(emulator, REQUEST * 2)
+    end = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+
+    assert (b"", 1, 1) == (end, emulator.stats()["requests"], emulator.ledger.total_events)
+
+
+async def test_a_connection_closed_on_reuse_is_an_error_to_httpx(
+    emulator: RunningEmulator, client: httpx.AsyncClient
+) -> None:
+    """A client sees `close_idle` in the request after the one that was struck, and none in those that follow."""
+    emulator.fail_with("close_idle")
+    first = await client.post("view", json=VIEW)
+    with pytest.raises(httpx.TransportError):
+        await client.post("view", json=VIEW)
+    third = await client.post("view", json=VIEW)
+
+    assert (200, 200, 2) == (first.status_code, third.status_code, emulator.ledger.total_events)
 
 
 @pytest.mark.parametrize(("record", "events"), [(None, 0), (True, 1)])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
+import orjson
 import pytest
 
 from retailrocket_async.emulator import Ledger, RequestRecord
 
 
-def opened(ledger: Ledger) -> RequestRecord:
+def opened(ledger: Ledger, path: str = "/1.0/view") -> RequestRecord:
     """Let a request arrive."""
-    return ledger.open(time=1.0, method="POST", path="/1.0/view", query={}, content_type="application/json")
+    return ledger.open(time=1.0, method="POST", path=path, query={}, content_type="application/json")
 
 
 def accepted(ledger: Ledger, *names: str, session: str = "s1") -> None:
@@ -163,3 +166,82 @@ def test_numbers_restart_after_a_reset() -> None:
         ledger.total_events,
         ledger.total_requests,
     )
+
+
+def test_events_are_held_as_the_body_they_came_in() -> None:
+    """Events that were recorded with their body are read from it again: of a batch, and of a request for one."""
+    ledger = Ledger(keep=2)
+    batch = [{"search": {"sessionExternalId": "s1"}}, {"order": {"price": 1.5}}]
+    ledger.accept(
+        opened(ledger, "/1.0/visitorEvents"),
+        [pair for envelope in batch for pair in envelope.items()],
+        orjson.dumps(batch),
+    )
+    ledger.accept(opened(ledger), [("view", {"productId": 2**63 - 1})], b'{"productId": 9223372036854775807}')
+
+    assert [(2, 1, "order", {"price": 1.5}), (3, 2, "view", {"productId": 2**63 - 1})] == [
+        (event.seq, event.request, event.name, event.fields) for event in ledger.events()
+    ]
+
+
+@pytest.mark.parametrize(
+    "query", [{"name": "view"}, {"session": "s1"}, {"name": "view", "session": "s1"}, {"session": "s1", "after": 1}]
+)
+def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> None:
+    """A filter finds an event whose name is in the path alone, or whose JSON has letters written as escapes."""
+    ledger = Ledger()
+    fields = {"sessionExternalId": "s1"}
+    ledger.accept(opened(ledger, "/1.0/search"), [("search", {})], b"{}")
+    ledger.accept(opened(ledger), [("view", fields)], b'{"sessionExternalId": "s1"}')
+    ledger.accept(
+        opened(ledger, "/1.0/visitorEvents"), [("view", fields)], rb'[{"\u0076iew": {"sessionExternalId": "\u00731"}}]'
+    )
+
+    assert [2, 3] == [event.seq for event in ledger.events(**query)]
+
+
+@pytest.mark.parametrize("text", ["\ud800", '"', "\\"])
+def test_a_filter_may_be_any_text(text: str) -> None:
+    """A text that no event can have, or that JSON has to escape, is a filter like any other."""
+    ledger = Ledger()
+    ledger.accept(opened(ledger), [("view", {})], b"{}")
+
+    assert ([], []) == (ledger.events(name=text), ledger.events(session=text))
+
+
+def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
+    """The collector follows fewer objects than there are events held: its rounds do not grow long with them."""
+    ledger = Ledger()
+    batch = [{"view": {"sessionExternalId": "s1", "productId": place}} for place in range(100)]
+    body = orjson.dumps(batch)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(100):
+        record = opened(ledger, "/1.0/visitorEvents")
+        ledger.accept(record, [pair for envelope in batch for pair in envelope.items()], body)
+        ledger.close(record, 200)
+    gc.collect()
+    more = len(gc.get_objects()) - before
+
+    assert (10_000, True) == (ledger.total_events, more < 5_000)
+
+
+def test_bodies_are_let_go_with_their_events() -> None:
+    """A body is held for as long as one of its events is, and no longer."""
+    ledger = Ledger(keep=3)
+    batch = [{"view": {}}, {"search": {}}]
+    body = orjson.dumps(batch)
+    before = sys.getrefcount(body)
+    for _ in range(10):
+        ledger.accept(
+            opened(ledger, "/1.0/visitorEvents"), [pair for envelope in batch for pair in envelope.items()], body
+        )
+    first = sys.getrefcount(body) - before
+    ledger.accept(opened(ledger), [("view", {})], b"{}")
+    then = sys.getrefcount(body) - before
+    ledger.accept(opened(ledger), [("view", {})], b"{}")
+    last = sys.getrefcount(body) - before
+    seqs = [event.seq for event in ledger.events()]
+    ledger.clear()
+
+    assert (2, 1, 1, [20, 21, 22], 0) == (first, then, last, seqs, sys.getrefcount(body) - before)

@@ -10,9 +10,12 @@ import httpx
 import orjson
 
 from retailrocket_async.emulator import Emulator, Settings, running_emulator
+from retailrocket_async.emulator._wire import WireProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
 VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
@@ -106,3 +109,32 @@ async def test_jitter_puts_off_the_arrival() -> None:
         (record,) = emulator.requests()
 
     assert record.time - before >= delay > 0
+
+
+async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the event loop does between the reading of a head and the handling of the request makes it no later."""
+    read: list[float] = []
+    async with (
+        running_emulator() as emulator,
+        httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
+    ):
+        handle_events = WireProtocol.handle_events
+
+        def noting(protocol: WireProtocol) -> None:
+            handle_events(protocol)
+            read.append(emulator.emulator.wall(emulator.emulator.now()))
+
+        monkeypatch.setattr(WireProtocol, "handle_events", noting)
+        begun = emulator.emulator.wall(emulator.emulator.now())
+        await client.post("view", json=VIEW)
+        (record,) = emulator.requests()
+
+    assert begun <= record.time <= read[0]
+
+
+def test_arrivals_never_run_backwards() -> None:
+    """A request that was read before the last one arrived is taken to have arrived with it."""
+    emulator = Emulator(Settings())
+    last = emulator.arrival(emulator.now() + 600)
+
+    assert (last, last) == (emulator.arrival(last - 1), emulator.arrival(None))

@@ -199,3 +199,22 @@ def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_of(made.parse_args([])).api_key == "s3cret"
     assert settings_of(made.parse_args(["--api-key=other"])).api_key == "other"
     assert "s3cret" not in made.format_help()
+
+
+def test_the_command_spares_the_collector_its_modules() -> None:
+    """The command's own process hides its modules from the garbage collector; to import it changes nothing."""
+    code = (
+        "import gc, runpy, sys\n"
+        "import retailrocket_async.emulator.__main__\n"
+        "sys.stderr.write(f'{gc.get_freeze_count() > 0} ')\n"
+        "del sys.modules['retailrocket_async.emulator.__main__']\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try:\n"
+        "    runpy.run_module('retailrocket_async.emulator', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    sys.stderr.write(f'{gc.get_freeze_count() > 10_000}')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert "False True" == run.stderr

@@ -82,6 +82,48 @@ async def test_the_handle_steers() -> None:
     )
 
 
+async def test_a_rotated_key_holds_at_once() -> None:
+    """From `configure(api_key=...)` on the old key is answered 401, over a kept connection too, and the new one 200."""
+    async with (
+        running_emulator() as emulator,
+        httpx.AsyncClient(base_url=emulator.url, timeout=10, trust_env=False) as client,
+    ):
+
+        async def status(key: str) -> int:
+            return (await client.post("view", params=KEYS | {"apiKey": key}, json=VIEW)).status_code
+
+        before = [await status("dev-api-key"), await status("new")]
+        emulator.configure(api_key="new")
+        after = [await status("dev-api-key"), await status("new"), await status("dev-api-key")]
+
+    assert ([200, 401], [401, 200, 401], 2, ["apiKey is wrong"]) == (
+        before,
+        after,
+        emulator.ledger.total_events,
+        emulator.refused()[-1].reasons,
+    )
+
+
+async def test_a_key_is_judged_on_arrival() -> None:
+    """A request that arrived with the old key before the rotation is let in, though its body comes after it."""
+    async with running_emulator() as emulator:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
+        body = b'{"sessionExternalId": "s1", "productId": 1}'
+        writer.write(
+            b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        await until(lambda: emulator.stats()["in_flight"])
+        emulator.configure(api_key="new")
+        late = (await post(emulator)).status_code
+        writer.write(body)
+        answer = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+    assert (b"HTTP/1.1 200 OK\r\n", 401) == (answer, late)
+
+
 async def test_a_taken_port_is_an_error() -> None:
     """Listening where another listens raises OSError."""
     async with running_emulator() as emulator:

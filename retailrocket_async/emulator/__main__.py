@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -53,4 +54,8 @@ def _await_end(loop: asyncio.AbstractEventLoop, serving: asyncio.Future[None]) -
 
 
 if __name__ == "__main__":
+    # The modules stay for as long as the process does. The collector need not look at their tens of thousands of
+    # objects again and again: that stops the event loop for longer than a client's limit allows an arrival to be late.
+    gc.collect()
+    gc.freeze()
     main()

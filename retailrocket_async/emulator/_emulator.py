@@ -39,10 +39,20 @@ class Emulator:
         self._stopping = asyncio.Event()
         # Reported moments follow the window's clock, so their distances hold even when the wall clock is set.
         self._epoch = time.time() - time.monotonic()
+        self._latest = 0.0
 
     def now(self) -> float:
         """Return the moment on the window's clock, in seconds."""
         return time.monotonic()
+
+    def arrival(self, read_at: float | None) -> float:
+        """Return the moment on the window's clock at which a request arrived; never one before the last one's.
+
+        Args:
+            read_at: when its head was read; None where only the present moment is known.
+        """
+        self._latest = max(self._latest, self.now() if read_at is None else read_at)
+        return self._latest
 
     def wall(self, now: float) -> float:
         """Return the moment *now* of the window's clock in seconds since 1970."""

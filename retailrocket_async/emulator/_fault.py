@@ -19,6 +19,7 @@ FaultKind = Literal[
     "reset_after",
     "close_before",
     "close_after",
+    "close_idle",
     "stall",
     "truncate",
     "garbage",
@@ -28,6 +29,7 @@ FaultKind = Literal[
 _RECORDS: Final[dict[str, bool]] = {
     "close_after": True,
     "close_before": False,
+    "close_idle": True,
     "garbage": False,
     "latency": True,
     "reset_after": True,
@@ -55,6 +57,10 @@ def _is_header(value: Any) -> bool:  # noqa: ANN401 - anything a caller may give
     return value is None or (_is_text(value) and value.isascii() and value.isprintable())
 
 
+def _is_body(value: Any) -> bool:  # noqa: ANN401 - anything a caller may give
+    return value is None or (_is_text(value) and value.encode(errors="replace").decode() == value)
+
+
 def _is_text_or_none(value: object) -> bool:
     return value is None or _is_text(value)
 
@@ -63,6 +69,7 @@ _RULES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "status": (lambda value: _is_whole(value) and 200 <= value <= 599, "an integer from 200 to 599"),
     "retry_after": (_is_header, "printable ASCII text or None"),
     "location": (_is_header, "printable ASCII text or None"),
+    "body": (_is_body, "a text that UTF-8 can hold or None"),
     "seconds": (lambda value: _is_number(value) and value >= 0, "a finite number of 0 or more"),
     "times": (lambda value: value is None or (_is_whole(value) and value >= 1), "an integer of 1 or more or None"),
     "path": (_is_text_or_none, "a text or None"),
@@ -85,6 +92,8 @@ class Fault:
     ``reset_after``    the same after the request was recorded: its answer is lost
     ``close_before``   the connection closed in order (TCP FIN) without an answer, nothing recorded
     ``close_after``    the same after the request was recorded
+    ``close_idle``     the usual answer; the connection is closed (TCP FIN) as soon as another request begins to
+                       come by it, of which nothing is recorded or counted
     ``stall``          nothing, until the client gives up (with *record*: recorded first)
     ``truncate``       the head of an answer of 100 bytes and the first few of them; recorded first
     ``garbage``        bytes that are no HTTP, then a close (with *record*: recorded first)
@@ -98,6 +107,8 @@ class Fault:
         retry_after: the Retry-After header of that answer, seconds or an HTTP date, sent as it is; default
             None, no header.
         location: the Location header of that answer, for a redirect; default None, no header.
+        body: the text of that answer, sent as ``text/plain``; default None, the usual ``{}``. The statuses 204
+            and 304 have none.
         seconds: wait so long before the fault strikes, whatever its kind; default 0.0. Kind ``latency``
             needs it above 0.
         times: requests the fault strikes before it is spent, default 1; None for all there will be.
@@ -115,6 +126,7 @@ class Fault:
     status: int = 503
     retry_after: str | None = None
     location: str | None = None
+    body: str | None = None
     seconds: float = 0.0
     times: int | None = 1
     path: str | None = None

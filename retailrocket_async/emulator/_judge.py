@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._records import RequestRecord
     from ._settings import Settings
 
-__all__ = ["PREFIX", "Events", "Refusal", "judge_body", "judge_head"]
+__all__ = ["PREFIX", "Events", "Refusal", "events_of", "judge_body", "judge_head"]
 
 PREFIX: Final = "/1.0/"
 """Where the API's resources are."""
@@ -67,5 +67,11 @@ def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusa
     check = check_batch if name == _BATCH else partial(check_event, name)
     if reasons := check(data, allow_unknown=settings.allow_unknown_events):
         return Refusal(400, reasons)
+    return events_of(record.path, data)
+
+
+def events_of(path: str, data: Any) -> Events:  # noqa: ANN401 - any JSON value
+    """Return the events of an accepted request to *path*, *data* being its decoded body."""
+    name = path.removeprefix(PREFIX)
     envelopes = data if name == _BATCH else [{name: data}]
     return [pair for envelope in envelopes for pair in envelope.items()]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import orjson
+
+from ._judge import Events, events_of
 from ._records import EventRecord, RequestRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["Ledger"]
+
+# The events of one request: the number of the first, how many, the number and the path of the request, and the body.
+# A body is held as it came and read again when it is asked for: 200,000 events as objects would make every round of
+# the garbage collector stop the event loop for so long that requests which kept the limit are counted too late, and
+# refused. For the same reason this is a bare tuple: the collector lets go of one that holds nothing but numbers,
+# texts and bytes.
+_Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
 _REASONS: Final = 1_000
@@ -29,7 +39,8 @@ class Ledger:
     """
 
     def __init__(self, keep: int = 200_000) -> None:
-        self._events: deque[EventRecord] = deque(maxlen=keep)
+        self._keep = keep
+        self._parcels: deque[_Parcel] = deque()
         self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS)
         self._refused: deque[RequestRecord] = deque(maxlen=_REQUESTS)
         self._open: set[RequestRecord] = set()
@@ -63,17 +74,27 @@ class Ledger:
         if record in self._open:
             self._bytes += size
 
-    def accept(self, record: RequestRecord, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Record the (name, fields) pairs of a request, in their order."""
+    def accept(
+        self, record: RequestRecord, events: Sequence[tuple[str, dict[str, Any]]], body: bytes | None = None
+    ) -> None:
+        """Record the (name, fields) pairs of a request, in their order.
+
+        Args:
+            record: the request.
+            events: the pairs.
+            body: the JSON that *events* were read from, held in place of them; None (default) to hold them.
+        """
         record.events = len(events)
         if record not in self._open:
             return
-        first = self._accepted + 1
+        self._parcels.append(
+            (self._accepted + 1, len(events), record.number, record.path, list(events) if body is None else body)
+        )
         self._accepted += len(events)
         self._names.update(name for name, _ in events)
-        self._events.extend(
-            EventRecord(seq, record.number, name, fields) for seq, (name, fields) in enumerate(events, first)
-        )
+        oldest = self._accepted - self._keep
+        while self._parcels and _last_seq(self._parcels[0]) <= oldest:
+            self._parcels.popleft()
 
     def refuse(self, record: RequestRecord, reasons: Sequence[str]) -> None:
         """Record why a request was refused."""
@@ -102,13 +123,17 @@ class Ledger:
             after: only events with a higher `seq`; default 0.
             limit: at most so many, the oldest ones; None (default) for all.
         """
-        # Numbers have no gaps, so the place of a number is known without a search.
-        skipped = max(0, after - (self._accepted - len(self._events)))
+        # Of the oldest parcel only a part may be left.
+        after = max(after, self._accepted - self._keep)
+        wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (
-            event
-            for event in islice(self._events, skipped, None)
-            if (name is None or event.name == name)
-            and (session is None or event.fields.get("sessionExternalId") == session)
+            EventRecord(seq, parcel[2], its_name, fields)
+            for parcel in self._parcels
+            if _last_seq(parcel) > after and _may_hold(parcel, wanted)
+            for seq, (its_name, fields) in enumerate(_unpacked(parcel), parcel[0])
+            if seq > after
+            and (name is None or its_name == name)
+            and (session is None or fields.get("sessionExternalId") == session)
         )
         return list(islice(found, limit))
 
@@ -139,9 +164,26 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget everything; numbers start from 1 again."""
-        for held in (self._events, self._requests, self._refused, self._open, self._names, self._statuses):
+        for held in (self._parcels, self._requests, self._refused, self._open, self._names, self._statuses):
             held.clear()
         self._arrived = self._accepted = self._refusals = self._bytes = 0
+
+
+def _last_seq(parcel: _Parcel) -> int:
+    first, count, *_ = parcel
+    return first + count - 1
+
+
+def _may_hold(parcel: _Parcel, texts: Sequence[bytes]) -> bool:
+    """Whether an event of *parcel* may have all of *texts* in it; False spares the reading of its body."""
+    *_, path, held = parcel
+    # With a backslash JSON can spell any text in other ways.
+    return not isinstance(held, bytes) or b"\\" in held or all(text in held or text in path.encode() for text in texts)
+
+
+def _unpacked(parcel: _Parcel) -> Events:
+    *_, path, held = parcel
+    return events_of(path, orjson.loads(held)) if isinstance(held, bytes) else held
 
 
 def _last(records: deque[RequestRecord], limit: int | None) -> list[RequestRecord]:

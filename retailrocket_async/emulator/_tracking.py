@@ -2,7 +2,9 @@
 
 All that the head of a request decides (404, 405, 401, 403, 429) is decided in one step at the moment of arrival,
 without awaiting anything: so the limit sees requests in the order of their arrival, however long their bodies
-take. A fault comes after that step and overrules its answer; the request keeps its place under the limit.
+take. The moment is the one at which the head was read: whatever the event loop does between the reading and the
+step makes no request late. A fault comes after that step and overrules its answer; the request keeps its place
+under the limit.
 """
 
 from __future__ import annotations
@@ -45,16 +47,17 @@ class TrackingApi:
         if jitter and not await emulator.pause(jitter):
             await _drop(scope, receive)
             return
-        record, refusal = self._arrive(scope)
+        # One that was put off arrives now.
+        record, refusal = self._arrive(scope, None if jitter else _wire.read_at(scope))
         status: int | None = None
         try:
             status = await self._handle(record, refusal, scope, receive, send)
         finally:
             emulator.ledger.close(record, status)
 
-    def _arrive(self, scope: Scope) -> tuple[RequestRecord, Refusal | None]:
+    def _arrive(self, scope: Scope, read_at: float | None) -> tuple[RequestRecord, Refusal | None]:
         emulator = self._emulator
-        now = emulator.now()
+        now = emulator.arrival(read_at)
         if scope["method"] == "POST" and scope["path"].startswith(PREFIX):
             emulator.window.arrive(now)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
@@ -120,12 +123,14 @@ class TrackingApi:
         if isinstance(verdict, Refusal):
             ledger.refuse(record, verdict.reasons)
             return verdict.status
-        ledger.accept(record, verdict)
+        ledger.accept(record, verdict, body)
         return 200
 
     async def _fail(self, fault: Fault, settled: int, scope: Scope, receive: Receive, send: Send) -> int | None:
         """Do what *fault* says; return the status the client was told, None if it was told none."""
-        if fault.kind == "latency":
+        if fault.kind == "close_idle":
+            _wire.close_on_reuse(_wire.transport_of(scope))
+        if fault.kind in {"close_idle", "latency"}:
             await _answer(send, settled)
             return settled
         if fault.kind == "status":
@@ -154,10 +159,14 @@ def _header(scope: Scope, wanted: bytes) -> str | None:
 
 
 async def _answer(send: Send, status: int, fault: Fault | None = None) -> None:
-    body = b"" if status in _BODILESS else b"{}"
+    body, media_type = b"{}", b"application/json"
+    if fault is not None and fault.body is not None:
+        body, media_type = fault.body.encode(), b"text/plain; charset=utf-8"
     headers = [(b"date", formatdate(usegmt=True).encode())]
-    if body:
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    if status in _BODILESS:
+        body = b""
+    else:
+        headers += [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     if status == 405:
         headers.append((b"allow", b"POST"))
     if fault is not None and fault.retry_after is not None:
