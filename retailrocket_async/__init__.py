@@ -50,11 +50,13 @@ from retailrocket_async._events import (
 )
 from retailrocket_async._limiter import Limiter, LocalLimiter, Permit, RateLimit
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected
-from retailrocket_async._report import CloseReport, Stats, UndeliveredEvent
+from retailrocket_async._overflow import DEFAULT_RANKING
+from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
 from retailrocket_async._retry import RetryPolicy
 from retailrocket_async._wire import Codec
 
 __all__ = [
+    "DEFAULT_RANKING",
     "EVENT_TYPES",
     "Abandoned",
     "AbandonedError",
@@ -101,6 +103,7 @@ __all__ = [
     "Search",
     "ServerError",
     "SetContact",
+    "StateChange",
     "Stats",
     "ThrottledError",
     "UndeliveredEvent",

@@ -12,16 +12,22 @@ Nothing here awaits, and the clock comes in as an argument.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections import deque
-from typing import TYPE_CHECKING, Literal
+from collections import OrderedDict, deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
+from retailrocket_async._batch import Batch
+from retailrocket_async._cap import BodyCap
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._overflow import DEFAULT_RANKING, Overflow, Ranks, checked_ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
     from retailrocket_async._outcome import Receipt
 
@@ -79,6 +85,15 @@ class Buffer:
     Attributes:
         max_events: events, 1 or more; default 100,000, four seconds of a full stream.
         max_bytes: bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
+        overflow: what a full buffer means for one event more. ``"wait"`` (default): `track` waits for room, in order,
+            and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new event
+            is dropped. ``"drop_oldest"``: the oldest ones are. ``"shed"``: the least valuable ones are, the oldest
+            of them first, or the new event where it is the least valuable itself. What is dropped is `Dropped` with
+            reason ``"overflow"``, counted in `Stats.dropped_by` and handed to `on_outcome`.
+        ranking: how valuable events are, by wire name, for ``"shed"``; the lowest give way first; default
+            `DEFAULT_RANKING`. An event that it does not name counts as a view does in `DEFAULT_RANKING`, 1.
+        max_age: seconds after which an event is dropped and not sent any more, above 0; default None: none is too
+            old, as every event carries its time.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -86,51 +101,25 @@ class Buffer:
 
     max_events: int = 100_000
     max_bytes: int = 64 * 1024 * 1024
+    overflow: Overflow = "wait"
+    ranking: Mapping[str, int] = attrs.field(default=DEFAULT_RANKING, converter=checked_ranking)
+    max_age: float | None = None
 
     def __attrs_post_init__(self) -> None:
         _check_int("Buffer.max_events", self.max_events, 1, None)
         _check_int("Buffer.max_bytes", self.max_bytes, 1024, None)
+        if self.overflow not in get_args(Overflow):
+            allowed = ", ".join(map(repr, get_args(Overflow)))
+            raise ConfigurationError(f"Buffer.overflow must be one of {allowed}, not {self.overflow!r}")
+        age = self.max_age
+        if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
+            raise ConfigurationError(f"Buffer.max_age must be None or a number of seconds above 0, not {age!r}")
 
-
-class Batch:
-    """Events that go, or may go, in one request: their envelopes and, side by side with them, their receipts.
-
-    Attributes:
-        envelopes: the JSON of each event, in order.
-        receipts: the receipt of each event.
-        size: bytes of the request body that holds them.
-        opened_at: when the oldest event came (seconds on the buffer's clock).
-        generation: how many flushes had begun when it was opened. It may grow on after the next one began: a flush
-            waits for the batches that were open then, so that many flushes at once do not make many small batches.
-        opened_in: the generations of all batches it was made of.
-        lanes: keys of the lanes it was taken from.
-    """
-
-    __slots__ = ("envelopes", "generation", "lanes", "opened_at", "opened_in", "receipts", "size")
-
-    def __init__(self, opened_at: float, generation: int, lane: Hashable) -> None:
-        self.envelopes: list[bytes] = []
-        self.receipts: list[Receipt] = []
-        self.size = 1
-        self.opened_at = opened_at
-        self.generation = generation
-        self.opened_in: list[int] = [generation]
-        self.lanes: list[Hashable] = [lane]
-
-    def __len__(self) -> int:
-        return len(self.receipts)
-
-    def __iter__(self) -> Iterator[tuple[bytes, Receipt]]:
-        return zip(self.envelopes, self.receipts, strict=True)
-
-    def absorb(self, other: Batch) -> None:
-        """Take over the events of `other`, which must come from other lanes."""
-        self.envelopes += other.envelopes
-        self.receipts += other.receipts
-        self.size += other.size - 1
-        self.opened_at = min(self.opened_at, other.opened_at)
-        self.opened_in += other.opened_in
-        self.lanes += other.lanes
+    def ranks(self) -> Ranks | None:
+        """Return what says which event gives way; None where none does."""
+        if self.overflow == "shed":
+            return Ranks(self.ranking)
+        return Ranks({}) if self.overflow == "drop_oldest" else None
 
 
 class EventBuffer:
@@ -140,18 +129,29 @@ class EventBuffer:
         batching: caps of a batch, and its ordering.
         buffer: bounds of the whole.
         clock: returns the time in seconds; only differences matter.
+
+    Attributes:
+        cap: how large a body may be by what is known of the server.
+        generation: how many flushes have begun.
+        batches: waiting batches.
+        events: waiting events.
+        bytes: bytes of their JSON.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
         self._max_events = batching.max_events
-        self._max_bytes = batching.max_bytes
         self._linger = batching.linger
         self._exclusive = batching.ordered or batching.by_session
         self._merging = batching.ordered and not batching.by_session
         self._by_session = batching.by_session
         self._bounds = buffer
         self._clock = clock
+        self._timed = buffer.max_age is not None
+        self._ranks = buffer.ranks()
+        self.cap = BodyCap(batching.max_bytes)
         self._lanes: dict[Hashable, deque[Batch]] = {}
+        # All waiting batches, oldest first; with a constant cost at its front, where a dict's grows.
+        self._order: OrderedDict[Batch, None] = OrderedDict()
         self._busy: set[Hashable] = set()
         # Lanes that could give a batch now, in the order in which they could; a dict for its order.
         self._ready: dict[Hashable, deque[Batch]] = {}
@@ -183,14 +183,19 @@ class EventBuffer:
             batches = self._lanes[lane] = deque()
         batch = batches[-1] if batches else None
         ready = lane not in self._busy
-        if batch is None or len(batch.receipts) >= self._max_events or batch.size + size > self._max_bytes:
+        if batch is None or len(batch.receipts) >= self._max_events or batch.size + size > self.cap.bytes:
             batch = Batch(self._clock(), self.generation, lane)
             batches.append(batch)
+            self._order[batch] = None
             self.batches += 1
             self._ready_batches += ready
         batch.envelopes.append(envelope)
         batch.receipts.append(receipt)
         batch.size += size
+        if self._timed:
+            batch.times.append(self._clock())
+        if self._ranks is not None:
+            self._ranks.add(batch, receipt.event_name)
         self.events += 1
         self.bytes += size
         if not ready:
@@ -200,13 +205,13 @@ class EventBuffer:
         if lane not in self._ready:
             self._ready[lane] = batches
             return True
-        return self._ready_events == self._max_events or 0 <= self._ready_bytes - self._max_bytes < size
+        return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
 
     def due_in(self) -> float | None:
         """Return the seconds until a batch should be taken, 0 for now; None while there is none to take."""
         if not self._ready:
             return None
-        if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self._max_bytes:
+        if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
             return 0.0
         # Few lanes to look at: each holds an event, and there are fewer ready events than fill a batch. A lane that was
         # busy can come after a younger one.
@@ -251,33 +256,82 @@ class EventBuffer:
 
     def drain(self) -> Iterator[Batch]:
         """Remove and yield all that waits, oldest first; each batch counts as waiting until it is yielded."""
-        batches = sorted((batch for lane in self._lanes.values() for batch in lane), key=lambda batch: batch.opened_at)
         self._lanes.clear()
         self._ready.clear()
         self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
-        for batch in batches:
-            self.batches -= 1
-            self.events -= len(batch)
-            self.bytes -= batch.size - 1
+        while self._order:
+            batch = next(iter(self._order))
+            self._forget(batch)
             yield batch
 
     def oldest_age(self) -> float:
         """Return the age of the longest waiting event in seconds; 0 where none waits."""
-        # A copy: counters may be read in another thread.
-        oldest = min((lane[0].opened_at for lane in list(self._lanes.values()) if lane), default=None)
-        return 0.0 if oldest is None else max(0.0, self._clock() - oldest)
+        # Counters may be read in another thread, while this one changes what is looked at.
+        with suppress(RuntimeError, IndexError):
+            for oldest in self._order:
+                came_at = oldest.times[0] if self._timed else oldest.opened_at
+                return max(0.0, self._clock() - came_at)
+        return 0.0
+
+    # --- events that leave by another door ----------------------------------------------------------------------------
+
+    def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
+        """Remove and yield events, one by one, until an envelope of `size` bytes fits or none may give way to it."""
+        ranks = self._ranks
+        if ranks is None:
+            return
+        while not self.fits(size) and (found := ranks.first(event_name)) is not None:
+            batch, position = found
+            yield self._remove(batch, batch.pop(position))
+
+    def expire(self, moment: float) -> Iterator[Batch]:
+        """Remove and yield what came at `moment` or before; whole batches go by their oldest event."""
+        for batch in list(itertools.takewhile(lambda batch: batch.opened_at <= moment, self._order)):
+            if (count := bisect.bisect_right(batch.times, moment) if self._timed else len(batch)) > 0:
+                yield self._remove(batch, batch.cut_head(count))
+
+    def _remove(self, batch: Batch, removed: Batch) -> Batch:
+        """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
+        lane = batch.lanes[0]
+        size = removed.size - 1
+        self.events -= len(removed)
+        self.bytes -= size
+        if self._ranks is not None:
+            self._ranks.removed(batch, removed)
+        if ready := lane not in self._busy:
+            self._ready_events -= len(removed)
+            self._ready_bytes -= size
+        if batch:
+            return removed
+        removed.opened_in = batch.opened_in
+        self._forget(batch)
+        batches = self._lanes[lane]
+        batches.remove(batch)
+        if ready:
+            self._ready_batches -= 1
+            self._urgent_batches -= batch.generation != self.generation
+            if not batches:
+                del self._ready[lane], self._lanes[lane]
+        return removed
+
+    def _forget(self, batch: Batch) -> None:
+        """Take a batch that waits no more off the books."""
+        del self._order[batch]
+        if self._ranks is not None:
+            self._ranks.forget(batch)
+        self.batches -= 1
+        self.events -= len(batch)
+        self.bytes -= batch.size - 1
 
     def _fit_together(self, batch: Batch, other: Batch) -> bool:
-        return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self._max_bytes
+        return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
 
     def _take_from(self, lane: Hashable) -> Batch:
         batches = self._ready[lane]
         # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
         self._count_ready(batches if self._exclusive else (batches[0],), -1)
         batch = batches.popleft()
-        self.batches -= 1
-        self.events -= len(batch)
-        self.bytes -= batch.size - 1
+        self._forget(batch)
         if self._exclusive:
             self._busy.add(lane)
         if self._exclusive or not batches:

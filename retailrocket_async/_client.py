@@ -9,14 +9,16 @@ from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._credentials import ApiKey, Credentials
 from retailrocket_async._dispatcher import Dispatcher
 from retailrocket_async._errors import ConfigurationError, EventValidationError
+from retailrocket_async._events import Event
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
+from retailrocket_async._outcome import Dropped, Receipt, error_for
 from retailrocket_async._retry import RetryPolicy
 from retailrocket_async._transport import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT,
-    Credentials,
     HttpClient,
     HttpxTransport,
     Timeout,
@@ -29,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from retailrocket_async._events import Event
-    from retailrocket_async._outcome import Delivered, Receipt
-    from retailrocket_async._report import CloseReport, Stats, UndeliveredEvent
+    from retailrocket_async._outcome import Delivered
+    from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
 
 DEFAULT_CLOSE_TIMEOUT = 15.0
 """Seconds; half of the grace that process managers commonly give."""
@@ -47,7 +48,9 @@ class AsyncTrackingClient(EventMethods):
     worker's main coroutine) and close it where they end. Nothing is opened or started before the first use.
 
     Args:
-        api_key: the shop's secret key. It is sent to `base_url` and goes nowhere else.
+        api_key: the shop's secret key, or a function that returns it, which is asked before the first request and again
+            when the API answers 401. A coroutine function runs in the event loop, any other in a thread; 10 s are its
+            time. The key is sent to `base_url` and goes nowhere else.
         partner_id: the shop's public id.
         base_url: where the API is; default ``https://apptracking.retailrocket.net/1.0/``.
         http_client: a caller's own `httpx.AsyncClient`: shared, never closed here; its transports, proxies, headers
@@ -62,8 +65,13 @@ class AsyncTrackingClient(EventMethods):
         retry: how long a failed request is tried; default `RetryPolicy()`.
         timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts; default 10.
         timestamp_precision: ``"seconds"`` (default), ``"milliseconds"`` or ``"microseconds"`` on the wire.
-        on_outcome: called with every batch of buffered events that ended undelivered, as a list of
-            `UndeliveredEvent`; runs in the event loop, so it must be quick. What it raises is counted and logged once.
+        before_send: given each event at the caller's line, returns the event to send in its place, changed or not (to
+            strip personal data, say), or None to drop it; must be quick. Where it raises the event goes as it came.
+        on_outcome: given buffered events that ended undelivered, a list of up to 1,000 `UndeliveredEvent`; one call at
+            a time. A coroutine function runs in the event loop, any other in a thread of its own.
+        on_state_change: given a `StateChange` when sending is halted (wrong key, shop or address), when the API is
+            down, and when requests go out again; called as `on_outcome` is. What a hook raises is counted
+            (`Stats.hook_errors`) and logged once.
         allow_insecure_http: allow plain ``http://`` to other hosts than this one, where anyone on the way can read
             the key; default False.
 
@@ -78,7 +86,7 @@ class AsyncTrackingClient(EventMethods):
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
-        api_key: str,
+        api_key: ApiKey,
         partner_id: str,
         *,
         base_url: str = DEFAULT_BASE_URL,
@@ -91,7 +99,9 @@ class AsyncTrackingClient(EventMethods):
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         timeout: Timeout = DEFAULT_TIMEOUT,
         timestamp_precision: TimestampPrecision = "seconds",
+        before_send: Callable[[Event], Event | None] | None = None,
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+        on_state_change: Callable[[StateChange], object] | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
         try:
@@ -102,11 +112,12 @@ class AsyncTrackingClient(EventMethods):
         _check_types(rate_limit=rate_limit, limiter=limiter, batching=batching, buffer=buffer, retry=retry)
         if batching.max_bytes > buffer.max_bytes:
             raise ConfigurationError("Buffer.max_bytes must be at least Batching.max_bytes, or a batch cannot fill")
-        if on_outcome is not None and (not callable(on_outcome) or inspect.iscoroutinefunction(on_outcome)):
-            raise ConfigurationError(
-                "on_outcome must be a plain function that takes a list of UndeliveredEvent; "
-                "from it an asyncio.Queue's put_nowait or a task can go on asynchronously"
-            )
+        for name, hook in (("on_outcome", on_outcome), ("on_state_change", on_state_change)):
+            if hook is not None and not callable(hook):
+                raise ConfigurationError(f"{name} must be a function or a coroutine function")
+        if before_send is not None and (not callable(before_send) or inspect.iscoroutinefunction(before_send)):
+            raise ConfigurationError("before_send must be a plain function that takes an event and returns one or None")
+        self._before_send = before_send
         self._base_url = checked_base_url(base_url, allow_insecure=allow_insecure_http)
         self._partner_id = credentials.partner_id
         self._batching = batching
@@ -126,7 +137,9 @@ class AsyncTrackingClient(EventMethods):
             retry=retry,
             limiter=limiter if limiter is not None else LocalLimiter(rate_limit),
             transport=transport,
+            renewable=credentials.renewable,
             on_outcome=on_outcome,
+            on_state_change=on_state_change,
         )
 
     @classmethod
@@ -157,14 +170,16 @@ class AsyncTrackingClient(EventMethods):
     async def track(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; waits only while the buffer is full.
 
-        Once it is accepted, cancelling this call does not cancel the delivery.
+        `Buffer.overflow` says what else a full buffer may mean. Once the event is accepted, cancelling this call does
+        not cancel the delivery.
 
         Raises:
+            BufferFullError: the buffer is full, and ``overflow="raise"``.
             EventValidationError: not an event of this package, or larger than `Batching.max_bytes`.
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
-        return await self._engine.intake.accept(event, self._encoded(event))
+        return await self._accept(event)
 
     def track_nowait(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; never waits.
@@ -172,10 +187,13 @@ class AsyncTrackingClient(EventMethods):
         Call it from a coroutine or callback of the client's event loop.
 
         Raises:
-            BufferFullError: the buffer is full, or others wait for room in it.
+            BufferFullError: the buffer is full, or others wait for room in it, and `Buffer.overflow` drops nothing.
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
-        return self._engine.intake.accept_nowait(event, self._encoded(event))
+        chosen = self._chosen(event)
+        if isinstance(chosen, Receipt):
+            return chosen
+        return self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
         """Put events in the buffer one after the other, waiting while it is full; return their receipts in order.
@@ -188,10 +206,9 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
-        accept, encoded = self._engine.intake.accept, self._encoded
         if isinstance(events, AsyncIterable):
-            return [await accept(event, encoded(event)) async for event in events]
-        return [await accept(event, encoded(event)) for event in events]
+            return [await self._accept(event) async for event in events]
+        return [await self._accept(event) for event in events]
 
     async def send(self, event: Event) -> Delivered:
         """Send one event at once, to its own endpoint; return when the API has accepted it.
@@ -203,7 +220,11 @@ class AsyncTrackingClient(EventMethods):
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         self._encoded(event)
-        return await self._engine.send(event.event_name, self._codec.encode_bare(event), 1)
+        chosen = self._chosen(event)
+        if isinstance(chosen, Receipt):
+            raise error_for(Dropped(reason="before_send"))
+        self._encoded(chosen)
+        return await self._engine.send(chosen.event_name, self._codec.encode_bare(chosen), [chosen.event_name])
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
         """Send events at once, in one `visitorEvents` request; return when the API has accepted them all.
@@ -216,16 +237,21 @@ class AsyncTrackingClient(EventMethods):
             DeliveryError: the subclass that says what became of them.
             ClientClosedError, WrongLoopError: as `track`.
         """
-        envelopes = [self._encoded(event) for event in events]
+        given = list(events)
+        for event in given:
+            self._encoded(event)
         caps = self._batching
-        if not 1 <= len(envelopes) <= caps.max_events:
+        if not 1 <= len(given) <= caps.max_events:
             rule = f"must hold 1 to {caps.max_events} events (Batching.max_events); track_many takes any number"
-            raise EventValidationError(BATCH_PATH, "", rule, len(envelopes))
-        body = join(envelopes)
+            raise EventValidationError(BATCH_PATH, "", rule, len(given))
+        chosen = [event for event in map(self._chosen, given) if not isinstance(event, Receipt)]
+        if not chosen:
+            raise error_for(Dropped(reason="before_send"))
+        body = join(map(self._encoded, chosen))
         if len(body) > caps.max_bytes:
             rule = f"must be at most {caps.max_bytes} bytes of JSON (Batching.max_bytes)"
             raise EventValidationError(BATCH_PATH, "", rule, len(body))
-        return await self._engine.send(BATCH_PATH, body, len(envelopes))
+        return await self._engine.send(BATCH_PATH, body, [event.event_name for event in chosen])
 
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - raises an error of its own
         """Return when every event tracked before this call has its outcome.
@@ -285,6 +311,26 @@ class AsyncTrackingClient(EventMethods):
         assert self._dispatcher is not None  # noqa: S101 - only a constructor that raised leaves it so
         return self._dispatcher
 
+    async def _accept(self, event: Event) -> Receipt:
+        chosen = event if self._before_send is None else self._chosen(event)
+        if isinstance(chosen, Receipt):
+            return chosen
+        return await self._engine.intake.accept(chosen, self._encoded(chosen))
+
+    def _chosen(self, event: Event) -> Event | Receipt:
+        """Return what `before_send` makes of an event: the one to send, or the receipt of one that is dropped."""
+        # What is no event is for the encoder to refuse.
+        if self._before_send is None or not isinstance(event, Event):
+            return event
+        try:
+            chosen = self._before_send(event)
+            if chosen is not None and not isinstance(chosen, Event):
+                raise TypeError  # noqa: TRY301 - as whatever else the hook may raise
+        except Exception as error:  # noqa: BLE001 - a user's hook must not cost an event
+            self._engine.hook_failed("before_send", error)
+            return event
+        return self._engine.intake.refuse(event, self._encoded(event)) if chosen is None else chosen
+
     def _encoded(self, event: Event) -> bytes:
         envelope = self._encode(event)
         if len(envelope) + 2 > self._batching.max_bytes:
@@ -310,6 +356,6 @@ def _check_types(*, rate_limit: object, limiter: object, batching: object, buffe
     if rate_limit is not None and not isinstance(rate_limit, RateLimit):
         raise ConfigurationError(f"rate_limit must be a RateLimit(...) or None, not {type(rate_limit).__name__}")
     if limiter is not None and not isinstance(limiter, Limiter):
-        raise ConfigurationError("limiter must have the methods acquire and pause_until: see Limiter")
+        raise ConfigurationError("limiter must have the methods acquire, pause_until and throttled: see Limiter")
     if limiter is not None and rate_limit not in (None, RateLimit()):
         raise ConfigurationError("give either rate_limit or limiter: a limiter of your own has its own rate")

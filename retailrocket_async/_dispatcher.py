@@ -16,36 +16,40 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Literal
 
+from retailrocket_async._breaker import Breaker
 from retailrocket_async._buffer import EventBuffer
+from retailrocket_async._closing import Closing
+from retailrocket_async._deadlines import Deadlines
 from retailrocket_async._errors import FlushTimeoutError
 from retailrocket_async._flight import Flight
 from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import Ledger
 from retailrocket_async._outcome import Delivered, Dropped, error_for
-from retailrocket_async._report import CloseReport
 from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from retailrocket_async._batch import Batch
     from retailrocket_async._buffer import Batching, Buffer
     from retailrocket_async._flight import Turn
+    from retailrocket_async._hooks import OutcomeHook, StateHook
     from retailrocket_async._limiter import Limiter
     from retailrocket_async._outcome import Outcome
-    from retailrocket_async._report import Stats, UndeliveredEvent
+    from retailrocket_async._report import CloseReport, StateChange, Stats
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
 
 _LIMITER_RETRY = 1.0
 """Seconds until a limiter that raised is asked again."""
 
+_MOST_TOLD = 10_000
+"""Undelivered events that may wait for the hook, where the buffer is smaller: batches in flight end, too."""
+
 _DROPPED_AT_ONCE = 10
 """Batches that a close drops before others may run: a few milliseconds."""
-
-_CLOSE_GRACE = 0.5
-"""Seconds that connections get to close, after everything has its outcome."""
 
 
 class Dispatcher:
@@ -53,11 +57,13 @@ class Dispatcher:
 
     Args:
         batching: caps of a batch, and its ordering.
-        buffer: bounds of the buffer.
+        buffer: bounds of the buffer, and what happens there.
         retry: when to try again.
         limiter: asked once for every attempt.
         transport: carries the requests; closed at the end.
-        on_outcome: told of every buffered event that was not delivered, batch by batch; None for nobody.
+        renewable: whether the transport's key may change.
+        on_outcome: told of every buffered event that was not delivered; None for nobody.
+        on_state_change: told whenever sending is halted, the API is down, or requests go out again; None for nobody.
 
     Attributes:
         intake: takes the events.
@@ -71,25 +77,46 @@ class Dispatcher:
         retry: RetryPolicy,
         limiter: Limiter,
         transport: Transport,
-        on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+        renewable: bool = False,
+        on_outcome: OutcomeHook | None = None,
+        on_state_change: StateHook | None = None,
     ) -> None:
         self._home = Home()
         self._buffer = EventBuffer(batching, buffer, self._home.now)
-        self._ledger = Ledger(on_outcome)
+        self._ledger = Ledger(self._home, on_outcome, on_state_change, most_told=max(_MOST_TOLD, buffer.max_events))
+        self._breaker = Breaker(retry, self._home.now, self._state_changed)
+        self._deadlines = Deadlines(
+            self._home,
+            self._buffer,
+            self._ledger,
+            self._breaker,
+            retry=retry,
+            max_age=buffer.max_age,
+            renewable=renewable,
+            flights=lambda: list(self._flights),
+            end=self._end,
+            ended=lambda: self.intake.admit_waiters(),  # noqa: PLW0108 - there is none yet
+        )
         self._sender = Sender(
             self._home,
             self._ledger,
+            breaker=self._breaker,
             limiter=limiter,
             retry=retry,
             transport=transport,
             at_once=batching.max_in_flight,
+            max_age=buffer.max_age,
+            part_over=self._part_over,
+            blocked=self._deadlines.look,
         )
         self.intake = Intake(
             self._home,
             self._buffer,
             self._ledger,
             keyed=batching.ordered or batching.by_session,
+            overflow=buffer.overflow,
             arrived=self._arrived,
+            expire=self._deadlines.expire,
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
@@ -98,13 +125,26 @@ class Dispatcher:
         self._pump: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._flights: dict[Flight, asyncio.Task[None] | None] = {}
-        self._closing: asyncio.Future[CloseReport] | None = None
-        self._last_task: asyncio.Task[None] | None = None
+        self._closing = Closing(
+            self._home,
+            self._ledger,
+            self._breaker,
+            begins=self._close_begins,
+            flushed=self._flushed,
+            abort=self._abort,
+            disconnect=self._sender.aclose,
+            stats=self.stats,
+        )
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    async def send(self, path: str, body: bytes, count: int) -> Delivered:
-        """Send one request of `count` events past the buffer, and return when the API has accepted it.
+    async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
+        """Send one request past the buffer, and return when the API has accepted it.
+
+        Args:
+            path: where to, relative to the base URL.
+            body: what.
+            names: the names of its events.
 
         Raises:
             DeliveryError: the subclass that matches the outcome, where it has not.
@@ -112,8 +152,8 @@ class Dispatcher:
         loop = self._home.enter()
         self.intake.check_open()
         landed: asyncio.Future[Outcome] = loop.create_future()
-        self._ledger.tracked += count
-        flight = Flight(path, body, count, started_at=loop.time(), opened_in=[self._buffer.generation], landed=landed)
+        self._ledger.tracked += len(names)
+        flight = Flight(path, body, names, started_at=loop.time(), opened_in=[self._buffer.generation], landed=landed)
         self._launch(flight)
         try:
             outcome = await landed
@@ -144,6 +184,7 @@ class Dispatcher:
 
     def _take_off(self, turn: Turn) -> None:
         """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
+        self._deadlines.expire()
         batch = self._buffer.take()
         if batch is None:
             turn.end()
@@ -152,7 +193,7 @@ class Dispatcher:
         flight = Flight(
             BATCH_PATH,
             join(batch.envelopes),
-            len(batch),
+            [receipt.event_name for receipt in batch.receipts],
             started_at=self._home.now(),
             opened_in=batch.opened_in,
             batch=batch,
@@ -177,15 +218,40 @@ class Dispatcher:
             self._settle(flight, flight.give_up("cancelled", self._home.now()))
 
     async def _fly(self, flight: Flight) -> None:
-        """Bring a flight to its outcome, and settle it."""
-        try:
-            outcome = await self._sender.outcome_of(flight)
-        except Exception as error:  # noqa: BLE001 - a defect, of ours or of a transport passed in
-            self._ledger.tell_once(
-                ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
-            )
-            outcome = flight.give_up("internal_error", self._home.now())
+        """Bring a flight to its outcome, or its parts to theirs, and settle them."""
+        goes_on = True
+        while goes_on:
+            flight.fit(self._buffer.cap.bytes, self._home.now())
+            try:
+                outcome = await self._sender.outcome_of(flight)
+            except Exception as error:  # noqa: BLE001 - a defect, of ours or of a transport passed in
+                self._ledger.tell_once(
+                    ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
+                )
+                outcome = flight.give_up("internal_error", self._home.now())
+            goes_on = self._goes_on(flight, outcome)
+
+    def _goes_on(self, flight: Flight, outcome: Outcome) -> bool:
+        """Divide what was refused, or settle it; return whether there is something left to send."""
+        if flight.outcome is not None:
+            return False
+        part, now = flight.batch, self._home.now()
+        if part is not None:
+            self._learn_cap(part, outcome, now)
+            if flight.divide(outcome, now):
+                return True
+            outcome = flight.part_refused(outcome)
+            if flight.go_on(outcome, now):
+                self._part_over(flight, part, outcome)
+                return True
         self._settle(flight, outcome)
+        return False
+
+    def _learn_cap(self, part: Batch, outcome: Outcome, now: float) -> None:
+        if isinstance(outcome, Delivered):
+            self._buffer.cap.accepted(part.size, now)
+        elif outcome.status == 413 and len(part) > 1:
+            self._buffer.cap.refused(part.size, now)
 
     async def _sleep(self, delay: float | None) -> None:
         """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
@@ -200,6 +266,7 @@ class Dispatcher:
                 timer.cancel()
 
     def _arrived(self, *, due_sooner: bool) -> None:
+        self._deadlines.arrived()
         # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
         if due_sooner or self._pump is None or self._pump.done():
             self._kick()
@@ -215,17 +282,31 @@ class Dispatcher:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def _state_changed(self, change: StateChange) -> None:
+        self._ledger.tell_state(change)
+        self._deadlines.watch()
+
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
         """End a flight now: it gets its outcome here, whatever its task is waiting for."""
-        task = self._flights.get(flight)
         if reason == "closed" and not flight.attempts:
-            self._settle(flight, Dropped(reason="closed"))
+            self._end(flight, Dropped(reason="closed"))
         else:
-            self._settle(flight, flight.give_up(reason, self._home.now()))
-        if task is not None:
+            self._end(flight, flight.give_up(reason, self._home.now()))
+
+    def _end(self, flight: Flight, outcome: Outcome) -> None:
+        """Settle a flight from outside of its task."""
+        task = self._flights.get(flight)
+        self._settle(flight, outcome)
+        if task is not None and task is not asyncio.current_task():
             task.cancel()
+
+    def _part_over(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
+        """Settle events of a flight that goes on with others."""
+        if flight.outcome is None:
+            self._ledger.in_flight -= len(part)
+            self._ledger.close_batch(part, outcome)
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
         """Give a flight its outcome, once: the first one stands."""
@@ -236,12 +317,16 @@ class Dispatcher:
         if flight.turn is not None:
             flight.turn.end()
         self._ledger.in_flight -= flight.count
-        if flight.batch is None:
+        if flight.whole is None or flight.batch is None:
             self._ledger.close(outcome, flight.count, flight.opened_in)
         else:
             self._batches -= 1
-            self._buffer.release(flight.batch)
-            self._ledger.close_batch(flight.batch, outcome)
+            self._buffer.release(flight.whole)
+            # With its last part the flight is over for those who flush.
+            flight.batch.opened_in = flight.opened_in
+            for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
+                self._ledger.in_flight -= len(part) if part is not flight.batch else 0
+                self._ledger.close_batch(part, its_outcome)
             self._rouse()
         if flight.landed is not None and not flight.landed.done():
             flight.landed.set_result(outcome)
@@ -275,47 +360,17 @@ class Dispatcher:
 
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
         """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
-        loop = self._home.enter()
-        # First of all: it raises for what is no number of seconds, and then nothing has been closed.
-        deadline = asyncio.timeout(timeout)
-        if self._closing is not None:
-            return await self._closed_by(self._closing, deadline)
-        started_at = loop.time()
-        self._closing = loop.create_future()
-        self._ledger.keep_undelivered()
-        self.intake.close()
-        try:
-            async with deadline:
-                await self._flushed()
-        except TimeoutError:
-            pass
-        finally:
-            # Also where this call itself is cancelled: every event gets its outcome, and nothing stays behind.
-            try:
-                await self._abort()
-            finally:
-                report = CloseReport(
-                    stats=self.stats(), undelivered=tuple(self._ledger.undelivered), elapsed=loop.time() - started_at
-                )
-                self._closing.set_result(report)
-                # Kept, as the loop itself keeps no task alive.
-                self._last_task = loop.create_task(self._sender.aclose())
-        # A peer that does not answer must not hold the caller: the connections close by themselves later.
-        await asyncio.wait({self._last_task}, timeout=_CLOSE_GRACE)
-        return report
+        self._home.enter()
+        return await self._closing.close(timeout)
 
-    async def _closed_by(self, closing: asyncio.Future[CloseReport], deadline: asyncio.Timeout) -> CloseReport:
-        """Wait for the close that is under way, and cut it short at this caller's own deadline."""
-        try:
-            async with deadline:
-                return await asyncio.shield(closing)
-        except TimeoutError:
-            await self._abort()
-        # Everything has its outcome now, so the first caller's flush is over.
-        return await asyncio.shield(closing)
+    def _close_begins(self) -> None:
+        self.intake.close()
+        self._deadlines.close_begins()
+        self._breaker.hurry()
 
     async def _abort(self) -> None:
         """Settle everything now; only a full buffer takes more than a moment, and lets others run meanwhile."""
+        self._deadlines.close()
         if self._pump is not None:
             self._pump.cancel()
         for flight in list(self._flights):
@@ -332,6 +387,10 @@ class Dispatcher:
             for batch in waiting:
                 self._ledger.close_batch(batch, dropped)
 
+    def hook_failed(self, name: str, error: Exception) -> None:
+        """Count what a user's hook raised at the caller's line, and tell of the first time."""
+        self._ledger.hook_failed(name, error)
+
     @property
     def started(self) -> bool:
         """Whether the client has been used."""
@@ -340,8 +399,8 @@ class Dispatcher:
     @property
     def closed(self) -> bool:
         """Whether a close has begun."""
-        return self._closing is not None
+        return self._closing.begun
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
-        return self._ledger.stats(self._buffer, waiting=self.intake.waiting)
+        return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

@@ -20,7 +20,7 @@
         │   ├── ThrottledError          429: the shop's limit is used up
         │   ├── ServerError             5xx: the API failed
         │   └── NoAnswerError           no answer arrived: the network, or a time-out
-        └── DroppedError                never sent: overflow or close
+        └── DroppedError                never sent: overflow, age, `before_send` or close
 
 Nothing of `httpx` leaves the package, neither as an exception nor as the cause or context of one: its
 exceptions hold the request, and the request holds the key.
@@ -96,7 +96,7 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer holds as many events or bytes as it may; raised by `track_nowait` only."""
+    """The buffer holds as many events or bytes as it may; raised by `track_nowait`, or with ``overflow="raise"``."""
 
 
 class FlushTimeoutError(RetailRocketError, TimeoutError):
@@ -163,7 +163,7 @@ class NoAnswerError(AbandonedError):
 
 
 class DroppedError(DeliveryError):
-    """The event was never sent: the buffer overflowed, or the client was closed."""
+    """The event was never sent: overflow, age, `before_send` or close."""
 
 
 class _Brief(reprlib.Repr):

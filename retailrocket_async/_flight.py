@@ -1,33 +1,46 @@
-"""One batch's, or one direct send's, way from its first attempt to its outcome."""
+"""One batch's, or one direct send's, way from its first attempt to its outcome, whole or in parts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import attrs
+
+from retailrocket_async._bisection import Bisection
 from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
 from retailrocket_async._reply import Reply, Verdict
+from retailrocket_async._wire import join
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Sequence
 
-    from retailrocket_async._buffer import Batch
+    from retailrocket_async._batch import Batch
+    from retailrocket_async._breaker import Admission
     from retailrocket_async._limiter import Permit
-    from retailrocket_async._outcome import AbandonReason
+    from retailrocket_async._outcome import AbandonReason, Undelivered
 
 
 class Turn:
     """The right to make one request: a place on the wire, and the limiter's permit.
 
     Args:
+        admission: what the breaker let it through by.
         permit: what the limiter granted.
-        leave: gives the place on the wire back.
+        leave: gives the place on the wire back, and tells the breaker.
         complain: told what the permit raises: a limiter may be anybody's, and must not cost a request its outcome.
     """
 
-    __slots__ = ("_complain", "_leave", "_over", "_permit")
+    __slots__ = ("_complain", "_leave", "_over", "_permit", "admission")
 
-    def __init__(self, permit: Permit | None, leave: Callable[[], None], complain: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        permit: Permit | None,
+        leave: Callable[[], None],
+        complain: Callable[[Exception], None],
+    ) -> None:
+        self.admission = admission
         self._permit = permit
         self._leave = leave
         self._complain = complain
@@ -56,41 +69,57 @@ class Turn:
 class Flight:
     """A batch, or a direct send, on its way; remembers what its attempts have brought.
 
+    A batch that the API refuses is divided (see `Bisection`): the flight then carries one part after the other, and
+    what it remembers is that of the part on its way.
+
     Attributes:
         path: where it goes, relative to the base URL.
         body: the request's body.
-        count: events in it.
+        names: names of the events in it, as the API spells them.
         started_at: when it left the buffer, or was asked for (loop time).
         opened_in: for each batch it was made of, the flushes that had begun when that was opened.
-        batch: the batch it carries; None for a direct send.
+        whole: the batch as it left the buffer; None for a direct send.
+        batch: the part of it that is on its way.
         landed: set to the outcome; for a direct send only.
-        attempts: requests made so far.
+        attempts: requests made so far that carried the events of this part.
+        tries: those of them since it was divided last; they and `tried_at` are what the retry policy counts by.
+        tried_at: when they began (loop time).
+        departed_at: when the last request went out (loop time).
         turn: the right to the next request, or to the one on its way; None while it waits.
         on_wire: whether a request is on its way right now.
-        outcome: None until it has one.
+        renewals: how often it was sent again because the key had changed.
+        refusal: the outcome it will have if nobody mends what it was refused for; None where it was not refused.
+        outcome: None until all of it has one; that of its last part then.
     """
 
     __slots__ = (
+        "_bisection",
         "_maybe_recorded",
         "_reply",
         "attempts",
         "batch",
         "body",
-        "count",
+        "departed_at",
         "landed",
+        "names",
         "on_wire",
         "opened_in",
         "outcome",
         "path",
+        "refusal",
+        "renewals",
         "started_at",
+        "tried_at",
+        "tries",
         "turn",
+        "whole",
     )
 
     def __init__(  # noqa: PLR0913 - a record of what it carries
         self,
         path: str,
         body: bytes,
-        count: int,
+        names: Sequence[str],
         *,
         started_at: float,
         opened_in: list[int],
@@ -100,21 +129,35 @@ class Flight:
     ) -> None:
         self.path = path
         self.body = body
-        self.count = count
-        self.started_at = started_at
+        self.names = names
+        self.started_at = self.tried_at = self.departed_at = started_at
         self.opened_in = opened_in
-        self.batch = batch
+        self.whole = self.batch = batch
         self.landed = landed
         self.turn = turn
-        self.attempts = 0
+        self.attempts = self.tries = self.renewals = 0
         self.on_wire = False
         self.outcome: Outcome | None = None
+        self.refusal: Undelivered | None = None
+        self._bisection: Bisection | None = None
         self._maybe_recorded = False
         self._reply: Reply | None = None
 
-    def depart(self) -> None:
+    @property
+    def count(self) -> int:
+        """Events on their way, those of the parts that wait not among them."""
+        return len(self.names)
+
+    @property
+    def divided(self) -> bool:
+        """Whether it carries a part only."""
+        return self._bisection is not None
+
+    def depart(self, now: float) -> None:
         """Note that a request goes out."""
         self.attempts += 1
+        self.tries += 1
+        self.departed_at = now
         self.on_wire = True
         # What an earlier attempt brought is not what this one did.
         self._reply = None
@@ -123,6 +166,7 @@ class Flight:
         """Note what an attempt brought; return the outcome where that settles it, None where a retry may mend it."""
         self.on_wire = False
         self._reply = reply
+        self.refusal = None
         elapsed = now - self.started_at
         verdict = reply.verdict
         if verdict is Verdict.ACCEPTED and reply.status is not None:
@@ -130,16 +174,16 @@ class Flight:
                 status=reply.status, attempts=self.attempts, elapsed=elapsed, maybe_duplicate=self._maybe_recorded
             )
         self._maybe_recorded = self._maybe_recorded or reply.maybe_recorded
-        if verdict is Verdict.TRANSIENT:
+        if verdict in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
         # A malformed request was malformed in every attempt; any other refusal speaks for its own attempt only.
-        if (
-            verdict is Verdict.REFUSED
-            and reply.status is not None
-            and (reply.status == 400 or not self._maybe_recorded)
-        ):
-            return Rejected(status=reply.status, attempts=self.attempts, elapsed=elapsed)
-        return self.give_up("not_retryable", now)
+        refused = verdict in (Verdict.REFUSED, Verdict.BLOCKED) and (reply.status == 400 or not self._maybe_recorded)
+        if refused and reply.status is not None:
+            outcome: Undelivered = Rejected(status=reply.status, attempts=self.attempts, elapsed=elapsed)
+        else:
+            outcome = self.give_up("not_retryable", now)
+        self.refusal = outcome if verdict is Verdict.BLOCKED else None
+        return outcome
 
     def give_up(self, reason: AbandonReason, now: float) -> Abandoned:
         """Return the outcome of a flight that ends here."""
@@ -156,3 +200,94 @@ class Flight:
             attempts=self.attempts,
             elapsed=now - self.started_at,
         )
+
+    @property
+    def maybe_recorded(self) -> bool:
+        """Whether an attempt so far may have been recorded."""
+        return self._maybe_recorded
+
+    # --- dividing -----------------------------------------------------------------------------------------------------
+
+    def divide(self, outcome: Outcome, now: float) -> bool:
+        """Go on with a half of a batch that was refused as a whole; return whether it does."""
+        if self.batch is None or not isinstance(outcome, Rejected | Abandoned) or outcome.status not in _DIVIDED:
+            return False
+        if self._bisection is None:
+            if len(self.batch) == 1:
+                return False
+            self._bisection = Bisection()
+        blames = outcome.status == 400
+        if blames:
+            # Nothing of it was recorded, in no attempt.
+            self._maybe_recorded = False
+        self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
+        part = self._bisection.divide(self.batch, blames=blames)
+        if part is None:
+            return False
+        self._carry(part, now)
+        return True
+
+    def fit(self, size: int, now: float) -> None:
+        """Carry a part of at most `size` bytes first, where the whole is larger: the server was seen to mind."""
+        if self.batch is None or self.batch.size <= size or len(self.batch) == 1:
+            return
+        if self._bisection is None:
+            self._bisection = Bisection()
+        self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
+        self._carry(self._bisection.fitting(self.batch, size), now)
+
+    def part_refused(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a part that is not divided any more."""
+        if isinstance(outcome, Rejected) and self.batch is not None and len(self.batch) > 1 and self.divided:
+            return attrs.evolve(outcome, isolated=outcome.status not in _DIVIDED)
+        return outcome
+
+    def go_on(self, outcome: Outcome, now: float) -> bool:
+        """Go on with the next part, now that this one has its outcome; return whether there is one."""
+        if self._bisection is None or self.batch is None:
+            return False
+        part = self._bisection.after(accepted=len(self.batch) if isinstance(outcome, Delivered) else None)
+        if part is not None:
+            self._carry(part, now)
+        return part is not None
+
+    def waiting_parts(self, outcome: Outcome) -> list[tuple[Batch, Outcome]]:
+        """Return the parts that wait for their turn, each with its outcome, and forget them: the flight ends so."""
+        parts = [] if self._bisection is None else self._bisection.clear()
+        return [(part, _as_for(part, outcome)) for part in reversed(parts)]
+
+    def take_out(self, positions: Collection[int]) -> Batch:
+        """Remove and return the events at `positions`: they have their outcome, the others go on."""
+        assert self.batch is not None  # noqa: S101 - a direct send has one outcome
+        taken, self.batch = self.batch.parted(positions)
+        if self.batch:
+            self._pack()
+        return taken
+
+    def _carry(self, part: Batch, now: float) -> None:
+        self.batch = part
+        self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
+        self.tries = 0
+        self.tried_at = now
+        self._pack()
+
+    def _pack(self) -> None:
+        assert self.batch is not None  # noqa: S101 - as above
+        self.body = join(self.batch.envelopes)
+        self.names = [receipt.event_name for receipt in self.batch.receipts]
+
+
+def _as_for(part: Batch, outcome: Outcome) -> Outcome:
+    """Return the outcome of a part that waited while the flight that carried it ended with `outcome`."""
+    match outcome:
+        case Abandoned():
+            known = part.maybe_recorded
+            return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=None)
+        case Rejected():
+            return attrs.evolve(outcome, attempts=part.attempts)
+        case _:
+            return outcome
+
+
+_DIVIDED: Final = frozenset({400, 413})
+"""Refusals that may be a single event's, or the size's."""

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from retailrocket_async._errors import BufferFullError, ClientClosedError
 from retailrocket_async._events import CustomEvent
-from retailrocket_async._outcome import Receipt
+from retailrocket_async._outcome import Dropped, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from retailrocket_async._buffer import EventBuffer
     from retailrocket_async._events import Event
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
+    from retailrocket_async._outcome import DropReason
+    from retailrocket_async._overflow import Overflow
 
 _YIELD_EVERY = 200
 """Events accepted in a row before the caller's task lets others run, a KiB counts as one more: about a millisecond."""
@@ -34,23 +36,39 @@ class Intake:
         buffer: where the events go.
         ledger: counts them.
         keyed: whether the buffer has a lane for each visitor.
+        overflow: what happens where there is no room; see `Buffer.overflow`.
         arrived: called for each event that was put in; `due_sooner` is true where a batch may be due sooner by it.
+        expire: drops what waits and is too old.
     """
 
-    def __init__(self, home: Home, buffer: EventBuffer, ledger: Ledger, *, keyed: bool, arrived: _Arrived) -> None:
+    def __init__(  # noqa: PLR0913 - the rooms it stands between
+        self,
+        home: Home,
+        buffer: EventBuffer,
+        ledger: Ledger,
+        *,
+        keyed: bool,
+        overflow: Overflow,
+        arrived: _Arrived,
+        expire: Callable[[], None],
+    ) -> None:
         self._home = home
         self._buffer = buffer
         self._ledger = ledger
         self._keyed = keyed
+        self._overflow = overflow
+        self._expire = expire
         self._arrived = arrived
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
         self._accepted_in_a_row = 0
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer, waiting for room where there is none; waiters are served in order."""
+        """Put one event in the buffer; where there is no room, wait for it in order, or do as `overflow` says."""
         receipt = self._accept_now(event, envelope)
         if receipt is None:
+            if self._overflow == "raise":
+                raise self._full()
             waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
             self._waiters.append(waiter)
             try:
@@ -70,18 +88,45 @@ class Intake:
         """Put one event in the buffer, or raise `BufferFullError`."""
         receipt = self._accept_now(event, envelope)
         if receipt is None:
-            raise BufferFullError(
-                f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
-                f"{len(self._waiters)} callers waiting; use track, which waits, or raise Buffer's bounds"
-            )
+            raise self._full()
         return receipt
 
-    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+    def refuse(self, event: Event, envelope: bytes) -> Receipt:
+        """Count an event that the user's `before_send` does not want to be sent."""
         self._home.enter()
         self.check_open()
-        if self._waiters or not self._buffer.fits(len(envelope) + 1):
-            return None
-        return self._put(event.event_name, envelope, self._lane_of(event) if self._keyed else None)
+        return self._drop(event.event_name, envelope, "before_send")
+
+    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+        """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
+        self._home.enter()
+        self.check_open()
+        name = event.event_name
+        if self._waiters or not self._buffer.fits(size := len(envelope) + 1):
+            self._expire()
+            if self._overflow in ("wait", "raise"):
+                if self._waiters or not self._buffer.fits(size):
+                    return None
+            elif not self._makes_room(size, name):
+                return self._drop(name, envelope, "overflow")
+        return self._put(name, envelope, self._lane_of(event) if self._keyed else None)
+
+    def _makes_room(self, size: int, event_name: str) -> bool:
+        for given_way in self._buffer.make_room(size, event_name):
+            self._ledger.close_batch(given_way, Dropped(reason="overflow"))
+        return self._buffer.fits(size)
+
+    def _drop(self, event_name: str, envelope: bytes, reason: DropReason) -> Receipt:
+        receipt = Receipt(event_name)
+        self._ledger.tracked += 1
+        self._ledger.drop(envelope, receipt, reason)
+        return receipt
+
+    def _full(self) -> BufferFullError:
+        return BufferFullError(
+            f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
+            f"{len(self._waiters)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
+        )
 
     def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
         receipt = Receipt(event_name)

@@ -10,15 +10,20 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from retailrocket_async._batch import Batch
+from retailrocket_async._hooks import Hooks
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected, error_for, settle
 from retailrocket_async._report import Stats, UndeliveredEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
-    from retailrocket_async._buffer import Batch, EventBuffer
-    from retailrocket_async._outcome import Outcome, Undelivered
+    from retailrocket_async._buffer import EventBuffer
+    from retailrocket_async._home import Home
+    from retailrocket_async._hooks import OutcomeHook, StateHook
+    from retailrocket_async._outcome import DropReason, Outcome, Receipt, Undelivered
+    from retailrocket_async._report import State, StateChange
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -26,15 +31,21 @@ logger = logging.getLogger("retailrocket_async")
 class Ledger:
     """Counts events and requests, settles receipts, and tells of what was not delivered.
 
-    Args:
-        on_outcome: the user's hook, given the undelivered events of each batch; None for nobody.
-
     Attributes:
+        hooks: tells the user of what was not delivered.
         undelivered: the undelivered events since `keep_undelivered` was called.
+
+    Args:
+        home: the loop that the client belongs to.
+        on_outcome: the user's hook for undelivered events; None for nobody.
+        on_state_change: the user's hook for changes of state; None for nobody.
+        most_told: undelivered events that may wait to be told of.
     """
 
-    def __init__(self, on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None) -> None:
-        self._on_outcome = on_outcome
+    def __init__(
+        self, home: Home, on_outcome: OutcomeHook | None, on_state_change: StateHook | None, *, most_told: int
+    ) -> None:
+        self.hooks = Hooks(home, on_outcome, on_state_change, most=most_told, failed=self.hook_failed)
         self._keeps = False
         self._flushes: list[_Flush] = []
         self._told: set[Hashable] = set()
@@ -43,8 +54,10 @@ class Ledger:
         self.requested = 0
         self.requests: Counter[int | str] = Counter()
         self.retries = 0
+        self.splits = 0
         self.limiter_wait = 0.0
         self._delivered = self._rejected = self._abandoned = self._dropped = 0
+        self._dropped_by: dict[str, Counter[str]] = {}
         self._hook_errors = 0
 
     def close_batch(self, batch: Batch, outcome: Outcome) -> None:
@@ -52,8 +65,17 @@ class Ledger:
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
         self.close(outcome, len(batch), batch.opened_in)
-        if not isinstance(outcome, Delivered) and (self._keeps or self._on_outcome is not None):
+        if isinstance(outcome, Dropped):
+            names = (receipt.event_name for receipt in batch.receipts)
+            self._dropped_by.setdefault(outcome.reason, Counter()).update(names)
+        if not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
+
+    def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason) -> None:
+        """Give an event that was never in the buffer its outcome."""
+        batch = Batch(0.0, 0, None)
+        batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
+        self.close_batch(batch, Dropped(reason=reason))
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int]) -> None:
         """Count `count` events as settled, and tell the first of each kind of failure.
@@ -76,10 +98,11 @@ class Ledger:
                 key = ("abandoned", reason, status)
             case Dropped(reason=reason):
                 self._dropped += count
-                key = ("dropped", reason)
+                # What the user's own hook drops is no news.
+                key = ("dropped", reason) if reason != "before_send" else None
         for flush in self._flushes:
             flush.count_down(opened_in)
-        if not isinstance(outcome, Delivered):
+        if key is not None and not isinstance(outcome, Delivered):
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
 
@@ -104,7 +127,7 @@ class Ledger:
             with suppress(Exception):
                 logger.log(level, f"{message} (logged once; stats() counts on)", *args)  # noqa: G004 - constants only
 
-    def stats(self, buffer: EventBuffer, *, waiting: int) -> Stats:
+    def stats(self, buffer: EventBuffer, *, waiting: int, state: State) -> Stats:
         """Return a snapshot of the books and of the buffer."""
         return Stats(
             tracked=self.tracked,
@@ -122,6 +145,10 @@ class Ledger:
             retries=self.retries,
             limiter_wait=self.limiter_wait,
             hook_errors=self._hook_errors,
+            hook_missed=self.hooks.missed,
+            state=state,
+            dropped_by={reason: dict(names) for reason, names in self._dropped_by.items()},
+            splits=self.splits,
         )
 
     def _tell_undelivered(self, batch: Batch, outcome: Undelivered) -> None:
@@ -131,15 +158,29 @@ class Ledger:
         ]
         if self._keeps:
             self.undelivered += events
-        if self._on_outcome is None:
-            return
-        try:
-            self._on_outcome(events)
-        except Exception as error:  # noqa: BLE001 - a user's hook must not stop the delivery
-            self._hook_errors += 1
-            self.tell_once(
-                ("hook",), logging.ERROR, "on_outcome raised %s; it goes on being called", type(error).__name__
-            )
+        if self.hooks.wants_outcomes:
+            missed = self.hooks.missed
+            self.hooks.tell_outcomes(events)
+            if missed != self.hooks.missed:
+                self.tell_once(("missed",), logging.ERROR, "on_outcome is too slow and misses events")
+
+    def tell_state(self, change: StateChange) -> None:
+        """Tell of a change of state, once: in the log and to the hook."""
+        level = logging.ERROR if change.state == "halted" else logging.WARNING
+        told = f"HTTP {change.status}" if change.status is not None else change.failure
+        with suppress(Exception):
+            if change.state == "sending":
+                logger.log(level, "sending again, after %.1f s %s", change.lasted, change.previous)
+            else:
+                logger.log(level, "sending is %s: %s (%s)", change.state, change.advice, told)
+        self.hooks.tell_state(change)
+
+    def hook_failed(self, name: str, error: BaseException) -> None:
+        """Count what a hook raised, and tell of the first time."""
+        self._hook_errors += 1
+        self.tell_once(
+            ("hook", name), logging.ERROR, "%s raised %s; it goes on being called", name, type(error).__name__
+        )
 
 
 class _Flush:

@@ -12,6 +12,11 @@ parts do, together:
   network's delays differ by no more than `jitter`.
 
 A pause (`Retry-After`) is a deadline that only ever moves later: no answer can reopen the gate for another.
+
+Where the server says 429 all the same, its limit is lower than ours, or others share it. Every incident (all the
+answers to requests sent before the last one ended) pauses everyone, longer each time in a row, and cuts the pace
+once; the pace comes back little by little. So a stream of 429 never makes more requests, and a limit that is lower
+than believed is found.
 """
 
 from __future__ import annotations
@@ -30,6 +35,18 @@ if TYPE_CHECKING:
 
 MAX_PAUSE = 60.0
 """Seconds a pause may last at most, whatever the server asks for."""
+
+_CUT = 0.7
+"""What an incident leaves of the pace."""
+
+_SLOWEST = 0.1
+"""The least of the full pace."""
+
+_RECOVERY = 0.02
+"""How much of the full pace comes back in a second: from one cut in 15 s, from the slowest pace in 45 s."""
+
+_LONGEST_PENALTY = 8.0
+"""Seconds that an incident pauses for at most, where the server names no time: the limit may be another process's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -99,6 +116,15 @@ class Limiter(Protocol):
         """Grant nothing before `deadline` (seconds on the event loop's clock), nor before an earlier, later one."""
         ...
 
+    def throttled(self, sent_at: float) -> None:
+        """Tell that the server refused a request as one too many (429), so that fewer are made.
+
+        Args:
+            sent_at: when that request was sent (seconds on the event loop's clock): several sent at once are one
+                incident.
+        """
+        ...
+
 
 class LocalLimiter:
     """The limit of one process, on a token bucket with a guard; see the module's text.
@@ -107,7 +133,7 @@ class LocalLimiter:
         rate_limit: the limit to keep; None lifts it, and only pauses hold requests back.
 
     Raises:
-        WrongLoopError: from `acquire` and `pause_until`, where another event loop that still lives uses the limiter.
+        WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
     """
 
     def __init__(self, rate_limit: RateLimit | None) -> None:
@@ -117,6 +143,9 @@ class LocalLimiter:
         self._slots: list[_Slot] = []
         self._woken: asyncio.Future[None] | None = None
         self._drawn = False
+        self._granted_at = -math.inf
+        self._slow_until = self._incident_over = -math.inf
+        self._penalty = 0.0
 
     async def acquire(self) -> Permit | None:
         """Wait for the right to make one request, and take it; in the order of the calls."""
@@ -132,6 +161,7 @@ class LocalLimiter:
             if self.rate_limit is None:
                 return None
             self._drawn = False
+            self._granted_at = loop.time()
             slot = _Slot(loop.time, self._changed, self.rate_limit)
             self._slots.append(slot)
             return slot
@@ -141,14 +171,36 @@ class LocalLimiter:
         now = self._bind().time()
         self._paused_until = max(self._paused_until, min(deadline, now + MAX_PAUSE))
 
+    def throttled(self, sent_at: float) -> None:
+        """Pause and slow down for a request that the server refused as one too many; see the module's text."""
+        now = self._bind().time()
+        if sent_at <= self._incident_over:
+            return
+        per = self.rate_limit.per if self.rate_limit is not None else 1.0
+        in_a_row = now < self._incident_over + 2 * per
+        self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
+        pace = max(_SLOWEST, self.pace(now) * _CUT)
+        self.pause_until(now + self._penalty)
+        # The pace is a straight line, known by the moment in which it will be full again.
+        self._incident_over = max(now, self._paused_until)
+        self._slow_until = self._incident_over + (1.0 - pace) / _RECOVERY
+
+    def pace(self, now: float) -> float:
+        """Return the part of the full pace that is used at `now` (loop time): from 0.1 to 1."""
+        before_full = self._slow_until - max(now, self._incident_over)
+        return min(1.0, 1.0 - before_full * _RECOVERY)
+
     def _open_at(self, now: float) -> float:
         """Return when the next grant may be made, on what is known now; infinity where an answer must come first."""
         if self.rate_limit is None:
             return self._paused_until
+        opens = self._paused_until
+        if now < self._slow_until:
+            opens = max(opens, self._granted_at + self.rate_limit.per / self.rate_limit.requests / self.pace(now))
         self._slots = [slot for slot in self._slots if slot.expires > now]
         if len(self._slots) < self.rate_limit.requests:
-            return self._paused_until
-        return max(self._paused_until, min(slot.expires for slot in self._slots))
+            return opens
+        return max(opens, min(slot.expires for slot in self._slots))
 
     async def _sleep_until(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         woken = self._woken = loop.create_future()
@@ -184,6 +236,9 @@ class LocalLimiter:
         # than one that begins now.
         now = loop.time()
         self._paused_until = min(self._paused_until, now + MAX_PAUSE)
+        self._granted_at = min(self._granted_at, now)
+        self._incident_over = min(self._incident_over, now)
+        self._slow_until = min(self._slow_until, now + (1.0 - _SLOWEST) / _RECOVERY)
         if (limit := self.rate_limit) is not None:
             self._bucket = AsyncLimiter(limit.burst, limit.burst * limit.per / limit.requests)
             for slot in self._slots:

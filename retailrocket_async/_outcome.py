@@ -63,17 +63,23 @@ class Rejected:
 
     Attributes:
         status: the HTTP status, e.g. 400, 401, 403, 404, or a redirect (which is never followed).
-        attempts: requests that carried the event, 1 or more.
+        attempts: requests that carried the event; 0 where it was never sent, as others before it were refused for the
+            key, the shop or the address, which are its own, too.
         elapsed: seconds from the first attempt to the answer.
+        isolated: whether the event was refused on its own account: alone in its request, or for the key, the shop or
+            the address. False where its whole batch seemed bad, and the search for the bad ones was given up.
     """
 
     status: int
     attempts: int = 1
     elapsed: float = 0.0
+    isolated: bool = True
     maybe_recorded: ClassVar[bool] = False
 
 
-AbandonReason: TypeAlias = Literal["retries_exhausted", "not_retryable", "closed", "cancelled", "internal_error"]
+AbandonReason: TypeAlias = Literal[
+    "retries_exhausted", "not_retryable", "at_most_once", "expired", "closed", "cancelled", "internal_error"
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -82,8 +88,10 @@ class Abandoned:
 
     Attributes:
         reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (an answer that no
-            retry can mend, yet no clear refusal), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct
-            send was cancelled) or ``"internal_error"`` (a defect: please report it).
+            retry can mend, yet no clear refusal), ``"at_most_once"`` (it may have been recorded, and
+            `RetryPolicy.at_most_once` forbids to send it again), ``"expired"`` (older than `Buffer.max_age` before its
+            retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled) or
+            ``"internal_error"`` (a defect: please report it).
         maybe_recorded: True where at least one attempt may have been recorded by the API; False where it is certain
             that none was.
         status: the HTTP status of the last attempt; None where no answer arrived.
@@ -100,15 +108,16 @@ class Abandoned:
     elapsed: float = 0.0
 
 
-DropReason: TypeAlias = Literal["closed", "overflow"]
+DropReason: TypeAlias = Literal["closed", "overflow", "expired", "before_send"]
 
 
 @attrs.frozen(kw_only=True)
 class Dropped:
-    """The event was accepted into the buffer and never sent.
+    """The event was tracked and never sent.
 
     Attributes:
-        reason: ``"closed"`` (`aclose` ran out of time) or ``"overflow"`` (the buffer was full).
+        reason: ``"closed"`` (`aclose` ran out of time), ``"overflow"`` (the buffer was full, see `Buffer.overflow`),
+            ``"expired"`` (older than `Buffer.max_age`) or ``"before_send"`` (your hook returned None).
     """
 
     reason: DropReason
@@ -126,15 +135,24 @@ _REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
     401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
     403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
     404: (NotFoundError, "no such resource: check the base_url"),
+    407: (RejectedError, "the proxy on the way asks for credentials: check the proxy's URL"),
 }
+_REFUSED = "the API refused the request"
+_REDIRECTED = "the address redirects, and the key is never sent on: check the base_url"
+
+
+def meaning_of(status: int) -> str:
+    """Return what a refusal by `status` means, and what can mend it."""
+    default = _REDIRECTED if 300 <= status <= 399 else _REFUSED
+    return _REJECTIONS.get(status, (RejectedError, default))[1]
 
 
 def error_for(outcome: Undelivered) -> DeliveryError:
     """Return the typed error that says the same as `outcome`, ready to be raised."""
     match outcome:
         case Rejected(status=status):
-            kind, meaning = _REJECTIONS.get(status, (RejectedError, "the API refused the request"))
-            return kind(f"{meaning} (HTTP {status})", outcome)
+            kind = _REJECTIONS.get(status, (RejectedError, ""))[0]
+            return kind(f"{meaning_of(status)} (HTTP {status})", outcome)
         case Dropped(reason=reason):
             return DroppedError(f"the event was never sent: {reason}", outcome)
         case Abandoned():

@@ -2,14 +2,17 @@
 
 ::
 
-    2xx                                  ACCEPTED    recorded
-    400 401 403 404, other 4xx, 3xx      REFUSED     not recorded, and never will be: not retried
-    408 425 429                          TRANSIENT   not recorded: retried
-    500 502 503 504                      TRANSIENT   may be recorded: retried
-    other 5xx, 1xx                       UNCLEAR     may be recorded, and no retry can mend it
-    no answer (connect, pool, limiter)   TRANSIENT   not recorded: retried
-    no answer (timeout, broken)          TRANSIENT   may be recorded if the body was on its way: retried
-    no answer (closed)                   UNCLEAR     the caller closed its own `http_client`: no retry can mend it
+    2xx                              ACCEPTED    recorded
+    400, other 4xx                   REFUSED     not recorded, and never will be: not retried
+    401 403 404 405 407, 3xx         BLOCKED     not recorded, nor is any other until key, shop or address is mended
+    429, or what is declared as such THROTTLED   not recorded: retried, and slower by everyone
+    408 425                          TRANSIENT   not recorded: retried
+    500 502 503 504                  TRANSIENT   may be recorded: retried
+    other 5xx, 1xx                   UNCLEAR     may be recorded, and no retry can mend it
+    no answer: name, connect, tls,   TRANSIENT   not recorded: retried
+      pool, key, limiter
+    no answer: timeout, broken       TRANSIENT   may be recorded if the body was on its way: retried
+    no answer: closed                UNCLEAR     the caller closed its own `http_client`: no retry can mend it
 
 Only the status counts: the API's bodies are empty, and a client that looks into them breaks (contract, "Responses").
 A redirect is never followed: its target could be another host, and the key goes to no other host.
@@ -24,8 +27,9 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-FailureKind: TypeAlias = Literal["connect", "pool", "limiter", "timeout", "broken", "closed"]
-"""Why there is no answer: no connection; no free one; limiter failed; too slow; broken off; client closed."""
+FailureKind: TypeAlias = Literal["name", "connect", "tls", "pool", "key", "limiter", "timeout", "broken", "closed"]
+"""Why there is no answer: host unknown; no connection; no handshake; no free one; no key; limiter failed; too slow;
+broken off; client closed."""
 
 
 class Verdict(enum.Enum):
@@ -33,11 +37,15 @@ class Verdict(enum.Enum):
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    BLOCKED = "blocked"
+    THROTTLED = "throttled"
     TRANSIENT = "transient"
     UNCLEAR = "unclear"
 
 
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRIED = frozenset({408, 425, 500, 502, 503, 504})
+_BLOCKED = frozenset({401, 403, 404, 405, 407})
+_UNSENT = frozenset({"name", "connect", "tls", "pool", "key", "limiter"})
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +58,9 @@ class Reply:
         detail: the name of the underlying error, never its text, which could hold a URL; ``""`` with an answer.
         sent: whether the body was handed to the connection, so that the API may have read it.
         retry_after: seconds the server asked to wait (`Retry-After`), 0 or more; None where it did not.
+        throttled: whether the caller's `RetryPolicy.is_throttled` takes this answer for a 429.
+        serial: which of the keys the request carried (`Credentials.serial`).
+        body: the start of the answer's body, at most 4 KiB; for `is_throttled` alone.
     """
 
     status: int | None = None
@@ -57,6 +68,9 @@ class Reply:
     detail: str = ""
     sent: bool = True
     retry_after: float | None = None
+    throttled: bool = False
+    serial: int = attrs.field(default=0, eq=False)
+    body: bytes = attrs.field(default=b"", repr=False, eq=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -66,16 +80,20 @@ class Reply:
             return Verdict.UNCLEAR if self.failure == "closed" else Verdict.TRANSIENT
         if 200 <= status <= 299:
             return Verdict.ACCEPTED
+        if status == 429 or self.throttled:
+            return Verdict.THROTTLED
         if status in _RETRIED:
             return Verdict.TRANSIENT
-        return Verdict.REFUSED if 300 <= status <= 499 else Verdict.UNCLEAR
+        if status in _BLOCKED or 300 <= status <= 399:
+            return Verdict.BLOCKED
+        return Verdict.REFUSED if 400 <= status <= 499 else Verdict.UNCLEAR
 
     @property
     def maybe_recorded(self) -> bool:
         """Whether the API may have recorded what the request carried."""
         if self.status is None:
-            return self.sent and self.failure not in ("connect", "pool", "limiter")
-        return not 300 <= self.status <= 499
+            return self.sent and self.failure not in _UNSENT
+        return not (300 <= self.status <= 499 or self.throttled)
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:

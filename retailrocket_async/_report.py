@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
@@ -11,11 +13,13 @@ from retailrocket_async._outcome import error_for
 from retailrocket_async._wire import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from retailrocket_async._errors import DeliveryError
     from retailrocket_async._events import Event
     from retailrocket_async._outcome import Undelivered
+
+
+State: TypeAlias = Literal["sending", "down", "halted"]
+"""Whether requests go out as ever, or one at a time until the API answers, or until somebody mends something."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +45,12 @@ class Stats:
             close or a cancellation, are in `requests` alone.
         retries: requests that repeated an earlier one.
         limiter_wait: seconds that requests have waited for the limiter, in sum.
-        hook_errors: calls of `on_outcome` that raised.
+        hook_errors: calls of `before_send`, `on_outcome` and `on_state_change` that raised.
+        hook_missed: undelivered events that `on_outcome` was not told of, as it was too slow for them.
+        state: ``"sending"`` as ever, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
+            key, the shop or the address; see `StateChange`.
+        dropped_by: dropped events by reason, and then by the event's name, e.g. ``{"overflow": {"view": 3}}``.
+        splits: requests made to find out which events of a refused batch are to blame.
     """
 
     tracked: int = 0
@@ -59,6 +68,31 @@ class Stats:
     retries: int = 0
     limiter_wait: float = 0.0
     hook_errors: int = 0
+    hook_missed: int = 0
+    state: State = "sending"
+    dropped_by: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict[str, Mapping[str, int]])
+    splits: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class StateChange:
+    """A turn for the worse, or the better; logged once each, and handed to `on_state_change`.
+
+    Attributes:
+        state: how it is now, as in `Stats.state`.
+        previous: how it was; the same as `state` where only the reason has changed.
+        status: the HTTP status that changed it; None where there was none.
+        failure: why there was no answer, e.g. ``"connect: ConnectError"``; None where there was one.
+        advice: what it means, and what can mend it, as a sentence.
+        lasted: seconds that the previous state had lasted.
+    """
+
+    state: State
+    previous: State
+    status: int | None = None
+    failure: str | None = None
+    advice: str
+    lasted: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -101,13 +135,33 @@ class CloseReport:
         undelivered: the buffered events that ended undelivered while the client closed, oldest first; earlier ones
             went to `on_outcome` only, as they may be any number.
         elapsed: seconds that the close took.
+        error: why sending was halted, e.g. an `AuthenticationError`; None where it was not.
     """
 
     stats: Stats
     undelivered: tuple[UndeliveredEvent, ...] = attrs.field(repr=lambda events: f"<{len(events)} events>")
     elapsed: float
+    error: DeliveryError | None = None
 
     @property
     def clean(self) -> bool:
         """Whether every event that was still open at the close was delivered."""
         return not self.undelivered
+
+    def save_undelivered(self, path: str | os.PathLike[str]) -> int:
+        """Append the undelivered events to a file that ``retailrocket-async send`` takes; return how many they are.
+
+        One line of JSON each. A new file is readable by its owner alone (mode 0600): events hold personal data. With
+        no event nothing is written. It blocks as writing a file does: in a running service call it in a thread.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self.undelivered:
+            with open(path, "ab", opener=_private) as file:
+                file.writelines(event.envelope + b"\n" for event in self.undelivered)
+        return len(self.undelivered)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

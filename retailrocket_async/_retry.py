@@ -6,13 +6,16 @@ elapsed time. Time comes in as an argument, so nothing here sleeps or reads a cl
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import attrs
 import tenacity
 
-from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._errors import ConfigurationError, brief
+from retailrocket_async._events import EVENT_TYPES, Event
 from retailrocket_async._reply import Verdict
 
 if TYPE_CHECKING:
@@ -34,6 +37,16 @@ class RetryPolicy:
         initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, five
             times the API's expected answer time.
         max_backoff: seconds; the random wait's upper end doubles with every attempt up to this; default 30.
+        at_most_once: events, by class or wire name, that are not sent again once they may have been recorded, e.g.
+            ``(Order,)`` for a shop that counts revenue by them; default none: at least once. Such an event is then
+            `Abandoned` with reason ``"at_most_once"``; the rest of its batch is sent again. A direct send follows
+            the rule as a whole.
+        max_halt: seconds, 0 or more, that events wait for somebody to mend a wrong key, a forbidden shop or a wrong
+            address (401, 403, 404 and the like) before they are `Rejected`; default 30. Where `api_key` is a
+            function and the answer is 401 they wait for a new key as long as the buffer can hold them.
+        is_throttled: told the status of an answer that is no 2xx and the start of its body (bytes, at most 4 KiB),
+            returns whether to take it for a 429: the API documents none, so a 403 or 503 may mean it. Runs in the
+            event loop. Default None: 429 alone.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -43,11 +56,20 @@ class RetryPolicy:
     max_elapsed: float = 300.0
     initial_backoff: float = 0.5
     max_backoff: float = 30.0
+    at_most_once: Collection[type[Event] | str] = ()
+    max_halt: float = 30.0
+    is_throttled: Callable[[int, bytes], bool] | None = None
+    once_names: frozenset[str] = attrs.field(init=False, repr=False, eq=False, default=frozenset())
 
     def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "once_names", _names(self.at_most_once))
+        if self.is_throttled is not None and (
+            not callable(self.is_throttled) or inspect.iscoroutinefunction(self.is_throttled)
+        ):
+            raise ConfigurationError("RetryPolicy.is_throttled must be a plain function of a status and a body")
         if type(self.max_attempts) is not int or self.max_attempts < 1:
             raise ConfigurationError(f"RetryPolicy.max_attempts must be an int of 1 or more, not {self.max_attempts!r}")
-        for name in ("max_elapsed", "initial_backoff", "max_backoff"):
+        for name in ("max_elapsed", "initial_backoff", "max_backoff", "max_halt"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise ConfigurationError(f"RetryPolicy.{name} must be a number of seconds, 0 or more, not {value!r}")
@@ -62,7 +84,7 @@ class RetryPolicy:
             attempt: the number of that attempt, 1 or more.
             elapsed: seconds since the first attempt began.
         """
-        if reply.verdict is not Verdict.TRANSIENT:
+        if reply.verdict not in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
         # tenacity's strategies read one record of the past; built by hand, it needs neither a loop nor a clock.
         past = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
@@ -74,3 +96,23 @@ class RetryPolicy:
         past.upcoming_sleep = max(wait, reply.retry_after or 0.0)
         stop = tenacity.stop_after_attempt(self.max_attempts) | tenacity.stop_before_delay(self.max_elapsed)
         return None if stop(past) else past.upcoming_sleep
+
+
+def _names(events: object) -> frozenset[str]:
+    """Return the wire names of events given by class or name."""
+    if isinstance(events, str) or not isinstance(events, Collection):
+        raise ConfigurationError(f"RetryPolicy.at_most_once must be a collection like (Order,), not {brief(events)}")
+    names: set[str] = set()
+    for event in events:
+        name = event.wire_name if isinstance(event, type) and issubclass(event, Event) else event
+        if type(name) is not str or not name:
+            raise ConfigurationError(
+                f"RetryPolicy.at_most_once must hold event classes or wire names ({', '.join(EVENT_TYPES)}), "
+                f"not {brief(event)}"
+            )
+        known = {each.casefold(): each for each in EVENT_TYPES}.get(name.replace("_", "").casefold(), name)
+        if known != name:
+            # Taken for the name of a newer event it would protect nothing.
+            raise ConfigurationError(f"RetryPolicy.at_most_once must name {known!r} so, not {name!r}")
+        names.add(name)
+    return frozenset(names)

@@ -1,25 +1,37 @@
-"""Requests: asks the limiter, uses the transport, follows the retry policy, until a flight has its outcome."""
+"""Requests: asks breaker and limiter, uses the transport, follows the retry policy, until a flight has its outcome."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from retailrocket_async._flight import Turn
 from retailrocket_async._limiter import MAX_PAUSE
-from retailrocket_async._reply import Reply
+from retailrocket_async._reply import Reply, Verdict
+from retailrocket_async._wire import BATCH_PATH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from retailrocket_async._batch import Batch
+    from retailrocket_async._breaker import Admission, Breaker
     from retailrocket_async._flight import Flight
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
-    from retailrocket_async._limiter import Limiter
+    from retailrocket_async._limiter import Limiter, Permit
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
+
+_RENEWALS: Final = 2
+"""How often one batch is sent again at once for a changed key: a function may return a new wrong one every time."""
+
+_ANYWHERE: Final = frozenset({401, 403, 407})
+"""Refusals that no other path would be spared; an address may be wrong for one event's endpoint alone."""
 
 
 class Sender:
@@ -28,91 +40,214 @@ class Sender:
     Args:
         home: the loop that the client belongs to.
         ledger: counts requests, retries and waits.
+        breaker: asked before the limiter, and told what every request brought.
         limiter: asked once for every attempt.
         retry: when to try again.
         transport: carries the requests.
         at_once: requests on the wire at most.
+        max_age: seconds after which an event is not sent again; None for never.
+        part_over: settles events of a flight that end before the others.
+        blocked: called when a batch was refused for its key, shop or address.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms it brings together
-        self, home: Home, ledger: Ledger, *, limiter: Limiter, retry: RetryPolicy, transport: Transport, at_once: int
+        self,
+        home: Home,
+        ledger: Ledger,
+        *,
+        breaker: Breaker,
+        limiter: Limiter,
+        retry: RetryPolicy,
+        transport: Transport,
+        at_once: int,
+        max_age: float | None,
+        part_over: Callable[[Flight, Batch, Outcome], None],
+        blocked: Callable[[], None],
     ) -> None:
         self._home = home
         self._ledger = ledger
+        self._breaker = breaker
         self._limiter = limiter
         self._retry = retry
         self._transport = transport
         self._wire_slots = asyncio.Semaphore(at_once)
+        self._max_age = max_age
+        self._part_over = part_over
+        self._blocked = blocked
+        self._refused_serial = 0
 
     async def outcome_of(self, flight: Flight) -> Outcome:
-        """Attempt, judge and wait until there is an outcome."""
+        """Attempt, judge and wait until there is an outcome, for all events of the part that is on its way."""
         while True:
-            reply = await self._attempt(flight)
-            now = self._home.now()
+            admission, reply = await self._request(flight)
             if flight.outcome is not None:
                 # It was cut short, and something that it awaited swallowed the cancellation.
                 return flight.outcome
-            if (outcome := flight.judge(reply, now)) is not None:
-                return outcome
-            if reply.retry_after is not None:
-                # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
-                pause = min(reply.retry_after, MAX_PAUSE)
-                reply = attrs.evolve(reply, retry_after=pause)
-                self._pause_until(now + pause)
-            # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
-            attempt, elapsed = max(1, flight.attempts), now - flight.started_at
-            wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
-            if wait is None:
-                return flight.give_up("retries_exhausted", now)
-            await asyncio.sleep(wait)
+            outcome = flight.judge(reply, self._home.now())
+            again = reply.status == 401 and await self._renewed_for(flight, reply)
+            if admission is not None and not again:
+                self._breaker.report(admission, reply, halts=reply.status in _ANYWHERE or flight.path == BATCH_PATH)
+            if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
+                # It waits in the queue for the next turn like all others, and as long as `blocked` lets it.
+                self._blocked()
+                again = True
+            if flight.outcome is not None:
+                return flight.outcome
+            if not again:
+                outcome = outcome or self._doomed(flight, reply) or await self._wait(flight, reply)
+                if outcome is not None:
+                    return outcome
+            if (stale := self._expired(flight)) is not None:
+                return stale
 
-    async def _attempt(self, flight: Flight) -> Reply:
-        """Make one request, as soon as the limiter allows it."""
+    def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
+        """Settle the events that must not be sent again; return their outcome where no others are left."""
+        once = self._retry.once_names
+        if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
+            return None
+        outcome = flight.give_up("at_most_once", self._home.now())
+        # A direct send has one outcome: with one such event in it, it is not sent again.
+        doomed = [position for position, name in enumerate(flight.names) if name in once]
+        return self._without(flight, doomed, outcome)
+
+    def _expired(self, flight: Flight) -> Outcome | None:
+        """Settle the events that are too old by now; return their outcome where no others are left."""
+        if self._max_age is None or flight.batch is None:
+            return None
+        now = self._home.now()
+        expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
+        return self._without(flight, expired, flight.give_up("expired", now)) if expired else None
+
+    def _without(self, flight: Flight, positions: list[int], outcome: Outcome) -> Outcome | None:
+        if flight.batch is None or len(positions) == len(flight.batch):
+            return outcome
+        self._part_over(flight, flight.take_out(positions), outcome)
+        return None
+
+    async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
+        """Wait as the policy says before another attempt; return the outcome where there is to be none."""
+        now = self._home.now()
+        if reply.verdict is Verdict.THROTTLED:
+            self._tell_limiter(self._limiter.throttled, flight.departed_at)
+        if reply.retry_after is not None:
+            # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
+            pause = min(reply.retry_after, MAX_PAUSE)
+            reply = attrs.evolve(reply, retry_after=pause)
+            self._tell_limiter(self._limiter.pause_until, now + pause)
+        # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+        wait = self._retry.wait_before_next(reply, attempt=max(1, flight.tries), elapsed=now - flight.tried_at)
+        if wait is None:
+            return flight.give_up("retries_exhausted", now)
+        if reply.failure == "limiter":
+            await asyncio.sleep(wait)
+        else:
+            await self._breaker.rest(wait)
+        return flight.outcome
+
+    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply]:
+        """Make one request, as soon as breaker and limiter allow it."""
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
             except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
                 self.limiter_failed(error)
-                return Reply(failure="limiter", detail=type(error).__name__, sent=False)
-            if flight.outcome is not None:
-                flight.turn.end()
-                return Reply(failure="closed", sent=False)
-        flight.depart()
-        self._ledger.requested += 1
+                return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
+        turn = flight.turn
         answered = False
         try:
-            reply = await self._transport.post(flight.path, flight.body, on_sent=flight.turn.sent)
+            if turn.admission.probe and self._breaker.status == 401:
+                await self._renewed(self._refused_serial)
+            if flight.outcome is not None:
+                return None, Reply(failure="closed", sent=False)
+            flight.depart(self._home.now())
+            self._ledger.requested += 1
+            self._ledger.splits += flight.divided
+            reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
             answered = reply.status is not None
         finally:
-            flight.turn.end(answered=answered)
+            turn.end(answered=answered)
             flight.turn = None
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1
-        return reply
+        if reply.failure == "key":
+            self._key_failed(reply.detail)
+        return turn.admission, self._as_declared(reply)
+
+    def _as_declared(self, reply: Reply) -> Reply:
+        """Return the reply as the user's policy sees it."""
+        ask = self._retry.is_throttled
+        if ask is None or reply.status is None or 200 <= reply.status <= 299:
+            return reply
+        try:
+            throttled = bool(ask(reply.status, reply.body))
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+            name = type(error).__name__
+            self._ledger.tell_once(("is_throttled",), logging.ERROR, "RetryPolicy.is_throttled raised %s", name)
+            return reply
+        return attrs.evolve(reply, throttled=True) if throttled else reply
+
+    async def _renewed_for(self, flight: Flight, reply: Reply) -> bool:
+        """Whether a flight that was refused for its key goes again at once, as there is another key."""
+        self._refused_serial = reply.serial
+        if flight.renewals >= _RENEWALS or not await self._renewed(reply.serial):
+            return False
+        flight.renewals += 1
+        return True
+
+    async def _renewed(self, serial: int) -> bool:
+        changed, failure = await self._transport.renew_key(serial)
+        if failure is not None:
+            self._key_failed(failure)
+        return changed
 
     async def next_turn(self) -> Turn:
         """Wait for the right to make one request; raises what the limiter raises."""
-        # The place on the wire first: a permit that then waited for one would let requests bunch.
-        await self._wire_slots.acquire()
+        while True:
+            # The place on the wire first: a permit that then waited for one would let requests bunch.
+            await self._wire_slots.acquire()
+            admission: Admission | None = None
+            try:
+                admission = self._breaker.admit()
+                permit = await self._permit() if admission is not None else None
+            except BaseException:
+                self._leave(admission)
+                raise
+            if admission is not None:
+                turn = Turn(admission, permit, functools.partial(self._leave, admission), self.limiter_failed)
+                if self._breaker.still_admits(admission):
+                    return turn
+                # The state has changed while the permit was waited for.
+                turn.end()
+            else:
+                self._leave(None)
+                await self._breaker.wait()
+
+    def _leave(self, admission: Admission | None) -> None:
+        self._wire_slots.release()
+        if admission is not None:
+            self._breaker.over(admission)
+        else:
+            self._breaker.nudge()
+
+    async def _permit(self) -> Permit | None:
         asked_at = self._home.now()
         try:
-            permit = await self._limiter.acquire()
-        except BaseException:
-            self._wire_slots.release()
-            raise
+            return await self._limiter.acquire()
         finally:
             self._ledger.limiter_wait += self._home.now() - asked_at
-        return Turn(permit, self._wire_slots.release, self.limiter_failed)
 
-    def _pause_until(self, deadline: float) -> None:
+    def _tell_limiter(self, tell: Callable[[float], None], moment: float) -> None:
         try:
-            self._limiter.pause_until(deadline)
+            tell(moment)
         except Exception as error:  # noqa: BLE001 - the batch must not pay for it
             self.limiter_failed(error)
 
     def limiter_failed(self, error: Exception) -> None:
         """Tell that a limiter raised."""
         self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
+
+    def _key_failed(self, name: str) -> None:
+        self._ledger.tell_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)
 
     async def aclose(self) -> None:
         """Close the connections; raises nothing, as nothing is left that could fail."""

@@ -14,11 +14,13 @@ import asyncio
 import importlib.util
 import ipaddress
 import logging
+import socket
+import ssl
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
-from urllib.parse import urlencode
 
+import attrs
 import httpx
 
 from retailrocket_async._errors import ConfigurationError
@@ -26,6 +28,8 @@ from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from retailrocket_async._credentials import Credentials
 
 HttpClient: TypeAlias = httpx.AsyncClient
 """A caller's own HTTP client."""
@@ -37,6 +41,9 @@ DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 DEFAULT_TIMEOUT: Final = 10.0
 _ANSWER_BYTES: Final = 64 * 1024
 """How much of an answer's body is read to keep the connection; the API's are empty."""
+
+_ANSWER_START: Final = 4096
+"""How much of it is kept, for `RetryPolicy.is_throttled`."""
 
 _ANSWER_SECONDS: Final = 1.0
 """How long it is read; the status, which decides, is there already."""
@@ -55,59 +62,29 @@ class Transport(Protocol):
         """
         ...
 
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:
+        """Ask for the key again, unless it has changed since the one of `serial` (`Reply.serial`).
+
+        Returns whether it is another one now, and the name of what went wrong, if anything did.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close what the transport opened itself."""
         ...
 
 
-class Credentials:
-    """The shop's key and id, as the query string that every request carries; prints neither key nor query.
-
-    Raises:
-        ConfigurationError: `api_key` or `partner_id` is not a str, is empty, or holds white space or control
-            characters (a key read from a file often ends in a newline).
-    """
-
-    __slots__ = ("_query", "partner_id")
-
-    def __init__(self, api_key: str, partner_id: str) -> None:
-        complaint = _complaint("api_key", api_key) or _complaint("partner_id", partner_id)
-        if complaint:
-            # The frame of an error is kept with it, and some tools print its variables.
-            del api_key, partner_id
-            raise ConfigurationError(complaint)
-        self.partner_id = partner_id
-        self._query = urlencode({"apiKey": api_key, "partnerId": partner_id}).encode("ascii")
-
-    def target(self, path: bytes) -> bytes:
-        """Return the request target: `path` and the query string."""
-        return path + b"?" + self._query
-
-    def __repr__(self) -> str:
-        return f"Credentials(api_key='***', partner_id={getattr(self, 'partner_id', None)!r})"
-
-    def __reduce__(self) -> str:
-        raise TypeError("Credentials cannot be pickled: they would be written out")
-
-
-def _complaint(name: str, value: object) -> str | None:
-    if type(value) is not str or not value:
-        return f"{name} must be a str that is not empty"
-    if any(letter.isspace() or not letter.isprintable() for letter in value):
-        return f"{name} must not hold white space or control characters: strip() it"
-    return None
-
-
 class _KeyedURL(httpx.URL):
-    """A URL that has the credentials where the connection reads it, and nowhere else."""
+    """A URL that has the credentials, as they are now, where the connection reads it, and nowhere else."""
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         super().__init__(url)
-        self._credentials = credentials
+        self._target = credentials.target(super().raw_path)
+        self.serial = credentials.serial
 
     @property
     def raw_path(self) -> bytes:
-        return self._credentials.target(super().raw_path)
+        return self._target
 
 
 class _Body(httpx.AsyncByteStream):
@@ -168,32 +145,42 @@ class HttpxTransport:
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
         """Send `body` to `path` and return what came back; raises nothing but cancellation."""
+        if (failure := await self._credentials.ready()) is not None:
+            return Reply(failure="key", detail=failure, sent=False)
         stream = _Body(body, on_sent)
         reply: Reply | None = None
+        serial = self._credentials.serial
         try:
             async with asyncio.timeout(self._total):
                 client = self._client or await self._open()
                 request = self._request(client, path, stream)
+                serial = self._credentials.serial
                 response = await client.send(request, stream=True, auth=None, follow_redirects=False)
-                reply = _read(response)
+                reply = _read(response, serial)
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    await _drain(response)
+                    reply = attrs.evolve(reply, body=await _drain(response))
         except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here
             # With a status in hand the rest of the answer does not matter: decisions read the status alone.
             if reply is None:
                 closed = self._client is not None and self._client.is_closed
-                reply = Reply(failure=_kind(error, closed=closed), detail=type(error).__name__, sent=stream.taken)
+                kind, detail = _kind(error, closed=closed), type(error).__name__
+                reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
         return reply
+
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:
+        """Ask for the key again, unless it has changed since the one of `serial`; see `Transport`."""
+        return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
         """Close our own client, if there is one; the caller's stays open."""
+        self._credentials.close()
         if self._own and self._client is not None:
             client, self._client, self._opening = self._client, None, None
             await client.aclose()
 
     def _request(self, client: HttpClient, path: str, stream: _Body) -> httpx.Request:
         url = self._urls.get(path)
-        if url is None:
+        if url is None or url.serial != self._credentials.serial:
             url = self._urls[path] = _KeyedURL(self._base_url + path, self._credentials)
         headers = httpx.Headers(client.headers)
         headers["Host"] = url.netloc.decode("ascii")
@@ -272,10 +259,10 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
     return timeout, httpx.Timeout(timeout).as_dict()
 
 
-def _read(response: httpx.Response) -> Reply:
+def _read(response: httpx.Response, serial: int) -> Reply:
     now = parse_http_date(response.headers.get("Date")) or datetime.now(UTC)
     retry_after = parse_retry_after(response.headers.get("Retry-After"), now=now)
-    return Reply(status=response.status_code, retry_after=retry_after)
+    return Reply(status=response.status_code, retry_after=retry_after, serial=serial)
 
 
 async def _forget_target(response: httpx.Response) -> None:
@@ -283,21 +270,25 @@ async def _forget_target(response: httpx.Response) -> None:
     response.headers.pop("Location", None)
 
 
-async def _drain(response: httpx.Response) -> None:
-    """Read the rest of the answer, so that its connection can be used again, but not without end."""
+async def _drain(response: httpx.Response) -> bytes:
+    """Read the rest of the answer, so that its connection can be used again, but not without end; return its start."""
     try:
-        size = 0
+        start, size = b"", 0
         async for chunk in response.aiter_raw():
             size += len(chunk)
+            start += chunk[: _ANSWER_START - len(start)]
             if size > _ANSWER_BYTES:
                 break
+        return start
     finally:
         await response.aclose()
 
 
 def _kind(error: Exception, *, closed: bool) -> FailureKind:
     match error:
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
+        case httpx.ConnectError():
+            return _connect_kind(error)
+        case httpx.ConnectTimeout() | httpx.ProxyError():
             return "connect"
         case httpx.PoolTimeout():
             return "pool"
@@ -307,6 +298,18 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:
             return "closed"
         case _:
             return "broken"
+
+
+def _connect_kind(error: BaseException) -> FailureKind:
+    """Return which step of connecting failed; httpx has one class for all, and the first cause tells."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, socket.gaierror):
+            return "name"
+        if isinstance(seen, ssl.SSLError):
+            return "tls"
+        seen = seen.__cause__ or seen.__context__
+    return "connect"
 
 
 class _NoTargets(logging.Filter):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._limiter import Limiter
     from retailrocket_async._outcome import Delivered, Receipt
-    from retailrocket_async._report import CloseReport, Stats, UndeliveredEvent
+    from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
 
 T = TypeVar("T")
 
@@ -155,6 +155,8 @@ class ScriptedTransport:
         self.recorded: list[tuple[str, int]] = []
         self.in_flight = self.worst_in_flight = self.cancelled = self.closed = 0
         self.checks: list[Callable[[], None]] = []
+        self.renewals: list[tuple[bool, str | None]] = []
+        self.renewed = 0
 
     @property
     def times(self) -> list[float]:
@@ -210,6 +212,12 @@ class ScriptedTransport:
         if isinstance(step.reply, BaseException):
             raise step.reply
         return step.reply
+
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:
+        """Answer what `renewals` says, one for each call, and then that the key is the same."""
+        self.renewed += 1
+        await asyncio.sleep(0)
+        return self.renewals.pop(0) if self.renewals else (False, None)
 
     async def aclose(self) -> None:
         """Close."""
@@ -314,6 +322,7 @@ class RecordingLimiter:
         self.open = 0
         self.permits: list[RecordedPermit] = []
         self.pauses: list[float] = []
+        self.throttlings: list[float] = []
 
     async def acquire(self) -> RecordedPermit:
         """Grant, or wait, or raise."""
@@ -358,6 +367,22 @@ class RecordingLimiter:
         if self._broken_pause is not None:
             raise self._broken_pause
 
+    def throttled(self, sent_at: float) -> None:
+        """Note when the refused request was sent, and slow nobody down."""
+        self.throttlings.append(sent_at)
+
+
+# --- hooks ---
+
+
+def into(told: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
+    """Return a hook that writes down, in the loop, what it is told."""
+
+    async def hook(events: Sequence[T]) -> None:
+        told.extend(events)
+
+    return hook
+
 
 # --- the engine and the client ---
 
@@ -377,7 +402,9 @@ class Engine:
         batching: Batching = Batching(),  # noqa: B008 - frozen
         buffer: Buffer = Buffer(),  # noqa: B008 - frozen
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        renewable: bool = False,
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+        on_state_change: Callable[[StateChange], object] | None = None,
     ) -> None:
         self.transport = transport
         self.batching = batching
@@ -387,7 +414,9 @@ class Engine:
             retry=retry,
             limiter=limiter if limiter is not None else LocalLimiter(None),
             transport=transport,
+            renewable=renewable,
             on_outcome=on_outcome,
+            on_state_change=on_state_change,
         )
         self._bounds = buffer
         self.stats = self.dispatcher.stats
@@ -427,11 +456,12 @@ class Engine:
     async def send(self, number: int) -> Delivered:
         """Send the event of that number directly."""
         what = event(number)
-        return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), 1)
+        return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), [what.event_name])
 
     async def send_batch(self, numbers: Sequence[int]) -> Delivered:
         """Send these events directly, in one request."""
-        return await self.dispatcher.send(BATCH_PATH, join(CODEC.encode(event(n)) for n in numbers), len(numbers))
+        events = [event(number) for number in numbers]
+        return await self.dispatcher.send(BATCH_PATH, join(map(CODEC.encode, events)), [e.event_name for e in events])
 
 
 def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingClient:

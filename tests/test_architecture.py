@@ -15,13 +15,14 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 
 # A room imports from lower floors only.
 FLOORS = [
-    {"_errors"},
-    {"_rules", "_reply"},
+    {"_errors", "_cap"},
+    {"_rules", "_reply", "_credentials"},
     {"_events", "_outcome"},
-    {"_wire", "_retry"},
-    {"_report", "_limiter", "_buffer", "_home"},
-    {"_flight", "_ledger", "_transport"},
-    {"_intake", "_sender"},
+    {"_wire", "_retry", "_batch"},
+    {"_report", "_limiter", "_overflow", "_bisection", "_home"},
+    {"_buffer", "_breaker", "_hooks", "_transport"},
+    {"_flight", "_ledger"},
+    {"_intake", "_sender", "_deadlines", "_closing"},
     {"_dispatcher"},
     {"_verbs"},
     {"_client"},

@@ -550,12 +550,13 @@ def test_close_cancelled_while_connections_close() -> None:
             await asyncio.sleep(0.4)
             closed.set()
 
-        engine, _ = await parked_engine(slowly)
-        close = asyncio.create_task(engine.aclose(0))
-        await asyncio.sleep(0.2)
+        engine = Engine(ScriptedTransport(close=slowly))
+        await engine.track(1)
+        close = asyncio.create_task(engine.aclose(10.0))
+        await asyncio.sleep(0.3)
         assert engine.transport.closed == 1
         await cancel(close)
-        assert (await engine.aclose()).stats.tracked == 3
+        assert (await engine.aclose()).stats.delivered == 1
         await asyncio.wait_for(closed.wait(), 1.0)
         await turns()
         assert tasks() == set()

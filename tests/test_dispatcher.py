@@ -56,6 +56,7 @@ from tests.fakes import (
     ScriptedTransport,
     Step,
     event,
+    into,
     make_client,
     now,
     run,
@@ -390,7 +391,7 @@ def outcome_of(*script: Step | int) -> Outcome:
     """Return the outcome of an event whose requests end so."""
 
     async def test() -> Outcome:
-        engine = Engine(ScriptedTransport(*script, then=NEVER))
+        engine = Engine(ScriptedTransport(*script, then=NEVER), retry=RetryPolicy(max_halt=0.0))
         return await (await engine.track(1))
 
     return run(test())
@@ -868,14 +869,16 @@ def test_close_is_a_deadline(where: str, timeout: float) -> None:
         transport, options = STUCK[where]()
         told: list[UndeliveredEvent] = []
         options["batching"] = Batching(max_events=2, max_in_flight=2)
-        engine = Engine(transport, buffer=Buffer(max_events=50), on_outcome=told.extend, **options)
+        engine = Engine(transport, buffer=Buffer(max_events=50), on_outcome=into(told), **options)
         receipts = await engine.track_all(range(9))
         sends = [asyncio.create_task(engine.send(number)) for number in (100, 101)]
         await asyncio.sleep(1.0)
         begin = now()
         report = await engine.aclose(timeout)
-        assert now() - begin == near(timeout)
-        assert report.elapsed == near(timeout)
+        # The hook, which is quick, has a part of the time for its own.
+        assert 0.9 * timeout <= now() - begin <= timeout + ROUNDING
+        assert report.elapsed <= timeout + ROUNDING
+        await turns(5)
         stats = report.stats
         assert (stats.pending, stats.in_flight, stats.delivered) == (0, 0, 0)
         assert stats.tracked == 11 == stats.abandoned + stats.dropped
@@ -1150,37 +1153,41 @@ def test_hook_gets_every_undelivered_event_once() -> None:
         told: list[list[int]] = []
         kinds: list[type] = []
 
-        def hook(events: Sequence[UndeliveredEvent]) -> None:
+        async def hook(events: Sequence[UndeliveredEvent]) -> None:
             told.append([kept.event.product_id for kept in events])  # type: ignore[attr-defined]
-            kinds.extend({type(kept.outcome) for kept in events})
+            kinds.extend(type(kept.outcome) for kept in events)
             engine.check()
 
-        transport = ScriptedTransport(200, 400, 501, then=NEVER)
+        transport = ScriptedTransport(200, 400, 400, 400, 501, then=NEVER)
         engine = Engine(transport, batching=Batching(max_events=2, max_in_flight=1), on_outcome=hook)
         await engine.track_all(range(12))
         await asyncio.sleep(1.0)
         report = await engine.aclose(1.0)
-        assert kinds == [Rejected, Abandoned, Abandoned, Dropped, Dropped]
+        assert kinds == [Rejected] * 2 + [Abandoned] * 4 + [Dropped] * 4
         # The books add up whenever it is called.
         assert report.stats.hook_errors == 0
         return told, len(report.undelivered)
 
-    assert run(test()) == ([[2, 3], [4, 5], [6, 7], [8, 9], [10, 11]], 6)
+    # What comes while the hook runs, or in one go, is told of in one call.
+    assert run(test()) == ([[2], [3], [4, 5], [6, 7, 8, 9, 10, 11]], 6)
 
 
 def test_raising_hook_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A hook that always raises is counted and logged once; every event still has its outcome."""
 
-    def hook(_: Sequence[UndeliveredEvent]) -> None:
+    async def hook(_: Sequence[UndeliveredEvent]) -> None:
         raise ZeroDivisionError
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(400, 400, OK, then=NEVER), batching=ONE_EACH, on_outcome=hook)
-        receipts = await engine.track_all(range(4))
+        receipts = []
+        for number in range(4):
+            receipts.append(await engine.track(number))
+            await asyncio.sleep(1.0)
         report = await engine.aclose(1.0)
         assert [type(receipt.outcome) for receipt in receipts] == [Rejected, Rejected, Delivered, Abandoned]
-        assert report.stats.hook_errors == 3
-        assert len(report.undelivered) == 3
+        assert engine.stats().hook_errors == 3
+        assert len(report.undelivered) == 1
 
     run(test())
 
@@ -1191,14 +1198,15 @@ def test_hook_may_use_the_client() -> None:
     """A hook may track again what was refused, and look at the counters."""
 
     async def test() -> None:
-        def hook(events: Sequence[UndeliveredEvent]) -> None:
+        async def hook(events: Sequence[UndeliveredEvent]) -> None:
             for kept in events:
                 engine.track_nowait(kept.event.product_id + 100)  # type: ignore[attr-defined]
 
-        engine = Engine(ScriptedTransport(400), batching=Batching(linger=0.0), on_outcome=hook)
+        transport = ScriptedTransport(then=lambda request: 400 if min(request.numbers) < 100 else 200)
+        engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=hook)
         await engine.track_all(range(3))
         await asyncio.sleep(1.0)
-        assert engine.transport.recorded_numbers == [100, 101, 102]
+        assert sorted(transport.recorded_numbers) == [100, 101, 102]
 
     run(test())
 
@@ -1678,7 +1686,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
             batching=batching,
             buffer=Buffer(max_events=size),
             retry=RetryPolicy(max_attempts=attempts),
-            on_outcome=told.extend,
+            on_outcome=into(told),
         )
         receipts: dict[int, Receipt] = {}
         outcomes: dict[int, Outcome] = {}

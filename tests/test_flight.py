@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailrocket_async._breaker import Admission
 from retailrocket_async._flight import Flight, Turn
 from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
-from retailrocket_async._reply import Reply, Verdict
+from retailrocket_async._reply import FailureKind, Reply, Verdict
 
 NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
 NO_ANSWER = Reply(failure="timeout", detail="ReadTimeout")
+ADMITTED = Admission(0, probe=False)
 CLOSED = Reply(failure="closed", detail="RuntimeError", sent=False)
 
 
@@ -22,7 +26,7 @@ def reply(status: int) -> Reply:
 
 def flight() -> Flight:
     """Return a flight that began at 10."""
-    return Flight("visitorEvents", b"[]", 3, started_at=10.0, opened_in=[0])
+    return Flight("visitorEvents", b"[]", ["view"] * 3, started_at=10.0, opened_in=[0])
 
 
 def fly(*replies: Reply) -> Outcome | None:
@@ -31,7 +35,7 @@ def fly(*replies: Reply) -> Outcome | None:
     outcome = None
     for index, brought in enumerate(replies):
         assert outcome is None
-        it.depart()
+        it.depart(10.0)
         outcome = it.judge(brought, 11.0 + index)
     return outcome
 
@@ -80,20 +84,20 @@ def test_history(replies: list[Reply], outcome: Outcome | None) -> None:
 
 REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
     Reply,
-    failure=st.sampled_from(["connect", "pool", "limiter", "timeout", "broken", "closed"]),
+    failure=st.sampled_from(get_args(FailureKind)),
     detail=st.just("Error"),
     sent=st.booleans(),
 )
 
 
-@given(st.lists(REPLIES.filter(lambda reply: reply.verdict is Verdict.TRANSIENT), max_size=5), REPLIES)
+@given(st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES)
 def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
     """Whatever the history, an outcome claims nothing that the replies do not show."""
     it = flight()
     for brought in transient:
-        it.depart()
+        it.depart(10.0)
         assert it.judge(brought, 11.0) is None
-    it.depart()
+    it.depart(10.0)
     outcome = it.judge(last, 12.0) or it.give_up("retries_exhausted", 12.0)
     ambiguous = any(brought.maybe_recorded for brought in transient)
 
@@ -110,9 +114,9 @@ def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
 def test_cut_off_in_the_air() -> None:
     """A request that is cut off without an answer may have arrived, and tells nothing of an earlier one's answer."""
     it = flight()
-    it.depart()
+    it.depart(10.0)
     it.judge(reply(429), 11.0)
-    it.depart()
+    it.depart(10.0)
 
     assert it.give_up("closed", 12.0) == Abandoned(
         reason="closed", maybe_recorded=True, status=None, failure="unanswered", attempts=2, elapsed=2.0
@@ -122,7 +126,7 @@ def test_cut_off_in_the_air() -> None:
 def test_cut_off_between_attempts() -> None:
     """Between two attempts the last answer is what is known."""
     it = flight()
-    it.depart()
+    it.depart(10.0)
     it.judge(reply(429), 11.0)
 
     assert it.give_up("closed", 12.0) == Abandoned(
@@ -162,7 +166,7 @@ class Permit:
 def turn(permit: Permit | None) -> tuple[Turn, list[str]]:
     """Return a turn, and the list of what it tells the dispatcher."""
     told: list[str] = []
-    return Turn(permit, lambda: told.append("left"), lambda error: told.append(type(error).__name__)), told
+    return Turn(ADMITTED, permit, lambda: told.append("left"), lambda error: told.append(type(error).__name__)), told
 
 
 @pytest.mark.parametrize("answered", [False, True])

@@ -18,8 +18,10 @@ from tests.strategies import PROPERTY
 TABLE: list[tuple[set[int], Verdict, bool]] = [
     (set(range(100, 200)), Verdict.UNCLEAR, True),
     (set(range(200, 300)), Verdict.ACCEPTED, True),
-    (set(range(300, 500)) - {408, 425, 429}, Verdict.REFUSED, False),
-    ({408, 425, 429}, Verdict.TRANSIENT, False),
+    ({401, 403, 404, 405, 407} | set(range(300, 400)), Verdict.BLOCKED, False),
+    (set(range(400, 500)) - {401, 403, 404, 405, 407, 408, 425, 429}, Verdict.REFUSED, False),
+    ({429}, Verdict.THROTTLED, False),
+    ({408, 425}, Verdict.TRANSIENT, False),
     ({500, 502, 503, 504}, Verdict.TRANSIENT, True),
     (set(range(500, 600)) - {500, 502, 503, 504}, Verdict.UNCLEAR, True),
 ]
@@ -34,15 +36,20 @@ def test_status(others: dict[str, Any]) -> None:
     assert {status: (reply.verdict, reply.maybe_recorded) for status, reply in replies.items()} == STATUSES
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, *range(300, 309)])
-def test_never_retried(status: int) -> None:
-    """A malformed request, a wrong key, a closed door, a wrong address and a redirect are never tried again."""
-    assert Reply(status=status).verdict is Verdict.REFUSED
+@pytest.mark.parametrize("status", [400, 403, 429, 500, 503, 599])
+def test_declared_as_throttling(status: int) -> None:
+    """What the user's policy takes for a 429 is one: not recorded, and to be sent again."""
+    reply = Reply(status=status, throttled=True)
+
+    assert (reply.verdict, reply.maybe_recorded) == (Verdict.THROTTLED, False)
 
 
 FAILURES: list[tuple[FailureKind, Verdict, bool]] = [
+    ("name", Verdict.TRANSIENT, False),
     ("connect", Verdict.TRANSIENT, False),
+    ("tls", Verdict.TRANSIENT, False),
     ("pool", Verdict.TRANSIENT, False),
+    ("key", Verdict.TRANSIENT, False),
     ("limiter", Verdict.TRANSIENT, False),
     ("timeout", Verdict.TRANSIENT, True),
     ("broken", Verdict.TRANSIENT, True),

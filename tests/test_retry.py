@@ -19,47 +19,6 @@ if TYPE_CHECKING:
 
 # --- the table ---
 
-TABLE: list[tuple[Iterable[int], Verdict, bool]] = [
-    (range(100, 200), Verdict.UNCLEAR, True),
-    (range(200, 300), Verdict.ACCEPTED, True),
-    (range(300, 400), Verdict.REFUSED, False),
-    (set(range(400, 500)) - {408, 425, 429}, Verdict.REFUSED, False),
-    ([408, 425, 429], Verdict.TRANSIENT, False),
-    ([500, 502, 503, 504], Verdict.TRANSIENT, True),
-    (set(range(500, 1000)) - {500, 502, 503, 504}, Verdict.UNCLEAR, True),
-]
-
-
-@pytest.mark.parametrize(("statuses", "verdict", "maybe_recorded"), TABLE)
-def test_status(statuses: Iterable[int], verdict: Verdict, maybe_recorded: bool) -> None:  # noqa: FBT001
-    """Every status means what the table says."""
-    for status in statuses:
-        reply = Reply(status=status)
-        assert (status, verdict, maybe_recorded) == (status, reply.verdict, reply.maybe_recorded)
-
-
-def test_table_is_complete() -> None:
-    """No status is left out of these tests, and none is in two rows."""
-    assert list(range(100, 1000)) == sorted(itertools.chain.from_iterable(row[0] for row in TABLE))
-
-
-@pytest.mark.parametrize("sent", [False, True])
-@pytest.mark.parametrize(
-    ("failure", "verdict", "maybe_recorded_if_sent"),
-    [
-        ("connect", Verdict.TRANSIENT, False),
-        ("pool", Verdict.TRANSIENT, False),
-        ("timeout", Verdict.TRANSIENT, True),
-        ("broken", Verdict.TRANSIENT, True),
-        ("closed", Verdict.UNCLEAR, True),
-    ],
-)
-def test_no_answer(failure: FailureKind, verdict: Verdict, maybe_recorded_if_sent: bool, sent: bool) -> None:  # noqa: FBT001
-    """Without an answer the request may be recorded only where its body was on its way."""
-    reply = Reply(failure=failure, detail="ReadError", sent=sent)
-
-    assert (verdict, sent and maybe_recorded_if_sent) == (reply.verdict, reply.maybe_recorded)
-
 
 # --- whether there is another attempt ---
 

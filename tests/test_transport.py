@@ -12,7 +12,8 @@ import pytest
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._reply import Reply, Verdict
-from retailrocket_async._transport import Credentials, HttpxTransport, checked_base_url
+from retailrocket_async._credentials import Credentials
+from retailrocket_async._transport import HttpxTransport, checked_base_url
 from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ async def test_a_callers_client_neither_redirects_nor_authenticates_for_us() -> 
         transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
         reply = await transport.post("view", BODY, on_sent=lambda: None)
 
-        assert (reply.status, reply.verdict, other.arrived) == (307, Verdict.REFUSED, [])
+        assert (reply.status, reply.verdict, other.arrived) == (307, Verdict.BLOCKED, [])
         assert "authorization" not in server.arrived[0].headers
 
 
@@ -433,7 +434,7 @@ async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
         server.always(answer(301, "Location: http://[::bad/"))
         reply = await _post(server)
 
-    assert (301, Verdict.REFUSED) == (reply.status, reply.verdict)
+    assert (301, Verdict.BLOCKED) == (reply.status, reply.verdict)
 
 
 async def test_cookies_are_not_kept() -> None:

@@ -1,0 +1,128 @@
+"""The user's hooks for what happened, called one after the other and never in the way of the delivery.
+
+A plain function runs in a thread of its own, so that one which writes a file or blocks otherwise costs the event loop
+nothing; a coroutine function runs in the loop. What they raise is counted and logged once. What they are told waits in
+a queue, which is bounded: a hook that is slower than the failures misses some, and that is counted, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async._home import Home
+    from retailrocket_async._report import StateChange, UndeliveredEvent
+
+_AT_ONCE: Final = 1000
+"""Events that one call is given at most."""
+
+OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
+StateHook: TypeAlias = "Callable[[StateChange], object]"
+
+
+class Hooks:
+    """Calls `on_outcome` and `on_state_change`; see the module's text.
+
+    Args:
+        home: the loop that the client belongs to.
+        on_outcome: told of undelivered events; None for nobody.
+        on_state_change: told of changes of `Stats.state`; None for nobody.
+        most: events that may wait to be told of.
+        failed: told the name of a hook, and what it raised.
+
+    Attributes:
+        missed: undelivered events that were not told of.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        on_outcome: OutcomeHook | None,
+        on_state_change: StateHook | None,
+        *,
+        most: int,
+        failed: Callable[[str, BaseException], None],
+    ) -> None:
+        self._home = home
+        self._on_outcome = on_outcome
+        self._on_state_change = on_state_change
+        self._most = most
+        self._failed = failed
+        # Each item is a state change, or undelivered events: those that come in a row are told of together.
+        self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
+        self._queued = 0
+        self._task: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self.missed = 0
+
+    @property
+    def wants_outcomes(self) -> bool:
+        """Whether somebody wants to be told of undelivered events."""
+        return self._on_outcome is not None
+
+    def tell_outcomes(self, events: list[UndeliveredEvent]) -> None:
+        """Have undelivered events told of."""
+        room = self._most - self._queued
+        self.missed += max(0, len(events) - room)
+        events = events[:room]
+        if not events:
+            return
+        self._queued += len(events)
+        last = self._queue[-1] if self._queue else None
+        if isinstance(last, list) and len(last) + len(events) <= _AT_ONCE:
+            last += events
+        else:
+            self._queue.append(events)
+        self._start()
+
+    def tell_state(self, change: StateChange) -> None:
+        """Have a change of state told of."""
+        if self._on_state_change is not None:
+            self._queue.append(change)
+            self._start()
+
+    async def drained(self) -> None:
+        """Return when everything was told."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    def close(self) -> None:
+        """Let the thread end when it has called what it was given."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    def _start(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = self._home.enter().create_task(self._run())
+
+    async def _run(self) -> None:
+        # Under an eager task factory this runs inside the call that tells, which must not wait for a hook's first part.
+        await asyncio.sleep(0)
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, list):
+                self._queued -= len(item)
+                await self._call("on_outcome", self._on_outcome, item)
+            else:
+                await self._call("on_state_change", self._on_state_change, item)
+
+    async def _call(self, name: str, hook: Callable[..., object] | None, argument: object) -> None:
+        if hook is None:
+            return
+        try:
+            if inspect.iscoroutinefunction(hook):
+                await hook(argument)
+                return
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="retailrocket-hooks")
+            answer = await self._home.enter().run_in_executor(self._thread, hook, argument)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as error:  # noqa: BLE001 - a user's hook must not stop the delivery
+            self._failed(name, error)
