@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Sequence
     from types import FrameType
 
-    from retailrocket_async import AsyncTrackingClient, UndeliveredEvent
+    from retailrocket_async import AsyncTrackingClient, StateChange, UndeliveredEvent
     from retailrocket_async.cli._lines import Lines
     from retailrocket_async.cli._reading import Source
     from retailrocket_async.cli._rejects import Rejects
@@ -114,9 +114,9 @@ class Delivery:
         once. Either way every event that was read has its outcome in the end.
 
         Args:
-            client_of: makes the client from the keyword `on_outcome`.
+            client_of: makes the client from the keywords `on_outcome` and `on_state_change`.
         """
-        client = self._client = client_of(on_outcome=self._on_outcome)
+        client = self._client = client_of(on_outcome=self._on_outcome, on_state_change=self._on_state_change)
         begun = time.monotonic()
         feeding = asyncio.create_task(self._feed())
         drawing = asyncio.create_task(self._draw(begun))
@@ -131,6 +131,10 @@ class Delivery:
         drawing.cancel()
         await asyncio.wait({feeding, closing, drawing})
         feeding.result()
+        stats = report.stats
+        # A close that is cut short does not wait for the hook, and the file of rejects has to be complete.
+        while self.result.reasons.total() < stats.rejected + stats.abandoned + stats.dropped:
+            await asyncio.sleep(0)
         self.result.stats = report.stats
         self.result.elapsed = time.monotonic() - begun
         return self.result
@@ -163,15 +167,23 @@ class Delivery:
             # Closed while the event of this line waited for room: it was read, and is not taken over.
             result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
 
-    def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
-        """Take events that were not delivered; the client calls it with those of one request."""
-        outcome = undelivered[0].outcome
-        self.result.reasons[explain(outcome)] += len(undelivered)
-        self.result.maybe_recorded += len(undelivered) * outcome.maybe_recorded
+    async def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
+        """Take events that were not delivered, for whatever reasons."""
+        for event in undelivered:
+            self.result.reasons[explain(event.outcome)] += 1
+            self.result.maybe_recorded += event.outcome.maybe_recorded
         self._rejects.add_undelivered(event.envelope for event in undelivered)
+        if any(is_hopeless(event.outcome) for event in undelivered):
+            self._give_up()
+
+    async def _on_state_change(self, change: StateChange) -> None:
+        if change.state == "halted":
+            self._give_up()
+
+    def _give_up(self) -> None:
         # With nothing delivered yet, nothing is lost by asking for a repair before a million events are refused.
         # Later on the rest is tried all the same, so that the rejects are complete.
-        if is_hopeless(outcome) and not self._client.stats().delivered and not self._stop.is_set():
+        if not self._client.stats().delivered and not self._stop.is_set():
             self.result.hopeless = True
             self._stop.set()
 
