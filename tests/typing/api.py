@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import assert_never, assert_type
+from pathlib import Path
+from typing import Literal, assert_never, assert_type
 
 import httpx
 
 from retailrocket_async import (
+    DEFAULT_RANKING,
     EVENT_TYPES,
     Abandoned,
     AbandonedError,
@@ -48,6 +50,7 @@ from retailrocket_async import (
     RetryPolicy,
     Search,
     SetContact,
+    StateChange,
     Stats,
     UndeliveredEvent,
     View,
@@ -110,6 +113,9 @@ def wrong(view: View) -> None:
     View(session_external_id="s", product_id="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     AsyncTrackingClient("key", "shop", batching=Buffer())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Buffer(overflow="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RetryPolicy(at_most_once=(int,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AsyncTrackingClient(lambda: 1, "shop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 class FreeLimiter:
@@ -121,6 +127,9 @@ class FreeLimiter:
 
     def pause_until(self, deadline: float) -> None:
         """Ignore the server."""
+
+    def throttled(self, sent_at: float) -> None:
+        """Ignore that, too."""
 
 
 class CountingPermit:
@@ -145,6 +154,53 @@ def tell(events: Sequence[UndeliveredEvent]) -> None:
         assert_type(undelivered.envelope, bytes)
         assert_type(undelivered.event_name, str)
         assert_type(undelivered.outcome, Rejected | Abandoned | Dropped)
+        assert_type(undelivered.error, DeliveryError)
+
+
+async def tell_later(events: Sequence[UndeliveredEvent]) -> None:
+    """Take what was not delivered, in the event loop."""
+    tell(events)
+
+
+def alarm(change: StateChange) -> None:
+    """Take a change of state."""
+    assert_type(change.state, Literal["sending", "down", "halted"])
+    assert_type(change.previous, Literal["sending", "down", "halted"])
+    assert_type(change.status, int | None)
+    assert_type(change.failure, str | None)
+    assert_type(change.advice, str)
+    assert_type(change.lasted, float)
+
+
+async def alarm_later(change: StateChange) -> None:
+    """Take a change of state, in the event loop."""
+    alarm(change)
+
+
+def strip(event: Event) -> Event | None:
+    """Drop searches, and personal data of contacts."""
+    match event:
+        case Search():
+            return None
+        case SetContact(contact_external_id=contact):
+            return SetContact(session_external_id=event.session_external_id, contact_external_id=contact)
+        case _:
+            return event
+
+
+def read_key() -> str:
+    """Return the key; called in a thread."""
+    return "key"
+
+
+async def fetch_key() -> str:
+    """Return the key; awaited in the event loop."""
+    return "key"
+
+
+def is_slow_down(status: int, body: bytes) -> bool:
+    """Whether an answer means the same as a 429."""
+    return status == 403 and b"slow down" in body
 
 
 def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
@@ -159,17 +215,50 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
         batching=Batching(
             max_events=500, max_bytes=65536, linger=0.1, max_in_flight=8, by_session=False, ordered=False
         ),
-        buffer=Buffer(max_events=1000, max_bytes=1 << 20),
-        retry=RetryPolicy(max_attempts=3, max_elapsed=60, initial_backoff=0.5, max_backoff=5.0),
+        buffer=Buffer(
+            max_events=1000,
+            max_bytes=1 << 20,
+            overflow="shed",
+            ranking={**DEFAULT_RANKING, "search": 2},
+            max_age=60,
+        ),
+        retry=RetryPolicy(
+            max_attempts=3,
+            max_elapsed=60,
+            initial_backoff=0.5,
+            max_backoff=5.0,
+            at_most_once=(Order, "newEvent"),
+            max_halt=30.0,
+            is_throttled=is_slow_down,
+        ),
         timeout=httpx.Timeout(5.0),
         timestamp_precision="milliseconds",
+        before_send=strip,
         on_outcome=tell,
+        on_state_change=alarm,
         allow_insecure_http=False,
     )
     limited = AsyncTrackingClient("key", "shop", rate_limit=None, limiter=FreeLimiter(), timeout=3)
+    renewed = AsyncTrackingClient(read_key, "shop", on_outcome=tell_later, on_state_change=alarm_later)
+    fetched = AsyncTrackingClient(fetch_key, "shop", before_send=lambda event: event, on_outcome=print)
     from_env = AsyncTrackingClient.from_env(on_outcome=tell)
     assert_type(from_env, AsyncTrackingClient)
-    return [full, limited, from_env]
+    return [full, limited, renewed, fetched, from_env]
+
+
+def policies() -> list[Buffer | RetryPolicy]:
+    """Every value of a policy that is one of several."""
+    assert_type(DEFAULT_RANKING, Mapping[str, int])
+    return [
+        Buffer(overflow="wait", max_age=None),
+        Buffer(overflow="raise"),
+        Buffer(overflow="drop_newest"),
+        Buffer(overflow="drop_oldest", max_age=0.5),
+        Buffer(overflow="shed", ranking={"view": 0}),
+        RetryPolicy(at_most_once=[Order]),
+        RetryPolicy(at_most_once={"order", AddToBasket}),
+        RetryPolicy(is_throttled=lambda status, body: status == 503 and not body),
+    ]
 
 
 def told(outcome: Outcome) -> str:
@@ -179,14 +268,18 @@ def told(outcome: Outcome) -> str:
             assert_type(status, int)
             assert_type(twice, bool)
             return "delivered"
-        case Rejected(status=status):
+        case Rejected(status=status, isolated=isolated):
             assert_type(status, int)
+            assert_type(isolated, bool)
             return "rejected"
+        case Abandoned(reason="at_most_once"):
+            return "perhaps recorded, and not sent again"
         case Abandoned(maybe_recorded=recorded, failure=failure):
             assert_type(recorded, bool)
             assert_type(failure, str | None)
             return "abandoned"
-        case Dropped():
+        case Dropped(reason=reason):
+            assert_type(reason, Literal["closed", "overflow", "expired", "before_send"])
             return "dropped"
         case _:
             assert_never(outcome)
@@ -221,10 +314,18 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     stats = client.stats()
     assert_type(stats, Stats)
     assert_type(stats.requests_by_status, Mapping[int | str, int])
+    assert_type(stats.state, Literal["sending", "down", "halted"])
+    assert_type(stats.dropped_by, Mapping[str, Mapping[str, int]])
+    assert_type(stats.splits, int)
+    assert_type(stats.hook_errors, int)
+    assert_type(stats.hook_missed, int)
     report = await client.aclose(timeout=None)
     assert_type(report, CloseReport)
     assert_type(report.undelivered, tuple[UndeliveredEvent, ...])
     assert_type(report.clean, bool)
+    assert_type(report.error, DeliveryError | None)
+    assert_type(report.save_undelivered("undelivered.jsonl"), int)
+    assert_type(report.save_undelivered(Path("undelivered.jsonl")), int)
     return report
 
 
