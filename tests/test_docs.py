@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import retailrocket_async
+from retailrocket_async import Abandoned, Receipt, RetryPolicy
+from retailrocket_async._batch import Batch
+from retailrocket_async._breaker import Breaker
+from retailrocket_async._flight import Flight
 from retailrocket_async._reply import FailureKind, Reply, Verdict
+from retailrocket_async._wire import BATCH_PATH
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
 
 if TYPE_CHECKING:
@@ -150,30 +155,98 @@ def test_commands_exist(command: str, options: frozenset[str]) -> None:
     assert {option for option in options if option not in told.stdout} == set()
 
 
-def ends() -> Iterator[tuple[str, str, str]]:
-    """Read the contract's table of every way a request can end: a status or failure, recorded, retried."""
-    text = (ROOT / "docs/delivery-contract.md").read_text("utf-8")
+class End(NamedTuple):
+    """A row of the table of every way a request can end, for one status or failure."""
+
+    reply: Reply
+    recorded: str
+    sent_again: str
+    state: str
+    once: str
+    outcome: str
+
+    def __str__(self) -> str:
+        return str(self.reply.failure or self.reply.status)
+
+
+def ends() -> Iterator[End]:
+    """Read the table."""
+    text = (ROOT / "docs/failure-kinds.md").read_text("utf-8")
     table = text[text.index("| The request ends with") :].split("\n\n")[0]
     for row in table.splitlines()[2:]:
-        first, recorded, retried, _ = [cell.strip() for cell in row.strip("|").split(" | ")]
+        first, *cells = [cell.strip() for cell in row.strip("|").split(" | ")]
         for end in re.findall(r"`(\w+)`", first):
-            yield end, recorded, retried
+            reply = Reply(status=int(end)) if end.isdigit() else Reply(failure=end)  # type: ignore[arg-type]
+            yield End(reply, *cells)
 
 
-@pytest.mark.parametrize(("end", "recorded", "retried"), list(ends()))
-def test_the_contract_says_what_the_code_does(end: str, recorded: str, retried: str) -> None:
-    """Each row of the contract's table of ends agrees with the code's table."""
-    reply = Reply(status=int(end)) if end.isdigit() else Reply(failure=end)  # type: ignore[arg-type]
+def batch_of_two() -> Batch:
+    """Two events that go in one request."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes, batch.receipts = [b"{}", b"{}"], [Receipt("view"), Receipt("view")]
+    return batch
 
-    assert (recorded, retried) == (
-        "no" if not reply.maybe_recorded else "yes" if reply.verdict is Verdict.ACCEPTED else "perhaps",
-        "yes" if reply.verdict is Verdict.TRANSIENT else "no",
+
+def sent_again(reply: Reply) -> str:
+    """Return what the code does with a batch that ends so."""
+    if reply.verdict is Verdict.BLOCKED:
+        return "once mended"
+    batch = batch_of_two()
+    flight = Flight(BATCH_PATH, b"", ["view", "view"], started_at=0.0, opened_in=[0], batch=batch)
+    flight.depart(0.0)
+    outcome = flight.judge(reply, 0.0)
+    if outcome is not None:
+        return "in parts" if flight.divide(outcome, 0.0) else "no"
+    assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is not None
+    return "yes, more slowly" if reply.verdict is Verdict.THROTTLED else "yes"
+
+
+def state_after(reply: Reply) -> str:
+    """Return the state in which five requests that end so leave a client, and whether the first was enough."""
+    breaker = Breaker(RetryPolicy(), lambda: 0.0, lambda _: None)
+    if reply.failure == "limiter":
+        # No request was made.
+        return breaker.state
+    admission = breaker.admit()
+    assert admission is not None
+    states: list[str] = []
+    for _ in range(5):
+        breaker.report(admission, reply, halts=True)
+        states.append(breaker.state)
+    assert set(states[1:4]) == set(states[:1])
+    return f"{states[0]}, by the first" if states[0] != "sending" else states[-1]
+
+
+def outcome_after(reply: Reply) -> str:
+    """Return the outcome of an event that ends so, alone in its request, and that nothing mends."""
+    flight = Flight(BATCH_PATH, b"", ["view"], started_at=0.0, opened_in=[0])
+    flight.depart(0.0)
+    outcome = flight.judge(reply, 0.0) or flight.give_up("retries_exhausted", 0.0)
+    reason = f", `{outcome.reason}`" if isinstance(outcome, Abandoned) else ""
+    return f"`{type(outcome).__name__}`{reason}"
+
+
+@pytest.mark.parametrize("end", list(ends()), ids=str)
+def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
+    """Each row of the table of every way a request can end agrees with the code."""
+    reply = end.reply
+    repeated = sent_again(reply) in ("yes", "yes, more slowly")
+
+    assert end == End(
+        reply,
+        recorded="no" if not reply.maybe_recorded else "yes" if reply.verdict is Verdict.ACCEPTED else "perhaps",
+        sent_again=sent_again(reply),
+        state=state_after(reply),
+        once="given up" if repeated and reply.maybe_recorded else "as all",
+        outcome=outcome_after(reply),
     )
 
 
-def test_the_contract_names_every_failure() -> None:
-    """The contract's table of ends leaves out no kind of failure, and no status that is retried."""
-    named = {end for end, _, _ in ends()}
-    retried = {str(status) for status in range(200, 600) if Reply(status=status).verdict is Verdict.TRANSIENT}
+def test_the_table_of_ends_names_every_failure() -> None:
+    """The table leaves out no kind of failure, and no status that is treated unlike others of its class."""
+    named = {str(end) for end in ends()}
+    usual = {3: Verdict.BLOCKED, 4: Verdict.REFUSED, 5: Verdict.UNCLEAR}
+    special = {str(status) for status in range(300, 600) if Reply(status=status).verdict is not usual[status // 100]}
 
-    assert named >= {*FailureKind.__args__, *retried}
+    assert named >= {*FailureKind.__args__, *special, "413"}
+    assert {end.reply.verdict for end in ends()} == set(Verdict)
