@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import tenacity
@@ -103,7 +103,7 @@ def _names(events: object) -> frozenset[str]:
     if isinstance(events, str) or not isinstance(events, Collection):
         raise ConfigurationError(f"RetryPolicy.at_most_once must be a collection like (Order,), not {brief(events)}")
     names: set[str] = set()
-    for event in events:
+    for event in cast("Collection[object]", events):
         name = event.wire_name if isinstance(event, type) and issubclass(event, Event) else event
         if type(name) is not str or not name:
             raise ConfigurationError(
