@@ -174,10 +174,10 @@ class Delivery:
         for event in undelivered:
             self.result.reasons[explain(event.outcome)] += 1
             self.result.maybe_recorded += event.outcome.maybe_recorded
+        self._heard.set()
         self._rejects.add_undelivered(event.envelope for event in undelivered)
         if any(is_hopeless(event.outcome) for event in undelivered):
             self._give_up()
-        self._heard.set()
 
     async def _on_state_change(self, change: StateChange) -> None:
         if change.state == "halted":
