@@ -179,7 +179,9 @@ class AsyncTrackingClient(EventMethods):
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
-        return await self._accept(event)
+        if self._before_send is not None:
+            return await self._accept(event)
+        return await self._engine.intake.accept(event, self._encoded(event))
 
     def track_nowait(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; never waits.
@@ -312,7 +314,7 @@ class AsyncTrackingClient(EventMethods):
         return self._dispatcher
 
     async def _accept(self, event: Event) -> Receipt:
-        chosen = event if self._before_send is None else self._chosen(event)
+        chosen = self._chosen(event)
         if isinstance(chosen, Receipt):
             return chosen
         return await self._engine.intake.accept(chosen, self._encoded(chosen))

@@ -77,8 +77,8 @@ class Deadlines:
             self._end_buffered(self._home.now() - self._max_age, Dropped(reason="expired"))
 
     def arrived(self) -> None:
-        """Tell that an event has come."""
-        if self._max_age is not None and self._timer is None:
+        """Tell that an event has come that `max_age` is for."""
+        if self._timer is None:
             self.watch()
 
     def watch(self) -> None:

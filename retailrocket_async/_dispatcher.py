@@ -120,6 +120,7 @@ class Dispatcher:
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
+        self._timed = buffer.max_age is not None
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
         self._pump: asyncio.Task[None] | None = None
@@ -266,7 +267,8 @@ class Dispatcher:
                 timer.cancel()
 
     def _arrived(self, *, due_sooner: bool) -> None:
-        self._deadlines.arrived()
+        if self._timed:
+            self._deadlines.arrived()
         # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
         if due_sooner or self._pump is None or self._pump.done():
             self._kick()

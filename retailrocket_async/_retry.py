@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import tenacity
@@ -103,9 +103,9 @@ def _names(events: object) -> frozenset[str]:
     if isinstance(events, str) or not isinstance(events, Collection):
         raise ConfigurationError(f"RetryPolicy.at_most_once must be a collection like (Order,), not {brief(events)}")
     names: set[str] = set()
-    for event in events:
-        name = event.wire_name if isinstance(event, type) and issubclass(event, Event) else event
-        if type(name) is not str or not name:
+    for event in cast("Collection[object]", events):
+        name = _name(event)
+        if not name:
             raise ConfigurationError(
                 f"RetryPolicy.at_most_once must hold event classes or wire names ({', '.join(EVENT_TYPES)}), "
                 f"not {brief(event)}"
@@ -116,3 +116,9 @@ def _names(events: object) -> frozenset[str]:
             raise ConfigurationError(f"RetryPolicy.at_most_once must name {known!r} so, not {name!r}")
         names.add(name)
     return frozenset(names)
+
+
+def _name(event: object) -> str | None:
+    if isinstance(event, type):
+        return event.wire_name if issubclass(event, Event) else None
+    return event if isinstance(event, str) else None

@@ -84,7 +84,7 @@ class Sender:
                 # It was cut short, and something that it awaited swallowed the cancellation.
                 return flight.outcome
             outcome = flight.judge(reply, self._home.now())
-            again = reply.status == 401 and await self._renewed_for(flight, reply)
+            again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
             if admission is not None and not again:
                 self._breaker.report(admission, reply, halts=reply.status in _ANYWHERE or flight.path == BATCH_PATH)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
@@ -186,9 +186,12 @@ class Sender:
             return reply
         return attrs.evolve(reply, throttled=True) if throttled else reply
 
-    async def _renewed_for(self, flight: Flight, reply: Reply) -> bool:
+    async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
         """Whether a flight that was refused for its key goes again at once, as there is another key."""
         self._refused_serial = reply.serial
+        if admission is not None and admission.probe and self._breaker.status == 401:
+            # It was asked for just before.
+            return False
         if flight.renewals >= _RENEWALS or not await self._renewed(reply.serial):
             return False
         flight.renewals += 1

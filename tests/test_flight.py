@@ -90,7 +90,9 @@ REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
 )
 
 
-@given(st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES)
+@given(
+    st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES
+)
 def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
     """Whatever the history, an outcome claims nothing that the replies do not show."""
     it = flight()

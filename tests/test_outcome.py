@@ -59,7 +59,11 @@ ERRORS: list[tuple[Undelivered, type[DeliveryError], str]] = [
         "access denied: ask the account manager to open the tracking API for this shop (HTTP 403)",
     ),
     (Rejected(status=404), NotFoundError, "no such resource: check the base_url (HTTP 404)"),
-    (Rejected(status=302), RejectedError, "the address redirects, and the key is never sent on: check the base_url (HTTP 302)"),
+    (
+        Rejected(status=302),
+        RejectedError,
+        "the address redirects, and the key is never sent on: check the base_url (HTTP 302)",
+    ),
     (Rejected(status=413, attempts=2, elapsed=0.25), RejectedError, "the API refused the request (HTTP 413)"),
     (
         abandoned(429, maybe_recorded=False),

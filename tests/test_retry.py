@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailrocket_async._errors import ConfigurationError
-from retailrocket_async._reply import FailureKind, Reply, Verdict
+from retailrocket_async._reply import FailureKind, Reply
 from retailrocket_async._retry import RetryPolicy
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # --- the table ---
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._credentials import Credentials
+from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._transport import HttpxTransport, checked_base_url
 from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 

@@ -103,6 +103,7 @@ class Delivery:
         self._reader = Reader(sources)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._heard = asyncio.Event()
         self._bytes = 0
         self._client: AsyncTrackingClient
         self.result = Result()
@@ -134,7 +135,8 @@ class Delivery:
         stats = report.stats
         # A close that is cut short does not wait for the hook, and the file of rejects has to be complete.
         while self.result.reasons.total() < stats.rejected + stats.abandoned + stats.dropped:
-            await asyncio.sleep(0)
+            self._heard.clear()
+            await self._heard.wait()
         self.result.stats = report.stats
         self.result.elapsed = time.monotonic() - begun
         return self.result
@@ -172,6 +174,7 @@ class Delivery:
         for event in undelivered:
             self.result.reasons[explain(event.outcome)] += 1
             self.result.maybe_recorded += event.outcome.maybe_recorded
+        self._heard.set()
         self._rejects.add_undelivered(event.envelope for event in undelivered)
         if any(is_hopeless(event.outcome) for event in undelivered):
             self._give_up()

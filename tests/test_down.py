@@ -1,0 +1,316 @@
+"""An API that is down gets one request at a time, keeps what it is owed, and is noticed when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import Abandoned, Batching, Buffer, Delivered, DeliveryError, RateLimit, RetryPolicy
+from retailrocket_async._breaker import FAILURES, Breaker
+from retailrocket_async._limiter import LocalLimiter
+from retailrocket_async._reply import Reply
+from tests.contracts.limiter import worst_window
+from tests.fakes import NO_CONNECTION, OK, TIMED_OUT, Engine, Request, ScriptedTransport, Step, now, run, tasks, turns
+from tests.test_halted import listening
+
+if TYPE_CHECKING:
+    from retailrocket_async import StateChange, UndeliveredEvent
+
+DOWN = {
+    "refused": NO_CONNECTION,
+    "503": Step(reply=Reply(status=503)),
+    "500": Step(reply=Reply(status=500)),
+    "501": Step(reply=Reply(status=501)),
+    "no answer": Step(reply=TIMED_OUT.reply, latency=2.0),
+    "broken": Step(reply=Reply(failure="broken", detail="ReadError")),
+}
+ONE_EACH = Batching(max_events=1, linger=0.0)
+
+
+def until(moment: float, step: Step) -> Any:
+    """Return a server that fails like `step` until `moment`."""
+
+    def then(request: Request) -> Step:
+        return step if request.at < moment else OK
+
+    return then
+
+
+@pytest.mark.parametrize("how", DOWN)
+def test_requests_decay(how: str) -> None:
+    """After a handful of failures one request at a time is made, at growing intervals: few in five minutes."""
+
+    async def test() -> list[float]:
+        transport = ScriptedTransport(then=DOWN[how])
+        engine = Engine(transport, batching=ONE_EACH, buffer=Buffer(max_events=1000))
+        await engine.track_all(range(500))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(100)]
+        await asyncio.sleep(300.0)
+        times = list(transport.times)
+        assert engine.stats().state == "down"
+        await engine.aclose(0)
+        await asyncio.gather(*sends, return_exceptions=True)
+        return times
+
+    times = run(test())
+
+    first_probe = next(index for index, at in enumerate(times) if index >= FAILURES and at - times[index - 1] > 0.2)
+    assert first_probe <= FAILURES + 8
+    assert len(times) - first_probe <= 20
+    waits = [after - before for before, after in itertools.pairwise(times[first_probe:])]
+    assert max(waits) > 14.0
+
+
+def test_never_fifty_failing_requests_a_second() -> None:
+    """No second of an outage sees more failing requests than the handful that showed it, whatever is waiting."""
+
+    async def test() -> int:
+        transport = ScriptedTransport(then=Step(reply=Reply(status=503), latency=0.01))
+        limiter = LocalLimiter(RateLimit())
+        engine = Engine(transport, batching=ONE_EACH, limiter=limiter, buffer=Buffer(max_events=10_000))
+        await engine.track_all(range(2000))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(200)]
+        await asyncio.sleep(60.0)
+        times = list(transport.times)
+        await engine.aclose(0)
+        await asyncio.gather(*sends, return_exceptions=True)
+        return worst_window(times, 1.0)
+
+    assert run(test()) <= FAILURES + 8 + 2
+
+
+@pytest.mark.parametrize("how", DOWN)
+def test_full_speed_within_two_seconds(how: str) -> None:
+    """From the first success on requests go at the full limit, for batches, retries and direct sends alike."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=until(20.0, DOWN[how]))
+        limiter = LocalLimiter(RateLimit())
+        retry = RetryPolicy(max_elapsed=1e4, max_attempts=1000)
+        engine = Engine(transport, batching=ONE_EACH, limiter=limiter, retry=retry, buffer=Buffer(max_events=1000))
+        receipts = await engine.track_all(range(500))
+        await asyncio.sleep(20.0)
+        first = await first_success(transport)
+        await asyncio.sleep(2.0)
+        before = len([at for at in transport.times if first < at <= first + 2.0])
+        assert before >= 80
+        for receipt in receipts:
+            if how != "501":
+                assert isinstance(await receipt, Delivered)
+        assert max(transport.recorded.count(each) for each in set(transport.recorded)) == 1
+
+    run(test())
+
+
+async def first_success(transport: ScriptedTransport) -> float:
+    """Return when the first event was recorded."""
+    arrived = asyncio.Event()
+    transport.checks.append(lambda: arrived.set() if transport.recorded else None)
+    await arrived.wait()
+    return now()
+
+
+def test_memory_stays_bounded() -> None:
+    """In an outage the buffer's bounds hold, callers wait, and the books add up in every turn."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
+        engine = Engine(transport, batching=Batching(max_events=10), buffer=Buffer(max_events=200))
+        tracking = asyncio.create_task(engine.track_all(range(2000)))
+        await asyncio.sleep(90.0)
+        stats = engine.stats()
+        assert (stats.pending, stats.waiting, tracking.done()) == (200, 1, False)
+        assert stats.in_flight <= 80
+        receipts = await tracking
+        for receipt in receipts:
+            assert isinstance(await receipt, Delivered)
+        assert sorted(transport.recorded_numbers) == list(range(2000))
+
+    run(test())
+
+
+def test_the_story_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One log record and one hook call say that the API is down, and one of each that it is back."""
+    changes: list[StateChange] = []
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=until(30.0, NO_CONNECTION))
+        engine = Engine(transport, batching=ONE_EACH, on_state_change=listening(changes))
+        await engine.track_all(range(100))
+        await engine.flush()
+        assert engine.stats().state == "sending"
+
+    run(test())
+
+    assert [(change.previous, change.state) for change in changes] == [("sending", "down"), ("down", "sending")]
+    assert changes[0].failure == "connect: ConnectError"
+    told = [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
+    assert ["down" in told[0], "sending again" in told[1], len(told)] == [True, True, 2]
+
+
+def test_down_for_longer_than_the_retries(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage longer than the retry limits costs the batches that were tried, and each of their events is told."""
+    told: list[UndeliveredEvent] = []
+
+    async def hook(events: Any) -> None:
+        told.extend(events)
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=NO_CONNECTION)
+        retry = RetryPolicy(max_elapsed=60.0)
+        engine = Engine(transport, batching=ONE_EACH, retry=retry, on_outcome=hook)
+        receipts = await engine.track_all(range(50))
+        await asyncio.sleep(70.0)
+        stats = engine.stats()
+        assert stats.abandoned >= 8
+        report = await engine.aclose(5.0)
+        await turns(5)
+        assert report.stats.abandoned + report.stats.dropped == 50 == len(told)
+        assert all(receipt.outcome is not None for receipt in receipts)
+        abandoned = [kept.outcome for kept in told if isinstance(kept.outcome, Abandoned)]
+        assert not any(outcome.maybe_recorded for outcome in abandoned)
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_a_direct_send_gives_up_in_time() -> None:
+    """A direct send that waits for an API that is down ends when its retries do."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NO_CONNECTION), retry=RetryPolicy(max_elapsed=10.0))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(50)]
+        done = await asyncio.gather(*sends, return_exceptions=True)
+        assert all(isinstance(error, DeliveryError) for error in done)
+        assert now() <= 11.0
+
+    run(test())
+
+
+def test_a_close_probes_at_once_and_often() -> None:
+    """A close of a client whose API is back after a long outage does not wait for the next planned probe."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
+        engine = Engine(transport, batching=Batching(max_events=10))
+        await engine.track_all(range(100))
+        await asyncio.sleep(101.0)
+        begin = now()
+        report = await engine.aclose(5.0)
+        assert report.clean
+        assert now() - begin < 1.5
+
+    run(test())
+
+
+def test_one_batch_that_always_fails_holds_back_no_other() -> None:
+    """A single batch that makes the API fail lets the others pass: their success says that the API is up."""
+
+    async def test() -> None:
+        def then(request: Request) -> Step | int:
+            return 500 if 3 in request.numbers else OK
+
+        engine = Engine(ScriptedTransport(then=then), batching=ONE_EACH, retry=RetryPolicy(max_attempts=10))
+        receipts = await engine.track_all(range(100))
+        await asyncio.sleep(5.0)
+        assert sum(isinstance(receipt.outcome, Delivered) for receipt in receipts) == 99
+        assert isinstance(await receipts[3], Abandoned)
+
+    run(test())
+
+
+# --- the breaker alone ---
+
+
+def breaker(changes: list[StateChange] | None = None, policy: RetryPolicy = RetryPolicy()) -> Breaker:  # noqa: B008 - frozen
+    """Return a breaker on the running loop's clock."""
+    return Breaker(policy, now, (changes if changes is not None else []).append)
+
+
+def test_late_failures_do_not_reopen() -> None:
+    """Answers to requests from before the recovery, however many, say nothing of now."""
+
+    async def test() -> None:
+        it = breaker()
+        late = [it.admit() for _ in range(20)]
+        for admission in late[:FAILURES]:
+            assert admission is not None
+            it.report(admission, Reply(status=503), halts=False)
+        assert it.state == "down"
+        await asyncio.sleep(1.0)
+        probe = it.admit()
+        assert probe is not None
+        assert probe.probe
+        it.report(probe, Reply(status=200), halts=False)
+        for admission in late[FAILURES:]:
+            assert admission is not None
+            it.report(admission, Reply(failure="timeout"), halts=False)
+        assert it.state == "sending"
+
+    run(test())
+
+
+def test_a_success_between_failures_is_no_outage() -> None:
+    """Failures count in a row: one success in five starts the count anew."""
+
+    async def test() -> None:
+        it = breaker()
+        for index in range(100):
+            admission = it.admit()
+            assert admission is not None
+            it.report(admission, Reply(status=200 if index % FAILURES == 0 else 503), halts=False)
+        assert it.state == "sending"
+
+    run(test())
+
+
+def test_a_probe_that_is_cut_off_lets_the_next_one_go() -> None:
+    """A probe that ends without an answer does not close the door behind it."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+        for _ in range(FAILURES):
+            admission = it.admit()
+            assert admission is not None
+            it.report(admission, Reply(failure="connect"), halts=False)
+        await asyncio.sleep(0.2)
+        probe = it.admit()
+        assert probe is not None
+        assert it.admit() is None
+        it.over(probe)
+        assert it.admit() is not None
+
+    run(test())
+
+
+def test_who_waits_is_served_in_order() -> None:
+    """Probes go to who has waited longest, and at the recovery all go."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        for _ in range(FAILURES):
+            admission = it.admit()
+            assert admission is not None
+            it.report(admission, Reply(failure="connect"), halts=False)
+        woken: list[int] = []
+
+        async def wait(number: int) -> None:
+            await it.wait()
+            woken.append(number)
+            admission = it.admit()
+            assert admission is not None
+            if number < 3:
+                it.report(admission, Reply(failure="connect"), halts=False)
+            else:
+                it.report(admission, Reply(status=200), halts=False)
+
+        waiting = [asyncio.create_task(wait(number)) for number in range(10)]
+        await asyncio.sleep(0.1)
+        waiting[1].cancel()
+        await asyncio.sleep(10.0)
+        assert woken == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+
+    run(test())
