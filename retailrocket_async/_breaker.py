@@ -83,6 +83,7 @@ class Breaker:
         self.since = 0.0
         self.status: int | None = None
         self.refused_at = 0.0
+        self._mended_at = 0.0
         self._epoch = 0
         self._failures = 0
         self._probes = 0
@@ -152,13 +153,14 @@ class Breaker:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def report(self, admission: Admission, reply: Reply, *, halts: bool) -> None:
+    def report(self, admission: Admission, reply: Reply, *, halts: bool, tells: bool = True) -> None:
         """Tell what a request brought.
 
         Args:
             admission: what it was admitted by.
             reply: what came back.
-            halts: whether every other request would be refused like this one.
+            halts: whether every other request would be refused like this one, where it is.
+            tells: whether an answer would tell that what it was halted for is mended.
         """
         if admission.epoch != self._epoch:
             return
@@ -166,9 +168,15 @@ class Breaker:
             self._halt(reply)
         elif reply.verdict in (Verdict.TRANSIENT, Verdict.UNCLEAR):
             self._failed(reply)
-        elif reply.verdict is not Verdict.THROTTLED or self.state != "halted":
-            # An answer is an answer, if not to the question whether the key is right.
+        elif self.state != "halted" or (tells and reply.verdict is not Verdict.THROTTLED):
             self._answered()
+        else:
+            # An answer, but not to the question whether key and address are right.
+            self._probe_again()
+
+    def counted_from(self, moment: float) -> float:
+        """Return from when on the time since `moment` counts for retries: that of a halt is somebody else's."""
+        return self._clock() if self.state == "halted" else max(moment, self._mended_at)
 
     def hurry(self) -> None:
         """Probe now, and often: the client closes."""
@@ -203,6 +211,8 @@ class Breaker:
     def _become(self, state: State, advice: str, *, status: int | None = None, failure: str | None = None) -> None:
         now = self._clock()
         previous, lasted = self.state, now - self.since if self.state != "sending" else 0.0
+        if previous == "halted" and state != "halted":
+            self._mended_at = now
         if state != "halted":
             self.status = None
         if state != previous:

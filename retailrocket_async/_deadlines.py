@@ -103,9 +103,9 @@ class Deadlines:
         now = self._home.now()
         if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
             self._end_halted(moment, now)
-        if self._breaker.state != "sending":
+        if self._breaker.state == "down":
             for flight in self._waiting():
-                if now - flight.tried_at >= self._retry.max_elapsed and not flight.refusal:
+                if now - self._breaker.counted_from(flight.tried_at) >= self._retry.max_elapsed:
                     self._end(flight, flight.give_up("retries_exhausted", now))
 
     def _tick(self) -> None:

@@ -241,10 +241,10 @@ class Dispatcher:
             self._learn_cap(part, outcome, now)
             if flight.divide(outcome, now):
                 return True
-            outcome = flight.part_refused(outcome)
-            if flight.go_on(outcome, now):
-                self._part_over(flight, part, outcome)
-                return True
+        outcome = flight.part_refused(outcome)
+        if part is not None and flight.go_on(outcome, now):
+            self._part_over(flight, part, outcome)
+            return True
         self._settle(flight, outcome)
         return False
 

@@ -89,6 +89,7 @@ class Flight:
         on_wire: whether a request is on its way right now.
         renewals: how often it was sent again because the key had changed.
         refusal: the outcome it will have if nobody mends what it was refused for; None where it was not refused.
+        stale: the outcome of events that turned out to be too old when their turn came; None where they are not.
         outcome: None until all of it has one; that of its last part then.
     """
 
@@ -108,6 +109,7 @@ class Flight:
         "path",
         "refusal",
         "renewals",
+        "stale",
         "started_at",
         "tried_at",
         "tries",
@@ -139,6 +141,7 @@ class Flight:
         self.on_wire = False
         self.outcome: Outcome | None = None
         self.refusal: Undelivered | None = None
+        self.stale: Outcome | None = None
         self._bisection: Bisection | None = None
         self._maybe_recorded = False
         self._reply: Reply | None = None
@@ -210,7 +213,8 @@ class Flight:
 
     def divide(self, outcome: Outcome, now: float) -> bool:
         """Go on with a half of a batch that was refused as a whole; return whether it does."""
-        if self.batch is None or not isinstance(outcome, Rejected | Abandoned) or outcome.status not in _DIVIDED:
+        refused = self._reply is not None and self._reply.verdict is Verdict.REFUSED
+        if self.batch is None or not refused or outcome.status not in _DIVIDED:
             return False
         if self._bisection is None:
             if len(self.batch) == 1:
@@ -237,9 +241,9 @@ class Flight:
         self._carry(self._bisection.fitting(self.batch, size), now)
 
     def part_refused(self, outcome: Outcome) -> Outcome:
-        """Return the outcome of a part that is not divided any more."""
-        if isinstance(outcome, Rejected) and self.batch is not None and len(self.batch) > 1 and self.divided:
-            return attrs.evolve(outcome, isolated=outcome.status not in _DIVIDED)
+        """Return the outcome of what is not divided any more: of several events none was refused for its own sake."""
+        if isinstance(outcome, Rejected) and outcome.status in _DIVIDED and self.count > 1:
+            return attrs.evolve(outcome, isolated=False)
         return outcome
 
     def go_on(self, outcome: Outcome, now: float) -> bool:

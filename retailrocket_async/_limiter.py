@@ -174,16 +174,19 @@ class LocalLimiter:
     def throttled(self, sent_at: float) -> None:
         """Pause and slow down for a request that the server refused as one too many; see the module's text."""
         now = self._bind().time()
-        if sent_at <= self._incident_over:
-            return
-        per = self.rate_limit.per if self.rate_limit is not None else 1.0
-        in_a_row = now < self._incident_over + 2 * per
-        self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
-        pace = max(_SLOWEST, self.pace(now) * _CUT)
-        self.pause_until(now + self._penalty)
-        # The pace is a straight line, known by the moment in which it will be full again.
-        self._incident_over = max(now, self._paused_until)
-        self._slow_until = self._incident_over + (1.0 - pace) / _RECOVERY
+        if sent_at > self._incident_over:
+            per = self.rate_limit.per if self.rate_limit is not None else 1.0
+            in_a_row = now < self._incident_over + 2 * per
+            self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
+            pace = max(_SLOWEST, self.pace(now) * _CUT)
+            self.pause_until(now + self._penalty)
+            # The pace is a straight line, known by the moment in which it will be full again.
+            self._incident_over = now
+            self._slow_until = now + (1.0 - pace) / _RECOVERY
+        # Nobody recovers in a pause, also where a later answer of the same incident has made it longer.
+        longer = max(0.0, self._paused_until - self._incident_over)
+        self._incident_over += longer
+        self._slow_until += longer
 
     def pace(self, now: float) -> float:
         """Return the part of the full pace that is used at `now` (loop time): from 0.1 to 1."""

@@ -41,8 +41,8 @@ class Stats:
         waiting: calls of `track` and `track_many` that wait for room in the buffer.
         requests: requests made, retries and direct sends included.
         requests_by_status: requests by the HTTP status of their answer; those without one under their kind of failure
-            (``"connect"``, ``"pool"``, ``"timeout"``, ``"broken"``, ``"closed"``); those on their way, or cut off by a
-            close or a cancellation, are in `requests` alone.
+            (``"name"``, ``"connect"``, ``"tls"``, ``"pool"``, ``"timeout"``, ``"broken"``, ``"closed"``); those on
+            their way, or cut off by a close or a cancellation, are in `requests` alone.
         retries: requests that repeated an earlier one.
         limiter_wait: seconds that requests have waited for the limiter, in sum.
         hook_errors: calls of `before_send`, `on_outcome` and `on_state_change` that raised.

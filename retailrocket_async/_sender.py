@@ -11,6 +11,7 @@ import attrs
 
 from retailrocket_async._flight import Turn
 from retailrocket_async._limiter import MAX_PAUSE
+from retailrocket_async._outcome import Dropped
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._wire import BATCH_PATH
 
@@ -83,12 +84,15 @@ class Sender:
             if flight.outcome is not None:
                 # It was cut short, and something that it awaited swallowed the cancellation.
                 return flight.outcome
+            if flight.stale is not None:
+                return flight.stale
             outcome = flight.judge(reply, self._home.now())
             again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
             if admission is not None and not again:
-                self._breaker.report(admission, reply, halts=reply.status in _ANYWHERE or flight.path == BATCH_PATH)
+                self._report(flight, admission, reply)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
                 # It waits in the queue for the next turn like all others, and as long as `blocked` lets it.
+                flight.tries -= 1
                 self._blocked()
                 again = True
             if flight.outcome is not None:
@@ -97,8 +101,12 @@ class Sender:
                 outcome = outcome or self._doomed(flight, reply) or await self._wait(flight, reply)
                 if outcome is not None:
                     return outcome
-            if (stale := self._expired(flight)) is not None:
-                return stale
+
+    def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
+        batches = flight.path == BATCH_PATH
+        # Where the address of the batches is wrong, an event's own endpoint says nothing of it.
+        tells = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
+        self._breaker.report(admission, reply, halts=batches or reply.status in _ANYWHERE, tells=tells)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
         """Settle the events that must not be sent again; return their outcome where no others are left."""
@@ -116,7 +124,11 @@ class Sender:
             return None
         now = self._home.now()
         expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
-        return self._without(flight, expired, flight.give_up("expired", now)) if expired else None
+        if not expired:
+            return None
+        never_sent = not flight.attempts
+        outcome: Outcome = Dropped(reason="expired") if never_sent else flight.give_up("expired", now)
+        return self._without(flight, expired, outcome)
 
     def _without(self, flight: Flight, positions: list[int], outcome: Outcome) -> Outcome | None:
         if flight.batch is None or len(positions) == len(flight.batch):
@@ -127,15 +139,16 @@ class Sender:
     async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
         """Wait as the policy says before another attempt; return the outcome where there is to be none."""
         now = self._home.now()
-        if reply.verdict is Verdict.THROTTLED:
-            self._tell_limiter(self._limiter.throttled, flight.departed_at)
         if reply.retry_after is not None:
             # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
             self._tell_limiter(self._limiter.pause_until, now + pause)
+        if reply.verdict is Verdict.THROTTLED:
+            self._tell_limiter(self._limiter.throttled, flight.departed_at)
         # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
-        wait = self._retry.wait_before_next(reply, attempt=max(1, flight.tries), elapsed=now - flight.tried_at)
+        attempt, elapsed = max(1, flight.tries), now - self._breaker.counted_from(flight.tried_at)
+        wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
         if wait is None:
             return flight.give_up("retries_exhausted", now)
         if reply.failure == "limiter":
@@ -157,7 +170,9 @@ class Sender:
         try:
             if turn.admission.probe and self._breaker.status == 401:
                 await self._renewed(self._refused_serial)
-            if flight.outcome is not None:
+            # It may have waited long for its turn.
+            flight.stale = self._expired(flight)
+            if flight.outcome is not None or flight.stale is not None:
                 return None, Reply(failure="closed", sent=False)
             flight.depart(self._home.now())
             self._ledger.requested += 1
@@ -167,10 +182,15 @@ class Sender:
         finally:
             turn.end(answered=answered)
             flight.turn = None
+        if reply.failure == "key":
+            # No request was made after all.
+            flight.attempts -= 1
+            self._ledger.requested -= 1
+            self._ledger.splits -= flight.divided
+            self._key_failed(reply.detail)
+            return turn.admission, reply
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1
-        if reply.failure == "key":
-            self._key_failed(reply.detail)
         return turn.admission, self._as_declared(reply)
 
     def _as_declared(self, reply: Reply) -> Reply:

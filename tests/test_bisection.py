@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from retailrocket_async._batch import Batch
 from retailrocket_async._bisection import MOST_CULPRITS, Bisection
 from retailrocket_async._buffer import Batching
+from retailrocket_async._errors import BadRequestError
 from retailrocket_async._outcome import Delivered, Outcome, Receipt, Rejected
 from tests.fakes import OK, Engine, Request, ScriptedTransport, Step, now, run
 from tests.strategies import PROPERTY
@@ -329,8 +330,10 @@ def test_direct_sends_are_not_divided() -> None:
 
     async def test() -> tuple[int, int]:
         engine = Engine(ScriptedTransport(then=refusing(1)))
-        with pytest.raises(Exception, match="malformed"):
+        with pytest.raises(BadRequestError) as caught:
             await engine.send_batch([0, 1, 2])
+        assert isinstance(caught.value.outcome, Rejected)
+        assert not caught.value.outcome.isolated
         return len(engine.transport.requests), engine.stats().rejected
 
     assert run(test()) == (1, 3)

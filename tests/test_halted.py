@@ -233,6 +233,41 @@ def test_late_answers_change_nothing() -> None:
     run(test())
 
 
+def test_a_direct_send_does_not_mend_an_address() -> None:
+    """While the batches' address is wrong, an answer at an event's own endpoint lets no batch go."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else 404)
+        engine = Engine(transport, retry=RetryPolicy(max_halt=10.0))
+        receipt = await engine.track(1)
+        await asyncio.sleep(0.5)
+        sends = [asyncio.create_task(engine.send(number)) for number in range(2, 40)]
+        assert isinstance(await receipt, Rejected)
+        assert now() < 11.0
+        assert engine.stats().state == "halted"
+        await engine.aclose(0)
+        await asyncio.gather(*sends, return_exceptions=True)
+
+    run(test())
+
+
+def test_the_time_of_a_halt_does_not_count_for_retries() -> None:
+    """After a halt that was longer than the retries last, a batch that fails once more still has all its tries."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(503, then=401)
+        retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1)
+        engine = Engine(transport, renewable=True, retry=retry)
+        receipt = await engine.track(1)
+        await asyncio.sleep(100.0)
+        assert not receipt.done()
+        script = iter([503, 503])
+        transport.then = lambda _: next(script, OK)
+        assert isinstance(await receipt, Delivered)
+
+    run(test())
+
+
 # --- keys that change ---
 
 

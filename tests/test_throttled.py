@@ -125,6 +125,33 @@ def test_pauses_only_move_later(gaps: list[float]) -> None:
         runner.run(test())
 
 
+def test_nobody_recovers_in_a_pause() -> None:
+    """After a long `Retry-After` the pace is what it was cut to, not what it would have grown to meanwhile."""
+
+    async def test() -> float:
+        limiter = LocalLimiter(RateLimit())
+        engine = Engine(ScriptedTransport(status(429, retry_after=30.0)), limiter=limiter, retry=PATIENT)
+        assert isinstance(await (await engine.track(1)), Delivered)
+        return limiter.pace(now())
+
+    assert run(test()) == pytest.approx(0.7, abs=0.02)
+
+
+def test_what_is_declared_as_throttling_is_not_divided() -> None:
+    """A 400 that the policy takes for a 429 says nothing against the events, to the end of the retries."""
+
+    async def test() -> None:
+        retry = RetryPolicy(is_throttled=lambda *_: True, max_attempts=3, initial_backoff=0.0)
+        transport = ScriptedTransport(Step(reply=Reply(failure="timeout"), recorded=True), then=400)
+        engine = Engine(transport, limiter=RecordingLimiter(), retry=retry)
+        receipts = await engine.track_all(range(4))
+        outcomes = [await receipt for receipt in receipts]
+        assert {(type(outcome).__name__, outcome.maybe_recorded) for outcome in outcomes} == {("Abandoned", True)}
+        assert len(transport.requests) == 3
+
+    run(test())
+
+
 def test_the_slower_pace_is_kept() -> None:
     """At 0.7 of the pace no second sees more than 35 or so requests, at a tenth no more than 6."""
 
