@@ -117,6 +117,7 @@ class Dispatcher:
             overflow=buffer.overflow,
             arrived=self._arrived,
             expire=self._deadlines.expire,
+            max_age=buffer.max_age,
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
