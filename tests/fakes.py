@@ -16,7 +16,7 @@ import httpx
 from retailrocket_async._buffer import Batching, Buffer
 from retailrocket_async._client import AsyncTrackingClient
 from retailrocket_async._dispatcher import Dispatcher
-from retailrocket_async._events import View
+from retailrocket_async._events import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._limiter import LocalLimiter
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy
@@ -48,9 +48,23 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def event(number: int, visitor: str = "visitor") -> View:
-    """Return the event that is known by `number`."""
-    return View(session_external_id=visitor, product_id=number, timestamp=MOMENT)
+def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
+    """Return the event of this kind that is known by `number`."""
+    fields: dict[type[Event], dict[str, Any]] = {
+        View: {"product_id": number},
+        AddToBasket: {"product_id": number},
+        Order: {"product_id": number, "quantity": 1, "price": 1, "transaction": "t"},
+        Search: {"search_phrase": str(number)},
+        ImpressionContentViewed: {"impression_content_id": str(number)},
+    }
+    return kind(session_external_id=visitor, timestamp=MOMENT, **fields[kind])
+
+
+def number_of(told: Event | UndeliveredEvent) -> int:
+    """Return the number of an event."""
+    envelope = CODEC.encode(told) if isinstance(told, Event) else told.envelope
+    ((_, number),) = _events(b"[" + envelope + b"]")
+    return number
 
 
 # --- a loop that checks ---
@@ -257,11 +271,15 @@ class ScriptedServer(httpx.AsyncBaseTransport):
         raise httpx.ConnectError("") if not reply.sent else httpx.ReadTimeout("")
 
 
+_NUMBERS = ("productId", "searchPhrase", "impressionContentId")
+
+
 def _events(body: bytes) -> Iterable[tuple[str, int]]:
     parsed = json.loads(body)
     fields = [parsed] if isinstance(parsed, dict) else [fields for item in parsed for fields in item.values()]
     for event_fields in fields:
-        yield event_fields["sessionExternalId"], event_fields["productId"]
+        number = next(event_fields[name] for name in _NUMBERS if name in event_fields)
+        yield event_fields["sessionExternalId"], int(number)
 
 
 def _accepts(reply: Reply | BaseException) -> bool:
@@ -433,13 +451,13 @@ class Engine:
         assert stats.pending_bytes <= self._bounds.max_bytes
         assert self.transport.in_flight <= self.batching.max_in_flight
 
-    async def track(self, number: int, visitor: str = "visitor") -> Receipt:
+    async def track(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
         """Track the event of that number."""
-        return await self.dispatcher.intake.accept(what := event(number, visitor), CODEC.encode(what))
+        return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
 
-    def track_nowait(self, number: int, visitor: str = "visitor") -> Receipt:
+    def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
         """Track the event of that number, now or never."""
-        return self.dispatcher.intake.accept_nowait(what := event(number, visitor), CODEC.encode(what))
+        return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
 
     async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
         """Track events one after the other."""
