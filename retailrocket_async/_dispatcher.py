@@ -207,6 +207,7 @@ class Dispatcher:
         self._ledger.in_flight += flight.count
         # Entered first: under an eager task factory the flight may be over before `create_task` returns.
         self._flights[flight] = None
+        self._deadlines.arrived()
         task = self._home.enter().create_task(self._fly(flight))
         if flight in self._flights:
             self._flights[flight] = task

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from retailrocket_async._bisection import Bisection
-from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._wire import join
 
@@ -201,6 +201,10 @@ class Flight:
             elapsed=now - self.started_at,
         )
 
+    def expired(self, now: float) -> Undelivered:
+        """Return the outcome of events that are too old to be sent, or to be sent again."""
+        return self.give_up("expired", now) if self.attempts else Dropped(reason="expired")
+
     @property
     def maybe_recorded(self) -> bool:
         """Whether an attempt so far may have been recorded."""
@@ -211,6 +215,9 @@ class Flight:
     def divide(self, outcome: Outcome, now: float) -> bool:
         """Go on with a half of a batch that was refused as a whole; return whether it does."""
         if self.batch is None or not isinstance(outcome, Rejected | Abandoned) or outcome.status not in _DIVIDED:
+            return False
+        if isinstance(outcome, Abandoned) and outcome.reason != "not_retryable":
+            # Given up for another reason: to `is_throttled` a 400 or 413 may mean anything.
             return False
         if self._bisection is None:
             if len(self.batch) == 1:
@@ -280,6 +287,8 @@ class Flight:
 def _as_for(part: Batch, outcome: Outcome) -> Outcome:
     """Return the outcome of a part that waited while the flight that carried it ended with `outcome`."""
     match outcome:
+        case Abandoned(reason="closed" | "expired" as reason) if not part.attempts:
+            return Dropped(reason=reason)
         case Abandoned():
             known = part.maybe_recorded
             return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=None)

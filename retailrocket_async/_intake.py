@@ -108,8 +108,8 @@ class Intake:
         """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
         self._home.enter()
         self.check_open()
-        name = event.event_name
-        if self._waiters or not self._buffer.fits(size := len(envelope) + 1):
+        name, size = event.event_name, len(envelope) + 1
+        if self._waiters or not self._buffer.fits(size):
             self._expire()
             if self._overflow in ("wait", "raise"):
                 if self._waiters or not self._buffer.fits(size):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
     from retailrocket_async._limiter import Limiter, Permit
-    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._outcome import Outcome, Undelivered
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
 
@@ -79,7 +79,10 @@ class Sender:
     async def outcome_of(self, flight: Flight) -> Outcome:
         """Attempt, judge and wait until there is an outcome, for all events of the part that is on its way."""
         while True:
-            admission, reply = await self._request(flight)
+            answer = await self._request(flight)
+            if not isinstance(answer, tuple):
+                return answer
+            admission, reply = answer
             if flight.outcome is not None:
                 # It was cut short, and something that it awaited swallowed the cancellation.
                 return flight.outcome
@@ -110,15 +113,15 @@ class Sender:
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
-    def _expired(self, flight: Flight) -> Outcome | None:
+    def _expired(self, flight: Flight) -> Undelivered | None:
         """Settle the events that are too old by now; return their outcome where no others are left."""
         if self._max_age is None or flight.batch is None:
             return None
         now = self._home.now()
         expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
-        return self._without(flight, expired, flight.give_up("expired", now)) if expired else None
+        return self._without(flight, expired, flight.expired(now)) if expired else None
 
-    def _without(self, flight: Flight, positions: list[int], outcome: Outcome) -> Outcome | None:
+    def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
         if flight.batch is None or len(positions) == len(flight.batch):
             return outcome
         self._part_over(flight, flight.take_out(positions), outcome)
@@ -144,8 +147,8 @@ class Sender:
             await self._breaker.rest(wait)
         return flight.outcome
 
-    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply]:
-        """Make one request, as soon as breaker and limiter allow it."""
+    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
+        """Make one request, as soon as breaker and limiter allow it; return an outcome where it is too late then."""
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
@@ -159,6 +162,8 @@ class Sender:
                 await self._renewed(self._refused_serial)
             if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
+            if (stale := self._expired(flight)) is not None:
+                return stale
             flight.depart(self._home.now())
             self._ledger.requested += 1
             self._ledger.splits += flight.divided
