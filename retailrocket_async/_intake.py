@@ -85,11 +85,15 @@ class Intake:
                 # There may be room for those behind, if not for this one.
                 self.admit_waiters()
                 raise
-        self._accepted_in_a_row += 1 + len(envelope) // 1024
+        await self.let_others_run(len(envelope))
+        return receipt
+
+    async def let_others_run(self, size: int = 0) -> None:
+        """Count one more event of `size` bytes that was dealt with, and yield where there were many in a row."""
+        self._accepted_in_a_row += 1 + size // 1024
         if self._accepted_in_a_row >= _YIELD_EVERY:
             self._accepted_in_a_row = 0
             await asyncio.sleep(0)
-        return receipt
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer, or raise `BufferFullError`."""
