@@ -271,7 +271,7 @@ class ScriptedServer(httpx.AsyncBaseTransport):
         raise httpx.ConnectError("") if not reply.sent else httpx.ReadTimeout("")
 
 
-_NUMBERS = ("productId", "searchPhrase", "impressionContentId")
+_NUMBERS = ("productId", "searchPhrase", "impressionContentId", "contactExternalId")
 
 
 def _events(body: bytes) -> Iterable[tuple[str, int]]:

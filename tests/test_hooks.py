@@ -223,7 +223,9 @@ def test_hook_is_told_of_changes_of_state() -> None:
             changes.append(told)
 
         transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
-        engine = Engine(transport, batching=Batching(max_events=1), renewable=True, on_state_change=hook)
+        engine = Engine(
+            transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook
+        )
         await engine.track_all(range(3))
         await engine.flush()
         await engine.aclose()
