@@ -171,6 +171,7 @@ class ScriptedTransport:
         self.checks: list[Callable[[], None]] = []
         self.renewals: list[tuple[bool, str | None]] = []
         self.renewed = 0
+        self.keeps_key = False
 
     @property
     def times(self) -> list[float]:
@@ -191,6 +192,10 @@ class ScriptedTransport:
     def sent_numbers(self) -> list[int]:
         """The numbers of all events, in the order of their requests."""
         return [number for request in self.requests for number in request.numbers]
+
+    def answer_next(self, *steps: Step | int) -> None:
+        """Have the next requests answered so, and those after them as `then` does."""
+        self._script = list(steps)
 
     def release(self) -> None:
         """Let all parked requests have their answers."""
@@ -228,9 +233,12 @@ class ScriptedTransport:
         return step.reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Answer what `renewals` says, one for each call, and then that the key is the same."""
+        """Answer what `renewals` says, one for each call, and then that the key is the same.
+
+        While `keeps_key` is true it waits to be released first.
+        """
         self.renewed += 1
-        await asyncio.sleep(0)
+        await self._travel(Step(latency=0.0, parked=self.keeps_key))
         return self.renewals.pop(0) if self.renewals else (False, None)
 
     async def aclose(self) -> None:
@@ -486,7 +494,8 @@ def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingCl
     """Return a real client whose server is `transport`."""
     http_client = httpx.AsyncClient(transport=ScriptedServer(transport))
     options.setdefault("limiter", LocalLimiter(None))
-    return AsyncTrackingClient("key", "partner", http_client=http_client, **options)
+    options.setdefault("api_key", "key")
+    return AsyncTrackingClient(partner_id="partner", http_client=http_client, **options)
 
 
 async def turns(count: int = 3) -> None:

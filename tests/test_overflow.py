@@ -412,7 +412,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     async def test() -> None:
         crowd = Crowd.of(batching, overflow=overflow, max_events=room)
         crowd.limiter.open_gate()
-        crowd.engine.transport._script = [Step(latency=latency) for latency in latencies]
+        crowd.engine.transport.answer_next(*(Step(latency=latency) for latency in latencies))
         waiting = []
 
         async def flush(before: Sequence[Receipt]) -> None:
