@@ -18,7 +18,7 @@ class Batch:
         receipts: the receipt of each event.
         times: when each event came (seconds on the buffer's clock); empty where nobody asks.
         size: bytes of the request body that holds them.
-        opened_at: when the oldest event came.
+        opened_at: when it was opened: the oldest event came then, or had waited for room.
         generation: how many flushes had begun when it was opened. It may grow on after the next one began: a flush
             waits for the batches that were open then, so that many flushes at once do not make many small batches.
         opened_in: the generations of all batches it was made of; empty for a part of one.

@@ -150,8 +150,9 @@ class EventBuffer:
         self._ranks = buffer.ranks()
         self.cap = BodyCap(batching.max_bytes)
         self._lanes: dict[Hashable, deque[Batch]] = {}
-        # All waiting batches, oldest first; with a constant cost at its front, where a dict's grows.
-        self._order: OrderedDict[Batch, None] = OrderedDict()
+        # All waiting batches, oldest first, and when their first event came; with a constant cost at its front, where
+        # a dict's grows.
+        self._order: OrderedDict[Batch, float] = OrderedDict()
         self._busy: set[Hashable] = set()
         # Lanes that could give a batch now, in the order in which they could; a dict for its order.
         self._ready: dict[Hashable, deque[Batch]] = {}
@@ -175,8 +176,15 @@ class EventBuffer:
         """Whether one more envelope of `size` bytes is within the buffer's bounds."""
         return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
-    def append(self, envelope: bytes, receipt: Receipt, lane: Hashable = None) -> bool:
-        """Add one event; return whether `due_in` may have become sooner by it."""
+    def append(self, envelope: bytes, receipt: Receipt, lane: Hashable = None, *, came_at: float | None = None) -> bool:
+        """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
+
+        Args:
+            envelope: its JSON.
+            receipt: its receipt.
+            lane: where it goes, see `lane_of`.
+            came_at: when it came, if it had to wait for room; default now.
+        """
         size = len(envelope) + 1
         batches = self._lanes.get(lane)
         if batches is None:
@@ -186,16 +194,16 @@ class EventBuffer:
         if batch is None or len(batch.receipts) >= self._max_events or batch.size + size > self.cap.bytes:
             batch = Batch(self._clock(), self.generation, lane)
             batches.append(batch)
-            self._order[batch] = None
+            self._order[batch] = batch.opened_at if came_at is None else came_at
             self.batches += 1
             self._ready_batches += ready
         batch.envelopes.append(envelope)
         batch.receipts.append(receipt)
         batch.size += size
         if self._timed:
-            batch.times.append(self._clock())
+            batch.times.append(self._clock() if came_at is None else came_at)
         if self._ranks is not None:
-            self._ranks.add(batch, receipt.event_name)
+            self._ranks.add(batch, receipt, size)
         self.events += 1
         self.bytes += size
         if not ready:
@@ -276,9 +284,10 @@ class EventBuffer:
     # --- events that leave by another door ----------------------------------------------------------------------------
 
     def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
-        """Remove and yield events, one by one, until an envelope of `size` bytes fits or none may give way to it."""
+        """Remove and yield events, one by one, until an envelope of `size` bytes fits; none where that cannot be."""
         ranks = self._ranks
-        if ranks is None:
+        # Nothing is dropped in vain: for an event that is dropped itself in the end.
+        if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
             batch, position = found
@@ -286,7 +295,7 @@ class EventBuffer:
 
     def expire(self, moment: float) -> Iterator[Batch]:
         """Remove and yield what came at `moment` or before; whole batches go by their oldest event."""
-        for batch in list(itertools.takewhile(lambda batch: batch.opened_at <= moment, self._order)):
+        for batch, _ in list(itertools.takewhile(lambda entry: entry[1] <= moment, self._order.items())):
             if (count := bisect.bisect_right(batch.times, moment) if self._timed else len(batch)) > 0:
                 yield self._remove(batch, batch.cut_head(count))
 
@@ -297,7 +306,7 @@ class EventBuffer:
         self.events -= len(removed)
         self.bytes -= size
         if self._ranks is not None:
-            self._ranks.removed(batch, removed)
+            self._ranks.forget(removed)
         if ready := lane not in self._busy:
             self._ready_events -= len(removed)
             self._ready_bytes -= size

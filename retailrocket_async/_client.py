@@ -316,6 +316,8 @@ class AsyncTrackingClient(EventMethods):
     async def _accept(self, event: Event) -> Receipt:
         chosen = self._chosen(event)
         if isinstance(chosen, Receipt):
+            # A long feed of events that are dropped waits for nothing else.
+            await self._engine.intake.let_others_run()
             return chosen
         return await self._engine.intake.accept(chosen, self._encoded(chosen))
 

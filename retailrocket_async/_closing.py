@@ -129,8 +129,10 @@ class Closing:
         )
 
     async def _end_hooks(self) -> None:
-        await self._ledger.hooks.drained()
-        self._ledger.hooks.close()
+        try:
+            await self._ledger.hooks.drained()
+        finally:
+            self._ledger.hooks.close()
 
     async def _last_words(self, ends_at: float | None) -> None:
         """Let connections and hooks end; a peer or a hook that does not must not hold the caller beyond its time."""

@@ -14,7 +14,7 @@ from retailrocket_async._outcome import Dropped, Outcome, Rejected
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from retailrocket_async._breaker import Breaker
     from retailrocket_async._buffer import EventBuffer
@@ -53,7 +53,7 @@ class Deadlines:
         retry: RetryPolicy,
         max_age: float | None,
         renewable: bool,
-        flights: Callable[[], Iterable[Flight]],
+        flights: Callable[[], Sequence[Flight]],
         end: Callable[[Flight, Outcome], None],
         ended: Callable[[], None],
     ) -> None:
@@ -77,8 +77,8 @@ class Deadlines:
             self._end_buffered(self._home.now() - self._max_age, Dropped(reason="expired"))
 
     def arrived(self) -> None:
-        """Tell that an event has come that `max_age` is for."""
-        if self._timer is None:
+        """Tell that an event has come, or that a request is to be made."""
+        if self._timer is None and self._bounded():
             self.watch()
 
     def watch(self) -> None:
@@ -103,15 +103,23 @@ class Deadlines:
         now = self._home.now()
         if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
             self._end_halted(moment, now)
+        if self._max_age is not None:
+            for flight in self._waiting():
+                if flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
+                    self._end(flight, flight.expired(now))
         if self._breaker.state == "down":
             for flight in self._waiting():
                 if now - self._breaker.counted_from(flight.tried_at) >= self._retry.max_elapsed:
                     self._end(flight, flight.give_up("retries_exhausted", now))
 
+    def _bounded(self) -> bool:
+        """Whether there are bounds that time alone may reach."""
+        return self._max_age is not None or self._breaker.state != "sending"
+
     def _tick(self) -> None:
         self._timer = None
         self.look()
-        if self._breaker.state != "sending" or (self._max_age is not None and self._buffer.events):
+        if self._bounded() and (self._buffer.events or self._flights()):
             self.watch()
 
     def _patience(self) -> float:

@@ -117,6 +117,7 @@ class Dispatcher:
             overflow=buffer.overflow,
             arrived=self._arrived,
             expire=self._deadlines.expire,
+            max_age=buffer.max_age,
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
@@ -207,6 +208,7 @@ class Dispatcher:
         self._ledger.in_flight += flight.count
         # Entered first: under an eager task factory the flight may be over before `create_task` returns.
         self._flights[flight] = None
+        self._deadlines.arrived()
         task = self._home.enter().create_task(self._fly(flight))
         if flight in self._flights:
             self._flights[flight] = task

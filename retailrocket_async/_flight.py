@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from retailrocket_async._bisection import Bisection
-from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._wire import join
 
@@ -89,7 +89,6 @@ class Flight:
         on_wire: whether a request is on its way right now.
         renewals: how often it was sent again because the key had changed.
         refusal: the outcome it will have if nobody mends what it was refused for; None where it was not refused.
-        stale: the outcome of events that turned out to be too old when their turn came; None where they are not.
         outcome: None until all of it has one; that of its last part then.
     """
 
@@ -109,7 +108,6 @@ class Flight:
         "path",
         "refusal",
         "renewals",
-        "stale",
         "started_at",
         "tried_at",
         "tries",
@@ -141,7 +139,6 @@ class Flight:
         self.on_wire = False
         self.outcome: Outcome | None = None
         self.refusal: Undelivered | None = None
-        self.stale: Outcome | None = None
         self._bisection: Bisection | None = None
         self._maybe_recorded = False
         self._reply: Reply | None = None
@@ -204,6 +201,10 @@ class Flight:
             elapsed=now - self.started_at,
         )
 
+    def expired(self, now: float) -> Undelivered:
+        """Return the outcome of events that are too old to be sent, or to be sent again."""
+        return self.give_up("expired", now) if self.attempts else Dropped(reason="expired")
+
     @property
     def maybe_recorded(self) -> bool:
         """Whether an attempt so far may have been recorded."""
@@ -215,6 +216,9 @@ class Flight:
         """Go on with a half of a batch that was refused as a whole; return whether it does."""
         refused = self._reply is not None and self._reply.verdict is Verdict.REFUSED
         if self.batch is None or not refused or outcome.status not in _DIVIDED:
+            return False
+        if isinstance(outcome, Abandoned) and outcome.reason != "not_retryable":
+            # Given up for another reason: to `is_throttled` a 400 or 413 may mean anything.
             return False
         if self._bisection is None:
             if len(self.batch) == 1:
@@ -284,6 +288,8 @@ class Flight:
 def _as_for(part: Batch, outcome: Outcome) -> Outcome:
     """Return the outcome of a part that waited while the flight that carried it ended with `outcome`."""
     match outcome:
+        case Abandoned(reason="closed" | "expired" as reason) if not part.attempts:
+            return Dropped(reason=reason)
         case Abandoned():
             known = part.maybe_recorded
             return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=None)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Sequence
 
     from retailrocket_async._home import Home
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 1000
 """Events that one call is given at most."""
+
+_MOST_CHANGES: Final = 100
+"""Changes of state that may wait to be told of; of more, the oldest say nothing of how it is now."""
 
 OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
 StateHook: TypeAlias = "Callable[[StateChange], object]"
@@ -68,38 +72,45 @@ class Hooks:
 
     def tell_outcomes(self, events: list[UndeliveredEvent]) -> None:
         """Have undelivered events told of."""
-        room = self._most - self._queued
+        room = max(0, self._most - self._queued)
         self.missed += max(0, len(events) - room)
         events = events[:room]
         if not events:
             return
         self._queued += len(events)
         last = self._queue[-1] if self._queue else None
-        if isinstance(last, list) and len(last) + len(events) <= _AT_ONCE:
-            last += events
-        else:
-            self._queue.append(events)
+        if isinstance(last, list):
+            last += events[: (missing := _AT_ONCE - len(last))]
+            events = events[missing:]
+        for start in range(0, len(events), _AT_ONCE):
+            self._queue.append(events[start : start + _AT_ONCE])
         self._start()
 
     def tell_state(self, change: StateChange) -> None:
         """Have a change of state told of."""
-        if self._on_state_change is not None:
-            self._queue.append(change)
-            self._start()
+        if self._on_state_change is None:
+            return
+        waiting = [item for item in self._queue if not isinstance(item, list)]
+        if len(waiting) >= _MOST_CHANGES:
+            self._queue.remove(waiting[0])
+        self._queue.append(change)
+        self._start()
 
     async def drained(self) -> None:
         """Return when everything was told."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait({self._task})
+        while self._queue or (self._task is not None and not self._task.done()):
+            # Some shutdowns cancel every task: what is left in the queue needs another one.
+            await asyncio.wait({self._start()})
 
     def close(self) -> None:
         """Let the thread end when it has called what it was given."""
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
-    def _start(self) -> None:
+    def _start(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
             self._task = self._home.enter().create_task(self._run())
+        return self._task
 
     async def _run(self) -> None:
         # Under an eager task factory this runs inside the call that tells, which must not wait for a hook's first part.
@@ -112,17 +123,36 @@ class Hooks:
             else:
                 await self._call("on_state_change", self._on_state_change, item)
 
-    async def _call(self, name: str, hook: Callable[..., object] | None, argument: object) -> None:
+    async def _call(
+        self, name: str, hook: Callable[..., object] | None, argument: StateChange | list[UndeliveredEvent]
+    ) -> None:
         if hook is None:
             return
+        call: concurrent.futures.Future[object] | None = None
         try:
             if inspect.iscoroutinefunction(hook):
                 await hook(argument)
                 return
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="retailrocket-hooks")
-            answer = await self._home.enter().run_in_executor(self._thread, hook, argument)
+            call = self._thread.submit(hook, argument)
+            answer = await asyncio.wrap_future(call)
             if inspect.isawaitable(answer):
                 await answer
         except Exception as error:  # noqa: BLE001 - a user's hook must not stop the delivery
             self._failed(name, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                # Something that the hook waited for was cancelled, not this task.
+                self._failed(name, error)
+                return
+            if call is not None and call.cancel():
+                # The thread is still at an earlier call, and has not begun this one.
+                self._put_back(argument)
+            raise
+
+    def _put_back(self, item: StateChange | list[UndeliveredEvent]) -> None:
+        self._queue.appendleft(item)
+        if isinstance(item, list):
+            self._queued += len(item)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
 from retailrocket_async._errors import BufferFullError, ClientClosedError
@@ -38,7 +39,8 @@ class Intake:
         keyed: whether the buffer has a lane for each visitor.
         overflow: what happens where there is no room; see `Buffer.overflow`.
         arrived: called for each event that was put in; `due_sooner` is true where a batch may be due sooner by it.
-        expire: drops what waits and is too old.
+        expire: drops what waits in the buffer and is too old.
+        max_age: seconds after which an event is too old; None for never.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms it stands between
@@ -51,6 +53,7 @@ class Intake:
         overflow: Overflow,
         arrived: _Arrived,
         expire: Callable[[], None],
+        max_age: float | None,
     ) -> None:
         self._home = home
         self._buffer = buffer
@@ -58,8 +61,10 @@ class Intake:
         self._keyed = keyed
         self._overflow = overflow
         self._expire = expire
+        self._max_age = math.inf if max_age is None else max_age
         self._arrived = arrived
-        self._waiters: deque[_Waiter] = deque()
+        # A queue out of whose middle those go who wait no longer: their events must not be kept.
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._closed = False
         self._accepted_in_a_row = 0
 
@@ -69,20 +74,26 @@ class Intake:
         if receipt is None:
             if self._overflow == "raise":
                 raise self._full()
-            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), self._home.enter().create_future())
-            self._waiters.append(waiter)
+            loop = self._home.enter()
+            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
+            self._waiters[waiter] = None
             try:
                 # From the moment the future has its result the event is accepted, even if this task is cancelled now.
                 return await waiter.admitted
             except asyncio.CancelledError:
+                self._waiters.pop(waiter, None)
                 # There may be room for those behind, if not for this one.
                 self.admit_waiters()
                 raise
-        self._accepted_in_a_row += 1 + len(envelope) // 1024
+        await self.let_others_run(len(envelope))
+        return receipt
+
+    async def let_others_run(self, size: int = 0) -> None:
+        """Count one more event of `size` bytes that was dealt with, and yield where there were many in a row."""
+        self._accepted_in_a_row += 1 + size // 1024
         if self._accepted_in_a_row >= _YIELD_EVERY:
             self._accepted_in_a_row = 0
             await asyncio.sleep(0)
-        return receipt
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer, or raise `BufferFullError`."""
@@ -128,21 +139,26 @@ class Intake:
             f"{len(self._waiters)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
         )
 
-    def _put(self, event_name: str, envelope: bytes, lane: Hashable) -> Receipt:
+    def _put(self, event_name: str, envelope: bytes, lane: Hashable, came_at: float | None = None) -> Receipt:
         receipt = Receipt(event_name)
         self._ledger.tracked += 1
-        self._arrived(due_sooner=self._buffer.append(envelope, receipt, lane))
+        self._arrived(due_sooner=self._buffer.append(envelope, receipt, lane, came_at=came_at))
         return receipt
 
     def admit_waiters(self) -> None:
         """Let those in for whom there is room now, in the order in which they came."""
         while self._waiters:
-            waiter = self._waiters[0]
+            waiter = next(iter(self._waiters))
             if not waiter.admitted.done():
-                if not self._buffer.fits(len(waiter.envelope) + 1):
+                if self._home.now() - waiter.came_at >= self._max_age:
+                    waiter.admitted.set_result(self._drop(waiter.event_name, waiter.envelope, "expired"))
+                elif self._buffer.fits(len(waiter.envelope) + 1):
+                    waiter.admitted.set_result(
+                        self._put(waiter.event_name, waiter.envelope, waiter.lane, waiter.came_at)
+                    )
+                else:
                     return
-                waiter.admitted.set_result(self._put(waiter.event_name, waiter.envelope, waiter.lane))
-            self._waiters.popleft()
+            self._waiters.pop(waiter, None)
 
     def _lane_of(self, event: Event) -> Hashable:
         if isinstance(event, CustomEvent):
@@ -171,9 +187,12 @@ class Intake:
 class _Waiter:
     """A caller that waits for room in the buffer."""
 
-    __slots__ = ("admitted", "envelope", "event_name", "lane")
+    __slots__ = ("admitted", "came_at", "envelope", "event_name", "lane")
 
-    def __init__(self, event_name: str, envelope: bytes, lane: Hashable, admitted: asyncio.Future[Receipt]) -> None:
+    def __init__(
+        self, event_name: str, envelope: bytes, lane: Hashable, came_at: float, admitted: asyncio.Future[Receipt]
+    ) -> None:
+        self.came_at = came_at
         self.event_name = event_name
         self.envelope = envelope
         self.lane = lane

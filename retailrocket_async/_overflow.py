@@ -6,7 +6,7 @@ go first, and among equals the oldest.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
@@ -15,6 +15,7 @@ from retailrocket_async._errors import ConfigurationError, brief
 
 if TYPE_CHECKING:
     from retailrocket_async._batch import Batch
+    from retailrocket_async._outcome import Receipt
 
 Overflow: TypeAlias = Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]
 """What a full buffer means for one event more; see `Buffer.overflow`."""
@@ -65,42 +66,42 @@ class Ranks:
 
     def __init__(self, ranking: Mapping[str, int]) -> None:
         self._ranking = dict(ranking)
-        # For each rank the batches that hold events of it, oldest first, and how many.
-        self._batches: dict[int, OrderedDict[Batch, int]] = {}
+        # For each rank its waiting events, oldest first, each with its batch: with lanes, batches are open side by
+        # side, so that the order of the batches is not that of their events. A plain dict is slow at its front.
+        self._waiting: dict[int, OrderedDict[Receipt, Batch]] = {}
+        self._bytes: Counter[int] = Counter()
 
     def of(self, event_name: str) -> int:
         """Return the rank of an event."""
         return self._ranking.get(event_name, _UNNAMED)
 
-    def add(self, batch: Batch, event_name: str) -> None:
-        """Note one more event of a batch."""
-        rank = self._ranking.get(event_name, _UNNAMED)
-        batches = self._batches.get(rank)
-        if batches is None:
-            batches = self._batches[rank] = OrderedDict()
-        batches[batch] = batches.get(batch, 0) + 1
+    def add(self, batch: Batch, receipt: Receipt, size: int) -> None:
+        """Note one more event of a batch, and its bytes."""
+        rank = self._ranking.get(receipt.event_name, _UNNAMED)
+        waiting = self._waiting.get(rank)
+        if waiting is None:
+            waiting = self._waiting[rank] = OrderedDict()
+        waiting[receipt] = batch
+        self._bytes[rank] += size
 
-    def removed(self, batch: Batch, removed: Batch) -> None:
-        """Note events that were taken out of a batch."""
-        for receipt in removed.receipts:
-            batches = self._batches[self.of(receipt.event_name)]
-            batches[batch] -= 1
-            if not batches[batch]:
-                del batches[batch]
+    def forget(self, gone: Batch) -> None:
+        """Forget events that wait no more."""
+        for envelope, receipt in gone:
+            rank = self.of(receipt.event_name)
+            del self._waiting[rank][receipt]
+            self._bytes[rank] -= len(envelope) + 1
 
-    def forget(self, batch: Batch) -> None:
-        """Forget a batch that waits no more."""
-        for batches in self._batches.values():
-            batches.pop(batch, None)
+    def yielding(self, event_name: str) -> int:
+        """Return the bytes of all events that give way to one of `event_name`."""
+        rank = self.of(event_name)
+        return sum(size for other, size in self._bytes.items() if other <= rank)
 
     def first(self, event_name: str) -> tuple[Batch, int] | None:
         """Return batch and position of the event that gives way to one of `event_name`; None where that one does."""
-        for rank in sorted(self._batches):
+        for rank in sorted(self._waiting):
             if rank > self.of(event_name):
                 return None
-            if batches := self._batches[rank]:
-                batch = next(iter(batches))
-                for position, receipt in enumerate(batch.receipts):
-                    if self.of(receipt.event_name) == rank:
-                        return batch, position
+            if waiting := self._waiting[rank]:
+                receipt, batch = next(iter(waiting.items()))
+                return batch, batch.receipts.index(receipt)
         return None

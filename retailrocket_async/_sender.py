@@ -11,7 +11,6 @@ import attrs
 
 from retailrocket_async._flight import Turn
 from retailrocket_async._limiter import MAX_PAUSE
-from retailrocket_async._outcome import Dropped
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._wire import BATCH_PATH
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
     from retailrocket_async._limiter import Limiter, Permit
-    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._outcome import Outcome, Undelivered
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
 
@@ -80,12 +79,13 @@ class Sender:
     async def outcome_of(self, flight: Flight) -> Outcome:
         """Attempt, judge and wait until there is an outcome, for all events of the part that is on its way."""
         while True:
-            admission, reply = await self._request(flight)
+            answer = await self._request(flight)
+            if not isinstance(answer, tuple):
+                return answer
+            admission, reply = answer
             if flight.outcome is not None:
                 # It was cut short, and something that it awaited swallowed the cancellation.
                 return flight.outcome
-            if flight.stale is not None:
-                return flight.stale
             outcome = flight.judge(reply, self._home.now())
             again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
             if admission is not None and not again:
@@ -118,19 +118,15 @@ class Sender:
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
-    def _expired(self, flight: Flight) -> Outcome | None:
+    def _expired(self, flight: Flight) -> Undelivered | None:
         """Settle the events that are too old by now; return their outcome where no others are left."""
         if self._max_age is None or flight.batch is None:
             return None
         now = self._home.now()
         expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
-        if not expired:
-            return None
-        never_sent = not flight.attempts
-        outcome: Outcome = Dropped(reason="expired") if never_sent else flight.give_up("expired", now)
-        return self._without(flight, expired, outcome)
+        return self._without(flight, expired, flight.expired(now)) if expired else None
 
-    def _without(self, flight: Flight, positions: list[int], outcome: Outcome) -> Outcome | None:
+    def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
         if flight.batch is None or len(positions) == len(flight.batch):
             return outcome
         self._part_over(flight, flight.take_out(positions), outcome)
@@ -157,8 +153,8 @@ class Sender:
             await self._breaker.rest(wait)
         return flight.outcome
 
-    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply]:
-        """Make one request, as soon as breaker and limiter allow it."""
+    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
+        """Make one request, as soon as breaker and limiter allow it; return an outcome where it is too late then."""
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
@@ -171,8 +167,9 @@ class Sender:
             if turn.admission.probe and self._breaker.status == 401:
                 await self._renewed(self._refused_serial)
             # It may have waited long for its turn.
-            flight.stale = self._expired(flight)
-            if flight.outcome is not None or flight.stale is not None:
+            if flight.outcome is None and (stale := self._expired(flight)) is not None:
+                return stale
+            if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
             flight.depart(self._home.now())
             self._ledger.requested += 1

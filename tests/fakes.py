@@ -16,7 +16,7 @@ import httpx
 from retailrocket_async._buffer import Batching, Buffer
 from retailrocket_async._client import AsyncTrackingClient
 from retailrocket_async._dispatcher import Dispatcher
-from retailrocket_async._events import View
+from retailrocket_async._events import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._limiter import LocalLimiter
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy
@@ -48,9 +48,23 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def event(number: int, visitor: str = "visitor") -> View:
-    """Return the event that is known by `number`."""
-    return View(session_external_id=visitor, product_id=number, timestamp=MOMENT)
+def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
+    """Return the event of this kind that is known by `number`."""
+    fields: dict[type[Event], dict[str, Any]] = {
+        View: {"product_id": number},
+        AddToBasket: {"product_id": number},
+        Order: {"product_id": number, "quantity": 1, "price": 1, "transaction": "t"},
+        Search: {"search_phrase": str(number)},
+        ImpressionContentViewed: {"impression_content_id": str(number)},
+    }
+    return kind(session_external_id=visitor, timestamp=MOMENT, **fields[kind])
+
+
+def number_of(told: Event | UndeliveredEvent) -> int:
+    """Return the number of an event."""
+    envelope = CODEC.encode(told) if isinstance(told, Event) else told.envelope
+    ((_, number),) = _events(b"[" + envelope + b"]")
+    return number
 
 
 # --- a loop that checks ---
@@ -157,6 +171,7 @@ class ScriptedTransport:
         self.checks: list[Callable[[], None]] = []
         self.renewals: list[tuple[bool, str | None]] = []
         self.renewed = 0
+        self.keeps_key = False
 
     @property
     def times(self) -> list[float]:
@@ -177,6 +192,10 @@ class ScriptedTransport:
     def sent_numbers(self) -> list[int]:
         """The numbers of all events, in the order of their requests."""
         return [number for request in self.requests for number in request.numbers]
+
+    def answer_next(self, *steps: Step | int) -> None:
+        """Have the next requests answered so, and those after them as `then` does."""
+        self._script = list(steps)
 
     def release(self) -> None:
         """Let all parked requests have their answers."""
@@ -214,9 +233,12 @@ class ScriptedTransport:
         return step.reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Answer what `renewals` says, one for each call, and then that the key is the same."""
+        """Answer what `renewals` says, one for each call, and then that the key is the same.
+
+        While `keeps_key` is true it waits to be released first.
+        """
         self.renewed += 1
-        await asyncio.sleep(0)
+        await self._travel(Step(latency=0.0, parked=self.keeps_key))
         return self.renewals.pop(0) if self.renewals else (False, None)
 
     async def aclose(self) -> None:
@@ -257,11 +279,15 @@ class ScriptedServer(httpx.AsyncBaseTransport):
         raise httpx.ConnectError("") if not reply.sent else httpx.ReadTimeout("")
 
 
+_NUMBERS = ("productId", "searchPhrase", "impressionContentId", "contactExternalId")
+
+
 def _events(body: bytes) -> Iterable[tuple[str, int]]:
     parsed = json.loads(body)
     fields = [parsed] if isinstance(parsed, dict) else [fields for item in parsed for fields in item.values()]
     for event_fields in fields:
-        yield event_fields["sessionExternalId"], event_fields["productId"]
+        number = next(event_fields[name] for name in _NUMBERS if name in event_fields)
+        yield event_fields["sessionExternalId"], int(number)
 
 
 def _accepts(reply: Reply | BaseException) -> bool:
@@ -433,13 +459,13 @@ class Engine:
         assert stats.pending_bytes <= self._bounds.max_bytes
         assert self.transport.in_flight <= self.batching.max_in_flight
 
-    async def track(self, number: int, visitor: str = "visitor") -> Receipt:
+    async def track(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
         """Track the event of that number."""
-        return await self.dispatcher.intake.accept(what := event(number, visitor), CODEC.encode(what))
+        return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
 
-    def track_nowait(self, number: int, visitor: str = "visitor") -> Receipt:
+    def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
         """Track the event of that number, now or never."""
-        return self.dispatcher.intake.accept_nowait(what := event(number, visitor), CODEC.encode(what))
+        return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
 
     async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
         """Track events one after the other."""
@@ -468,7 +494,8 @@ def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingCl
     """Return a real client whose server is `transport`."""
     http_client = httpx.AsyncClient(transport=ScriptedServer(transport))
     options.setdefault("limiter", LocalLimiter(None))
-    return AsyncTrackingClient("key", "partner", http_client=http_client, **options)
+    options.setdefault("api_key", "key")
+    return AsyncTrackingClient(partner_id="partner", http_client=http_client, **options)
 
 
 async def turns(count: int = 3) -> None:

@@ -1,28 +1,41 @@
 """Every await of the engine: park there, cancel, and show that nothing is lost, leaked or sent twice.
 
-============================  =========================================  ==============================================
-await                         who is cancelled there                     parked by
-============================  =========================================  ==============================================
-`Dispatcher.accept`           caller of `track`: waits for room          `track_waiting`, `track_waiting_behind`
-`Dispatcher.accept`           caller of `track`: yields                  `track_yielding`
-`Dispatcher.send`             caller of `send`: waits for its outcome    `send_*`, in each place where its flight waits
-`Dispatcher._sleep`           pump: lingers, or waits for a flight       `pump_lingering`, `pump_with_all_in_flight`
-`Dispatcher._run_pump`        pump: waits for a broken limiter           `pump_with_broken_limiter`
-`Dispatcher._next_turn`       pump: wire slot, permit                    `pump_without_slot`, `pump_without_permit`
-`Dispatcher._next_turn`       flight: wire slot, permit                  `send_without_*`, `retry_without_*`
-`Dispatcher._attempt`         flight: request                            `send_on_wire`, `batch_on_wire`
-`Dispatcher._outcome_of`      flight: backoff                            `send_backing_off`, `batch_backing_off`
-(none)                        flight: before its first step              `batch_not_started`, `pump_not_started`
-`Dispatcher.flush`            caller of `flush`                          `flush_waiting`
-`Ledger.flushed`              the same, and the caller of `aclose`       `flush_waiting`, `test_close_*`
-`Dispatcher.aclose`           caller: flush, then the connections        `test_close_cancelled_*`
-`Dispatcher._closed_by`       second caller of `aclose`                  `test_second_close_cancelled`
-`Dispatcher._close_transport` the task that closes the connections       `test_closing_task_cancelled`
-`Receipt.__await__`           whoever awaits a receipt                   `receipt_awaited`
-`LocalLimiter.acquire`        pump, sender: queue, pace, window, pause   `test_local_limiter_grants_as_before`
-`AsyncTrackingClient.*`       caller of each method                      `test_client_method_cancelled`
-`AsyncTrackingClient`         `track_many` in the caller's own iterator  `test_track_many_cancelled_in_the_feed`
-============================  =========================================  ==============================================
+==========================  ============================================  ==============================================
+await                       who is cancelled there                        parked by
+==========================  ============================================  ==============================================
+`Intake.accept`             caller of `track`: waits for room             `track_waiting`, `track_waiting_behind`
+`Intake.let_others_run`     caller of `track`: yields                     `track_yielding`
+`Dispatcher.send`           caller of `send`: waits for its outcome       `send_*`, in each place where its flight waits
+`Dispatcher._run_pump`      pump: first turn under eager tasks            `test_client.py`, the eager task factory
+`Dispatcher._run_pump`      pump: waits for a broken limiter              `pump_with_broken_limiter`
+`Dispatcher._sleep`         pump: lingers, or waits for a flight          `pump_lingering`, `pump_with_all_in_flight`
+`Sender.next_turn`          pump: wire slot, permit                       `pump_without_slot`, `pump_without_permit`
+`Sender.next_turn`          flight: wire slot, permit                     `send_without_*`, `retry_without_*`
+`Breaker.wait`              pump: the API is down, or sending is halted   `pump_while_*`
+`Breaker.wait`              flight: the same                              `batch_while_*`, `send_while_*`
+`Breaker.rest`              flight: backoff                               `send_backing_off`, `batch_backing_off`
+`Sender._wait`              flight: the limiter is broken                 `retry_with_broken_limiter`
+`Sender._request`           flight: request                               `*_on_wire`
+`Sender._request`           flight: request for a part of it              `half_on_wire`, `between_the_halves`
+`Transport.renew_key`       flight: before a probe, after a 401           `*_renewing_the_key`
+(none)                      before the first step                         `batch_not_started`, `pump_not_started`
+`Dispatcher.flush`          caller of `flush`                             `flush_waiting`
+`Ledger.flushed`            the same, and the caller of `aclose`          `flush_waiting`, `test_close_*`
+`Dispatcher._abort`         caller of `aclose`: drops a full buffer       `test_close_cancelled_while_it_drops`
+`Closing.close`             caller: flush, connections, hooks             `test_close_cancelled_*`
+`Closing._join`             second caller of `aclose`                     `test_second_close_cancelled`
+`Closing._last_words`       caller: connections, hooks                    `test_close_cancelled_while_*`
+`Sender.aclose`             the task that closes the connections          `test_closing_task_cancelled`
+`Hooks._run`, `._call`      the task that tells the hooks                 `test_hooks.py`
+`Hooks.drained`             the task that ends them                       `test_ending_of_the_hooks_cancelled`
+`Credentials._asked`        whoever needs the key                         `test_cancelled_while_the_key_is_asked_for`
+`Credentials._ask_now`      the task that asks                            `test_asking_task_cancelled`
+`Receipt.__await__`         whoever awaits a receipt                      `receipt_awaited`
+`LocalLimiter.acquire`      pump, sender: queue, pace, window, pause      `test_local_limiter_grants_as_before`
+`LocalLimiter.acquire`      flight: slowed down by a 429                  `test_retry_cancelled_in_a_throttled_limiter`
+`AsyncTrackingClient.*`     caller of each method                         `test_client_method_cancelled`
+`AsyncTrackingClient`       `track_many` in the caller's own iterator     `test_track_many_cancelled_in_the_feed`
+==========================  ============================================  ==============================================
 """
 
 from __future__ import annotations
@@ -39,6 +52,7 @@ from retailrocket_async._limiter import LocalLimiter, RateLimit
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped
 from retailrocket_async._retry import RetryPolicy
 from tests.fakes import (
+    NO_CONNECTION,
     OK,
     PARKED,
     ROUNDING,
@@ -49,8 +63,10 @@ from tests.fakes import (
     Step,
     check_balance,
     event,
+    into,
     make_client,
     now,
+    number_of,
     run,
     status,
     tasks,
@@ -62,6 +78,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._client import AsyncTrackingClient
     from retailrocket_async._outcome import Receipt
+    from retailrocket_async._report import UndeliveredEvent
 
 IN_FLIGHT = 2
 
@@ -111,6 +128,7 @@ class Scene:
         """Let the limiter grant and the server answer everything from now on."""
         self.limiter.open_gate()
         self.transport.then = OK
+        self.transport.keeps_key = False
         self.transport.release()
 
 
@@ -121,7 +139,7 @@ class Parked:
     Attributes:
         refused: numbers of events that were never accepted.
         abandoned: numbers of events whose own flight is cancelled, and whether they may be recorded.
-        again: numbers of events that go in a second request, as a retry.
+        again: numbers of events that were in a request before, and may go in another.
     """
 
     scene: Scene
@@ -317,7 +335,150 @@ async def receipt_awaited() -> Parked:
     return Parked(scene, waiter)
 
 
+# An interval between probes that the scenes below fit in, and that is over before the test's own time is.
+WHILE_DOWN = RetryPolicy(initial_backoff=20.0, max_backoff=20.0, max_elapsed=1e9)
+
+
+async def outage(then: Step | int, state: str) -> Scene:
+    """Return a scene with event 1 between its attempts, while the API is down or sending is halted."""
+    scene = Scene(then=then, retry=WHILE_DOWN)
+    await scene.track(1)
+    while scene.engine.stats().state != state:  # noqa: ASYNC110 - on a virtual clock
+        await asyncio.sleep(0.01)
+    await turns()
+    assert scene.transport.in_flight == 0
+    return scene
+
+
+async def pump_while_down() -> Parked:
+    """The pump waits for the API to be back."""
+    scene = await outage(NO_CONNECTION, "down")
+    await scene.track(2)
+    await asyncio.sleep(0.5)
+    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    return Parked(scene, scene.pump, again=frozenset({1}))
+
+
+async def pump_while_halted() -> Parked:
+    """The pump waits for the key to be mended."""
+    scene = await outage(401, "halted")
+    await scene.track(2)
+    await asyncio.sleep(0.5)
+    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    return Parked(scene, scene.pump, again=frozenset({1}))
+
+
+async def batch_while_down() -> Parked:
+    """A batch waits for the API to be back, before an event that the pump waits with."""
+    scene = await outage(NO_CONNECTION, "down")
+    flight = scene.flight
+    await scene.track(2)
+    await asyncio.sleep(0.5)
+    return Parked(scene, flight, abandoned={1: False}, again=frozenset({1}))
+
+
+async def batch_while_halted() -> Parked:
+    """A batch that was refused for its key waits for another try, before an event that the pump waits with."""
+    scene = await outage(401, "halted")
+    flight = scene.flight
+    await scene.track(2)
+    await asyncio.sleep(0.5)
+    return Parked(scene, flight, abandoned={1: False}, again=frozenset({1}))
+
+
+async def send_while_down() -> Parked:
+    """A direct send waits for the API to be back."""
+    scene = await outage(NO_CONNECTION, "down")
+    scene.sends[11] = asyncio.create_task(scene.engine.send(11))
+    await asyncio.sleep(0.5)
+    return Parked(scene, scene.sends[11], abandoned={11: False}, again=frozenset({1}))
+
+
+async def send_while_halted() -> Parked:
+    """A direct send waits for the key to be mended."""
+    scene = await outage(401, "halted")
+    scene.sends[11] = asyncio.create_task(scene.engine.send(11))
+    await asyncio.sleep(0.5)
+    return Parked(scene, scene.sends[11], abandoned={11: False}, again=frozenset({1}))
+
+
+async def probe_on_wire() -> Parked:
+    """The one request that is let through to see is on its way, and others wait for what it brings."""
+    scene = await outage(NO_CONNECTION, "down")
+    scene.transport.answer_next(PARKED)
+    scene.transport.then = OK
+    flight = scene.flight
+    await scene.track(2)
+    await asyncio.sleep(21.0)
+    assert scene.transport.parked == 1
+    return Parked(scene, flight, abandoned={1: True}, again=frozenset({1}))
+
+
+async def probe_renewing_the_key() -> Parked:
+    """The one request that is let through to see has its turn, and asks for the key first."""
+    scene = await outage(401, "halted")
+    scene.transport.keeps_key = True
+    flight = scene.flight
+    await scene.track(2)
+    await asyncio.sleep(1.5)
+    assert scene.transport.parked == 1
+    assert (scene.transport.in_flight, scene.limiter.open) == (0, 1)
+    return Parked(scene, flight, abandoned={1: False}, again=frozenset({1}))
+
+
+async def batch_renewing_the_key() -> Parked:
+    """A batch was refused for its key, and asks whether there is another."""
+    scene = Scene(401)
+    scene.transport.keeps_key = True
+    await scene.track(1, 2)
+    await asyncio.sleep(1.0)
+    assert scene.transport.parked == 1
+    return Parked(scene, scene.flight, abandoned={1: False}, again=frozenset({1}))
+
+
+async def half_on_wire() -> Parked:
+    """The first half of a batch that was refused waits for its answer."""
+    scene = Scene(400, then=PARKED, batching=Batching(max_events=4, max_in_flight=IN_FLIGHT))
+    await scene.track(1, 2, 3, 4)
+    await asyncio.sleep(1.0)
+    assert scene.transport.requests[-1].numbers == [1, 2]
+    return Parked(scene, scene.flight, abandoned={1: True, 2: True, 3: False, 4: False}, again=frozenset({1, 2, 3, 4}))
+
+
+async def between_the_halves() -> Parked:
+    """The first half of a batch that was refused is delivered, and the second waits for its permit."""
+    scene = Scene(400, gated=True, batching=Batching(max_events=4, max_in_flight=IN_FLIGHT))
+    await scene.track(1, 2, 3, 4)
+    for _ in range(2):
+        await asyncio.sleep(0.2)
+        scene.limiter.grant()
+    await asyncio.sleep(1.0)
+    assert scene.transport.recorded_numbers == [1, 2]
+    return Parked(scene, scene.flight, abandoned={3: False, 4: False}, again=frozenset({1, 2, 3, 4}))
+
+
+async def retry_with_broken_limiter() -> Parked:
+    """A batch waits to ask a broken limiter again."""
+    scene = Scene(503, errors=[None, OSError(), OSError()], retry=WHILE_DOWN)
+    await scene.track(1)
+    while scene.limiter.asked < 2:  # noqa: ASYNC110 - on a virtual clock
+        await asyncio.sleep(0.01)
+    return Parked(scene, scene.flight, abandoned={1: True}, again=frozenset({1}))
+
+
 PLACES = [
+    pump_while_down,
+    pump_while_halted,
+    batch_while_down,
+    batch_while_halted,
+    send_while_down,
+    send_while_halted,
+    probe_on_wire,
+    probe_renewing_the_key,
+    batch_renewing_the_key,
+    half_on_wire,
+    between_the_halves,
+    retry_with_broken_limiter,
     track_waiting,
     track_waiting_behind,
     track_yielding,
@@ -387,7 +548,8 @@ def test_cancelled(place: Callable[[], Coroutine[Any, Any, Parked]], mended_firs
 
         # No batch goes twice, and nothing goes that was not accepted.
         counts = Counter(transport.sent_numbers)
-        assert max(counts.values()) == 1
+        assert {number for number, count in counts.items() if count > 1} <= parked.again
+        assert max(Counter(transport.recorded_numbers).values()) == 1
         if not mended_first:
             assert not parked.refused & counts.keys()
         accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {200}
@@ -493,6 +655,108 @@ def test_local_limiter_grants_as_before(
     assert run(times(with_a_cancelled=True)) == pytest.approx(run(times(with_a_cancelled=False)), abs=ROUNDING)
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_retry_cancelled_in_a_throttled_limiter(turn: int) -> None:
+    """A flight that is cancelled in a limiter which a 429 has slowed down takes nothing, and loses nothing else."""
+
+    async def test() -> None:
+        limiter = LocalLimiter(LIMIT)
+        engine = Engine(
+            ScriptedTransport(429),
+            limiter=limiter,
+            batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT),
+            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+        )
+        receipt = await engine.track(1)
+        await asyncio.sleep(1.0)
+        opens = limiter._paused_until
+        assert opens > now()
+        (flight,) = engine.dispatcher._flights.values()
+        assert flight is not None
+        later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
+        if turn:
+            # The pause ends in this very turn, or in one of the next.
+            await asyncio.sleep(opens - now())
+            await turns(turn - 1)
+        flight.cancel()
+        await asyncio.wait({flight, *later})
+        assert isinstance(receipt.outcome, Abandoned | Delivered)
+        assert engine.transport.sent_numbers.count(1) <= 2
+        if isinstance(receipt.outcome, Abandoned):
+            assert receipt.outcome.reason == "cancelled"
+        if engine.transport.sent_numbers.count(1) == 1:
+            assert engine.transport.times[1] == pytest.approx(opens, abs=ROUNDING)
+        report = await engine.aclose()
+        assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
+        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+        assert tasks() == set()
+
+    run(test())
+
+
+# --- the key ---
+
+
+class Asked:
+    """A key that is given when `given` is set."""
+
+    def __init__(self) -> None:
+        self.given = asyncio.Event()
+        self.times = 0
+
+    async def ask(self) -> str:
+        """Wait, and return the key."""
+        self.times += 1
+        await self.given.wait()
+        return "key"
+
+
+async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyncio.Task[Any]], ScriptedTransport]:
+    """Return a client two of whose requests wait for the key."""
+    transport = ScriptedTransport()
+    client = make_client(transport, api_key=asked.ask)
+    sends = [asyncio.create_task(client.send(event(number))) for number in (1, 2)]
+    await asyncio.sleep(1.0)
+    return client, sends, transport
+
+
+def test_cancelled_while_the_key_is_asked_for() -> None:
+    """A request that is cancelled while it waits for the key was not sent, and leaves the answer to the others."""
+
+    async def test() -> None:
+        asked = Asked()
+        client, (first, second), transport = await client_that_asks(asked)
+        await cancel(first)
+        asked.given.set()
+        assert isinstance(await second, Delivered)
+        assert transport.recorded_numbers == [2]
+        assert asked.times == 1
+        report = await client.aclose()
+        assert (report.stats.abandoned, report.stats.delivered) == (1, 1)
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_asking_task_cancelled() -> None:
+    """Where a shutdown cancels the asking itself, those who wait for the key ask again."""
+
+    async def test() -> None:
+        asked = Asked()
+        client, sends, transport = await client_that_asks(asked)
+        for task in tasks() - set(sends):
+            if getattr(task.get_coro(), "__name__", "") == "_ask_now":
+                await cancel(task)
+        asked.given.set()
+        assert [type(each) for each in await asyncio.gather(*sends)] == [Delivered] * 2
+        assert sorted(transport.recorded_numbers) == [1, 2]
+        assert asked.times == 2
+        await client.aclose()
+        assert tasks() == set()
+
+    run(test())
+
+
 # --- closing ---
 
 
@@ -564,6 +828,49 @@ def test_close_cancelled_while_connections_close() -> None:
     run(test())
 
 
+def test_close_cancelled_while_it_drops() -> None:
+    """A close that is cancelled while it drops a full buffer drops the rest at once."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
+        )
+        receipts = await engine.track_all(range(100))
+        close = asyncio.create_task(engine.aclose(0))
+        while not 0 < engine.stats().dropped < 100:  # noqa: ASYNC110 - to stop in this very turn
+            await asyncio.sleep(0)
+        await cancel(close)
+        assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
+        assert len((await engine.aclose()).undelivered) == 100
+        await turns(5)
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_close_cancelled_while_the_hook_is_told() -> None:
+    """A close that is cancelled while it waits for the hook has its report, and the hook is told on."""
+
+    async def test() -> None:
+        told: list[int] = []
+
+        async def hook(events: Any) -> None:
+            await asyncio.sleep(5.0)
+            told.extend(range(len(events)))
+
+        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
+        await (await engine.track(1))
+        close = asyncio.create_task(engine.aclose(10.0))
+        await asyncio.sleep(1.0)
+        await cancel(close)
+        assert (await engine.aclose()).stats.rejected == 1
+        await asyncio.sleep(5.0)
+        assert told == [0]
+        assert tasks() == set()
+
+    run(test())
+
+
 def test_second_close_cancelled() -> None:
     """A second close that is cancelled does not disturb the first."""
 
@@ -595,6 +902,29 @@ def test_closing_task_cancelled() -> None:
         for task in tasks() - {close}:
             task.cancel()
         assert (await close).stats.tracked == 3
+
+    run(test())
+
+
+def test_ending_of_the_hooks_cancelled() -> None:
+    """A shutdown that cancels the end of the hooks lets the close return at once, and the hook end its call."""
+
+    async def test() -> None:
+        told: list[int] = []
+
+        async def hook(events: Any) -> None:
+            await asyncio.sleep(5.0)
+            told.extend(range(len(events)))
+
+        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
+        await (await engine.track(1))
+        close = asyncio.create_task(engine.aclose(10.0))
+        await asyncio.sleep(1.0)
+        await cancel(engine.dispatcher._closing._last_tasks[1])
+        assert (await close).stats.rejected == 1
+        assert now() < 2.0
+        await asyncio.sleep(5.0)
+        assert told == [0]
 
     run(test())
 
@@ -731,6 +1061,58 @@ def test_everyone_cancelled_in_any_turn(turn: int) -> None:
         assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
         await turns(5)
         assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+        assert tasks() == set()
+
+    run(test())
+
+
+FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 403]
+
+
+@pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
+def test_everyone_cancelled_amid_faults(turn: int) -> None:
+    """The same while batches are divided, the API is down and sending is halted; the hook is told of every loss."""
+
+    async def test() -> None:
+        told: list[UndeliveredEvent] = []
+        transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
+        limiter = RecordingLimiter()
+        engine = Engine(
+            transport,
+            limiter=limiter,
+            buffer=Buffer(max_events=6, max_age=60.0),
+            batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
+            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+            on_outcome=into(told),
+        )
+        receipts: dict[int, Receipt] = {}
+
+        async def caller(first: int) -> None:
+            for number in range(first, first + 8):
+                receipts[number] = await engine.track(number, f"v{number % 3}")
+
+        work = [asyncio.create_task(each) for each in (caller(0), caller(10), engine.flush())]
+        for _ in range(turn):
+            await asyncio.sleep(0 if turn < 60 else 0.01)
+        for task in tasks():
+            task.cancel()
+        await asyncio.wait(work)
+        transport.answer_next()
+        report = await engine.aclose(None)
+        recorded = Counter(transport.recorded_numbers)
+        assert max(recorded.values(), default=0) <= 1
+        for number, receipt in receipts.items():
+            outcome = receipt.outcome
+            assert outcome is not None
+            assert number in recorded or not isinstance(outcome, Delivered)
+            assert number not in recorded or outcome.maybe_recorded
+        undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
+        # What a caller put in whose call was cancelled in that turn has no receipt here.
+        assert undelivered <= set(map(number_of, told))
+        assert len(told) == report.stats.tracked - report.stats.delivered
+        await turns(5)
+        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+        assert limiter.open == 0
         assert tasks() == set()
 
     run(test())
