@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from _exact_server import Arrival, Conditions, running
+from _window import worst_window
 from aiolimiter import AsyncLimiter
 
 from retailrocket_async import AsyncTrackingClient, Batching, Buffer, LocalLimiter, RateLimit, RetryPolicy
@@ -214,16 +215,6 @@ def measure(limiter: str, condition: str, seconds: float, conditions: Conditions
         used=used_part(arrivals, seconds),
         spread=longest - shortest,
     )
-
-
-def worst_window(times: list[float]) -> int:
-    """Return the largest number of `times`, which are sorted, in any window `(t - per, t]`."""
-    worst = first = 0
-    for last, at in enumerate(times):
-        while times[first] <= at - LIMIT.per:
-            first += 1
-        worst = max(worst, last - first + 1)
-    return worst
 
 
 def used_part(arrivals: list[Arrival], seconds: float) -> float:
