@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from retailrocket_async import Abandoned, Delivered, Dropped, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from _fault import Report
 
     from retailrocket_async import Outcome
@@ -30,12 +28,16 @@ class Told(enum.IntEnum):
     DROPPED = enum.auto()
 
 
-_DELIVERED = (Told.DELIVERED, Told.DELIVERED_MAYBE_TWICE)
-_REJECTED = (Told.REJECTED, Told.REJECTED_WRONGLY)
-_ABANDONED = (Told.ABANDONED_UNRECORDED, Told.ABANDONED_MAYBE_RECORDED)
-_MUST_BE_RECORDED = (*_DELIVERED, Told.PENDING)
-_MUST_NOT_BE_RECORDED = (Told.NEVER_TRACKED, *_REJECTED, Told.ABANDONED_UNRECORDED, Told.DROPPED)
-_MAY_BE_RECORDED_TWICE = (Told.DELIVERED_MAYBE_TWICE, Told.ABANDONED_MAYBE_RECORDED)
+_ALL = frozenset(Told)
+_DELIVERED = frozenset({Told.DELIVERED, Told.DELIVERED_MAYBE_TWICE})
+_REJECTED = frozenset({Told.REJECTED, Told.REJECTED_WRONGLY})
+_ABANDONED = frozenset({Told.ABANDONED_UNRECORDED, Told.ABANDONED_MAYBE_RECORDED})
+_DROPPED = frozenset({Told.DROPPED})
+_PENDING = frozenset({Told.PENDING})
+_WRONGED = frozenset({Told.REJECTED_WRONGLY})
+_MUST_BE_RECORDED = _DELIVERED | _PENDING
+_MUST_NOT_BE_RECORDED = _ALL - _MUST_BE_RECORDED - {Told.ABANDONED_MAYBE_RECORDED}
+_MAY_BE_RECORDED_TWICE = frozenset({Told.DELIVERED_MAYBE_TWICE, Told.ABANDONED_MAYBE_RECORDED})
 
 
 def told(outcome: Outcome | None, *, bad: bool = False) -> Told:
@@ -105,23 +107,22 @@ def audit(said: bytes, names: bytes, report: Report) -> Audit:
     counts = report.counts.ljust(size, b"\0")
     pairs = Counter(zip(said, counts, strict=True))
 
-    def total(which: Iterable[int], least: int = 0, most: int = 255) -> int:
+    def total(which: frozenset[Told], least: int = 0, most: int = 255) -> int:
         return sum(events for (code, count), events in pairs.items() if code in which and least <= count <= most)
 
-    tracked = [code for code in Told if code is not Told.NEVER_TRACKED]
     return Audit(
-        tracked=total(tracked),
-        recorded=total(Told, 1),
+        tracked=total(_ALL - {Told.NEVER_TRACKED}),
+        recorded=total(_ALL, 1),
         delivered=total(_DELIVERED),
         rejected=total(_REJECTED),
         abandoned=total(_ABANDONED),
-        dropped=total([Told.DROPPED]),
-        pending=total([Told.PENDING]),
+        dropped=total(_DROPPED),
+        pending=total(_PENDING),
         lost=total(_MUST_BE_RECORDED, 0, 0),
-        duplicated=total(Told, 2),
-        unexplained=total(set(Told) - set(_MAY_BE_RECORDED_TWICE), 2),
+        duplicated=total(_ALL, 2),
+        unexplained=total(_ALL - _MAY_BE_RECORDED_TWICE, 2),
         contradicted=total(_MUST_NOT_BE_RECORDED, 1),
-        wronged=total([Told.REJECTED_WRONGLY]),
+        wronged=total(_WRONGED),
         misnamed=sum(
             count > 0 and ours != theirs
             for ours, theirs, count in zip(names, report.names, report.counts, strict=False)
