@@ -30,7 +30,7 @@ class Told(enum.IntEnum):
 
 _ALL = frozenset(Told)
 _DELIVERED = frozenset({Told.DELIVERED, Told.DELIVERED_MAYBE_TWICE})
-_REJECTED = frozenset({Told.REJECTED, Told.REJECTED_WRONGLY})
+REJECTED = frozenset({Told.REJECTED, Told.REJECTED_WRONGLY})
 _ABANDONED = frozenset({Told.ABANDONED_UNRECORDED, Told.ABANDONED_MAYBE_RECORDED})
 _DROPPED = frozenset({Told.DROPPED})
 _PENDING = frozenset({Told.PENDING})
@@ -114,7 +114,7 @@ def audit(said: bytes, names: bytes, report: Report) -> Audit:
         tracked=total(_ALL - {Told.NEVER_TRACKED}),
         recorded=total(_ALL, 1),
         delivered=total(_DELIVERED),
-        rejected=total(_REJECTED),
+        rejected=total(REJECTED),
         abandoned=total(_ABANDONED),
         dropped=total(_DROPPED),
         pending=total(_PENDING),

@@ -57,6 +57,10 @@ class FaultyServer:
         return report
 
     async def _ask(self, command: object) -> object:
+        # Shielded: where the caller is cancelled, the answer must not be left in the pipe for the next one.
+        return await asyncio.shield(asyncio.ensure_future(self._asked(command)))
+
+    async def _asked(self, command: object) -> object:
         async with self._one_at_a_time:
             self._pipe.send(command)
             return await asyncio.to_thread(self._pipe.recv)

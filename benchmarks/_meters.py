@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 _TICK = 0.005
@@ -61,3 +62,52 @@ def descriptors() -> int:
     """Return the number of open file descriptors."""
     # One of them is the folder's own.
     return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
+
+
+class Sample(NamedTuple):
+    """What this process held at a moment; `lag` is the worst since the sample before, in seconds."""
+
+    at: float
+    settled: int
+    resident: int
+    descriptors: int
+    tasks: int
+    lag: float
+
+
+class Sampler:
+    """Takes a sample once a second.
+
+    Args:
+        lag: the meter to read.
+        settled: returns the number of events that have their outcome.
+
+    Attributes:
+        samples: those taken so far.
+    """
+
+    def __init__(self, lag: LagMeter, settled: Callable[[], int]) -> None:
+        self.samples: list[Sample] = []
+        self._lag = lag
+        self._settled = settled
+
+    async def run(self) -> None:
+        """Go on without end."""
+        started_at = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(1.0)
+            self.samples.append(
+                Sample(
+                    at=asyncio.get_running_loop().time() - started_at,
+                    settled=self._settled(),
+                    resident=resident(),
+                    descriptors=descriptors(),
+                    tasks=len(asyncio.all_tasks()),
+                    lag=self._lag.take(),
+                )
+            )
+
+    def fifths(self) -> list[list[Sample]]:
+        """Return the samples in five parts of the same length."""
+        count = len(self.samples)
+        return [self.samples[part * count // 5 : (part + 1) * count // 5] for part in range(5)]

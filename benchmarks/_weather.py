@@ -81,10 +81,9 @@ class Weather:
         storms: the names of those that came.
     """
 
-    def __init__(self, server: FaultyServer, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.key = KEY
         self.storms: list[str] = []
-        self._server = server
         self._random = random.Random(seed)
         self._fair = Conditions(limit=None, latency=0.005, faults=GUSTS, seed=seed)
 
@@ -93,26 +92,26 @@ class Weather:
         """The conditions between the storms."""
         return self._fair
 
-    async def blow(self) -> None:
+    async def blow(self, server: FaultyServer) -> None:
         """Go on without end."""
         while True:
             for storm in self._random.sample(_STORMS, len(_STORMS)):
                 await asyncio.sleep(_CALM)
                 self.storms.append(storm.name)
-                await self._storm(storm)
+                await self._storm(server, storm)
 
-    async def calm(self) -> None:
+    async def calm(self, server: FaultyServer) -> None:
         """End all faults, so that what is left can be delivered."""
         self.key = self._fair.key
-        await self._server.behave(self._fair._replace(faults=()))
+        await server.behave(self._fair._replace(faults=()))
 
-    async def _storm(self, storm: _Storm) -> None:
+    async def _storm(self, server: FaultyServer, storm: _Storm) -> None:
         if storm.new_key:
             self._fair = self._fair._replace(key=f"key{len(self.storms)}")
         if storm.shut:
-            await self._server.shut(storm.seconds)
+            await server.shut(storm.seconds)
         faults = storm.faults or self._fair.faults
-        await self._server.behave(self._fair._replace(faults=faults, max_bytes=storm.max_bytes))
+        await server.behave(self._fair._replace(faults=faults, max_bytes=storm.max_bytes))
         await asyncio.sleep(storm.seconds)
         self.key = self._fair.key
-        await self._server.behave(self._fair)
+        await server.behave(self._fair)
