@@ -25,7 +25,8 @@ class Fault(NamedTuple):
             the middle of the body of a 200; ``"garbage"`` answers what is no HTTP; ``"idle_close"`` ends a connection
             that was used before, as the next request begins to arrive on it.
         status: of an answer; a redirect's target is another port, where nothing may arrive.
-        record: whether the events are recorded first; a 200 with a cut body always is.
+        record: whether the events are recorded first, as they must be for a 200 with a cut body, which strikes no other
+            requests.
         retry_after: the header's value; None for none.
         probability: of striking a request, 0 to 1.
         times: requests that it strikes; None for any number.

@@ -121,7 +121,10 @@ class _Api:
         at = asyncio.get_running_loop().time()
         verdict = self._judge(request, admitted=self._window.admit(at))
         fault = self._strike(idle=False)
-        records = verdict.status == 200 and (fault is None or fault.record or fault.kind == "cut_body")
+        if fault is not None and fault.kind == "cut_body" and verdict.status != 200:
+            # Its answer is a 200, which must be true.
+            fault = None
+        records = verdict.status == 200 and (fault is None or fault.record)
         if records:
             self._record(verdict)
         answer = fault if fault is not None else Fault("status", verdict.status)
