@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from _shop import Shop
 
-from retailrocket_async import BufferFullError, DeliveryError
+from retailrocket_async import BufferFullError, DeliveryError, RejectedError
 
 if TYPE_CHECKING:
     from retailrocket_async import AsyncTrackingClient, Event, Receipt
@@ -110,6 +110,9 @@ class Crowd:
         try:
             self.shop.settle(number, await client.send(event))
         except DeliveryError as error:
+            if isinstance(error, RejectedError) and error.status not in (400, 413):
+                # It does not wait until a key is mended, as batches do; the refusal says nothing of the event.
+                self.shop.bad.add(number)
             self.shop.settle(number, error.outcome)
         finally:
             self._places.release()

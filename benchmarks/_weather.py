@@ -33,7 +33,7 @@ GUSTS = (
 )
 """What may hit any request: about one in sixteen is hit."""
 
-_CALM = 4.0
+_CALM = 8.0
 """Seconds from one storm to the next."""
 
 
