@@ -45,6 +45,21 @@ async def mended(stage: Stage, *, faults: tuple[Fault, ...] = (), **conditions: 
     stage.expect(states == ["halted", "sending"], f"the states were {states}")
 
 
+@scenario("403-mended-late")
+async def mended_late(stage: Stage) -> None:
+    """Events wait as long as was asked for: what is mended before that is noticed before they are rejected."""
+    client = stage.open(retry=RetryPolicy(max_halt=6.0))
+    await stage.behave(Fault(status=403))
+    await stage.stream(1.0, 500)
+    # Between the probes after 3 s and after 7 s.
+    await stage.stream(3.0, 100)
+    await stage.mend()
+    await stage.stream(3.0, 100)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+
+
 @scenario("wrong-key-for-good", status=401)
 @scenario("403-for-good", status=403)
 async def never_mended(stage: Stage, status: int) -> None:
@@ -110,3 +125,25 @@ async def rotation(stage: Stage, of: Callable[[_Vault], Callable[[], str | Await
     refused = sum(arrival.answer == "401" for arrival in await stage.arrivals())
     stage.expect(refused <= _ON_THEIR_WAY + 2, f"{refused} requests with the old key")
     stage.expect(vault.asked <= 2 + _ON_THEIR_WAY, f"the key was asked for {vault.asked} times")
+
+
+@scenario("key-function-fails")
+async def no_key(stage: Stage) -> None:
+    """A function that fails to give the key costs no event; it is asked again until it does, and not too often."""
+    asked = 0
+
+    def read() -> str:
+        nonlocal asked
+        asked += 1
+        if stage.mended_at is None:
+            raise OSError("the vault is shut")
+        return KEY
+
+    client = stage.open(api_key=read)
+    await stage.stream(3.0, 500)
+    stage.mended()
+    await stage.stream(2.0, 500)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    stage.expect(asked <= 20, f"asked {asked} times")

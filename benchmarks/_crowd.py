@@ -33,6 +33,7 @@ class Crowd:
         settled: events that have their outcome.
         poisoned: events made so that the server refuses them.
         direct: events sent past the buffer.
+        raised: of these, the ones that were not delivered.
     """
 
     def __init__(self, events: int, seed: int) -> None:
@@ -40,6 +41,7 @@ class Crowd:
         self.settled = 0
         self.poisoned = 0
         self.direct = 0
+        self.raised = 0
         self._events = events
         self._random = random.Random(seed)
         self._receipts: deque[tuple[int, Receipt]] = deque()
@@ -114,6 +116,7 @@ class Crowd:
                 # It does not wait until a key is mended, as batches do; the refusal says nothing of the event.
                 self.shop.bad.add(number)
             self.shop.settle(number, error.outcome)
+            self.raised += 1
         finally:
             self._places.release()
         self.settled += 1

@@ -37,7 +37,9 @@ from _window import worst_window
 from retailrocket_async import AsyncTrackingClient, Batching, Buffer, Order, RateLimit, RetryPolicy
 
 if TYPE_CHECKING:
-    from retailrocket_async import CloseReport, Event
+    from collections.abc import Sequence
+
+    from retailrocket_async import CloseReport, Event, UndeliveredEvent
 
 _MEBIBYTE = 1024 * 1024
 _GROWTH = 8 * _MEBIBYTE
@@ -56,6 +58,7 @@ class Run(NamedTuple):
     closed: CloseReport
     report: Report
     books: Audit
+    heard: Counter[str]
     seconds: float
 
 
@@ -63,9 +66,15 @@ async def run(events: int, seed: int) -> Run:
     """Track the events while the weather changes, close, and gather what is known."""
     now = asyncio.get_running_loop().time
     crowd, weather = Crowd(events, seed), Weather(seed)
+    heard: Counter[str] = Counter()
+
+    def on_outcome(events: Sequence[UndeliveredEvent]) -> None:
+        heard.update(type(event.outcome).__name__ for event in events)
+
     started_at = now()
     async with running(weather.fair) as server, LagMeter() as lag:
-        client = AsyncTrackingClient(partner_id=PARTNER, base_url=server.url, **_options(weather, seed))
+        options = _options(weather, seed)
+        client = AsyncTrackingClient(partner_id=PARTNER, base_url=server.url, on_outcome=on_outcome, **options)
         sampler = Sampler(lag, lambda: crowd.settled)
         others = [asyncio.create_task(sampler.run()), asyncio.create_task(weather.blow(server))]
         settling = asyncio.create_task(crowd.settle())
@@ -81,7 +90,7 @@ async def run(events: int, seed: int) -> Run:
         crowd.give_up()
         report = await server.report()
     books = audit(bytes(crowd.shop.said), bytes(crowd.shop.names), report)
-    return Run(crowd, weather, sampler.fifths(), closed, report, books, now() - started_at)
+    return Run(crowd, weather, sampler.fifths(), closed, report, books, heard, now() - started_at)
 
 
 def _options(weather: Weather, seed: int) -> dict[str, Any]:
@@ -124,6 +133,9 @@ def complaints(run: Run, events: int) -> list[str]:
     orders = sum(count > 1 and name == order for count, name in zip(run.report.counts, run.report.names, strict=True))
     if orders:
         found.append(f"{orders} orders recorded twice")
+    undelivered = books.rejected + books.abandoned + books.dropped - run.crowd.raised
+    if run.heard.total() + stats.hook_missed != undelivered:
+        found.append(f"on_outcome was told of {run.heard.total()} of {undelivered} events, {stats.hook_missed} missed")
     if run.report.strayed:
         found.append(f"{run.report.strayed} connections followed a redirect")
     if run.report.malformed:
