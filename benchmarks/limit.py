@@ -57,6 +57,9 @@ class Textbook:
     def pause_until(self, deadline: float) -> None:
         """Do nothing: the server here asks for no pause."""
 
+    def throttled(self, sent_at: float) -> None:
+        """Do nothing: it goes on at its rate."""
+
 
 OURS = "LocalLimiter"
 LIMITERS: dict[str, Callable[[], Limiter]] = {
@@ -116,6 +119,9 @@ class _Noting:
 
     def pause_until(self, deadline: float) -> None:
         self._limiter.pause_until(deadline)
+
+    def throttled(self, sent_at: float) -> None:
+        self._limiter.throttled(sent_at)
 
     def note(self, number: int, granted: float) -> None:
         self.sendings[number] = Sending(granted, self._clock())
