@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _books import Audit
     from _fault import Arrival, Report
     from _faulty_server import FaultyServer
+    from _meters import LagMeter
 
     from retailrocket_async import CloseReport, Outcome, Receipt, Stats
 
@@ -60,11 +61,13 @@ class Stage:
         mended_at: when the fault ended; None where it has not.
     """
 
-    def __init__(self, server: FaultyServer) -> None:
+    def __init__(self, server: FaultyServer, meter: LagMeter) -> None:
         self.server = server
         self.receipts: dict[int, Receipt] = {}
         self.turned_away = 0
         self.mended_at: float | None = None
+        self._meter = meter
+        self._lag = 0.0
         self._shop = Shop(seed=0)
         self._conditions = Conditions()
         self._settled_at: float | None = None
@@ -155,6 +158,8 @@ class Stage:
     async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - the client's own
         """Close the client, and note every outcome."""
         report = await self.client.aclose(timeout)
+        # What follows takes a while, and is not the client's doing.
+        self._lag = self._meter.worst
         for number, receipt in self.receipts.items():
             self._shop.settle(number, receipt.outcome)
         if self._watch is not None and report.stats.pending + report.stats.in_flight == 0:
@@ -167,7 +172,7 @@ class Stage:
         assert self._report is not None
         return audit(bytes(self._shop.said), bytes(self._shop.names), self._report)
 
-    async def row(self, scenario: str, lag: float) -> Row:
+    async def row(self, scenario: str) -> Row:
         """Return the line of the table, with all that is broken."""
         report = self._report
         assert report is not None
@@ -191,7 +196,7 @@ class Stage:
             worst=worst,
             first=self._first_recorded(report),
             settled=self._settling_time,
-            lag=lag,
+            lag=self._lag,
             broken=[*books.complaints(), *_unbalanced(books, self.client.stats()), *self._complaints],
         )
 

@@ -44,14 +44,14 @@ _COLUMNS = ("tracked", "recorded", "delivered", "rejected", "abandoned", "droppe
 async def play(scenario: Scenario) -> Row:
     """Run one scenario; what it raises breaks its promise."""
     async with running(Conditions()) as server, LagMeter() as meter:
-        stage = Stage(server)
+        stage = Stage(server, meter)
         try:
             async with asyncio.timeout(_LONGEST):
                 await scenario.run(stage)
         except Exception as error:  # noqa: BLE001 - the other scenarios go on
             stage.expect(kept=False, complaint=f"{type(error).__name__}: {error}")
             await stage.close(0.0)
-        return await stage.row(scenario.name, meter.worst)
+        return await stage.row(scenario.name)
 
 
 def line(row: Row) -> str:

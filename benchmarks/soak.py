@@ -45,8 +45,8 @@ _MEBIBYTE = 1024 * 1024
 _GROWTH = 8 * _MEBIBYTE
 """How much more memory the last fifth may hold: the buffer is fuller at one time than at another."""
 
-_FEW = 4
-"""How many more descriptors and tasks it may hold."""
+_FEW = 20
+"""How many more descriptors and tasks it may hold: eight batches and eight direct sends come and go."""
 
 
 class Run(NamedTuple):
