@@ -9,7 +9,8 @@ was said not to be; none is recorded twice without a word; the client's counters
 more than 50 requests arrive in any one second; and what the scenario's own promise says. The exit status is 1 where one
 of these is broken.
 
-The columns count events, but for `requests`, and `worst`: the most requests in one second. `first` is the time in
+The columns count events, but for `requests`, and `worst`: the most requests in one second, with a `~` where the server
+was late itself, by more than `RateLimit.jitter`, so that there is nothing to judge by. `first` is the time in
 seconds from the end of the fault to the first event that is recorded after it, `settled` to the last outcome of the
 events that were tracked before its end; `lag` the longest time in milliseconds by which the event loop was late, to
 which a busy machine adds.
@@ -59,7 +60,9 @@ def line(row: Row) -> str:
     counts = " ".join(f"{getattr(row, column):>{len(column)}}" for column in _COLUMNS)
     times = " ".join(f"{'-' if value is None else format(value, '.2f'):>7}" for value in (row.first, row.settled))
     broken = f"  BROKEN: {'; '.join(row.broken)}" if row.broken else ""
-    return f"{row.scenario:<22} {counts} {row.worst:>5} {times} {row.lag * 1000:>5.0f}{broken}"
+    return (
+        f"{row.scenario:<22} {counts} {row.worst:>5}{' ' if row.judged else '~'}{times} {row.lag * 1000:>5.0f}{broken}"
+    )
 
 
 def _arguments() -> argparse.Namespace:
