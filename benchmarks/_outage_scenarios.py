@@ -92,7 +92,7 @@ async def shared_limit(stage: Stage) -> None:
     """Where others use the half of the limit, the pace adapts: few refusals, and nothing is lost."""
     await stage.behave(limit=25)
     client = stage.open(batching=SMALL)
-    await stage.burst(4000)
+    await stage.burst(2500)
     await stage.close()
     stats = client.stats()
     stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from _fault import Fault
 from _scenario import scenario
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @scenario("overflow-drop-newest", policy="drop_newest")
 @scenario("overflow-drop-oldest", policy="drop_oldest")
 @scenario("overflow-shed", policy="shed")
-async def overflow(stage: Stage, policy: str) -> None:
+async def overflow(stage: Stage, policy: Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]) -> None:
     """Too many events are held back, turned away or dropped, as was asked for, and each is accounted for."""
     client = stage.open(batching=SMALL, buffer=Buffer(max_events=1000, overflow=policy))
     await stage.stream(2.0, 3000)

@@ -12,7 +12,7 @@ from _fault import KEY, PARTNER, Conditions, Fault
 from _shop import Shop
 from _window import worst_window
 
-from retailrocket_async import AsyncTrackingClient, Batching, BufferFullError, RateLimit
+from retailrocket_async import Abandoned, AsyncTrackingClient, Batching, BufferFullError, DeliveryError, RateLimit
 
 if TYPE_CHECKING:
     from _books import Audit
@@ -65,6 +65,7 @@ class Stage:
         receipts: the receipt of each accepted event, by its number.
         turned_away: events that found the buffer full and were not accepted.
         mended_at: when the fault ended; None where it has not.
+        lag: the longest time in seconds by which the event loop was late, until the client was closed.
     """
 
     def __init__(self, server: FaultyServer, meter: LagMeter) -> None:
@@ -72,8 +73,8 @@ class Stage:
         self.receipts: dict[int, Receipt] = {}
         self.turned_away = 0
         self.mended_at: float | None = None
+        self.lag = 0.0
         self._meter = meter
-        self._lag = 0.0
         self._shop = Shop(seed=0)
         self._conditions = Conditions()
         self._settled_at: float | None = None
@@ -105,10 +106,10 @@ class Stage:
         before = [receipt for receipt in self.receipts.values() if not receipt.done()]
         self._watch = asyncio.create_task(self._settling(before))
 
-    async def arrivals(self, since: float = 0.0, until: float = float("inf")) -> list[Arrival]:
+    async def arrivals(self, since: float = 0.0, until: float | None = None) -> list[Arrival]:
         """Return the requests that arrived in a time."""
         report = await self.server.report()
-        return [arrival for arrival in report.arrivals if since <= arrival.at < until]
+        return [arrival for arrival in report.arrivals if since <= arrival.at and (until is None or arrival.at < until)]
 
     # --- the events ---
 
@@ -120,6 +121,19 @@ class Stage:
         except BufferFullError:
             self.turned_away += 1
         return number
+
+    async def send(self) -> None:
+        """Send one event past the buffer."""
+        number, event = self._shop.event()
+        try:
+            outcome: Outcome = await self.client.send(event)
+        except DeliveryError as error:
+            outcome = error.outcome
+        except asyncio.CancelledError:
+            # As the contract has it: whoever cancels is told no more.
+            self._shop.settle(number, Abandoned(reason="cancelled", maybe_recorded=True))
+            raise
+        self._shop.settle(number, outcome)
 
     async def burst(self, events: int, **event: Any) -> None:  # noqa: ANN401 - what Shop.event takes
         """Track so many at once."""
@@ -165,7 +179,7 @@ class Stage:
         """Close the client, and note every outcome."""
         report = await self.client.aclose(timeout)
         # What follows takes a while, and is not the client's doing.
-        self._lag = self._meter.worst
+        self.lag = self._meter.worst
         for number, receipt in self.receipts.items():
             self._shop.settle(number, receipt.outcome)
         if self._watch is not None and report.stats.pending + report.stats.in_flight == 0:
@@ -200,7 +214,7 @@ class Stage:
             worst=worst,
             first=self._first_recorded(report),
             settled=self._settling_time,
-            lag=self._lag,
+            lag=self.lag,
             server_lag=report.lag,
             broken=[*books.complaints(), *_unbalanced(books, self.client.stats()), *self._complaints],
         )

@@ -32,7 +32,7 @@ from _meters import LagMeter
 from _scenario import SCENARIOS, Scenario
 from _stage import Row, Stage
 
-for room in ("content", "ambiguity", "access", "outage", "overload"):
+for room in ("content", "ambiguity", "access", "outage", "overload", "caller"):
     # Each enters its scenarios into the list, in this order.
     importlib.import_module(f"_{room}_scenarios")
 
