@@ -113,3 +113,17 @@ def bench(session: nox.Session) -> None:
     """Show that the limit is kept and used; takes minutes."""
     session.install("-e", f".{EXTRAS}")
     session.run("python", "benchmarks/limit.py", *session.posargs)
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Show what becomes of events under every fault; takes minutes."""
+    session.install("-e", f".{EXTRAS}")
+    session.run("python", "benchmarks/faults.py", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Send a million events through a server that fails at random; takes minutes, on Linux only."""
+    session.install("-e", f".{EXTRAS}")
+    session.run("python", "benchmarks/soak.py", *session.posargs)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from _exact_server import Arrival, Conditions, running
+from _window import worst_window
 from aiolimiter import AsyncLimiter
 
 from retailrocket_async import AsyncTrackingClient, Batching, Buffer, LocalLimiter, RateLimit, RetryPolicy
@@ -55,6 +56,9 @@ class Textbook:
 
     def pause_until(self, deadline: float) -> None:
         """Do nothing: the server here asks for no pause."""
+
+    def throttled(self, sent_at: float) -> None:
+        """Do nothing: it goes on at its rate."""
 
 
 OURS = "LocalLimiter"
@@ -115,6 +119,9 @@ class _Noting:
 
     def pause_until(self, deadline: float) -> None:
         self._limiter.pause_until(deadline)
+
+    def throttled(self, sent_at: float) -> None:
+        self._limiter.throttled(sent_at)
 
     def note(self, number: int, granted: float) -> None:
         self.sendings[number] = Sending(granted, self._clock())
@@ -214,16 +221,6 @@ def measure(limiter: str, condition: str, seconds: float, conditions: Conditions
         used=used_part(arrivals, seconds),
         spread=longest - shortest,
     )
-
-
-def worst_window(times: list[float]) -> int:
-    """Return the largest number of `times`, which are sorted, in any window `(t - per, t]`."""
-    worst = first = 0
-    for last, at in enumerate(times):
-        while times[first] <= at - LIMIT.per:
-            first += 1
-        worst = max(worst, last - first + 1)
-    return worst
 
 
 def used_part(arrivals: list[Arrival], seconds: float) -> float:

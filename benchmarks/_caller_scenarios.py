@@ -1,0 +1,62 @@
+"""Scenarios: what the caller does to a client: cancels it, and hangs slow hooks on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from _fault import Fault
+from _scenario import scenario
+from _stage import SMALL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from _stage import Stage
+
+    from retailrocket_async import UndeliveredEvent
+
+_BLOCKED = 0.5
+"""Seconds for which a hook blocks: more than the loop is ever late on a busy machine."""
+
+
+@scenario("cancelled-sends")
+async def cancelled(stage: Stage) -> None:
+    """Sends that are cancelled in mid-flight are counted, and no permit and no connection is lost with them."""
+    client = stage.open(batching=SMALL)
+    await stage.behave(Fault("stall", record=True))
+    sends = [asyncio.create_task(stage.send()) for _ in range(20)]
+    await asyncio.sleep(0.5)
+    for send in sends:
+        send.cancel()
+    await asyncio.wait(sends)
+    await stage.mend()
+    begun_at = stage.now()
+    await stage.burst(2000)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
+    stage.expect(stats.abandoned == len(sends), f"{stats.abandoned} of {len(sends)} cancelled sends abandoned")
+    took = stage.now() - begun_at
+    stage.expect(took < 3.5, f"a hundred requests took {took:.1f} s, which should be two")
+
+
+@scenario("hook-blocks-and-raises")
+async def bad_hook(stage: Stage) -> None:
+    """A hook that blocks and raises holds up neither the event loop nor the delivery; what it raises is counted."""
+    heard: list[int] = []
+
+    def on_outcome(events: Sequence[UndeliveredEvent]) -> None:
+        heard.append(len(events))
+        time.sleep(_BLOCKED)
+        raise OSError("the disk is full")
+
+    client = stage.open(on_outcome=on_outcome)
+    await stage.stream(2.0, 1000, poison=5)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == stats.tracked - 5, f"{stats.tracked - 5 - stats.delivered} not delivered")
+    stage.expect(stage.lag < _BLOCKED, f"the event loop was held up for {stage.lag:.2f} s")
+    stage.expect(sum(heard) + stats.hook_missed == 5, f"told of {sum(heard)} of 5, {stats.hook_missed} missed")
+    stage.expect(stats.hook_errors == len(heard), f"{stats.hook_errors} of {len(heard)} errors counted")
