@@ -88,12 +88,13 @@ class Buffer:
         overflow: what a full buffer means for one event more. ``"wait"`` (default): `track` waits for room, in order,
             and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new event
             is dropped. ``"drop_oldest"``: the oldest ones are. ``"shed"``: the least valuable ones are, the oldest
-            of them first, or the new event where it is the least valuable itself. What is dropped is `Dropped` with
-            reason ``"overflow"``, counted in `Stats.dropped_by` and handed to `on_outcome`.
+            of them first, or the new event where it is the least valuable itself, or larger than all that is worth
+            no more. What is dropped is `Dropped` with reason ``"overflow"``, counted in `Stats.dropped_by` and handed
+            to `on_outcome`.
         ranking: how valuable events are, by wire name, for ``"shed"``; the lowest give way first; default
             `DEFAULT_RANKING`. An event that it does not name counts as a view does in `DEFAULT_RANKING`, 1.
-        max_age: seconds after which an event is dropped and not sent any more, above 0; default None: none is too
-            old, as every event carries its time.
+        max_age: seconds after the call of `track` from which an event is dropped and not sent, or not sent again, any
+            more, above 0; default None: none is too old, as every event carries its time.
 
     Raises:
         ConfigurationError: a value outside its range.

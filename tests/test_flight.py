@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailrocket_async._batch import Batch
 from retailrocket_async._breaker import Admission
 from retailrocket_async._flight import Flight, Turn
-from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
+from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Outcome, Receipt, Rejected
 from retailrocket_async._reply import FailureKind, Reply, Verdict
 
 NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
@@ -210,3 +211,16 @@ def test_broken_permit_stops_nothing() -> None:
     it.end()
 
     assert told == ["ZeroDivisionError", "left", "ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("reason", ["retries_exhausted", "at_most_once", "expired", "closed", "cancelled"])
+@pytest.mark.parametrize("status", [400, 413])
+def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> None:
+    """A batch that is given up is not divided, even where its last answer, taken for a throttle, was a 400 or 413."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes += [b"{}"] * 4
+    batch.receipts += [Receipt("view") for _ in range(4)]
+    it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=batch)
+
+    assert not it.divide(Abandoned(reason=reason, maybe_recorded=False, status=status), 1.0)
+    assert it.divide(Rejected(status=status), 1.0)
