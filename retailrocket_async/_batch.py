@@ -59,14 +59,14 @@ class Batch:
         return zip(self.envelopes, self.receipts, strict=True)
 
     def absorb(self, other: Batch) -> None:
-        """Take over the events of `other`, which must come from other lanes."""
+        """Take over the events of `other`, which follow those here, or are of other lanes."""
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
         self.size += other.size - 1
         self.opened_at = min(self.opened_at, other.opened_at)
         self.opened_in += other.opened_in
-        self.lanes += other.lanes
+        self.lanes += [lane for lane in other.lanes if lane not in self.lanes]
 
     def part(self, start: int, stop: int) -> Batch:
         """Return a copy of the events from `start` to before `stop`, that no lane and no flush counts."""

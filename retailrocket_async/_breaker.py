@@ -181,6 +181,10 @@ class Breaker:
     def hurry(self) -> None:
         """Probe now, and often: the client closes."""
         self._hurried = True
+        self.probe_now()
+
+    def probe_now(self) -> None:
+        """Let the next probe go at once."""
         self._probe_at = min(self._probe_at, self._clock())
         if self._waiting:
             self.nudge()

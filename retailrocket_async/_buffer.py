@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from retailrocket_async._outcome import Receipt
 
+_FINE = 0.25
+"""Seconds that a batch stays open where `fine` is asked for."""
+
 _LANES = 32
 """Lanes of ordered batching: several to a batch in flight, so that a busy lane leaves others free to fill one."""
 
@@ -133,6 +136,7 @@ class EventBuffer:
 
     Attributes:
         cap: how large a body may be by what is known of the server.
+        fine: whether batches are small in time, so that young events are told from old ones; set while it is wanted.
         generation: how many flushes have begun.
         batches: waiting batches.
         events: waiting events.
@@ -162,6 +166,7 @@ class EventBuffer:
         # Ready batches, and those of them that a flush waits for.
         self._ready_batches = 0
         self._urgent_batches = 0
+        self.fine = False
         self.generation = 0
         self.batches = 0
         self.events = 0
@@ -192,7 +197,12 @@ class EventBuffer:
             batches = self._lanes[lane] = deque()
         batch = batches[-1] if batches else None
         ready = lane not in self._busy
-        if batch is None or len(batch.receipts) >= self._max_events or batch.size + size > self.cap.bytes:
+        if (
+            batch is None
+            or len(batch.receipts) >= self._max_events
+            or batch.size + size > self.cap.bytes
+            or (self.fine and self._clock() - batch.opened_at > _FINE)
+        ):
             batch = Batch(self._clock(), self.generation, lane)
             batches.append(batch)
             self._order[batch] = batch.opened_at if came_at is None else came_at
@@ -342,6 +352,13 @@ class EventBuffer:
         self._count_ready(batches if self._exclusive else (batches[0],), -1)
         batch = batches.popleft()
         self._forget(batch)
+        # Batches that events have left by another door, or that were closed early, make a full one together.
+        while not self.fine and batches and self._fit_together(batch, batches[0]):
+            if not self._exclusive:
+                self._count_ready((batches[0],), -1)
+            following = batches.popleft()
+            self._forget(following)
+            batch.absorb(following)
         if self._exclusive:
             self._busy.add(lane)
         if self._exclusive or not batches:

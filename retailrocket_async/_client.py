@@ -222,7 +222,7 @@ class AsyncTrackingClient(EventMethods):
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         self._encoded(event)
-        chosen = self._chosen(event)
+        chosen = self._chosen(event, tell=False)
         if isinstance(chosen, Receipt):
             raise error_for(Dropped(reason="before_send"))
         self._encoded(chosen)
@@ -246,7 +246,7 @@ class AsyncTrackingClient(EventMethods):
         if not 1 <= len(given) <= caps.max_events:
             rule = f"must hold 1 to {caps.max_events} events (Batching.max_events); track_many takes any number"
             raise EventValidationError(BATCH_PATH, "", rule, len(given))
-        chosen = [event for event in map(self._chosen, given) if not isinstance(event, Receipt)]
+        chosen = [kept for event in given if not isinstance(kept := self._chosen(event, tell=False), Receipt)]
         if not chosen:
             raise error_for(Dropped(reason="before_send"))
         body = join(map(self._encoded, chosen))
@@ -321,8 +321,13 @@ class AsyncTrackingClient(EventMethods):
             return chosen
         return await self._engine.intake.accept(chosen, self._encoded(chosen))
 
-    def _chosen(self, event: Event) -> Event | Receipt:
-        """Return what `before_send` makes of an event: the one to send, or the receipt of one that is dropped."""
+    def _chosen(self, event: Event, *, tell: bool = True) -> Event | Receipt:
+        """Return what `before_send` makes of an event: the one to send, or the receipt of one that is dropped.
+
+        Args:
+            event: what the caller gave.
+            tell: whether `on_outcome` is told of one that is dropped; not where the caller is.
+        """
         # What is no event is for the encoder to refuse.
         if self._before_send is None or not isinstance(event, Event):
             return event
@@ -333,7 +338,7 @@ class AsyncTrackingClient(EventMethods):
         except Exception as error:  # noqa: BLE001 - a user's hook must not cost an event
             self._engine.hook_failed("before_send", error)
             return event
-        return self._engine.intake.refuse(event, self._encoded(event)) if chosen is None else chosen
+        return self._engine.intake.refuse(event, self._encoded(event), tell=tell) if chosen is None else chosen
 
     def _encoded(self, event: Event) -> bytes:
         envelope = self._encode(event)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 _EVERY: Final = 0.25
 """Seconds between two looks, and so the precision of all these bounds."""
 
+_FRESH: Final = 5.0
+"""Seconds for which a refusal is believed to hold, a quarter of `max_halt` at most, for events not sent themselves."""
+
+_LAST_CHANCE: Final = 2.0
+"""Seconds that the answer to a last question may take, before events are rejected without it."""
+
 
 class Deadlines:
     """Ends what has waited too long; see the module's text.
@@ -69,6 +75,7 @@ class Deadlines:
         self._ended = ended
         self._timer: asyncio.TimerHandle | None = None
         self._closing_since = math.inf
+        self._asked_at = math.inf
         self._closed = False
 
     def expire(self) -> None:
@@ -102,7 +109,9 @@ class Deadlines:
         self.expire()
         now = self._home.now()
         if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
-            self._end_halted(moment, now)
+            came_at = [self._came_at(flight) for flight in self._waiting()]
+            if min(came_at, default=now) <= moment or self._buffer.oldest_age() >= now - moment:
+                self._end_or_ask(moment, now)
         if self._max_age is not None:
             for flight in self._waiting():
                 if flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
@@ -111,6 +120,18 @@ class Deadlines:
             for flight in self._waiting():
                 if now - self._breaker.counted_from(flight.tried_at) >= self._retry.max_elapsed:
                     self._end(flight, flight.give_up("retries_exhausted", now))
+
+    def _end_or_ask(self, moment: float, now: float) -> None:
+        """End what came at `moment` or before; where the last refusal is not fresh, ask once more first."""
+        if (
+            now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
+            or now - self._asked_at >= _LAST_CHANCE
+        ):
+            self._asked_at = math.inf
+            self._end_halted(moment, now)
+        elif math.isinf(self._asked_at):
+            self._asked_at = now
+            self._breaker.probe_now()
 
     def _bounded(self) -> bool:
         """Whether there are bounds that time alone may reach."""
@@ -133,8 +154,7 @@ class Deadlines:
         assert status is not None  # noqa: S101 - a status is what has halted it
         self._end_buffered(moment, Rejected(status=status, attempts=0))
         for flight in self._waiting():
-            came_at = flight.started_at if flight.whole is None else flight.whole.opened_at
-            if came_at <= moment:
+            if self._came_at(flight) <= moment:
                 self._end(flight, flight.refusal or _refused(flight, status, now))
 
     def _end_buffered(self, moment: float, outcome: Outcome) -> None:
@@ -144,6 +164,9 @@ class Deadlines:
             ended = True
         if ended:
             self._ended()
+
+    def _came_at(self, flight: Flight) -> float:
+        return flight.started_at if flight.whole is None else flight.whole.opened_at
 
     def _waiting(self) -> list[Flight]:
         return [flight for flight in self._flights() if not flight.on_wire]

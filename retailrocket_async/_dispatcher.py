@@ -287,6 +287,7 @@ class Dispatcher:
             self._wake.set_result(None)
 
     def _state_changed(self, change: StateChange) -> None:
+        self._buffer.fine = change.state == "halted"
         self._ledger.tell_state(change)
         self._deadlines.watch()
 

@@ -102,11 +102,11 @@ class Intake:
             raise self._full()
         return receipt
 
-    def refuse(self, event: Event, envelope: bytes) -> Receipt:
-        """Count an event that the user's `before_send` does not want to be sent."""
+    def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
+        """Count an event that the user's `before_send` does not want to be sent; `tell` the hook of it, or not."""
         self._home.enter()
         self.check_open()
-        return self._drop(event.event_name, envelope, "before_send")
+        return self._drop(event.event_name, envelope, "before_send", tell=tell)
 
     def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
         """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
@@ -127,10 +127,10 @@ class Intake:
             self._ledger.close_batch(given_way, Dropped(reason="overflow"))
         return self._buffer.fits(size)
 
-    def _drop(self, event_name: str, envelope: bytes, reason: DropReason) -> Receipt:
+    def _drop(self, event_name: str, envelope: bytes, reason: DropReason, *, tell: bool = True) -> Receipt:
         receipt = Receipt(event_name)
         self._ledger.tracked += 1
-        self._ledger.drop(envelope, receipt, reason)
+        self._ledger.drop(envelope, receipt, reason, tell=tell)
         return receipt
 
     def _full(self) -> BufferFullError:

@@ -60,22 +60,22 @@ class Ledger:
         self._dropped_by: dict[str, Counter[str]] = {}
         self._hook_errors = 0
 
-    def close_batch(self, batch: Batch, outcome: Outcome) -> None:
-        """Give the events of a batch their outcome."""
+    def close_batch(self, batch: Batch, outcome: Outcome, *, tell: bool = True) -> None:
+        """Give the events of a batch their outcome, and tell of them where they are undelivered."""
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
         self.close(outcome, len(batch), batch.opened_in)
         if isinstance(outcome, Dropped):
             names = (receipt.event_name for receipt in batch.receipts)
             self._dropped_by.setdefault(outcome.reason, Counter()).update(names)
-        if not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
+        if tell and not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
 
-    def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason) -> None:
-        """Give an event that was never in the buffer its outcome."""
+    def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> None:
+        """Give an event that was never in the buffer its outcome; `tell` of it, unless the caller is told."""
         batch = Batch(0.0, 0, None)
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
-        self.close_batch(batch, Dropped(reason=reason))
+        self.close_batch(batch, Dropped(reason=reason), tell=tell)
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int]) -> None:
         """Count `count` events as settled, and tell the first of each kind of failure.

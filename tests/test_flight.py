@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retailrocket_async._batch import Batch
 from retailrocket_async._breaker import Admission
 from retailrocket_async._flight import Flight, Turn
-from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Outcome, Receipt, Rejected
+from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Dropped, Outcome, Receipt, Rejected
 from retailrocket_async._reply import FailureKind, Reply, Verdict
 
 NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
@@ -222,5 +222,8 @@ def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> 
     batch.receipts += [Receipt("view") for _ in range(4)]
     it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=batch)
 
+    it.depart(0.0)
+    it.judge(Reply(status=status, throttled=True), 1.0)
     assert not it.divide(Abandoned(reason=reason, maybe_recorded=False, status=status), 1.0)
-    assert it.divide(Rejected(status=status), 1.0)
+    it.depart(1.0)
+    assert it.divide(it.judge(reply(status), 1.0) or Dropped(reason="closed"), 1.0)
