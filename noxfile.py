@@ -109,6 +109,14 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Feed every door what a fuzzer thinks of, for the minutes given or ten, then measure time and memory."""
+    session.install("-e", f".{EXTRAS}", *group("test"), *group("fuzz"))
+    session.run("python", "-m", "tests.fuzz.run", *session.posargs)
+    session.run("python", "-m", "tests.fuzz.bounds")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Show that the limit is kept and used; takes minutes."""
     session.install("-e", f".{EXTRAS}")

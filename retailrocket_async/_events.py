@@ -14,12 +14,14 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 
 from retailrocket_async._errors import EventValidationError, brief_names
 from retailrocket_async._rules import (
+    MAX_VALUES,
     Json,
     Number,
     email,
@@ -43,7 +45,7 @@ from retailrocket_async._rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def utc_now() -> datetime:
@@ -106,7 +108,7 @@ class GroupView(StockEvent):
 
     Attributes:
         group_id: the group's id in the feed, int64.
-        product_ids: the ids of its products, at least one, int64 each; any sequence, kept as a tuple.
+        product_ids: the ids of its products, 1 to 100,000, int64 each; any sequence, kept as a tuple.
     """
 
     wire_name: ClassVar[str] = "groupView"
@@ -304,7 +306,7 @@ class CustomEvent(Event):
     def event_name(self) -> str:
         """The event's name as the API spells it."""
         # The name itself may be what is wrong, and of any type.
-        return self.name if isinstance(self.name, str) and _NAME.fullmatch(self.name) else "CustomEvent"
+        return self.name if type(self.name) is str and _NAME.fullmatch(self.name) else "CustomEvent"
 
 
 def order_lines(
@@ -330,11 +332,10 @@ def order_lines(
     """
     moment_of_order = timestamp if timestamp is not None else utc_now()
     orders: list[Order] = []
-    for position, line in enumerate(lines):
-        if not isinstance(line, Mapping):
-            raise EventValidationError("order", f"lines[{position}]", f"must be a mapping, not {type(line).__name__}")
-        unknown = set(line) - _LINE_KEYS
-        missing = _LINE_KEYS - {"stock_id"} - set(line)
+    for position, given in enumerate(_each(lines)):
+        line = _line(given, f"lines[{position}]")
+        unknown = line.keys() - _LINE_KEYS
+        missing = _LINE_KEYS - {"stock_id"} - line.keys()
         if unknown or missing:
             told = [f"unknown: {brief_names(unknown)}"] * bool(unknown)
             told += [f"missing: {brief_names(missing)}"] * bool(missing)
@@ -357,6 +358,25 @@ def order_lines(
 
 
 _LINE_KEYS = frozenset({"product_id", "quantity", "price", "stock_id"})
+
+
+def _each(lines: Iterable[object]) -> Iterator[object]:
+    try:
+        return iter(lines)
+    except Exception:  # noqa: BLE001 - a basket comes from a visitor's page: it may be null, or raise anything
+        raise EventValidationError("order", "lines", f"must be an iterable, not {type(lines).__name__}") from None
+
+
+def _line(given: object, place: str) -> dict[Any, Any]:
+    """Return a copy of a line: a caller's mapping may raise, have no end, or say something else the next time."""
+    try:
+        if isinstance(given, Mapping):
+            members = cast("Mapping[object, object]", given)
+            return dict(islice(members.items(), MAX_VALUES))
+    except Exception as error:  # noqa: BLE001 - as of `custom_data`
+        rule = f"must be a mapping that can be read: it raised {type(error).__name__}"
+        raise EventValidationError("order", place, rule) from None
+    raise EventValidationError("order", place, f"must be a mapping, not {type(given).__name__}")
 
 
 def new_session_id() -> str:

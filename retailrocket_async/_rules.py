@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
 
 from retailrocket_async._errors import REDACTED, EventValidationError
@@ -34,6 +35,9 @@ MAX_DEPTH = 32
 
 MAX_VALUES = 5_000
 """Values that they may hold, themselves and all within: checking more would hold up the event loop."""
+
+MAX_IDS = 100_000
+"""Ids that `product_ids` may hold, for the same reason; and a lazy sequence, a `range` say, may name billions."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
 """Fields whose values are in no message: they are, or may hold, personal data."""
@@ -88,6 +92,8 @@ def int64s(event: Named, field: attrs.Attribute[tuple[int, ...]], value: tuple[i
     if type(value) is not tuple or not value:
         unlike = "" if type(value) is tuple else _unlike(value)
         fail(event, field.name, f"must be a sequence of at least one int{unlike}", value)
+    if len(value) > MAX_IDS:
+        fail(event, field.name, f"must hold at most {MAX_IDS:,} ids", value)
     for position, item in enumerate(value):
         if type(item) is not int or not INT64_MIN <= item <= INT64_MAX:
             fail(event, f"{field.name}[{position}]", f"must be an int of at most 64 bits{_unlike(item)}", item)
@@ -246,10 +252,13 @@ def _frozen_scalar(value: object, path: str) -> Json:
 
 
 def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
-    """Return a sequence of ids as a tuple; what is no sequence stays as it came, for the validator to name."""
+    """Return a sequence of ids as a tuple; what is no sequence stays as it came, for the validator to name.
+
+    One that is too long is cut where the validator sees that it is: a sequence may have no end.
+    """
     try:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
-            return tuple(value)
+            return tuple(islice(value, MAX_IDS + 1))
     except Exception:  # noqa: BLE001, S110 - a caller's sequence may raise anything; to us it is none
         pass
     return cast("tuple[int, ...]", value)

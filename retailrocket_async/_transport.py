@@ -39,6 +39,9 @@ Timeout: TypeAlias = float | httpx.Timeout
 
 DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 DEFAULT_TIMEOUT: Final = 10.0
+_MAX_URL: Final = 8_000
+"""Characters: what every server should take (RFC 9110, 4.1). Beyond 65,536, path and all, httpx raises."""
+
 _ANSWER_BYTES: Final = 64 * 1024
 """How much of an answer's body is read to keep the connection; the API's are empty."""
 
@@ -224,24 +227,31 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     """Return `base_url` with a slash at its end, once it is sure that the key may be sent there.
 
     Raises:
-        ConfigurationError: no absolute http(s) URL; a query, fragment or user in it; or plain ``http://`` to another
-            host than this one without `allow_insecure`.
+        ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters; a query, fragment or user in
+            it; or plain ``http://`` to another host than this one without `allow_insecure`.
     """
     try:
         url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError):
+        text, host, port = str(url), url.host, url.port
+    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a host or a path that has no encoding
         raise ConfigurationError(f"base_url must be a URL like {DEFAULT_BASE_URL}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host:
         raise ConfigurationError(f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}")
-    if url.query or url.fragment or url.userinfo:
+    if port is not None and not 1 <= port <= 65_535:
+        raise ConfigurationError("base_url must have a port from 1 to 65535, or none")
+    # In the text, as an empty query or fragment would swallow the path all the same.
+    if "?" in text or "#" in text or url.userinfo:
         raise ConfigurationError("base_url must have no query, fragment or user: credentials are api_key, partner_id")
-    if url.scheme == "http" and not (allow_insecure or _is_loopback(url.host)):
+    if url.scheme == "http" and not (allow_insecure or _is_loopback(host)):
         raise ConfigurationError(
             "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
             "for a test host of your own say allow_insecure_http=True"
         )
-    text = str(url)
-    return text if text.endswith("/") else text + "/"
+    if not text.endswith("/"):
+        text += "/"
+    if len(text) > _MAX_URL:
+        raise ConfigurationError(f"base_url must be at most {_MAX_URL:,} characters long")
+    return text
 
 
 def _is_loopback(host: str) -> bool:

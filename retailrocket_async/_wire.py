@@ -13,6 +13,7 @@ Source: API document, "Events" and "Batches".
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -23,8 +24,8 @@ from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from retailrocket_async._errors import ConfigurationError, EventValidationError, brief_names
-from retailrocket_async._events import EVENT_TYPES, CustomEvent, Event
-from retailrocket_async._rules import on_wire
+from retailrocket_async._events import EVENT_TYPES, CustomEvent, Event, SetContact
+from retailrocket_async._rules import INT64_MAX, INT64_MIN, on_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +36,12 @@ TimestampPrecision: TypeAlias = Literal["seconds", "milliseconds", "microseconds
 BATCH_PATH = "visitorEvents"
 """The batch endpoint, relative to the base URL."""
 
+
+_FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data"}
+"""Fields that hold any JSON, so that no rule tells an integer from a fraction there."""
+
+_MAYBE_LONG = re.compile(rb"[0-9]{19}")
+_STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
 """Fields of a type that cattrs would take apart, and orjson takes whole."""
@@ -107,9 +114,10 @@ class Codec:
         Raises:
             EventValidationError: not an envelope, an unknown event, an unknown or missing field, or a broken rule.
         """
-        if not isinstance(envelope, dict) or len(cast("dict[object, object]", envelope)) != 1:
+        members = _plain(envelope)
+        if members is None or len(members) != 1:
             raise EventValidationError("event", "", 'must be an object with exactly one key, e.g. {"view": {...}}')
-        [(name, body)] = cast("dict[object, object]", envelope).items()
+        [(name, body)] = members.items()
         structure = self._from_object.get(cast("str", name))
         if structure is None:
             if allow_custom:
@@ -117,10 +125,11 @@ class Codec:
             known = ", ".join(EVENT_TYPES)
             raise EventValidationError("event", "", f"must have one of these names: {known}", name)
         name = cast("str", name)
-        if not isinstance(body, dict):
+        fields = _plain(body)
+        if fields is None:
             raise EventValidationError(name, "", f"must be an object, not {type(body).__name__}")
         try:
-            return structure(body, None)
+            return structure(fields, None)
         except ForbiddenExtraKeysError as error:
             raise EventValidationError(name, "", f"has unknown fields: {brief_names(error.extra_fields)}") from None
         except KeyError as error:
@@ -129,6 +138,8 @@ class Codec:
     def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
+        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which are numbers.
+
         Raises:
             EventValidationError: not JSON, or as `from_wire`.
         """
@@ -136,7 +147,11 @@ class Codec:
             envelope = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise EventValidationError("event", "", f"must be JSON: {error.msg} at column {error.colno}") from None
-        return self.from_wire(envelope, allow_custom=allow_custom)
+        event = self.from_wire(envelope, allow_custom=allow_custom)
+        free = _FREE.get(type(event))
+        if free is not None and getattr(event, free) and _has_long_integer(data):
+            raise EventValidationError(event.event_name, free, "must hold integers of at most 64 bits")
+        return event
 
     def _name_of(self, event: Event) -> str:
         if type(event) not in self._to_object:
@@ -181,6 +196,30 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
     return cast("Callable[[Any, Any], Event]", structure)
 
 
+def _plain(value: object) -> dict[object, object] | None:
+    """Return a dict, or the members of one that is more than that; None for anything else."""
+    # Asked of the type, and by dict's own method: an object's answers for itself may be made to raise.
+    if not issubclass(type(value), dict):
+        return None
+    members = cast("dict[object, object]", value)
+    return members if type(members) is dict else dict(dict[object, object].items(members))
+
+
+def _has_long_integer(data: bytes | str) -> bool:
+    """Whether JSON holds an integer of more than 64 bits.
+
+    orjson makes the nearest double of it, so that another id would be recorded than was sent.
+    """
+    text = data.encode() if isinstance(data, str) else bytes(data)
+    if not _MAYBE_LONG.search(text):
+        return False
+    numbers = (found[1] for found in _STRING_OR_LONG.finditer(text) if found[1])
+    return any(
+        number.lstrip(b"-").isdigit() and (len(number) > 20 or not INT64_MIN <= int(number) <= INT64_MAX)
+        for number in numbers
+    )
+
+
 def _as_is(value: object) -> object:
     return value
 
@@ -191,7 +230,7 @@ def _structured_as_is(value: object, _: object) -> object:
 
 def _moment(value: object, _: object) -> object:
     # Printable, since Python takes a NUL for the end of the text and whatever follows for nothing.
-    if isinstance(value, str) and value.isprintable():
+    if type(value) is str and value.isprintable():
         try:
             return datetime.fromisoformat(value)
         except ValueError:

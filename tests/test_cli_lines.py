@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import tracemalloc
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from retailrocket_async import AddToBasket, Codec, CustomEvent, Event, EventVali
 from retailrocket_async.cli._clickstream import HEADER, Clickstream
 from retailrocket_async.cli._lines import MAX_LINE, BadLine, Lines
 from retailrocket_async.cli._reading import Chunk, Reader, Source, total_size
+from tests.strategies import PROPERTY
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -82,6 +84,8 @@ def test_row(text: str, event: Event) -> None:
         ("1430622120563,7,buy,1,", "row.event must be view, addtocart or transaction (got 'buy')"),
         ("1430622120563,7,transaction,1,", "order.transaction must be a str of 1-50 characters"),
         ("1430622120563,7,view,1,5", "row.transactionid belongs to a transaction, not to 'view'"),
+        ("1430622120563,7,buy,1,5", "row.event must be view, addtocart or transaction (got 'buy')"),
+        (f"1430622120563,7,{'x' * 100_000},1,5", "row.event must be view, addtocart or transaction (got 'xxx"),
         ('1430622120563,7,view,1,"', "row must be CSV: unexpected end of data"),
         ("1430622120563,7,vi\x00ew,1,", "row.event must be view, addtocart or transaction (got 'vi\\x00ew')"),
     ],
@@ -91,6 +95,7 @@ def test_bad_row(text: str, reason: str) -> None:
     [bad] = row(text)
 
     assert str(bad).startswith(f"in:2: {reason}")
+    assert len(str(bad)) < 400
 
 
 @pytest.mark.parametrize(
@@ -181,11 +186,20 @@ def test_endless_line() -> None:
     assert peak < 20 * MAX_LINE
 
 
+def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
+    """What a long line costs does not depend on the pieces in which it comes."""
+    lines = Lines("in", Clickstream(1, 1), allow_custom=False)
+    buffers = {id(lines._rest) for _ in range(1000) for _ in [*lines.feed(b"x" * 100), None]}
+
+    assert 1 == len(buffers)
+
+
 def test_endless_last_line() -> None:
     """A line that is too long and never ends is an entry all the same."""
     assert ["in:1: is longer than 1,048,576 bytes, and is not kept"] == complaints(b"x" * (MAX_LINE + 1))
 
 
+@PROPERTY
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
     """However an input is cut into pieces, its lines are the same, and no input is an exception."""
@@ -195,6 +209,7 @@ def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
     assert found_in(data) == found_in(*pieces)
 
 
+@PROPERTY
 @given(text=st.text(alphabet='{}[]":,view1 \n\r\x00', max_size=200), header=st.sampled_from([b"", HEADER + b"\n"]))
 def test_every_line_is_one_thing(text: str, header: bytes) -> None:
     """A line that is not blank is one event or one entry, never none and never two."""
@@ -222,6 +237,20 @@ def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n"))
 
     assert (b"one\ntwo\n", None) == read(path)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 21, 22, 23])
+def test_gzip_in_small_pieces(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gzipped stream of several parts is read whole, wherever a slow pipe cuts it, a part's mark in two as well."""
+
+    class Pipe(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(step if size is None or size < 0 else min(step, size))
+
+    stdin = io.TextIOWrapper(Pipe(gzip.compress(b"one\n") + gzip.compress(b"two\n")))
+    monkeypatch.setattr("sys.stdin", stdin)
+
+    assert (b"one\ntwo\n", None) == read(Path("-"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x1f", b"x", b"\x1f\x8b"[:1] + b"x"])

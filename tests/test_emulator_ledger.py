@@ -103,15 +103,6 @@ def test_the_last_requests_are_found() -> None:
     )
 
 
-def test_reasons_are_capped() -> None:
-    """Of a refusal's reasons a thousand are held and the rest is counted."""
-    ledger = Ledger()
-    record = opened(ledger)
-    ledger.refuse(record, ["no"] * 1_005)
-
-    assert (1_001, "... and 5 more") == (len(record.reasons), record.reasons[-1])
-
-
 def test_bodies_are_capped() -> None:
     """Of a body 65,536 bytes are held, and its size is exact."""
     ledger = Ledger()

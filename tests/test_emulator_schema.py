@@ -349,6 +349,19 @@ def test_reasons_start_with_the_path() -> None:
     ] == check_batch([good, bad, good, bad])
 
 
+def test_reasons_are_capped() -> None:
+    """However much is wrong, a thousand reasons are told and that there are more: a body has room for millions."""
+    wrong: list[list[str]] = [
+        check_batch([1] * 1_001),
+        check_batch([1] * 1_000_000),
+        check_event("groupView", SESSION | {"groupId": 1, "productIds": [""] * 1_000_000}),
+        check_event("view", SESSION | {"productId": 1} | {str(number): 1 for number in range(100_000)}),
+    ]
+
+    assert [(1_001, "... and more")] * 4 == [(len(reasons), reasons[-1]) for reasons in wrong]
+    assert 1_000 == len(check_batch([1] * 1_000))
+
+
 def test_unknown_events_pass_if_allowed() -> None:
     """With `allow_unknown` an event of a new name passes with any fields, while the known stay strict."""
     batch = [{"stepOnMoon": {"foot": "left"}}, {"view": {}}]

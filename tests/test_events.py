@@ -7,7 +7,7 @@ import math
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -27,21 +27,28 @@ from retailrocket_async import (
     order_lines,
 )
 from retailrocket_async._events import StockEvent, VisitorEvent, utc_now
+from tests.fuzz.draw import EndlessMapping, FickleMapping
 from tests.strategies import (
     BY_CLASS,
     CLASSES,
+    HOSTILE,
     MINIMAL,
     MOMENT,
     PROPERTY,
     SESSION,
+    BrokenMapping,
     Daylight,
     FadingZone,
+    Liar,
     Moment,
     custom_events,
     events,
     fields_of,
     json_objects,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # The contract's table of events: required fields, then optional ones.
 CONTRACT = {
@@ -276,6 +283,12 @@ def test_custom_name_refused(name: Any) -> None:
     assert ("CustomEvent", "name", name) == (caught.value.event, caught.value.field, caught.value.value)
 
 
+def test_custom_name_of_a_liar() -> None:
+    """A name that raises whatever it is asked is refused like any other that is no str."""
+    with pytest.raises(EventValidationError, match=r"^CustomEvent\.name must be 1-50 ASCII letters"):
+        CustomEvent(name=HOSTILE["liar"], fields={})
+
+
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_custom_name_of_documented_event(name: str) -> None:
     """The name of a documented event is refused, and the class to use is named."""
@@ -346,6 +359,10 @@ def test_order_lines_now() -> None:
         ("product_id", "lines[1]", "must be a mapping, not str"),
         (["product_id", "quantity", "price"], "lines[1]", "must be a mapping, not list"),
         (None, "lines[1]", "must be a mapping, not NoneType"),
+        (Liar(), "lines[1]", "must be a mapping that can be read: it raised RuntimeError"),
+        (BrokenMapping(LINE), "lines[1]", "must be a mapping that can be read: it raised KeyError"),
+        (FickleMapping(), "lines[1]", "must be a mapping that can be read: it raised LookupError"),
+        (EndlessMapping(), "lines[1]", "(unknown: "),
         ({**LINE, "price": -1}, "price", "0 or more"),
         ({**LINE, "quantity": True}, "quantity", "above 0"),
         ({**LINE, "stock_id": ""}, "stock_id", "1-50 characters"),
@@ -359,6 +376,27 @@ def test_order_lines_refused(line: Any, field: str, said: str) -> None:
 
     assert ("order", field) == (caught.value.event, caught.value.field)
     assert said in caught.value.rule
+
+
+@pytest.mark.parametrize("name", ["none", "int", "true", "moment", "function", "liar", "broken list"])
+def test_no_lines_at_all(name: str) -> None:
+    """What is no iterable is refused by our own error: where a page sends null for a basket, there is none."""
+    lines = HOSTILE[name]
+    with pytest.raises(EventValidationError) as caught:
+        order_lines(lines, session_external_id=SESSION, transaction="1")
+
+    assert f"order.lines must be an iterable, not {type(lines).__name__}" == str(caught.value)
+
+
+def test_a_callers_own_error_is_not_hidden() -> None:
+    """What the caller's generator raises while it makes the lines comes out as it is."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield LINE
+        raise ConnectionError("database")
+
+    with pytest.raises(ConnectionError):
+        order_lines(rows(), session_external_id=SESSION, transaction="1")
 
 
 def test_order_lines_with_many_unknown_keys() -> None:

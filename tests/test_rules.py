@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from retailrocket_async import Codec, CustomEvent, EventValidationError, GroupView, Order, Search, SetContact, View
 from retailrocket_async._errors import REDACTED
-from retailrocket_async._rules import MAX_DEPTH, PERSONAL, on_wire
+from retailrocket_async._rules import MAX_DEPTH, MAX_IDS, PERSONAL, on_wire
+from tests.fuzz.draw import EndlessList
 from tests.strategies import (
     CLASSES,
     HOSTILE,
@@ -82,10 +83,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "group_id": INT64S,
     "category_id": INT64S,
     "product_ids": (
-        [[1], (1,), [1, 1], [INT64_MIN, INT64_MAX], range(3), deque([1, 2]), [0] * 10_000],
+        [[1], (1,), [1, 1], [INT64_MIN, INT64_MAX], range(3), deque([1, 2]), [0] * 10_000, range(MAX_IDS)],
         [
             *([], (), None, 1, "12", b"12", bytearray(b"12"), memoryview(b"12"), {1}, {1: 2}, iter([1]), range(0)),
-            *(BrokenList([1]), Liar()),
+            *(BrokenList([1]), Liar(), range(MAX_IDS + 1), range(10**12), EndlessList()),
             *([bad] for bad in INT64S[1]),
             *([1, bad] for bad in (True, 1.0, "1", INT64_MAX + 1)),
         ],

@@ -69,13 +69,13 @@ class Clickstream:
                 transaction=transaction,
                 timestamp=timestamp,
             )
+        if name not in ("view", "addtocart"):
+            raise EventValidationError("row", "event", "must be view, addtocart or transaction", name)
         if transaction:
             raise EventValidationError("row", "transactionid", f"belongs to a transaction, not to {name!r}")
         if name == "view":
             return View(session_external_id=visitor, product_id=product, timestamp=timestamp)
-        if name == "addtocart":
-            return AddToBasket(session_external_id=visitor, product_id=product, timestamp=timestamp)
-        raise EventValidationError("row", "event", "must be view, addtocart or transaction", name)
+        return AddToBasket(session_external_id=visitor, product_id=product, timestamp=timestamp)
 
     def _timestamp(self, moment: str) -> datetime:
         try:

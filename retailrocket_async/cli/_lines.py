@@ -76,27 +76,33 @@ class Lines:
         self.number = 0
         self.source = source
         self._row = clickstream.event
-        self._decode = Codec().decode
-        self._encode = Codec().encode
+        codec = Codec()
+        self._decode = codec.decode
+        self._encode = codec.encode
         self._allow_custom = allow_custom
         self._below_header = False
-        self._rest = b""
+        self._rest = bytearray()
         self._overlong = False
 
     def feed(self, data: bytes) -> Generator[Event | BadLine]:
         """Yield what the lines hold that end in `data`; keeps the beginning of the next one."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            found = self._read(line, b"\n")
-            if found is not None:
-                yield found
+        # Appended to, since a long line in small pieces would be copied once for each of them.
+        self._rest += data
+        if b"\n" in data:
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+            for line in lines:
+                found = self._read(line, b"\n")
+                if found is not None:
+                    yield found
         if len(self._rest) > MAX_LINE:
             # The rest of the line is read and forgotten: memory stays bounded, whatever it is.
-            self._rest, self._overlong = b"", True
+            self._rest.clear()
+            self._overlong = True
 
     def finish(self) -> Generator[Event | BadLine]:
         """Yield what the last line holds where it has no end."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         found = self._read(rest, b"") if rest or self._overlong else None
         if found is not None:
             yield found

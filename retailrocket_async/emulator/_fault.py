@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import attrs
@@ -141,8 +142,9 @@ class Fault:
         Raises:
             ValueError: *data* is no such object.
         """
+        shown = brief(data)
         if not isinstance(data, dict) or "kind" not in data:
-            raise ValueError(f"a fault must be an object with a kind, got {data!r}")
+            raise ValueError(f"a fault must be an object with a kind, got {shown}")
         facts = cast("dict[str, Any]", data)
         if unknown := sorted(facts.keys() - attrs.fields_dict(cls).keys()):
             raise ValueError(f"a fault has no {', '.join(unknown)}")
@@ -165,11 +167,11 @@ class Fault:
 
     def __attrs_post_init__(self) -> None:
         if not (_is_text(self.kind) and self.kind in _RECORDS):
-            raise ValueError(f"kind must be one of {', '.join(_RECORDS)}, got {self.kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(_RECORDS)}, got {brief(self.kind)}")
         for name, (holds, told) in _RULES.items():
             value = getattr(self, name)
             if not holds(value):
-                raise ValueError(f"{name} must be {told}, got {value!r}")
+                raise ValueError(f"{name} must be {told}, got {brief(value)}")
         if self.record is not None and self.kind not in _CHOICE:
             raise ValueError(f"record must be absent with kind {self.kind}")
         if self.kind == "latency" and self.seconds == 0:

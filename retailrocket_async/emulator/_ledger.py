@@ -24,7 +24,6 @@ __all__ = ["Ledger"]
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
-_REASONS: Final = 1_000
 _BODY: Final = 65_536
 
 
@@ -98,9 +97,7 @@ class Ledger:
 
     def refuse(self, record: RequestRecord, reasons: Sequence[str]) -> None:
         """Record why a request was refused."""
-        record.reasons = list(reasons[:_REASONS])
-        if (more := len(reasons) - _REASONS) > 0:
-            record.reasons.append(f"... and {more} more")
+        record.reasons = list(reasons)
         if record in self._open:
             self._refusals += 1
             self._refused.append(record)

@@ -45,7 +45,7 @@ class RequestRecord:
         events: how many events were accepted from it.
         size: bytes of the body.
         body: the body's first 65,536 bytes.
-        reasons: why it was refused; at most 1,000 and one line telling how many more.
+        reasons: why it was refused; at most 1,000 and a line telling that there are more.
         fault: the kind of the fault that struck it, None if none did.
     """
 

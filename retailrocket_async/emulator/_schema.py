@@ -1,6 +1,6 @@
 """The contract of the events as tables, and the strict check of a body against them.
 
-A check returns reasons, none if all is well. A reason starts with the path of what is wrong::
+A check returns reasons, none if all is well, at most a thousand of them. Each starts with the path of what is wrong::
 
     [3].view.productId: must be an integer, not a string
 
@@ -10,8 +10,9 @@ Types are exact: a JSON ``true`` is no integer, and neither is ``2.0``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, TypeAlias, cast
 
 import attrs
@@ -20,7 +21,7 @@ __all__ = ["EVENTS", "check_batch", "check_event"]
 
 # What is wrong below a path: ": must be ...", or "[1]: must be ..." for an item of it. Whole paths are joined
 # only once something is wrong, so a good event costs no string at all.
-_Tails: TypeAlias = Sequence[str]
+_Tails: TypeAlias = Iterable[str]
 _Rule: TypeAlias = Callable[[object], _Tails]
 
 _JSON_TYPES: Final[dict[type, str]] = {
@@ -34,6 +35,7 @@ _JSON_TYPES: Final[dict[type, str]] = {
 }
 _INT64: Final = 2**63
 _SHOWN: Final = 50
+_REASONS: Final = 1_000
 
 _LETTERS_AND_DIGITS: Final = re.compile("[A-Za-z0-9]+")
 _TIMESTAMP: Final = re.compile(
@@ -43,7 +45,7 @@ _E164: Final = re.compile(r"\+[1-9][0-9]{1,14}")
 _EMAIL: Final = re.compile(r"\S+@[^@\s]+")
 
 
-def _not_a(wanted: str, value: object) -> _Tails:
+def _not_a(wanted: str, value: object) -> tuple[str]:
     return (f": must be {wanted}, not {_JSON_TYPES[type(value)]}",)
 
 
@@ -62,7 +64,7 @@ def _integers(value: object) -> _Tails:
     if not value:
         return (": must not be empty",)
     items = enumerate(cast("list[object]", value))
-    return tuple(f"[{place}]{tail}" for place, item in items for tail in _integer(item))
+    return (f"[{place}]{tail}" for place, item in items for tail in _integer(item))
 
 
 def _number(bound: str, holds: Callable[[float], bool]) -> _Rule:
@@ -183,7 +185,9 @@ def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
 
 
 def check_event(name: str, event: object, *, allow_unknown: bool = False) -> list[str]:
-    """Return what is wrong with *event* as the body of ``POST /1.0/<name>``; paths start at the event.
+    """Return what is wrong with *event* as the body of ``POST /1.0/<name>``, in at most a thousand reasons.
+
+    Paths start at the event.
 
     Args:
         name: the event's name, such as ``view``.
@@ -191,7 +195,7 @@ def check_event(name: str, event: object, *, allow_unknown: bool = False) -> lis
         allow_unknown: let an event of a name the contract does not know pass unchecked; default False.
     """
     tails = _tails(name, event, allow_unknown=allow_unknown)
-    return [tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails]
+    return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
 
 
 def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[str]:
@@ -208,7 +212,7 @@ def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[
 
 
 def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noqa: ANN401 - any JSON value
-    """Return what is wrong with *batch* as the body of ``POST /1.0/visitorEvents``, all of it.
+    """Return what is wrong with *batch* as the body of ``POST /1.0/visitorEvents``, in at most a thousand reasons.
 
     Args:
         batch: the decoded body, good if it is an array of envelopes that is not empty.
@@ -219,4 +223,9 @@ def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noq
     if not batch:
         return ["body: must not be empty"]
     envelopes = enumerate(cast("list[object]", batch))
-    return [reason for place, item in envelopes for reason in _envelope(place, item, allow_unknown=allow_unknown)]
+    return _first(reason for place, item in envelopes for reason in _envelope(place, item, allow_unknown=allow_unknown))
+
+
+def _first(reasons: Iterator[str]) -> list[str]:
+    """Return the first thousand: the reasons against a body of millions of wrong values would take a gigabyte."""
+    return [*islice(reasons, _REASONS), *(["... and more"] if next(reasons, None) else [])]

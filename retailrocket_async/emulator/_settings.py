@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -20,12 +21,12 @@ CHANGEABLE: Final = frozenset(
 
 def _text(_: Settings, attribute: attrs.Attribute[str], value: object) -> None:
     if type(value) is not str or not value:
-        raise ValueError(f"{attribute.name} must be a string that is not empty, got {value!r}")
+        raise ValueError(f"{attribute.name} must be a string that is not empty, got {brief(value)}")
 
 
 def _flag(_: Settings, attribute: attrs.Attribute[bool], value: object) -> None:
     if type(value) is not bool:
-        raise ValueError(f"{attribute.name} must be True or False, got {value!r}")
+        raise ValueError(f"{attribute.name} must be True or False, got {brief(value)}")
 
 
 def _whole(least: int | None, *, optional: bool = False) -> Callable[[Settings, attrs.Attribute[Any], Any], None]:
@@ -36,14 +37,14 @@ def _whole(least: int | None, *, optional: bool = False) -> Callable[[Settings, 
             return
         if type(value) is not int or (least is not None and value < least):
             wanted = "an integer" if least is None else f"an integer of {least} or more"
-            raise ValueError(f"{attribute.name} must be {wanted}{' or None' * optional}, got {value!r}")
+            raise ValueError(f"{attribute.name} must be {wanted}{' or None' * optional}, got {brief(value)}")
 
     return check
 
 
 def _seconds(_: Settings, attribute: attrs.Attribute[float], value: object) -> None:
     if type(value) not in (int, float) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-        raise ValueError(f"{attribute.name} must be a finite number of seconds, 0 or more, got {value!r}")
+        raise ValueError(f"{attribute.name} must be a finite number of seconds, 0 or more, got {brief(value)}")
 
 
 def _span(_: Settings, attribute: attrs.Attribute[float], value: float) -> None:

@@ -1,0 +1,56 @@
+"""What a fuzzer starts from: valid events, the API document's examples and the small nasty cases."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import HealthCheck, given, settings
+
+from retailrocket_async import EVENT_TYPES, Codec, Event
+from retailrocket_async._wire import join
+from tests.fuzz.cases import SMALL
+from tests.fuzz.targets import DRAWN, TARGETS
+from tests.strategies import custom_events, events, fields_of
+from tests.test_api_examples import SINGLE
+
+PREFIXES: dict[str, list[bytes]] = {
+    "lines": [b"\x02", b"\x01"],
+    "source": [b"\x00\x00\x00\x00", b"\x01\x01\x00\x00", b"\x02\x02\x0c\x02ab", b"\x00\x03\x0c\x00"],
+    "serve": [bytes(5), b"\x01\x00\x00\x00\x00", b"\x01\x00\x00\x01\x00", b"\x01\x00\x00\x05\x00"],
+}
+"""Decisions that a target reads off its first bytes, so that the rest is what it reads."""
+
+
+def _sent() -> list[bytes]:
+    """Return the envelopes of the document's examples, of every class, and of some events of all kinds."""
+    codec = Codec("microseconds")
+    found: list[Event] = [event for _, event, _ in SINGLE]
+    found += [cls(**fields_of(cls)) for cls in EVENT_TYPES.values()]
+
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(events() | custom_events())
+    def collect(event: Event) -> None:
+        found.append(event)
+
+    collect()
+    return list(map(codec.encode, found))
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Return the seeds of every target."""
+    sent = _sent()
+    # Of what is made from bytes nobody knows which bytes make it.
+    dice = random.Random(0)
+    noise = [dice.randbytes(length) for length in range(1, 129)]
+    texts = [*sent, *SMALL.values(), b"\n".join(sent[:5])]
+    bodies = [*(envelope.partition(b":")[2][:-1] for envelope in sent), *(join([envelope]) for envelope in sent)]
+    return {
+        name: noise
+        if name in DRAWN
+        else [
+            prefix + text
+            for prefix in PREFIXES.get(name, [b""])
+            for text in (bodies + texts if name in ("judge", "serve") else texts)
+        ]
+        for name in TARGETS
+    }
