@@ -78,11 +78,12 @@ def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
                     if done == TASKS:
                         break
                 worker.send_signal(signal.SIGTERM)
-                printed, _ = worker.communicate()
+                lines += worker.stdout
+                worker.wait()
             finally:
                 killer.cancel()
                 worker.kill()
         products = sorted(record["fields"]["productId"] for record in emulator.events())
 
-    assert (TASKS, 0) == (done, worker.returncode), "".join(lines) + printed
+    assert (TASKS, 0) == (done, worker.returncode), "".join(lines)
     assert list(range(1, TASKS + 1)) == products

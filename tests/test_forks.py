@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 FORKING = '''
-import asyncio, gc, multiprocessing, os, sys, threading
+import asyncio, gc, multiprocessing, os, sys, warnings
 from retailrocket_async import AsyncTrackingClient, View, WrongLoopError
 
 URL, HOW = sys.argv[1:]
+# The loop's pool has a thread by now, which newer Pythons warn of: no thread of ours holds a lock.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
 def view(number):

@@ -90,12 +90,15 @@ def accepted_until_ended(
 ) -> tuple[list[int], str, str]:
     """Send the signal in the middle of the work; return what was accepted, the last line, and the errors."""
     assert process.stdout is not None
+    assert process.stderr is not None
     first = [process.stdout.readline() for _ in range(200)]
     while not when():
         first.append(process.stdout.readline())
     process.send_signal(number)
-    rest, errors = process.communicate()
-    *others, last = rest.splitlines()
+    # Not by `communicate`, which knows nothing of what `readline` has read ahead.
+    *others, last = process.stdout.read().splitlines()
+    errors = process.stderr.read()
+    process.wait()
     return [int(line) for line in first + others], last, errors
 
 

@@ -137,9 +137,10 @@ class Site:
 
     def end(self) -> tuple[int, str]:
         """End the server as a process manager does; return its exit status and what else it printed."""
+        assert self.process.stdout is not None
         self.process.send_signal(signal.SIGTERM)
-        printed, _ = self.process.communicate()
-        return self.process.returncode, printed
+        printed = self.process.stdout.read()
+        return self.process.wait(), printed
 
 
 @contextmanager
