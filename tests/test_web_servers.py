@@ -36,6 +36,7 @@ ASYNC_SERVERS = ["gunicorn", "uvicorn"]
 
 HEAD = """
 import os
+import sys
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -55,7 +56,9 @@ async def lifespan(app):
     me = f"worker{os.getpid()}"
     async with AsyncTrackingClient.from_env(batching=Batching(linger=600)) as client:
         await client.view(session_external_id=me, product_id=1)
-        print("ready", me, flush=True)
+        # In one piece, as both workers write to the same pipe.
+        sys.stdout.write(f"ready {me}\n")
+        sys.stdout.flush()
         yield {"tracking": client}
 
 async def product(request):
@@ -130,7 +133,7 @@ class Site:
         assert self.process.stdout is not None
         names: set[str] = set()
         for line in self.process.stdout:
-            names |= set(re.findall(r"^ready (\w+)", line))
+            names |= set(re.findall(r"ready (\w+)", line))
             if len(names) == count:
                 break
         return names
