@@ -20,6 +20,7 @@ from retailrocket_async._errors import (
     DroppedError,
     EventValidationError,
     FlushTimeoutError,
+    HandleTimeoutError,
     NoAnswerError,
     NotFoundError,
     RejectedError,
@@ -53,6 +54,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, 
 from retailrocket_async._overflow import DEFAULT_RANKING
 from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
 from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._threads import ThreadsafeHandle
 from retailrocket_async._wire import Codec
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "EventValidationError",
     "FlushTimeoutError",
     "GroupView",
+    "HandleTimeoutError",
     "ImpressionContentClicked",
     "ImpressionContentViewed",
     "Limiter",
@@ -105,6 +108,7 @@ __all__ = [
     "SetContact",
     "StateChange",
     "Stats",
+    "ThreadsafeHandle",
     "ThrottledError",
     "UndeliveredEvent",
     "UsageError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import warnings
@@ -16,6 +17,7 @@ from retailrocket_async._events import Event
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._outcome import Dropped, Receipt, error_for
 from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._threads import ThreadsafeHandle
 from retailrocket_async._transport import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT,
@@ -28,7 +30,7 @@ from retailrocket_async._verbs import EventMethods
 from retailrocket_async._wire import BATCH_PATH, Codec, TimestampPrecision, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
     from retailrocket_async._outcome import Delivered
@@ -281,6 +283,16 @@ class AsyncTrackingClient(EventMethods):
         """
         return await self._engine.aclose(_seconds(timeout))
 
+    def threadsafe(self) -> ThreadsafeHandle:
+        """Return a handle for other threads: a sync Django view, a Celery task, a thread of a pool.
+
+        Call it in the client's event loop; the handle may be passed to any number of threads.
+
+        Raises:
+            WrongLoopError: as `track`.
+        """
+        return ThreadsafeHandle(self._engine, self._prepared)
+
     def stats(self) -> Stats:
         """Return an immutable snapshot of the client's counters; never blocks."""
         return self._engine.stats()
@@ -328,17 +340,39 @@ class AsyncTrackingClient(EventMethods):
             event: what the caller gave.
             tell: whether `on_outcome` is told of one that is dropped; not where the caller is.
         """
+        chosen, error = self._asked(event)
+        if error is not None:
+            self._engine.hook_failed("before_send", error)
+        return self._engine.intake.refuse(event, self._encoded(event), tell=tell) if chosen is None else chosen
+
+    def _asked(self, event: Event) -> tuple[Event | None, Exception | None]:
+        """Return what `before_send` makes of an event, in any thread, and what it raised, which changes nothing."""
         # What is no event is for the encoder to refuse.
         if self._before_send is None or not isinstance(event, Event):
-            return event
+            return event, None
         try:
             chosen = self._before_send(event)
             if chosen is not None and not isinstance(chosen, Event):
                 raise TypeError  # noqa: TRY301 - as whatever else the hook may raise
         except Exception as error:  # noqa: BLE001 - a user's hook must not cost an event
-            self._engine.hook_failed("before_send", error)
-            return event
-        return self._engine.intake.refuse(event, self._encoded(event), tell=tell) if chosen is None else chosen
+            return event, error
+        return chosen, None
+
+    def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
+        """Do the caller's part of `track`, in any thread, and return the loop's part."""
+        chosen, error = self._asked(event)
+        envelope = self._encoded(event if chosen is None else chosen)
+        if chosen is not None and error is None:
+            return functools.partial(self._engine.intake.accept, chosen, envelope)
+
+        async def accept() -> Receipt:
+            if error is not None:
+                self._engine.hook_failed("before_send", error)
+            if chosen is None:
+                return self._engine.intake.refuse(event, envelope, tell=True)
+            return await self._engine.intake.accept(chosen, envelope)
+
+        return accept
 
     def _encoded(self, event: Event) -> bytes:
         envelope = self._encode(event)

@@ -397,6 +397,11 @@ class Dispatcher:
         self._ledger.hook_failed(name, error)
 
     @property
+    def home(self) -> Home:
+        """The one loop that all of this belongs to."""
+        return self._home
+
+    @property
     def started(self) -> bool:
         """Whether the client has been used."""
         return self._home.loop is not None

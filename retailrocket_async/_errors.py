@@ -10,6 +10,7 @@
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
     ├── BufferFullError                 events come in faster than the limit lets them out
     ├── FlushTimeoutError               `flush` ran out of its time                    (TimeoutError)
+    ├── HandleTimeoutError              a thread's call ran out of its time            (TimeoutError)
     └── DeliveryError                   what became of an event; carries its outcome
         ├── RejectedError               the API refused it: sending it again cannot help
         │   ├── BadRequestError         400: the request is malformed
@@ -101,6 +102,21 @@ class BufferFullError(RetailRocketError):
 
 class FlushTimeoutError(RetailRocketError, TimeoutError):
     """`flush` ran out of its time; the events stay in the client and go on being sent."""
+
+
+class HandleTimeoutError(RetailRocketError, TimeoutError):
+    """`ThreadsafeHandle.track`, `track_many` or `wait` ran out of its time; an event with no room was not accepted.
+
+    Attributes:
+        accepted: how many events of the call had been accepted by then (int).
+    """
+
+    def __init__(self, message: str, accepted: int = 0) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+
+    def __reduce__(self) -> tuple[type[HandleTimeoutError], tuple[str, int]]:
+        return type(self), (str(self), self.accepted)
 
 
 class DeliveryError(RetailRocketError):

@@ -24,7 +24,7 @@ FLOORS = [
     {"_flight", "_ledger"},
     {"_intake", "_sender", "_deadlines", "_closing"},
     {"_dispatcher"},
-    {"_verbs"},
+    {"_verbs", "_threads"},
     {"_client"},
     {"__init__"},
 ]

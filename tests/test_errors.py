@@ -21,6 +21,7 @@ from retailrocket_async import (
     DroppedError,
     EventValidationError,
     FlushTimeoutError,
+    HandleTimeoutError,
     NoAnswerError,
     Outcome,
     Rejected,
@@ -89,6 +90,7 @@ def test_documented(name: str) -> None:
         (ClientClosedError, RuntimeError),
         (WrongLoopError, RuntimeError),
         (FlushTimeoutError, TimeoutError),
+        (HandleTimeoutError, TimeoutError),
     ],
 )
 def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None:
@@ -105,6 +107,14 @@ def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
     error = pickle.loads(pickle.dumps(cls("say so")))
 
     assert (cls, "say so") == (type(error), str(error))
+
+
+@pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+def test_count_of_what_was_accepted_travels(trip: Any) -> None:
+    """The error of a thread that ran out of time arrives whole in another process, with its count."""
+    other = trip(HandleTimeoutError("no room", 7))
+
+    assert (HandleTimeoutError, "no room", 7) == (type(other), str(other), other.accepted)
 
 
 # --- EventValidationError ---

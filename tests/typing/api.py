@@ -32,6 +32,7 @@ from retailrocket_async import (
     EventValidationError,
     FlushTimeoutError,
     GroupView,
+    HandleTimeoutError,
     ImpressionContentClicked,
     ImpressionContentViewed,
     Limiter,
@@ -52,6 +53,7 @@ from retailrocket_async import (
     SetContact,
     StateChange,
     Stats,
+    ThreadsafeHandle,
     UndeliveredEvent,
     View,
     new_session_id,
@@ -327,6 +329,30 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     assert_type(report.save_undelivered("undelivered.jsonl"), int)
     assert_type(report.save_undelivered(Path("undelivered.jsonl")), int)
     return report
+
+
+async def handed(client: AsyncTrackingClient) -> ThreadsafeHandle:
+    """A handle for other threads."""
+    handle = client.threadsafe()
+    assert_type(handle, ThreadsafeHandle)
+    return handle
+
+
+def in_a_thread(handle: ThreadsafeHandle, view: View) -> Outcome:
+    """Every method of the handle."""
+    try:
+        receipt = handle.track(view, timeout=1.5)
+    except HandleTimeoutError as error:
+        assert_type(error.accepted, int)
+        raise
+    assert_type(receipt, Receipt)
+    assert_type(handle.track(view), Receipt)
+    assert_type(handle.track_many([view, view], timeout=3), list[Receipt])
+    assert_type(handle.track_many(iter([view])), list[Receipt])
+    handle.flush()
+    handle.flush(timeout=2)
+    assert_type(handle.wait(receipt), Outcome)
+    return handle.wait(receipt, timeout=1)
 
 
 async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
