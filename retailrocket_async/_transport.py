@@ -165,6 +165,10 @@ class HttpxTransport:
                 closed = self._client is not None and self._client.is_closed
                 kind, detail = _kind(error, closed=closed), type(error).__name__
                 reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
+        except BaseException as error:  # noqa: BLE001 - what is no Exception passes
+            # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
+            error.__cause__ = error.__context__ = None
+            raise error.with_traceback(None)  # noqa: B904 - from itself
         return reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
@@ -227,21 +231,50 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
         ConfigurationError: no absolute http(s) URL; a query, fragment or user in it; or plain ``http://`` to another
             host than this one without `allow_insecure`.
     """
+    complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
+    if complaint:
+        # It may be about credentials in it; see `Credentials`.
+        del base_url
+        raise ConfigurationError(complaint)
+    text = str(httpx.URL(base_url))
+    return text if text.endswith("/") else text + "/"
+
+
+def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError):
-        raise ConfigurationError(f"base_url must be a URL like {DEFAULT_BASE_URL}") from None
+        return f"base_url must be a URL like {DEFAULT_BASE_URL}"
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigurationError(f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}")
+        return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
     if url.query or url.fragment or url.userinfo:
-        raise ConfigurationError("base_url must have no query, fragment or user: credentials are api_key, partner_id")
+        return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
     if url.scheme == "http" and not (allow_insecure or _is_loopback(url.host)):
-        raise ConfigurationError(
+        return (
             "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
             "for a test host of your own say allow_insecure_http=True"
         )
-    text = str(url)
-    return text if text.endswith("/") else text + "/"
+    return None
+
+
+def check_verified(http_client: object, base_url: str) -> None:
+    """Refuse a caller's client that would send the key to anyone who calls himself `base_url`.
+
+    As far as can be seen: what transports of other makes than httpx do is their makers' word.
+
+    Raises:
+        ConfigurationError: TLS verification is off in the transport that it uses for `base_url`.
+    """
+    # httpx tells nobody how a client verifies, so it takes private attributes; where they are missing, it passes.
+    transport_for = getattr(http_client, "_transport_for_url", None)
+    if not callable(transport_for) or not base_url.startswith("https:"):
+        return
+    context = getattr(getattr(transport_for(httpx.URL(base_url)), "_pool", None), "_ssl_context", None)
+    if isinstance(context, ssl.SSLContext) and not (context.verify_mode and context.check_hostname):
+        raise ConfigurationError(
+            "http_client must verify TLS certificates and host names, or anyone on the way can read the api_key: leave "
+            "verify=False out; for a test host of your own say allow_insecure_http=True"
+        )
 
 
 def _is_loopback(host: str) -> bool:
