@@ -16,10 +16,12 @@ import sys
 import tempfile
 import warnings
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import attrs
 import httpx
 import trustme
 
@@ -41,9 +43,10 @@ from tests.raw_server import Arrived, answer, raw_server, reset
 from tests.sinks import KEY, PERSONAL, Sinks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0)
+QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0, max_halt=0.0)
+ONCE = attrs.evolve(QUICK, max_attempts=1)
 VISITOR = PERSONAL["session_external_id"]
 
 
@@ -75,7 +78,7 @@ class Run:
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
         """Make a client, and keep what it tells at its end."""
         options = {"retry": QUICK, "rate_limit": None, **options}
-        client = AsyncTrackingClient(KEY, "partner", base_url=url, **options)
+        client = AsyncTrackingClient(options.pop("api_key", KEY), "partner", base_url=url, **options)
         self.sinks.thing(client, *(option for option in options.values() if not callable(option)))
         try:
             yield client
@@ -103,14 +106,18 @@ async def _statuses(run: Run) -> None:
     async with raw_server() as server, raw_server() as elsewhere:
 
         async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
-            return answer(_status_in(request), f"Location: {elsewhere.url}{request.target}", "Retry-After: 0")
+            headers = f"Location: {elsewhere.url}{request.target}", "Retry-After: 0"
+            return answer(_status_in(request), *headers, body=request.target.encode() + request.body)
 
         server.respond = echo
-        for status in (200, 301, 303, 307, 400, 401, 403, 404, 408, 413, 429, 500, 501):
-            await run.against(f"{server.url}{status}/")
-        async with httpx.AsyncClient(follow_redirects=True) as own:
+        async with httpx.AsyncClient(follow_redirects=True) as own, asyncio.TaskGroup() as all_at_once:
+            for status in (200, 301, 303, 307, 400, 401, 403, 404, 408, 413, 500, 501):
+                all_at_once.create_task(run.against(f"{server.url}{status}/"))
             for status in (200, 307, 401, 503):
-                await run.against(f"{server.url}{status}/", http_client=own)
+                all_at_once.create_task(run.against(f"{server.url}{status}/", http_client=own))
+        # Once: every further one would have to wait for longer.
+        async with run.client(f"{server.url}429/", retry=ONCE) as client:
+            await run.attempt(client.send(_events()[0]))
         if elsewhere.connections:
             run.met.add("followed a redirect")
 
@@ -196,8 +203,14 @@ async def _others_fault(run: Run) -> None:
         async def acquire(self) -> Any:
             raise RuntimeError("the limiter's own words")
 
-    def hook(_: object) -> None:
+    def hook(_: object) -> Any:
         raise RuntimeError("the hook's own words")
+
+    async def late_hook(_: object) -> None:
+        raise RuntimeError("the hook's own words")
+
+    def unsure(_: int, body: bytes) -> bool:
+        raise RuntimeError("the hook's own words", body)
 
     async def look(message: httpx.Request | httpx.Response) -> None:
         request = message if isinstance(message, httpx.Request) else message.request
@@ -209,8 +222,7 @@ async def _others_fault(run: Run) -> None:
         raise RuntimeError("the hook's own words")
 
     async with raw_server() as server:
-        once = RetryPolicy(max_attempts=1)
-        async with run.client(server.url, close_in=0.0, limiter=Broken(None), retry=once) as client:
+        async with run.client(server.url, close_in=0.0, limiter=Broken(None), retry=ONCE) as client:
             await run.attempt(client.send(_events()[0]))
             await client.track_many(_events())
         async with httpx.AsyncClient(event_hooks={"request": [look], "response": [look]}) as own:
@@ -218,8 +230,51 @@ async def _others_fault(run: Run) -> None:
         await run.against(server.url, http_client=own)
         async with httpx.AsyncClient(event_hooks={"request": [refuse]}) as own:
             await run.against(server.url, http_client=own)
+        await run.against(server.url, before_send=hook)
         server.always(answer(400))
         await run.against(server.url, on_outcome=hook)
+        await run.against(server.url, on_outcome=late_hook)
+        server.always(answer(401, body=KEY.encode()))
+        await run.against(server.url, on_state_change=hook)
+        await run.against(server.url, retry=attrs.evolve(QUICK, is_throttled=unsure))
+
+
+async def _told(key: str) -> str:
+    return key
+
+
+async def _keys(run: Run) -> None:
+    """Have the key given by functions of all kinds, good ones and bad ones."""
+    given = iter(["an old key".replace(" ", "-")])
+
+    def renewed() -> str:
+        return next(given, KEY)
+
+    async def fetched() -> str:
+        await asyncio.sleep(0)
+        return KEY
+
+    def failing() -> str:
+        raise RuntimeError(f"the vault has {KEY}, but does not give it")
+
+    async def failing_later() -> str:
+        await asyncio.sleep(0)
+        raise RuntimeError(f"the vault has {KEY}, but does not give it")
+
+    async def respond(request: Arrived, _: asyncio.StreamWriter) -> bytes:
+        return answer(200 if request.query["apiKey"] == [KEY] else 401)
+
+    async with raw_server() as server, asyncio.TaskGroup() as all_at_once:
+        server.respond = respond
+        sources: list[Callable[[], Any]] = [
+            *(lambda: KEY, fetched, partial(_told, KEY), renewed),
+            *(failing, failing_later, lambda: f"{KEY}\n", KEY.encode),
+        ]
+        for source in sources:
+            all_at_once.create_task(run.against(server.url, api_key=source))
+        async with run.client(server.url, close_in=0.1, api_key=lambda: "wrong") as client:
+            await run.attempt(client.send(_events()[0]))
+            await client.track_many(_events())
 
 
 async def _emulated(run: Run) -> None:
@@ -342,7 +397,7 @@ async def survive(run: Run, authority: trustme.CA) -> None:
     run.sinks.watch_loop()
     async with asyncio.TaskGroup() as both:
         both.create_task(_commands(run))
-        for scenario in (_statuses, _broken, _others_fault, _emulated, _misuse):
+        for scenario in (_statuses, _broken, _others_fault, _keys, _emulated, _misuse):
             await scenario(run)
         await _no_connection(run, authority)
 
