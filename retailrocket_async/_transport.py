@@ -79,12 +79,14 @@ class _KeyedURL(httpx.URL):
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         super().__init__(url)
-        self._target = credentials.target(super().raw_path)
+        target = credentials.target(super().raw_path)
+        # Printers of attributes do not look into a function, and pickle refuses one.
+        self._target: Callable[[], bytes] = lambda: target
         self.serial = credentials.serial
 
     @property
     def raw_path(self) -> bytes:
-        return self._target
+        return self._target()
 
 
 class _Body(httpx.AsyncByteStream):

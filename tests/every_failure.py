@@ -47,6 +47,16 @@ if TYPE_CHECKING:
 
 QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0, max_halt=0.0)
 ONCE = attrs.evolve(QUICK, max_attempts=1)
+
+# A defect in the middle of `send`, for one who has variables printed with tracebacks.
+CRASH = """
+import rich.traceback
+rich.traceback.install(show_locals=True, locals_max_string=None, width=1000)
+from retailrocket_async.cli import _delivery, main
+_delivery.Reader.stop = None
+main()
+"""
+
 VISITOR = PERSONAL["session_external_id"]
 
 
@@ -357,10 +367,12 @@ async def _commands(run: Run) -> None:
             *(_command(run, ("check",), f"{server.url}{status}/") for status in (200, 301, 401, 503)),
             *(_command(run, send, f"{server.url}{status}/") for status in (200, 301, 401, 503)),
             *(_command(run, arguments, server.url) for arguments in (("--help",), ("check", "--help"), ("nonsense",))),
+            _command(run, ("check", f"--api-key={KEY}"), server.url),
             _command(run, (*send, "--base-url", "http://shop.test/"), server.url),
             _command(run, ("check",), server.url, key=f"{KEY}\n"),
             _command(run, ("check", "--timeout", "0.2"), f"{server.url}0/"),
             _command(run, send, "http://127.0.0.1:9/"),
+            _command(run, send, f"{server.url}200/", code=CRASH),
         ]
         while commands:
             # Two at once, as many as machines for tests have cores.
@@ -370,11 +382,17 @@ async def _commands(run: Run) -> None:
 
 
 async def _command(
-    run: Run, arguments: Sequence[str], url: str, *, key: str = KEY, interrupt: asyncio.Event | None = None
+    run: Run,
+    arguments: Sequence[str],
+    url: str,
+    *,
+    key: str = KEY,
+    interrupt: asyncio.Event | None = None,
+    code: str = "",
 ) -> None:
     given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "default", "-m", "retailrocket_async", *arguments),
+        *(sys.executable, "-W", "default", *(("-c", code) if code else ("-m", "retailrocket_async")), *arguments),
         # As talkative as Python gets.
         env={**os.environ, "PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", **given},
         stdin=asyncio.subprocess.PIPE,
@@ -389,7 +407,7 @@ async def _command(
         process.send_signal(signal.SIGINT)
     out, _ = await talking
     run.sinks.put(named.COMMANDS, out.decode())
-    run.met.add(f"{arguments[0]}: {process.returncode}")
+    run.met.add(f"{arguments[0]}: {process.returncode}{', crashed' if b'NoneType' in out else ''}")
 
 
 async def survive(run: Run, authority: trustme.CA) -> None:

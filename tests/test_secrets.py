@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 MET = {
     *("200", "301", "303", "307", "400", "401", "403", "404", "408", "413", "429", "500", "501"),
-    *("connect", "timeout", "broken", "closed", "HTTP/2", "proxy: CONNECT shop.invalid:443"),
+    *("name", "connect", "tls", "key", "timeout", "broken", "closed", "HTTP/2", "proxy: CONNECT shop.invalid:443"),
     *("BadRequestError", "AuthenticationError", "AccessDeniedError", "NotFoundError", "RejectedError"),
     *("AbandonedError", "ThrottledError", "ServerError", "NoAnswerError", "CancelledError"),
     *("ConfigurationError", "EventValidationError", "BufferFullError", "FlushTimeoutError"),
     *("ClientClosedError", "WrongLoopError"),
-    *("check: 0", "check: 1", "check: 2", "send: 1", "send: 2", "send: 130", "--help: 0", "nonsense: 2"),
+    *(
+        "check: 0",
+        "check: 1",
+        "check: 2",
+        "send: 1",
+        "send: 2",
+        "send: 130",
+        "send: 1, crashed",
+        "--help: 0",
+        "nonsense: 2",
+    ),
 }
 
 
