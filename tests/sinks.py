@@ -13,6 +13,7 @@ import logging
 import pickle
 import pprint
 import tempfile
+import time
 import traceback
 import warnings
 from collections import defaultdict
@@ -97,6 +98,7 @@ class Sinks:
     def __init__(self) -> None:
         self.texts: dict[str, set[str]] = defaultdict(set)
         self._drawn: set[object] = set()
+        self._looked_at = 0.0
 
     def put(self, sink: str, *texts: str) -> None:
         """Keep texts."""
@@ -143,7 +145,9 @@ class Sinks:
         return not known
 
     def everything_alive(self) -> None:
-        """Keep what all objects of the package and all tasks print, and the stacks of all threads."""
+        """Keep what all objects of the package and all tasks print, and the stacks of all threads; once a second."""
+        if time.monotonic() - self._looked_at < 1.0:
+            return
         for thing in gc.get_objects():
             # A URL's raw_path is where the connection reads the key, and inspectors read what is a property.
             if str(type(thing).__module__).startswith("retailrocket_async._") and not isinstance(thing, httpx.URL):
@@ -153,6 +157,7 @@ class Sinks:
             task.print_stack(file=stack)
             self.put(TASKS, repr(task), repr(task.get_coro()), stack.getvalue())
         self.crash()
+        self._looked_at = time.monotonic()
 
     def crash(self) -> None:
         """Keep what a crash would write."""

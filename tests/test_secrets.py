@@ -49,7 +49,8 @@ def _run(what: str, folder: Path) -> dict[str, Any]:
         env={**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http/dup"},
         capture_output=True,
         text=True,
-        timeout=600,
+        # Before the whole test run would be ended for it.
+        timeout=110,
         check=False,
     )
     output = ended.stdout + ended.stderr
