@@ -117,6 +117,18 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Ask whether any version that the package, with all its extras, would install today is known to be vulnerable."""
+    session.install("pip-audit>=2.10")
+    wanted = Path(session.create_tmp()) / "wanted.txt"
+    project = PROJECT["project"]
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    wanted.write_text("\n".join([*project["dependencies"], *extras]) + "\n", encoding="utf-8")
+    # Strict: what could not be looked up is not known to be safe.
+    session.run("pip-audit", "--strict", "--progress-spinner=off", "--requirement", str(wanted), *session.posargs)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Show that the limit is kept and used; takes minutes."""
     session.install("-e", f".{EXTRAS}")

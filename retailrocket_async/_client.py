@@ -24,6 +24,7 @@ from retailrocket_async._transport import (
     HttpClient,
     HttpxTransport,
     Timeout,
+    check_verified,
     checked_base_url,
 )
 from retailrocket_async._verbs import EventMethods
@@ -74,8 +75,8 @@ class AsyncTrackingClient(EventMethods):
         on_state_change: given a `StateChange` when sending is halted (wrong key, shop or address), when the API is
             down, and when requests go out again; called as `on_outcome` is. What a hook raises is counted
             (`Stats.hook_errors`) and logged once.
-        allow_insecure_http: allow plain ``http://`` to other hosts than this one, where anyone on the way can read
-            the key; default False.
+        allow_insecure_http: allow plain ``http://`` to other hosts than this one, and an `http_client` that does not
+            verify TLS certificates: anyone on the way can read the key then; default False.
 
     Raises:
         ConfigurationError: an argument that cannot work, with a sentence that says what to write instead.
@@ -120,7 +121,12 @@ class AsyncTrackingClient(EventMethods):
         if before_send is not None and (not callable(before_send) or inspect.iscoroutinefunction(before_send)):
             raise ConfigurationError("before_send must be a plain function that takes an event and returns one or None")
         self._before_send = before_send
-        self._base_url = checked_base_url(base_url, allow_insecure=allow_insecure_http)
+        try:
+            self._base_url = checked_base_url(base_url, allow_insecure=allow_insecure_http)
+        finally:
+            del base_url
+        if not allow_insecure_http:
+            check_verified(http_client, self._base_url)
         self._partner_id = credentials.partner_id
         self._batching = batching
         self._codec = Codec(timestamp_precision)
@@ -156,14 +162,14 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             ConfigurationError: a variable is missing, or as the constructor.
         """
-        for keyword, variable in (("api_key", "RETAILROCKET_API_KEY"), ("partner_id", "RETAILROCKET_PARTNER_ID")):
-            if keyword not in options:
-                if not os.environ.get(variable):
-                    raise ConfigurationError(f"set the environment variable {variable}, or pass {keyword}=...")
-                options[keyword] = os.environ[variable]
-        if "base_url" not in options and os.environ.get("RETAILROCKET_BASE_URL"):
-            options["base_url"] = os.environ["RETAILROCKET_BASE_URL"]
         try:
+            for keyword, variable in (("api_key", "RETAILROCKET_API_KEY"), ("partner_id", "RETAILROCKET_PARTNER_ID")):
+                if keyword not in options:
+                    if not os.environ.get(variable):
+                        raise ConfigurationError(f"set the environment variable {variable}, or pass {keyword}=...")
+                    options[keyword] = os.environ[variable]
+            if "base_url" not in options and os.environ.get("RETAILROCKET_BASE_URL"):
+                options["base_url"] = os.environ["RETAILROCKET_BASE_URL"]
             return cls(**options)
         finally:
             # As in the constructor: the key must not stay in the frame of an error.

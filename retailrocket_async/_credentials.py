@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 from urllib.parse import urlencode
 
 from retailrocket_async._errors import ConfigurationError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ApiKey: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 """The key itself, or a function that returns it; one that is no coroutine function is called in a thread."""
+
+_T = TypeVar("_T")
 
 ASK_SECONDS: Final = 10.0
 """How long a function may take to return the key."""
@@ -53,18 +55,20 @@ class Credentials:
             raise ConfigurationError(complaint)
         self.partner_id = partner_id
         self.serial = 0
-        self._query = b""
-        self._ask: Callable[[], object] | None = None
+        # A function, as printers of attributes do not look into one.
+        self._query: Callable[[], bytes] = bytes
+        self._ask: Callable[[], Callable[[], object]] | None = None
         self._asking: Task[str | None] | None = None
         self.renewable = callable(api_key)
         if callable(api_key):
-            self._ask = api_key
+            # A `functools.partial` prints its arguments.
+            self._ask = _wrapped(api_key)
         else:
             self._take(api_key)
 
     def target(self, path: bytes) -> bytes:
         """Return the request target: `path` and the query string."""
-        return path + b"?" + self._query
+        return path + b"?" + self._query()
 
     async def ready(self) -> str | None:
         """Ask for the key where there is none yet; return the name of what went wrong, or None."""
@@ -105,7 +109,7 @@ class Credentials:
         # Nothing of what is raised or returned here may leave: both may hold a key.
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                self._take(await _called(cast("Callable[[], object]", self._ask)))
+                self._take(await _called(cast("Callable[[], Callable[[], object]]", self._ask)()))
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything
             return type(error).__name__
         return None
@@ -116,8 +120,8 @@ class Credentials:
             del api_key
             raise ConfigurationError(complaint)
         query = urlencode({"apiKey": api_key, "partnerId": self.partner_id}).encode("ascii")
-        if query != self._query:
-            self._query = query
+        if query != self._query():
+            self._query = lambda: query
             self.serial += 1
 
     def __repr__(self) -> str:
@@ -130,8 +134,13 @@ class Credentials:
 async def _called(ask: Callable[[], object]) -> object:
     if inspect.iscoroutinefunction(ask):
         return await ask()
-    answer = await asyncio.to_thread(ask)
+    # Wrapped, as a task that waits prints what it waits for, and a future its result.
+    answer = (await asyncio.to_thread(lambda: _wrapped(ask())))()
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def _wrapped(value: _T) -> Callable[[], _T]:
+    return lambda: value
 
 
 def _complaint(name: str, value: object) -> str | None:

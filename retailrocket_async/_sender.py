@@ -188,7 +188,8 @@ class Sender:
             return turn.admission, reply
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1
-        return turn.admission, self._as_declared(reply)
+        # An answer may repeat the request, key and all, and nobody else reads it.
+        return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
 
     def _as_declared(self, reply: Reply) -> Reply:
         """Return the reply as the user's policy sees it."""

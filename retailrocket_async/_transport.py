@@ -82,12 +82,14 @@ class _KeyedURL(httpx.URL):
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         super().__init__(url)
-        self._target = credentials.target(super().raw_path)
+        target = credentials.target(super().raw_path)
+        # Printers of attributes do not look into a function, and pickle refuses one.
+        self._target: Callable[[], bytes] = lambda: target
         self.serial = credentials.serial
 
     @property
     def raw_path(self) -> bytes:
-        return self._target
+        return self._target()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -168,6 +170,10 @@ class HttpxTransport:
                 closed = self._client is not None and self._client.is_closed
                 kind, detail = _kind(error, closed=closed), type(error).__name__
                 reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
+        except BaseException as error:  # noqa: BLE001 - what is no Exception passes
+            # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
+            error.__cause__ = error.__context__ = None
+            raise error.with_traceback(None)  # noqa: B904 - from itself
         return reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
@@ -230,28 +236,56 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
         ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters; a query, fragment or user in
             it; or plain ``http://`` to another host than this one without `allow_insecure`.
     """
+    complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
+    if complaint:
+        # It may be about credentials in it; see `Credentials`.
+        del base_url
+        raise ConfigurationError(complaint)
+    text = str(httpx.URL(base_url))
+    return text if text.endswith("/") else text + "/"
+
+
+def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
     try:
         url = httpx.URL(base_url)
         text, host, port = str(url), url.host, url.port
     except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a host or a path that has no encoding
-        raise ConfigurationError(f"base_url must be a URL like {DEFAULT_BASE_URL}") from None
+        return f"base_url must be a URL like {DEFAULT_BASE_URL}"
     if url.scheme not in ("http", "https") or not host:
-        raise ConfigurationError(f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}")
+        return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
     if port is not None and not 1 <= port <= 65_535:
-        raise ConfigurationError("base_url must have a port from 1 to 65535, or none")
+        return "base_url must have a port from 1 to 65535, or none"
     # In the text, as an empty query or fragment would swallow the path all the same.
     if "?" in text or "#" in text or url.userinfo:
-        raise ConfigurationError("base_url must have no query, fragment or user: credentials are api_key, partner_id")
+        return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
+    if len(text.removesuffix("/")) >= _MAX_URL:
+        return f"base_url must be at most {_MAX_URL:,} characters long"
     if url.scheme == "http" and not (allow_insecure or _is_loopback(host)):
-        raise ConfigurationError(
+        return (
             "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
             "for a test host of your own say allow_insecure_http=True"
         )
-    if not text.endswith("/"):
-        text += "/"
-    if len(text) > _MAX_URL:
-        raise ConfigurationError(f"base_url must be at most {_MAX_URL:,} characters long")
-    return text
+    return None
+
+
+def check_verified(http_client: object, base_url: str) -> None:
+    """Refuse a caller's client that would send the key to anyone who calls himself `base_url`.
+
+    As far as can be seen: what transports of other makes than httpx do is their makers' word.
+
+    Raises:
+        ConfigurationError: TLS verification is off in the transport that it uses for `base_url`.
+    """
+    # httpx tells nobody how a client verifies, so it takes private attributes; where they are missing, it passes.
+    transport_for = getattr(http_client, "_transport_for_url", None)
+    if not callable(transport_for) or not base_url.startswith("https:"):
+        return
+    context = getattr(getattr(transport_for(httpx.URL(base_url)), "_pool", None), "_ssl_context", None)
+    if isinstance(context, ssl.SSLContext) and not (context.verify_mode and context.check_hostname):
+        raise ConfigurationError(
+            "http_client must verify TLS certificates and host names, or anyone on the way can read the api_key: leave "
+            "verify=False out; for a test host of your own say allow_insecure_http=True"
+        )
 
 
 def _is_loopback(host: str) -> bool:

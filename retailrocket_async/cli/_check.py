@@ -11,6 +11,7 @@ refused for that key, a probe that was not has proved its own.
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -61,9 +62,9 @@ def check(
     with one_sentence():
         key, shop = credentials(partner_id)
 
-        def client_of(api_key: str) -> AsyncTrackingClient:
+        def client_of(api_key: Callable[[], str]) -> AsyncTrackingClient:
             return AsyncTrackingClient(
-                api_key,
+                api_key(),
                 shop,
                 base_url=base_url,
                 timeout=timeout,
@@ -71,7 +72,7 @@ def check(
                 allow_insecure_http=allow_insecure_http,
             )
 
-        verdict = asyncio.run(_verdict(client_of(key), client_of(secrets.token_hex(12))))
+        verdict = asyncio.run(_verdict(client_of(key), client_of(lambda: secrets.token_hex(12))))
         raise typer.Exit(_tell(*verdict))
 
 

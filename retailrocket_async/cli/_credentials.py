@@ -5,11 +5,14 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from typing import Annotated, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
 import typer
 
 from retailrocket_async.cli._terminal import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 API_KEY = "RETAILROCKET_API_KEY"
 PARTNER_ID = "RETAILROCKET_PARTNER_ID"
@@ -34,11 +37,15 @@ AllowInsecureHttp: TypeAlias = Annotated[
 ]
 
 
-def credentials(partner_id: str) -> tuple[str, str]:
-    """Return the key and the shop's id; without either, leave with a sentence that says how to give it."""
+def credentials(partner_id: str) -> tuple[Callable[[], str], str]:
+    """Return the key and the shop's id; without either, leave with a sentence that says how to give it.
+
+    The key comes as a function that returns it: what prints the variables of a crash does not look into one.
+    """
     if not partner_id:
         fail(f"give the shop's public id: --partner-id ID, or the environment variable {PARTNER_ID}")
-    return _api_key(), partner_id
+    key = _api_key()
+    return (lambda: key), partner_id
 
 
 def _api_key() -> str:

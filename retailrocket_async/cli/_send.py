@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import math
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,17 +113,20 @@ def send(  # noqa: PLR0913 - one for each option
                 checked = validate(sources, lines_of, kept, meter)
             raise typer.Exit(report_validation(checked, kept))
         key, shop = credentials(partner_id)
-        client_of = partial(
-            AsyncTrackingClient,
-            key,
-            shop,
-            base_url=base_url,
-            rate_limit=RateLimit(requests=rate),
-            retry=RetryPolicy(max_elapsed=give_up_after),
-            batching=Batching(ordered=True),
-            buffer=_BUFFER,
-            allow_insecure_http=allow_insecure_http,
-        )
+
+        def client_of(**hooks: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
+            return AsyncTrackingClient(
+                key(),
+                shop,
+                base_url=base_url,
+                rate_limit=RateLimit(requests=rate),
+                retry=RetryPolicy(max_elapsed=give_up_after),
+                batching=Batching(ordered=True),
+                buffer=_BUFFER,
+                allow_insecure_http=allow_insecure_http,
+                **hooks,
+            )
+
         # Made once to be checked: what is wrong must come up before the rejects' file is made.
         client_of()
         # The report says it all, counted: the package's log would say it once more, across the progress bar.

@@ -81,7 +81,9 @@ class Settings:
         ValueError: a value is of the wrong type or out of range.
     """
 
-    api_key: str = _field("dev-api-key", _text, "the apiKey that is let in")
+    api_key: str = attrs.field(
+        default="dev-api-key", validator=_text, metadata={"help": "the apiKey that is let in"}, repr=False
+    )
     partner_id: str = _field("dev-partner", _text, "the partnerId that is let in")
     limit: int | None = _field(50, _whole(1, optional=True), "requests admitted per window, or 'none'")
     per: float = _field(1.0, _span, "length of the window in seconds")

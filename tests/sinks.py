@@ -1,0 +1,253 @@
+"""Every place that a secret may get to, collected while a program runs, and a search that knows its disguises."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import faulthandler
+import gc
+import io
+import json
+import logging
+import pickle
+import pprint
+import tempfile
+import time
+import traceback
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, quote_plus
+
+import httpx
+import sentry_sdk
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from rich._inspect import Inspect
+from rich.console import Console
+from rich.traceback import Traceback
+from sentry_sdk.transport import Transport
+
+from retailrocket_async import RetailRocketError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from sentry_sdk.envelope import Envelope
+
+KEY: Final = "q7Zr/4+wé&=%'\"k9"
+"""A key of which every way to write it down makes something else."""
+
+PERSONAL: Final = {
+    "session_external_id": "visitor5ba1f2d3",
+    "contact_external_id": "contact77c1d4",
+    "email": "ivan.petrov@mail.test",
+    "phone": "+79161234567",
+    "search_phrase": "красный диван",
+    "custom_data": "favourite-colour-green",
+}
+
+# The names of the sinks: the run that leaks on purpose must leave the key in every one of them.
+LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP = "log", "log record", "log traceback", "warnings", "event loop"
+TEXT, REPR, CHAIN, LOCALS, RICH = "error", "error repr", "traceback", "traceback with locals", "rich traceback"
+PICKLE, THINGS, INSPECT, TASKS = "pickled errors", "repr", "rich.inspect", "tasks"
+SPANS, METRICS, SENTRY, BREADCRUMBS = "OpenTelemetry spans", "OpenTelemetry metrics", "Sentry", "Sentry breadcrumbs"
+CRASH, COMMANDS, OUTPUT = "faulthandler", "command line", "output of the process"
+INFO_LOG: Final = "log at INFO and above"
+"""The sink of which personal data must keep out, too."""
+
+EVERY: Final = frozenset(
+    {LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP, TEXT, REPR, CHAIN, LOCALS, RICH, PICKLE, THINGS, INSPECT, TASKS}
+    | {SPANS, METRICS, SENTRY, BREADCRUMBS, CRASH, COMMANDS, OUTPUT, INFO_LOG}
+)
+
+
+def disguises(secret: str) -> set[str]:
+    """Return the forms in which `secret`, or its beginning, may be written, in whatever case."""
+    raw = secret.encode()
+    found = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    found |= {secret[:8], quote(secret[:8]), quote(secret[:8], safe="")}
+    found |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1], raw.hex()}
+    found |= {repr(raw)[2:-1], ascii(secret)[1:-1]}
+    for shift in range(3):
+        # In the middle of something longer base64 looks different at each of three offsets; the ends depend on it.
+        encoded = base64.b64encode(bytes(shift) + raw).decode()[4 if shift else 0 :].rstrip("=")[:-2]
+        found |= {encoded, encoded.replace("+", "-").replace("/", "_")}
+    return {form.casefold() for form in found}
+
+
+def found_in(text: str, secret: str) -> set[str]:
+    """Return the forms of `secret` that `text` has, each with what stands around its first place."""
+    text = text.casefold()
+    return {
+        f"{form} in ...{text[max(0, text.index(form) - 300) : text.index(form) + 100]}..."
+        for form in disguises(secret)
+        if form in text
+    }
+
+
+class Sinks:
+    """Collects texts, by the name of the sink they came from."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, set[str]] = defaultdict(set)
+        self._drawn: set[object] = set()
+        self._looked_at = 0.0
+
+    def put(self, sink: str, *texts: str) -> None:
+        """Keep texts."""
+        self.texts[sink].update(texts)
+
+    def error(self, error: BaseException) -> None:
+        """Keep everything that programs commonly print, send or store of an exception and of all behind it."""
+        if self._is_new(("sentry", _way(error))):
+            sentry_sdk.capture_exception(error)
+        seen: set[int] = set()
+        left: list[BaseException | None] = [error]
+        while left:
+            one = left.pop()
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            # Also what `from None` hides.
+            left += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+            self._one_error(one)
+
+    def _one_error(self, error: BaseException) -> None:
+        self.put(TEXT, str(error))
+        self.put(REPR, repr(error), repr(error.args), repr(vars(error)))
+        self.put(CHAIN, "".join(traceback.format_exception(error)))
+        captured = traceback.TracebackException.from_exception(error, capture_locals=True)
+        self.put(LOCALS, "".join(captured.format()))
+        if self._is_new(_way(error)):
+            everything = {"show_locals": True, "locals_max_length": None, "locals_max_string": None}
+            self.put(RICH, _drawn(Traceback.from_exception(type(error), error, error.__traceback__, **everything)))
+        if isinstance(error, RetailRocketError):
+            self.put(PICKLE, pickle.dumps(error).decode("latin-1"), str(copy.copy(error)))
+
+    def thing(self, *things: object) -> None:
+        """Keep what objects print of themselves, and what inspectors print of them."""
+        for thing in things:
+            self.put(THINGS, str(thing), repr(thing), pprint.pformat(getattr(thing, "__dict__", None)))
+            if self._is_new(type(thing)):
+                self.put(INSPECT, _drawn(Inspect(thing, private=True, sort=False)))
+
+    def _is_new(self, drawing: object) -> bool:
+        # Rich and Sentry take their time; the same lines with the same variables go there once.
+        known = drawing in self._drawn
+        self._drawn.add(drawing)
+        return not known
+
+    def everything_alive(self) -> None:
+        """Keep what all objects of the package and all tasks print, and the stacks of all threads; once a second."""
+        if time.monotonic() - self._looked_at < 1.0:
+            return
+        for thing in gc.get_objects():
+            # A URL's raw_path is where the connection reads the key, and inspectors read what is a property.
+            if str(type(thing).__module__).startswith("retailrocket_async._") and not isinstance(thing, httpx.URL):
+                self.thing(thing)
+        for task in asyncio.all_tasks():
+            stack = io.StringIO()
+            task.print_stack(file=stack)
+            self.put(TASKS, repr(task), repr(task.get_coro()), stack.getvalue())
+        self.crash()
+        self._looked_at = time.monotonic()
+
+    def crash(self) -> None:
+        """Keep what a crash would write."""
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            self.put(CRASH, file.read().decode())
+
+    @contextmanager
+    def attached(self) -> Generator[None]:
+        """Collect logs, warnings, spans, metrics, and what Sentry would send; for the rest of the process's life."""
+        handler = _Handler(self)
+        logging.basicConfig(level=1, handlers=[handler], force=True)
+        logging.captureWarnings(capture=True)
+        warnings.simplefilter("always")
+        spans, metrics = InMemorySpanExporter(), InMemoryMetricReader()
+        tracing = TracerProvider()
+        tracing.add_span_processor(SimpleSpanProcessor(spans))
+        metering = MeterProvider(metric_readers=[metrics])
+        self.meter = metering.get_meter("run")
+        HTTPXClientInstrumentor().instrument(tracer_provider=tracing, meter_provider=metering)
+        # The defaults; of breadcrumbs an event has the last hundred only, so all of them are looked at as they fall.
+        sentry_sdk.init(
+            dsn="https://public@sentry.invalid/1",
+            transport=_Envelopes(self),
+            traces_sample_rate=1.0,
+            before_breadcrumb=self._crumb,
+        )
+        try:
+            with sentry_sdk.start_transaction(name="run", op="test"):
+                yield
+        finally:
+            sentry_sdk.flush()
+            self.put(SPANS, *(span.to_json() for span in spans.get_finished_spans()))
+            told = metrics.get_metrics_data()
+            self.put(METRICS, told.to_json() if told is not None else "")
+
+    def _crumb(self, crumb: dict[str, Any], _: object) -> dict[str, Any]:
+        self.put(BREADCRUMBS, repr(crumb))
+        return crumb
+
+    def watch_loop(self) -> None:
+        """Collect what the running loop complains of; it runs in debug mode from now on."""
+        loop = asyncio.get_running_loop()
+        loop.set_debug(enabled=True)
+        # What takes longer than this is logged, with what it was.
+        loop.slow_callback_duration = 0.0
+
+        def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            self.put(LOOP, repr(context))
+            if isinstance(error := context.get("exception"), BaseException):
+                self.error(error)
+            loop.default_exception_handler(context)
+
+        loop.set_exception_handler(complain)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, sinks: Sinks) -> None:
+        super().__init__(level=1)
+        self._sinks = sinks
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s %(pathname)s %(threadName)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sinks = self._sinks
+        sinks.put(WARNINGS if record.name == "py.warnings" else LOG, record.getMessage())
+        text = self.format(record)
+        sinks.put(LOG_RECORD, text, repr(vars(record)))
+        if record.exc_info or record.stack_info:
+            sinks.put(LOG_TRACEBACK, text)
+        if record.levelno >= logging.INFO:
+            sinks.put(INFO_LOG, text)
+
+
+class _Envelopes(Transport):
+    def __init__(self, sinks: Sinks) -> None:
+        super().__init__()
+        self._sinks = sinks
+
+    def capture_envelope(self, envelope: Envelope) -> None:
+        self._sinks.put(SENTRY, envelope.serialize().decode())
+
+
+def _way(error: BaseException) -> tuple[object, ...]:
+    """Return which way an exception took."""
+    return tuple((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__))
+
+
+def _drawn(thing: object) -> str:
+    console = Console(file=io.StringIO(), width=1000, no_color=True)
+    console.print(thing)
+    drawn: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return drawn

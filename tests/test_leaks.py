@@ -1,0 +1,206 @@
+"""Leaks of the key that a hostile look found, one by one, each in the place that it was found in."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import io
+import pickle
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from rich._inspect import Inspect
+from rich.console import Console
+
+from retailrocket_async import AsyncTrackingClient, ConfigurationError, RetryPolicy, View
+from retailrocket_async._credentials import Credentials
+from retailrocket_async._reply import Reply
+from retailrocket_async._transport import HttpxTransport
+from retailrocket_async.emulator import Settings
+from tests.raw_server import OK, Arrived, answer, raw_server
+from tests.sinks import KEY, found_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVENT = View(session_external_id="visitor", product_id=1)
+
+
+def _told_with_variables(error: BaseException) -> str:
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def _inspected(thing: object) -> str:
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(Inspect(thing, private=True, sort=False))
+    told: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return told
+
+
+class _Held(httpx.AsyncBaseTransport):
+    """Holds a request as a connection that writes does: with the target in a variable, until `end` is called."""
+
+    def __init__(self, end: Callable[[], Any]) -> None:
+        self.written = asyncio.Event()
+        self._end = end
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        target = request.url.raw_path
+        self.written.set()
+        try:
+            int(target)
+        except ValueError:
+            # What comes now has this error for a context.
+            await self._end()
+        return httpx.Response(200)
+
+
+async def test_a_cancelled_request_leaves_no_target_in_its_frames() -> None:
+    """The cancellation that comes out of a request holds none of the frames that wrote it."""
+    held = _Held(asyncio.get_running_loop().create_future)
+    async with httpx.AsyncClient(transport=held) as own:
+        transport = HttpxTransport(Credentials(KEY, "partner"), base_url="http://127.0.0.1:9/", http_client=own)
+        posting = asyncio.create_task(transport.post("view", b"{}", on_sent=lambda: None))
+        await held.written.wait()
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await posting
+
+    assert set() == found_in(_told_with_variables(caught.value), KEY)
+    assert posting.cancelled()
+
+
+def test_ctrl_c_leaves_no_target_in_its_frames() -> None:
+    """Ctrl-C in the middle of a request passes, without the frames that wrote it."""
+
+    async def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def post() -> None:
+        async with httpx.AsyncClient(transport=_Held(interrupt)) as own:
+            transport = HttpxTransport(Credentials(KEY, "partner"), base_url="http://127.0.0.1:9/", http_client=own)
+            await transport.post("view", b"{}", on_sent=lambda: None)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        asyncio.run(post())
+
+    assert set() == found_in(_told_with_variables(caught.value), KEY)
+
+
+def test_a_missing_variable_leaves_the_key_in_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from_env` without the shop's id does not keep the key that it has read already."""
+    monkeypatch.setenv("RETAILROCKET_API_KEY", KEY)
+    monkeypatch.delenv("RETAILROCKET_PARTNER_ID", raising=False)
+    with pytest.raises(ConfigurationError, match="RETAILROCKET_PARTNER_ID") as caught:
+        AsyncTrackingClient.from_env()
+
+    assert set() == found_in(_told_with_variables(caught.value), KEY)
+
+
+@pytest.mark.parametrize(
+    "before_host", ["https://shop.test/?apiKey=", "https://user:", "https://shop.test:", "ftp://shop.test/"]
+)
+def test_an_address_with_the_key_in_it_is_in_no_frame(before_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that was copied with its query is refused, kept by no frame, and leaves no error of httpx behind."""
+    monkeypatch.setenv("RETAILROCKET_API_KEY", "another")
+    monkeypatch.setenv("RETAILROCKET_PARTNER_ID", "partner")
+    monkeypatch.setenv("RETAILROCKET_BASE_URL", f"{before_host}{KEY}@shop.test/")
+    with pytest.raises(ConfigurationError) as caught:
+        AsyncTrackingClient.from_env()
+
+    assert set() == found_in(_told_with_variables(caught.value), KEY)
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+
+
+async def test_no_attribute_holds_the_key_in_clear() -> None:
+    """Whatever of the package is alive while a request is on its way, its attributes print no key; nor do copies."""
+    arrived, seen = asyncio.Event(), []
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        arrived.set()
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    async def look(request: httpx.Request) -> None:
+        seen.append(request.url)
+
+    async with raw_server() as server, httpx.AsyncClient(event_hooks={"request": [look]}) as own:
+        server.respond = stall
+        client = AsyncTrackingClient(KEY, "partner", base_url=server.url, http_client=own)
+        await client.track(EVENT)
+        await arrived.wait()
+        ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("retailrocket_async._")]
+        told = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
+        # An inspector reads properties, and the URL's `raw_path` is where the connection reads the key.
+        told += [_inspected(thing) for thing in ours if not isinstance(thing, httpx.URL)]
+        await client.aclose(timeout=0)
+
+    assert {"Credentials", "_KeyedURL", "HttpxTransport"} <= {type(thing).__name__ for thing in ours}
+    assert set() == {place for text in told for place in found_in(text, KEY)}
+    assert set() == found_in(repr(copy.copy(seen[0])), KEY)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(seen[0])
+
+
+async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
+    """The body of an answer, which may hold the request, is kept by nobody after `is_throttled` has seen it."""
+    asked: list[bytes] = []
+    answered = asyncio.Event()
+
+    def throttled(_: int, body: bytes) -> bool:
+        asked.append(body)
+        answered.set()
+        return False
+
+    async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
+        return answer(503, body=request.target.encode())
+
+    retry = RetryPolicy(initial_backoff=30, max_backoff=30, is_throttled=throttled)
+    async with raw_server() as server:
+        server.respond = echo
+        client = AsyncTrackingClient(KEY, "partner", base_url=server.url, retry=retry)
+        await client.track(EVENT)
+        await answered.wait()
+        bodies = {thing.body for thing in gc.get_objects() if isinstance(thing, Reply)}
+        await client.aclose(timeout=0)
+
+    assert set() != found_in(repr(asked), KEY)
+    assert {b""} == bodies
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine function", "partial"])
+async def test_no_task_prints_the_key_that_a_function_returned(kind: str) -> None:
+    """At no step of the loop, while the key is asked for, does a task, or what it waits for, print the key."""
+
+    async def fetched() -> str:
+        await asyncio.sleep(0)
+        return KEY
+
+    async def told(key: str) -> str:
+        return key
+
+    sources: dict[str, Callable[[], Any]] = {
+        "function": lambda: KEY,
+        "coroutine function": fetched,
+        "partial": partial(told, KEY),
+    }
+    credentials = Credentials(sources[kind], "partner")
+    assert set() == found_in(_inspected(credentials), KEY)
+    asking = asyncio.create_task(credentials.ready())
+    seen: set[str] = set()
+    while not asking.done():
+        seen |= {repr(task) for task in asyncio.all_tasks()}
+        await asyncio.sleep(0)
+
+    assert b"?" in credentials.target(b"view")
+    assert any("Credentials._ask_now" in text for text in seen)
+    assert set() == {place for text in seen for place in found_in(text, KEY)}
+
+
+def test_the_emulators_settings_print_no_key() -> None:
+    """The emulator may have been given a real key."""
+    assert set() == found_in(repr(Settings(api_key=KEY)), KEY)
