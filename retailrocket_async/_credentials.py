@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 from urllib.parse import urlencode
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._offload import offload
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -135,7 +136,7 @@ async def _called(ask: Callable[[], object]) -> object:
     if inspect.iscoroutinefunction(ask):
         return await ask()
     # Wrapped, as a task that waits prints what it waits for, and a future its result.
-    answer = (await asyncio.to_thread(lambda: _wrapped(ask())))()
+    answer = (await offload(lambda: _wrapped(ask())))()
     return await answer if inspect.isawaitable(answer) else answer
 
 
