@@ -57,7 +57,7 @@ async def lifespan(app):
     async with AsyncTrackingClient.from_env(batching=Batching(linger=600)) as client:
         await client.view(session_external_id=me, product_id=1)
         # In one piece, as both workers write to the same pipe.
-        sys.stdout.write(f"ready {me}\n")
+        sys.stdout.write(f"ready {me}\\n")
         sys.stdout.flush()
         yield {"tracking": client}
 
@@ -132,11 +132,13 @@ class Site:
         """Wait until so many workers have said that they are, and return their names."""
         assert self.process.stdout is not None
         names: set[str] = set()
+        lines: list[str] = []
         for line in self.process.stdout:
+            lines.append(line)
             names |= set(re.findall(r"ready (\w+)", line))
             if len(names) == count:
-                break
-        return names
+                return names
+        pytest.fail("the server has ended:\n" + "".join(lines))
 
     def end(self) -> tuple[int, str]:
         """End the server as a process manager does; return its exit status and what else it printed."""
