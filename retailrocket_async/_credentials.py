@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlencode
 
 from retailrocket_async._errors import ConfigurationError
-from retailrocket_async._offload import offload
+from retailrocket_async._veil import veiled
 
 if TYPE_CHECKING:
     from asyncio import Task
 
 ApiKey: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 """The key itself, or a function that returns it; one that is no coroutine function is called in a thread."""
-
-_T = TypeVar("_T")
 
 ASK_SECONDS: Final = 10.0
 """How long a function may take to return the key."""
@@ -63,7 +61,7 @@ class Credentials:
         self.renewable = callable(api_key)
         if callable(api_key):
             # A `functools.partial` prints its arguments.
-            self._ask = _wrapped(api_key)
+            self._ask = lambda: api_key
         else:
             self._take(api_key)
 
@@ -135,13 +133,8 @@ class Credentials:
 async def _called(ask: Callable[[], object]) -> object:
     if inspect.iscoroutinefunction(ask):
         return await ask()
-    # Wrapped, as a task that waits prints what it waits for, and a future its result.
-    answer = (await offload(lambda: _wrapped(ask())))()
+    answer = (await asyncio.to_thread(veiled(ask)))()
     return await answer if inspect.isawaitable(answer) else answer
-
-
-def _wrapped(value: _T) -> Callable[[], _T]:
-    return lambda: value
 
 
 def _complaint(name: str, value: object) -> str | None:

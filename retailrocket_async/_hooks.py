@@ -13,6 +13,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from retailrocket_async._veil import veiled
+
 if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Sequence
@@ -128,15 +130,15 @@ class Hooks:
     ) -> None:
         if hook is None:
             return
-        call: concurrent.futures.Future[object] | None = None
+        call: concurrent.futures.Future[Callable[[], object]] | None = None
         try:
             if inspect.iscoroutinefunction(hook):
                 await hook(argument)
                 return
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="retailrocket-hooks")
-            call = self._thread.submit(hook, argument)
-            answer = await asyncio.wrap_future(call)
+            call = self._thread.submit(veiled(hook, argument))
+            answer = (await asyncio.wrap_future(call))()
             if inspect.isawaitable(answer):
                 await answer
         except Exception as error:  # noqa: BLE001 - a user's hook must not stop the delivery

@@ -34,6 +34,8 @@ from retailrocket_async import (
     RetryPolicy,
     Search,
     SetContact,
+    ThreadsafeHandle,
+    UndeliveredEvent,
     View,
 )
 from retailrocket_async.emulator import Settings, emulator_process
@@ -47,6 +49,20 @@ if TYPE_CHECKING:
 
 QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0, max_halt=0.0)
 ONCE = attrs.evolve(QUICK, max_attempts=1)
+
+# Commands in a row, as to start each in a process of its own takes a second.
+IN_A_ROW = """
+import json, os, sys
+from retailrocket_async.cli import main
+for line in sys.stdin:
+    arguments, given = json.loads(line)
+    os.environ.update(given)
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        print(f"ended: {arguments[0]}: {end.code or 0}", flush=True)
+"""
 
 # A defect in the middle of `send`, for one who has variables printed with tracebacks.
 CRASH = """
@@ -215,10 +231,13 @@ async def _others_fault(run: Run) -> None:
             raise RuntimeError("the limiter's own words")
 
     def hook(_: object) -> Any:
-        raise RuntimeError("the hook's own words")
+        raise RuntimeError(f"no room for {PERSONAL['email']}")
+
+    def told(events: Sequence[UndeliveredEvent]) -> object:
+        return [undelivered.event for undelivered in events]
 
     async def late_hook(_: object) -> None:
-        raise RuntimeError("the hook's own words")
+        raise RuntimeError(f"no room for {PERSONAL['email']}")
 
     def unsure(_: int, body: bytes) -> bool:
         raise RuntimeError("the hook's own words", body)
@@ -244,6 +263,7 @@ async def _others_fault(run: Run) -> None:
         await run.against(server.url, before_send=hook)
         server.always(answer(400))
         await run.against(server.url, on_outcome=hook)
+        await run.against(server.url, on_outcome=told)
         await run.against(server.url, on_outcome=late_hook)
         server.always(answer(401, body=KEY.encode()))
         await run.against(server.url, on_state_change=hook)
@@ -325,6 +345,10 @@ async def _misuse(run: Run) -> None:
                 client.track_nowait(_events()[0])
         await run.attempt(_tracked_now(client))
         await run.attempt(asyncio.to_thread(asyncio.run, client.flush()))
+        handle = client.threadsafe()
+        run.sinks.thing(handle)
+        await run.attempt(asyncio.to_thread(handle.track_many, _events(), timeout=0.1))
+        await run.attempt(_tracked_from(handle))
     await run.attempt(client.track(_events()[0]))
     logging.getLogger("shop").info("%r %s", client, client.stats())
 
@@ -348,11 +372,18 @@ async def _wrong_event(field: str, value: str) -> None:
     SetContact(session_external_id=f"{value}!", contact_external_id=f"{value}!")
 
 
+async def _tracked_from(handle: ThreadsafeHandle) -> None:
+    # From the loop's own thread, which is refused.
+    handle.track(_events()[0])
+
+
 async def _tracked_now(client: AsyncTrackingClient) -> None:
     client.track_nowait(_events()[0])
 
 
-async def _commands(run: Run) -> None:
+async def _commands(run: Run, folder: Path) -> None:
+    events = folder / "events.jsonl"
+    await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
     stalled = asyncio.Event()
 
     async def respond(request: Arrived, _: asyncio.StreamWriter) -> bytes:
@@ -365,57 +396,64 @@ async def _commands(run: Run) -> None:
 
     async with raw_server() as server:
         server.respond = respond
-        send = ("send", "-", "--give-up-after", "0")
-        commands = [
-            *(_command(run, ("check",), f"{server.url}{status}/") for status in (200, 401)),
-            *(_command(run, send, f"{server.url}{status}/") for status in (200, 301, 401, 503)),
-            *(_command(run, arguments, server.url) for arguments in (("--help",), ("nonsense",))),
-            _command(run, (*send, "--base-url", "http://shop.test/"), server.url),
-            _command(run, ("check",), server.url, key=f"{KEY}\n"),
-            _command(run, ("check", "--timeout", "0.2"), f"{server.url}0/"),
-            _command(run, send, f"{server.url}200/", code=CRASH),
+        url, send = server.url, ("send", str(events), "--give-up-after", "0")
+        commands: list[tuple[Sequence[str], str, str]] = [
+            *((("check",), f"{url}{status}/", KEY) for status in (200, 401)),
+            *((send, f"{url}{status}/", KEY) for status in (200, 301, 401, 503)),
+            *((arguments, url, KEY) for arguments in (("--help",), ("check", "--help"), ("nonsense",))),
+            ((*send, "--base-url", "http://shop.test/"), url, KEY),
+            (("check",), url, f"{KEY}\n"),
+            (("check", "--timeout", "0.2"), f"{url}0/", KEY),
+            (("check",), "http://127.0.0.1:9/", KEY),
         ]
-        while commands:
-            # Two at once, as many as machines for tests have cores.
-            await asyncio.gather(*commands[:2])
-            del commands[:2]
-        await _command(run, ("send", "-"), f"{server.url}0/", interrupt=stalled)
+        lines = [json.dumps((arguments, _environment(url, key))) for arguments, url, key in commands]
+        out, _ = await _process(run, ("-c", IN_A_ROW), _environment(url), "\n".join(lines).encode())
+        run.met |= {line.removeprefix("ended: ") for line in out.splitlines() if line.startswith("ended: ")}
+        out, status = await _process(run, ("-c", CRASH, *send), _environment(f"{url}200/"))
+        run.met |= {f"crashed: {status}"} if "NoneType" in out else set()
+        stalled.clear()
+        _, status = await _process(
+            run, ("-m", "retailrocket_async", *send), _environment(f"{url}0/"), interrupt=stalled
+        )
+        run.met.add(f"interrupted: {status}")
 
 
-async def _command(
+def _environment(url: str, key: str = KEY) -> dict[str, str]:
+    given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
+    # As talkative as Python gets.
+    return {"PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default", **given}
+
+
+async def _process(
     run: Run,
     arguments: Sequence[str],
-    url: str,
-    *,
-    key: str = KEY,
+    given: dict[str, str],
+    stdin: bytes = b"",
     interrupt: asyncio.Event | None = None,
-    code: str = "",
-) -> None:
-    given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
+) -> tuple[str, int | None]:
+    """Run Python, keep what it says, and return that and its exit status."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "default", *(("-c", code) if code else ("-m", "retailrocket_async")), *arguments),
-        # As talkative as Python gets.
-        env={**os.environ, "PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", **given},
+        *(sys.executable, *arguments),
+        env={**os.environ, **given},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    talking = asyncio.create_task(process.communicate(b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n'))
+    talking = asyncio.create_task(process.communicate(stdin))
     if interrupt is not None:
-        interrupt.clear()
         await interrupt.wait()
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
     out, _ = await talking
     run.sinks.put(named.COMMANDS, out.decode())
-    run.met.add(f"{arguments[0]}: {process.returncode}{', crashed' if b'NoneType' in out else ''}")
+    return out.decode(), process.returncode
 
 
-async def survive(run: Run, authority: trustme.CA) -> None:
+async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
     """Meet every failure."""
     run.sinks.watch_loop()
     async with asyncio.TaskGroup() as both:
-        both.create_task(_commands(run))
+        both.create_task(_commands(run, folder))
         for scenario in (_statuses, _broken, _others_fault, _keys, _emulated, _misuse):
             await scenario(run)
         await _no_connection(run, authority)
@@ -429,7 +467,7 @@ async def leak(run: Run) -> None:
     async with raw_server() as server, httpx.AsyncClient() as careless:
         server.always(answer(401))
         await run.attempt(_careless(careless, f"{server.url}view?{query}"))
-        await _command(run, ("check", f"--{KEY}"), server.url)
+        await _process(run, ("-m", "retailrocket_async", "check", f"--{KEY}"), {})
     sinks.error(RetailRocketError(f"the key {KEY} is wrong"))
     sinks.thing(httpx.Request("POST", f"https://shop.test/?{query}"))
     for value in PERSONAL.values():
@@ -459,10 +497,11 @@ def main() -> None:
     sinks = Sinks()
     run = Run(sinks)
     authority = trustme.CA()
-    with tempfile.TemporaryDirectory() as folder, sinks.attached():
-        authority.cert_pem.write_to_path(str(Path(folder) / "ca.pem"))
-        os.environ["SSL_CERT_FILE"] = str(Path(folder) / "ca.pem")
-        asyncio.run(survive(run, authority) if what == "survive" else leak(run))
+    with tempfile.TemporaryDirectory() as name, sinks.attached():
+        folder = Path(name)
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        os.environ["SSL_CERT_FILE"] = str(folder / "ca.pem")
+        asyncio.run(survive(run, authority, folder) if what == "survive" else leak(run))
     told = {"met": sorted(run.met), "texts": {sink: sorted(texts) for sink, texts in sinks.texts.items()}}
     Path(file).write_text(json.dumps(told), encoding="utf-8")
 

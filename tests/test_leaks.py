@@ -25,9 +25,9 @@ from tests.raw_server import OK, Arrived, answer, raw_server
 from tests.sinks import KEY, found_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
-EVENT = View(session_external_id="visitor", product_id=1)
+EVENT = View(session_external_id="visitor5ba1f2d3", product_id=1)
 
 
 def _told_with_variables(error: BaseException) -> str:
@@ -39,6 +39,15 @@ def _inspected(thing: object) -> str:
     console.print(Inspect(thing, private=True, sort=False))
     told: str = console.file.getvalue()  # type: ignore[attr-defined]
     return told
+
+
+async def _told_by_tasks(work: Coroutine[Any, Any, Any]) -> tuple[Any, set[str]]:
+    """Return what `work` returns, and what all tasks print of themselves at every step of the loop meanwhile."""
+    working, told = asyncio.create_task(work), set[str]()
+    while not working.done():
+        told |= {repr(task) for task in asyncio.all_tasks()}
+        await asyncio.sleep(0)
+    return working.result(), told
 
 
 class _Held(httpx.AsyncBaseTransport):
@@ -172,8 +181,8 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
     assert {b""} == bodies
 
 
-@pytest.mark.parametrize("kind", ["function", "coroutine function", "partial"])
-async def test_no_task_prints_the_key_that_a_function_returned(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["function", "coroutine function", "partial", "failing function"])
+async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
     """At no step of the loop, while the key is asked for, does a task, or what it waits for, print the key."""
 
     async def fetched() -> str:
@@ -183,22 +192,48 @@ async def test_no_task_prints_the_key_that_a_function_returned(kind: str) -> Non
     async def told(key: str) -> str:
         return key
 
+    def failing() -> str:
+        raise RuntimeError(f"the vault has {KEY}, but does not give it")
+
     sources: dict[str, Callable[[], Any]] = {
+        "failing function": failing,
         "function": lambda: KEY,
         "coroutine function": fetched,
         "partial": partial(told, KEY),
     }
     credentials = Credentials(sources[kind], "partner")
     assert set() == found_in(_inspected(credentials), KEY)
-    asking = asyncio.create_task(credentials.ready())
-    seen: set[str] = set()
-    while not asking.done():
-        seen |= {repr(task) for task in asyncio.all_tasks()}
-        await asyncio.sleep(0)
+    failure, seen = await _told_by_tasks(credentials.ready())
 
-    assert b"?" in credentials.target(b"view")
+    assert failure == ("RuntimeError" if kind == "failing function" else None)
     assert any("Credentials._ask_now" in text for text in seen)
     assert set() == {place for text in seen for place in found_in(text, KEY)}
+
+
+async def test_a_hook_is_printed_by_no_task() -> None:
+    """Neither what a hook in a thread raises nor what it returns is in what tasks print of themselves."""
+    calls: list[int] = []
+
+    def hook(events: Any) -> Any:
+        calls.append(len(events))
+        if len(calls) == 1:
+            raise RuntimeError(events[0].envelope)
+        return [undelivered.event for undelivered in events]
+
+    async def use(client: AsyncTrackingClient) -> int:
+        async with client:
+            for _ in range(2):
+                await (await client.track(EVENT))
+        return client.stats().hook_errors
+
+    async with raw_server() as server:
+        server.always(answer(400))
+        client = AsyncTrackingClient("key", "partner", base_url=server.url, on_outcome=hook)
+        errors, seen = await _told_by_tasks(use(client))
+
+    assert ([1, 1], 1) == (calls, errors)
+    assert any("Hooks._run" in text for text in seen)
+    assert [] == [text for text in seen if EVENT.session_external_id in text]
 
 
 def test_the_emulators_settings_print_no_key() -> None:

@@ -25,17 +25,8 @@ MET = {
     *("AbandonedError", "ThrottledError", "ServerError", "NoAnswerError", "CancelledError"),
     *("ConfigurationError", "EventValidationError", "BufferFullError", "FlushTimeoutError"),
     *("ClientClosedError", "WrongLoopError"),
-    *(
-        "check: 0",
-        "check: 1",
-        "check: 2",
-        "send: 1",
-        "send: 2",
-        "send: 130",
-        "send: 1, crashed",
-        "--help: 0",
-        "nonsense: 2",
-    ),
+    *("check: 0", "check: 1", "check: 2", "send: 1", "send: 2", "--help: 0", "nonsense: 2"),
+    *("crashed: 1", "interrupted: 130", "HandleTimeoutError"),
 }
 
 
