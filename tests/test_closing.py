@@ -13,9 +13,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import AsyncTrackingClient, Batching, CloseReport, Stats, UndeliveredEvent
+from retailrocket_async._errors import DroppedError
 from retailrocket_async._outcome import Dropped
 from retailrocket_async.emulator import Fault, Settings, running_emulator
-from tests.fakes import OK, ROUNDING, Engine, ScriptedTransport, Step, check_balance, now, run, tasks, turns
+from tests.fakes import (
+    OK,
+    ROUNDING,
+    Engine,
+    RecordingLimiter,
+    ScriptedTransport,
+    Step,
+    check_balance,
+    now,
+    run,
+    tasks,
+    turns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +97,22 @@ def test_a_hook_that_is_quick_is_told_in_time() -> None:
         assert told == list(range(20))
         await turns(5)
         assert tasks() == set()
+
+    run(test())
+
+
+def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books() -> None:
+    """A direct send that a close ends before its first request is counted with its reason and name, as events are."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
+        sending = asyncio.create_task(engine.send_batch([1, 2]))
+        await turns(5)
+        report = await engine.aclose(0.0)
+        with pytest.raises(DroppedError):
+            await sending
+        assert report.stats.dropped == 2
+        assert report.stats.dropped_by == {"closed": {"view": 2}}
 
     run(test())
 
