@@ -117,6 +117,29 @@ def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_a_hook_may_close(timeout: float | None) -> None:
+    """A close from within a hook does not wait for that hook, and what is left is told of afterwards."""
+    told: list[int] = []
+    took: list[float] = []
+
+    async def test() -> None:
+        async def hook(events: Sequence[UndeliveredEvent]) -> None:
+            told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+            begin = now()
+            await engine.aclose(timeout)
+            took.append(now() - begin)
+
+        engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
+        await engine.track_all(range(3))
+        await asyncio.sleep(10.0)
+        assert told == [0, 1, 2]
+        assert max(took) < 1.0
+        assert tasks() == set()
+
+    run(test())
+
+
 def test_a_second_close_returns_the_same_report() -> None:
     """However often it is closed, there is one report."""
 
