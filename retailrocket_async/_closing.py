@@ -138,7 +138,8 @@ class Closing:
         """Let connections and hooks end; a peer or a hook that does not must not hold the caller beyond its time."""
         disconnecting, telling = self._last_tasks
         await asyncio.wait({disconnecting}, timeout=min(_GRACE, self._left(ends_at)))
-        if (left := self._left(ends_at)) > 0.0:
+        # A hook that closes must not wait for its own end: what is left is told of after it.
+        if (left := self._left(ends_at)) > 0.0 and not self._ledger.hooks.calling:
             await asyncio.wait({telling}, timeout=None if math.isinf(left) else left)
 
     def _left(self, ends_at: float | None) -> float:

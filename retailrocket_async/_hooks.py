@@ -72,6 +72,11 @@ class Hooks:
         """Whether somebody wants to be told of undelivered events."""
         return self._on_outcome is not None
 
+    @property
+    def calling(self) -> bool:
+        """Whether the running task is the one that calls the hooks, so that it is a hook that asks."""
+        return self._task is not None and self._task is asyncio.current_task()
+
     def tell_outcomes(self, events: list[UndeliveredEvent]) -> None:
         """Have undelivered events told of."""
         room = max(0, self._most - self._queued)

@@ -64,10 +64,7 @@ class Ledger:
         """Give the events of a batch their outcome, and tell of them where they are undelivered."""
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
-        self.close(outcome, len(batch), batch.opened_in)
-        if isinstance(outcome, Dropped):
-            names = (receipt.event_name for receipt in batch.receipts)
-            self._dropped_by.setdefault(outcome.reason, Counter()).update(names)
+        self.close(outcome, [receipt.event_name for receipt in batch.receipts], batch.opened_in)
         if tell and not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
 
@@ -77,14 +74,15 @@ class Ledger:
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
         self.close_batch(batch, Dropped(reason=reason), tell=tell)
 
-    def close(self, outcome: Outcome, count: int, opened_in: Sequence[int]) -> None:
-        """Count `count` events as settled, and tell the first of each kind of failure.
+    def close(self, outcome: Outcome, names: Sequence[str], opened_in: Sequence[int]) -> None:
+        """Count events as settled, and tell the first of each kind of failure.
 
         Args:
             outcome: what became of them.
-            count: how many.
+            names: their names.
             opened_in: the generations of the batches that they were in.
         """
+        count = len(names)
         key: Hashable
         match outcome:
             case Delivered():
@@ -98,6 +96,7 @@ class Ledger:
                 key = ("abandoned", reason, status)
             case Dropped(reason=reason):
                 self._dropped += count
+                self._dropped_by.setdefault(reason, Counter()).update(names)
                 # What the user's own hook drops is no news.
                 key = ("dropped", reason) if reason != "before_send" else None
         for flush in self._flushes:

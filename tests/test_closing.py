@@ -13,9 +13,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import AsyncTrackingClient, Batching, CloseReport, Stats, UndeliveredEvent
+from retailrocket_async._errors import DroppedError
 from retailrocket_async._outcome import Dropped
 from retailrocket_async.emulator import Fault, Settings, running_emulator
-from tests.fakes import OK, ROUNDING, Engine, ScriptedTransport, Step, check_balance, now, run, tasks, turns
+from tests.fakes import (
+    OK,
+    ROUNDING,
+    Engine,
+    RecordingLimiter,
+    ScriptedTransport,
+    Step,
+    check_balance,
+    now,
+    run,
+    tasks,
+    turns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +96,45 @@ def test_a_hook_that_is_quick_is_told_in_time() -> None:
         await engine.aclose(5.0)
         assert told == list(range(20))
         await turns(5)
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books() -> None:
+    """A direct send that a close ends before its first request is counted with its reason and name, as events are."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
+        sending = asyncio.create_task(engine.send_batch([1, 2]))
+        await turns(5)
+        report = await engine.aclose(0.0)
+        with pytest.raises(DroppedError):
+            await sending
+        assert report.stats.dropped == 2
+        assert report.stats.dropped_by == {"closed": {"view": 2}}
+
+    run(test())
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_a_hook_may_close(timeout: float | None) -> None:
+    """A close from within a hook does not wait for that hook, and what is left is told of afterwards."""
+    told: list[int] = []
+    took: list[float] = []
+
+    async def test() -> None:
+        async def hook(events: Sequence[UndeliveredEvent]) -> None:
+            told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+            begin = now()
+            await engine.aclose(timeout)
+            took.append(now() - begin)
+
+        engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
+        await engine.track_all(range(3))
+        await asyncio.sleep(10.0)
+        assert told == [0, 1, 2]
+        assert max(took) < 1.0
         assert tasks() == set()
 
     run(test())
