@@ -1,4 +1,4 @@
-"""Scenarios: what the caller does to a client: cancels it, and hangs slow hooks on it."""
+"""Scenarios: what the caller does to a client: cancels it, comes from other threads, and hangs slow hooks on it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from _fault import Fault
 from _scenario import scenario
 from _stage import SMALL
 
+from retailrocket_async import Buffer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from _stage import Stage
 
-    from retailrocket_async import UndeliveredEvent
+    from retailrocket_async import Event, Receipt, UndeliveredEvent
+
+_ROOM = 200
+"""Events that the buffer holds where callers are to wait."""
 
 _BLOCKED = 0.5
 """Seconds for which a hook blocks: more than the loop is ever late on a busy machine."""
@@ -40,6 +45,24 @@ async def cancelled(stage: Stage) -> None:
     stage.expect(stats.abandoned == len(sends), f"{stats.abandoned} of {len(sends)} cancelled sends abandoned")
     took = stage.now() - begun_at
     stage.expect(took < 3.5, f"a hundred requests took {took:.1f} s, which should be two")
+
+
+@scenario("threads")
+async def threads(stage: Stage) -> None:
+    """Eight threads that track through a handle wait for room like any caller of `track`, and lose nothing."""
+    client = stage.open(batching=SMALL, buffer=Buffer(max_events=_ROOM))
+    handle = client.threadsafe()
+
+    def work(events: list[tuple[int, Event]]) -> list[tuple[int, Receipt]]:
+        return [(number, handle.track(event)) for number, event in events]
+
+    shares = [[stage.event() for _ in range(250)] for _ in range(8)]
+    for share in await asyncio.gather(*(asyncio.to_thread(work, share) for share in shares)):
+        stage.receipts.update(share)
+    stage.expect(client.stats().pending <= _ROOM, f"{client.stats().pending} events in the buffer")
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
 
 
 @scenario("hook-blocks-and-raises")

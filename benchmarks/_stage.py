@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from _faulty_server import FaultyServer
     from _meters import LagMeter
 
-    from retailrocket_async import CloseReport, Outcome, Receipt, Stats
+    from retailrocket_async import CloseReport, Event, Outcome, Receipt, Stats
 
 LIMIT = RateLimit()
 SMALL = Batching(max_events=20, linger=0.01)
@@ -112,6 +112,10 @@ class Stage:
         return [arrival for arrival in report.arrivals if since <= arrival.at and (until is None or arrival.at < until)]
 
     # --- the events ---
+
+    def event(self) -> tuple[int, Event]:
+        """Return a new event and its number, for who tracks it himself and notes its receipt in `receipts`."""
+        return self._shop.event()
 
     async def track(self, **event: Any) -> int:  # noqa: ANN401 - what Shop.event takes
         """Track one event; return its number, also where the buffer turned it away."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlencode
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._offload import offload
 from retailrocket_async._veil import veiled
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Credentials:
 async def _called(ask: Callable[[], object]) -> object:
     if inspect.iscoroutinefunction(ask):
         return await ask()
-    answer = (await asyncio.to_thread(veiled(ask)))()
+    answer = (await offload(veiled(ask)))()
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -24,6 +24,7 @@ import attrs
 import httpx
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._offload import offload
 from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class HttpxTransport:
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            self._opening = opening = asyncio.create_task(asyncio.to_thread(self._make_client))
+            self._opening = opening = asyncio.create_task(offload(self._make_client))
         self._client = await asyncio.shield(opening)
         return self._client
 

@@ -15,7 +15,7 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 
 # A room imports from lower floors only.
 FLOORS = [
-    {"_errors", "_cap", "_veil"},
+    {"_errors", "_cap", "_offload", "_veil"},
     {"_rules", "_reply", "_credentials"},
     {"_events", "_outcome"},
     {"_wire", "_retry", "_batch"},
