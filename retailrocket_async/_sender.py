@@ -207,13 +207,18 @@ class Sender:
     async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
         """Whether a flight that was refused for its key goes again at once, as there is another key."""
         self._refused_serial = reply.serial
-        if admission is not None and admission.probe and self._breaker.status == 401:
+        if admission is None or flight.renewals >= _RENEWALS:
+            return False
+        if admission.probe and self._breaker.status == 401:
             # It was asked for just before.
             return False
-        if flight.renewals >= _RENEWALS or not await self._renewed(reply.serial):
-            return False
-        flight.renewals += 1
-        return True
+        self._breaker.hold(admission)
+        try:
+            changed = await self._renewed(reply.serial)
+        finally:
+            self._breaker.over(admission)
+        flight.renewals += changed
+        return changed
 
     async def _renewed(self, serial: int) -> bool:
         changed, failure = await self._transport.renew_key(serial)

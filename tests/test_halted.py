@@ -24,6 +24,7 @@ from retailrocket_async import (
 )
 from retailrocket_async.emulator import Settings, running_emulator
 from tests.fakes import (
+    NO_CONNECTION,
     OK,
     PARKED,
     ROUNDING,
@@ -329,6 +330,26 @@ def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever() -> None:
         assert 20.0 <= now() - begin < 25.0
         assert isinstance(report.error, AuthenticationError)
         assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+
+    run(test())
+
+
+def test_while_the_key_is_asked_for_there_is_no_other_probe() -> None:
+    """A probe that is refused for its key is over when the key was asked for: no burst of others goes meanwhile."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
+        transport.keeps_key = True
+        engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5))
+        await engine.track_all(range(20))
+        await asyncio.sleep(20.0)
+        assert engine.stats().state == "down"
+        assert len(transport.requests) == 6
+        transport.renewals.append((True, None))
+        transport.keeps_key, transport.then = False, OK
+        transport.release()
+        await engine.flush()
+        assert engine.stats().delivered == 20
 
     run(test())
 
