@@ -277,6 +277,9 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = 0
         self.tried_at = now
+        # What the part before it has met is not what this one has.
+        self.on_wire = False
+        self._reply = self.refusal = None
         self._pack()
 
     def _pack(self) -> None:
