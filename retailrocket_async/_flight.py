@@ -82,7 +82,8 @@ class Flight:
         batch: the part of it that is on its way.
         landed: set to the outcome; for a direct send only.
         attempts: requests made so far that carried the events of this part.
-        tries: those of them since it was divided last; they and `tried_at` are what the retry policy counts by.
+        tries: those of them since it was divided last, and times that the limiter failed; they and `tried_at` are what
+            the retry policy counts by.
         tried_at: when they began (loop time).
         departed_at: when the last request went out (loop time).
         turn: the right to the next request, or to the one on its way; None while it waits.
