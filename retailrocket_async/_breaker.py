@@ -151,6 +151,12 @@ class Breaker:
             self._probing = False
             self.nudge()
 
+    def hold(self, admission: Admission) -> None:
+        """Let a probe go on that was over, until it is over again: there is more to learn from it."""
+        if admission.probe and admission.epoch == self._epoch:
+            self._probing = True
+            self.nudge()
+
     # --- telling ------------------------------------------------------------------------------------------------------
 
     def report(self, admission: Admission, reply: Reply, *, halts: bool, tells: bool = True) -> None:

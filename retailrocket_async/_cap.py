@@ -43,7 +43,8 @@ class BodyCap:
             self._taken = 0
         elif self._taken and size <= self.bytes:
             self._wait = min(_LAST_WAIT, self._wait * 2.0)
-        self.bytes = max(LEAST, min(self.bytes, self._taken or size // 2))
+        # The truth lies between what was taken and what was not: a small body that was taken says little.
+        self.bytes = max(LEAST, min(self.bytes, max(self._taken, size // 2)))
         self._grows_at = now + self._wait
 
     def accepted(self, size: int, now: float) -> None:

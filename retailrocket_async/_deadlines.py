@@ -145,7 +145,9 @@ class Deadlines:
 
     def _patience(self) -> float:
         """Return how long events wait for somebody to mend what they were refused for, in seconds."""
-        if self._renewable and self._breaker.status == 401:
+        closing = self._home.now() - self._closing_since
+        if self._renewable and self._breaker.status == 401 and closing < self._retry.max_halt:
+            # There may be a new key at any time; a close without a deadline must end all the same.
             return math.inf
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 

@@ -82,7 +82,8 @@ class Flight:
         batch: the part of it that is on its way.
         landed: set to the outcome; for a direct send only.
         attempts: requests made so far that carried the events of this part.
-        tries: those of them since it was divided last; they and `tried_at` are what the retry policy counts by.
+        tries: those of them since it was divided last, and times that the limiter failed; they and `tried_at` are what
+            the retry policy counts by.
         tried_at: when they began (loop time).
         departed_at: when the last request went out (loop time).
         turn: the right to the next request, or to the one on its way; None while it waits.
@@ -277,6 +278,9 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = 0
         self.tried_at = now
+        # What the part before it has met is not what this one has.
+        self.on_wire = False
+        self._reply = self.refusal = None
         self._pack()
 
     def _pack(self) -> None:

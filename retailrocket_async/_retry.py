@@ -44,7 +44,7 @@ class RetryPolicy:
         max_halt: seconds, 0 or more, that events wait for somebody to mend a wrong key, a forbidden shop or a wrong
             address (401, 403, 404 and the like) before they are `Rejected`; default 30. A last request sees first
             whether it still holds, so it may take up to 2.5 s more. Where `api_key` is a function and the answer is
-            401 they wait for a new key as long as the buffer can hold them.
+            401 they wait for a new key as long as the buffer can hold them, or so long into a close.
         is_throttled: told the status of an answer that is no 2xx and the start of its body (bytes, at most 4 KiB),
             returns whether to take it for a 429: the API documents none, so a 403 or 503 may mean it. Runs in the
             event loop. Default None: 429 alone.

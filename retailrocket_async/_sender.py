@@ -142,9 +142,8 @@ class Sender:
             self._tell_limiter(self._limiter.pause_until, now + pause)
         if reply.verdict is Verdict.THROTTLED:
             self._tell_limiter(self._limiter.throttled, flight.departed_at)
-        # Without a turn there was no attempt; it still counts as a try, or a broken limiter is asked for ever.
-        attempt, elapsed = max(1, flight.tries), now - self._breaker.counted_from(flight.tried_at)
-        wait = self._retry.wait_before_next(reply, attempt=attempt, elapsed=elapsed)
+        elapsed = now - self._breaker.counted_from(flight.tried_at)
+        wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed)
         if wait is None:
             return flight.give_up("retries_exhausted", now)
         if reply.failure == "limiter":
@@ -160,6 +159,8 @@ class Sender:
                 flight.turn = await self.next_turn()
             except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
                 self.limiter_failed(error)
+                # There was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+                flight.tries += 1
                 return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
         turn = flight.turn
         answered = False
@@ -207,13 +208,18 @@ class Sender:
     async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
         """Whether a flight that was refused for its key goes again at once, as there is another key."""
         self._refused_serial = reply.serial
-        if admission is not None and admission.probe and self._breaker.status == 401:
+        if admission is None or flight.renewals >= _RENEWALS:
+            return False
+        if admission.probe and self._breaker.status == 401:
             # It was asked for just before.
             return False
-        if flight.renewals >= _RENEWALS or not await self._renewed(reply.serial):
-            return False
-        flight.renewals += 1
-        return True
+        self._breaker.hold(admission)
+        try:
+            changed = await self._renewed(reply.serial)
+        finally:
+            self._breaker.over(admission)
+        flight.renewals += changed
+        return changed
 
     async def _renewed(self, serial: int) -> bool:
         changed, failure = await self._transport.renew_key(serial)
@@ -254,6 +260,12 @@ class Sender:
         asked_at = self._home.now()
         try:
             return await self._limiter.acquire()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the limiter waited for was cancelled, not this task: it failed like any other.
+            raise ConnectionAbortedError from None
         finally:
             self._ledger.limiter_wait += self._home.now() - asked_at
 

@@ -335,7 +335,7 @@ class RecordingLimiter:
 
     def __init__(
         self,
-        *errors: Exception | None,
+        *errors: BaseException | None,
         gated: bool = False,
         broken_permits: bool = False,
         broken_pause: Exception | None = None,

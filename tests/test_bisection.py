@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from retailrocket_async._batch import Batch
 from retailrocket_async._bisection import MOST_CULPRITS, Bisection
 from retailrocket_async._buffer import Batching
 from retailrocket_async._errors import BadRequestError
-from retailrocket_async._outcome import Delivered, Outcome, Receipt, Rejected
-from tests.fakes import OK, Engine, Request, ScriptedTransport, Step, now, run
+from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Receipt, Rejected
+from retailrocket_async._retry import RetryPolicy
+from tests.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, run, status
 from tests.strategies import PROPERTY
 
 if TYPE_CHECKING:
@@ -281,6 +283,28 @@ def test_a_close_gives_every_part_its_outcome() -> None:
             [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
         )
         assert len(report.undelivered) == 8
+
+    run(test())
+
+
+@pytest.mark.parametrize("step", [Step(reply=ZeroDivisionError()), status(503)])
+def test_what_one_part_meets_is_not_told_of_another(step: Step) -> None:
+    """A half that waits for its turn was refused with the whole and no more, however its other half has ended."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
+        receipts = await engine.track_all(range(4))
+        for _ in range(2):
+            await asyncio.sleep(0.2)
+            limiter.grant()
+        await asyncio.sleep(0.2)
+        await engine.aclose(0.0)
+        for receipt, known in zip(receipts, [True, True, False, False], strict=True):
+            assert isinstance(receipt.outcome, Abandoned)
+            assert receipt.outcome.maybe_recorded is known
+            if not known:
+                assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
 
     run(test())
 

@@ -45,6 +45,16 @@ def test_refused_bodies_halve_it() -> None:
     assert sizes[-1] == LEAST
 
 
+def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None:
+    """Whatever small bodies are taken meanwhile, a refusal no more than halves the cap."""
+    cap = BodyCap(MOST)
+    cap.refused(MOST, 0.0)
+    cap.accepted(300, 1.0)
+    cap.refused(MOST // 2, 2.0)
+
+    assert cap.bytes == MOST // 4
+
+
 def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
     """Against a server that takes 100 kB an hour of full bodies meets few refusals, further and further apart."""
     cap = BodyCap(MOST)

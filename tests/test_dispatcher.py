@@ -1264,6 +1264,38 @@ def test_raising_limiter_delays_a_direct_send() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("backoff", [0.0, 0.1])
+def test_raising_limiter_is_asked_as_often_as_the_policy_says(backoff: float) -> None:
+    """Without a wait between its tries a direct send asks a broken limiter `max_attempts` times, not without end."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(*[OSError()] * 10_000)
+        policy = RetryPolicy(max_attempts=7, initial_backoff=backoff, max_backoff=backoff)
+        engine = Engine(ScriptedTransport(), limiter=limiter, retry=policy)
+        with pytest.raises(NoAnswerError) as caught:
+            await engine.send(1)
+        assert (caught.value.attempts, caught.value.maybe_recorded) == (0, False)
+        assert limiter.asked == 7
+
+    run(test())
+
+
+def test_limiter_that_is_cancelled_itself_loses_nothing() -> None:
+    """Where something is cancelled that the limiter waits for, it has failed: nobody stops, and nobody hangs."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(asyncio.CancelledError())
+        engine = Engine(ScriptedTransport(503), limiter=limiter)
+        receipt = await engine.track(1)
+        await engine.flush(10.0)
+        assert isinstance(receipt.outcome, Delivered)
+        limiter = RecordingLimiter(asyncio.CancelledError(), None, asyncio.CancelledError())
+        engine = Engine(ScriptedTransport(503), limiter=limiter)
+        assert (await engine.send(1)).attempts == 2
+
+    run(test())
+
+
 def test_broken_permits_and_pauses_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A limiter whose permits and pauses raise is complained of once, and costs no event its outcome."""
 

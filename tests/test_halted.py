@@ -23,7 +23,20 @@ from retailrocket_async import (
     new_session_id,
 )
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.fakes import OK, PARKED, ROUNDING, Engine, Request, ScriptedTransport, Step, now, run, tasks, turns
+from tests.fakes import (
+    NO_CONNECTION,
+    OK,
+    PARKED,
+    ROUNDING,
+    Engine,
+    Request,
+    ScriptedTransport,
+    Step,
+    now,
+    run,
+    tasks,
+    turns,
+)
 from tests.raw_server import answer, raw_server
 
 if TYPE_CHECKING:
@@ -302,6 +315,43 @@ def test_the_time_of_a_halt_does_not_count_for_retries() -> None:
 
 
 # --- keys that change ---
+
+
+def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever() -> None:
+    """With the same wrong key from its function a close gives it `max_halt` seconds, and then says what is wrong."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=401), renewable=True, retry=RetryPolicy(max_halt=20.0))
+        receipts = await engine.track_all(range(3))
+        await asyncio.sleep(100.0)
+        assert not any(receipt.done() for receipt in receipts)
+        begin = now()
+        report = await engine.aclose(None)
+        assert 20.0 <= now() - begin < 25.0
+        assert isinstance(report.error, AuthenticationError)
+        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+
+    run(test())
+
+
+def test_while_the_key_is_asked_for_there_is_no_other_probe() -> None:
+    """A probe that is refused for its key is over when the key was asked for: no burst of others goes meanwhile."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
+        transport.keeps_key = True
+        engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5))
+        await engine.track_all(range(20))
+        await asyncio.sleep(20.0)
+        assert engine.stats().state == "down"
+        assert len(transport.requests) == 6
+        transport.renewals.append((True, None))
+        transport.keeps_key, transport.then = False, OK
+        transport.release()
+        await engine.flush()
+        assert engine.stats().delivered == 20
+
+    run(test())
 
 
 def test_a_key_that_has_changed_goes_at_once() -> None:
