@@ -171,7 +171,9 @@ class HttpxTransport:
                 closed = self._client is not None and self._client.is_closed
                 kind, detail = _kind(error, closed=closed), type(error).__name__
                 reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
-        except BaseException as error:  # noqa: BLE001 - what is no Exception passes
+        except BaseException as error:  # noqa: BLE001 - what is no failure passes
+            if _is_a_failure(error):
+                return reply or Reply(failure="broken", detail=type(error).__name__, sent=stream.taken, serial=serial)
             # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
             error.__cause__ = error.__context__ = None
             raise error.with_traceback(None)  # noqa: B904 - from itself
@@ -184,6 +186,8 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close our own client, if there is one; the caller's stays open."""
         self._credentials.close()
+        if self._opening is not None:
+            self._opening.cancel()
         if self._own and self._client is not None:
             client, self._client, self._opening = self._client, None, None
             await client.aclose()
@@ -327,6 +331,12 @@ async def _drain(response: httpx.Response) -> bytes:
         return start
     finally:
         await response.aclose()
+
+
+def _is_a_failure(error: BaseException) -> bool:
+    """Whether something that a transport waited for was cancelled, and not the task that sends."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
 
 
 def _kind(error: Exception, *, closed: bool) -> FailureKind:

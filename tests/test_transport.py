@@ -371,6 +371,41 @@ async def test_closing_an_unused_transport_opens_nothing() -> None:
     await transport.aclose()
 
 
+async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
+    """A transport that is closed before its client is ready waits for it no longer."""
+    transport = HttpxTransport(_credentials())
+    posting = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    posting.cancel()
+    await transport.aclose()
+    await asyncio.wait({posting})
+    await asyncio.sleep(0)
+
+    assert posting.cancelled()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_what_is_cancelled_below_is_a_broken_connection(*, taken: bool) -> None:
+    """Where something that a caller's transport waits for is cancelled, and not the request, it has failed."""
+
+    class Cancelled(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if taken:
+                await request.aread()
+            waited = asyncio.get_running_loop().create_future()
+            waited.cancel()
+            await waited
+            raise AssertionError
+
+    async with httpx.AsyncClient(transport=Cancelled()) as client:
+        transport = HttpxTransport(_credentials(), http_client=client)
+        reply = await transport.post("view", BODY, on_sent=lambda: None)
+
+    assert (reply.failure, reply.detail, reply.maybe_recorded) == ("broken", "CancelledError", taken)
+
+
 async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
     """A failure, or a cancelled everything, while our own client opens fails that request only."""
     async with raw_server() as server:
