@@ -13,8 +13,10 @@ Nothing here awaits, and the clock comes in as an argument.
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
+import sys
 from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, get_args
@@ -158,6 +160,9 @@ class EventBuffer:
         # All waiting batches, oldest first, and when their first event came; with a constant cost at its front, where
         # a dict's grows.
         self._order: OrderedDict[Batch, float] = OrderedDict()
+        # The same for `max_age`: a heap by the time of their first events. What waits no more may still be in it.
+        self._ages: list[tuple[float, int, Batch]] = []
+        self._opened = itertools.count()
         self._busy: set[Hashable] = set()
         # Lanes that could give a batch now, in the order in which they could; a dict for its order.
         self._ready: dict[Hashable, deque[Batch]] = {}
@@ -206,6 +211,8 @@ class EventBuffer:
             batch = Batch(self._clock(), self.generation, lane)
             batches.append(batch)
             self._order[batch] = batch.opened_at if came_at is None else came_at
+            if self._timed:
+                heapq.heappush(self._ages, (self._order[batch], next(self._opened), batch))
             self.batches += 1
             self._ready_batches += ready
         batch.envelopes.append(envelope)
@@ -273,15 +280,23 @@ class EventBuffer:
         self._urgent_batches = self._ready_batches
         return self.generation - 1
 
-    def drain(self) -> Iterator[Batch]:
-        """Remove and yield all that waits, oldest first; each batch counts as waiting until it is yielded."""
+    def drain(self, most: int = sys.maxsize) -> Iterator[Batch]:
+        """Remove and yield all that waits, oldest first, at most `most` events at once; they wait until yielded."""
         self._lanes.clear()
         self._ready.clear()
         self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
         while self._order:
             batch = next(iter(self._order))
-            self._forget(batch)
-            yield batch
+            if len(batch) > most:
+                head = batch.cut_head(most)
+                self.events -= most
+                self.bytes -= head.size - 1
+                if self._ranks is not None:
+                    self._ranks.forget(head)
+                yield head
+            else:
+                self._forget(batch)
+                yield batch
 
     def oldest_age(self) -> float:
         """Return the age of the longest waiting event in seconds; 0 where none waits."""
@@ -304,11 +319,30 @@ class EventBuffer:
             batch, position = found
             yield self._remove(batch, batch.pop(position))
 
-    def expire(self, moment: float) -> Iterator[Batch]:
-        """Remove and yield what came at `moment` or before; whole batches go by their oldest event."""
-        for batch, _ in list(itertools.takewhile(lambda entry: entry[1] <= moment, self._order.items())):
-            if (count := bisect.bisect_right(batch.times, moment) if self._timed else len(batch)) > 0:
-                yield self._remove(batch, batch.cut_head(count))
+    def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
+        """Remove and yield what came at `moment` or before, at most `most` events at once.
+
+        Without `max_age` the time of each event is not known: whole batches go by their oldest one.
+        """
+        while (batch := self._oldest_by(moment)) is not None:
+            count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
+            yield self._remove(batch, batch.cut_head(min(count, most)))
+
+    def _oldest_by(self, moment: float) -> Batch | None:
+        """Return the waiting batch with the oldest event, if that came at `moment` or before."""
+        if not self._timed:
+            batch, came_at = next(iter(self._order.items()), (None, math.inf))
+            return batch if came_at <= moment else None
+        while self._ages and self._ages[0][0] <= moment:
+            _, number, batch = self._ages[0]
+            if batch not in self._order:
+                heapq.heappop(self._ages)
+            elif batch.times[0] <= moment:
+                return batch
+            else:
+                # Its first events have left since.
+                heapq.heapreplace(self._ages, (batch.times[0], number, batch))
+        return None
 
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
         """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
@@ -339,6 +373,9 @@ class EventBuffer:
         del self._order[batch]
         if self._ranks is not None:
             self._ranks.forget(batch)
+        if len(self._ages) > 2 * len(self._order) + _LANES:
+            self._ages = [age for age in self._ages if age[2] in self._order]
+            heapq.heapify(self._ages)
         self.batches -= 1
         self.events -= len(batch)
         self.bytes -= batch.size - 1

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 _EVERY: Final = 0.25
 """Seconds between two looks, and so the precision of all these bounds."""
 
+AT_ONCE: Final = 500
+"""What is ended before others may run, counted in events: a millisecond or two."""
+
+EACH: Final = 10
+"""What a batch, or a direct send, costs beside its events, counted in events."""
+
 _FRESH: Final = 5.0
 """Seconds for which a refusal is believed to hold, a quarter of `max_halt` at most, for events not sent themselves."""
 
@@ -78,10 +84,11 @@ class Deadlines:
         self._asked_at = math.inf
         self._closed = False
 
-    def expire(self) -> None:
-        """Drop what waits in the buffer and is too old."""
-        if self._max_age is not None:
-            self._end_buffered(self._home.now() - self._max_age, Dropped(reason="expired"))
+    def expire(self, most: int = AT_ONCE) -> bool:
+        """Drop what waits in the buffer and is too old, about `most` events; return whether that was all."""
+        if self._max_age is None:
+            return True
+        return self._end_buffered(self._home.now() - self._max_age, Dropped(reason="expired"), most)
 
     def arrived(self) -> None:
         """Tell that an event has come, or that a request is to be made."""
@@ -105,33 +112,61 @@ class Deadlines:
             self._timer = None
 
     def look(self) -> None:
-        """End what has waited too long by now."""
-        self.expire()
-        now = self._home.now()
-        if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
-            came_at = [self._came_at(flight) for flight in self._waiting()]
-            if min(came_at, default=now) <= moment or self._buffer.oldest_age() >= now - moment:
-                self._end_or_ask(moment, now)
-        if self._max_age is not None:
-            for flight in self._waiting():
-                if flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
-                    self._end(flight, flight.expired(now))
-        if self._breaker.state == "down":
-            for flight in self._waiting():
-                if now - self._breaker.counted_from(flight.tried_at) >= self._retry.max_elapsed:
-                    self._end(flight, flight.give_up("retries_exhausted", now))
+        """End what has waited too long by now: of very much a part, and the rest once others have run."""
+        if self._all_ended() or self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._home.enter().call_later(0.0, self._tick)
 
-    def _end_or_ask(self, moment: float, now: float) -> None:
-        """End what came at `moment` or before; where the last refusal is not fresh, ask once more first."""
-        if (
-            now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
-            or now - self._asked_at >= _LAST_CHANCE
-        ):
+    def _all_ended(self) -> bool:
+        """End what has waited too long by now, but not too much in a row; return whether that was all."""
+        now = self._home.now()
+        if not self.expire():
+            return False
+        refused_by = -math.inf
+        if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
+            refused_by = moment if self._may_end(moment, now) else -math.inf
+            if not self._end_buffered(refused_by, Rejected(status=self._halted_by(), attempts=0), AT_ONCE):
+                return False
+        spent = 0
+        for flight in self._flights():
+            if flight.on_wire or (outcome := self._overdue(flight, refused_by, now)) is None:
+                continue
+            if spent >= AT_ONCE:
+                return False
+            spent += EACH + flight.count
+            self._end(flight, outcome)
+        if not math.isinf(refused_by):
             self._asked_at = math.inf
-            self._end_halted(moment, now)
-        elif math.isinf(self._asked_at):
+        return True
+
+    def _halted_by(self) -> int:
+        status = self._breaker.status
+        assert status is not None  # noqa: S101 - a status is what has halted it
+        return status
+
+    def _may_end(self, moment: float, now: float) -> bool:
+        """Whether what came at `moment` or before, if anything did, may end; where no refusal is fresh, ask first."""
+        came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
+        if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
+            return False
+        fresh = now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
+        if not fresh and math.isinf(self._asked_at):
             self._asked_at = now
             self._breaker.probe_now()
+        return fresh or now - self._asked_at >= _LAST_CHANCE
+
+    def _overdue(self, flight: Flight, refused_by: float, now: float) -> Outcome | None:
+        """Return the outcome of a flight that has waited too long; None of any other."""
+        if _came_at(flight) <= refused_by:
+            return flight.refusal or _refused(flight, self._halted_by(), now)
+        if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
+            return flight.expired(now)
+        waits_since = self._breaker.counted_from(flight.tried_at)
+        if self._breaker.state == "down" and now - waits_since >= self._retry.max_elapsed:
+            return flight.give_up("retries_exhausted", now)
+        return None
 
     def _bounded(self) -> bool:
         """Whether there are bounds that time alone may reach."""
@@ -151,27 +186,21 @@ class Deadlines:
             return math.inf
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 
-    def _end_halted(self, moment: float, now: float) -> None:
-        status = self._breaker.status
-        assert status is not None  # noqa: S101 - a status is what has halted it
-        self._end_buffered(moment, Rejected(status=status, attempts=0))
-        for flight in self._waiting():
-            if self._came_at(flight) <= moment:
-                self._end(flight, flight.refusal or _refused(flight, status, now))
-
-    def _end_buffered(self, moment: float, outcome: Outcome) -> None:
-        ended = False
-        for batch in self._buffer.expire(moment):
+    def _end_buffered(self, moment: float, outcome: Outcome, most: int) -> bool:
+        """End what came to the buffer at `moment` or before, about `most` events; return whether that was all."""
+        spent = 0
+        for batch in self._buffer.expire(moment, most):
             self._ledger.close_batch(batch, outcome)
-            ended = True
-        if ended:
+            spent += EACH + len(batch)
+            if spent >= most:
+                break
+        if spent:
             self._ended()
+        return spent < most
 
-    def _came_at(self, flight: Flight) -> float:
-        return flight.started_at if flight.whole is None else flight.whole.opened_at
 
-    def _waiting(self) -> list[Flight]:
-        return [flight for flight in self._flights() if not flight.on_wire]
+def _came_at(flight: Flight) -> float:
+    return flight.started_at if flight.whole is None else flight.whole.opened_at
 
 
 def _refused(flight: Flight, status: int, now: float) -> Outcome:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from retailrocket_async._breaker import Breaker
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._closing import Closing
-from retailrocket_async._deadlines import Deadlines
+from retailrocket_async._deadlines import AT_ONCE, EACH, Deadlines
 from retailrocket_async._errors import FlushTimeoutError
 from retailrocket_async._flight import Flight
 from retailrocket_async._home import Home
@@ -30,7 +30,7 @@ from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from retailrocket_async._batch import Batch
     from retailrocket_async._buffer import Batching, Buffer
@@ -47,9 +47,6 @@ _LIMITER_RETRY = 1.0
 
 _MOST_TOLD = 10_000
 """Undelivered events that may wait for the hook, where the buffer is smaller: batches in flight end, too."""
-
-_DROPPED_AT_ONCE = 10
-"""Batches that a close drops before others may run: a few milliseconds."""
 
 
 class Dispatcher:
@@ -124,6 +121,7 @@ class Dispatcher:
         self._timed = buffer.max_age is not None
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
+        self._aborted = False
         self._pump: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._flights: dict[Flight, asyncio.Task[None] | None] = {}
@@ -172,6 +170,9 @@ class Dispatcher:
         if asyncio.current_task() is not self._pump:
             await asyncio.sleep(0)
         while self._buffer.events:
+            if not self._deadlines.expire():
+                await asyncio.sleep(0)
+                continue
             due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
             if due_in is None or due_in > 0:
                 await self._sleep(due_in)
@@ -186,8 +187,7 @@ class Dispatcher:
 
     def _take_off(self, turn: Turn) -> None:
         """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
-        self._deadlines.expire()
-        batch = self._buffer.take()
+        batch = self._buffer.take() if self._deadlines.expire() else None
         if batch is None:
             turn.end()
             return
@@ -277,6 +277,9 @@ class Dispatcher:
 
     def _kick(self) -> None:
         """Have the pump look at the buffer, starting it where there is none."""
+        if self._aborted:
+            # A flush may still come while a full buffer is settled: nothing leaves it any more.
+            return
         if self._pump is None or self._pump.done():
             self._pump = self._home.enter().create_task(self._run_pump())
         else:
@@ -374,23 +377,33 @@ class Dispatcher:
         self._breaker.hurry()
 
     async def _abort(self) -> None:
-        """Settle everything now; only a full buffer takes more than a moment, and lets others run meanwhile."""
+        """Settle everything now; where that takes more than a moment others run meanwhile."""
         self._deadlines.close()
+        self._aborted = True
         if self._pump is not None:
             self._pump.cancel()
-        for flight in list(self._flights):
-            self._cut_short(flight, "closed")
-        waiting = self._buffer.drain()
-        dropped = Dropped(reason="closed")
+        leftovers, spent = self._settle_leftovers(), 0
         try:
-            for number, batch in enumerate(waiting, 1):
-                self._ledger.close_batch(batch, dropped)
-                if number % _DROPPED_AT_ONCE == 0:
+            for cost in leftovers:
+                spent += cost
+                if spent >= AT_ONCE:
+                    spent = 0
                     await asyncio.sleep(0)
         finally:
             # Cancelled in the middle: the rest has no more time.
-            for batch in waiting:
-                self._ledger.close_batch(batch, dropped)
+            for _ in leftovers:
+                pass
+
+    def _settle_leftovers(self) -> Iterator[int]:
+        """Settle everything, piece by piece; yield what each has cost, counted in events."""
+        for flight in list(self._flights):
+            if flight.outcome is None:
+                self._cut_short(flight, "closed")
+                yield EACH + flight.count
+        dropped = Dropped(reason="closed")
+        for batch in self._buffer.drain(AT_ONCE):
+            self._ledger.close_batch(batch, dropped)
+            yield EACH + len(batch)
 
     def hook_failed(self, name: str, error: Exception) -> None:
         """Count what a user's hook raised at the caller's line, and tell of the first time."""

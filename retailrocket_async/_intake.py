@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from retailrocket_async._outcome import DropReason
     from retailrocket_async._overflow import Overflow
 
+_FEW = 20
+"""Events that are dropped at once to make room for another one, so that no caller pays for all."""
+
+_WOKEN_AT_ONCE = 200
+"""Callers that are let in, or turned away, before others may run: each of them has something to do then."""
+
 _YIELD_EVERY = 200
 """Events accepted in a row before the caller's task lets others run, a KiB counts as one more: about a millisecond."""
 
@@ -39,7 +45,7 @@ class Intake:
         keyed: whether the buffer has a lane for each visitor.
         overflow: what happens where there is no room; see `Buffer.overflow`.
         arrived: called for each event that was put in; `due_sooner` is true where a batch may be due sooner by it.
-        expire: drops what waits in the buffer and is too old.
+        expire: drops what waits in the buffer and is too old, about so many events; returns whether that was all.
         max_age: seconds after which an event is too old; None for never.
     """
 
@@ -52,7 +58,7 @@ class Intake:
         keyed: bool,
         overflow: Overflow,
         arrived: _Arrived,
-        expire: Callable[[], None],
+        expire: Callable[[int], bool],
         max_age: float | None,
     ) -> None:
         self._home = home
@@ -65,6 +71,7 @@ class Intake:
         self._arrived = arrived
         # A queue out of whose middle those go who wait no longer: their events must not be kept.
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self._waking: asyncio.Handle | None = None
         self._closed = False
         self._accepted_in_a_row = 0
 
@@ -114,13 +121,19 @@ class Intake:
         self.check_open()
         name, size = event.event_name, len(envelope) + 1
         if self._waiters or not self._buffer.fits(size):
-            self._expire()
+            self._expire_some(size)
             if self._overflow in ("wait", "raise"):
                 if self._waiters or not self._buffer.fits(size):
                     return None
             elif not self._makes_room(size, name):
                 return self._drop(name, envelope, "overflow")
         return self._put(name, envelope, self._lane_of(event) if self._keyed else None)
+
+    def _expire_some(self, size: int) -> None:
+        while not self._expire(_FEW):
+            # What room there is belongs to those who wait.
+            if self._waiters or self._buffer.fits(size):
+                return
 
     def _makes_room(self, size: int, event_name: str) -> bool:
         for given_way in self._buffer.make_room(size, event_name):
@@ -146,10 +159,19 @@ class Intake:
         return receipt
 
     def admit_waiters(self) -> None:
-        """Let those in for whom there is room now, in the order in which they came."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            if not waiter.admitted.done():
+        """Let those in for whom there is room now, in the order in which they came; of very many, some at a time."""
+        if self._waking is None:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        self._waking = None
+        for _ in range(_WOKEN_AT_ONCE):
+            waiter = next(iter(self._waiters), None)
+            if waiter is None:
+                return
+            if self._closed:
+                waiter.refuse()
+            elif not waiter.admitted.done():
                 if self._home.now() - waiter.came_at >= self._max_age:
                     waiter.admitted.set_result(self._drop(waiter.event_name, waiter.envelope, "expired"))
                 elif self._buffer.fits(len(waiter.envelope) + 1):
@@ -159,6 +181,7 @@ class Intake:
                 else:
                     return
             self._waiters.pop(waiter, None)
+        self._waking = self._home.enter().call_soon(self._wake_some)
 
     def _lane_of(self, event: Event) -> Hashable:
         if isinstance(event, CustomEvent):
@@ -173,15 +196,12 @@ class Intake:
     def close(self) -> None:
         """Take nothing any more, and turn away who waits."""
         self._closed = True
-        for waiter in self._waiters:
-            if not waiter.admitted.done():
-                waiter.admitted.set_exception(_closed_error())
-        self._waiters.clear()
+        self.admit_waiters()
 
     @property
     def waiting(self) -> int:
         """How many callers wait for room."""
-        return sum(not waiter.admitted.done() for waiter in self._waiters)
+        return 0 if self._closed else len(self._waiters)
 
 
 class _Waiter:
@@ -197,6 +217,10 @@ class _Waiter:
         self.envelope = envelope
         self.lane = lane
         self.admitted = admitted
+
+    def refuse(self) -> None:
+        if not self.admitted.done():
+            self.admitted.set_exception(_closed_error())
 
 
 def _closed_error() -> ClientClosedError:

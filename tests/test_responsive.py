@@ -1,0 +1,292 @@
+"""Nothing holds the event loop for long: what is much is done in parts, and nothing costs more the more there is.
+
+Nothing here measures time. Parts are counted by turns of the loop, costs by calls of functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import Batching, Buffer, ClientClosedError, Dropped, Rejected, RetryPolicy
+from retailrocket_async._buffer import EventBuffer
+from retailrocket_async._outcome import Receipt
+from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, run, turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async import Receipt as PublicReceipt
+    from retailrocket_async import UndeliveredEvent
+
+MOST = 1500
+"""Events that may be settled in one turn: a few milliseconds' worth."""
+
+NEVER = Step(latency=1e9)
+ONE_EACH = Batching(max_events=1)
+LARGE = Batching(max_events=10_000, max_bytes=4 * 1024 * 1024)
+
+
+class Pace:
+    """Notes the most that a counter has grown by in one turn of the loop."""
+
+    def __init__(self, counter: Callable[[], int]) -> None:
+        self._counter = counter
+        self._last = counter()
+        self.worst = 0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, CheckedLoop)
+        loop.checks.append(self._look)
+
+    def _look(self) -> None:
+        count = self._counter()
+        self.worst = max(self.worst, count - self._last)
+        self._last = count
+
+
+def settled(engine: Engine) -> Pace:
+    """Return the pace at which events get their outcomes."""
+
+    def counter() -> int:
+        stats = engine.stats()
+        return stats.delivered + stats.rejected + stats.abandoned + stats.dropped
+
+    return Pace(counter)
+
+
+def calls(function: Callable[[], object]) -> int:
+    """Return how many functions, in Python and in C, a call of `function` calls."""
+    count = 0
+
+    def profile(_frame: object, what: str, _argument: object) -> None:
+        nonlocal count
+        count += what in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+async def fill(engine: Engine, count: int, batching: Batching) -> list[PublicReceipt]:
+    """Track events, of a visitor each where every visitor has batches of their own."""
+    return [await engine.track(number, f"v{number}" if batching.by_session else "v") for number in range(count)]
+
+
+async def nothing(_: Sequence[UndeliveredEvent]) -> None:
+    """Do nothing of what is told."""
+
+
+SHAPES: list[Any] = [
+    pytest.param(Batching(), 20_000, MOST, id="batches"),
+    pytest.param(LARGE, 20_000, MOST, id="large"),
+    pytest.param(Batching(by_session=True), 2_000, 150, id="by_session"),
+    pytest.param(ONE_EACH, 2_000, 150, id="one_each"),
+]
+
+
+@pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
+def test_a_full_buffer_expires_in_parts(batching: Batching, count: int, most: int) -> None:
+    """However many events become too old in the same moment, others run in between, and all of them are dropped."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(),
+            limiter=RecordingLimiter(gated=True),
+            batching=batching,
+            buffer=Buffer(max_age=10.0),
+            on_outcome=nothing,
+        )
+        receipts = await fill(engine, count, batching)
+        pace = settled(engine)
+        await asyncio.sleep(10.3)
+        assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
+        assert pace.worst <= most
+
+    run(test())
+
+
+@pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
+def test_a_halt_ends_in_parts(batching: Batching, count: int, most: int) -> None:
+    """A full buffer whose time for a mended key is over is rejected in parts."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing
+        )
+        receipts = await fill(engine, count, batching)
+        pace = settled(engine)
+        await asyncio.sleep(6.0)
+        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+        assert engine.stats().pending == engine.stats().in_flight == 0
+        # A batch that is on its way ends as a whole.
+        assert pace.worst <= max(most, 2 * batching.max_events)
+
+    run(test())
+
+
+@pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
+def test_a_full_buffer_is_closed_in_parts(batching: Batching, count: int, most: int) -> None:
+    """What a close drops it drops in parts, whatever the size of the batches, and reports all of it in order."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing
+        )
+        await fill(engine, count, batching)
+        pace = settled(engine)
+        report = await engine.aclose(1.0)
+        assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
+        check_balance(report.stats)
+        assert pace.worst <= most
+
+    run(test())
+
+
+@pytest.mark.parametrize("ends", ["halted", "down", "closed"])
+def test_direct_sends_end_in_parts(ends: str) -> None:
+    """Thousands of direct sends that end for the same reason do not all end in one turn."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
+        transport = ScriptedTransport(then=403 if ends == "halted" else 503)
+        engine = Engine(transport, limiter=limiter, retry=retry)
+        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+        await turns()
+        if ends == "closed":
+            pace = settled(engine)
+            await engine.aclose(0.0)
+        else:
+            limiter.open_gate()
+            pace = settled(engine)
+            await asyncio.sleep(20.0)
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        assert all(isinstance(outcome, Exception) for outcome in outcomes)
+        assert pace.worst <= 250
+
+    run(test())
+
+
+def test_many_who_wait_are_let_in_in_parts() -> None:
+    """Where room is made for thousands of callers at once, they are let in in order, and some at a time."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(
+            ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
+        )
+        await engine.track_all(range(2000))
+        callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
+        await turns()
+        assert engine.stats().waiting == 2000
+        pace = Pace(lambda: -engine.stats().waiting)
+        limiter.grant()
+        await turns(20)
+        assert engine.stats().waiting == 0
+        assert pace.worst <= 250
+        await asyncio.gather(*callers)
+        limiter.open_gate()
+        await engine.flush()
+        assert engine.transport.recorded_numbers == list(range(4000))
+
+    run(test())
+
+
+def test_many_who_wait_are_turned_away_in_parts() -> None:
+    """A close turns thousands of callers away some at a time, and none of their events is accepted."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+        await engine.track(0)
+        callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
+        await turns()
+        pace = Pace(lambda: sum(caller.done() for caller in callers))
+        report = await engine.aclose(0.0)
+        assert (report.stats.tracked, report.stats.waiting) == (1, 0)
+        assert all(
+            isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True)
+        )
+        assert pace.worst <= 250
+
+    run(test())
+
+
+def test_a_flush_starts_nothing_in_the_middle_of_a_close() -> None:
+    """While a full buffer is dropped in parts, a flush does not get more of it sent."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(ScriptedTransport(), limiter=limiter)
+        await fill(engine, 20_000, Batching())
+        closing = asyncio.create_task(engine.aclose(0.0))
+        await turns(4)
+        assert 0 < engine.stats().pending < 20_000
+        limiter.open_gate()
+        await engine.flush()
+        report = await closing
+        assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
+
+    run(test())
+
+
+def test_a_cancelled_close_still_ends_everything() -> None:
+    """Cancelled in the middle of its parts a close settles the rest at once."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
+        await fill(engine, 20_000, Batching())
+        await asyncio.sleep(1.0)
+        closing = asyncio.create_task(engine.aclose(0.0))
+        await turns(8)
+        assert engine.stats().pending > 0
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        stats = engine.stats()
+        assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
+
+    run(test())
+
+
+# --- costs ---
+
+
+def buffer_of(
+    batching: Batching, lanes: int, per_lane: int, clock: Callable[[], float], **bounds: Any
+) -> tuple[EventBuffer, list[Receipt]]:
+    """Return a buffer with so many lanes and events in each, and the receipts of the events, lane by lane in turn."""
+    buffer = EventBuffer(batching, Buffer(**bounds), clock)
+    receipts = [Receipt("view") for _ in range(lanes * per_lane)]
+    for number, receipt in enumerate(receipts):
+        buffer.append(b"{}", receipt, buffer.lane_of(f"v{number % lanes}"))
+    return buffer, receipts
+
+
+def test_expiry_does_not_look_at_young_events() -> None:
+    """Where every visitor's batch was opened long ago and holds young events only, an expiry looks at none of them."""
+    now = 0.0
+    buffer, _ = buffer_of(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
+    now = 9.0
+    for number in range(1000):
+        buffer.append(b"{}", Receipt("view"), buffer.lane_of(f"v{number}"))
+    assert len(list(buffer.expire(5.0))) == 1000
+    assert buffer.events == buffer.batches == 1000
+
+    assert calls(lambda: list(buffer.expire(5.0))) < 20
+
+
+def test_the_ages_of_what_has_left_are_forgotten() -> None:
+    """Batches that were taken leave nothing behind that grows."""
+    now = 0.0
+    buffer, _ = buffer_of(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
+    for _ in range(1000):
+        buffer.append(b"{}", Receipt("view"))
+        assert buffer.take() is not None
+    assert len(buffer._ages) < 100
