@@ -30,6 +30,7 @@ from retailrocket_async import (
     Batching,
     Buffer,
     LocalLimiter,
+    RateLimit,
     RetailRocketError,
     RetryPolicy,
     Search,
@@ -339,7 +340,9 @@ async def _misuse(run: Run) -> None:
     for field, value in PERSONAL.items():
         await run.attempt(_wrong_event(field, value))
     buffer, batching = Buffer(max_events=1), Batching(max_events=1, max_in_flight=1)
-    async with run.client("http://127.0.0.1:9/", close_in=0.0, buffer=buffer, batching=batching) as client:
+    # Permits for nobody but the first, so that the buffer stays full.
+    limits = {"buffer": buffer, "batching": batching, "rate_limit": RateLimit(requests=1, per=600.0)}
+    async with run.client("http://127.0.0.1:9/", close_in=0.0, **limits) as client:
         with suppress(RetailRocketError):
             for _ in range(3):
                 client.track_nowait(_events()[0])
