@@ -10,12 +10,10 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
 import warnings
-from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,102 +30,20 @@ from retailrocket_async import (
     LocalLimiter,
     RateLimit,
     RetailRocketError,
-    RetryPolicy,
-    Search,
     SetContact,
     ThreadsafeHandle,
     UndeliveredEvent,
-    View,
 )
 from retailrocket_async.emulator import Settings, emulator_process
 from tests import sinks as named
+from tests.every_command import every_command, python
+from tests.failure_run import ONCE, QUICK, Run, events, status_in
 from tests.h2_server import h2_server
 from tests.raw_server import Arrived, answer, raw_server, reset
 from tests.sinks import KEY, PERSONAL, Sinks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0, max_halt=0.0)
-ONCE = attrs.evolve(QUICK, max_attempts=1)
-
-# Commands in a row, as to start each in a process of its own takes a second.
-IN_A_ROW = """
-import json, os, sys
-from retailrocket_async.cli import main
-for line in sys.stdin:
-    arguments, given = json.loads(line)
-    os.environ.update(given)
-    sys.argv[1:] = arguments
-    try:
-        main()
-    except SystemExit as end:
-        print(f"ended: {arguments[0]}: {end.code or 0}", flush=True)
-"""
-
-# A defect in the middle of `send`, for one who has variables printed with tracebacks.
-CRASH = """
-import rich.traceback
-rich.traceback.install(show_locals=True, locals_max_string=None, width=1000)
-from retailrocket_async.cli import _delivery, main
-_delivery.Reader.stop = None
-main()
-"""
-
-VISITOR = PERSONAL["session_external_id"]
-
-
-def _events() -> list[Any]:
-    contact = {name: PERSONAL[name] for name in ("contact_external_id", "email", "phone")}
-    return [
-        View(session_external_id=VISITOR, product_id=1),
-        Search(session_external_id=VISITOR, search_phrase=PERSONAL["search_phrase"]),
-        SetContact(session_external_id=VISITOR, custom_data={"likes": PERSONAL["custom_data"]}, **contact),
-    ]
-
-
-class Run:
-    """One run: the sinks, and the failures that were met."""
-
-    def __init__(self, sinks: Sinks) -> None:
-        self.sinks = sinks
-        self.met: set[str] = set()
-
-    async def attempt(self, action: Awaitable[object]) -> None:
-        """Await something that may fail, and keep what is told of the failure."""
-        try:
-            self.sinks.thing(await action)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every one is of interest
-            self.met.add(type(error).__name__)
-            self.sinks.error(error)
-
-    @asynccontextmanager
-    async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-        """Make a client, and keep what it tells at its end."""
-        options = {"retry": QUICK, "rate_limit": None, **options}
-        client = AsyncTrackingClient(options.pop("api_key", KEY), "partner", base_url=url, **options)
-        self.sinks.thing(client, *(option for option in options.values() if not callable(option)))
-        try:
-            yield client
-        finally:
-            self.sinks.everything_alive()
-            report = await client.aclose(close_in)
-            self.sinks.thing(client, report, report.stats, *report.undelivered)
-            self.met |= {str(way) for way in report.stats.requests_by_status}
-
-    async def use(self, client: AsyncTrackingClient) -> None:
-        """Send in every way."""
-        await self.attempt(client.send(_events()[0]))
-        await self.attempt(client.send_batch(_events()))
-        *_, receipt = await client.track_many(_events())
-        await self.attempt(receipt.delivered())
-        self.sinks.thing(receipt, receipt.outcome)
-        self.met.add((getattr(receipt.outcome, "failure", None) or "").partition(":")[0])
-
-    async def against(self, url: str, **options: Any) -> None:
-        """Use a client of this address."""
-        async with self.client(url, **options) as client:
-            await self.use(client)
+    from collections.abc import Callable, Sequence
 
 
 async def _statuses(run: Run) -> None:
@@ -135,7 +51,7 @@ async def _statuses(run: Run) -> None:
 
         async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
             headers = f"Location: {elsewhere.url}{request.target}", "Retry-After: 0"
-            return answer(_status_in(request), *headers, body=request.target.encode() + request.body)
+            return answer(status_in(request), *headers, body=request.target.encode() + request.body)
 
         server.respond = echo
         async with httpx.AsyncClient(follow_redirects=True) as own, asyncio.TaskGroup() as all_at_once:
@@ -145,14 +61,9 @@ async def _statuses(run: Run) -> None:
                 all_at_once.create_task(run.against(f"{server.url}{status}/", http_client=own))
         # Once: every further one would have to wait for longer.
         async with run.client(f"{server.url}429/", retry=ONCE) as client:
-            await run.attempt(client.send(_events()[0]))
+            await run.attempt(client.send(events()[0]))
         if elsewhere.connections:
             run.met.add("followed a redirect")
-
-
-def _status_in(request: Arrived) -> int:
-    """Return the status that the base URL of the request asks for."""
-    return int(request.path.split("/")[-2])
 
 
 async def _broken(run: Run) -> None:
@@ -192,12 +103,12 @@ async def _cut_short(run: Run, url: str, stalled: asyncio.Event) -> None:
         server.respond = stall
         async with run.client(server.url, close_in=0.0) as client:
             stalled.clear()
-            sending = asyncio.create_task(client.send(_events()[0]))
+            sending = asyncio.create_task(client.send(events()[0]))
             await stalled.wait()
             run.sinks.everything_alive()
             sending.cancel()
             await run.attempt(sending)
-            await client.track_many(_events())
+            await client.track_many(events())
             await run.attempt(client.flush(0.0))
             stalled.clear()
             await stalled.wait()
@@ -206,7 +117,7 @@ async def _cut_short(run: Run, url: str, stalled: asyncio.Event) -> None:
                 if "Dispatcher" in repr(task):
                     task.cancel()
                     await run.attempt(task)
-            await client.track_many(_events())
+            await client.track_many(events())
 
 
 async def _no_connection(run: Run, authority: trustme.CA) -> None:
@@ -254,8 +165,8 @@ async def _others_fault(run: Run) -> None:
 
     async with raw_server() as server:
         async with run.client(server.url, close_in=0.0, limiter=Broken(None), retry=ONCE) as client:
-            await run.attempt(client.send(_events()[0]))
-            await client.track_many(_events())
+            await run.attempt(client.send(events()[0]))
+            await client.track_many(events())
         async with httpx.AsyncClient(event_hooks={"request": [look], "response": [look]}) as own:
             await run.against(server.url, http_client=own)
         await run.against(server.url, http_client=own)
@@ -305,8 +216,8 @@ async def _keys(run: Run) -> None:
         for source in sources:
             all_at_once.create_task(run.against(server.url, api_key=source))
         async with run.client(server.url, close_in=0.1, api_key=lambda: "wrong") as client:
-            await run.attempt(client.send(_events()[0]))
-            await client.track_many(_events())
+            await run.attempt(client.send(events()[0]))
+            await client.track_many(events())
 
 
 async def _emulated(run: Run) -> None:
@@ -340,20 +251,23 @@ async def _misuse(run: Run) -> None:
     for field, value in PERSONAL.items():
         await run.attempt(_wrong_event(field, value))
     buffer, batching = Buffer(max_events=1), Batching(max_events=1, max_in_flight=1)
-    # Permits for nobody but the first, so that the buffer stays full.
-    limits = {"buffer": buffer, "batching": batching, "rate_limit": RateLimit(requests=1, per=600.0)}
-    async with run.client("http://127.0.0.1:9/", close_in=0.0, **limits) as client:
-        with suppress(RetailRocketError):
-            for _ in range(3):
-                client.track_nowait(_events()[0])
-        await run.attempt(_tracked_now(client))
-        await run.attempt(asyncio.to_thread(asyncio.run, client.flush()))
-        handle = client.threadsafe()
-        run.sinks.thing(handle)
-        await run.attempt(asyncio.to_thread(handle.track_many, _events(), timeout=0.1))
-        await run.attempt(_tracked_from(handle))
-    await run.attempt(client.track(_events()[0]))
+    # An address that takes connections and says nothing: the buffer stays full.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        async with run.client(url, close_in=0.0, buffer=buffer, batching=batching) as client:
+            await _full_buffer(run, client)
+    await run.attempt(client.track(events()[0]))
     logging.getLogger("shop").info("%r %s", client, client.stats())
+
+
+async def _full_buffer(run: Run, client: AsyncTrackingClient) -> None:
+    await run.attempt(_tracked_now(client))
+    await run.attempt(_tracked_now(client))
+    await run.attempt(asyncio.to_thread(asyncio.run, client.flush()))
+    handle = client.threadsafe()
+    run.sinks.thing(handle)
+    await run.attempt(asyncio.to_thread(handle.track_many, events(), timeout=0.1))
+    await run.attempt(_tracked_from(handle))
 
 
 async def _made(options: dict[str, Any]) -> None:
@@ -377,86 +291,18 @@ async def _wrong_event(field: str, value: str) -> None:
 
 async def _tracked_from(handle: ThreadsafeHandle) -> None:
     # From the loop's own thread, which is refused.
-    handle.track(_events()[0])
+    handle.track(events()[0])
 
 
 async def _tracked_now(client: AsyncTrackingClient) -> None:
-    client.track_nowait(_events()[0])
-
-
-async def _commands(run: Run, folder: Path) -> None:
-    events = folder / "events.jsonl"
-    await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
-    stalled = asyncio.Event()
-
-    async def respond(request: Arrived, _: asyncio.StreamWriter) -> bytes:
-        if (status := _status_in(request)) == 0:
-            stalled.set()
-            await asyncio.get_running_loop().create_future()
-        if status == 200 and request.query["apiKey"] != [KEY]:
-            status = 401
-        return answer(status, f"Location: http://127.0.0.1:9{request.target}")
-
-    async with raw_server() as server:
-        server.respond = respond
-        url, send = server.url, ("send", str(events), "--give-up-after", "0")
-        commands: list[tuple[Sequence[str], str, str]] = [
-            *((("check",), f"{url}{status}/", KEY) for status in (200, 401)),
-            *((send, f"{url}{status}/", KEY) for status in (200, 301, 401, 503)),
-            *((arguments, url, KEY) for arguments in (("--help",), ("check", "--help"), ("nonsense",))),
-            ((*send, "--base-url", "http://shop.test/"), url, KEY),
-            (("check",), url, f"{KEY}\n"),
-            (("check", "--timeout", "0.2"), f"{url}0/", KEY),
-            (("check",), "http://127.0.0.1:9/", KEY),
-        ]
-        lines = [json.dumps((arguments, _environment(url, key))) for arguments, url, key in commands]
-        out, _ = await _process(run, ("-c", IN_A_ROW), _environment(url), "\n".join(lines).encode())
-        run.met |= {line.removeprefix("ended: ") for line in out.splitlines() if line.startswith("ended: ")}
-        out, status = await _process(run, ("-c", CRASH, *send), _environment(f"{url}200/"))
-        run.met |= {f"crashed: {status}"} if "NoneType" in out else set()
-        stalled.clear()
-        _, status = await _process(
-            run, ("-m", "retailrocket_async", *send), _environment(f"{url}0/"), interrupt=stalled
-        )
-        run.met.add(f"interrupted: {status}")
-
-
-def _environment(url: str, key: str = KEY) -> dict[str, str]:
-    given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
-    # As talkative as Python gets.
-    return {"PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default", **given}
-
-
-async def _process(
-    run: Run,
-    arguments: Sequence[str],
-    given: dict[str, str],
-    stdin: bytes = b"",
-    interrupt: asyncio.Event | None = None,
-) -> tuple[str, int | None]:
-    """Run Python, keep what it says, and return that and its exit status."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
-        env={**os.environ, **given},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    talking = asyncio.create_task(process.communicate(stdin))
-    if interrupt is not None:
-        await interrupt.wait()
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-    out, _ = await talking
-    run.sinks.put(named.COMMANDS, out.decode())
-    return out.decode(), process.returncode
+    client.track_nowait(events()[0])
 
 
 async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
     """Meet every failure."""
     run.sinks.watch_loop()
     async with asyncio.TaskGroup() as both:
-        both.create_task(_commands(run, folder))
+        both.create_task(every_command(run, folder))
         for scenario in (_statuses, _broken, _others_fault, _keys, _emulated, _misuse):
             await scenario(run)
         await _no_connection(run, authority)
@@ -470,7 +316,7 @@ async def leak(run: Run) -> None:
     async with raw_server() as server, httpx.AsyncClient() as careless:
         server.always(answer(401))
         await run.attempt(_careless(careless, f"{server.url}view?{query}"))
-        await _process(run, ("-m", "retailrocket_async", "check", f"--{KEY}"), {})
+        await python(run, ("-m", "retailrocket_async", "check", f"--{KEY}"), {})
     sinks.error(RetailRocketError(f"the key {KEY} is wrong"))
     sinks.thing(httpx.Request("POST", f"https://shop.test/?{query}"))
     for value in PERSONAL.values():

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -29,7 +29,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from rich._inspect import Inspect
 from rich.console import Console
 from rich.traceback import Traceback
 from sentry_sdk.transport import Transport
@@ -56,14 +55,14 @@ PERSONAL: Final = {
 # The names of the sinks: the run that leaks on purpose must leave the key in every one of them.
 LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP = "log", "log record", "log traceback", "warnings", "event loop"
 TEXT, REPR, CHAIN, LOCALS, RICH = "error", "error repr", "traceback", "traceback with locals", "rich traceback"
-PICKLE, THINGS, INSPECT, TASKS = "pickled errors", "repr", "rich.inspect", "tasks"
+PICKLE, THINGS, ATTRIBUTES, TASKS = "pickled errors", "repr", "attributes", "tasks"
 SPANS, METRICS, SENTRY, BREADCRUMBS = "OpenTelemetry spans", "OpenTelemetry metrics", "Sentry", "Sentry breadcrumbs"
 CRASH, COMMANDS, OUTPUT = "faulthandler", "command line", "output of the process"
 INFO_LOG: Final = "log at INFO and above"
 """The sink of which personal data must keep out, too."""
 
 EVERY: Final = frozenset(
-    {LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP, TEXT, REPR, CHAIN, LOCALS, RICH, PICKLE, THINGS, INSPECT, TASKS}
+    {LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP, TEXT, REPR, CHAIN, LOCALS, RICH, PICKLE, THINGS, ATTRIBUTES, TASKS}
     | {SPANS, METRICS, SENTRY, BREADCRUMBS, CRASH, COMMANDS, OUTPUT, INFO_LOG}
 )
 
@@ -90,6 +89,18 @@ def found_in(text: str, secret: str) -> set[str]:
         for form in disguises(secret)
         if form in text
     }
+
+
+def attributes(thing: object) -> str:
+    """Return what an inspector shows of an object: its attributes, private ones and properties too, without methods."""
+    told: list[str] = []
+    for name in dir(thing):
+        if not name.startswith("__"):
+            # A property may raise whatever it likes.
+            with suppress(Exception):
+                value = getattr(thing, name)
+                told += [] if callable(value) else [f"{name} = {value!r}"]
+    return "\n".join(told)
 
 
 class Sinks:
@@ -135,8 +146,7 @@ class Sinks:
         """Keep what objects print of themselves, and what inspectors print of them."""
         for thing in things:
             self.put(THINGS, str(thing), repr(thing), pprint.pformat(getattr(thing, "__dict__", None)))
-            if self._is_new(type(thing)):
-                self.put(INSPECT, _drawn(Inspect(thing, private=True, sort=False)))
+            self.put(ATTRIBUTES, attributes(thing))
 
     def _is_new(self, drawing: object) -> bool:
         # Rich and Sentry take their time; the same lines with the same variables go there once.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
-import io
 import pickle
 import traceback
 from functools import partial
@@ -13,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from rich._inspect import Inspect
-from rich.console import Console
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError, RetryPolicy, View
 from retailrocket_async._credentials import Credentials
@@ -22,7 +19,7 @@ from retailrocket_async._reply import Reply
 from retailrocket_async._transport import HttpxTransport
 from retailrocket_async.emulator import Settings
 from tests.raw_server import OK, Arrived, answer, raw_server
-from tests.sinks import KEY, found_in
+from tests.sinks import KEY, attributes, found_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -32,13 +29,6 @@ EVENT = View(session_external_id="visitor5ba1f2d3", product_id=1)
 
 def _told_with_variables(error: BaseException) -> str:
     return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-
-
-def _inspected(thing: object) -> str:
-    console = Console(file=io.StringIO(), width=1000)
-    console.print(Inspect(thing, private=True, sort=False))
-    told: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return told
 
 
 async def _told_by_tasks(work: Coroutine[Any, Any, Any]) -> tuple[Any, set[str]]:
@@ -145,7 +135,7 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
         ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("retailrocket_async._")]
         told = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
         # An inspector reads properties, and the URL's `raw_path` is where the connection reads the key.
-        told += [_inspected(thing) for thing in ours if not isinstance(thing, httpx.URL)]
+        told += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]
         await client.aclose(timeout=0)
 
     assert {"Credentials", "_KeyedURL", "HttpxTransport"} <= {type(thing).__name__ for thing in ours}
@@ -202,7 +192,7 @@ async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
         "partial": partial(told, KEY),
     }
     credentials = Credentials(sources[kind], "partner")
-    assert set() == found_in(_inspected(credentials), KEY)
+    assert set() == found_in(attributes(credentials), KEY)
     failure, seen = await _told_by_tasks(credentials.ready())
 
     assert failure == ("RuntimeError" if kind == "failing function" else None)
