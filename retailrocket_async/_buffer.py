@@ -17,7 +17,7 @@ import heapq
 import itertools
 import math
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -29,7 +29,7 @@ from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._overflow import DEFAULT_RANKING, Overflow, Ranks, checked_ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from retailrocket_async._outcome import Receipt
 
@@ -128,6 +128,46 @@ class Buffer:
         return Ranks({}) if self.overflow == "drop_oldest" else None
 
 
+class _Lane(OrderedDict[Batch, None]):
+    """The waiting batches of one lane, oldest first, and what they hold: a long lane is never gone through.
+
+    Attributes:
+        events: events in them.
+        bytes: bytes of their JSON.
+    """
+
+    __slots__ = ("_generation", "_newest", "bytes", "events")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events = self.bytes = 0
+        # The last generation in which a batch was opened, and how many there are of it.
+        self._generation = self._newest = 0
+
+    @property
+    def first(self) -> Batch:
+        """The oldest batch."""
+        return next(iter(self))
+
+    def open(self, batch: Batch) -> None:
+        """Add a new batch at the end."""
+        self[batch] = None
+        if batch.generation != self._generation:
+            self._generation, self._newest = batch.generation, 0
+        self._newest += 1
+
+    def remove(self, batch: Batch) -> None:
+        """Remove a batch."""
+        del self[batch]
+        self.events -= len(batch)
+        self.bytes -= batch.size - 1
+        self._newest -= batch.generation == self._generation
+
+    def urgent(self, generation: int) -> int:
+        """Return how many batches were opened before `generation` began."""
+        return len(self) - (self._newest if self._generation == generation else 0)
+
+
 class EventBuffer:
     """The waiting events; see the module's text.
 
@@ -156,7 +196,7 @@ class EventBuffer:
         self._timed = buffer.max_age is not None
         self._ranks = buffer.ranks()
         self.cap = BodyCap(batching.max_bytes)
-        self._lanes: dict[Hashable, deque[Batch]] = {}
+        self._lanes: dict[Hashable, _Lane] = {}
         # All waiting batches, oldest first, and when their first event came; with a constant cost at its front, where
         # a dict's grows.
         self._order: OrderedDict[Batch, float] = OrderedDict()
@@ -165,12 +205,14 @@ class EventBuffer:
         self._opened = itertools.count()
         self._busy: set[Hashable] = set()
         # Lanes that could give a batch now, in the order in which they could; a dict for its order.
-        self._ready: dict[Hashable, deque[Batch]] = {}
+        self._ready: dict[Hashable, _Lane] = {}
         self._ready_events = 0
         self._ready_bytes = 0
         # Ready batches, and those of them that a flush waits for.
         self._ready_batches = 0
         self._urgent_batches = 0
+        # No ready batch was opened before then.
+        self._oldest_ready = math.inf
         self.fine = False
         self.generation = 0
         self.batches = 0
@@ -199,8 +241,8 @@ class EventBuffer:
         size = len(envelope) + 1
         batches = self._lanes.get(lane)
         if batches is None:
-            batches = self._lanes[lane] = deque()
-        batch = batches[-1] if batches else None
+            batches = self._lanes[lane] = _Lane()
+        batch = next(reversed(batches), None)
         ready = lane not in self._busy
         if (
             batch is None
@@ -209,7 +251,7 @@ class EventBuffer:
             or (self.fine and self._clock() - batch.opened_at > _FINE)
         ):
             batch = Batch(self._clock(), self.generation, lane)
-            batches.append(batch)
+            batches.open(batch)
             self._order[batch] = batch.opened_at if came_at is None else came_at
             if self._timed:
                 heapq.heappush(self._ages, (self._order[batch], next(self._opened), batch))
@@ -222,6 +264,8 @@ class EventBuffer:
             batch.times.append(self._clock() if came_at is None else came_at)
         if self._ranks is not None:
             self._ranks.add(batch, receipt, size)
+        batches.events += 1
+        batches.bytes += size
         self.events += 1
         self.bytes += size
         if not ready:
@@ -229,20 +273,25 @@ class EventBuffer:
         self._ready_events += 1
         self._ready_bytes += size
         if lane not in self._ready:
-            self._ready[lane] = batches
+            self._make_ready(lane, batches)
             return True
         return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
 
     def due_in(self) -> float | None:
-        """Return the seconds until a batch should be taken, 0 for now; None while there is none to take."""
+        """Return the seconds until a batch should be taken, 0 for now; None while there is none to take.
+
+        Sometimes less, where there are many lanes: ask again then.
+        """
         if not self._ready:
             return None
         if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
             return 0.0
-        # Few lanes to look at: each holds an event, and there are fewer ready events than fill a batch. A lane that was
-        # busy can come after a younger one.
-        oldest = min(batches[0].opened_at for batches in self._ready.values())
-        return max(0.0, oldest + self._linger - self._clock())
+        now = self._clock()
+        # A lane that was busy can come after a younger one. Of many, and each event may make one ready, all are looked
+        # at only once the oldest may be due.
+        if len(self._ready) <= _LANES or self._oldest_ready + self._linger <= now:
+            self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
+        return max(0.0, self._oldest_ready + self._linger - now)
 
     def take(self) -> Batch | None:
         """Remove and return the next batch; None where every lane is empty or busy.
@@ -255,7 +304,7 @@ class EventBuffer:
         if self._merging:
             # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
             for lane, batches in list(self._ready.items()):
-                if self._fit_together(batch, batches[0]):
+                if self._fit_together(batch, batches.first):
                     batch.absorb(self._take_from(lane))
         return batch
 
@@ -267,7 +316,7 @@ class EventBuffer:
         for lane in batch.lanes:
             self._busy.discard(lane)
             if batches := self._lanes.get(lane):
-                self._ready[lane] = batches
+                self._make_ready(lane, batches)
                 self._count_ready(batches, 1)
                 became_ready = True
             else:
@@ -347,7 +396,10 @@ class EventBuffer:
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
         """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
         lane = batch.lanes[0]
+        batches = self._lanes[lane]
         size = removed.size - 1
+        batches.events -= len(removed)
+        batches.bytes -= size
         self.events -= len(removed)
         self.bytes -= size
         if self._ranks is not None:
@@ -359,7 +411,6 @@ class EventBuffer:
             return removed
         removed.opened_in = batch.opened_in
         self._forget(batch)
-        batches = self._lanes[lane]
         batches.remove(batch)
         if ready:
             self._ready_batches -= 1
@@ -386,29 +437,38 @@ class EventBuffer:
     def _take_from(self, lane: Hashable) -> Batch:
         batches = self._ready[lane]
         # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
-        self._count_ready(batches if self._exclusive else (batches[0],), -1)
-        batch = batches.popleft()
-        self._forget(batch)
+        if self._exclusive:
+            self._count_ready(batches, -1)
+        batch = self._take_first(batches)
         # Batches that events have left by another door, or that were closed early, make a full one together.
-        while not self.fine and batches and self._fit_together(batch, batches[0]):
-            if not self._exclusive:
-                self._count_ready((batches[0],), -1)
-            following = batches.popleft()
-            self._forget(following)
-            batch.absorb(following)
+        while not self.fine and batches and self._fit_together(batch, batches.first):
+            batch.absorb(self._take_first(batches))
         if self._exclusive:
             self._busy.add(lane)
         if self._exclusive or not batches:
             del self._ready[lane]
         return batch
 
-    def _count_ready(self, batches: Iterable[Batch], sign: Literal[1, -1]) -> None:
-        for batch in batches:
-            self._ready_events += sign * len(batch)
-            self._ready_bytes += sign * (batch.size - 1)
-            self._ready_batches += sign
-            if batch.generation != self.generation:
-                self._urgent_batches += sign
+    def _take_first(self, batches: _Lane) -> Batch:
+        batch = batches.first
+        if not self._exclusive:
+            self._ready_events -= len(batch)
+            self._ready_bytes -= batch.size - 1
+            self._ready_batches -= 1
+            self._urgent_batches -= batch.generation != self.generation
+        batches.remove(batch)
+        self._forget(batch)
+        return batch
+
+    def _make_ready(self, lane: Hashable, batches: _Lane) -> None:
+        self._ready[lane] = batches
+        self._oldest_ready = min(self._oldest_ready, batches.first.opened_at)
+
+    def _count_ready(self, batches: _Lane, sign: Literal[1, -1]) -> None:
+        self._ready_events += sign * batches.events
+        self._ready_bytes += sign * batches.bytes
+        self._ready_batches += sign * len(batches)
+        self._urgent_batches += sign * batches.urgent(self.generation)
 
 
 def _check_int(name: str, value: object, least: int, most: int | None) -> None:

@@ -43,7 +43,7 @@ class Credentials:
             or control characters (a key read from a file often ends in a newline).
     """
 
-    __slots__ = ("_ask", "_asking", "_query", "partner_id", "renewable", "serial")
+    __slots__ = ("_ask", "_asking", "_calling", "_query", "partner_id", "renewable", "serial")
 
     def __init__(self, api_key: ApiKey, partner_id: str) -> None:
         complaint = (None if callable(api_key) else _complaint("api_key", api_key)) or _complaint(
@@ -59,6 +59,7 @@ class Credentials:
         self._query: Callable[[], bytes] = bytes
         self._ask: Callable[[], Callable[[], object]] | None = None
         self._asking: Task[str | None] | None = None
+        self._calling: Task[Callable[[], object]] | None = None
         self.renewable = callable(api_key)
         if callable(api_key):
             # A `functools.partial` prints its arguments.
@@ -88,8 +89,9 @@ class Credentials:
 
     def close(self) -> None:
         """Stop asking."""
-        if self._asking is not None:
-            self._asking.cancel()
+        for task in (self._asking, self._calling):
+            if task is not None:
+                task.cancel()
 
     async def _asked(self) -> str | None:
         """Ask, once for all who want to know; return the name of what went wrong, or None."""
@@ -109,10 +111,27 @@ class Credentials:
         # Nothing of what is raised or returned here may leave: both may hold a key.
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                self._take(await _called(cast("Callable[[], Callable[[], object]]", self._ask)()))
+                self._take(await self._called(cast("Callable[[], Callable[[], object]]", self._ask)()))
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything
             return type(error).__name__
         return None
+
+    async def _called(self, ask: Callable[[], object]) -> object:
+        if inspect.iscoroutinefunction(ask):
+            return await ask()
+        # A thread cannot be cancelled: where the last call has not come back, its answer is waited for again, or each
+        # question to a function that hangs would leave one more thread.
+        if self._calling is None:
+            self._calling = asyncio.create_task(_in_thread(ask))
+            self._calling.add_done_callback(self._came_back)
+        answer = (await asyncio.shield(self._calling))()
+        return await answer if inspect.isawaitable(answer) else answer
+
+    def _came_back(self, calling: Task[Callable[[], object]]) -> None:
+        self._calling = None
+        if not calling.cancelled():
+            # Looked at, or asyncio would log it where nobody waits any more.
+            calling.exception()
 
     def _take(self, api_key: object) -> None:
         complaint = _complaint("api_key", api_key)
@@ -131,11 +150,12 @@ class Credentials:
         raise TypeError("Credentials cannot be pickled: they would be written out")
 
 
-async def _called(ask: Callable[[], object]) -> object:
-    if inspect.iscoroutinefunction(ask):
-        return await ask()
-    answer = (await offload(veiled(ask)))()
-    return await answer if inspect.isawaitable(answer) else answer
+async def _in_thread(ask: Callable[[], object]) -> Callable[[], object]:
+    try:
+        return await offload(veiled(ask))
+    except SystemExit as error:
+        # It ends threads, not event loops.
+        raise RuntimeError(type(error).__name__) from None
 
 
 def _complaint(name: str, value: object) -> str | None:

@@ -136,7 +136,14 @@ class Intake:
                 return
 
     def _makes_room(self, size: int, event_name: str) -> bool:
-        for given_way in self._buffer.make_room(size, event_name):
+        # For a large event very many small ones may give way: they are settled together.
+        given_way = None
+        for batch in self._buffer.make_room(size, event_name):
+            if given_way is None:
+                given_way = batch
+            else:
+                given_way.absorb(batch)
+        if given_way is not None:
             self._ledger.close_batch(given_way, Dropped(reason="overflow"))
         return self._buffer.fits(size)
 

@@ -57,7 +57,7 @@ class Ledger:
         self.splits = 0
         self.limiter_wait = 0.0
         self._delivered = self._rejected = self._abandoned = self._dropped = 0
-        self._dropped_by: dict[str, Counter[str]] = {}
+        self._dropped_by: dict[str, dict[str, int]] = {}
         self._hook_errors = 0
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, tell: bool = True) -> None:
@@ -96,12 +96,15 @@ class Ledger:
                 key = ("abandoned", reason, status)
             case Dropped(reason=reason):
                 self._dropped += count
-                self._dropped_by.setdefault(reason, Counter()).update(names)
+                by_name = self._dropped_by.setdefault(reason, {})
+                for name in names:
+                    by_name[name] = by_name.get(name, 0) + 1
                 # What the user's own hook drops is no news.
                 key = ("dropped", reason) if reason != "before_send" else None
-        for flush in self._flushes:
-            flush.count_down(opened_in)
-        if key is not None and not isinstance(outcome, Delivered):
+        if opened_in:
+            for flush in self._flushes:
+                flush.count_down(opened_in)
+        if key is not None and key not in self._told and not isinstance(outcome, Delivered):
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
 

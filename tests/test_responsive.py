@@ -6,13 +6,16 @@ Nothing here measures time. Parts are counted by turns of the loop, costs by cal
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from retailrocket_async import Batching, Buffer, ClientClosedError, Dropped, Rejected, RetryPolicy
 from retailrocket_async._buffer import EventBuffer
+from retailrocket_async._credentials import Credentials
 from retailrocket_async._outcome import Receipt
 from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, run, turns
 
@@ -290,3 +293,103 @@ def test_the_ages_of_what_has_left_are_forgotten() -> None:
         buffer.append(b"{}", Receipt("view"))
         assert buffer.take() is not None
     assert len(buffer._ages) < 100
+
+
+@pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
+def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
+    """However many batches of one visitor wait behind one on its way, taking and releasing cost the same."""
+
+    def cost(length: int) -> int:
+        buffer, _ = buffer_of(batching, 1, length, lambda: 0.0)
+        buffer.begin_flush()
+
+        def turn() -> None:
+            batch = buffer.take()
+            assert batch is not None
+            assert buffer.release(batch)
+            assert buffer.due_in() == 0.0
+
+        return calls(turn)
+
+    assert cost(5000) == cost(5)
+
+
+def test_many_lanes_are_not_gone_through_for_every_event() -> None:
+    """When the next batch is due is known without a look at all visitors, until the oldest one's may be."""
+    now = 0.0
+    buffer, _ = buffer_of(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
+    assert buffer.due_in() == 1.0
+    for number in range(1000, 1010):
+        now += 0.01
+        buffer.append(b"{}", Receipt("view"), f"v{number}")
+        assert calls(buffer.due_in) < 10
+    assert buffer.due_in() == pytest.approx(0.9)
+    # The oldest thousand leave: nothing is due before those who came later.
+    for _ in range(1000):
+        buffer.take()
+    now = 1.0
+    assert buffer.due_in() == pytest.approx(0.01)
+
+
+def test_stats_do_not_count_who_waits() -> None:
+    """A snapshot costs the same with thousands of callers who wait for room."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+        await engine.track(0)
+        alone = calls(engine.stats)
+        callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
+        await turns()
+        assert engine.stats().waiting == 2000
+        assert calls(engine.stats) <= alone
+        await engine.aclose(0.0)
+        await asyncio.gather(*callers, return_exceptions=True)
+
+    run(test())
+
+
+async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked, a function that does not come back is called once, and its late answer is taken."""
+    monkeypatch.setattr("retailrocket_async._credentials.ASK_SECONDS", 0.01)
+    called = 0
+    go_on = threading.Event()
+
+    def ask() -> str:
+        nonlocal called
+        called += 1
+        go_on.wait()
+        return f"key{called}"
+
+    credentials = Credentials(ask, "partner")
+    for _ in range(5):
+        assert await credentials.ready() == "TimeoutError"
+    assert called == 1
+    go_on.set()
+    monkeypatch.setattr("retailrocket_async._credentials.ASK_SECONDS", 60.0)
+    assert await credentials.ready() is None
+    assert (called, credentials.serial) == (1, 1)
+    assert await credentials.renew(1) == (True, None)
+    assert called == 2
+
+
+async def test_a_key_function_that_fails_late_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a function raises when nobody waits for it any more is in no log: it may hold the key."""
+    monkeypatch.setattr("retailrocket_async._credentials.ASK_SECONDS", 0.01)
+    go_on = threading.Event()
+
+    def ask() -> str:
+        go_on.wait()
+        raise SystemExit("secret")
+
+    credentials = Credentials(ask, "partner")
+    assert await credentials.ready() == "TimeoutError"
+    calling = credentials._calling
+    assert calling is not None
+    go_on.set()
+    await asyncio.wait({calling})
+    await turns()
+    del calling
+    gc.collect()
+    assert caplog.records == []
