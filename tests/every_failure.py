@@ -28,7 +28,6 @@ from retailrocket_async import (
     Batching,
     Buffer,
     LocalLimiter,
-    RateLimit,
     RetailRocketError,
     SetContact,
     ThreadsafeHandle,

@@ -4,6 +4,7 @@ The server is consistent: an event that it minds makes it refuse every request w
 them; a body that is too large, a wrong key and a closed shop are always refused; everything else may fail in any way.
 """
 
+# ruff: noqa: FBT001, FBT003, PLR0917 - strategies, and what they draw
 from __future__ import annotations
 
 import asyncio
@@ -201,7 +202,7 @@ class FailingLimiter:
     def sent(self) -> None:
         """Do nothing."""
 
-    def done(self, *, answered: bool = False) -> None:  # noqa: ARG002 - the protocol's
+    def done(self, *, answered: bool = False) -> None:
         """Count."""
         self.open -= 1
 
@@ -527,7 +528,7 @@ class Story:
     plan=PLANS,
     close_timeout=st.sampled_from([None, None, 15.0, 0.5, 0.0]),
 )
-def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0913, PLR0917 - everything at once
+def test_nothing_is_lost_hidden_or_left(
     nature: Nature,
     batching: Batching,
     buffer: Buffer,
