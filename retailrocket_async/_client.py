@@ -129,7 +129,8 @@ class AsyncTrackingClient(EventMethods):
             check_verified(http_client, self._base_url)
         self._partner_id = credentials.partner_id
         self._batching = batching
-        self._codec = Codec(timestamp_precision)
+        # To build one takes ten milliseconds, which the second client of a process need not spend.
+        self._codec = (_codec if type(timestamp_precision) is str else Codec)(timestamp_precision)
         self._encode = self._codec.encode
         transport = HttpxTransport(
             credentials,
@@ -386,6 +387,9 @@ class AsyncTrackingClient(EventMethods):
             rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
             raise EventValidationError(event.event_name, "", rule, len(envelope))
         return envelope
+
+
+_codec = functools.cache(Codec)
 
 
 def _seconds(timeout: float | None) -> float | None:

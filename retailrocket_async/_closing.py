@@ -30,8 +30,14 @@ _HOOK_TIME: Final = 0.1
 _DROP_TIME: Final = 5e-6
 """Seconds that are kept for settling an event that is left."""
 
+_BATCH_TIME: Final = 1e-5
+"""Seconds that are kept for a batch that is left, beside its events."""
+
+_SETTLING: Final = 0.25
+"""The part of the whole time that is kept for them at most."""
+
 _ENDING: Final = 0.1
-"""The part of the whole time that is kept at most."""
+"""The part of the whole time that is kept for the hook at most."""
 
 
 class Closing:
@@ -46,6 +52,7 @@ class Closing:
         abort: gives everything its outcome now.
         disconnect: closes the connections.
         stats: returns the counters.
+        batches: returns how many batches, and direct sends, have no outcome.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms that end with it
@@ -59,6 +66,7 @@ class Closing:
         abort: Callable[[], Coroutine[None, None, None]],
         disconnect: Callable[[], Coroutine[None, None, None]],
         stats: Callable[[], Stats],
+        batches: Callable[[], int],
     ) -> None:
         self._home = home
         self._ledger = ledger
@@ -68,6 +76,7 @@ class Closing:
         self._abort = abort
         self._disconnect = disconnect
         self._stats = stats
+        self._batches = batches
         self._report: asyncio.Future[CloseReport] | None = None
         self._last_tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -117,7 +126,9 @@ class Closing:
         """Return the seconds at the end that settling what is left, and telling of it, may take."""
         stats = self._stats()
         hooks = _HOOK_TIME if self._ledger.hooks.wants_outcomes else 0.0
-        return min(_ENDING * (timeout or 0.0), hooks + (stats.pending + stats.in_flight) * _DROP_TIME)
+        settling = (stats.pending + stats.in_flight) * _DROP_TIME + self._batches() * _BATCH_TIME
+        whole = timeout or 0.0
+        return min(_ENDING * whole, hooks) + min(_SETTLING * whole, settling)
 
     def _reported(self, started_at: float) -> CloseReport:
         status = self._breaker.status

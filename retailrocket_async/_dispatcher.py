@@ -134,6 +134,7 @@ class Dispatcher:
             abort=self._abort,
             disconnect=self._sender.aclose,
             stats=self.stats,
+            batches=lambda: self._buffer.batches + len(self._flights),
         )
 
     # --- sending ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ _FEW = 20
 _WOKEN_AT_ONCE = 200
 """Callers that are let in, or turned away, before others may run: each of them has something to do then."""
 
+_FULL = 3
+"""Events that it costs as much as, if one comes where there is no room: another one is dropped, and told of."""
+
 _YIELD_EVERY = 200
 """Events accepted in a row before the caller's task lets others run, a KiB counts as one more: about a millisecond."""
 
@@ -121,6 +124,7 @@ class Intake:
         self.check_open()
         name, size = event.event_name, len(envelope) + 1
         if self._waiters or not self._buffer.fits(size):
+            self._accepted_in_a_row += _FULL
             self._expire_some(size)
             if self._overflow in ("wait", "raise"):
                 if self._waiters or not self._buffer.fits(size):

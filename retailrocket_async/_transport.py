@@ -17,8 +17,9 @@ import logging
 import socket
 import ssl
 from datetime import UTC, datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 import attrs
 import httpx
@@ -210,9 +211,14 @@ class HttpxTransport:
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            self._opening = opening = asyncio.create_task(offload(self._make_client))
+            self._opening = opening = asyncio.create_task(self._opened())
         self._client = await asyncio.shield(opening)
         return self._client
+
+    async def _opened(self) -> HttpClient:
+        # One at a time: it holds the interpreter's lock, and many threads that do so leave nothing to the loop.
+        async with _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            return await offload(self._make_client)
 
     def _make_client(self) -> HttpClient:
         limits = httpx.Limits(
@@ -227,11 +233,20 @@ class HttpxTransport:
             headers=headers,
             follow_redirects=False,
             event_hooks={"response": [_forget_target]},
-            # Whatever the server sets: kept cookies would only grow.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            cookies=_NoCookies(),
             # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
             trust_env=self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host),
         )
+
+
+class _NoCookies(CookieJar):
+    """Keeps no cookie, and reads none: a thousand would take longer than the request."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        pass
+
+
+_turns_to_open: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
 def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:

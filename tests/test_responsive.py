@@ -11,13 +11,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
-from retailrocket_async import Batching, Buffer, ClientClosedError, Dropped, Rejected, RetryPolicy
+from retailrocket_async import AsyncTrackingClient, Batching, Buffer, ClientClosedError, Dropped, Rejected, RetryPolicy
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._credentials import Credentials
 from retailrocket_async._outcome import Receipt
-from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, run, turns
+from retailrocket_async._transport import HttpClient, HttpxTransport
+from retailrocket_async.emulator import Settings, running_emulator
+from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, event, run, turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -393,3 +396,44 @@ async def test_a_key_function_that_fails_late_is_not_logged(
     del calling
     gc.collect()
     assert caplog.records == []
+
+
+def test_clients_share_their_codec() -> None:
+    """A second client builds no second codec, but for another precision of timestamps."""
+    first, second = AsyncTrackingClient("key", "partner"), AsyncTrackingClient("key", "partner")
+    third = AsyncTrackingClient("key", "partner", timestamp_precision="milliseconds")
+    assert first._codec is second._codec is not third._codec
+
+
+async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
+    make, making, most = HttpxTransport._make_client, 0, 0
+
+    def counted(transport: HttpxTransport) -> HttpClient:
+        nonlocal making, most
+        making += 1
+        most = max(most, making)
+        client = make(transport)
+        making -= 1
+        return client
+
+    monkeypatch.setattr(HttpxTransport, "_make_client", counted)
+    async with running_emulator(Settings()) as emulator:
+        clients = [AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url) for _ in range(5)]
+        await asyncio.gather(*(client.send(event(1)) for client in clients))
+        assert most == 1
+        await asyncio.gather(*(client.aclose() for client in clients))
+
+
+def test_cookies_are_not_read() -> None:
+    """However many cookies an answer sets, they cost nothing, and none is kept."""
+    client = HttpxTransport(Credentials("key", "partner"))._make_client()
+
+    def cost(count: int) -> int:
+        headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]
+        response = httpx.Response(200, headers=headers, request=httpx.Request("POST", "https://host/"))
+        return calls(lambda: client.cookies.extract_cookies(response))
+
+    cost(1)
+    assert cost(500) == cost(1)
+    assert len(client.cookies) == 0
