@@ -135,12 +135,14 @@ class Server(ScriptedTransport):
 LATENCIES = st.sampled_from([0.05, 0.05, 0.001, 0.0, 0.3, 2.0, 9.0])
 UNCLEAR = st.builds(
     Step,
-    reply=st.sampled_from([Reply(status=503), Reply(failure="timeout", detail="ReadTimeout"), Reply(status=501)]),
+    reply=st.sampled_from(
+        [Reply(status=503), Reply(status=503), Reply(failure="timeout", detail="T"), Reply(status=501)]
+    ),
     latency=LATENCIES,
     recorded=st.booleans(),
 )
+FINE = st.builds(Step, latency=LATENCIES)
 FAULTS = st.one_of(
-    st.builds(Step, latency=LATENCIES),
     UNCLEAR,
     UNCLEAR,
     UNCLEAR,
@@ -173,8 +175,8 @@ NATURES = st.builds(
     ask=st.sampled_from([0.0, 0.1, 10.0]),
     keyless=st.integers(0, 2),
     faults=st.one_of(
-        st.lists(FAULTS, min_size=3, max_size=20).map(tuple),
-        st.lists(FAULTS, min_size=10, max_size=40).map(tuple),
+        st.lists(FAULTS | FINE, min_size=1, max_size=6).map(tuple),
+        st.lists(FINE | FINE | FAULTS, min_size=3, max_size=40).map(tuple),
         st.builds(lambda fault, count: (fault,) * count, FAULTS, st.integers(1, 40)),
     ),
 )
