@@ -13,6 +13,7 @@ from retailrocket_async._errors import ClientClosedError, ConfigurationError, Dr
 from retailrocket_async._events import EVENT_TYPES, Event, Order, SetContact, View
 from retailrocket_async._outcome import Delivered, Dropped, Receipt
 from tests.fakes import ScriptedTransport, event, into, make_client, number_of, run
+from tests.ids import shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -247,7 +248,7 @@ async def _coroutine(what: Event) -> Event:
     return what
 
 
-@pytest.mark.parametrize("hook", ["strip", 1, _coroutine], ids=repr)
+@pytest.mark.parametrize("hook", ["strip", 1, _coroutine], ids=shown)
 def test_impossible_hook(hook: Any) -> None:
     """A hook that is no plain function is refused where it is given."""
     with pytest.raises(ConfigurationError, match="before_send must be a plain function"):

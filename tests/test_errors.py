@@ -33,6 +33,7 @@ from retailrocket_async import (
     _errors,
 )
 from retailrocket_async._errors import REDACTED, brief, brief_names
+from tests.ids import shown
 from tests.strategies import HOSTILE
 
 CLASSES: dict[str, type[Exception]] = {
@@ -219,7 +220,7 @@ FACTS: list[tuple[type[DeliveryError], Outcome]] = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=repr)
+@pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) -> None:
     """The error of a failed delivery carries the outcome, and its facts as attributes of its own."""
     error = cls("it failed", outcome)
@@ -230,7 +231,7 @@ def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) 
 
 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
-@pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=repr)
+@pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_failed_delivery_travels(cls: type[DeliveryError], outcome: Outcome, trip: Any) -> None:
     """The error of a failed delivery arrives whole in another process."""
     error = cls("it failed", outcome)

@@ -28,6 +28,7 @@ from retailrocket_async import (
 )
 from retailrocket_async._events import StockEvent, VisitorEvent, utc_now
 from tests.fuzz.draw import EndlessMapping, FickleMapping
+from tests.ids import shown
 from tests.strategies import (
     BY_CLASS,
     CLASSES,
@@ -209,7 +210,7 @@ def test_utc_now() -> None:
         MOMENT.replace(tzinfo=Daylight(), fold=1),
         Moment(2018, 9, 15, 18, 53, 0, 1, tzinfo=timezone(timedelta(hours=3))),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_timestamp_is_fixed(moment: datetime) -> None:
     """A timestamp keeps its instant and its offset, and none of the caller's classes."""
@@ -302,7 +303,7 @@ def test_custom_name_of_batch() -> None:
         CustomEvent(name="visitorEvents", fields={})
 
 
-@pytest.mark.parametrize("fields", [None, [], "x", {1: 1}, {"a": math.nan}, {"a": object()}], ids=repr)
+@pytest.mark.parametrize("fields", [None, [], "x", {1: 1}, {"a": math.nan}, {"a": object()}], ids=shown)
 def test_custom_fields_refused(fields: Any) -> None:
     """The fields of a custom event must be a JSON object; the error names the event and never shows them."""
     with pytest.raises(EventValidationError) as caught:
@@ -367,7 +368,7 @@ def test_order_lines_now() -> None:
         ({**LINE, "quantity": True}, "quantity", "above 0"),
         ({**LINE, "stock_id": ""}, "stock_id", "1-50 characters"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_order_lines_refused(line: Any, field: str, said: str) -> None:
     """A line with an unknown key, a missing key or a broken rule is refused and told."""

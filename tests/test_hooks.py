@@ -33,6 +33,7 @@ from tests.fakes import (
     tasks,
     turns,
 )
+from tests.ids import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -256,7 +257,7 @@ def _raising(error: BaseException, *, coroutine: bool) -> Callable[[object], obj
 @pytest.mark.parametrize(
     "error",
     [ZeroDivisionError(), asyncio.CancelledError(), concurrent.futures.CancelledError(), TimeoutError()],
-    ids=repr,
+    ids=shown,
 )
 async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseException, coroutine: bool) -> None:  # noqa: FBT001
     """Hooks that raise, be it a cancellation of something of their own, are counted, logged once, and called again."""

@@ -164,7 +164,8 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
         client = AsyncTrackingClient(KEY, "partner", base_url=server.url, retry=retry)
         await client.track(EVENT)
         await answered.wait()
-        bodies = {thing.body for thing in gc.get_objects() if isinstance(thing, Reply)}
+        # By its type alone: other tests leave objects that raise when asked for their class.
+        bodies = {thing.body for thing in gc.get_objects() if type(thing) is Reply}
         await client.aclose(timeout=0)
 
     assert set() != found_in(repr(asked), KEY)

@@ -32,6 +32,7 @@ from retailrocket_async import (
     ThrottledError,
 )
 from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered, error_for, settle
+from tests.ids import shown
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -116,7 +117,7 @@ async def settled() -> None:
 # --- outcomes ---
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, ids=repr)
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_outcome_is_a_value(outcome: Outcome) -> None:
     """An outcome is a frozen value: equal to its copies, hashable, without a dict, and it travels."""
     assert outcome == pickle.loads(pickle.dumps(outcome)) == attrs.evolve(outcome)
@@ -126,7 +127,7 @@ def test_outcome_is_a_value(outcome: Outcome) -> None:
         outcome.reason = "other"  # type: ignore[union-attr,misc]
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, ids=repr)
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_every_outcome_tells_the_same_things(outcome: Outcome) -> None:
     """Status, attempts, elapsed time and whether the event may be recorded can be read from any outcome."""
     assert outcome.status is None or 100 <= outcome.status <= 599
@@ -160,7 +161,7 @@ def test_outcome_union() -> None:
 # --- errors ---
 
 
-@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=repr)
+@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
     """Each undelivered outcome has its error: the type says whose fault it is, the message what to do."""
     error = error_for(outcome)
@@ -193,7 +194,7 @@ def test_error_names_reason_of_drop(reason: DropReason) -> None:
 # --- receipts ---
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, ids=repr)
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 async def test_await_gives_the_outcome(outcome: Outcome) -> None:
     """Awaiting a receipt gives its outcome as a value, before and after it is there, any number of times."""
     receipt = Receipt("view")
@@ -204,7 +205,7 @@ async def test_await_gives_the_outcome(outcome: Outcome) -> None:
     assert [outcome] * 3 == [await waiter, await receipt, await receipt]
 
 
-@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=repr)
+@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
     """`delivered()` raises the error that matches the outcome, a new one for each caller."""
     receipt = Receipt("view")
@@ -252,7 +253,7 @@ def test_settled_receipt_needs_no_loop() -> None:
     assert caught.value.value is DELIVERED
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=repr)
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
 async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
     """An event has exactly one outcome: the first."""
     receipt = Receipt("view")
@@ -389,6 +390,10 @@ def test_unawaited_receipt_never_warns() -> None:
                 settle([receipt, Receipt("view")], outcome)
             del receipt, left
 
+    with warnings.catch_warnings():
+        # What other tests have left is theirs.
+        warnings.simplefilter("ignore")
+        gc.collect()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         asyncio.run(main())

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retailrocket_async._reply import FailureKind, Reply, Verdict, parse_http_date, parse_retry_after
+from tests.ids import shown
 from tests.strategies import PROPERTY
 
 TABLE: list[tuple[set[int], Verdict, bool]] = [
@@ -28,7 +29,7 @@ TABLE: list[tuple[set[int], Verdict, bool]] = [
 STATUSES = {status: (verdict, recorded) for statuses, verdict, recorded in TABLE for status in statuses}
 
 
-@pytest.mark.parametrize("others", [{}, {"retry_after": 1.0, "sent": False}], ids=repr)
+@pytest.mark.parametrize("others", [{}, {"retry_after": 1.0, "sent": False}], ids=shown)
 def test_status(others: dict[str, Any]) -> None:
     """Every status means what the table says, whatever else came with it."""
     replies = {status: Reply(status=status, **others) for status in range(100, 600)}

@@ -314,7 +314,8 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 
         return calls(turn)
 
-    assert cost(5000) == cost(5)
+    # A few more where the interpreter itself calls something meanwhile.
+    assert cost(5000) <= cost(5) + 20
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:

@@ -20,6 +20,7 @@ from retailrocket_async import Codec, CustomEvent, EventValidationError, GroupVi
 from retailrocket_async._errors import REDACTED
 from retailrocket_async._rules import MAX_DEPTH, MAX_IDS, PERSONAL, on_wire
 from tests.fuzz.draw import EndlessList
+from tests.ids import shown
 from tests.strategies import (
     CLASSES,
     HOSTILE,
@@ -156,7 +157,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
 
 def _name(value: object) -> str:
     try:
-        return repr(value)[:40] if not isinstance(value, type) else value.__name__
+        return shown(value)[:40] if not isinstance(value, type) else value.__name__
     except Exception:  # noqa: BLE001 - some values are made to raise
         return f"<{type(value).__name__}>"
 

@@ -35,6 +35,7 @@ from retailrocket_async import (
 )
 from retailrocket_async._events import StockEvent, VisitorEvent
 from retailrocket_async._wire import join
+from tests.ids import shown
 from tests.strategies import (
     CLASSES,
     HOSTILE,
@@ -491,7 +492,7 @@ def test_timestamp_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "envelope",
     [None, 1, 1.5, "view", True, [], [{"view": {}}], {}, {"view": {}, "search": {}}, object(), b"{}"],
-    ids=repr,
+    ids=shown,
 )
 def test_no_envelope(envelope: Any) -> None:
     """What is not an object with exactly one key is refused, whatever else it is."""
@@ -500,7 +501,7 @@ def test_no_envelope(envelope: Any) -> None:
             CODEC.from_wire(envelope, allow_custom=allow_custom)
 
 
-@pytest.mark.parametrize("body", [None, 1, "x", [], True, 1.5], ids=repr)
+@pytest.mark.parametrize("body", [None, 1, "x", [], True, 1.5], ids=shown)
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_no_body(name: str, body: Any) -> None:
     """An event that is not an object is refused with what it is instead."""
@@ -535,7 +536,7 @@ def test_allow_custom() -> None:
         *({"newEvent": None}, {"newEvent": []}, {"newEvent": "x"}, {"newEvent": 1}, {"newEvent": {1: 1}}),
         *({"newEvent": {"a": math.nan}}, {"newEvent": {"a": "\ud800"}}),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_custom_event_refused(envelope: Any) -> None:
     """A custom event is held to its own rules when it is read."""
