@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from retailrocket_async._outcome import meaning_of
@@ -90,7 +90,8 @@ class Breaker:
         self._probing = False
         self._probe_at = 0.0
         self._hurried = False
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # A queue out of whose middle those go who were cancelled.
+        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._resting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -112,13 +113,12 @@ class Breaker:
     async def wait(self) -> None:
         """Return when `admit` is worth another call; in order of the calls."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        self._waiting[waiter] = None
         self.nudge()
         try:
             await waiter
         except BaseException:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            self._waiting.pop(waiter, None)
             self.nudge()
             raise
 
@@ -255,14 +255,14 @@ class Breaker:
     def _wake_one(self) -> None:
         self._timer = None
         while self._waiting:
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popitem(last=False)
             if not waiter.done():
                 waiter.set_result(None)
                 return
 
     def _wake_all(self) -> None:
         while self._waiting:
-            _set_done(self._waiting.popleft())
+            _set_done(self._waiting.popitem(last=False)[0])
         self.nudge()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import warnings
 from collections.abc import AsyncIterable, Iterable
@@ -248,13 +249,14 @@ class AsyncTrackingClient(EventMethods):
             DeliveryError: the subclass that says what became of them.
             ClientClosedError, WrongLoopError: as `track`.
         """
-        given = list(events)
-        for event in given:
-            self._encoded(event)
         caps = self._batching
+        # Refused before all of them are encoded, or made.
+        given = list(itertools.islice(events, caps.max_events + 1))
         if not 1 <= len(given) <= caps.max_events:
             rule = f"must hold 1 to {caps.max_events} events (Batching.max_events); track_many takes any number"
             raise EventValidationError(BATCH_PATH, "", rule, len(given))
+        for event in given:
+            self._encoded(event)
         chosen = [kept for event in given if not isinstance(kept := self._chosen(event, tell=False), Receipt)]
         if not chosen:
             raise error_for(Dropped(reason="before_send"))

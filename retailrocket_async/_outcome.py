@@ -186,7 +186,8 @@ class Receipt:
     def __init__(self, event_name: str) -> None:
         self.event_name = event_name
         self._outcome: Outcome | None = None
-        self._waiters: list[asyncio.Future[None]] | None = None
+        # A dict for its order: thousands may await one receipt, and be cancelled together.
+        self._waiters: dict[asyncio.Future[None], None] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -201,8 +202,8 @@ class Receipt:
         if self._outcome is None:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if self._waiters is None:
-                self._waiters = []
-            self._waiters.append(waiter)
+                self._waiters = {}
+            self._waiters[waiter] = None
             try:
                 # Looked at again: in another thread's loop the outcome may have come meanwhile.
                 if self._outcome is None:
@@ -210,7 +211,7 @@ class Receipt:
             finally:
                 # Cancelled: whoever polls with a time-out would leave a waiter behind every time.
                 if self._waiters is not None:
-                    self._waiters.remove(waiter)
+                    self._waiters.pop(waiter, None)
         assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
         return self._outcome
 
@@ -237,7 +238,8 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
         receipt._outcome = outcome
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
-            for waiter in waiters:
+            # A copy, as another thread may be adding one, which will find the outcome itself.
+            for waiter in list(waiters):
                 _wake(waiter)
 
 

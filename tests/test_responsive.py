@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from retailrocket_async import AsyncTrackingClient, Batching, Buffer, ClientClosedError, Dropped, Rejected, RetryPolicy
+from retailrocket_async import (
+    AsyncTrackingClient,
+    Batching,
+    Buffer,
+    ClientClosedError,
+    Dropped,
+    EventValidationError,
+    Rejected,
+    RetryPolicy,
+)
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._credentials import Credentials
-from retailrocket_async._outcome import Receipt
+from retailrocket_async._outcome import Receipt, settle
 from retailrocket_async._transport import HttpClient, HttpxTransport
 from retailrocket_async.emulator import Settings, running_emulator
 from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, event, run, turns
@@ -438,3 +448,58 @@ def test_cookies_are_not_read() -> None:
     cost(1)
     assert cost(500) == cost(1)
     assert len(client.cookies) == 0
+
+
+def test_a_batch_that_is_too_long_is_not_encoded() -> None:
+    """`send_batch` refuses an endless feed after the first event too many, and encodes none of it."""
+    client = AsyncTrackingClient("key", "partner", batching=Batching(max_events=3))
+    made = []
+
+    async def test() -> None:
+        with pytest.raises(EventValidationError, match="1 to 3 events"):
+            await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
+
+    run(test())
+    assert made == [0, 1, 2, 3]
+
+
+def test_sends_that_are_cancelled_in_an_outage_are_forgotten() -> None:
+    """Direct sends that wait for the API and are cancelled, the last first, leave nothing behind."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=503))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+        await asyncio.sleep(3.0)
+        waiting = engine.dispatcher._breaker._waiting
+        assert engine.stats().state == "down"
+        assert len(waiting) > 1900
+        for send in reversed(sends):
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        assert (len(waiting), engine.stats().in_flight) == (0, 0)
+
+    run(test())
+
+
+def test_a_receipt_forgets_who_was_cancelled() -> None:
+    """Of thousands who await one receipt those who are cancelled leave, and the others are woken in order."""
+
+    async def test() -> None:
+        receipt, woken = Receipt("view"), []
+
+        async def wait(number: int) -> None:
+            await receipt
+            woken.append(number)
+
+        waits = [asyncio.create_task(wait(number)) for number in range(2000)]
+        await turns()
+        for task in reversed(waits[5:]):
+            task.cancel()
+        await asyncio.gather(*waits[5:], return_exceptions=True)
+        assert receipt._waiters is not None
+        assert len(receipt._waiters) == 5
+        settle([receipt], Dropped(reason="closed"))
+        await asyncio.gather(*waits[:5])
+        assert woken == [0, 1, 2, 3, 4]
+
+    run(test())
