@@ -152,12 +152,13 @@ async def test_blocking_hook_does_not_block_the_loop() -> None:
 
 async def test_no_thread_without_failures() -> None:
     """No thread is started before a failure, nor for a coroutine function; after a close it is gone."""
+    # Those of other tests may end meanwhile.
     before = own_threads()
     told: list[Sequence[UndeliveredEvent]] = []
     transport = ScriptedTransport(then=at_once(200))
     engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=told.append)
     await (await engine.track(1))
-    assert own_threads() == before
+    assert set(own_threads()) <= set(before)
     transport.then = at_once(400)
     await (await engine.track(2))
     while not told:  # noqa: ASYNC110 - the thread has no other way to tell than this list
@@ -170,7 +171,7 @@ async def test_no_thread_without_failures() -> None:
     engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=into([]))
     await (await engine.track(3))
     await engine.aclose()
-    assert own_threads() == before
+    assert set(own_threads()) <= set(before)
 
 
 async def test_plain_function_that_returns_an_awaitable() -> None:
