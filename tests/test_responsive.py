@@ -81,12 +81,16 @@ def calls(function: Callable[[], object]) -> int:
         nonlocal count
         count += what in ("call", "c_call")
 
-    before = sys.getprofile()
+    before, collecting = sys.getprofile(), gc.isenabled()
+    # The collector may run at any moment, and calls those who listen to it: Hypothesis is one, with four calls a round.
+    gc.disable()
     sys.setprofile(profile)
     try:
         function()
     finally:
         sys.setprofile(before)
+        if collecting:
+            gc.enable()
     return count
 
 
@@ -324,8 +328,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 
         return calls(turn)
 
-    # A few more where the interpreter itself calls something meanwhile.
-    assert cost(5000) <= cost(5) + 20
+    assert cost(5000) == cost(5)
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
