@@ -68,6 +68,14 @@ class Batch:
         self.opened_in += other.opened_in
         self.lanes += [lane for lane in other.lanes if lane not in self.lanes]
 
+    def join_end(self, other: Batch) -> None:
+        """Take over the events of `other` and its flushes, for one end together; no lane counts them."""
+        self.envelopes += other.envelopes
+        self.receipts += other.receipts
+        self.times += other.times
+        self.size += other.size - 1
+        self.opened_in += other.opened_in
+
     def part(self, start: int, stop: int) -> Batch:
         """Return a copy of the events from `start` to before `stop`, that no lane and no flush counts."""
         part = Batch(self.opened_at, self.generation, None)

@@ -329,14 +329,18 @@ class EventBuffer:
         self._urgent_batches = self._ready_batches
         return self.generation - 1
 
-    def drain(self, most: int = sys.maxsize) -> Iterator[Batch]:
-        """Remove and yield all that waits, oldest first, at most `most` events at once; they wait until yielded."""
+    def drain(self, most: int | None = None) -> Iterator[Batch]:
+        """Remove and yield all that waits, oldest first, `most` events at once; they wait until yielded.
+
+        None: each batch as it is. Small ones come together otherwise: to end thousands of them one by one takes three
+        times as long.
+        """
         self._lanes.clear()
         self._ready.clear()
         self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
         while self._order:
             batch = next(iter(self._order))
-            if len(batch) > most:
+            if most is not None and len(batch) > most:
                 head = batch.cut_head(most)
                 self.events -= most
                 self.bytes -= head.size - 1
@@ -345,6 +349,9 @@ class EventBuffer:
                 yield head
             else:
                 self._forget(batch)
+                while most and self._order and len(batch) + len(following := next(iter(self._order))) <= most:
+                    self._forget(following)
+                    batch.join_end(following)
                 yield batch
 
     def oldest_age(self) -> float:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import statistics
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._ledger import AT_ONCE
 from retailrocket_async._outcome import Rejected, error_for
 from retailrocket_async._report import CloseReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from retailrocket_async._breaker import Breaker
     from retailrocket_async._home import Home
@@ -28,10 +31,10 @@ _HOOK_TIME: Final = 0.1
 """Seconds that are kept for telling the hook of what is left."""
 
 _DROP_TIME: Final = 5e-6
-"""Seconds that are kept for settling an event that is left."""
+"""Seconds that are kept for settling an event that is left, with the turns of others meanwhile."""
 
-_BATCH_TIME: Final = 1e-5
-"""Seconds that are kept for a batch that is left, beside its events."""
+_PIECES: Final = 5
+"""Pieces by which the speed of the settling is known."""
 
 _SETTLING: Final = 0.25
 """The part of the whole time that is kept for them at most."""
@@ -49,10 +52,10 @@ class Closing:
         breaker: tells what sending was halted for.
         begins: called first: nothing new is taken from then on.
         flushed: returns when everything has its outcome.
-        abort: gives everything its outcome now.
+        leftovers: settles everything, piece by piece; yields what each piece has cost, counted in events.
+        left: returns what settling everything would cost, counted likewise.
         disconnect: closes the connections.
         stats: returns the counters.
-        batches: returns how many batches, and direct sends, have no outcome.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms that end with it
@@ -63,20 +66,20 @@ class Closing:
         *,
         begins: Callable[[], None],
         flushed: Callable[[], Coroutine[None, None, None]],
-        abort: Callable[[], Coroutine[None, None, None]],
+        leftovers: Callable[[], Iterator[int]],
+        left: Callable[[], int],
         disconnect: Callable[[], Coroutine[None, None, None]],
         stats: Callable[[], Stats],
-        batches: Callable[[], int],
     ) -> None:
         self._home = home
         self._ledger = ledger
         self._breaker = breaker
         self._begins = begins
         self._flushed = flushed
-        self._abort = abort
+        self._leftovers = leftovers
+        self._left = left
         self._disconnect = disconnect
         self._stats = stats
-        self._batches = batches
         self._report: asyncio.Future[CloseReport] | None = None
         self._last_tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -95,14 +98,16 @@ class Closing:
         self._ledger.keep_undelivered()
         self._begins()
         try:
-            async with asyncio.timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
-                await self._flushed()
+            # Without any time not even the turns are taken that a timer needs.
+            if timeout is None or timeout > 0.0:
+                async with asyncio.timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
+                    await self._flushed()
         except TimeoutError:
             pass
         finally:
             # Also where this call itself is cancelled: every event gets its outcome, and nothing stays behind.
             try:
-                await self._abort()
+                await self._settle_rest(ends_at)
             finally:
                 report = self._reported(started_at)
                 self._report.set_result(report)
@@ -118,17 +123,43 @@ class Closing:
             async with asyncio.timeout_at(ends_at):
                 return await asyncio.shield(report)
         except TimeoutError:
-            await self._abort()
+            await self._settle_rest(ends_at)
         # Everything has its outcome now, so the first caller's flush is over.
         return await asyncio.shield(report)
 
     def _kept(self, timeout: float | None) -> float:
         """Return the seconds at the end that settling what is left, and telling of it, may take."""
-        stats = self._stats()
         hooks = _HOOK_TIME if self._ledger.hooks.wants_outcomes else 0.0
-        settling = (stats.pending + stats.in_flight) * _DROP_TIME + self._batches() * _BATCH_TIME
-        whole = timeout or 0.0
+        whole, left = timeout or 0.0, self._left()
+        # What is done in one piece needs no turns of others.
+        settling = left * _DROP_TIME if left > AT_ONCE else 0.0
         return min(_ENDING * whole, hooks) + min(_SETTLING * whole, settling)
+
+    async def _settle_rest(self, ends_at: float | None) -> None:
+        """Settle everything; others run meanwhile, as long as there is time for their turns and for what is left.
+
+        Each of their turns takes as long as they like. So the speed of our own work is measured, and as soon as the
+        rest would end at the deadline, or after it, the rest is settled in one go.
+        """
+        now = self._home.now
+        leftovers, spent, began = self._leftovers(), 0, now()
+        # Seconds per event of the last pieces; the median, as a log record or the collector makes one of them long.
+        speeds: deque[float] = deque(maxlen=_PIECES)
+        try:
+            for cost in leftovers:
+                spent += cost
+                if spent < AT_ONCE:
+                    continue
+                speeds.append((now() - began) / spent)
+                rest = statistics.median(speeds) * self._left() if len(speeds) == _PIECES else 0.0
+                if ends_at is not None and now() + rest >= ends_at:
+                    break
+                await asyncio.sleep(0)
+                spent, began = 0, now()
+        finally:
+            # No time, or cancelled in the middle, which leaves none.
+            for _ in leftovers:
+                pass
 
     def _reported(self, started_at: float) -> CloseReport:
         status = self._breaker.status
@@ -148,10 +179,11 @@ class Closing:
     async def _last_words(self, ends_at: float | None) -> None:
         """Let connections and hooks end; a peer or a hook that does not must not hold the caller beyond its time."""
         disconnecting, telling = self._last_tasks
-        await asyncio.wait({disconnecting}, timeout=min(_GRACE, self._left(ends_at)))
+        if (left := self._time_left(ends_at)) > 0.0:
+            await asyncio.wait({disconnecting}, timeout=min(_GRACE, left))
         # A hook that closes must not wait for its own end: what is left is told of after it.
-        if (left := self._left(ends_at)) > 0.0 and not self._ledger.hooks.calling:
+        if (left := self._time_left(ends_at)) > 0.0 and not self._ledger.hooks.calling:
             await asyncio.wait({telling}, timeout=None if math.isinf(left) else left)
 
-    def _left(self, ends_at: float | None) -> float:
+    def _time_left(self, ends_at: float | None) -> float:
         return math.inf if ends_at is None else max(0.0, ends_at - self._home.now())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._ledger import AT_ONCE, EACH
 from retailrocket_async._outcome import Dropped, Outcome, Rejected
 
 if TYPE_CHECKING:
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 _EVERY: Final = 0.25
 """Seconds between two looks, and so the precision of all these bounds."""
-
-AT_ONCE: Final = 500
-"""What is ended before others may run, counted in events: a millisecond or two."""
-
-EACH: Final = 10
-"""What a batch, or a direct send, costs beside its events, counted in events."""
 
 _FRESH: Final = 5.0
 """Seconds for which a refusal is believed to hold, a quarter of `max_halt` at most, for events not sent themselves."""

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Literal
 from retailrocket_async._breaker import Breaker
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._closing import Closing
-from retailrocket_async._deadlines import AT_ONCE, EACH, Deadlines
+from retailrocket_async._deadlines import Deadlines
 from retailrocket_async._errors import FlushTimeoutError
 from retailrocket_async._flight import Flight
 from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
-from retailrocket_async._ledger import Ledger
+from retailrocket_async._ledger import AT_ONCE, EACH, Ledger
 from retailrocket_async._outcome import Delivered, Dropped, error_for
 from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
@@ -131,10 +131,10 @@ class Dispatcher:
             self._breaker,
             begins=self._close_begins,
             flushed=self._flushed,
-            abort=self._abort,
+            leftovers=self._settle_leftovers,
+            left=self._cost_of_leftovers,
             disconnect=self._sender.aclose,
             stats=self.stats,
-            batches=lambda: self._buffer.batches + len(self._flights),
         )
 
     # --- sending ------------------------------------------------------------------------------------------------------
@@ -377,26 +377,12 @@ class Dispatcher:
         self._deadlines.close_begins()
         self._breaker.hurry()
 
-    async def _abort(self) -> None:
-        """Settle everything now; where that takes more than a moment others run meanwhile."""
+    def _settle_leftovers(self) -> Iterator[int]:
+        """Settle everything, piece by piece; yield what each has cost, counted in events."""
         self._deadlines.close()
         self._aborted = True
         if self._pump is not None:
             self._pump.cancel()
-        leftovers, spent = self._settle_leftovers(), 0
-        try:
-            for cost in leftovers:
-                spent += cost
-                if spent >= AT_ONCE:
-                    spent = 0
-                    await asyncio.sleep(0)
-        finally:
-            # Cancelled in the middle: the rest has no more time.
-            for _ in leftovers:
-                pass
-
-    def _settle_leftovers(self) -> Iterator[int]:
-        """Settle everything, piece by piece; yield what each has cost, counted in events."""
         for flight in list(self._flights):
             if flight.outcome is None:
                 self._cut_short(flight, "closed")
@@ -404,7 +390,10 @@ class Dispatcher:
         dropped = Dropped(reason="closed")
         for batch in self._buffer.drain(AT_ONCE):
             self._ledger.close_batch(batch, dropped)
-            yield EACH + len(batch)
+            yield len(batch) + len(batch.opened_in)
+
+    def _cost_of_leftovers(self) -> int:
+        return self._buffer.events + self._buffer.batches + self._ledger.in_flight + EACH * len(self._flights)
 
     def hook_failed(self, name: str, error: Exception) -> None:
         """Count what a user's hook raised at the caller's line, and tell of the first time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._batch import Batch
 from retailrocket_async._hooks import Hooks
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from retailrocket_async._report import State, StateChange
 
 logger = logging.getLogger("retailrocket_async")
+
+AT_ONCE: Final = 500
+"""What is ended before others may run, counted in events: a millisecond or two."""
+
+EACH: Final = 10
+"""What a batch, or a direct send, costs beside its events, counted in events."""
 
 
 class Ledger:

@@ -21,7 +21,7 @@ await                       who is cancelled there                        parked
 (none)                      before the first step                         `batch_not_started`, `pump_not_started`
 `Dispatcher.flush`          caller of `flush`                             `flush_waiting`
 `Ledger.flushed`            the same, and the caller of `aclose`          `flush_waiting`, `test_close_*`
-`Dispatcher._abort`         caller of `aclose`: drops a full buffer       `test_close_cancelled_while_it_drops`
+`Closing._settle_rest`      caller of `aclose`: drops a full buffer       `test_close_cancelled_while_it_drops`
 `Closing.close`             caller: flush, connections, hooks             `test_close_cancelled_*`
 `Closing._join`             second caller of `aclose`                     `test_second_close_cancelled`
 `Closing._last_words`       caller: connections, hooks                    `test_close_cancelled_while_*`
@@ -72,6 +72,7 @@ from tests.fakes import (
     tasks,
     turns,
 )
+from tests.virtual_time import block
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -835,13 +836,15 @@ def test_close_cancelled_while_it_drops() -> None:
         engine = Engine(
             ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
         )
-        receipts = await engine.track_all(range(100))
-        close = asyncio.create_task(engine.aclose(0))
-        while not 0 < engine.stats().dropped < 100:  # noqa: ASYNC110 - to stop in this very turn
+        receipts = await engine.track_all(range(5_000))
+        close = asyncio.create_task(engine.aclose(1.0))
+        await asyncio.sleep(0.9)
+        while not 0 < engine.stats().dropped < 5_000:
+            block(0.0001)
             await asyncio.sleep(0)
         await cancel(close)
         assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
-        assert len((await engine.aclose()).undelivered) == 100
+        assert len((await engine.aclose()).undelivered) == 5_000
         await turns(5)
         assert tasks() == set()
 

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -29,6 +29,7 @@ from tests.fakes import (
     tasks,
     turns,
 )
+from tests.virtual_time import VirtualTimeLoop, block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,23 +215,78 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
         report_of(b"{}").save_undelivered(tmp_path)
 
 
-async def test_a_large_buffer_is_dropped_without_blocking() -> None:
-    """A close that drops a hundred thousand events lets the loop turn meanwhile, and accounts for all of them."""
-    turned = 0
+def test_a_large_buffer_is_dropped_in_turns() -> None:
+    """While there is time for it, a close that drops many events lets others run meanwhile, and accounts for all."""
 
-    async def count() -> None:
-        nonlocal turned
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NEVER))
+        await engine.track_all(range(20_000))
+        turned = 0
+
+        async def count() -> None:
+            nonlocal turned
+            await asyncio.sleep(0.8)
+            while True:
+                block(0.001)
+                turned += engine.stats().dropped > 0
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        begin = now()
+        report = await engine.aclose(1.0)
+        counting.cancel()
+        assert now() - begin <= 1.0
+        assert 20_000 == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
+        assert turned >= 20
+
+    run(test())
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0])
+@pytest.mark.parametrize("batching", [Batching(), Batching(max_events=1)], ids=["large", "small"])
+def test_the_turns_of_others_make_no_close_late(timeout: float, batching: Batching) -> None:
+    """Where every turn of the application's own tasks takes 50 ms, a close is late by what asyncio needs to wake it."""
+
+    async def others() -> None:
         while True:
-            turned += 1
+            block(0.05)
             await asyncio.sleep(0)
 
-    async with running_emulator(Settings()) as emulator:
-        emulator.fail_with("stall", times=None)
-        client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url)
-        events: Any = [await client.view(session_external_id="visitor", product_id=n) for n in range(20_000)]
-        counting = asyncio.create_task(count())
-        report = await client.aclose(timeout=0)
-        counting.cancel()
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NEVER), batching=batching)
+        await engine.track_all(range(30_000))
+        busy = asyncio.create_task(others())
+        begin = now()
+        report = await engine.aclose(timeout)
+        busy.cancel()
+        # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
+        assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
+        assert len(report.undelivered) == 30_000
+        check_balance(report.stats)
 
-    assert len(events) == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
-    assert turned >= 2
+    run(test())
+
+
+class SlowClockLoop(VirtualTimeLoop):
+    """A loop on which whatever looks at the clock takes a millisecond: time passes while our own code runs."""
+
+    def time(self) -> float:
+        """Return the virtual time in seconds, a millisecond later than the last one."""
+        self.block(0.001)
+        return super().time()
+
+
+def test_our_own_work_makes_no_close_late() -> None:
+    """Where the settling itself takes longer than was kept for it, the rest is settled in one go, in time."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NEVER))
+        await engine.track_all(range(30_000))
+        begin = now()
+        report = await engine.aclose(0.1)
+        # What comes after the settling looks at the clock a few times.
+        assert now() - begin <= 0.1 + 0.02
+        assert len(report.undelivered) == 30_000
+
+    with asyncio.Runner(loop_factory=SlowClockLoop) as runner:
+        runner.run(test())
