@@ -15,7 +15,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 # The quick ones first, the one whose summary matters most last.
-nox.options.sessions = ["lint", "typing", "docs", "tests_min_deps", "wheel", "tests"]
+nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[cli,emulator,http2]"
@@ -67,21 +67,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
-def tests_min_deps(session: nox.Session) -> None:
-    """Run the tests on the oldest dependencies that pyproject.toml allows."""
-    pins = Path(session.create_tmp()) / "lowest.txt"
-    pins.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
-    session.install("-e", f".{EXTRAS}", *group("test"), "--constraint", str(pins))
-    session.run("python", "-m", "pytest", *SPREAD, *session.posargs, env=SEED)
-
-
-@nox.session
 def wheel(session: nox.Session) -> None:
-    """Run the tests on the built wheel, with nothing but the source distribution around."""
+    """Run the tests on the built wheel and the oldest dependencies allowed, with nothing but the sdist around."""
     session.install(*group("wheel"))
     tmp = Path(session.create_tmp()).resolve()
     shutil.rmtree(tmp)
     tmp.mkdir()
+    pins = tmp / "lowest.txt"
+    pins.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
     session.run("python", "-m", "build", "--outdir", str(tmp), silent=True)
     [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
     with tarfile.open(sdist) as archive:
@@ -89,7 +82,8 @@ def wheel(session: nox.Session) -> None:
     tree = tmp / sdist.name.removesuffix(".tar.gz")
     # Without the sources only the wheel can be what is tested.
     (tree / "retailrocket_async").rename(tmp / "sources")
-    session.install(f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"))
+    # The `tests` session has the newest ones.
+    session.install(f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"), "--constraint", str(pins))
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
