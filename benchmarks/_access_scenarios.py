@@ -25,7 +25,7 @@ _ON_THEIR_WAY = 8
 @scenario("404-for-a-while", faults=(Fault(status=404),))
 @scenario("403-for-a-while", faults=(Fault(status=403),))
 @scenario("wrong-key-for-a-while", key=_NEW_KEY)
-async def mended(stage: Stage, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:  # noqa: ANN401 - passed on
+async def mended(stage: Stage, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:
     """A key, a permission or an address that is mended in time costs no event, and few requests meanwhile."""
     states: list[str] = []
     client = stage.open(on_state_change=lambda change: states.append(change.state))

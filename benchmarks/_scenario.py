@@ -25,7 +25,7 @@ class Scenario(NamedTuple):
 SCENARIOS: list[Scenario] = []
 
 
-def scenario(name: str, **arguments: Any) -> Callable[[_AnyRun], _AnyRun]:  # noqa: ANN401 - those of the function
+def scenario(name: str, **arguments: Any) -> Callable[[_AnyRun], _AnyRun]:
     """Enter a function into the list, with the first line of its docstring as the promise; may be used repeatedly."""
 
     def enter(run: _AnyRun) -> _AnyRun:

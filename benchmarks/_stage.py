@@ -82,7 +82,7 @@ class Stage:
         self._complaints: list[str] = []
         self._report: Report | None = None
 
-    def open(self, **options: Any) -> AsyncTrackingClient:  # noqa: ANN401 - the constructor's keywords
+    def open(self, **options: Any) -> AsyncTrackingClient:
         """Open the client; a request may take a second here, which is ten times what it should."""
         options = {"api_key": KEY, "timeout": 1.0, **options}
         self.client = AsyncTrackingClient(partner_id=PARTNER, base_url=self.server.url, **options)
@@ -90,12 +90,12 @@ class Stage:
 
     # --- the server ---
 
-    async def behave(self, *faults: Fault, **conditions: Any) -> None:  # noqa: ANN401 - fields of Conditions
+    async def behave(self, *faults: Fault, **conditions: Any) -> None:
         """Give the server these faults and no others; its other conditions stay where they are not named."""
         self._conditions = self._conditions._replace(faults=faults, **conditions)
         await self.server.behave(self._conditions)
 
-    async def mend(self, **conditions: Any) -> None:  # noqa: ANN401 - fields of Conditions
+    async def mend(self, **conditions: Any) -> None:
         """End all faults."""
         await self.behave(**conditions)
         self.mended()
@@ -117,7 +117,7 @@ class Stage:
         """Return a new event and its number, for who tracks it himself and notes its receipt in `receipts`."""
         return self._shop.event()
 
-    async def track(self, **event: Any) -> int:  # noqa: ANN401 - what Shop.event takes
+    async def track(self, **event: Any) -> int:
         """Track one event; return its number, also where the buffer turned it away."""
         number, made = self._shop.event(**event)
         try:
@@ -139,7 +139,7 @@ class Stage:
             raise
         self._shop.settle(number, outcome)
 
-    async def burst(self, events: int, **event: Any) -> None:  # noqa: ANN401 - what Shop.event takes
+    async def burst(self, events: int, **event: Any) -> None:
         """Track so many at once."""
         for _ in range(events):
             await self.track(**event)
