@@ -178,7 +178,6 @@ class EventBuffer:
 
     Attributes:
         cap: how large a body may be by what is known of the server.
-        fine: whether batches are small in time, so that young events are told from old ones; set while it is wanted.
         generation: how many flushes have begun.
         batches: waiting batches.
         events: waiting events.
@@ -213,7 +212,12 @@ class EventBuffer:
         self._urgent_batches = 0
         # No ready batch was opened before then.
         self._oldest_ready = math.inf
-        self.fine = False
+        # The batch that the next event goes to without further ado, its lane, and how much it takes in this way.
+        self._growing: Batch | None = None
+        self._growing_in = _Lane()
+        self._room_events = self._room_bytes = 0
+        self._plain = not self._timed and self._ranks is None
+        self._fine = False
         self.generation = 0
         self.batches = 0
         self.events = 0
@@ -225,9 +229,53 @@ class EventBuffer:
             return None
         return session if self._by_session else hash(session) % _LANES
 
+    @property
+    def fine(self) -> bool:
+        """Whether batches are small in time, so that young events are told from old ones; set while it is wanted."""
+        return self._fine
+
+    @fine.setter
+    def fine(self, value: bool) -> None:
+        self._fine = value
+        self._growing = None
+
     def fits(self, size: int) -> bool:
         """Whether one more envelope of `size` bytes is within the buffer's bounds."""
         return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+
+    def grow(self, envelope: bytes, receipt: Receipt) -> bool:
+        """Add one event where that changes nothing else: no batch is opened, is full, or becomes due; or return False.
+
+        That is what becomes of nearly every event, so it is all that is done for it. Whatever else happens to the
+        buffer ends it, until `append` finds a batch again that may go on growing.
+        """
+        batch, size = self._growing, len(envelope) + 1
+        if batch is None or self._room_events < 1 or self._room_bytes < size:
+            return False
+        self._room_events -= 1
+        self._room_bytes -= size
+        batch.envelopes.append(envelope)
+        batch.receipts.append(receipt)
+        batch.size += size
+        lane = self._growing_in
+        lane.events += 1
+        lane.bytes += size
+        self._ready_events += 1
+        self._ready_bytes += size
+        self.events += 1
+        self.bytes += size
+        return True
+
+    def _let_grow(self, batch: Batch, batches: _Lane) -> None:
+        """Have `grow` add what comes next to `batch`, as long as nothing would happen by it."""
+        events, size = self._max_events - len(batch.receipts), self.cap.bytes - batch.size
+        # The event that makes a batch due has more to do. Where one is due, only a full buffer is left to watch for.
+        if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
+            events = min(events, self._max_events - self._ready_events - 1)
+            size = min(size, self.cap.bytes - self._ready_bytes - 1)
+        self._growing, self._growing_in = batch, batches
+        self._room_events = min(events, self._bounds.max_events - self.events)
+        self._room_bytes = min(size, self._bounds.max_bytes - self.bytes)
 
     def append(self, envelope: bytes, receipt: Receipt, lane: Hashable = None, *, came_at: float | None = None) -> bool:
         """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
@@ -248,7 +296,7 @@ class EventBuffer:
             batch is None
             or len(batch.receipts) >= self._max_events
             or batch.size + size > self.cap.bytes
-            or (self.fine and self._clock() - batch.opened_at > _FINE)
+            or (self._fine and self._clock() - batch.opened_at > _FINE)
         ):
             batch = Batch(self._clock(), self.generation, lane)
             batches.open(batch)
@@ -272,6 +320,8 @@ class EventBuffer:
             return False
         self._ready_events += 1
         self._ready_bytes += size
+        if self._plain and lane is None and not self._fine:
+            self._let_grow(batch, batches)
         if lane not in self._ready:
             self._make_ready(lane, batches)
             return True
@@ -342,6 +392,7 @@ class EventBuffer:
             batch = next(iter(self._order))
             if most is not None and len(batch) > most:
                 head = batch.cut_head(most)
+                self._growing = None
                 self.events -= most
                 self.bytes -= head.size - 1
                 if self._ranks is not None:
@@ -402,6 +453,7 @@ class EventBuffer:
 
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
         """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
+        self._growing = None
         lane = batch.lanes[0]
         batches = self._lanes[lane]
         size = removed.size - 1
@@ -428,6 +480,7 @@ class EventBuffer:
 
     def _forget(self, batch: Batch) -> None:
         """Take a batch that waits no more off the books."""
+        self._growing = None
         del self._order[batch]
         if self._ranks is not None:
             self._ranks.forget(batch)

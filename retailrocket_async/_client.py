@@ -191,7 +191,14 @@ class AsyncTrackingClient(EventMethods):
         """
         if self._before_send is not None:
             return await self._accept(event)
-        return await self._engine.intake.accept(event, self._encoded(event))
+        # As `Intake.accept`, without another coroutine for each event.
+        intake, envelope = self._engine.intake, self._encoded(event)
+        receipt = intake.accept_now(event, envelope)
+        if receipt is None:
+            return await intake.wait_for_room(event, envelope)
+        if intake.left_in_a_row <= 0:
+            await intake.let_others_run()
+        return receipt
 
     def track_nowait(self, event: Event) -> Receipt:
         """Put one event in the buffer and return its receipt; never waits.

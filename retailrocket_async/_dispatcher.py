@@ -118,7 +118,7 @@ class Dispatcher:
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
-        self._timed = buffer.max_age is not None
+        self._timed = self.intake.watched = buffer.max_age is not None
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
         self._aborted = False
@@ -272,9 +272,12 @@ class Dispatcher:
     def _arrived(self, *, due_sooner: bool) -> None:
         if self._timed:
             self._deadlines.arrived()
-        # Where nothing is due sooner the pump knows, unless someone cancelled it: some shutdowns cancel every task.
         if due_sooner or self._pump is None or self._pump.done():
             self._kick()
+
+    def _pump_ended(self, _: asyncio.Task[None]) -> None:
+        # Where it was cancelled (some shutdowns cancel every task) the next event needs another one.
+        self.intake.watched = True
 
     def _kick(self) -> None:
         """Have the pump look at the buffer, starting it where there is none."""
@@ -283,6 +286,8 @@ class Dispatcher:
             return
         if self._pump is None or self._pump.done():
             self._pump = self._home.enter().create_task(self._run_pump())
+            self._pump.add_done_callback(self._pump_ended)
+            self.intake.watched = self._timed
         else:
             self._rouse()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from asyncio import get_running_loop
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,7 +32,7 @@ _FULL = 3
 """Events that it costs as much as, if one comes where there is no room: another one is dropped, and told of."""
 
 _YIELD_EVERY = 200
-"""Events accepted in a row before the caller's task lets others run, a KiB counts as one more: about a millisecond."""
+"""Events dealt with in a row before the caller's task lets others run, a KiB counts as one more: a millisecond."""
 
 
 class _Arrived(Protocol):
@@ -47,9 +48,13 @@ class Intake:
         ledger: counts them.
         keyed: whether the buffer has a lane for each visitor.
         overflow: what happens where there is no room; see `Buffer.overflow`.
-        arrived: called for each event that was put in; `due_sooner` is true where a batch may be due sooner by it.
+        arrived: called where a batch may be due sooner (`due_sooner`) by an event that was put in.
         expire: drops what waits in the buffer and is too old, about so many events; returns whether that was all.
         max_age: seconds after which an event is too old; None for never.
+
+    Attributes:
+        left_in_a_row: how many events more may be dealt with before it is time to yield; with 0 or less it is.
+        watched: whether `arrived` is called for every event.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms it stands between
@@ -76,38 +81,43 @@ class Intake:
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._waking: asyncio.Handle | None = None
         self._closed = False
-        self._accepted_in_a_row = 0
+        self.left_in_a_row = _YIELD_EVERY
+        self.watched = False
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer; where there is no room, wait for it in order, or do as `overflow` says."""
-        receipt = self._accept_now(event, envelope)
+        receipt = self.accept_now(event, envelope)
         if receipt is None:
-            if self._overflow == "raise":
-                raise self._full()
-            loop = self._home.enter()
-            waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
-            self._waiters[waiter] = None
-            try:
-                # From the moment the future has its result the event is accepted, even if this task is cancelled now.
-                return await waiter.admitted
-            except asyncio.CancelledError:
-                self._waiters.pop(waiter, None)
-                # There may be room for those behind, if not for this one.
-                self.admit_waiters()
-                raise
-        await self.let_others_run(len(envelope))
+            return await self.wait_for_room(event, envelope)
+        if self.left_in_a_row <= 0:
+            await self.let_others_run()
         return receipt
 
-    async def let_others_run(self, size: int = 0) -> None:
-        """Count one more event of `size` bytes that was dealt with, and yield where there were many in a row."""
-        self._accepted_in_a_row += 1 + size // 1024
-        if self._accepted_in_a_row >= _YIELD_EVERY:
-            self._accepted_in_a_row = 0
+    async def wait_for_room(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, for which there was no room, as soon as there is; or raise, see `overflow`."""
+        if self._overflow == "raise":
+            raise self._full()
+        loop = self._home.enter()
+        waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
+        self._waiters[waiter] = None
+        try:
+            # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+            return await waiter.admitted
+        except asyncio.CancelledError:
+            self._waiters.pop(waiter, None)
+            # There may be room for those behind, if not for this one.
+            self.admit_waiters()
+            raise
+
+    async def let_others_run(self) -> None:
+        """Yield where so many events were dealt with in a row that it is time to."""
+        if self.left_in_a_row <= 0:
+            self.left_in_a_row = _YIELD_EVERY
             await asyncio.sleep(0)
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer, or raise `BufferFullError`."""
-        receipt = self._accept_now(event, envelope)
+        receipt = self.accept_now(event, envelope)
         if receipt is None:
             raise self._full()
         return receipt
@@ -116,22 +126,36 @@ class Intake:
         """Count an event that the user's `before_send` does not want to be sent; `tell` the hook of it, or not."""
         self._home.enter()
         self.check_open()
-        return self._drop(event.event_name, envelope, "before_send", tell=tell)
+        self.left_in_a_row -= 1
+        return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
 
-    def _accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
         """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
-        self._home.enter()
-        self.check_open()
-        name, size = event.event_name, len(envelope) + 1
+        if get_running_loop() is not self._home.loop:
+            self._home.enter()
+        if self._closed:
+            raise _closed_error()
+        # An event that is not documented knows its name itself.
+        receipt = Receipt(event.wire_name or event.event_name)
+        self.left_in_a_row -= 1 + (len(envelope) >> 10)
+        if self._waiters or not self._buffer.grow(envelope, receipt):
+            return self._accept_at_length(event, envelope, receipt)
+        self._ledger.tracked += 1
+        if self.watched:
+            self._arrived(due_sooner=False)
+        return receipt
+
+    def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt) -> Receipt | None:
+        size = len(envelope) + 1
         if self._waiters or not self._buffer.fits(size):
-            self._accepted_in_a_row += _FULL
+            self.left_in_a_row -= _FULL
             self._expire_some(size)
             if self._overflow in ("wait", "raise"):
                 if self._waiters or not self._buffer.fits(size):
                     return None
-            elif not self._makes_room(size, name):
-                return self._drop(name, envelope, "overflow")
-        return self._put(name, envelope, self._lane_of(event) if self._keyed else None)
+            elif not self._makes_room(size, receipt.event_name):
+                return self._drop(envelope, receipt, "overflow")
+        return self._put(envelope, receipt, self._lane_of(event) if self._keyed else None)
 
     def _expire_some(self, size: int) -> None:
         while not self._expire(_FEW):
@@ -151,8 +175,7 @@ class Intake:
             self._ledger.close_batch(given_way, Dropped(reason="overflow"))
         return self._buffer.fits(size)
 
-    def _drop(self, event_name: str, envelope: bytes, reason: DropReason, *, tell: bool = True) -> Receipt:
-        receipt = Receipt(event_name)
+    def _drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> Receipt:
         self._ledger.tracked += 1
         self._ledger.drop(envelope, receipt, reason, tell=tell)
         return receipt
@@ -163,10 +186,11 @@ class Intake:
             f"{len(self._waiters)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
         )
 
-    def _put(self, event_name: str, envelope: bytes, lane: Hashable, came_at: float | None = None) -> Receipt:
-        receipt = Receipt(event_name)
+    def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
         self._ledger.tracked += 1
-        self._arrived(due_sooner=self._buffer.append(envelope, receipt, lane, came_at=came_at))
+        due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at)
+        if due_sooner or self.watched:
+            self._arrived(due_sooner=due_sooner)
         return receipt
 
     def admit_waiters(self) -> None:
@@ -184,10 +208,10 @@ class Intake:
                 waiter.refuse()
             elif not waiter.admitted.done():
                 if self._home.now() - waiter.came_at >= self._max_age:
-                    waiter.admitted.set_result(self._drop(waiter.event_name, waiter.envelope, "expired"))
+                    waiter.admitted.set_result(self._drop(waiter.envelope, Receipt(waiter.event_name), "expired"))
                 elif self._buffer.fits(len(waiter.envelope) + 1):
                     waiter.admitted.set_result(
-                        self._put(waiter.event_name, waiter.envelope, waiter.lane, waiter.came_at)
+                        self._put(waiter.envelope, Receipt(waiter.event_name), waiter.lane, waiter.came_at)
                     )
                 else:
                     return
