@@ -8,7 +8,7 @@ import itertools
 import os
 import warnings
 from collections.abc import AsyncIterable, Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from retailrocket_async._buffer import Batching, Buffer
 from retailrocket_async._credentials import ApiKey, Credentials
@@ -130,6 +130,8 @@ class AsyncTrackingClient(EventMethods):
             check_verified(http_client, self._base_url)
         self._partner_id = credentials.partner_id
         self._batching = batching
+        # A body has two brackets beside its events.
+        self._most_bytes = batching.max_bytes - 2
         # To build one takes ten milliseconds, which the second client of a process need not spend.
         self._codec = (_codec if type(timestamp_precision) is str else Codec)(timestamp_precision)
         self._encode = self._codec.encode
@@ -151,6 +153,7 @@ class AsyncTrackingClient(EventMethods):
             on_outcome=on_outcome,
             on_state_change=on_state_change,
         )
+        self._intake = self._dispatcher.intake
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:  # noqa: ANN401 - the constructor's keywords
@@ -191,8 +194,10 @@ class AsyncTrackingClient(EventMethods):
         """
         if self._before_send is not None:
             return await self._accept(event)
-        # As `Intake.accept`, without another coroutine for each event.
-        intake, envelope = self._engine.intake, self._encoded(event)
+        # As `Intake.accept` of `_encoded`, without another coroutine and call for each event.
+        intake, envelope = self._intake, self._encode(event)
+        if len(envelope) > self._most_bytes:
+            self._refuse_size(event, envelope)
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
             return await intake.wait_for_room(event, envelope)
@@ -392,10 +397,13 @@ class AsyncTrackingClient(EventMethods):
 
     def _encoded(self, event: Event) -> bytes:
         envelope = self._encode(event)
-        if len(envelope) + 2 > self._batching.max_bytes:
-            rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
-            raise EventValidationError(event.event_name, "", rule, len(envelope))
+        if len(envelope) > self._most_bytes:
+            self._refuse_size(event, envelope)
         return envelope
+
+    def _refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
+        rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
+        raise EventValidationError(event.event_name, "", rule, len(envelope))
 
 
 _codec = functools.cache(Codec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from asyncio import get_running_loop
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
@@ -131,8 +130,7 @@ class Intake:
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
         """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
-        if get_running_loop() is not self._home.loop:
-            self._home.enter()
+        self._home.enter()
         if self._closed:
             raise _closed_error()
         # An event that is not documented knows its name itself.

@@ -71,7 +71,7 @@ class Codec:
         for name, cls in EVENT_TYPES.items():
             self._to_object[cls] = self._unstructure_fn(cls, converter)
             self._from_object[name] = _structure_fn(cls, converter)
-        self._prefixes = {cls: b'{"%b":' % name.encode() for name, cls in EVENT_TYPES.items()}
+        self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
     def encode(self, event: Event) -> bytes:
         """Return the envelope of `event`, e.g. ``b'{"view":{...}}'``.
@@ -79,11 +79,10 @@ class Codec:
         Raises:
             EventValidationError: `event` is not an event of this package.
         """
-        prefix = self._prefixes.get(type(event))  # type: ignore[arg-type]
-        if prefix is None:
+        encoder = self._encoders.get(type(event))  # type: ignore[arg-type]
+        if encoder is None:
             return b'{"%b":%b}' % (self._name_of(event).encode(), self.encode_bare(event))
-        # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
-        return prefix + orjson.dumps(self._to_object[type(event)](event), None, self._option) + b"}"
+        return encoder(event)
 
     def encode_bare(self, event: Event) -> bytes:
         """Return the event object alone, the body of the event's own endpoint.
@@ -177,6 +176,17 @@ class Codec:
             return lambda moment: cast("datetime", moment).isoformat(timespec="milliseconds")
         # None leaves plain values to cattrs, which then reads the attribute without a call.
         return _as_is if field in _NOT_PLAIN else None
+
+
+def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
+    """Return the function that makes the envelope of one event class; what it needs is at hand, not looked up."""
+    head, dumps = b'{"%b":' % name.encode(), orjson.dumps
+
+    def encode(event: Any) -> bytes:  # noqa: ANN401 - of the class that it was made for
+        # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
+        return head + dumps(to_object(event), None, option) + b"}"
+
+    return encode
 
 
 def join(envelopes: Iterable[bytes]) -> bytes:

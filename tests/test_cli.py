@@ -62,7 +62,7 @@ def started(
 ) -> Generator[subprocess.Popen[bytes]]:
     """Start the command line, or Python `code` with its arguments, as a process whose streams are pipes.
 
-    It does not outlive the block, nor a minute: a test that hangs fails.
+    It does not outlive the block, nor five minutes: a test that hangs fails.
     """
     process = subprocess.Popen(
         [sys.executable, *(["-m", "retailrocket_async"] if code is None else ["-c", code]), *map(str, arguments)],
@@ -71,7 +71,7 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = threading.Timer(60, process.kill)
+    deadline = threading.Timer(300, process.kill)
     deadline.start()
     try:
         yield process

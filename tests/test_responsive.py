@@ -24,6 +24,7 @@ from retailrocket_async import (
     EventValidationError,
     Rejected,
     RetryPolicy,
+    View,
 )
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._credentials import Credentials
@@ -339,6 +340,30 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
         return calls(turn)
 
     assert cost(5000) == cost(5)
+
+
+@pytest.mark.parametrize("waiting", [10, 510, 90_010])
+def test_an_event_that_fills_no_batch_costs_few_calls(waiting: int) -> None:
+    """From `track` to the receipt a dozen functions are called, however much waits: whatever is added here shows."""
+
+    async def test() -> None:
+        client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True))
+        view = View(session_external_id="visitor", product_id=1)
+        await client.track_many(itertools.repeat(view, waiting))
+
+        def track() -> None:
+            with pytest.raises(StopIteration):
+                client.track(view).send(None)
+
+        def nothing() -> None:
+            with pytest.raises(StopIteration):
+                next(iter(()))
+
+        assert calls(track) - calls(nothing) <= 15
+        assert client.stats().tracked == waiting + 1
+        await client.aclose(0)
+
+    run(test())
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
