@@ -33,7 +33,7 @@ _BUFFERED = 100_000
 
 _SENT = 1_000_000
 _HOUR = 3600.0
-_OUTAGE_RATE = 100
+_OUTAGE_RATE = 50
 """Events a second that come during the outage, where the oldest make room for them."""
 
 _MIB = 2**20
@@ -159,7 +159,7 @@ async def _outage(overflow: str, bound: int, seconds: float) -> Figures:
 def measure(effort: Effort) -> Section:
     """Measure what is held, in a few rounds, then the long run and the outages once each: they take many seconds."""
     held: dict[tuple[bool, bool], list[Figures]] = {}
-    for _ in range(min(3, effort.rounds)):
+    for _ in range(min(2, effort.rounds)):
         for kept in (True, False):
             for traced in (True, False):
                 figures = _child.call("_memory:buffered", events=effort.count(_BUFFERED), kept=kept, traced=traced)
