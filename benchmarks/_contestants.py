@@ -50,8 +50,8 @@ def _envelopes(count: int) -> Iterator[dict[str, Any]]:
         yield {"view": {"sessionExternalId": visitor, "productId": number, "timestamp": "2026-01-01T12:00:00+00:00"}}
 
 
-async def floor(port: int, events: int) -> Figures:
-    """Dump lists of 500 dicts that are ready, and post each list: what no client can do without."""
+async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
+    """Dump lists of `cap` dicts that are ready, and post each list: what no client can do without."""
     import httpx
     import orjson
 
@@ -61,10 +61,8 @@ async def floor(port: int, events: int) -> Figures:
     async with httpx.AsyncClient() as client:
 
         async def send(envelopes: list[dict[str, Any]]) -> None:
-            for start in range(0, len(envelopes), BATCH):
-                response = await client.post(
-                    url, content=orjson.dumps(envelopes[start : start + BATCH]), headers=headers
-                )
+            for start in range(0, len(envelopes), cap):
+                response = await client.post(url, content=orjson.dumps(envelopes[start : start + cap]), headers=headers)
                 assert response.status_code == 200
 
         await send(ready[:WARM_UP])
@@ -125,11 +123,11 @@ def _checked(client: Any) -> None:
     assert stats.delivered == stats.tracked, stats
 
 
-async def ours_by_track(port: int, events: int, **options: Any) -> Figures:
-    """`await client.track(View(...))` for each event, then `flush`."""
-    from retailrocket_async import View
+async def ours_by_track(port: int, events: int, cap: int = BATCH, **options: Any) -> Figures:
+    """`await client.track(View(...))` for each event, then `flush`; in batches of `cap`."""
+    from retailrocket_async import Batching, View
 
-    async with _client(port, **options) as client:
+    async with _client(port, batching=Batching(max_events=cap), **options) as client:
 
         async def send(count: int) -> None:
             track = client.track

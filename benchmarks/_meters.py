@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -50,6 +52,36 @@ class LagMeter:
             late = now() - due
             self.worst = max(self.worst, late)
             self._since_taken = max(self._since_taken, late)
+
+
+class GcMeter:
+    """Notes how long the garbage collector stops everything, while the block runs.
+
+    Attributes:
+        worst: the longest collection in seconds.
+        full: how many of them went through everything.
+    """
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+        self.full = 0
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        gc.callbacks.append(self._told)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gc.callbacks.remove(self._told)
+
+    def _told(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._since = time.perf_counter()
+        else:
+            self.worst = max(self.worst, time.perf_counter() - self._since)
+            self.full += info["generation"] == 2
 
 
 def resident() -> int:

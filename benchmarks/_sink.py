@@ -29,11 +29,13 @@ class Sink:
 
     Attributes:
         latency: seconds until it answers.
-        times: whether it notes when each request came, and when each event was received, see `_Connection`.
+        times: whether it notes when each request came, and keeps its body, which tells when each event came.
+        pace: whether it notes when each request came, and how many events were in it, but no body.
     """
 
     latency: float = 0.0
     times: bool = False
+    pace: bool = False
 
 
 @attrs.define
@@ -78,15 +80,17 @@ class _Connection(asyncio.Protocol):
                 self._received()
 
     def _received(self) -> None:
+        # The system's clock, which all processes share; read before there is anything to do.
+        at = time.time() if self._sink.times or self._sink.pace else 0.0
         body, self._parts, self._left = b"".join(self._parts), [], -1
         if self._gzip:
             body = gzip.decompress(body)
         self._books.requests += 1
         self._books.size += len(body)
         self._books.events += (count := body.count(MARK))
+        if at:
+            self._books.arrivals.append((at, count))
         if self._sink.times:
-            # The system's clock, which all processes share.
-            self._books.arrivals.append((time.time(), count))
             self._books.bodies.append(body)
         if self._sink.latency:
             asyncio.get_running_loop().call_later(self._sink.latency, self._answer)
