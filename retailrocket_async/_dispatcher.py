@@ -118,7 +118,9 @@ class Dispatcher:
         )
         # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
         # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
-        self._timed = self.intake.watched = buffer.max_age is not None
+        self._timed = buffer.max_age is not None
+        # With lanes an event may come to one that is busy, and make nothing due, after the pump has ended.
+        self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
         self._aborted = False
@@ -287,7 +289,7 @@ class Dispatcher:
         if self._pump is None or self._pump.done():
             self._pump = self._home.enter().create_task(self._run_pump())
             self._pump.add_done_callback(self._pump_ended)
-            self.intake.watched = self._timed
+            self.intake.watched = self._watchful
         else:
             self._rouse()
 
