@@ -84,8 +84,8 @@ def measure(effort: Effort) -> Section:
                 title="Import",
                 columns=("import", "CPU ms", "ms", "x its dependencies"),
                 rows=times,
-                note=f"In fresh processes; medians of {rounds}. The dependencies: {dependencies}. Without the extra `cli`, "
-                "but where it is named: with it httpx imports its own command line, too.",
+                note=f"In fresh processes; medians of {rounds}. The dependencies: {dependencies}. The extra `cli` is "
+                "hidden except where named: with it httpx imports its own command line, too.",
             ),
             Table(
                 title="The most expensive modules",
