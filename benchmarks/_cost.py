@@ -6,10 +6,10 @@ import statistics
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
+import _contestants
 import _sink
 import attrs
 from _child import call
-from _contestants import WARM_UP
 from _process import running
 from _progress import tell
 from _section import Demand, Section, Table
@@ -46,7 +46,7 @@ class _Contestant:
     name: str
     events: int
     needs: str | None = None
-    warm_up: int = WARM_UP
+    warm_up: int = _contestants.WARM_UP
     peer: bool = False
 
 
@@ -119,7 +119,14 @@ def measure(effort: Effort) -> Section:
     return Section(
         name="cost",
         title="What an event costs",
-        tables=(Table(title="Cost of an event", columns=_COLUMNS, rows=rows, note=_NOTE + missing),),
+        tables=(
+            Table(title="Cost of an event", columns=_COLUMNS, rows=rows, note=_NOTE + missing),
+            Table(
+                title="Who they are",
+                columns=("contestant", "what it does"),
+                rows=tuple((each.name, _told(each)) for each in present),
+            ),
+        ),
         demands=_demands(medians, present),
         series={"cost": {name: figures["cpu"] for name, figures in medians.items()}},
     )
@@ -138,6 +145,11 @@ def _measured(contestant: _Contestant, effort: Effort, port: int, pipe: Pipe) ->
         "bytes": books["size"] / max(1, books["events"]),
         "arrived": books["events"] / sent * 100,
     }
+
+
+def _told(contestant: _Contestant) -> str:
+    text: str = getattr(_contestants, contestant.name).__doc__
+    return text.removesuffix(".")
 
 
 def _demands(medians: dict[str, Figures], present: list[_Contestant]) -> tuple[Demand, ...]:
