@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _OURS, _FLOOR, _OTHER, _LINE = "#0b7a75", "#444444", "#b5a48b", "#b3261e"
 
+_LIMIT = 50
+"""Requests a second: the API's limit."""
+
 _PLAIN = "{x:,g}"
 """How an axis with a logarithmic scale tells its figures, where matplotlib would write powers of ten."""
 
@@ -93,42 +96,56 @@ def _batch(series: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def _histograms(lag: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """Return edges and counts of each load: all have the same edges, or each has its own."""
+    if (edges := lag.get("edges_ms")) is not None:
+        return {name: (edges, counts) for name, counts in lag.items() if name != "edges_ms" and counts}
+    return {name: (found["edges"], found["counts"]) for name, found in lag.items() if found}
+
+
 def _lag(series: dict[str, Any]) -> Figure | None:
-    lag: dict[str, list[float]] = series.get("lag", {})
-    edges = lag.get("edges_ms", [])
-    kinds = [name for name in lag if name != "edges_ms" and lag[name]]
-    if len(edges) < 2 or not kinds:
+    histograms = _histograms(series.get("lag", {}))
+    if not histograms:
         return None
     figure, axes = _axes()
-    for name, colour in zip(kinds, (_FLOOR, _OURS, _LINE, _OTHER), strict=False):
-        # As many counts as there are spaces between the edges; what is beyond the last one belongs to the last.
-        counts = lag[name][: len(edges) - 1]
+    for (name, (edges, found)), colour in zip(histograms.items(), (_FLOOR, _OURS, _LINE, _OTHER), strict=False):
+        # As many counts as there are spaces between the edges; what is beyond the last edge belongs to the last.
+        counts = [*found[: len(edges) - 2], sum(found[len(edges) - 2 :])]
         counts += [0.0] * (len(edges) - 1 - len(counts))
-        counts[-1] += sum(lag[name][len(edges) - 1 :])
         total = sum(counts) or 1.0
-        axes.stairs([count / total * 100 for count in counts], edges, color=colour, label=name, linewidth=1.6)
-    if edges[0] > 0 and edges[-1] / edges[0] > 50:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(_PLAIN)
+        # Zero has no place on a logarithmic scale.
+        shown = [edges[0] or edges[1] / 2, *edges[1:]]
+        axes.stairs([count / total * 100 for count in counts], shown, color=colour, label=name, linewidth=1.6)
+    axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(_PLAIN)
-    axes.set_xlabel("lag of the event loop, ms")
-    axes.set_ylabel("% of the ticks (log scale)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_PLAIN)
+    axes.set_xlabel("lag of the event loop, ms (log scale)")
+    axes.set_ylabel("% of the sleeps (log scale)")
     axes.legend()
     return figure
 
 
+def _streams(pace: Any) -> dict[str, list[list[float]]]:
+    """Return the second and the requests in it, of one stream or of several."""
+    if isinstance(pace, dict):
+        requests = pace.get("requests", [])
+        seconds = pace.get("seconds") or range(len(requests))
+        return {"requests in one second": list(map(list, zip(seconds, requests, strict=False)))} if requests else {}
+    return {f"callers: {each['callers']}": each["points"] for each in pace if each["points"]}
+
+
 def _pace(series: dict[str, Any]) -> Figure | None:
-    pace: dict[str, Any] = series.get("pace", {})
-    requests: list[float] = pace.get("requests", [])
-    if not requests:
+    pace = series.get("pace", {})
+    streams = _streams(pace)
+    if not streams:
         return None
-    seconds: list[float] = pace.get("seconds") or [float(second) for second in range(len(requests))]
+    limit: float = pace.get("limit", _LIMIT) if isinstance(pace, dict) else _LIMIT
     figure, axes = _axes()
-    axes.plot(seconds, requests, color=_OURS, marker=".", label="requests in one second")
-    if pace.get("limit") is not None:
-        axes.axhline(pace["limit"], color=_LINE, linestyle="--", label="the limit")
-    axes.set_ylim(0, max([*requests, pace.get("limit") or 0]) * 1.15)
+    for (name, points), colour in zip(streams.items(), (_OURS, _FLOOR, _OTHER), strict=False):
+        axes.plot([second for second, _ in points], [y for _, y in points], color=colour, marker=".", label=name)
+    axes.axhline(limit, color=_LINE, linestyle="--", label="the limit")
+    axes.set_ylim(0, max([limit, *(y for points in streams.values() for _, y in points)]) * 1.15)
     axes.set_xlabel("seconds")
     axes.set_ylabel("requests per second")
     axes.legend(loc="lower right")
