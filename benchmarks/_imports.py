@@ -18,6 +18,8 @@ from _progress import tell
 from _section import Demand, Section, Table
 from packaging.requirements import Requirement
 
+import retailrocket_async
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution
@@ -29,7 +31,6 @@ _SHARE = 1.3
 """Times the import of its dependencies that the import of the package may take."""
 
 _ROUNDS = 21
-_QUICK_ROUNDS = 3
 _MOST_EXPENSIVE = 10
 
 _ALONE = "import sys; sys.modules.update(dict.fromkeys(('click', 'pygments', 'rich')))"
@@ -69,7 +70,7 @@ def measure(effort: Effort) -> Section:
         "retailrocket_async, extra cli installed": _Import("retailrocket_async"),
         "the command line": _Import("retailrocket_async.cli._app"),
     }
-    rounds = _QUICK_ROUNDS if effort.quick else max(_ROUNDS, effort.rounds)
+    rounds = effort.rounds if effort.quick else max(_ROUNDS, effort.rounds)
     tell(f"imports: {rounds} rounds")
     medians = {}
     for name, runs in zip(imports, zip(*_rounds(list(imports.values()), rounds), strict=True), strict=True):
@@ -133,8 +134,8 @@ def _most_expensive() -> Iterator[tuple[str, float, float]]:
 
 def _sizes() -> Iterator[tuple[str, str, float]]:
     """Give name, version and MiB of the package, of each distribution that it requires, and of all together."""
-    package = Path(__file__).resolve().parent.parent / "retailrocket_async"
-    # The sources themselves: an editable installation has no files.
+    # Where it is imported from: an editable installation has no files.
+    [package] = map(Path, retailrocket_async.__path__)
     own = sum(path.stat().st_size for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     total = own
     yield _PACKAGE, distribution(_PACKAGE).version, own / 2**20

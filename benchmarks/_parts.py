@@ -21,7 +21,6 @@ from typing import Any, TypeAlias
 import attrs
 import httpx
 import orjson
-import pyperf
 import tenacity
 from _contestants import BATCH, VISITORS
 from aiolimiter import AsyncLimiter
@@ -314,6 +313,9 @@ PARTS: dict[str, dict[str, Part]] = {
 
 def main() -> None:
     """Run all parts as pyperf's arguments say."""
+    # Only here: the parts can be tried without it.
+    import pyperf  # noqa: PLC0415
+
     runner = pyperf.Runner(min_time=0.03)
     for group, parts in PARTS.items():
         for name, part in parts.items():
