@@ -71,7 +71,7 @@ def measure(effort: Effort) -> Section:
         "the command line": _Import("retailrocket_async.cli._app"),
     }
     rounds = effort.rounds if effort.quick else max(_ROUNDS, effort.rounds)
-    tell(f"imports: {rounds} rounds")
+    tell(f"imports: rounds: {rounds}")
     medians = {}
     for name, runs in zip(imports, zip(*_rounds(list(imports.values()), rounds), strict=True), strict=True):
         medians[name] = _Times(statistics.median(run.cpu for run in runs), statistics.median(run.wall for run in runs))

@@ -24,7 +24,7 @@ import attrs
 from _machine import Machine
 from _pages import write_pages
 from _progress import tell
-from _section import Demand, Effort, Section, Table, as_text
+from _section import Demand, Effort, Section, Table, as_text, cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ def verdict(sections: Iterable[Section], machine: Machine) -> Table:
 
 
 def _bound(demand: Demand) -> str:
-    return f"{'>=' if demand.at_least else '<='} {demand.bound:.3g} {demand.unit}".rstrip()
+    return f"{'>=' if demand.at_least else '<='} {cell(demand.bound)} {demand.unit}".rstrip()
 
 
 def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> str:
