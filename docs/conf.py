@@ -8,7 +8,8 @@ copyright = "2026, retailrocket-async contributors"
 version = release = version_of("retailrocket-async")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+# The tables are part of a page.
+exclude_patterns = ["_build", "benchmarks/tables.md"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"

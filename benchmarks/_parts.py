@@ -1,0 +1,326 @@
+"""Each part of an event's way, alone, and what it is measured against: what pyperf runs for `_micro`.
+
+::
+
+    python benchmarks/_parts.py --inherit-environ RETAILROCKET_BENCH_PORT -o FILE
+
+`PARTS` names them. Each is a function of the number of loops that returns the CPU seconds of all of them; what it has
+to set up is not counted. Where it takes a server, the variable has the port of a `_sink`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import attrs
+import httpx
+import orjson
+import tenacity
+from _contestants import BATCH, VISITORS
+from aiolimiter import AsyncLimiter
+
+from retailrocket_async import Batching, Buffer, Codec, LocalLimiter, Permit, RateLimit, Receipt, RetryPolicy, View
+from retailrocket_async._buffer import EventBuffer
+from retailrocket_async._credentials import Credentials
+from retailrocket_async._dispatcher import Dispatcher
+from retailrocket_async._reply import Reply
+from retailrocket_async._transport import HttpxTransport
+
+PORT = "RETAILROCKET_BENCH_PORT"
+
+_PLENTY = Buffer(max_events=2**40, max_bytes=2**50)
+_ACCEPTED, _UNAVAILABLE = Reply(status=200), Reply(status=503)
+_LIMIT = RateLimit()
+
+Part: TypeAlias = Callable[[int], float]
+Step: TypeAlias = Callable[[], Awaitable[object]]
+
+
+# --- construction and encoding ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class _Unchecked:
+    """`View` without its rules."""
+
+    session_external_id: str
+    timestamp: datetime = attrs.field(factory=lambda: datetime.now(UTC))
+    stock_id: str | None = None
+    product_id: int
+
+
+def _each(once: Callable[[], object]) -> Part:
+    """Return the part that calls `once` in each loop."""
+
+    def part(loops: int) -> float:
+        every = range(loops)
+        begun = time.process_time()
+        for _ in every:
+            once()
+        return time.process_time() - begun
+
+    return part
+
+
+_VISITOR = VISITORS[0]
+_EVENT = View(session_external_id=_VISITOR, product_id=1)
+_ENVELOPE = Codec().encode(_EVENT)
+_READY = {"view": {"sessionExternalId": _VISITOR, "productId": 1, "timestamp": "2026-01-01T12:00:00+00:00"}}
+
+
+def _encode() -> Part:
+    encode = Codec().encode
+    return _each(lambda: encode(_EVENT))
+
+
+# --- buffering --------------------------------------------------------------------------------------------------------
+
+
+class _Slotted:
+    """An object that is told one thing, and tells it."""
+
+    __slots__ = ("event_name",)
+
+    def __init__(self, event_name: str) -> None:
+        self.event_name = event_name
+
+
+def _list_append(loops: int) -> float:
+    kept: list[tuple[bytes, Receipt]] = []
+    receipt = Receipt("view")
+    return _each(lambda: kept.append((_ENVELOPE, receipt)))(loops)
+
+
+def _buffer_append(loops: int) -> float:
+    buffer = EventBuffer(Batching(), _PLENTY, time.monotonic)
+    receipt = Receipt("view")
+    return _each(lambda: buffer.append(_ENVELOPE, receipt))(loops)
+
+
+async def _intake(loops: int) -> float:
+    """Let no other task run, so that nothing is sent meanwhile."""
+    intake = _dispatcher(_PLENTY).intake
+    return _each(lambda: intake.accept_nowait(_EVENT, _ENVELOPE))(loops)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class _Unlimited:
+    """A limiter that grants everything."""
+
+    async def acquire(self) -> Permit | None:
+        return None
+
+    def pause_until(self, deadline: float) -> None:
+        pass
+
+    def throttled(self, sent_at: float) -> None:
+        pass
+
+
+class _Nowhere:
+    """A transport on which all is accepted."""
+
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:  # noqa: ARG002 - as called
+        on_sent()
+        return _ACCEPTED
+
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:  # noqa: ARG002 - as called
+        return False, None
+
+    async def aclose(self) -> None:
+        pass
+
+
+def _dispatcher(buffer: Buffer) -> Dispatcher:
+    return Dispatcher(
+        batching=Batching(), buffer=buffer, retry=RetryPolicy(), limiter=_Unlimited(), transport=_Nowhere()
+    )
+
+
+class _Skipping(selectors.DefaultSelector):
+    """Waits for nothing: where it should have, the clock jumps instead."""
+
+    skipped = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.skipped += timeout or 0.0
+        return super().select(0)
+
+
+def _timeless_loop() -> asyncio.AbstractEventLoop:
+    selector = _Skipping()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: time.monotonic() + selector.skipped  # type: ignore[method-assign]
+    return loop
+
+
+async def _awaited(once: Step, loops: int) -> float:
+    """Return what awaiting `once` costs, after one that is not counted."""
+    await once()
+    every = range(loops)
+    begun = time.process_time()
+    for _ in every:
+        await once()
+    return time.process_time() - begun
+
+
+async def _local_limiter(loops: int) -> float:
+    limiter = LocalLimiter(_LIMIT)
+
+    async def once() -> None:
+        permit = await limiter.acquire()
+        assert permit is not None
+        permit.sent()
+        permit.done(answered=True)
+
+    return await _awaited(once, loops)
+
+
+async def _bucket(loops: int) -> float:
+    return await _awaited(AsyncLimiter(_LIMIT.burst, _LIMIT.burst / _LIMIT.requests).acquire, loops)
+
+
+async def _post_nowhere() -> Reply:
+    return await _Nowhere().post("visitorEvents", b"[]", on_sent=lambda: None)
+
+
+async def _plain_call(loops: int) -> float:
+    return await _awaited(_post_nowhere, loops)
+
+
+async def _tenacious_call(loops: int) -> float:
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_result(lambda reply: reply.status != 200),
+        stop=tenacity.stop_after_attempt(20) | tenacity.stop_before_delay(300),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+    )
+    return await _awaited(lambda: retrying(_post_nowhere), loops)
+
+
+async def _sender(loops: int) -> float:
+    dispatcher = _dispatcher(Buffer())
+    return await _awaited(lambda: dispatcher.send("visitorEvents", b"[]", ["view"]), loops)
+
+
+def _next_wait() -> Part:
+    policy = RetryPolicy()
+    return _each(lambda: policy.wait_before_next(_UNAVAILABLE, attempt=3, elapsed=1.0))
+
+
+def _next_wait_of_tenacity() -> Part:
+    wait = tenacity.wait_random_exponential(multiplier=0.5, max=30)
+    stop = tenacity.stop_after_attempt(20) | tenacity.stop_before_delay(300)
+    retrying = tenacity.AsyncRetrying()
+
+    def once() -> bool:
+        past = tenacity.RetryCallState(retrying, None, (), {})
+        past.attempt_number, past.start_time, past.outcome_timestamp = 3, 0.0, 1.0
+        past.upcoming_sleep = wait(past)
+        return stop(past)
+
+    return _each(once)
+
+
+def _body() -> bytes:
+    return b"[%b]" % b",".join([_ENVELOPE] * BATCH)
+
+
+def _base_url() -> str:
+    return f"http://127.0.0.1:{os.environ[PORT]}/1.0/"
+
+
+async def _transport(loops: int) -> float:
+    body = _body()
+    transport = HttpxTransport(
+        Credentials("k", "p"), base_url=_base_url(), timeout=10.0, http_client=None, connections=8, http2=False
+    )
+    try:
+        return await _awaited(lambda: transport.post("visitorEvents", body, on_sent=lambda: None), loops)
+    finally:
+        await transport.aclose()
+
+
+async def _bare_httpx(loops: int) -> float:
+    body, url = _body(), f"{_base_url()}visitorEvents?partnerId=p&apiKey=k"
+    async with httpx.AsyncClient() as client:
+        headers = {"content-type": "application/json"}
+        return await _awaited(lambda: client.post(url, content=body, headers=headers), loops)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def _run(coroutine: Callable[[int], Any], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Part:
+    """Return the part that `coroutine` measures in an event loop of its own."""
+
+    def part(loops: int) -> float:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            seconds: float = runner.run(coroutine(loops))
+            return seconds
+
+    return part
+
+
+PARTS: dict[str, dict[str, Part]] = {
+    "construction, per event": {
+        "a dict and the time": _each(
+            lambda: {"sessionExternalId": _VISITOR, "productId": 1, "timestamp": datetime.now(UTC)}
+        ),
+        "an attrs class without rules": _each(lambda: _Unchecked(session_external_id=_VISITOR, product_id=1)),
+        "View": _each(lambda: View(session_external_id=_VISITOR, product_id=1)),
+    },
+    "encoding, per event": {
+        "orjson, a ready dict": _each(lambda: orjson.dumps(_READY)),
+        "Codec.encode": _encode(),
+    },
+    "receipt, per event": {
+        "an object with slots": _each(lambda: _Slotted("view")),
+        "Receipt": _each(lambda: Receipt("view")),
+    },
+    "buffering, per event": {
+        "list.append": _list_append,
+        "the buffer alone": _buffer_append,
+        "intake: checks, receipt, buffer": _run(_intake),
+    },
+    "limiter, per request": {
+        "aiolimiter alone": _run(_bucket, _timeless_loop),
+        "LocalLimiter": _run(_local_limiter, _timeless_loop),
+    },
+    "retries, per request": {
+        "a plain call": _run(_plain_call),
+        "tenacity around it": _run(_tenacious_call),
+        "all of ours around it, task and outcome": _run(_sender),
+    },
+    "after a failure, per request": {
+        "tenacity's wait and stop": _next_wait_of_tenacity(),
+        "RetryPolicy": _next_wait(),
+    },
+    "transport, per request of 500 events": {
+        "httpx alone": _run(_bare_httpx),
+        "the transport": _run(_transport),
+    },
+}
+"""By group; the first of a group is what the others are measured against."""
+
+
+def main() -> None:
+    """Run all parts as pyperf's arguments say."""
+    # Only here: the parts can be tried without it.
+    import pyperf  # noqa: PLC0415
+
+    runner = pyperf.Runner(min_time=0.03)
+    for group, parts in PARTS.items():
+        for name, part in parts.items():
+            runner.bench_time_func(f"{group}: {name}", part)
+
+
+if __name__ == "__main__":
+    main()

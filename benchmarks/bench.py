@@ -1,0 +1,174 @@
+"""All benchmarks: what an event costs, how late it is, what it holds, and whether that is as it has to be.
+
+::
+
+    python benchmarks/bench.py [--quick] [--rounds 5] [--only cost,scale,...] [--json FILE] [--docs FOLDER]
+    python benchmarks/bench.py --from-json FILE [FILE ...] [--docs FOLDER]
+
+Tables come as they are found; last, a table of all demands. The exit status is 1 where one is missed, unless --quick,
+whose figures are worth little. With --docs, tables and plots of the documentation are written anew. With --from-json
+nothing is measured: the sections are those of earlier runs, of several the later ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from _machine import Machine
+from _pages import write_pages
+from _progress import tell
+from _section import Demand, Effort, Section, Table, as_text, cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "file", "imports")
+
+
+def measured(name: str, effort: Effort) -> Section:
+    """Return what a section finds; each is a module of its name.
+
+    Raises:
+        ModuleNotFoundError: there is no such module, or it needs one that is not installed.
+    """
+    section: Section = importlib.import_module(f"_{name}").measure(effort)
+    return section
+
+
+def verdict(sections: Iterable[Section], machine: Machine) -> Table:
+    """Return the table of all demands."""
+    rows = tuple(
+        (section.name, demand.what, demand.figure, _bound(demand), "met" if demand.met else "MISSED")
+        for section in sections
+        for demand in section.demands
+    )
+    return Table(
+        title="What is demanded",
+        columns=("section", "figure", "is", "must be", ""),
+        rows=rows,
+        note=str(machine),
+    )
+
+
+def _bound(demand: Demand) -> str:
+    return f"{'>=' if demand.at_least else '<='} {cell(demand.bound)} {demand.unit}".rstrip()
+
+
+def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> str:
+    """Return a run as JSON, with nothing left out."""
+    run = {
+        "machine": attrs.asdict(machine),
+        "effort": attrs.asdict(effort),
+        "sections": [
+            # For a reader; it is known from the figures.
+            attrs.asdict(section) | {"demands": [attrs.asdict(each) | {"met": each.met} for each in section.demands]}
+            for section in sections
+        ],
+    }
+    return json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+
+
+def from_json(texts: Sequence[str]) -> tuple[list[Section], Machine]:
+    """Return the sections of runs, of several with the same name the last one, and the last machine."""
+    runs = [json.loads(text) for text in texts]
+    found = {section["name"]: _section(section) for run in runs for section in run["sections"]}
+    return sorted(found.values(), key=lambda section: SECTIONS.index(section.name)), Machine(**runs[-1]["machine"])
+
+
+def _section(found: dict[str, Any]) -> Section:
+    return Section(
+        name=found["name"],
+        title=found["title"],
+        tables=tuple(
+            Table(
+                title=table["title"],
+                columns=tuple(table["columns"]),
+                rows=tuple(map(tuple, table["rows"])),
+                note=table["note"],
+            )
+            for table in found["tables"]
+        ),
+        demands=tuple(
+            Demand(**{name: value for name, value in demand.items() if name != "met"}) for demand in found["demands"]
+        ),
+        series=found["series"],
+    )
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _names(text: str) -> list[str]:
+    unknown = set(names := text.split(",")) - set(SECTIONS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    return [name for name in SECTIONS if name in names]
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, once: to see that it runs")
+    parser.add_argument("--rounds", type=_rounds, help="how often each thing is measured (default: 5; quick: 1)")
+    parser.add_argument(
+        "--only", type=_names, default=list(SECTIONS), metavar="SECTION,...", help=f"some of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here, too")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write tables and plots to FOLDER/benchmarks")
+    parser.add_argument("--from-json", type=Path, nargs="+", metavar="FILE", help="measure nothing: take earlier runs")
+    return parser.parse_args()
+
+
+def _run(names: Sequence[str], effort: Effort) -> tuple[list[Section], list[str]]:
+    """Measure the sections and print what they find; return them, and the names of those that could not."""
+    sections, failed = [], []
+    for name in names:
+        begun = time.monotonic()
+        try:
+            section = measured(name, effort)
+        except Exception as error:  # noqa: BLE001 - the others' figures are worth having all the same
+            failed.append(name)
+            tell(f"{name}: FAILED: {type(error).__name__}: {error}")
+            continue
+        sections.append(section)
+        tell(f"{name}: done in {time.monotonic() - begun:.0f} s")
+        print(f"\n=== {section.title}\n", *(f"{as_text(table)}\n" for table in section.tables), sep="\n", flush=True)
+    return sections, failed
+
+
+def main() -> int:
+    """Run the command; return its exit status."""
+    arguments = _arguments()
+    effort = Effort(quick=arguments.quick, rounds=arguments.rounds or (1 if arguments.quick else Effort().rounds))
+    failed: list[str] = []
+    if arguments.from_json:
+        sections, machine = from_json([path.read_text("utf-8") for path in arguments.from_json])
+    else:
+        machine = Machine.here()
+        sections, failed = _run(arguments.only, effort)
+    table = verdict(sections, machine)
+    print(as_text(table), flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(as_json(sections, machine, effort), encoding="utf-8")
+    if arguments.docs is not None:
+        write_pages(arguments.docs / "benchmarks", sections, table)
+    if failed:
+        tell(f"could not be measured: {', '.join(failed)}")
+    missed = any(not demand.met for section in sections for demand in section.demands)
+    return int(bool(failed) or (missed and not arguments.quick))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
