@@ -29,6 +29,7 @@ from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._overflow import DEFAULT_RANKING, Overflow, Ranks, checked_ranking
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from retailrocket_async._outcome import Receipt
@@ -180,8 +181,6 @@ class EventBuffer:
         cap: how large a body may be by what is known of the server.
         generation: how many flushes have begun.
         batches: waiting batches.
-        events: waiting events.
-        bytes: bytes of their JSON.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
@@ -212,22 +211,35 @@ class EventBuffer:
         self._urgent_batches = 0
         # No ready batch was opened before then.
         self._oldest_ready = math.inf
-        # The batch that the next event goes to without further ado, its lane, and how much it takes in this way.
+        # The batch that the next event goes to without further ado; how far it may grow in this way, and how much of it
+        # is in the counters.
         self._growing: Batch | None = None
-        self._growing_in = _Lane()
-        self._room_events = self._room_bytes = 0
+        self._full_events = self._full_size = 0
+        self._counted_events = self._counted_size = 0
         self._plain = not self._timed and self._ranks is None
         self._fine = False
         self.generation = 0
         self.batches = 0
-        self.events = 0
-        self.bytes = 0
+        self._events = 0
+        self._bytes = 0
 
     def lane_of(self, session: str) -> Hashable:
         """Return the key of the lane that a visitor's events go to."""
         if not self._exclusive:
             return None
         return session if self._by_session else hash(session) % _LANES
+
+    @property
+    def events(self) -> int:
+        """Waiting events."""
+        batch = self._growing
+        return self._events if batch is None else self._events + len(batch.receipts) - self._counted_events
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of their JSON."""
+        batch = self._growing
+        return self._bytes if batch is None else self._bytes + batch.size - self._counted_size
 
     @property
     def fine(self) -> bool:
@@ -237,47 +249,67 @@ class EventBuffer:
     @fine.setter
     def fine(self, value: bool) -> None:
         self._fine = value
-        self._growing = None
+        self.end_growth()
 
     def fits(self, size: int) -> bool:
         """Whether one more envelope of `size` bytes is within the buffer's bounds."""
         return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
-    def grow(self, envelope: bytes, receipt: Receipt) -> bool:
+    def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
         """Add one event where that changes nothing else: no batch is opened, is full, or becomes due; or return False.
 
-        That is what becomes of nearly every event, so it is all that is done for it. Whatever else happens to the
-        buffer ends it, until `append` finds a batch again that may go on growing.
+        That is what becomes of nearly every event, so it is all that is done for it; even the counters follow later.
+        Whatever else happens to the buffer ends it, until `append` finds a batch again that may go on growing.
         """
-        batch, size = self._growing, len(envelope) + 1
-        if batch is None or self._room_events < 1 or self._room_bytes < size:
+        batch = self._growing
+        if batch is None:
             return False
-        self._room_events -= 1
-        self._room_bytes -= size
+        size, receipts = batch.size + len(envelope) + 1, batch.receipts
+        if size > self._full_size or len(receipts) >= self._full_events:
+            return False
+        batch.size = size
         batch.envelopes.append(envelope)
-        batch.receipts.append(receipt)
-        batch.size += size
-        lane = self._growing_in
-        lane.events += 1
-        lane.bytes += size
-        self._ready_events += 1
-        self._ready_bytes += size
-        self.events += 1
-        self.bytes += size
+        receipts.append(receipt)
         return True
 
-    def _let_grow(self, batch: Batch, batches: _Lane) -> None:
+    def _let_grow(self, batch: Batch, most: int) -> None:
         """Have `grow` add what comes next to `batch`, as long as nothing would happen by it."""
-        events, size = self._max_events - len(batch.receipts), self.cap.bytes - batch.size
-        # The event that makes a batch due has more to do. Where one is due, only a full buffer is left to watch for.
+        events, size = len(batch.receipts), batch.size
+        self._growing = batch
+        self._counted_events, self._counted_size = events, size
+        most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
+        most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes, most * 1024)
+        # The event that makes a batch due has more to do; where one is due already there is no such event.
         if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
-            events = min(events, self._max_events - self._ready_events - 1)
-            size = min(size, self.cap.bytes - self._ready_bytes - 1)
-        self._growing, self._growing_in = batch, batches
-        self._room_events = min(events, self._bounds.max_events - self.events)
-        self._room_bytes = min(size, self._bounds.max_bytes - self.bytes)
+            most_events = min(most_events, self._max_events - self._ready_events - 1)
+            most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
+        self._full_events, self._full_size = events + most_events, size + most_bytes
 
-    def append(self, envelope: bytes, receipt: Receipt, lane: Hashable = None, *, came_at: float | None = None) -> bool:
+    def end_growth(self) -> int:
+        """Let nothing grow any more, and count what has; return how much that is: events, and one more for each KiB."""
+        batch = self._growing
+        if batch is None:
+            return 0
+        self._growing = None
+        events, size = len(batch.receipts) - self._counted_events, batch.size - self._counted_size
+        lane = self._lanes[None]
+        lane.events += events
+        lane.bytes += size
+        self._ready_events += events
+        self._ready_bytes += size
+        self._events += events
+        self._bytes += size
+        return events + (size >> 10)
+
+    def append(
+        self,
+        envelope: builtins.bytes,
+        receipt: Receipt,
+        lane: Hashable = None,
+        *,
+        came_at: float | None = None,
+        growth: int = sys.maxsize // 1024,
+    ) -> bool:
         """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
 
         Args:
@@ -285,7 +317,9 @@ class EventBuffer:
             receipt: its receipt.
             lane: where it goes, see `lane_of`.
             came_at: when it came, if it had to wait for room; default now.
+            growth: events, or KiB, by which its batch may `grow` then; default any number.
         """
+        self.end_growth()
         size = len(envelope) + 1
         batches = self._lanes.get(lane)
         if batches is None:
@@ -314,14 +348,14 @@ class EventBuffer:
             self._ranks.add(batch, receipt, size)
         batches.events += 1
         batches.bytes += size
-        self.events += 1
-        self.bytes += size
+        self._events += 1
+        self._bytes += size
         if not ready:
             return False
         self._ready_events += 1
         self._ready_bytes += size
-        if self._plain and lane is None and not self._fine:
-            self._let_grow(batch, batches)
+        if growth > 0 and self._plain and lane is None and not self._fine:
+            self._let_grow(batch, growth)
         if lane not in self._ready:
             self._make_ready(lane, batches)
             return True
@@ -350,6 +384,7 @@ class EventBuffer:
         """
         if not self._ready:
             return None
+        self.end_growth()
         batch = self._take_from(next(iter(self._ready)))
         if self._merging:
             # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
@@ -385,6 +420,7 @@ class EventBuffer:
         None: each batch as it is. Small ones come together otherwise: to end thousands of them one by one takes three
         times as long.
         """
+        self.end_growth()
         self._lanes.clear()
         self._ready.clear()
         self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
@@ -392,9 +428,8 @@ class EventBuffer:
             batch = next(iter(self._order))
             if most is not None and len(batch) > most:
                 head = batch.cut_head(most)
-                self._growing = None
-                self.events -= most
-                self.bytes -= head.size - 1
+                self._events -= most
+                self._bytes -= head.size - 1
                 if self._ranks is not None:
                     self._ranks.forget(head)
                 yield head
@@ -431,6 +466,7 @@ class EventBuffer:
 
         Without `max_age` the time of each event is not known: whole batches go by their oldest one.
         """
+        self.end_growth()
         while (batch := self._oldest_by(moment)) is not None:
             count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
             yield self._remove(batch, batch.cut_head(min(count, most)))
@@ -453,14 +489,13 @@ class EventBuffer:
 
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
         """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
-        self._growing = None
         lane = batch.lanes[0]
         batches = self._lanes[lane]
         size = removed.size - 1
         batches.events -= len(removed)
         batches.bytes -= size
-        self.events -= len(removed)
-        self.bytes -= size
+        self._events -= len(removed)
+        self._bytes -= size
         if self._ranks is not None:
             self._ranks.forget(removed)
         if ready := lane not in self._busy:
@@ -480,7 +515,6 @@ class EventBuffer:
 
     def _forget(self, batch: Batch) -> None:
         """Take a batch that waits no more off the books."""
-        self._growing = None
         del self._order[batch]
         if self._ranks is not None:
             self._ranks.forget(batch)
@@ -488,8 +522,8 @@ class EventBuffer:
             self._ages = [age for age in self._ages if age[2] in self._order]
             heapq.heapify(self._ages)
         self.batches -= 1
-        self.events -= len(batch)
-        self.bytes -= batch.size - 1
+        self._events -= len(batch)
+        self._bytes -= batch.size - 1
 
     def _fit_together(self, batch: Batch, other: Batch) -> bool:
         return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes

@@ -135,7 +135,6 @@ class Intake:
             raise _closed_error()
         # An event that is not documented knows its name itself.
         receipt = Receipt(event.wire_name or event.event_name)
-        self.left_in_a_row -= 1 + (len(envelope) >> 10)
         if self._waiters or not self._buffer.grow(envelope, receipt):
             return self._accept_at_length(event, envelope, receipt)
         self._ledger.tracked += 1
@@ -186,7 +185,10 @@ class Intake:
 
     def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
         self._ledger.tracked += 1
-        due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at)
+        left = self.left_in_a_row = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
+        # The event after which it is time to yield comes this way again.
+        growth = (left if left > 0 else _YIELD_EVERY) - 1
+        due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
         if due_sooner or self.watched:
             self._arrived(due_sooner=due_sooner)
         return receipt

@@ -115,7 +115,9 @@ class BufferMachine(RuleBasedStateMachine):
         lane = self.buffer.lane_of(visitor)
         receipt = Receipt("view")
         before = self.buffer.due_in()
-        may_be_sooner = self.buffer.append(envelope(self.count, size), receipt, lane)
+        # As the intake does: at length only where it takes more than to let a batch grow.
+        text = envelope(self.count, size)
+        may_be_sooner = not self.buffer.grow(text, receipt) and self.buffer.append(text, receipt, lane)
         self.model.append(Waiting(self.count, visitor, lane, size + 1, self.clock(), receipt, self.generation))
 
         assert may_be_sooner or self.buffer.due_in() == before

@@ -113,7 +113,10 @@ class Model(RuleBasedStateMachine):
         came_at = max(self.came_last, self.time - waited)
         receipt = Receipt(name)
         before = self.buffer.due_in()
-        sooner = self.buffer.append(envelope, receipt, lane, came_at=came_at if waited else None)
+        # As the intake does: at length only where it takes more than to let a batch grow.
+        sooner = (waited or not self.buffer.grow(envelope, receipt)) and self.buffer.append(
+            envelope, receipt, lane, came_at=came_at if waited else None
+        )
         came_at = came_at if waited else self.time
         event = Event(self.count, name, len(envelope) + 1, came_at, receipt)
         last = next((batch for batch in reversed(self.batches) if batch.lane == lane), None)
@@ -254,8 +257,10 @@ class Model(RuleBasedStateMachine):
         buffer, ready = self.buffer, self.ready
         assert (buffer.events, buffer.batches) == (len(self.events), len(self.batches))
         assert buffer.bytes == sum(event.size for event in self.events)
-        assert buffer._ready_events == sum(len(bundled.events) for bundled in ready)
-        assert buffer._ready_bytes == sum(bundled.size - 1 for bundled in ready)
+        # What has grown is counted later, and always ready.
+        grown, size = buffer.events - buffer._events, buffer.bytes - buffer._bytes
+        assert buffer._ready_events == sum(len(bundled.events) for bundled in ready) - grown
+        assert buffer._ready_bytes == sum(bundled.size - 1 for bundled in ready) - size
         assert buffer._ready_batches == len(ready)
         assert buffer._urgent_batches == sum(bundled.generation < self.generation for bundled in ready)
         assert buffer._ready.keys() == {bundled.lane for bundled in ready}
