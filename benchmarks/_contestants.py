@@ -71,6 +71,53 @@ async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
     return _figures(meter, events)
 
 
+async def bare_events(port: int, events: int) -> Figures:
+    """The least that takes events one by one: attrs objects without any check, dumped, kept and posted by 500.
+
+    No limit, no retry, no bounds, and nobody is told what became of an event.
+    """
+    import datetime as dt
+
+    import attrs
+    import httpx
+    import orjson
+
+    @attrs.frozen(kw_only=True)
+    class Bare:
+        session_external_id: str
+        timestamp: dt.datetime
+        stock_id: str | None = None
+        product_id: int
+
+    url = f"http://127.0.0.1:{port}/1.0/visitorEvents?partnerId=p&apiKey=k"
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient() as client:
+        kept: list[bytes] = []
+
+        async def track(event: Bare) -> None:
+            fields = {
+                "sessionExternalId": event.session_external_id,
+                "timestamp": event.timestamp,
+                "productId": event.product_id,
+            }
+            # A copy, as ours: what orjson returns pins 4 KB.
+            kept.append(b'{"view":' + orjson.dumps(fields, None, orjson.OPT_OMIT_MICROSECONDS) + b"}")
+            if len(kept) == BATCH:
+                response = await client.post(url, content=b"[%b]" % b",".join(kept), headers=headers)
+                assert response.status_code == 200
+                kept.clear()
+
+        async def send(count: int) -> None:
+            for number in range(count):
+                now = dt.datetime.now(dt.UTC)
+                await track(Bare(session_external_id=VISITORS[number % 1000], timestamp=now, product_id=number))
+
+        await send(WARM_UP)
+        with Meter() as meter:
+            await send(events)
+    return _figures(meter, events)
+
+
 async def httpx_by_hand(port: int, events: int) -> Figures:
     """One httpx POST per event, as people write it."""
     import httpx

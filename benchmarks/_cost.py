@@ -52,6 +52,7 @@ class _Contestant:
 
 _CONTESTANTS = (
     _Contestant("floor", 100_000),
+    _Contestant("bare_events", 100_000),
     _Contestant("ours_by_track", 100_000),
     _Contestant("ours_by_track_many", 100_000),
     _Contestant("ours_with_receipts", 100_000),

@@ -334,7 +334,7 @@ class Dispatcher:
             flight.turn.end()
         self._ledger.in_flight -= flight.count
         if flight.whole is None or flight.batch is None:
-            self._ledger.close(outcome, flight.names, flight.opened_in)
+            self._ledger.close(outcome, flight.count, flight.opened_in, flight.names)
         else:
             self._batches -= 1
             self._buffer.release(flight.whole)

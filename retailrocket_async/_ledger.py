@@ -17,7 +17,7 @@ from retailrocket_async._report import Stats, UndeliveredEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from retailrocket_async._buffer import EventBuffer
     from retailrocket_async._home import Home
@@ -70,7 +70,8 @@ class Ledger:
         """Give the events of a batch their outcome, and tell of them where they are undelivered."""
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
-        self.close(outcome, [receipt.event_name for receipt in batch.receipts], batch.opened_in)
+        # What is delivered needs no names, and is nearly everything.
+        self.close(outcome, len(batch), batch.opened_in, (receipt.event_name for receipt in batch.receipts))
         if tell and not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
 
@@ -80,15 +81,15 @@ class Ledger:
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
         self.close_batch(batch, Dropped(reason=reason), tell=tell)
 
-    def close(self, outcome: Outcome, names: Sequence[str], opened_in: Sequence[int]) -> None:
+    def close(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> None:
         """Count events as settled, and tell the first of each kind of failure.
 
         Args:
             outcome: what became of them.
-            names: their names.
+            count: how many they are.
             opened_in: the generations of the batches that they were in.
+            names: their names; gone through only where they are dropped.
         """
-        count = len(names)
         key: Hashable
         match outcome:
             case Delivered():

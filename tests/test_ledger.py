@@ -151,12 +151,12 @@ def test_flush_waits_for_its_generation() -> None:
         flush = asyncio.create_task(ledger.flushed(1, 4, finished))
         await asyncio.sleep(0)
         for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
-            ledger.close(OUTCOMES[0], ["view"] * 5, opened_in)
+            ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
             await asyncio.sleep(0)
             assert not flush.done()
-        ledger.close(OUTCOMES[2], ["view"], [1])
+        ledger.close(OUTCOMES[2], 1, [1], ["view"])
         await flush
-        ledger.close(OUTCOMES[0], ["view"], [1])
+        ledger.close(OUTCOMES[0], 1, [1], ["view"])
 
     run(test())
 
@@ -170,7 +170,7 @@ def test_cancelled_flush_is_forgotten() -> None:
         await asyncio.sleep(0)
         flush.cancel()
         await asyncio.wait({flush})
-        ledger.close(OUTCOMES[0], ["view"], [0])
+        ledger.close(OUTCOMES[0], 1, [0], ["view"])
         return list(ledger._flushes)
 
     assert run(test()) == []
