@@ -231,8 +231,8 @@ class AsyncTrackingClient(EventMethods):
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         if isinstance(events, AsyncIterable):
-            return [await self._accept(event) async for event in events]
-        return [await self._accept(event) for event in events]
+            return [await self.track(event) async for event in events]
+        return [await self.track(event) for event in events]
 
     async def send(self, event: Event) -> Delivered:
         """Send one event at once, to its own endpoint; return when the API has accepted it.

@@ -30,7 +30,7 @@ _WOKEN_AT_ONCE = 200
 _FULL = 3
 """Events that it costs as much as, if one comes where there is no room: another one is dropped, and told of."""
 
-_YIELD_EVERY = 200
+_YIELD_EVERY = 250
 """Events dealt with in a row before the caller's task lets others run, a KiB counts as one more: a millisecond."""
 
 

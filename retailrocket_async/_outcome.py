@@ -232,24 +232,33 @@ class Receipt:
 
 def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
     """Give every receipt its outcome and wake who awaits it; a receipt that has one keeps it."""
+    here: asyncio.AbstractEventLoop | None = None
     for receipt in receipts:
         if receipt._outcome is not None:
             continue
         receipt._outcome = outcome
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
+            here = here or _running_loop()
             # A copy, as another thread may be adding one, which will find the outcome itself.
             for waiter in list(waiters):
-                _wake(waiter)
+                _wake(waiter, here)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    # The waiter may belong to another thread's loop, or to one that is closed by now.
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _wake(waiter: asyncio.Future[None], here: asyncio.AbstractEventLoop | None) -> None:
+    if (loop := waiter.get_loop()) is here:
+        _set_done(waiter)
+        return
+    # Another thread's loop, which may be closed by now.
     with suppress(RuntimeError):
-        if waiter.get_loop() is asyncio.get_running_loop():
-            _set_done(waiter)
-        else:
-            waiter.get_loop().call_soon_threadsafe(_set_done, waiter)
+        loop.call_soon_threadsafe(_set_done, waiter)
 
 
 def _set_done(waiter: asyncio.Future[None]) -> None:

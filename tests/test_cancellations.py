@@ -173,12 +173,12 @@ async def track_waiting_behind() -> Parked:
 
 
 async def track_yielding() -> Parked:
-    """A caller lets others run, after its 200th event."""
+    """A caller lets others run, after its 250th event."""
     scene = Scene(gated=True, batching=Batching(max_events=1000, max_in_flight=IN_FLIGHT))
-    await scene.track(*range(1, 200))
-    caller = asyncio.create_task(scene.track(200))
+    await scene.track(*range(1, 250))
+    caller = asyncio.create_task(scene.track(250))
     await asyncio.sleep(0)
-    assert scene.engine.stats().tracked == 200
+    assert scene.engine.stats().tracked == 250
     assert not caller.done()
     return Parked(scene, caller)
 
@@ -553,7 +553,7 @@ def test_cancelled(place: Callable[[], Coroutine[Any, Any, Parked]], mended_firs
         assert max(Counter(transport.recorded_numbers).values()) == 1
         if not mended_first:
             assert not parked.refused & counts.keys()
-        accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {200}
+        accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
         assert counts.keys() <= accepted
 
         # No place on the wire and no permit is missing.
