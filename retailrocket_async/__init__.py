@@ -6,7 +6,7 @@ mend the failure, and get exactly one outcome each: delivered, rejected, abandon
 
 from __future__ import annotations
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._client import AsyncTrackingClient
 from retailrocket_async._errors import (
     AbandonedError,

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._credentials import ApiKey, Credentials
 from retailrocket_async._dispatcher import Dispatcher
 from retailrocket_async._errors import ConfigurationError, EventValidationError

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from retailrocket_async._batch import Batch
-    from retailrocket_async._buffer import Batching, Buffer
+    from retailrocket_async._bounds import Batching, Buffer
     from retailrocket_async._flight import Turn
     from retailrocket_async._hooks import OutcomeHook, StateHook
     from retailrocket_async._limiter import Limiter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import httpx
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._client import AsyncTrackingClient
 from retailrocket_async._dispatcher import Dispatcher
 from retailrocket_async._events import AddToBasket, Event, ImpressionContentViewed, Order, Search, View

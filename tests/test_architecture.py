@@ -20,6 +20,7 @@ FLOORS = [
     {"_events", "_outcome"},
     {"_wire", "_retry", "_batch"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
+    {"_bounds", "_lane"},
     {"_buffer", "_breaker", "_hooks", "_transport"},
     {"_flight", "_ledger"},
     {"_intake", "_sender", "_deadlines", "_closing"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from retailrocket_async._buffer import Batching
+from retailrocket_async._bounds import Batching
 from retailrocket_async._errors import ClientClosedError, ConfigurationError, DroppedError, EventValidationError
 from retailrocket_async._events import EVENT_TYPES, Event, Order, SetContact, View
 from retailrocket_async._outcome import Delivered, Dropped, Receipt

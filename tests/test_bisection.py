@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from retailrocket_async._batch import Batch
 from retailrocket_async._bisection import MOST_CULPRITS, Bisection
-from retailrocket_async._buffer import Batching
+from retailrocket_async._bounds import Batching
 from retailrocket_async._errors import BadRequestError
 from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Receipt, Rejected
 from retailrocket_async._retry import RetryPolicy

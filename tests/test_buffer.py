@@ -13,7 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from retailrocket_async._buffer import Batch, Batching, Buffer, EventBuffer
+from retailrocket_async._batch import Batch
+from retailrocket_async._bounds import Batching, Buffer
+from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._outcome import Receipt
 from retailrocket_async._wire import join

@@ -11,12 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from retailrocket_async._buffer import Batch, Batching, Buffer, EventBuffer
+from retailrocket_async._bounds import Batching, Buffer
+from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._outcome import Receipt
 from retailrocket_async._overflow import DEFAULT_RANKING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
+
+    from retailrocket_async._batch import Batch
 
 LINGER = 0.125
 NAMES = ["order", "addToBasket", "view", "impressionContentViewed", "somethingNew"]

@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._limiter import LocalLimiter, RateLimit
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped
 from retailrocket_async._retry import RetryPolicy

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._errors import (
     AccessDeniedError,
     AuthenticationError,

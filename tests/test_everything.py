@@ -15,7 +15,7 @@ import attrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._errors import BufferFullError, ClientClosedError, DeliveryError, FlushTimeoutError
 from retailrocket_async._events import AddToBasket, ImpressionContentViewed, Order, View
 from retailrocket_async._limiter import LocalLimiter, RateLimit

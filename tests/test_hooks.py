@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async._batch import Batch
-from retailrocket_async._buffer import Batching
+from retailrocket_async._bounds import Batching
 from retailrocket_async._home import Home
 from retailrocket_async._hooks import Hooks
 from retailrocket_async._ledger import Ledger

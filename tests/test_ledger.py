@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from retailrocket_async._batch import Batch
-from retailrocket_async._buffer import Batching, Buffer, EventBuffer
+from retailrocket_async._bounds import Batching, Buffer
+from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._home import Home
 from retailrocket_async._ledger import Ledger
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy

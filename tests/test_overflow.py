@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailrocket_async._buffer import Batching, Buffer
+from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._errors import BufferFullError, ConfigurationError
 from retailrocket_async._events import AddToBasket, CustomEvent, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._outcome import Delivered, Dropped, Receipt
