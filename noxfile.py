@@ -129,7 +129,7 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what an event costs, beside other libraries and on its own, and demand it; takes half an hour."""
+    """Measure what an event costs, beside other libraries and on its own, and demand it; takes a quarter of an hour."""
     session.install("-e", f".{EXTRAS}", *group("bench"))
     session.run("python", "benchmarks/bench.py", *session.posargs)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import statistics
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -151,7 +150,7 @@ class Closing:
                 if spent < AT_ONCE:
                     continue
                 speeds.append((now() - began) / spent)
-                rest = statistics.median(speeds) * self._left() if len(speeds) == _PIECES else 0.0
+                rest = sorted(speeds)[_PIECES // 2] * self._left() if len(speeds) == _PIECES else 0.0
                 if ends_at is not None and now() + rest >= ends_at:
                     break
                 await asyncio.sleep(0)
