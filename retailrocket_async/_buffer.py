@@ -336,8 +336,9 @@ class EventBuffer:
 
         Without `max_age` the time of each event is not known: whole batches go by their oldest one.
         """
-        self.end_growth()
         while (batch := self._oldest_by(moment)) is not None:
+            # Each time: whoever is told of the last one may have tracked another.
+            self.end_growth()
             count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
             yield self._remove(batch, batch.cut_head(min(count, most)))
 

@@ -460,3 +460,19 @@ def test_impossible_policy(policy: type, name: str, value: object) -> None:
     """A value outside its range is refused where it is given, with the name of its field."""
     with pytest.raises(ConfigurationError, match=f"{policy.__name__}.{name} must"):
         policy(**{name: value})
+
+
+def test_events_that_come_while_others_expire_are_counted() -> None:
+    """Whoever is told of an event that expired may track another in that moment, and the counters stay true."""
+    buffer = make(max_events=50)
+    for number in range(12):
+        put(buffer, number)
+    gone = []
+    for count, batch in zip(range(3), buffer.expire(0.0, 3), strict=False):
+        gone += numbers(batch)
+        put(buffer, 100 + count)
+        assert buffer.grow(envelope(200 + count, 20), Receipt("view"))
+    assert gone == [*range(9)]
+    assert (buffer.events, buffer.bytes) == (9, 9 * 21)
+    assert [numbers(batch) for batch in buffer.drain()] == [[9, 10, 11, 100, 200, 101, 201, 102, 202]]
+    assert (buffer.events, buffer.bytes, buffer.batches) == (0, 0, 0)
