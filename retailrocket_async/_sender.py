@@ -126,6 +126,9 @@ class Sender:
         expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
         return self._without(flight, expired, flight.expired(now)) if expired else None
 
+    def _too_late(self, flight: Flight) -> bool:
+        return self._home.now() - self._breaker.counted_from(flight.tried_at) > self._retry.max_elapsed
+
     def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
         if flight.batch is None or len(positions) == len(flight.batch):
             return outcome
@@ -172,6 +175,9 @@ class Sender:
                 return stale
             if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
+            if turn.admission.probe and flight.tries and self._too_late(flight):
+                # While the API is down the breaker says when: later than the policy had reckoned with.
+                return flight.give_up("retries_exhausted", self._home.now())
             flight.depart(self._home.now())
             self._ledger.requested += 1
             self._ledger.splits += flight.divided
