@@ -71,10 +71,11 @@ async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
     return _figures(meter, events)
 
 
-async def bare_events(port: int, events: int) -> Figures:
+async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
     """The least that takes events one by one: attrs objects without any check, dumped, kept and posted by 500.
 
-    No limit, no retry, no bounds, and nobody is told what became of an event.
+    No limit, no retry, no bounds, and nobody is told what became of an event. With a `pause` of so many seconds after
+    each batch the posts go out beside it, as many at once as the answers take.
     """
     import datetime as dt
 
@@ -93,6 +94,11 @@ async def bare_events(port: int, events: int) -> Figures:
     headers = {"content-type": "application/json"}
     async with httpx.AsyncClient() as client:
         kept: list[bytes] = []
+        posts: list[asyncio.Task[None]] = []
+
+        async def post(body: bytes) -> None:
+            response = await client.post(url, content=body, headers=headers)
+            assert response.status_code == 200
 
         async def track(event: Bare) -> None:
             fields = {
@@ -103,14 +109,19 @@ async def bare_events(port: int, events: int) -> Figures:
             # A copy, as ours: what orjson returns pins 4 KB.
             kept.append(b'{"view":' + orjson.dumps(fields, None, orjson.OPT_OMIT_MICROSECONDS) + b"}")
             if len(kept) == BATCH:
-                response = await client.post(url, content=b"[%b]" % b",".join(kept), headers=headers)
-                assert response.status_code == 200
+                body = b"[%b]" % b",".join(kept)
                 kept.clear()
+                if pause:
+                    posts.append(asyncio.create_task(post(body)))
+                    await asyncio.sleep(pause)
+                else:
+                    await post(body)
 
         async def send(count: int) -> None:
             for number in range(count):
                 now = dt.datetime.now(dt.UTC)
                 await track(Bare(session_external_id=VISITORS[number % 1000], timestamp=now, product_id=number))
+            await asyncio.gather(*posts)
 
         await send(WARM_UP)
         with Meter() as meter:

@@ -174,11 +174,14 @@ def measure(effort: Effort) -> Section:
                     burst = _child.call("_lag:burst", port=port, events=effort.count(_BURST), room=name == "room")
                     found[name].append(burst)
     streams = [_stream(callers, _SUSTAINED_SECONDS * part) for callers in (1, _CROWD)]
+    with _process.running(_sink.main, _sink.Sink(latency=_ANSWER)) as (port, _):
+        # A batch each fiftieth of a second, as the limit allows.
+        bare = _child.call("_contestants:bare_events", port=port, events=effort.count(_BURST), pause=0.02)
     late = {name: list(chain.from_iterable(each["late"] for each in rounds)) for name, rounds in found.items()}
     return Section(
         name="lag",
         title="Event loop and sustained throughput",
-        tables=(_lags(found, late, effort.count(_BURST)), _throughput(streams)),
+        tables=(_lags(found, late, effort.count(_BURST)), _throughput(streams, bare)),
         demands=_demands(late, streams),
         series={
             "lag": {name: histogram(late[name], _EDGES) for name in ("idle", "flow", "wait", "room") if late[name]},
@@ -235,7 +238,7 @@ def _lags(found: dict[str, list[Figures]], late: dict[str, list[float]], burst: 
     )
 
 
-def _throughput(streams: list[Figures]) -> Table:
+def _throughput(streams: list[Figures], bare: Figures) -> Table:
     return Table(
         title="Demand without end: default caps and limit, answers after 100 ms",
         columns=(
@@ -247,22 +250,26 @@ def _throughput(streams: list[Figures]) -> Table:
             "CPU share of a core",
             "CPU, µs/event",
         ),
-        rows=tuple(
-            (
-                each["callers"],
-                each["rate"],
-                each["received"],
-                each["requests"],
-                each["worst"],
-                each["share"],
-                each["share"] / each["rate"] * 1e6,
-            )
-            for each in streams
+        rows=(
+            *(
+                (
+                    each["callers"],
+                    each["rate"],
+                    each["received"],
+                    each["requests"],
+                    each["worst"],
+                    each["share"],
+                    each["share"] / each["rate"] * 1e6,
+                )
+                for each in streams
+            ),
+            ("bare events", bare["rate"], None, None, None, bare["cpu"] * bare["rate"] / 1e6, bare["cpu"]),
         ),
         note=(
             "The buffer is full all the time. A caller that is alone waits once for each batch, and then tracks 500 "
             "events in a row; of many, each waits for the room of each of its events, in order, which costs a turn of "
-            "the event loop. Received: as the server counts; delivered: as the client does."
+            "the event loop. Received: as the server counts; delivered: as the client does. "
+            "Bare events: the least that takes events one by one, see the first section, a batch every 20 ms."
         ),
     )
 
