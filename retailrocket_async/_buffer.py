@@ -132,9 +132,10 @@ class EventBuffer:
         Whatever else happens to the buffer ends it, until `append` finds a batch again that may go on growing.
         """
         batch = self._growing
-        if batch is None:
+        # A large event is more than one to those who count them.
+        if batch is None or (length := len(envelope)) >= 1024:
             return False
-        size, receipts = batch.size + len(envelope) + 1, batch.receipts
+        size, receipts = batch.size + length + 1, batch.receipts
         if size > self._full_size or len(receipts) >= self._full_events:
             return False
         batch.size = size
@@ -148,7 +149,7 @@ class EventBuffer:
         self._growing = batch
         self._counted_events, self._counted_size = events, size
         most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
-        most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes, most * 1024)
+        most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
         # The event that makes a batch due has more to do; where one is due already there is no such event.
         if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
             most_events = min(most_events, self._max_events - self._ready_events - 1)
@@ -156,7 +157,7 @@ class EventBuffer:
         self._full_events, self._full_size = events + most_events, size + most_bytes
 
     def end_growth(self) -> int:
-        """Let nothing grow any more, and count what has; return how much that is: events, and one more for each KiB."""
+        """Let nothing grow any more, and count what has; return how many events that is."""
         batch = self._growing
         if batch is None:
             return 0
@@ -169,7 +170,7 @@ class EventBuffer:
         self._ready_bytes += size
         self._events += events
         self._bytes += size
-        return events + (size >> 10)
+        return events
 
     def append(
         self,
@@ -178,7 +179,7 @@ class EventBuffer:
         lane: Hashable = None,
         *,
         came_at: float | None = None,
-        growth: int = sys.maxsize // 1024,
+        growth: int = sys.maxsize,
     ) -> bool:
         """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
 
@@ -187,7 +188,7 @@ class EventBuffer:
             receipt: its receipt.
             lane: where it goes, see `lane_of`.
             came_at: when it came, if it had to wait for room; default now.
-            growth: events, or KiB, by which its batch may `grow` then; default any number.
+            growth: events by which its batch may `grow` then; default any number.
         """
         self.end_growth()
         size = len(envelope) + 1

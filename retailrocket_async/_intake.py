@@ -145,7 +145,7 @@ class Intake:
     def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt) -> Receipt | None:
         size = len(envelope) + 1
         if self._waiters or not self._buffer.fits(size):
-            self.left_in_a_row -= _FULL
+            self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
             self._expire_some(size)
             if self._overflow in ("wait", "raise"):
                 if self._waiters or not self._buffer.fits(size):

@@ -35,7 +35,7 @@ from retailrocket_async._errors import (
     ServerError,
     ThrottledError,
 )
-from retailrocket_async._events import CustomEvent
+from retailrocket_async._events import CustomEvent, Search
 from retailrocket_async._limiter import LocalLimiter, RateLimit
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._reply import Reply
@@ -667,6 +667,33 @@ def test_large_feed_lets_others_run(lazy: bool) -> None:  # noqa: FBT001
 
     assert ran >= 400
     assert longest <= 250
+
+
+@pytest.mark.parametrize(("size", "most"), [(1000, 125), (10_000, 25)])
+@pytest.mark.parametrize("full", [False, True], ids=["room", "full"])
+def test_large_events_let_others_run_sooner(size: int, most: int, full: bool) -> None:  # noqa: FBT001
+    """A KiB counts as one event more, also of events that a full buffer drops."""
+
+    async def test() -> int:
+        buffer = Buffer(max_events=1, overflow="drop_newest") if full else Buffer()
+        client = make_client(ScriptedTransport(then=NEVER), buffer=buffer)
+        phrase = "x" * size
+        longest = last = 0
+
+        async def other() -> None:
+            nonlocal longest, last
+            while True:
+                tracked = client.stats().tracked
+                longest, last = max(longest, tracked - last), tracked
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(other())
+        await client.track_many(Search(session_external_id="v", search_phrase=phrase) for _ in range(1000))
+        running.cancel()
+        await client.aclose(0)
+        return longest
+
+    assert run(test()) <= most
 
 
 # --- flush ---
