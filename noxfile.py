@@ -18,7 +18,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "[cli,emulator,http2]"
+EXTRAS = "[cli,emulator,http2,kafka,nats,redis,relay]"
 # Three processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "3")
@@ -153,3 +153,10 @@ def soak(session: nox.Session) -> None:
     """Send a million events through a server that fails at random; takes minutes, on Linux only."""
     session.install("-e", f".{EXTRAS}")
     session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session(default=False)
+def fleet(session: nox.Session) -> None:
+    """Show what holds beyond one process: the spool, the shared limit, the relay, on real servers; takes long."""
+    session.install("-e", f".{EXTRAS}", *group("test"))
+    session.run("python", "benchmarks/fleet.py", *session.posargs)

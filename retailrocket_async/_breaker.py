@@ -25,7 +25,7 @@ from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._report import StateChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from retailrocket_async._report import State
     from retailrocket_async._retry import RetryPolicy
@@ -77,6 +77,7 @@ class Breaker:
         # A policy without waits must not make a probe of every turn of the loop.
         self._first = max(_LEAST, retry.initial_backoff)
         self._last = max(_LEAST, retry.max_backoff)
+        self._excused: Container[State] = ("halted", "down") if retry.outlast else ("halted",)
         self._clock = clock
         self._changed = changed
         self.state: State = "sending"
@@ -181,8 +182,11 @@ class Breaker:
             self._probe_again()
 
     def counted_from(self, moment: float) -> float:
-        """Return from when on the time since `moment` counts for retries: that of a halt is somebody else's."""
-        return self._clock() if self.state == "halted" else max(moment, self._mended_at)
+        """Return from when on the time since `moment` counts for retries.
+
+        That of a halt is somebody else's, and where the policy outlasts an outage so is that of one.
+        """
+        return self._clock() if self.state in self._excused else max(moment, self._mended_at)
 
     def hurry(self) -> None:
         """Probe now, and often: the client closes."""
@@ -221,7 +225,7 @@ class Breaker:
     def _become(self, state: State, advice: str, *, status: int | None = None, failure: str | None = None) -> None:
         now = self._clock()
         previous, lasted = self.state, now - self.since if self.state != "sending" else 0.0
-        if previous == "halted" and state != "halted":
+        if previous in self._excused and state not in self._excused:
             self._mended_at = now
         if state != "halted":
             self.status = None

@@ -159,7 +159,7 @@ class Deadlines:
         if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
             return flight.expired(now)
         waits_since = self._breaker.counted_from(flight.tried_at)
-        if self._breaker.state == "down" and now - waits_since >= self._retry.max_elapsed:
+        if self._breaker.state == "down" and not self._retry.outlast and now - waits_since >= self._retry.max_elapsed:
             return flight.give_up("retries_exhausted", now)
         return None
 
@@ -175,6 +175,8 @@ class Deadlines:
 
     def _patience(self) -> float:
         """Return how long events wait for somebody to mend what they were refused for, in seconds."""
+        if self._retry.outlast:
+            return math.inf
         closing = self._home.now() - self._closing_since
         if self._renewable and self._breaker.status == 401 and closing < self._retry.max_halt:
             # There may be a new key at any time; a close without a deadline must end all the same.

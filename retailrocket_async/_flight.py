@@ -84,6 +84,7 @@ class Flight:
         attempts: requests made so far that carried the events of this part.
         tries: those of them since it was divided last, and times that the limiter failed; they and `tried_at` are what
             the retry policy counts by.
+        excused: those of the tries that the policy does not count.
         tried_at: when they began (loop time).
         departed_at: when the last request went out (loop time).
         turn: the right to the next request, or to the one on its way; None while it waits.
@@ -101,6 +102,7 @@ class Flight:
         "batch",
         "body",
         "departed_at",
+        "excused",
         "landed",
         "names",
         "on_wire",
@@ -136,7 +138,7 @@ class Flight:
         self.whole = self.batch = batch
         self.landed = landed
         self.turn = turn
-        self.attempts = self.tries = self.renewals = 0
+        self.attempts = self.tries = self.excused = self.renewals = 0
         self.on_wire = False
         self.outcome: Outcome | None = None
         self.refusal: Undelivered | None = None
@@ -276,7 +278,7 @@ class Flight:
     def _carry(self, part: Batch, now: float) -> None:
         self.batch = part
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
-        self.tries = 0
+        self.tries = self.excused = 0
         self.tried_at = now
         # What the part before it has met is not what this one has.
         self.on_wire = False

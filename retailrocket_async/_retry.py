@@ -48,6 +48,10 @@ class RetryPolicy:
         is_throttled: told the status of an answer that is no 2xx and the start of its body (bytes, at most 4 KiB),
             returns whether to take it for a 429: the API documents none, so a 403 or 503 may mean it. Runs in the
             event loop. Default None: 429 alone.
+        outlast: wait for the end of an outage, or for a mended key, shop or address, however long it takes; default
+            False. `max_attempts` and `max_elapsed` then count only what happens while other requests are answered,
+            and answers of 429 not at all; `max_halt` does not count. For events that are kept elsewhere until they
+            have their outcome, in a spool or a broker: the buffer still holds no more than its bounds.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -60,6 +64,7 @@ class RetryPolicy:
     at_most_once: Collection[type[Event] | str] = ()
     max_halt: float = 30.0
     is_throttled: Callable[[int, bytes], bool] | None = None
+    outlast: bool = False
     once_names: frozenset[str] = attrs.field(init=False, repr=False, eq=False, default=frozenset())
 
     def __attrs_post_init__(self) -> None:
@@ -74,16 +79,19 @@ class RetryPolicy:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise ConfigurationError(f"RetryPolicy.{name} must be a number of seconds, 0 or more, not {value!r}")
+        if type(self.outlast) is not bool:
+            raise ConfigurationError(f"RetryPolicy.outlast must be True or False, not {self.outlast!r}")
         if self.initial_backoff > self.max_backoff:
             raise ConfigurationError("RetryPolicy.initial_backoff must not be above max_backoff")
 
-    def wait_before_next(self, reply: Reply, *, attempt: int, elapsed: float) -> float | None:
+    def wait_before_next(self, reply: Reply, *, attempt: int, elapsed: float, excused: int = 0) -> float | None:
         """Return the seconds to wait before the next attempt, or None to stop.
 
         Args:
             reply: what the last attempt brought.
             attempt: the number of that attempt, 1 or more.
             elapsed: seconds since the first attempt began.
+            excused: how many of the attempts do not count, though the wait grows with them.
         """
         if reply.verdict not in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
@@ -93,7 +101,7 @@ class RetryPolicy:
         past.attempt_number = min(attempt, 1000)
         past.start_time, past.outcome_timestamp = 0.0, elapsed
         wait = tenacity.wait_random_exponential(multiplier=self.initial_backoff, max=self.max_backoff)(past)
-        past.attempt_number = attempt
+        past.attempt_number = attempt - excused
         past.upcoming_sleep = max(wait, reply.retry_after or 0.0)
         stop = tenacity.stop_after_attempt(self.max_attempts) | tenacity.stop_before_delay(self.max_elapsed)
         return None if stop(past) else past.upcoming_sleep

@@ -173,6 +173,7 @@ def test_edges_use_the_front_door(module: str) -> None:
     assert {name for name in ours if name != edge and not name.startswith(edge + ".")} <= {
         "retailrocket_async",
         "retailrocket_async.emulator",
+        *(["retailrocket_async.redis", "retailrocket_async.relay"] if edge.endswith(".cli") else []),
         *(["retailrocket_async.cli"] if module.endswith("__main__") else []),
     }
 
