@@ -21,11 +21,14 @@ from retailrocket_async._errors import (
     EventValidationError,
     FlushTimeoutError,
     HandleTimeoutError,
+    KeptError,
     NoAnswerError,
     NotFoundError,
     RejectedError,
     RetailRocketError,
     ServerError,
+    SpoolError,
+    SpoolFullError,
     ThrottledError,
     UsageError,
     WrongLoopError,
@@ -50,10 +53,11 @@ from retailrocket_async._events import (
     order_lines,
 )
 from retailrocket_async._limiter import Limiter, LocalLimiter, Permit, RateLimit
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Receipt, Rejected
 from retailrocket_async._overflow import DEFAULT_RANKING
-from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
+from retailrocket_async._report import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
 from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._spool import DeadEvent, SpoolContents, SpooledEvent, SqliteSpool
 from retailrocket_async._threads import ThreadsafeHandle
 from retailrocket_async._wire import Codec
 
@@ -76,6 +80,7 @@ __all__ = [
     "Codec",
     "ConfigurationError",
     "CustomEvent",
+    "DeadEvent",
     "Delivered",
     "DeliveryError",
     "Dropped",
@@ -87,6 +92,8 @@ __all__ = [
     "HandleTimeoutError",
     "ImpressionContentClicked",
     "ImpressionContentViewed",
+    "Kept",
+    "KeptError",
     "Limiter",
     "LocalLimiter",
     "NoAnswerError",
@@ -106,6 +113,12 @@ __all__ = [
     "Search",
     "ServerError",
     "SetContact",
+    "SpoolContents",
+    "SpoolError",
+    "SpoolFullError",
+    "SpoolStats",
+    "SpooledEvent",
+    "SqliteSpool",
     "StateChange",
     "Stats",
     "ThreadsafeHandle",

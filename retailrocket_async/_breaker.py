@@ -16,6 +16,7 @@ The intervals of `down` are the retry policy's, those of `halted` double from 1 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -71,6 +72,7 @@ class Breaker:
         since: when it became so (loop time).
         status: the HTTP status that halted it; None where it is not halted.
         refused_at: when a request was last refused with it (loop time).
+        answered_at: when a request was last answered, in whatever state (loop time).
     """
 
     def __init__(self, retry: RetryPolicy, clock: Callable[[], float], changed: Callable[[StateChange], None]) -> None:
@@ -84,6 +86,7 @@ class Breaker:
         self.since = 0.0
         self.status: int | None = None
         self.refused_at = 0.0
+        self.answered_at = -math.inf
         self._mended_at = 0.0
         self._epoch = 0
         self._failures = 0
@@ -201,6 +204,7 @@ class Breaker:
 
     def _answered(self) -> None:
         self._failures = 0
+        self.answered_at = self._clock()
         if self.state != "sending":
             self._become("sending", "requests go out again")
 

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import attrs
+
 from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._credentials import ApiKey, Credentials
 from retailrocket_async._dispatcher import Dispatcher
@@ -18,6 +20,8 @@ from retailrocket_async._events import Event
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._outcome import Dropped, Receipt, error_for
 from retailrocket_async._retry import RetryPolicy
+from retailrocket_async._spool import SqliteSpool
+from retailrocket_async._spooled import SpooledDispatcher
 from retailrocket_async._threads import ThreadsafeHandle
 from retailrocket_async._transport import (
     DEFAULT_BASE_URL,
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._outcome import Delivered
     from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
+    from retailrocket_async._spooled import SpoolIntake
 
 DEFAULT_CLOSE_TIMEOUT = 15.0
 """Seconds; half of the grace that process managers commonly give."""
@@ -67,6 +72,9 @@ class AsyncTrackingClient(EventMethods):
         batching: how events are coalesced; default `Batching()`.
         buffer: how much may wait; default `Buffer()`.
         retry: how long a failed request is tried; default `RetryPolicy()`.
+        spool: a `SqliteSpool`: events are on disk before `track` returns, and outlast crashes, deploys and outages;
+            default None: they are in memory alone. Its bounds take the place of those of `buffer`, `retry` outlasts
+            every outage, and the client begins to deliver what it finds with ``async with``, or the first event.
         timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts; default 10.
         timestamp_precision: ``"seconds"`` (default), ``"milliseconds"`` or ``"microseconds"`` on the wire.
         before_send: given each event at the caller's line, returns the event to send in its place, changed or not (to
@@ -84,7 +92,7 @@ class AsyncTrackingClient(EventMethods):
     """
 
     # On the class: __del__ and __repr__ look at them also where the constructor raised, or never began.
-    _dispatcher: Dispatcher | None = None
+    _dispatcher: Dispatcher | SpooledDispatcher | None = None
     _base_url = ""
     _partner_id = ""
 
@@ -101,6 +109,7 @@ class AsyncTrackingClient(EventMethods):
         batching: Batching = Batching(),  # noqa: B008 - frozen
         buffer: Buffer = Buffer(),  # noqa: B008 - frozen
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        spool: SqliteSpool | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
         timestamp_precision: TimestampPrecision = "seconds",
         before_send: Callable[[Event], Event | None] | None = None,
@@ -114,6 +123,10 @@ class AsyncTrackingClient(EventMethods):
             # The frame of an error is kept with it, and some tools print its variables.
             del api_key
         _check_types(rate_limit=rate_limit, limiter=limiter, batching=batching, buffer=buffer, retry=retry)
+        if spool is not None and not isinstance(spool, SqliteSpool):
+            raise ConfigurationError(f"spool must be a SqliteSpool(...) or None, not {type(spool).__name__}")
+        if spool is not None and buffer.overflow == "shed":
+            raise ConfigurationError("a spool cannot shed by value: choose another Buffer.overflow")
         if batching.max_bytes > buffer.max_bytes:
             raise ConfigurationError("Buffer.max_bytes must be at least Batching.max_bytes, or a batch cannot fill")
         for name, hook in (("on_outcome", on_outcome), ("on_state_change", on_state_change)):
@@ -143,16 +156,28 @@ class AsyncTrackingClient(EventMethods):
             connections=batching.max_in_flight,
             http2=http2,
         )
-        self._dispatcher = Dispatcher(
+        make_engine = functools.partial(
+            Dispatcher,
             batching=batching,
-            buffer=buffer,
-            retry=retry,
             limiter=limiter if limiter is not None else LocalLimiter(rate_limit),
             transport=transport,
             renewable=credentials.renewable,
             on_outcome=on_outcome,
             on_state_change=on_state_change,
         )
+        if spool is None:
+            self._dispatcher = make_engine(buffer=buffer, retry=retry)
+        else:
+            # What is in the engine is bounded by the drain, which feeds it.
+            bounds = Buffer(max_age=buffer.max_age, max_bytes=1 << 50)
+            self._dispatcher = SpooledDispatcher(
+                spool,
+                credentials.partner_id,
+                lambda keep: make_engine(buffer=bounds, retry=attrs.evolve(retry, outlast=True), keep=keep),
+                batching=batching,
+                once=retry.once_names,
+                overflow=buffer.overflow,
+            )
         self._intake = self._dispatcher.intake
 
     @classmethod
@@ -230,6 +255,8 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
+        if isinstance(self._engine, SpooledDispatcher):
+            return await self._track_groups(events, self._engine.intake)
         if isinstance(events, AsyncIterable):
             return [await self.track(event) async for event in events]
         return [await self.track(event) for event in events]
@@ -319,6 +346,8 @@ class AsyncTrackingClient(EventMethods):
         return self._engine.stats()
 
     async def __aenter__(self) -> Self:
+        if isinstance(self._engine, SpooledDispatcher):
+            await self._engine.start()
         return self
 
     async def __aexit__(
@@ -342,9 +371,43 @@ class AsyncTrackingClient(EventMethods):
         return f"<AsyncTrackingClient partner_id={self._partner_id!r} base_url={self._base_url!r} {state}>"
 
     @property
-    def _engine(self) -> Dispatcher:
+    def _engine(self) -> Dispatcher | SpooledDispatcher:
         assert self._dispatcher is not None  # noqa: S101 - only a constructor that raised leaves it so
         return self._dispatcher
+
+    async def _track_groups(self, events: Iterable[Event] | AsyncIterable[Event], intake: SpoolIntake) -> list[Receipt]:
+        """Put events in the spool, many at once: each by itself would wait for the disk."""
+        receipts: list[Receipt] = []
+        group: list[tuple[Event, bytes]] = []
+
+        async def write() -> None:
+            written = await intake.accept_many(group)
+            receipts.extend(written)
+            group.clear()
+
+        async def take(event: Event) -> None:
+            chosen = self._chosen(event)
+            if isinstance(chosen, Receipt):
+                await write()
+                receipts.append(chosen)
+                return
+            group.append((chosen, self._encoded(chosen)))
+            if len(group) == _GROUP:
+                await write()
+
+        try:
+            if isinstance(events, AsyncIterable):
+                async for event in events:
+                    await take(event)
+            else:
+                for event in events:
+                    await take(event)
+        except EventValidationError:
+            # Those before it are accepted.
+            await write()
+            raise
+        await write()
+        return receipts
 
     async def _accept(self, event: Event) -> Receipt:
         chosen = self._chosen(event)
@@ -405,6 +468,9 @@ class AsyncTrackingClient(EventMethods):
         rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
         raise EventValidationError(event.event_name, "", rule, len(envelope))
 
+
+_GROUP = 500
+"""Events that `track_many` writes to a spool at once."""
 
 _codec = functools.cache(Codec)
 

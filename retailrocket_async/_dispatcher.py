@@ -20,7 +20,7 @@ from retailrocket_async._breaker import Breaker
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._closing import Closing
 from retailrocket_async._deadlines import Deadlines
-from retailrocket_async._errors import FlushTimeoutError
+from retailrocket_async._errors import FlushTimeoutError, RetailRocketError
 from retailrocket_async._flight import Flight
 from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from retailrocket_async._bounds import Batching, Buffer
     from retailrocket_async._flight import Turn
     from retailrocket_async._hooks import OutcomeHook, StateHook
+    from retailrocket_async._ledger import Keep
     from retailrocket_async._limiter import Limiter
     from retailrocket_async._outcome import Outcome
-    from retailrocket_async._report import CloseReport, StateChange, Stats
+    from retailrocket_async._report import CloseReport, State, StateChange, Stats
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
 
@@ -61,6 +62,7 @@ class Dispatcher:
         renewable: whether the transport's key may change.
         on_outcome: told of every buffered event that was not delivered; None for nobody.
         on_state_change: told whenever sending is halted, the API is down, or requests go out again; None for nobody.
+        keep: says how events end that a spool holds, too; None without one.
 
     Attributes:
         intake: takes the events.
@@ -77,10 +79,13 @@ class Dispatcher:
         renewable: bool = False,
         on_outcome: OutcomeHook | None = None,
         on_state_change: StateHook | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self._home = Home()
         self._buffer = EventBuffer(batching, buffer, self._home.now)
-        self._ledger = Ledger(self._home, on_outcome, on_state_change, most_told=max(_MOST_TOLD, buffer.max_events))
+        self._ledger = Ledger(
+            self._home, on_outcome, on_state_change, most_told=max(_MOST_TOLD, buffer.max_events), keep=keep
+        )
         self._breaker = Breaker(retry, self._home.now, self._state_changed)
         self._deadlines = Deadlines(
             self._home,
@@ -302,6 +307,17 @@ class Dispatcher:
         self._ledger.tell_state(change)
         self._deadlines.watch()
 
+    def hurry(self) -> None:
+        """Have what waits in the buffer leave as soon as it may, before its linger is over."""
+        if self._buffer.events:
+            self._buffer.begin_flush()
+            self._kick()
+
+    def give_back(self) -> None:
+        """End what waits in the buffer, as a close would; what is on its way goes on."""
+        for batch in self._buffer.drain(AT_ONCE):
+            self._ledger.close_batch(batch, Dropped(reason="closed"))
+
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
@@ -405,6 +421,16 @@ class Dispatcher:
     def hook_failed(self, name: str, error: Exception) -> None:
         """Count what a user's hook raised at the caller's line, and tell of the first time."""
         self._ledger.hook_failed(name, error)
+
+    def spool_failed(self, error: BaseException) -> None:
+        """Tell that the spool could not be used, once for each kind of failure."""
+        told = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
+        self._ledger.tell_once(("spool", told), logging.ERROR, "%s", told)
+
+    @property
+    def state(self) -> State:
+        """Whether requests go out; see `Stats.state`."""
+        return self._breaker.state
 
     @property
     def home(self) -> Home:

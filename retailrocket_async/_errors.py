@@ -9,6 +9,8 @@
     │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
     ├── BufferFullError                 events come in faster than the limit lets them out
+    │   └── SpoolFullError              the spool has reached one of its bounds
+    ├── SpoolError                      the spool's file cannot be used
     ├── FlushTimeoutError               `flush` ran out of its time                    (TimeoutError)
     ├── HandleTimeoutError              a thread's call ran out of its time            (TimeoutError)
     └── DeliveryError                   what became of an event; carries its outcome
@@ -21,7 +23,8 @@
         │   ├── ThrottledError          429: the shop's limit is used up
         │   ├── ServerError             5xx: the API failed
         │   └── NoAnswerError           no answer arrived: the network, or a time-out
-        └── DroppedError                never sent: overflow, age, `before_send` or close
+        ├── DroppedError                never sent: overflow, age, `before_send` or close
+        └── KeptError                   the client closed first; the spool has it, and its next user sends it
 
 Nothing of `httpx` leaves the package, neither as an exception nor as the cause or context of one: its
 exceptions hold the request, and the request holds the key.
@@ -98,6 +101,14 @@ class WrongLoopError(UsageError, RuntimeError):
 
 class BufferFullError(RetailRocketError):
     """The buffer holds as many events or bytes as it may; raised by `track_nowait`, or with ``overflow="raise"``."""
+
+
+class SpoolFullError(BufferFullError):
+    """The spool has had no room for an event for as long as it may wait; the event was not accepted."""
+
+
+class SpoolError(RetailRocketError):
+    """The spool cannot be used: its disk, its rights, its version or its state; the message says what to do."""
 
 
 class FlushTimeoutError(RetailRocketError, TimeoutError):
@@ -180,6 +191,10 @@ class NoAnswerError(AbandonedError):
 
 class DroppedError(DeliveryError):
     """The event was never sent: overflow, age, `before_send` or close."""
+
+
+class KeptError(DeliveryError):
+    """The client closed before the event had another outcome; it is in the spool, and whoever opens that sends it."""
 
 
 class _Brief(reprlib.Repr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -86,6 +87,7 @@ class Flight:
             the retry policy counts by.
         excused: those of the tries that the policy does not count.
         tried_at: when they began (loop time).
+        failed_at: when the last attempt that a retry may mend failed (loop time); minus infinity before the first.
         departed_at: when the last request went out (loop time).
         turn: the right to the next request, or to the one on its way; None while it waits.
         on_wire: whether a request is on its way right now.
@@ -103,6 +105,7 @@ class Flight:
         "body",
         "departed_at",
         "excused",
+        "failed_at",
         "landed",
         "names",
         "on_wire",
@@ -134,6 +137,7 @@ class Flight:
         self.body = body
         self.names = names
         self.started_at = self.tried_at = self.departed_at = started_at
+        self.failed_at = -math.inf
         self.opened_in = opened_in
         self.whole = self.batch = batch
         self.landed = landed

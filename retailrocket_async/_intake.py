@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from retailrocket_async._events import Event
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
-    from retailrocket_async._outcome import DropReason
+    from retailrocket_async._outcome import DropReason, Outcome
     from retailrocket_async._overflow import Overflow
 
 _FEW = 20
@@ -127,6 +127,20 @@ class Intake:
         self.check_open()
         self.left_in_a_row -= 1
         return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
+
+    def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
+        """Put in an event that was accepted elsewhere, bounds or not: whoever feeds knows how much is on its way."""
+        if self._buffer.grow(envelope, receipt):
+            self._ledger.tracked += 1
+            if self.watched:
+                self._arrived(due_sooner=False)
+            return
+        self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
+
+    def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
+        """Count an event that was accepted elsewhere, and has its outcome without ever being in the buffer."""
+        self._ledger.tracked += 1
+        self._ledger.end(envelope, receipt, outcome)
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
         """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""

@@ -1,6 +1,6 @@
 """The books: every event tracked, and its one outcome.
 
-``tracked == delivered + rejected + abandoned + dropped + pending + in_flight`` holds after every method here.
+``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight`` holds after every method here.
 """
 
 from __future__ import annotations
@@ -8,22 +8,25 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._batch import Batch
 from retailrocket_async._hooks import Hooks
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected, error_for, settle
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected, error_for, settle
 from retailrocket_async._report import Stats, UndeliveredEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from retailrocket_async._buffer import EventBuffer
     from retailrocket_async._home import Home
     from retailrocket_async._hooks import OutcomeHook, StateHook
     from retailrocket_async._outcome import DropReason, Outcome, Receipt, Undelivered
     from retailrocket_async._report import State, StateChange
+
+if TYPE_CHECKING:
+    Keep: TypeAlias = Callable[[Batch, Outcome], Outcome]
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -46,11 +49,19 @@ class Ledger:
         on_outcome: the user's hook for undelivered events; None for nobody.
         on_state_change: the user's hook for changes of state; None for nobody.
         most_told: undelivered events that may wait to be told of.
+        keep: given what is to end, and how; returns how it ends. A spool may keep it. None for none.
     """
 
     def __init__(
-        self, home: Home, on_outcome: OutcomeHook | None, on_state_change: StateHook | None, *, most_told: int
+        self,
+        home: Home,
+        on_outcome: OutcomeHook | None,
+        on_state_change: StateHook | None,
+        *,
+        most_told: int,
+        keep: Keep | None = None,
     ) -> None:
+        self._keep = keep
         self.hooks = Hooks(home, on_outcome, on_state_change, most=most_told, failed=self.hook_failed)
         self._keeps = False
         self._flushes: list[_Flush] = []
@@ -62,24 +73,30 @@ class Ledger:
         self.retries = 0
         self.splits = 0
         self.limiter_wait = 0.0
-        self._delivered = self._rejected = self._abandoned = self._dropped = 0
+        self._delivered = self._rejected = self._abandoned = self._dropped = self._kept = 0
         self._dropped_by: dict[str, dict[str, int]] = {}
         self._hook_errors = 0
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, tell: bool = True) -> None:
         """Give the events of a batch their outcome, and tell of them where they are undelivered."""
+        if self._keep is not None:
+            outcome = self._keep(batch, outcome)
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
         # What is delivered needs no names, and is nearly everything.
         self.close(outcome, len(batch), batch.opened_in, (receipt.event_name for receipt in batch.receipts))
-        if tell and not isinstance(outcome, Delivered) and (self._keeps or self.hooks.wants_outcomes):
+        if tell and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> None:
-        """Give an event that was never in the buffer its outcome; `tell` of it, unless the caller is told."""
+        """Drop an event that was never in the buffer; `tell` of it, unless the caller is told."""
+        self.end(envelope, receipt, Dropped(reason=reason), tell=tell)
+
+    def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, tell: bool = True) -> None:
+        """Give an event that was never in the buffer its outcome."""
         batch = Batch(0.0, 0, None)
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
-        self.close_batch(batch, Dropped(reason=reason), tell=tell)
+        self.close_batch(batch, outcome, tell=tell)
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> None:
         """Count events as settled, and tell the first of each kind of failure.
@@ -108,10 +125,13 @@ class Ledger:
                     by_name[name] = by_name.get(name, 0) + 1
                 # What the user's own hook drops is no news.
                 key = ("dropped", reason) if reason != "before_send" else None
+            case Kept():
+                self._kept += count
+                key = None
         if opened_in:
             for flush in self._flushes:
                 flush.count_down(opened_in)
-        if key is not None and key not in self._told and not isinstance(outcome, Delivered):
+        if key is not None and key not in self._told and not isinstance(outcome, Delivered | Kept):
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
 
@@ -158,6 +178,7 @@ class Ledger:
             state=state,
             dropped_by={reason: dict(names) for reason, names in self._dropped_by.items()},
             splits=self.splits,
+            kept=self._kept,
         )
 
     def _tell_undelivered(self, batch: Batch, outcome: Undelivered) -> None:

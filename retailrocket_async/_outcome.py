@@ -2,7 +2,7 @@
 
 ::
 
-    Outcome = Delivered | Rejected | Abandoned | Dropped
+    Outcome = Delivered | Rejected | Abandoned | Dropped | Kept
 
 An undelivered event is an expected thing, so it is a value and not an exception: `await receipt` never raises
 for it. `await receipt.delivered()` is for callers who prefer an exception.
@@ -24,6 +24,7 @@ from retailrocket_async._errors import (
     BadRequestError,
     DeliveryError,
     DroppedError,
+    KeptError,
     NoAnswerError,
     NotFoundError,
     RejectedError,
@@ -78,7 +79,14 @@ class Rejected:
 
 
 AbandonReason: TypeAlias = Literal[
-    "retries_exhausted", "not_retryable", "at_most_once", "expired", "closed", "cancelled", "internal_error"
+    "retries_exhausted",
+    "not_retryable",
+    "at_most_once",
+    "expired",
+    "closed",
+    "cancelled",
+    "internal_error",
+    "untold",
 ]
 
 
@@ -90,8 +98,9 @@ class Abandoned:
         reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (an answer that no
             retry can mend, yet no clear refusal), ``"at_most_once"`` (it may have been recorded, and
             `RetryPolicy.at_most_once` forbids to send it again), ``"expired"`` (older than `Buffer.max_age` before its
-            retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled) or
-            ``"internal_error"`` (a defect: please report it).
+            retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled),
+            ``"internal_error"`` (a defect: please report it) or ``"untold"`` (with a spool: it was settled by another
+            process, and this one was stopped for longer than the spool tells of that).
         maybe_recorded: True where at least one attempt may have been recorded by the API; False where it is certain
             that none was.
         status: the HTTP status of the last attempt; None where no answer arrived.
@@ -108,7 +117,7 @@ class Abandoned:
     elapsed: float = 0.0
 
 
-DropReason: TypeAlias = Literal["closed", "overflow", "expired", "before_send"]
+DropReason: TypeAlias = Literal["closed", "overflow", "expired", "before_send", "purged"]
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +126,8 @@ class Dropped:
 
     Attributes:
         reason: ``"closed"`` (`aclose` ran out of time), ``"overflow"`` (the buffer was full, see `Buffer.overflow`),
-            ``"expired"`` (older than `Buffer.max_age`) or ``"before_send"`` (your hook returned None).
+            ``"expired"`` (older than `Buffer.max_age`), ``"before_send"`` (your hook returned None) or ``"purged"``
+            (somebody removed it from the spool).
     """
 
     reason: DropReason
@@ -127,7 +137,22 @@ class Dropped:
     maybe_recorded: ClassVar[bool] = False
 
 
-Outcome: TypeAlias = Delivered | Rejected | Abandoned | Dropped
+@attrs.frozen(kw_only=True)
+class Kept:
+    """The client closed before the event had another outcome; it is in the spool, and whoever opens that sends it.
+
+    Attributes:
+        maybe_recorded: True where a request that carried it may have been recorded by the API; it is sent again.
+        attempts: requests that carried the event so far, by this process.
+    """
+
+    maybe_recorded: bool = False
+    attempts: int = 0
+    status: ClassVar[None] = None
+    elapsed: ClassVar[float] = 0.0
+
+
+Outcome: TypeAlias = Delivered | Rejected | Abandoned | Dropped | Kept
 Undelivered: TypeAlias = Rejected | Abandoned | Dropped
 
 _REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
@@ -147,7 +172,7 @@ def meaning_of(status: int) -> str:
     return _REJECTIONS.get(status, (RejectedError, default))[1]
 
 
-def error_for(outcome: Undelivered) -> DeliveryError:
+def error_for(outcome: Undelivered | Kept) -> DeliveryError:
     """Return the typed error that says the same as `outcome`, ready to be raised."""
     match outcome:
         case Rejected(status=status):
@@ -155,6 +180,8 @@ def error_for(outcome: Undelivered) -> DeliveryError:
             return kind(f"{meaning_of(status)} (HTTP {status})", outcome)
         case Dropped(reason=reason):
             return DroppedError(f"the event was never sent: {reason}", outcome)
+        case Kept():
+            return KeptError("the client closed first: the event is in the spool, whose next user sends it", outcome)
         case Abandoned():
             known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
             told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")

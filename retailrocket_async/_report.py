@@ -23,10 +23,29 @@ State: TypeAlias = Literal["sending", "down", "halted"]
 
 
 @attrs.frozen(kw_only=True)
+class SpoolStats:
+    """What is in a spool, as of a look less than a second ago.
+
+    Attributes:
+        sends: whether this process is the one that sends.
+        events: waiting events of all processes; a little more where some have gone out of their turn.
+        bytes: bytes in use.
+        dead: dead letters.
+        oldest_age: seconds since the oldest waiting event was tracked; 0 where none waits.
+    """
+
+    sends: bool = False
+    events: int = 0
+    bytes: int = 0
+    dead: int = 0
+    oldest_age: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
 class Stats:
     """A snapshot of the client's counters; all count events unless they say otherwise.
 
-    The counts always add up: ``tracked == delivered + rejected + abandoned + dropped + pending + in_flight``.
+    The counts always add up: ``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight``.
 
     Attributes:
         tracked: accepted by `track`, `track_nowait`, `track_many`, `send` and `send_batch`.
@@ -51,6 +70,9 @@ class Stats:
             key, the shop or the address; see `StateChange`.
         dropped_by: dropped events by reason, and then by the event's name, e.g. ``{"overflow": {"view": 3}}``.
         splits: requests made to find out which events of a refused batch are to blame.
+        kept: left in the spool when the client closed.
+        spool: what is in the spool; None without one. With one, the counts above are those of the events that this
+            process has tracked, whichever process sends them; requests and retries are those of this process.
     """
 
     tracked: int = 0
@@ -72,6 +94,8 @@ class Stats:
     state: State = "sending"
     dropped_by: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict[str, Mapping[str, int]])
     splits: int = 0
+    kept: int = 0
+    spool: SpoolStats | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -145,10 +145,11 @@ class Sender:
             self._tell_limiter(self._limiter.pause_until, now + pause)
         if reply.verdict is Verdict.THROTTLED:
             self._tell_limiter(self._limiter.throttled, flight.departed_at)
-        if self._is_excused(reply):
+        if self._is_excused(flight, reply):
             # The wait still grows with the attempts.
             flight.excused += 1
             flight.tried_at = now
+        flight.failed_at = now
         elapsed = now - self._breaker.counted_from(flight.tried_at)
         wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed, excused=flight.excused)
         if wait is None:
@@ -159,11 +160,14 @@ class Sender:
             await self._breaker.rest(wait)
         return flight.outcome
 
-    def _is_excused(self, reply: Reply) -> bool:
+    def _is_excused(self, flight: Flight, reply: Reply) -> bool:
         """Whether an attempt counts for nothing: the policy outlasts what it has met."""
         if not self._retry.outlast:
             return False
-        return reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending"
+        if reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending":
+            return True
+        # An outage takes some failures to be seen as one; a batch that fails by itself does so while others do not.
+        return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
         """Make one request, as soon as breaker and limiter allow it; return an outcome where it is too late then."""

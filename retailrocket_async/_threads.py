@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retailrocket_async._dispatcher import Dispatcher
     from retailrocket_async._events import Event
     from retailrocket_async._outcome import Outcome, Receipt
+    from retailrocket_async._spooled import SpooledDispatcher
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class ThreadsafeHandle:
 
     __slots__ = ("_engine", "_loop", "_prepare")
 
-    def __init__(self, engine: Dispatcher, prepare: Callable[[Event], _Accept]) -> None:
+    def __init__(self, engine: Dispatcher | SpooledDispatcher, prepare: Callable[[Event], _Accept]) -> None:
         self._loop = engine.home.enter()
         self._engine = engine
         self._prepare = prepare

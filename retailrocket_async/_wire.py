@@ -189,6 +189,19 @@ def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int)
     return encode
 
 
+def label_of(envelope: bytes) -> tuple[str, str]:
+    """Return the name of the event in an envelope, and its visitor, ``""`` where it names none."""
+    members: dict[str, dict[str, Any]] = orjson.loads(envelope)
+    [(name, fields)] = members.items()
+    return name, str(fields.get("sessionExternalId", ""))
+
+
+def name_of(envelope: bytes) -> str:
+    """Return the name of the event in an envelope of our own making."""
+    name = envelope[2 : envelope.index(b'"', 2)]
+    return name.decode() if b"\\" not in name else label_of(envelope)[0]
+
+
 def join(envelopes: Iterable[bytes]) -> bytes:
     """Return the body of `visitorEvents` that holds `envelopes`, in order."""
     return b"[%b]" % b",".join(envelopes)

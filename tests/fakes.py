@@ -94,7 +94,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def check_balance(stats: Stats) -> None:
     """Raise unless every tracked event is in exactly one place, every drop has its reason, and no count is negative."""
-    settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped
+    settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
     assert stats.tracked == settled + stats.pending + stats.in_flight, stats
     assert min(attrs.astuple(stats, recurse=False, filter=lambda _, value: isinstance(value, int | float))) >= 0, stats
     assert (stats.pending == 0) == (stats.pending_bytes == 0), stats

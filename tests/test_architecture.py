@@ -15,16 +15,18 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 
 # A room imports from lower floors only.
 FLOORS = [
-    {"_errors", "_cap", "_offload", "_veil"},
-    {"_rules", "_reply", "_credentials"},
+    {"_errors", "_cap", "_offload", "_veil", "_file_lock"},
+    {"_rules", "_reply", "_credentials", "_spool_file"},
     {"_events", "_outcome"},
-    {"_wire", "_retry", "_batch"},
+    {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
-    {"_bounds", "_lane"},
+    {"_bounds", "_lane", "_spool_writer"},
     {"_buffer", "_breaker", "_hooks", "_transport"},
     {"_flight", "_ledger"},
     {"_intake", "_sender", "_deadlines", "_closing"},
     {"_dispatcher"},
+    {"_drain"},
+    {"_spooled"},
     {"_verbs", "_threads"},
     {"_client"},
     {"__init__"},
@@ -40,6 +42,7 @@ FOREIGN = {
     "aiolimiter": {"_limiter"},
     "cattrs": {"_wire"},
     "orjson": {"_wire"},
+    "sqlite3": {"_spool", "_spool_file"},
 }
 
 

@@ -22,6 +22,7 @@ from retailrocket_async import (
     DeliveryError,
     Dropped,
     DroppedError,
+    Kept,
     NoAnswerError,
     NotFoundError,
     Outcome,
@@ -146,15 +147,15 @@ def test_recorded() -> None:
 
 def test_keyword_only() -> None:
     """Outcomes are made by keyword, so that no number is taken for another."""
-    classes: list[Any] = [Delivered, Rejected, Dropped, Abandoned]
+    classes: list[Any] = [Delivered, Rejected, Dropped, Abandoned, Kept]
     for make in classes:
         with pytest.raises(TypeError):
             make(200)
 
 
 def test_outcome_union() -> None:
-    """There are four outcomes, three of them undelivered."""
-    assert {Delivered, Rejected, Abandoned, Dropped} == set(get_args(Outcome))
+    """There are five outcomes; three of them say that an event will not be delivered any more."""
+    assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
     assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import retailrocket_async
-from retailrocket_async.cli import _check, _demo, _emulate, _send
+from retailrocket_async.cli import _check, _demo, _emulate, _send, _spool
 from retailrocket_async.cli._terminal import say
 
 app = typer.Typer(
@@ -66,6 +66,8 @@ for _module, _command in (
     (_emulate, _emulate.emulate),
 ):
     app.command(help=_prose(_command.__doc__), epilog=_prose(_module.EPILOG))(_command)
+
+app.add_typer(_spool.app, name="spool")
 
 
 def run() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from retailrocket_async import Abandoned, Dropped, Rejected
+from retailrocket_async import Abandoned, Dropped, Kept, Rejected
 
-Undelivered: TypeAlias = Rejected | Abandoned | Dropped
+Undelivered: TypeAlias = Rejected | Abandoned | Dropped | Kept
 
 _REJECTED = {
     400: "the API calls the request malformed and does not say which event is wrong",

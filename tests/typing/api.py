@@ -35,6 +35,7 @@ from retailrocket_async import (
     HandleTimeoutError,
     ImpressionContentClicked,
     ImpressionContentViewed,
+    Kept,
     Limiter,
     LocalLimiter,
     Order,
@@ -281,8 +282,11 @@ def told(outcome: Outcome) -> str:
             assert_type(failure, str | None)
             return "abandoned"
         case Dropped(reason=reason):
-            assert_type(reason, Literal["closed", "overflow", "expired", "before_send"])
+            assert_type(reason, Literal["closed", "overflow", "expired", "before_send", "purged"])
             return "dropped"
+        case Kept(maybe_recorded=recorded):
+            assert_type(recorded, bool)
+            return "in the spool"
         case _:
             assert_never(outcome)
 

@@ -1,0 +1,287 @@
+"""Moves events from a spool's file to the engine, while this process is the one that sends, and back what they met.
+
+::
+
+    file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> every process's own events
+
+One process at a time holds the drain lock; the others look every half second whether it is free. Only a window of
+events is in memory, however many wait in the file. Ids rise, and the window's end is written down before anything of
+it is sent: whoever comes after a crash knows which events may have been recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Receipt, Rejected
+from retailrocket_async._spool import told
+from retailrocket_async._spool_file import Rows, Settlement, now, ranges
+from retailrocket_async._wire import label_of, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async._batch import Batch
+    from retailrocket_async._dispatcher import Dispatcher
+    from retailrocket_async._spool_file import Range, SpoolFile
+    from retailrocket_async._spool_writer import SpoolWriter
+
+_AT_ONCE: Final = 500
+"""Events that are read at once: a millisecond for the loop."""
+
+_READ_BYTES: Final = 1 << 20
+
+_ELECTION: Final = 0.5
+"""Seconds between two looks whether the process that sends is gone."""
+
+_IDLE: Final = 0.05, 0.25
+"""Seconds between two looks for events of other processes: at first, and later on."""
+
+_TELLING: Final = 0.1
+"""Seconds between two looks for what became of own events, where another process sends them."""
+
+
+class SpooledReceipt(Receipt):
+    """Stands for an event of the file while it is with the engine.
+
+    Attributes:
+        id: its id.
+        before: whether a process that died may have sent it.
+    """
+
+    __slots__ = ("before", "id")
+
+    def __init__(self, event_name: str, number: int, *, before: bool) -> None:
+        super().__init__(event_name)
+        self.id = number
+        self.before = before
+
+
+class Drain:
+    """Feeds the engine; see the module's text.
+
+    Args:
+        writer: the way to the file.
+        once: names of events that are not sent again once they may have been recorded.
+        keyed: whether the engine tells visitors from each other.
+        window: events with the engine at most.
+        window_bytes: bytes of their JSON at most.
+        max_age: seconds after which an event is not fed any more.
+
+    Attributes:
+        leads: whether this process is the one that sends.
+        hurries: whether what is fed is to leave before its linger is over.
+        kept: what a close left in the file after it had been fed.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it has to keep
+        self,
+        writer: SpoolWriter,
+        *,
+        once: frozenset[str],
+        keyed: bool,
+        window: int,
+        window_bytes: int,
+        max_age: float,
+    ) -> None:
+        self._writer = writer
+        self._once = once
+        self._keyed = keyed
+        self._window = window
+        self._window_bytes = window_bytes
+        self._max_age = max_age
+        self._events = self._bytes = 0
+        self._cursor = 0
+        self._read_before = 0
+        self._came_at = 0.0
+        self._maybe_left = False
+        self._stopped = False
+        self._wake: asyncio.Future[None] | None = None
+        self.leads = False
+        self.hurries = False
+        self.kept: list[tuple[list[Range], Kept]] = []
+
+    # --- feeding ------------------------------------------------------------------------------------------------------
+
+    async def run(self, engine: Dispatcher, waits: Callable[[], bool]) -> None:
+        """Feed `engine` until `stop` is called; `waits` says whether own events wait to be told of."""
+        idle = _IDLE[0]
+        while not self._stopped:
+            try:
+                if not self.leads:
+                    await self._follow(waits)
+                elif self._has_room():
+                    rows = await self._writer.ask(self._read)
+                    if rows.ids and not self._stopped:
+                        self._feed(engine, rows)
+                        idle = _IDLE[0]
+                    else:
+                        idle = min(idle * 1.5, _IDLE[1])
+                        await self._sleep(idle)
+                else:
+                    await self._sleep(_IDLE[1])
+            except SpoolError:
+                # Told by the writer, which opens the file again.
+                await self._sleep(_ELECTION)
+
+    async def _follow(self, waits: Callable[[], bool]) -> None:
+        found = await self._writer.ask(_lead)
+        if found is None:
+            until = asyncio.get_running_loop().time() + _ELECTION
+            while (left := until - asyncio.get_running_loop().time()) > 0.0 and not self._stopped:
+                if waits():
+                    self._writer.look()
+                await self._sleep(min(_TELLING, left))
+            return
+        self._read_before = found
+        self._cursor = 0
+        self.leads = True
+
+    def _read(self, file: SpoolFile) -> Rows:
+        most = min(_AT_ONCE, self._window - self._events)
+        rows = file.read(self._cursor, most, min(_READ_BYTES, max(1, self._window_bytes - self._bytes)))
+        if rows.ids:
+            file.mark_read(max(rows.ids[-1], self._read_before))
+        return rows
+
+    def _feed(self, engine: Dispatcher, rows: Rows) -> None:
+        intake, time, here = engine.intake, now(), engine.home.now()
+        self._cursor = rows.ids[-1]
+        self._events += len(rows.ids)
+        self._bytes += sum(map(len, rows.bodies))
+        read_before, keyed, latest, late = self._read_before, self._keyed, self._came_at, time - self._max_age
+        for number, at, body in zip(*rows, strict=True):
+            name, session = label_of(body) if keyed else (name_of(body), "")
+            before = number <= read_before
+            receipt = SpooledReceipt(name, number, before=before)
+            if before and name in self._once:
+                intake.end(body, receipt, Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0))
+            elif at <= late:
+                intake.end(body, receipt, Dropped(reason="expired"))
+            else:
+                # The clocks of processes differ a little, and may be set back.
+                latest = max(latest, min(here, here - (time - at)))
+                intake.feed(body, receipt, session, latest)
+        self._came_at = latest
+        if self.hurries:
+            engine.hurry()
+
+    def _has_room(self) -> bool:
+        """Whether there is room for so many events that reading them is worth while."""
+        least = min(_AT_ONCE, self._window // 2)
+        return self._window - self._events >= least and self._bytes < self._window_bytes
+
+    def appended(self) -> None:
+        """Tell that there is something to read."""
+        if self.leads and self._has_room():
+            self._rouse()
+
+    async def _sleep(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        wake = self._wake = loop.create_future()
+        timer = loop.call_later(seconds, self._rouse)
+        try:
+            await wake
+        finally:
+            self._wake = None
+            timer.cancel()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # --- what became of them ------------------------------------------------------------------------------------------
+
+    def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Write down what became of events that were fed, or keep them; return their outcome."""
+        receipts = [receipt for receipt in batch.receipts if isinstance(receipt, SpooledReceipt)]
+        if not receipts:
+            return outcome
+        self._events -= len(receipts)
+        self._bytes -= sum(map(len, batch.envelopes))
+        if self._has_room():
+            self._rouse()
+        if isinstance(outcome, Kept | Dropped | Abandoned) and _is_cut_short(outcome):
+            self._maybe_left = self._maybe_left or outcome.maybe_recorded or any(each.before for each in receipts)
+            kept = Kept(maybe_recorded=outcome.maybe_recorded, attempts=outcome.attempts)
+            self.kept.append((ranges(receipt.id for receipt in receipts), kept))
+            return kept
+        for before in (False, True):
+            ids = [receipt.id for receipt in receipts if receipt.before is before]
+            if ids:
+                self._settle(ids, receipts, _as_known(outcome) if before else outcome, before=before)
+        return outcome
+
+    def _settle(self, ids: list[int], receipts: Sequence[SpooledReceipt], outcome: Outcome, *, before: bool) -> None:
+        dead = None if isinstance(outcome, Delivered) else reason_of(outcome)
+        by_name: dict[str, list[int]] = {"": ids}
+        if isinstance(outcome, Dropped):
+            # Those are counted by their names.
+            chosen = set(ids)
+            by_name = {}
+            for receipt in receipts:
+                if receipt.id in chosen:
+                    by_name.setdefault(receipt.event_name, []).append(receipt.id)
+        for name, same in by_name.items():
+            self._writer.settle(Settlement(ranges(same), told(outcome, name), dead, before or outcome.maybe_recorded))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Feed no more."""
+        self._stopped = True
+        self._rouse()
+
+    def resign(self) -> None:
+        """Let another process send, now that everything that was fed has ended, as soon as that is written down."""
+        if self.leads:
+            self.leads = False
+            certain = not self._maybe_left
+            self._writer.tell(lambda file: _resign(file, certain=certain))
+
+
+def _lead(file: SpoolFile) -> int | None:
+    """Become the process that sends; return up to which id another one may have sent, None where one still does."""
+    return file.read_to() if file.lead() else None
+
+
+def _resign(file: SpoolFile, *, certain: bool) -> None:
+    if certain:
+        file.mark_read(0)
+    file.stop_leading()
+
+
+def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
+    return isinstance(outcome, Kept) or outcome.reason in ("closed", "cancelled")
+
+
+def _as_known(outcome: Outcome) -> Outcome:
+    """Return the outcome of events that a process that died may have sent."""
+    match outcome:
+        case Delivered():
+            return attrs.evolve(outcome, maybe_duplicate=True)
+        case Abandoned():
+            return attrs.evolve(outcome, maybe_recorded=True)
+        case Dropped(reason="expired"):
+            return Abandoned(reason="expired", maybe_recorded=True, attempts=0)
+        case _:
+            return outcome
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Return why events became dead letters, in a few words."""
+    match outcome:
+        case Rejected(status=status):
+            return f"rejected: HTTP {status}"
+        case Abandoned(reason=reason, status=None, failure=failure):
+            return f"{reason}: {failure}" if failure else reason
+        case Abandoned(reason=reason, status=status):
+            return f"{reason}: HTTP {status}"
+        case Dropped(reason=reason):
+            return reason
+        case _:
+            return type(outcome).__name__.lower()

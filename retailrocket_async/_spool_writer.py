@@ -1,0 +1,445 @@
+"""The one thread that touches a spool's file: writes what has come in one transaction, then what has come meanwhile.
+
+While a transaction is under way everything that comes waits for the next one (group commit), so a slow disk makes
+large groups and not a long queue. Whatever it finds out goes back to the event loop by a call; nothing waits here for
+the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+
+from retailrocket_async._errors import SpoolError, SpoolFullError
+from retailrocket_async._spool_file import Settlement, SpoolFileFullError, now
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async._outcome import Receipt
+    from retailrocket_async._overflow import Overflow
+    from retailrocket_async._own_events import OwnReceipt
+    from retailrocket_async._spool_file import Logged, SpoolFile, Usage
+
+T = TypeVar("T")
+
+_GROUP: Final = 1000
+"""Events in one transaction at most: as many as the loop tells their callers of in a millisecond or two."""
+
+_GROUP_BYTES: Final = 8 << 20
+
+_ROW: Final = 32
+"""Bytes that an event takes in the file beside its JSON."""
+
+_APART: Final = 0.002
+"""Seconds between two small transactions; one caller that awaits each of its events is alone in them, and not held."""
+
+_LARGE: Final = 100
+"""Events from which on a transaction is not small."""
+
+_LOOK: Final = 0.05
+"""Seconds between two looks whether there is room again."""
+
+_REST: Final = 0.5
+"""Seconds between two rounds of house-keeping; with `durability="interval"` what a power cut may cost."""
+
+_MENDING: Final = 0.25
+"""Seconds between two attempts to open a file that failed."""
+
+_MEASURED: Final = 1 << 20
+"""Bytes that are written between two measurements of the file."""
+
+_DROPPED: Final = 500
+"""Events that are dropped at once where the oldest make room."""
+
+
+Entry: TypeAlias = "tuple[bytes, OwnReceipt, asyncio.Future[Receipt] | None]"
+"""An event on its way to the disk: its JSON, its receipt, and who waits for it; a plain tuple, as there are so many.
+
+Where the future is cancelled the event is not written, unless it is being written by then.
+"""
+
+
+class Told(Protocol):
+    """The event loop's side: called in its thread, in the order in which things happened."""
+
+    def committed(self, entries: Sequence[Entry], last: int) -> None:
+        """Tell that events are in the file; `last` is the id of the last of them."""
+
+    def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
+        """Tell that events are not accepted; None where they are dropped."""
+
+    def settled(self, log: Sequence[Logged]) -> None:
+        """Tell what became of events, in whichever process."""
+
+    def measured(self, usage: Usage) -> None:
+        """Tell how much is in the file."""
+
+    def failed(self, error: BaseException) -> None:
+        """Tell that the file could not be used; it is tried again."""
+
+
+class _Job:
+    """Something else to do with the file, in a transaction with whatever there is to write."""
+
+    __slots__ = ("done", "run")
+
+    def __init__(self, run: Callable[[SpoolFile], Any], done: asyncio.Future[Any] | None) -> None:
+        self.run = run
+        self.done = done
+
+
+class SpoolWriter:
+    """Owns the thread; see the module's text.
+
+    Args:
+        file: what it writes to; used by the thread alone from now on.
+        told: whom it tells.
+        loop: where that is called.
+        clock: returns the time in seconds; called in the thread.
+        overflow: what a full spool does; see `Buffer.overflow`.
+        max_bytes: bound of the file.
+        min_free: bytes that stay free on its file system.
+        patience: seconds for which an event waits for room, or for a file that can be used.
+        flushes: whether commits leave the flushing to a check-point twice a second.
+        overflowed: what became of events that made room, as JSON; given their name.
+
+    Attributes:
+        full: whether there was no room at the last look.
+        waiting: events on their way to the disk.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it has to keep
+        self,
+        file: SpoolFile,
+        told: Told,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        overflow: Overflow,
+        max_bytes: int,
+        min_free: int,
+        patience: float,
+        flushes: bool,
+        overflowed: Callable[[str], str],
+    ) -> None:
+        self._file = file
+        self._told = told
+        self._loop = loop
+        self._clock = clock
+        self._overflow = overflow
+        self._max_bytes = max_bytes
+        self._min_free = min_free
+        self._patience = patience
+        self._flushes = flushes
+        self._overflowed = overflowed
+        self._queue: queue.SimpleQueue[Entry | _Job | None] = queue.SimpleQueue()
+        # What the thread has taken and not finished.
+        self._entries: list[Entry] = []
+        self._came_at: list[float] = []
+        self._jobs: list[_Job] = []
+        self._used = self._written = 0
+        self._seq: int | None = None
+        self._dirty = False
+        self._tight = False
+        self._last_group = 0
+        self._wrote_at = 0.0
+        self._open = False
+        self._opens_at = 0.0
+        self._stopping = False
+        self._ends_at = self._measures_at = 0.0
+        self._stopped: asyncio.Future[None] = loop.create_future()
+        self.full = False
+        self.waiting = 0
+        self._thread = threading.Thread(target=self._run, name="retailrocket-spool", daemon=True)
+
+    # --- the loop's side ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Write an event as soon as may be."""
+        self.waiting += 1
+        self._queue.put(entry)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Write what became of events."""
+        self.tell(lambda file: file.settle(settlement, now()))
+
+    def tell(self, run: Callable[[SpoolFile], object]) -> None:
+        """Do something with the file; tried again until it is done."""
+        self._queue.put(_Job(run, None))
+
+    def ask(self, run: Callable[[SpoolFile], T]) -> asyncio.Future[T]:
+        """Do something with the file after all that was asked for before; return what will come of it."""
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Job(run, done))
+        return done
+
+    def look(self) -> None:
+        """Read on in the log, where other processes write, too."""
+        self.tell(_nothing)
+
+    def stop(self) -> asyncio.Future[None]:
+        """Do what was asked for, close the file, and end; return what is done then."""
+        self._queue.put(None)
+        return self._stopped
+
+    def join(self) -> None:
+        """Wait for the thread, where it has said that it ends."""
+        if self._stopped.done():
+            self._thread.join()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._goes_on():
+                self._collect()
+                if self._opened():
+                    self._turn()
+            if self._open:
+                self._shrink(most=20)
+        except BaseException as error:  # noqa: BLE001 - nobody else would learn of it, and callers would wait for ever
+            self._tell(self._told.failed, error)
+        finally:
+            self._refuse(len(self._entries), SpoolError("the spool was closed"))
+            self._fail_jobs(SpoolError("the spool was closed"))
+            with suppress(SpoolError):
+                self._file.close()
+            self._tell(_set_done, self._stopped)
+
+    def _goes_on(self) -> bool:
+        if not self._stopping:
+            return True
+        # On a disk that stays full the rest cannot be written: the events are in the file still, or were refused.
+        return bool(self._entries or self._jobs) and self._clock() < self._ends_at
+
+    def _collect(self) -> None:
+        """Wait for something to do, and take what there is, up to a group."""
+        waits, size = self._entries or self._jobs, _size(self._entries)
+        get = self._queue.get_nowait
+        try:
+            item = self._queue.get(timeout=_LOOK if waits else _REST)
+            self._let_more_come()
+            while True:
+                if type(item) is tuple:
+                    self._entries.append(item)
+                    size += len(item[0])
+                    if len(self._entries) >= _GROUP or size >= _GROUP_BYTES:
+                        break
+                elif isinstance(item, _Job):
+                    self._jobs.append(item)
+                else:
+                    self._stopping = True
+                    self._ends_at = self._clock() + self._patience
+                item = get()
+        except queue.Empty:
+            pass
+        self._came_at += [self._clock()] * (len(self._entries) - len(self._came_at))
+
+    def _let_more_come(self) -> None:
+        """Wait a moment where many small groups follow one another: each costs as much as a hundred events."""
+        if 1 < self._last_group < _LARGE and (wait := self._wrote_at + _APART - self._clock()) > 0.0:
+            time.sleep(wait)
+        self._wrote_at = self._clock()
+
+    def _opened(self) -> bool:
+        if self._open:
+            return True
+        if self._clock() >= self._opens_at:
+            try:
+                self._file.open()
+                self._used = self._file.bytes_used()
+                if self._seq is None:
+                    self._seq = self._file.last_logged()
+                self._open = True
+            except SpoolError as error:
+                self._opens_at = self._clock() + _MENDING
+                self._tell(self._told.failed, error)
+                self._refuse(len(self._entries), error)
+                self._fail_jobs(error)
+        return self._open
+
+    def _turn(self) -> None:
+        """Write what there is to write; where nothing is, keep house."""
+        self._forget_withdrawn()
+        idle = not self._entries and not self._jobs
+        try:
+            if not idle:
+                self._write()
+            if idle or self._clock() >= self._measures_at:
+                self._keep_house()
+        except SpoolFileFullError:
+            self._tight = True
+            self._file.reuse()
+            self._is_full()
+        except SpoolError as error:
+            self._broken(error)
+
+    def _write(self) -> None:
+        fitting = self._fitting()
+        if not fitting and not self._jobs:
+            if self._overflow != "drop_oldest" or not self._make_room():
+                self._is_full()
+            return
+        # What does not fit waits for what the jobs may remove.
+        # On a disk without room one small thing after the other may still be done.
+        entries, jobs = self._entries[:fitting], self._jobs[:1] if self._tight else list(self._jobs)
+        self._last_group = fitting + len(jobs)
+        with self._file.transaction():
+            last = self._file.append([entry[0] for entry in entries], now()) if entries else 0
+            results = [job.run(self._file) for job in jobs]
+        self._dirty = True
+        del self._entries[:fitting], self._came_at[:fitting]
+        self._committed(entries, last)
+        del self._jobs[: len(jobs)]
+        self._tight = self._tight and bool(self._jobs)
+        for job, result in zip(jobs, results, strict=True):
+            if job.done is not None:
+                self._tell(_set_result, job.done, result)
+        if jobs:
+            self._read_log()
+
+    def _make_room(self) -> bool:
+        """Write events in the place of the oldest that are not on their way; return whether there were any."""
+        entries = self._entries
+        with self._file.transaction():
+            oldest = self._file.oldest(self._file.read_to(), max(_DROPPED, 2 * len(entries)))
+            for name, ids in oldest:
+                spans = [(number, number) for number in ids]
+                self._file.settle(Settlement(spans, self._overflowed(name)), now())
+            last = self._file.append([entry[0] for entry in entries], now()) if oldest else 0
+        if not oldest:
+            return False
+        self._entries, self._came_at = [], []
+        self._used = self._file.bytes_used()
+        self._committed(entries, last)
+        self._read_log()
+        return True
+
+    def _committed(self, entries: list[Entry], last: int) -> None:
+        if not entries:
+            return
+        self.full = False
+        self._written += _size(entries)
+        self._tell(self._told.committed, entries, last)
+
+    def _fitting(self) -> int:
+        """Return for how many of the entries there is room."""
+        if not self._entries:
+            return 0
+        if self._written > _MEASURED or self.full:
+            self._used, self._written = self._file.bytes_used(), 0
+        room = min(self._max_bytes - self._used - self._written, self._file.bytes_free() - self._min_free)
+        if _size(self._entries) <= room:
+            return len(self._entries)
+        return sum(total <= room for total in itertools.accumulate(_size([entry]) for entry in self._entries))
+
+    def _is_full(self) -> None:
+        """Let events wait, refuse or drop them, as the user wants it."""
+        self.full = True
+        if self._overflow == "raise":
+            self._refuse(len(self._entries), _full())
+        elif self._overflow == "wait":
+            self._refuse_late(_full())
+        else:
+            self._refuse(len(self._entries), None)
+
+    def _broken(self, error: SpoolError) -> None:
+        """Open the file anew; events wait for it as they wait for room."""
+        self._tell(self._told.failed, error)
+        with suppress(SpoolError):
+            self._file.disconnect()
+        self._open = False
+        self._opens_at = self._clock() + _MENDING
+        self._refuse_late(error)
+        self._fail_jobs(error, keep=True)
+
+    def _refuse_late(self, error: SpoolError | SpoolFullError) -> None:
+        late = self._clock() - self._patience
+        # They are in the order in which they came.
+        self._refuse(sum(came_at <= late for came_at in self._came_at), error)
+
+    def _refuse(self, count: int, error: SpoolError | SpoolFullError | None) -> None:
+        """Refuse the first entries, or drop them."""
+        if count:
+            self._tell(self._told.refused, self._entries[:count], error)
+            del self._entries[:count], self._came_at[:count]
+
+    def _forget_withdrawn(self) -> None:
+        gone = {number for number, (_, _, admitted) in enumerate(self._entries) if admitted and admitted.cancelled()}
+        if gone:
+            self._tell(self._told.refused, [self._entries[number] for number in gone], None)
+            stay = [number for number in range(len(self._entries)) if number not in gone]
+            self._entries, self._came_at = [self._entries[n] for n in stay], [self._came_at[n] for n in stay]
+
+    def _fail_jobs(self, error: SpoolError, *, keep: bool = False) -> None:
+        """Fail what somebody waits for; keep what has to be written in the end."""
+        failed = [job for job in self._jobs if job.done is not None]
+        self._jobs = [job for job in self._jobs if job.done is None] if keep else []
+        for job in failed:
+            if job.done is not None:
+                self._tell(_set_error, job.done, error)
+
+    def _keep_house(self) -> None:
+        self._measures_at = self._clock() + _REST
+        if self._flushes and self._dirty:
+            self._file.checkpoint()
+        self._dirty = False
+        self._shrink(most=4)
+        self._read_log()
+        self._tell(self._told.measured, self._file.usage())
+
+    def _shrink(self, most: int) -> None:
+        with suppress(SpoolFileFullError):
+            for _ in range(most):
+                if not self._queue.empty() or not self._file.shrink():
+                    return
+
+    def _read_log(self) -> None:
+        while log := self._file.log_after(self._seq or 0):
+            self._seq = log[-1].seq
+            self._tell(self._told.settled, log)
+
+    def _tell(self, call: Callable[..., object], *args: object) -> None:
+        # A closed loop has nobody left to tell.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    """Return the bytes that events take in the file, more or less."""
+    return sum([len(entry[0]) for entry in entries]) + _ROW * len(entries)
+
+
+def _nothing(_: SpoolFile) -> None:
+    """Do nothing; what follows every job is what is wanted."""
+
+
+def _full() -> SpoolFullError:
+    return SpoolFullError(
+        "the spool is full: raise SqliteSpool.max_bytes, make room on its disk, or choose another Buffer.overflow"
+    )
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _set_result(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_error(future: asyncio.Future[Any], error: SpoolError) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,412 @@
+"""The engine of a client with a spool: the caller's events go to disk first, and come to the real engine from there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from retailrocket_async._drain import Drain
+from retailrocket_async._errors import (
+    ClientClosedError,
+    DeliveryError,
+    FlushTimeoutError,
+    SpoolError,
+    SpoolFullError,
+)
+from retailrocket_async._outcome import Abandoned, Dropped, Kept, Receipt
+from retailrocket_async._own_events import OwnEvents, OwnReceipt
+from retailrocket_async._report import SpoolStats
+from retailrocket_async._spool import heard, told
+from retailrocket_async._spool_file import Usage, now
+from retailrocket_async._spool_writer import SpoolWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from retailrocket_async._bounds import Batching
+    from retailrocket_async._dispatcher import Dispatcher
+    from retailrocket_async._events import Event
+    from retailrocket_async._home import Home
+    from retailrocket_async._outcome import Delivered, Outcome
+    from retailrocket_async._overflow import Overflow
+    from retailrocket_async._report import CloseReport, Stats
+    from retailrocket_async._spool import SqliteSpool
+    from retailrocket_async._spool_file import Logged
+    from retailrocket_async._spool_writer import Entry
+
+_LOOK: Final = 0.1
+"""Seconds between two looks whether requests get through, while a close waits for them."""
+
+_GRACE: Final = 1.0
+"""Seconds that the file gets to be closed, after the deadline of a close, before it is left to its thread."""
+
+_MOST_UNWRITTEN: Final = 10_000
+"""Events on their way to the disk from which on nothing is taken that does not wait for it."""
+
+
+_NONE: Final[Counter[str]] = Counter()
+
+
+class SpoolIntake:
+    """The caller's side: an event is accepted when it is in the file. See `Intake`, whose methods these are."""
+
+    def __init__(self, spooled: SpooledDispatcher) -> None:
+        self._spooled = spooled
+        self._home = spooled.engine.home
+        self._write: Callable[[Entry], None] | None = None
+        self.left_in_a_row = 1
+        self.closed = False
+
+    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:  # noqa: ARG002 - as Intake's
+        """Return None: an event has to wait for the disk."""
+        return None
+
+    def wait_for_room(self, event: Event, envelope: bytes) -> asyncio.Future[Receipt]:
+        """Return what gives the event's receipt once it is on disk."""
+        admitted: asyncio.Future[Receipt] = self._home.enter().create_future()
+        self._put(event, envelope, admitted)
+        return admitted
+
+    async def accept(self, event: Event, envelope: bytes) -> Receipt:
+        """Return the event's receipt once it is on disk."""
+        return await self.wait_for_room(event, envelope)
+
+    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
+        """Return the receipt of an event that will be on disk in a moment."""
+        self._home.enter()
+        writer = self._spooled.writer
+        if writer is not None and (writer.full or writer.waiting >= _MOST_UNWRITTEN):
+            raise SpoolFullError("the spool takes no more right now; wait (track), or raise its bounds")
+        return self._put(event, envelope, None)
+
+    async def accept_many(self, events: Sequence[tuple[Event, bytes]]) -> list[Receipt]:
+        """Return the receipts of events once all of them are on disk; they are written together."""
+        loop = self._home.enter()
+        waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
+        for (event, envelope), admitted in zip(events, waiting, strict=True):
+            self._put(event, envelope, admitted)
+        # Those that fail are looked at, too, and all are withdrawn together where this call is cancelled.
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, Receipt)]
+
+    def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
+        """Count an event that `before_send` does not want to be sent."""
+        self._home.enter()
+        self.check_open()
+        receipt = self._spooled.engine.intake.refuse(event, envelope, tell=tell)
+        self._spooled.count(Dropped(reason="before_send"), [event.event_name])
+        return receipt
+
+    async def let_others_run(self) -> None:
+        """Yield."""
+        await asyncio.sleep(0)
+
+    def check_open(self) -> None:
+        """Raise `ClientClosedError` where nothing is taken any more."""
+        if self.closed:
+            raise ClientClosedError("the client is closed, or is closing, and takes no new events")
+
+    def _put(self, event: Event, envelope: bytes, admitted: asyncio.Future[Receipt] | None) -> Receipt:
+        if self.closed:
+            self.check_open()
+        write = self._write
+        if write is None:
+            write = self._write = self._spooled.started_writer().put
+        # An event that is not documented knows its name itself.
+        receipt = OwnReceipt(event.wire_name or event.event_name)
+        write((envelope, receipt, admitted))
+        return receipt
+
+
+class SpooledDispatcher:
+    """Takes the place of the `Dispatcher` where there is a spool, and drives it; see the module's text.
+
+    Args:
+        spool: where events wait.
+        shop: the partner id.
+        make_engine: makes the engine, given what says how events end.
+        batching: caps of a batch.
+        once: names of events that are not sent again once they may have been recorded.
+        overflow: what a full spool does.
+
+    Attributes:
+        engine: the engine.
+        intake: takes the events.
+        writer: the way to the file; None before the first use.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root fills it in
+        self,
+        spool: SqliteSpool,
+        shop: str,
+        make_engine: Callable[[Callable[..., Outcome]], Dispatcher],
+        *,
+        batching: Batching,
+        once: frozenset[str],
+        overflow: Overflow,
+    ) -> None:
+        self._spool = spool
+        self._file = spool.file(shop)
+        self._batching = batching
+        self._once = once
+        self._overflow: Overflow = overflow
+        self.engine = make_engine(self._keep)
+        self.intake = SpoolIntake(self)
+        self.writer: SpoolWriter | None = None
+        self._own = OwnEvents()
+        self._direct = OwnEvents()
+        self._drain: Drain | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._usage = Usage(0, 0, 0, None)
+        self._tracked_at = 0
+        self._closing: asyncio.Task[CloseReport] | None = None
+        self._hurry: asyncio.Event = asyncio.Event()
+
+    # --- the file -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the spool, and begin to deliver what is in it.
+
+        Raises:
+            SpoolError: it cannot be used.
+        """
+        self.home.enter()
+        if self._closing is None:
+            await self.started_writer().ask(lambda _: None)
+
+    def started_writer(self) -> SpoolWriter:
+        """Return the way to the file; the first call starts everything."""
+        if self.writer is None:
+            loop, batching = self.home.enter(), self._batching
+            self.writer = SpoolWriter(
+                self._file,
+                self,
+                loop=loop,
+                clock=loop.time,
+                overflow=self._overflow,
+                max_bytes=self._spool.max_bytes,
+                min_free=self._spool.min_free,
+                patience=self._spool.full_timeout,
+                flushes=self._spool.durability == "interval",
+                overflowed=_overflowed,
+            )
+            self._drain = Drain(
+                self.writer,
+                once=self._once,
+                keyed=batching.ordered or batching.by_session,
+                # What is on the wire, and as much again to fill the next batches from.
+                window=2 * batching.max_in_flight * batching.max_events,
+                window_bytes=2 * batching.max_in_flight * batching.max_bytes,
+                max_age=self._spool.max_age,
+            )
+            self.writer.start()
+            self._draining = loop.create_task(self._drain.run(self.engine, lambda: bool(self._own.pending)))
+        return self.writer
+
+    def _keep(self, batch: Any, outcome: Outcome) -> Outcome:  # noqa: ANN401 - a Batch, as the drain knows
+        return outcome if self._drain is None else self._drain.keep(batch, outcome)
+
+    def committed(self, entries: Sequence[Entry], last: int) -> None:
+        """Tell callers that their events are in the file."""
+        assert self.writer is not None  # noqa: S101 - it is what calls this
+        self.writer.waiting -= len(entries)
+        self._own.accepted([receipt for _, receipt, _ in entries], last)
+        for _, receipt, admitted in entries:
+            if admitted is not None and not admitted.done():
+                admitted.set_result(receipt)
+        if self._drain is not None:
+            self._drain.appended()
+
+    def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
+        """Tell callers that their events are not in the file."""
+        assert self.writer is not None  # noqa: S101 - as above
+        self.writer.waiting -= len(entries)
+        for envelope, receipt, admitted in entries:
+            if admitted is not None and admitted.done():
+                continue
+            if error is not None and admitted is not None:
+                admitted.set_exception(error)
+                continue
+            # Dropped, or nobody is there to be told by an exception.
+            dropped = Dropped(reason="overflow")
+            self.count(dropped, [receipt.event_name])
+            self.engine.intake.end(envelope, receipt, dropped)
+            if admitted is not None:
+                admitted.set_result(receipt)
+
+    def settled(self, log: Sequence[Logged]) -> None:
+        """Give own events the outcomes that the log tells."""
+        for entry in log:
+            outcome, name = heard(entry.outcome)
+            self._own.settled(entry.ids, outcome, name)
+
+    def measured(self, usage: Usage) -> None:
+        """Note how much is in the file."""
+        self._usage = usage
+
+    def failed(self, error: BaseException) -> None:
+        """Tell that the file could not be used."""
+        self.engine.spool_failed(error)
+
+    def count(self, outcome: Outcome, names: Sequence[str]) -> None:
+        """Count events that never were in the file."""
+        self._direct.tracked += len(names)
+        self._direct.count(outcome, names if isinstance(outcome, Dropped) else len(names))
+
+    # --- as the Dispatcher --------------------------------------------------------------------------------------------
+
+    async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
+        """Send one request past the spool; see `Dispatcher.send`."""
+        self.home.enter()
+        self.intake.check_open()
+        self._direct.tracked += len(names)
+        outcome: Outcome = Abandoned(reason="cancelled", maybe_recorded=True)
+        try:
+            outcome = await self.engine.send(path, body, names)
+        except DeliveryError as error:
+            outcome = error.outcome
+            raise
+        else:
+            return outcome
+        finally:
+            self._direct.count(outcome, list(names) if isinstance(outcome, Dropped) else len(names))
+
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - as the Dispatcher's
+        """Return when everything that this process has tracked so far has its outcome."""
+        self.home.enter()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._flushed()
+        except TimeoutError:
+            raise FlushTimeoutError(
+                f"{self._own.pending} event(s) had no outcome after {timeout} s; they stay in the spool and go on being"
+                " sent"
+            ) from None
+
+    async def _flushed(self) -> None:
+        if self.writer is None or self._drain is None:
+            return
+        loop = self.home.enter()
+        # First what is on its way to the file.
+        await self.writer.ask(lambda _: None)
+        flushed = asyncio.ensure_future(self._own.flushed(loop.create_future()))
+        try:
+            self._drain.hurries = True
+            self.engine.hurry()
+            self._drain.appended()
+            await flushed
+        finally:
+            flushed.cancel()
+            self._drain.hurries = False
+
+    async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - as the Dispatcher's
+        """Take no more, flush within `timeout` seconds, and leave the rest in the file."""
+        loop = self.home.enter()
+        if self._closing is None:
+            self.intake.closed = True
+            self._closing = loop.create_task(self._close())
+        timer = None if timeout is None else loop.call_later(timeout, self._hurry.set)
+        try:
+            return await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._hurry.set()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _close(self) -> CloseReport:
+        writer, drain = self.writer, self._drain
+        if writer is None or drain is None:
+            return await self.engine.aclose(0.0)
+        try:
+            await self._or_hurry(self._flushed())
+        finally:
+            drain.stop()
+            self.engine.give_back()
+            report = await self._close_engine()
+            drain.resign()
+            await asyncio.wait({writer.stop()}, timeout=_GRACE)
+            writer.join()
+            if self._draining is not None:
+                self._draining.cancel()
+            for ids, outcome in drain.kept:
+                self._own.settled(ids, outcome)
+            self._own.keep(Kept())
+        return attrs.evolve(report, stats=self._with_own(report.stats))
+
+    async def _close_engine(self) -> CloseReport:
+        await self._or_hurry(self.engine.aclose(None))
+        return await self.engine.aclose(0.0)
+
+    async def _or_hurry(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Wait for something until there is no time left, or while nothing gets through: the events are safe."""
+        doing = asyncio.ensure_future(coroutine)
+        hurrying = asyncio.ensure_future(self._hurry.wait())
+        try:
+            while not doing.done() and not hurrying.done() and self.engine.state == "sending":
+                await asyncio.wait({doing, hurrying}, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            doing.cancel()
+            hurrying.cancel()
+            await asyncio.wait({doing, hurrying})
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the counters."""
+        return self._with_own(self.engine.stats())
+
+    def _with_own(self, stats: Stats) -> Stats:
+        own, direct, usage = self._own, self._direct, self._usage
+        ended = direct.delivered + direct.rejected + direct.abandoned + direct.dropped
+        return attrs.evolve(
+            stats,
+            tracked=own.tracked + direct.tracked,
+            delivered=own.delivered + direct.delivered,
+            rejected=own.rejected + direct.rejected,
+            abandoned=own.abandoned + direct.abandoned,
+            dropped=own.dropped + direct.dropped,
+            dropped_by={
+                reason: dict(own.dropped_by.get(reason, _NONE) + direct.dropped_by.get(reason, _NONE))
+                for reason in own.dropped_by.keys() | direct.dropped_by.keys()
+            },
+            kept=own.kept,
+            pending=own.pending,
+            in_flight=direct.tracked - ended,
+            waiting=0 if self.writer is None else self.writer.waiting,
+            spool=SpoolStats(
+                sends=self._drain is not None and self._drain.leads,
+                events=usage.events,
+                bytes=usage.bytes,
+                dead=usage.dead,
+                oldest_age=0.0 if usage.oldest_at is None else max(0.0, now() - usage.oldest_at),
+            ),
+        )
+
+    def hook_failed(self, name: str, error: Exception) -> None:
+        """Count what a user's hook raised at the caller's line."""
+        self.engine.hook_failed(name, error)
+
+    @property
+    def home(self) -> Home:
+        """The one loop that all of this belongs to."""
+        return self.engine.home
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has been used."""
+        return self.engine.started
+
+    @property
+    def closed(self) -> bool:
+        """Whether a close has begun."""
+        return self._closing is not None
+
+
+def _overflowed(name: str) -> str:
+    return told(Dropped(reason="overflow"), name)
