@@ -58,8 +58,18 @@ class FileLock:
 
     def _opened(self) -> int:
         if self._file is None:
-            self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._file = open_private(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         return self._file
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file, making it for the owner of its directory alone where it is new: root may be there only to look."""
+    new = not path.exists()
+    file = os.open(path, flags, 0o600)
+    if new and os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.fchown(file, owner.st_uid, owner.st_gid)
+    return file
 
 
 _locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -15,7 +15,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rec
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._spool_file import Range
@@ -55,6 +55,14 @@ class _Run:
             return []
         some = self.known[first - self.first : last - self.first + 1]
         return [receipt for ref in some if (receipt := ref()) is not None]
+
+    def numbered(self) -> list[tuple[int, OwnReceipt]]:
+        """Return all receipts that somebody still keeps, each with its id."""
+        return [
+            (number, receipt)
+            for number, ref in enumerate(self.known or (), self.first)
+            if (receipt := ref()) is not None
+        ]
 
 
 class OwnEvents:
@@ -129,6 +137,27 @@ class OwnEvents:
                 self.dropped_by.setdefault(reason, Counter()).update([] if isinstance(events, int) else events)
             case Kept():
                 self.kept += count
+
+    def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
+        """Give `outcome` to everything that does not wait any more, though nobody has told what became of it."""
+        left = sorted(waiting)
+        for run in list(self._runs):
+            still = left[bisect.bisect_left(left, run.first) : bisect.bisect_right(left, run.last)]
+            gone = run.left - len(still)
+            if gone <= 0:
+                continue
+            run.left -= gone
+            self.pending -= gone
+            self.count(outcome, gone)
+            waits = set(still)
+            for number, receipt in run.numbered():
+                if number not in waits:
+                    settle([receipt], outcome)
+            for flush in self._flushes:
+                if run.first <= flush.last:
+                    flush.count_down(run.first, run.first + gone - 1)
+            if not run.left:
+                self._runs.remove(run)
 
     def spans(self) -> list[Range]:
         """Return ranges that hold all ids without an outcome, and others of this process."""

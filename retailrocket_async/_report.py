@@ -72,7 +72,8 @@ class Stats:
         splits: requests made to find out which events of a refused batch are to blame.
         kept: left in the spool when the client closed.
         spool: what is in the spool; None without one. With one, the counts above are those of the events that this
-            process has tracked, whichever process sends them; requests and retries are those of this process.
+            process has tracked, whichever process sends them; requests and retries are those of this process, and
+            `pending_bytes` and `oldest_age` those of what it is about to send.
     """
 
     tracked: int = 0

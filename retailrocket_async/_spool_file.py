@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from retailrocket_async._errors import SpoolError
-from retailrocket_async._file_lock import FileLock
+from retailrocket_async._file_lock import FileLock, open_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -528,7 +528,10 @@ def _prepare(directory: Path) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-        mode = directory.stat().st_mode
+        found = directory.stat()
+        mode = found.st_mode
+        if found.st_uid != os.geteuid() != 0:
+            raise SpoolError(f"the spool in {directory} belongs to another user")
         if mode & 0o077:
             raise SpoolError(
                 f"the spool in {directory} could be read by others (mode {mode & 0o777:o}): chmod 700, or name a"
@@ -539,7 +542,7 @@ def _prepare(directory: Path) -> None:
         # Made here for its mode; SQLite gives its other files the same one. One that is there is not opened: closing
         # it would take this process's locks of it away.
         with suppress(FileExistsError):
-            os.close(os.open(directory / DATABASE, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            os.close(open_private(directory / DATABASE, os.O_CREAT | os.O_EXCL | os.O_RDWR))
 
 
 _NETWORK: Final = frozenset(

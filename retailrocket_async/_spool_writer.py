@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from retailrocket_async._outcome import Receipt
     from retailrocket_async._overflow import Overflow
     from retailrocket_async._own_events import OwnReceipt
-    from retailrocket_async._spool_file import Logged, SpoolFile, Usage
+    from retailrocket_async._spool_file import Logged, Range, SpoolFile, Usage
 
 T = TypeVar("T")
 
@@ -76,6 +76,9 @@ class Told(Protocol):
 
     def settled(self, log: Sequence[Logged]) -> None:
         """Tell what became of events, in whichever process."""
+
+    def missed(self) -> None:
+        """Tell that the log has forgotten something that was not read yet: `catch_up` tells what is left."""
 
     def measured(self, usage: Usage) -> None:
         """Tell how much is in the file."""
@@ -186,6 +189,18 @@ class SpoolWriter:
     def look(self) -> None:
         """Read on in the log, where other processes write, too."""
         self.tell(_nothing)
+
+    def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[Logged]]]:
+        """Return which ids of `spans` still wait, and what the log tells up to the same moment."""
+
+        def run(file: SpoolFile) -> tuple[list[int], list[Logged]]:
+            log: list[Logged] = []
+            while more := file.log_after(self._seq or 0):
+                self._seq = more[-1].seq
+                log += more
+            return [number for span in spans for number in file.waiting_among(*span)], log
+
+        return self.ask(run)
 
     def stop(self) -> asyncio.Future[None]:
         """Do what was asked for, close the file, and end; return what is done then."""
@@ -406,8 +421,12 @@ class SpoolWriter:
 
     def _read_log(self) -> None:
         while log := self._file.log_after(self._seq or 0):
+            # Numbers follow one another. Entries are forgotten after ten minutes.
+            forgotten = log[0].seq - (self._seq or 0) - 1
             self._seq = log[-1].seq
             self._tell(self._told.settled, log)
+            if forgotten:
+                self._tell(self._told.missed)
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:
         # A closed loop has nobody left to tell.

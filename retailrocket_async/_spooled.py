@@ -246,6 +246,18 @@ class SpooledDispatcher:
             outcome, name = heard(entry.outcome)
             self._own.settled(entry.ids, outcome, name)
 
+    def missed(self) -> None:
+        """Find out which own events have an outcome that nobody tells any more."""
+        assert self.writer is not None  # noqa: S101 - as above
+        self.writer.catch_up(self._own.spans()).add_done_callback(self._caught_up)
+
+    def _caught_up(self, found: asyncio.Future[tuple[list[int], list[Logged]]]) -> None:
+        # Where the file failed, the next gap in the log brings this here again.
+        if not found.cancelled() and found.exception() is None:
+            waiting, log = found.result()
+            self.settled(log)
+            self._own.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
+
     def measured(self, usage: Usage) -> None:
         """Note how much is in the file."""
         self._usage = usage

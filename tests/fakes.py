@@ -97,7 +97,7 @@ def check_balance(stats: Stats) -> None:
     settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
     assert stats.tracked == settled + stats.pending + stats.in_flight, stats
     assert min(attrs.astuple(stats, recurse=False, filter=lambda _, value: isinstance(value, int | float))) >= 0, stats
-    assert (stats.pending == 0) == (stats.pending_bytes == 0), stats
+    assert stats.spool is not None or (stats.pending == 0) == (stats.pending_bytes == 0), stats
     assert stats.dropped == sum(sum(names.values()) for names in stats.dropped_by.values()), stats
 
 

@@ -65,6 +65,19 @@ class OwnEventsMachine(RuleBasedStateMachine):
                     self.ended.append((receipt, outcome))
             self.others.discard(number)
 
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """Let some own events have outcomes that nobody tells."""
+        waiting = data.draw(st.sets(st.sampled_from(sorted(self.open))))
+        outcome = Abandoned(reason="untold", maybe_recorded=True)
+        self.own.forget(waiting, outcome)
+        for number in self.open.keys() - waiting:
+            self.counts[Abandoned] = self.counts.get(Abandoned, 0) + 1
+            receipt = self.open.pop(number)
+            if receipt is not None:
+                self.ended.append((receipt, outcome))
+
     @invariant()
     def counts_are_right(self) -> None:
         """Every count is that of the model, and kept receipts have their outcomes."""
@@ -72,6 +85,7 @@ class OwnEventsMachine(RuleBasedStateMachine):
         assert own.pending == len(self.open)
         assert own.tracked == own.pending + own.delivered + own.rejected + own.abandoned + own.dropped
         assert own.delivered == self.counts.get(Delivered, 0)
+        assert own.abandoned == self.counts.get(Abandoned, 0)
         assert own.rejected == self.counts.get(Rejected, 0)
         assert own.dropped == self.counts.get(Dropped, 0) == own.dropped_by.get("overflow", {}).get("view", 0)
         assert all(receipt.outcome == outcome for receipt, outcome in self.ended)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import (
+    Abandoned,
     AsyncTrackingClient,
     Batching,
     Buffer,
@@ -32,7 +33,8 @@ from retailrocket_async import (
     SqliteSpool,
     View,
 )
-from retailrocket_async._spool_file import SpoolFile
+from retailrocket_async._spool import told
+from retailrocket_async._spool_file import Settlement, SpoolFile
 from retailrocket_async.emulator import Settings as EmulatorSettings
 from retailrocket_async.emulator import running_emulator
 from tests.fakes import check_balance, event
@@ -286,6 +288,33 @@ async def test_another_process_that_holds_the_lock_is_waited_for(emulator: Runni
             done, _ = await asyncio.wait({tracking}, timeout=0.3)
             assert not done
         assert isinstance(await (await tracking), Delivered)
+        other.close()
+
+
+async def test_outcomes_that_nobody_tells_any_more(tmp_path: Path) -> None:
+    """Where the log has forgotten what became of own events, they are `Abandoned`; what waits goes on."""
+    other = SpoolFile(tmp_path / "spool", shop=SHOP)
+    other.open()
+    assert other.lead()
+    async with client_of(tmp_path) as client:
+        receipts = await client.track_many(event(number) for number in range(1, 11))
+        flushing = asyncio.create_task(client.flush())
+        await asyncio.sleep(0)
+        with other.transaction():
+            other.settle(Settlement([(1, 3)], told(Delivered(status=200))), 1.0)
+            other.settle(Settlement([(4, 4)], told(Delivered(status=201))), 1e10)
+            other.settle(Settlement([(5, 5)], told(Delivered(status=202))), 1.1e10)
+        await until(receipts[4].done)
+        await until(receipts[0].done)
+        assert [receipt.outcome for receipt in receipts[:3]] == [
+            Abandoned(reason="untold", maybe_recorded=True, attempts=0)
+        ] * 3
+        assert receipts[4].outcome == Delivered(status=202)
+        assert not any(receipt.done() for receipt in receipts[5:])
+        check_balance(client.stats())
+        with other.transaction():
+            other.settle(Settlement([(6, 10)], told(Delivered(status=200))), 1.1e10)
+        await flushing
         other.close()
 
 
