@@ -35,6 +35,7 @@ class RedisServer:
         self._folder = tempfile.TemporaryDirectory(prefix="redis-server-", ignore_cleanup_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
+        self.starts = 0
 
     @property
     def url(self) -> str:
@@ -47,6 +48,7 @@ class RedisServer:
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""]
         command = ["redis-server", *settings, "--logfile", "", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.starts += 1
         end = time.monotonic() + _PATIENCE
         while not self._answers():
             assert self._process.poll() is None, "redis-server ended at once"
