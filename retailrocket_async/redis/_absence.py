@@ -27,15 +27,18 @@ class Absence:
     Args:
         now: when it began, on the event loop's clock.
         own: what this process may do meanwhile; None where it waits for Redis.
+        settle: seconds from the first answer until all others know that Redis is back, and what they sent without it is
+            out of the window.
 
     Attributes:
         own: the same.
         asked_at: when Redis was asked last.
     """
 
-    def __init__(self, now: float, own: LocalLimiter | None) -> None:
+    def __init__(self, now: float, own: LocalLimiter | None, settle: float) -> None:
         self.own = own
         self.asked_at = now
+        self._settle = settle
         self._back_since: float | None = None
 
     @property
@@ -49,9 +52,8 @@ class Absence:
         self._back_since = None
 
     def answered(self, now: float) -> bool:
-        """Note that Redis answered; return whether all others know by now that it does."""
+        """Note that Redis answered; return whether it alone decides from now on."""
         self.asked_at = now
         if self._back_since is None:
             self._back_since = now
-        # Without a share of their own the others send nothing that Redis does not know of.
-        return self.own is None or now >= self._back_since + 2 * PROBE
+        return now >= self._back_since + self._settle

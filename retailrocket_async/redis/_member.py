@@ -86,6 +86,7 @@ class Member:
         self._reservations = Reservations(redis, name, rate_limit, uuid.uuid4().hex[:12])
         self._numbers = itertools.count()
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._asking: asyncio.Task[_Booking | None] | None = None
         self._telling: asyncio.Task[None] | None = None
         # What a waiter that was cancelled has left for the next one.
@@ -110,24 +111,35 @@ class Member:
         Raises:
             RedisUnreachableError: with ``on_unreachable="raise"``, where Redis does not answer within `timeout`.
         """
-        # One at a time: the lock's queue is fair, and what a cancelled waiter leaves is the next one's.
-        async with self._turn:
-            while True:
-                if (absence := self._absence) is not None and absence.own is not None:
-                    self._probe(absence)
-                    if self._own is None:
-                        self._own = await absence.own.acquire()
-                    if not absence.is_over:
-                        own, self._own = self._own, None
-                        return own
-                booking = await self._booking()
-                if booking is not None:
+        self._waiting += 1
+        try:
+            # One at a time: the lock's queue is fair, and what a cancelled waiter leaves is the next one's.
+            async with self._turn:
+                return await self._permit()
+        finally:
+            self._waiting -= 1
+            if self._asking is not None and not self._waiting:
+                # Nobody wants it, and the caller may be about to close the Redis client.
+                self._asking.cancel()
+                self._asking = None
+
+    async def _permit(self) -> Permit | None:
+        while True:
+            if (absence := self._absence) is not None and absence.own is not None:
+                self._probe(absence)
+                if self._own is None:
+                    self._own = await absence.own.acquire()
+                if not absence.is_over:
                     own, self._own = self._own, None
-                    return _Permit(self, booking, own)
-                if self._on_unreachable == "raise":
-                    raise RedisUnreachableError(f"Redis does not answer: {self._failure}")
-                if self._on_unreachable == "wait":
-                    await asyncio.sleep(PROBE)
+                    return own
+            booking = await self._booking()
+            if booking is not None:
+                own, self._own = self._own, None
+                return _Permit(self, booking, own)
+            if self._on_unreachable == "raise":
+                raise RedisUnreachableError(f"Redis does not answer: {self._failure}")
+            if self._on_unreachable == "wait":
+                await asyncio.sleep(PROBE)
 
     def pause_until(self, deadline: float) -> None:
         """Grant nothing in any process before `deadline` (loop time), nor before a later one; at most 60 s from now."""
@@ -187,7 +199,9 @@ class Member:
         self._counted[number] = counted_by
         if late:
             self._late.add(number)
-            if self._late_timer is None:
+            if not self._waiting:
+                self._tell()
+            elif self._late_timer is None:
                 self._late_timer = self._loop.call_later(_TOLD * self.rate_limit.per, self._tell_late)
 
     def _tell_late(self) -> None:
@@ -261,15 +275,15 @@ class Member:
             self._absence.failed(now)
             return
         if self._on_unreachable != "share":
-            self._absence = Absence(now, None)
+            self._absence = Absence(now, None, settle=0.0)
             does = "nothing is sent until it does"
         else:
             replicas = self._replicas or self.seen
             limit = share(self.rate_limit, replicas)
             own = LocalLimiter(limit)
-            # All processes begin at once, and with nothing known of what they sent last.
-            own.pause_until(max(self._paused_until, now + limit.per / limit.requests))
-            self._absence = Absence(now, own)
+            # Others may have used up the window that there is now: it has to pass first.
+            own.pause_until(max(self._paused_until, now + self.rate_limit.per + self.rate_limit.jitter))
+            self._absence = Absence(now, own, settle=max(2 * PROBE, PROBE + self.rate_limit.per))
             rate = limit.requests / limit.per
             does = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
         logger.warning("Redis does not answer (%s): %s", self._failure, does)
