@@ -187,9 +187,15 @@ class Member:
             self.note(booking.number, -math.inf)
 
     async def _book(self) -> _Booking | None:
-        number = next(self._numbers)
-        answer = await self._command(number)
-        return None if answer is None else _Booking(number, self._loop.time() + answer.wait)
+        while True:
+            number = next(self._numbers)
+            answer = await self._command(number)
+            if answer is None:
+                return None
+            if answer.wait >= 0:
+                return _Booking(number, self._loop.time() + answer.wait)
+            # So many requests were granted and have not left that no moment can be named.
+            await asyncio.sleep(_STALE * self.rate_limit.per)
 
     def note(self, number: int, counted_by: float, *, late: bool = False) -> None:
         """Note by when (loop time) the API has counted a request; Redis is told along with the next booking.

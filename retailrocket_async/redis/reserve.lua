@@ -8,7 +8,8 @@
 --       8 the generation that it knows, 9 pause, 10 how long ago a request was sent that was refused, 11 the request to
 --       book for, then pairs: a request, and in how long the API has counted it (below 0: it has)
 --       Of 8 to 11 each may be empty.
--- Returns  until the booked moment (-1: none was), until the end of the pause, processes, generation
+-- Returns  until the booked moment (-1: none was booked, as none was asked for, or too many requests were granted and have
+--       not left), until the end of the pause, processes, generation
 
 local requests, per, jitter, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local keep, process, remembered, known = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -81,14 +82,18 @@ if booking ~= '' then
   local ahead = pace() < 1 and 0 or burst - 1
   local at = math.max(now, state.open, state.next - ahead * interval)
   -- The guard: what makes bursts and late requests safe.
-  local count = redis.call('ZCARD', KEYS[2])
+  local count, unsent = redis.call('ZCARD', KEYS[2]), false
   if count >= requests then
-    local oldest = redis.call('ZRANGE', KEYS[2], count - requests, count - requests, 'WITHSCORES')[2]
+    local oldest = tonumber(redis.call('ZRANGE', KEYS[2], count - requests, count - requests, 'WITHSCORES')[2])
+    -- Later than anything that was booked: it has not left, and nobody knows when it will.
+    unsent = oldest > math.max(now, state.next) + jitter
     at = math.max(at, oldest + per)
   end
-  state.next = math.max(state.next, at) + interval
-  redis.call('ZADD', KEYS[2], at + jitter, booking)
-  wait = math.ceil(at - now)
+  if not unsent then
+    state.next = math.max(state.next, at) + interval
+    redis.call('ZADD', KEYS[2], at + jitter, booking)
+    wait = math.ceil(at - now)
+  end
 end
 
 local changed = {}
