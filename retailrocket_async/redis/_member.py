@@ -257,7 +257,9 @@ class Member:
                 )
         except (RedisError, OSError) as error:
             self._untold_pause = self._untold_pause or pause is not None
-            self._failed(error)
+            # Where nobody waits, the caller may have closed the Redis client; whoever comes next will see.
+            if book is not None or self._waiting or self._absence is not None:
+                self._failed(error)
             return None
         self._answered(answer)
         return answer
