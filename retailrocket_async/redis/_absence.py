@@ -6,8 +6,11 @@ from typing import Final
 
 from retailrocket_async import LocalLimiter, RateLimit
 
-PROBE: Final = 1.0
-"""Seconds between two questions whether Redis is back."""
+PROBE: Final = 0.5
+"""Seconds between two questions whether Redis is back; each may take as long as the limiter's time-out as well."""
+
+_SETTLE: Final = 2.0
+"""Seconds at least for which both limits are kept when it is back: by then all others have asked, too."""
 
 _MARGIN: Final = 0.9
 """What the processes use of the limit together: not all of them change sides at the same moment."""
@@ -26,19 +29,19 @@ class Absence:
 
     Args:
         now: when it began, on the event loop's clock.
+        per: the window's length in seconds.
         own: what this process may do meanwhile; None where it waits for Redis.
-        settle: seconds from the first answer until all others know that Redis is back, and what they sent without it is
-            out of the window.
 
     Attributes:
         own: the same.
         asked_at: when Redis was asked last.
     """
 
-    def __init__(self, now: float, own: LocalLimiter | None, settle: float) -> None:
+    def __init__(self, now: float, per: float, own: LocalLimiter | None) -> None:
         self.own = own
         self.asked_at = now
-        self._settle = settle
+        # What others have sent without Redis must be out of the window as well.
+        self._settle = 0.0 if own is None else max(_SETTLE, _SETTLE / 2 + per)
         self._back_since: float | None = None
 
     @property

@@ -126,7 +126,7 @@ class Member:
     async def _permit(self) -> Permit | None:
         while True:
             if (absence := self._absence) is not None and absence.own is not None:
-                self._probe(absence)
+                self._probe()
                 if self._own is None:
                     self._own = await absence.own.acquire()
                 if not absence.is_over:
@@ -226,10 +226,13 @@ class Member:
         while await self._command(None) is not None and (self._untold_pause or self._refused_at > -math.inf):
             pass
 
-    def _probe(self, absence: Absence) -> None:
-        """Ask whether Redis is back, where that is due."""
+    def _probe(self) -> None:
+        """Ask whether Redis is back, where that is due and somebody wants to know."""
+        absence = self._absence
+        if absence is None or absence.is_over or not self._waiting:
+            return
         now = self._loop.time()
-        if not absence.is_over and now >= absence.asked_at + PROBE:
+        if now >= absence.asked_at + PROBE:
             absence.asked_at = now
             self._tell()
 
@@ -249,7 +252,8 @@ class Member:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._reservations.call(
-                    generation=self.generation,
+                    # Who has gone by a share of its own knows that Redis need not wait for what was sent before.
+                    generation=self.generation if self._absence is None else None,
                     pause=pause if pause is not None and pause > 0 else None,
                     refused=refused,
                     book=book,
@@ -281,9 +285,15 @@ class Member:
         self._failure = _kind(error)
         if self._absence is not None:
             self._absence.failed(now)
-            return
+        else:
+            self._absence = self._begin_absence(now)
+        if self._absence.own is not None:
+            # Whoever waits for a share of its own does not ask meanwhile.
+            self._loop.call_later(PROBE + 0.001, self._probe)
+
+    def _begin_absence(self, now: float) -> Absence:
         if self._on_unreachable != "share":
-            self._absence = Absence(now, None, settle=0.0)
+            own = None
             does = "nothing is sent until it does"
         else:
             replicas = self._replicas or self.seen
@@ -291,10 +301,10 @@ class Member:
             own = LocalLimiter(limit)
             # Others may have used up the window that there is now: it has to pass first.
             own.pause_until(max(self._paused_until, now + self.rate_limit.per + self.rate_limit.jitter))
-            self._absence = Absence(now, own, settle=max(2 * PROBE, PROBE + self.rate_limit.per))
             rate = limit.requests / limit.per
             does = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
         logger.warning("Redis does not answer (%s): %s", self._failure, does)
+        return Absence(now, self.rate_limit.per, own)
 
 
 class _Booking(NamedTuple):

@@ -6,6 +6,7 @@ import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Reservations:
         """Tell, and book.
 
         Args:
-            generation: what the last answer said; None before the first one.
+            generation: what the last answer said; None before the first one, and where it does not matter.
             pause: seconds for which nobody shall send; None where there is nothing new to tell.
             refused: seconds since a request was sent that was one too many; None where none was.
             book: the number of the request to book for; None to book nothing.
@@ -92,12 +93,20 @@ class Reservations:
         for number, until in counted:
             arguments += [self._id(number), _micros(until)]
         try:
-            answer = await self._redis.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
+            answer = await self._run(arguments)
+        except RedisConnectionError:
+            # A connection of the pool may be older than the server; a new one tells whether there is a server.
+            answer = await self._run(arguments)
+        wait, paused, processes, known = answer
+        return Answer(wait / 1e6, paused / 1e6, processes, known)
+
+    async def _run(self, arguments: Iterable[object]) -> list[int]:
+        try:
+            answer: list[int] = await self._redis.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
         except NoScriptError:
             # A new server, or one whose scripts were flushed; this loads it as well.
             answer = await self._redis.eval(self._script, len(self._keys), *self._keys, *arguments)
-        wait, paused, processes, known = answer
-        return Answer(wait / 1e6, paused / 1e6, processes, known)
+        return answer
 
     def _id(self, number: int) -> str:
         return f"{self._process}:{number}"

@@ -20,7 +20,7 @@ local now = time[1] * 1000000 + time[2]
 
 -- next: when the next request is due; open: the end of the pause; over, slow, penalty: as in LocalLimiter, the end of the
 -- last refusal, when the pace will be full again, and the last pause for a refusal
-local fields = {'generation', 'seen', 'next', 'open', 'over', 'slow', 'penalty', 'joined'}
+local fields = {'generation', 'seen', 'next', 'open', 'over', 'slow', 'penalty'}
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
 local state = {}
 for index, field in ipairs(fields) do
@@ -30,7 +30,7 @@ end
 -- A clock that went back, as with a failover to another host, would make everybody wait for the time it went back by.
 if state.seen > now + per then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  state = {generation = 0, next = 0, open = 0, over = 0, slow = 0, penalty = 0, joined = 0}
+  state = {generation = 0, next = 0, open = 0, over = 0, slow = 0, penalty = 0}
 end
 if state.generation == 0 then
   state.generation = now
@@ -69,14 +69,12 @@ if refused then
   state.slow = state.slow + longer
 end
 
--- Evenly spaced, no window overflows whatever was before, as long as that was evenly spaced, too.
-local interval = (per + jitter) / requests / pace()
-if known and known ~= state.generation and state.joined == 0 then
-  -- Requests were made that are not known here, as this server is a new one or has lost its memory: no burst now.
-  state.next = math.max(state.next, now) + burst * interval
-  state.joined = 1
+-- This server is a new one, or has lost its memory: what was granted just before it began has to leave the window.
+if known and known ~= state.generation then
+  state.open = math.max(state.open, state.generation + per + jitter)
 end
 
+local interval = (per + jitter) / requests / pace()
 local wait = -1
 if booking ~= '' then
   local ahead = pace() < 1 and 0 or burst - 1
