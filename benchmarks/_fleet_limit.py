@@ -64,7 +64,8 @@ class Run(NamedTuple):
         least: the smallest share of a process as a part of the largest.
         commands: that clients gave to Redis, a permit; None where Redis was started anew, which forgets them.
         spread: seconds by which the ways from a grant to the server differed at most.
-        records: log records of the process that wrote most.
+        last: requests in the last second.
+        records: the log of the process that wrote most.
     """
 
     arrivals: int
@@ -74,7 +75,13 @@ class Run(NamedTuple):
     least: float
     commands: float | None
     spread: float
-    records: int
+    last: int
+    records: list[str]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine was quiet enough to judge by."""
+        return self.spread <= LIMIT.jitter
 
 
 def measure(
@@ -122,7 +129,8 @@ def _judged(arrivals: list[Arrival], told: list[object], commands: int | None, s
         least=min(shares) / max(shares),
         commands=None if commands is None else commands / len(sendings),
         spread=longest - shortest,
-        records=max(len(note.records) for note in notes),
+        last=sum(arrival.at > arrivals[0].at + seconds - 1.0 for arrival in arrivals),
+        records=max((note.records for note in notes), key=len),
     )
 
 
@@ -174,22 +182,22 @@ def run(effort: Effort) -> Section:
     # Redis is away for 8 of 30 seconds, and frozen for 3.
     away, frozen = 8 / 30, 3 / 30
     runs = {
-        "undisturbed": _quiet(seconds),
-        f"clocks apart by {max(SKEWS) - min(SKEWS):.0f} s": _quiet(seconds, skews=SKEWS),
-        "Redis killed for 8 s": _quiet(seconds, [Event(0.3, kill), Event(0.3 + away, start)]),
-        "Redis frozen for 3 s": _quiet(seconds, [Event(0.3, freeze), Event(0.3 + frozen, thaw)]),
-        "failover to an empty Redis": _quiet(seconds, [Event(0.4, fail_over)]),
-        "SCRIPT FLUSH": _quiet(seconds, [Event(part / 10, flush_scripts) for part in range(3, 8, 2)]),
+        "undisturbed": in_quiet(seconds),
+        f"clocks apart by {max(SKEWS) - min(SKEWS):.0f} s": in_quiet(seconds, skews=SKEWS),
+        "Redis killed for 8 s": in_quiet(seconds, [Event(0.3, kill), Event(0.3 + away, start)]),
+        "Redis frozen for 3 s": in_quiet(seconds, [Event(0.3, freeze), Event(0.3 + frozen, thaw)]),
+        "failover to an empty Redis": in_quiet(seconds, [Event(0.4, fail_over)]),
+        "SCRIPT FLUSH": in_quiet(seconds, [Event(part / 10, flush_scripts) for part in range(3, 8, 2)]),
     }
     rows = tuple(
-        (name, *(r.arrivals, r.worst, r.refused, r.used * 100, r.least, r.commands, r.spread * 1000, r.records))
+        (name, *(r.arrivals, r.worst, r.refused, r.used * 100, r.least, r.commands, r.spread * 1000, len(r.records)))
         for name, r in runs.items()
     )
     table = Table(
         title=f"{REPLICAS} processes share {LIMIT.requests} requests a second for {seconds:.0f} s",
         columns=("Redis", "requests", "worst", "refused", "used %", "least/most", "commands", "spread ms", "records"),
         rows=rows,
-        note="worst: the most requests in any one second. least/most: the smallest share of a process as a part of the\n"
+        note="worst: the most requests in any one second. least/most: the smallest share of a process as part of the\n"
         "largest. commands: to Redis, a permit. spread: how much the ways from grant to server differed, at most;\n"
         f"the promise holds up to {LIMIT.jitter * 1000:.0f} ms. records: in the log of one process.",
     )
@@ -201,12 +209,12 @@ def run(effort: Effort) -> Section:
     )
 
 
-def _quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[float] = (0.0,) * REPLICAS) -> Run:
-    """Measure until the machine was quiet enough to judge, or often enough."""
+def in_quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[float] = (0.0,) * REPLICAS) -> Run:
+    """Measure until the machine was quiet enough to judge by, or often enough."""
     for seed in range(_RUNS):
         measured = measure(seconds, events, skews=skews, seed=seed)
         tell(f"limit: {measured}")
-        if measured.spread <= LIMIT.jitter:
+        if measured.quiet:
             break
     return measured
 
@@ -225,5 +233,5 @@ def _demands(name: str, measured: Run) -> list[Demand]:
         demands.append(Demand(what=f"commands a permit ({name})", figure=measured.commands, bound=1.1))
     else:
         # It is away once, and back once.
-        demands.append(Demand(what=f"log records of a process ({name})", figure=measured.records, bound=2))
+        demands.append(Demand(what=f"log records of a process ({name})", figure=len(measured.records), bound=2))
     return demands
