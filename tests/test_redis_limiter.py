@@ -364,7 +364,7 @@ async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
 
 
 async def test_a_cluster() -> None:
-    """All keys of a limit lie on one node of a cluster."""
+    """All keys of a limit lie on one node of a cluster, and a cluster that is away is an outage like any other."""
     with RedisServer("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf") as server:
         node: Any
         async with Redis.from_url(server.url) as node:
@@ -378,10 +378,38 @@ async def test_a_cluster() -> None:
             try:
                 limiter = RedisLimiter(client, on_unreachable="raise", timeout=PATIENCE)
                 times = [await take(limiter) for _ in range(60)]
+                assert len(await node.keys("*")) == 3
+                server.kill()
+                with pytest.raises(RedisUnreachableError):
+                    await RedisLimiter(client, on_unreachable="raise").acquire()
             finally:
                 await client.aclose()
-            assert worst_window(times, 1.0) <= 50
-            assert len(await node.keys("*")) == 3
+    assert worst_window(times, 1.0) <= 50
+
+
+async def test_what_was_forgotten_in_time_is_not_waited_for(redis: Redis) -> None:
+    """A fleet that has been quiet until its keys expired sends at once."""
+    limiter = RedisLimiter(redis, RateLimit(per=PATIENCE))
+    await take(limiter)
+    member = limiter._member
+    assert member is not None
+    # As if minutes had gone by.
+    member._answered_at -= 200.0
+    await redis.flushall()
+
+    async with asyncio.timeout(PATIENCE / 2):
+        await take(limiter)
+
+
+async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection of the caller's pool that the server has closed meanwhile is replaced, and nobody notices."""
+    limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
+    await take(limiter)
+    async with Redis.from_url(f"redis://127.0.0.1:{redis.connection_pool.connection_kwargs['port']}") as other:
+        await other.client_kill_filter(_type="normal", skipme=True)
+
+    await take(limiter)
+    assert records(caplog) == []
 
 
 async def test_keys_expire(redis: Redis) -> None:

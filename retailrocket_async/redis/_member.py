@@ -20,11 +20,11 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from retailrocket_async import LocalLimiter, RetailRocketError
 from retailrocket_async.redis._absence import PROBE, Absence, share
-from retailrocket_async.redis._reservation import Answer, Reservations
+from retailrocket_async.redis._reservation import MEMORY, Answer, Reservations
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -96,7 +96,7 @@ class Member:
         self._failure = ""
         self.generation: int | None = before.generation if before is not None else None
         self.seen: int = before.seen if before is not None else 1
-        self._seen_at = self._loop.time()
+        self._seen_at = self._answered_at = self._loop.time()
         self._paused_until = -math.inf
         # What Redis is to be told.
         self._untold_pause = False
@@ -252,14 +252,13 @@ class Member:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._reservations.call(
-                    # Who has gone by a share of its own knows that Redis need not wait for what was sent before.
-                    generation=self.generation if self._absence is None else None,
+                    generation=self._remembered(now),
                     pause=pause if pause is not None and pause > 0 else None,
                     refused=refused,
                     book=book,
                     counted=counted,
                 )
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             self._untold_pause = self._untold_pause or pause is not None
             # Where nobody waits, the caller may have closed the Redis client; whoever comes next will see.
             if book is not None or self._waiting or self._absence is not None:
@@ -268,8 +267,14 @@ class Member:
         self._answered(answer)
         return answer
 
+    def _remembered(self, now: float) -> int | None:
+        """Return the generation of a Redis that has not lost its memory; None where that does not matter."""
+        # What nobody has asked for so long is forgotten as it should be. And while there is a share of its own, nothing
+        # has left that Redis would have to wait for.
+        return self.generation if self._absence is None and now < self._answered_at + MEMORY else None
+
     def _answered(self, answer: Answer) -> None:
-        now = self._loop.time()
+        now = self._answered_at = self._loop.time()
         self.generation = answer.generation
         if answer.pause > 0:
             self._paused_until = max(self._paused_until, now + answer.pause)

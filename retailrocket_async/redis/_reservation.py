@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 60.0
 """Seconds for which a process that says nothing counts as one of those that share the limit."""
 
-_MEMORY: Final = 180.0
-"""Seconds for which Redis keeps what it knows: longer than any pause, and than the pace takes to come back."""
+MEMORY: Final = 180.0
+"""Seconds for which Redis remembers at least: longer than any pause, and than the pace takes to come back."""
 
 
 class Answer(NamedTuple):
@@ -58,7 +58,7 @@ class Reservations:
         # The braces keep all of it on one node of a cluster.
         self._keys = [f"retailrocket:{{{name}}}:{part}" for part in ("limit", "requests", "processes")]
         per, jitter = _micros(rate_limit.per), _micros(rate_limit.jitter)
-        keep = _micros(_MEMORY + 4 * (rate_limit.per + rate_limit.jitter))
+        keep = _micros(MEMORY + 4 * (rate_limit.per + rate_limit.jitter))
         remembered = _micros(max(_REMEMBERED, 4 * rate_limit.per))
         self._fixed = [rate_limit.requests, per, jitter, rate_limit.burst, keep, process, remembered]
 
