@@ -6,6 +6,7 @@ Import the fixture into the test's module, and mark the module `pytest.mark.need
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -79,7 +80,11 @@ class RedisServer:
 
     def __enter__(self) -> Self:
         """Start it."""
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,8 +109,9 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+    """Find a port that no outgoing connection is given while the server is away: below those that are."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port

@@ -452,6 +452,23 @@ async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
     assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
 
 
+@pytest.mark.parametrize("on_unreachable", ["share", "wait"])
+async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisServer, on_unreachable: Any) -> None:
+    """An empty Redis in the place of the one that was there does not know the last window, and lets it pass."""
+    limit = RateLimit(requests=20, per=0.5)
+    limiters = [RedisLimiter(redis, limit, on_unreachable=on_unreachable) for _ in range(2)]
+
+    async def fail_over() -> None:
+        for _ in range(2):
+            await asyncio.sleep(0.85)
+            redis_server.restart()
+
+    times, _ = await asyncio.gather(saturate(limiters, 4.0), fail_over())
+
+    assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
+    assert max(at for own in times for at in own) >= now() - 1.0
+
+
 async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """A Redis that has lost the script gets it again, and nobody notices."""
     caplog.set_level(logging.INFO)

@@ -269,9 +269,10 @@ class Member:
 
     def _remembered(self, now: float) -> int | None:
         """Return the generation of a Redis that has not lost its memory; None where that does not matter."""
-        # What nobody has asked for so long is forgotten as it should be. And while there is a share of its own, nothing
-        # has left that Redis would have to wait for.
-        return self.generation if self._absence is None and now < self._answered_at + MEMORY else None
+        # What nobody has asked for so long is forgotten as it should be. And who goes by a share of its own has let the
+        # window pass already.
+        shares = self._absence is not None and self._absence.own is not None
+        return None if shares or now > self._answered_at + MEMORY else self.generation
 
     def _answered(self, answer: Answer) -> None:
         now = self._answered_at = self._loop.time()
