@@ -34,7 +34,7 @@ SKEWS = (0.0, 300.0, -300.0, 0.0)
 """Seconds by which the clocks of the processes differ, where they do."""
 
 _RUNS = 3
-_INSIDE = ("time", "hmget", "hset", "del", "pexpire", "zadd", "zcard", "zrange", "zremrangebyscore")
+_INSIDE = ("time", "hmget", "hset", "del", "pexpire", "zadd", "zcard", "zrange", "zrem", "zremrangebyscore")
 """Commands that the script gives, and no client."""
 
 _OURS = ("info", "ping", "script|flush")

@@ -276,6 +276,33 @@ async def test_a_cancelled_waiter_leaves_its_booking_to_the_next(redis: Redis) -
     assert len(await requests(redis)) == 2
 
 
+async def test_a_booking_that_comes_to_nothing_is_given_back(redis: Redis) -> None:
+    """Where nobody was there for a booking in time, the next one is no later for it."""
+    limit = RateLimit(requests=4, per=8.0, burst=1)
+    limiter = RedisLimiter(redis, limit)
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+
+    async def is_booked() -> bool:
+        return len(await requests(redis)) == 2
+
+    await until(is_booked)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    member = limiter._member
+    assert member is not None
+    assert member._booked is not None
+    # As if its moment were long over.
+    member._booked = member._booked._replace(at=now() - limit.per)
+    before = await state_of(redis)
+    waiter = asyncio.create_task(take(limiter))
+    await until_told(redis, "seen", above=before["seen"])
+    waiter.cancel()
+
+    assert await is_booked()
+    assert (await state_of(redis))["next"] == pytest.approx(before["next"])
+
+
 @pytest.mark.parametrize("turns", range(12))
 async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) -> None:
     """Wherever a waiter is cancelled, those behind it are granted."""

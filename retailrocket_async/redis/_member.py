@@ -101,7 +101,7 @@ class Member:
         # What Redis is to be told.
         self._untold_pause = False
         self._refused_at = -math.inf
-        self._counted: dict[int, float] = {}
+        self._counted: dict[int, float | None] = {}
         self._late: set[int] = set()
         self._late_timer: asyncio.TimerHandle | None = None
 
@@ -184,7 +184,7 @@ class Member:
             last = booking.at + _STALE * self.rate_limit.per
             if self._paused_until <= last and (loop.time() <= last or bookings >= _BOOKINGS):
                 return booking
-            self.note(booking.number, -math.inf)
+            self.note(booking.number, None)
 
     async def _book(self) -> _Booking | None:
         while True:
@@ -197,8 +197,8 @@ class Member:
             # So many requests were granted and have not left that no moment can be named.
             await asyncio.sleep(_STALE * self.rate_limit.per)
 
-    def note(self, number: int, counted_by: float, *, late: bool = False) -> None:
-        """Note by when (loop time) the API has counted a request; Redis is told along with the next booking.
+    def note(self, number: int, counted_by: float | None, *, late: bool = False) -> None:
+        """Note by when (loop time) the API has counted a request, None if it never will; told with the next booking.
 
         Where it counts the request later than Redis believes, Redis is told soon even if there is no next booking.
         """
@@ -242,8 +242,7 @@ class Member:
         now = loop.time()
         pause = self._paused_until - now if self._untold_pause else None
         refused = now - self._refused_at if self._refused_at > -math.inf else None
-        # A request that was counted before the window is none that Redis remembers.
-        counted = [(number, max(at - now, -2 * self.rate_limit.per)) for number, at in self._counted.items()]
+        counted = [(number, at if at is None else at - now) for number, at in self._counted.items()]
         # What Redis cannot be told now is of no use to it when it is back: all of it lasts for a moment only.
         self._untold_pause = False
         self._refused_at = -math.inf

@@ -69,7 +69,7 @@ class Reservations:
         pause: float | None,
         refused: float | None,
         book: int | None,
-        counted: Iterable[tuple[int, float]],
+        counted: Iterable[tuple[int, float | None]],
     ) -> Answer:
         """Tell, and book.
 
@@ -78,7 +78,8 @@ class Reservations:
             pause: seconds for which nobody shall send; None where there is nothing new to tell.
             refused: seconds since a request was sent that was one too many; None where none was.
             book: the number of the request to book for; None to book nothing.
-            counted: numbers of requests, and in how many seconds the API has counted them; below 0 where it has.
+            counted: numbers of requests, and in how many seconds the API has counted them; below 0 where it has, None
+                where they will never be sent.
 
         Raises:
             redis.RedisError: Redis refuses, or cannot be reached; an `OSError` may come as well.
@@ -91,7 +92,7 @@ class Reservations:
             "" if book is None else self._id(book),
         ]
         for number, until in counted:
-            arguments += [self._id(number), _micros(until)]
+            arguments += [self._id(number), "" if until is None else _micros(until)]
         try:
             answer = await self._run(arguments)
         except RedisConnectionError:

@@ -6,7 +6,8 @@
 --       has counted them), 3 the processes that share the limit (sorted set: by when they were last seen)
 -- ARGV  1 requests, 2 per, 3 jitter, 4 burst, 5 how long keys are kept, 6 process, 7 how long it is remembered,
 --       8 the generation that it knows, 9 pause, 10 how long ago a request was sent that was refused, 11 the request to
---       book for, then pairs: a request, and in how long the API has counted it (below 0: it has)
+--       book for, then pairs: a request, and in how long the API has counted it (below 0: it has;
+--       empty: it will never be sent)
 --       Of 8 to 11 each may be empty.
 -- Returns  until the booked moment (-1: none was booked, as none was asked for, or too many requests were granted and have
 --       not left), until the end of the pause, processes, generation
@@ -40,11 +41,6 @@ state.seen = now
 redis.call('ZADD', KEYS[3], now, process)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - remembered)
 
-for index = 12, #ARGV, 2 do
-  redis.call('ZADD', KEYS[2], now + ARGV[index + 1], ARGV[index])
-end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - per)
-
 local function pace()
   return math.min(1, 1 - (state.slow - math.max(now, state.over)) / 1000000 * 0.02)
 end
@@ -75,6 +71,17 @@ if known and known ~= state.generation then
 end
 
 local interval = (per + jitter) / requests / pace()
+for index = 12, #ARGV, 2 do
+  local by = tonumber(ARGV[index + 1])
+  if by then
+    redis.call('ZADD', KEYS[2], now + by, ARGV[index])
+  elseif redis.call('ZREM', KEYS[2], ARGV[index]) == 1 then
+    -- Its moment cannot be had again, but the ones after it may come closer together.
+    state.next = state.next - interval
+  end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - per)
+
 local wait = -1
 if booking ~= '' then
   local ahead = pace() < 1 and 0 or burst - 1
