@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, assert_never, assert_type
+from typing import Any, Literal, assert_never, assert_type
 
 import httpx
+from redis.asyncio import Redis, RedisCluster
 
 from retailrocket_async import (
     DEFAULT_RANKING,
@@ -60,6 +61,7 @@ from retailrocket_async import (
     new_session_id,
     order_lines,
 )
+from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
 
 NOW = datetime.now(UTC)
 
@@ -148,6 +150,19 @@ class CountingPermit:
 def protocols() -> tuple[Limiter, Limiter, Permit]:
     """What fits the protocols."""
     return FreeLimiter(), LocalLimiter(RateLimit(requests=10)), CountingPermit()
+
+
+async def shared() -> list[Limiter]:
+    """Every argument of the shared limiter."""
+    redis, cluster = Redis(), RedisCluster(host="localhost")
+    full = RedisLimiter(redis, RateLimit(requests=50), name="shop", replicas=4, on_unreachable="raise", timeout=0.25)
+    assert_type(full.rate_limit, RateLimit)
+    try:
+        assert_type(await full.acquire(), Permit | None)
+    except RedisUnreachableError as error:
+        assert_type(error.args, tuple[Any, ...])
+    waiting = RedisLimiter(cluster, on_unreachable="wait", replicas=None)
+    return [full, waiting, RedisLimiter(redis, on_unreachable="share")]
 
 
 def tell(events: Sequence[UndeliveredEvent]) -> None:

@@ -1,0 +1,14 @@
+"""The request limit of a fleet: one limit for all processes of a shop, kept in a Redis that they share.
+
+Needs the extra `redis`::
+
+    limiter = RedisLimiter(redis.asyncio.Redis.from_url("redis://localhost"))
+    client = AsyncTrackingClient.from_env(limiter=limiter)
+"""
+
+from __future__ import annotations
+
+from retailrocket_async.redis._limiter import RedisLimiter
+from retailrocket_async.redis._member import RedisUnreachableError
+
+__all__ = ["RedisLimiter", "RedisUnreachableError"]

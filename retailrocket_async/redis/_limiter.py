@@ -1,0 +1,112 @@
+"""One request limit for all processes of a shop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from typing import TYPE_CHECKING, Literal, get_args
+
+from redis.asyncio import Redis, RedisCluster
+
+from retailrocket_async import ConfigurationError, RateLimit, WrongLoopError
+from retailrocket_async.redis._member import Member
+
+if TYPE_CHECKING:
+    from retailrocket_async import Permit
+
+OnUnreachable = Literal["share", "wait", "raise"]
+
+
+class RedisLimiter:
+    """A request limit that any number of processes share through Redis (6 or newer) or Valkey.
+
+    Nothing is sent to Redis before the first request. The client stays the caller's, who closes it.
+
+    Args:
+        redis: a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
+        rate_limit: the limit of all processes together; default `RateLimit()`, 50 requests a second. The same
+            for all of them.
+        name: what the processes have in common, 1 to 200 characters without braces; default ``"shop"``. Give each shop
+            its own, e.g. its partner id, where several use one Redis.
+        replicas: how many processes there are at most, 1 or more; None to go by the largest number seen in the last
+            minute. Only needed while Redis is away.
+        on_unreachable: what happens while Redis does not answer or refuses. ``"share"`` (default): each process sends
+            at most 0.9 × `rate_limit` / `replicas`. ``"wait"``: nothing is sent. ``"raise"``: `acquire` raises, and the
+            client tries again, as often as its retry policy says.
+        timeout: seconds that a command may take, connecting included, above 0; default 0.25.
+
+    Raises:
+        ConfigurationError: a value outside its range.
+        WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
+    """
+
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
+        self,
+        redis: Redis | RedisCluster,
+        rate_limit: RateLimit = RateLimit(),  # noqa: B008 - frozen
+        *,
+        name: str = "shop",
+        replicas: int | None = None,
+        on_unreachable: OnUnreachable = "share",
+        timeout: float = 0.25,
+    ) -> None:
+        _check(redis, rate_limit, name=name, replicas=replicas, on_unreachable=on_unreachable, timeout=timeout)
+        self.rate_limit = rate_limit
+        self._redis = redis
+        self._name = name
+        self._replicas = replicas
+        self._on_unreachable: OnUnreachable = on_unreachable
+        self._timeout = timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._member: Member | None = None
+
+    async def acquire(self) -> Permit | None:
+        """Wait for the right to make one request, and take it; in the order of the calls.
+
+        Raises:
+            RedisUnreachableError: with ``on_unreachable="raise"``, where Redis does not answer within `timeout`.
+        """
+        return await self._bind().acquire()
+
+    def pause_until(self, deadline: float) -> None:
+        """Grant nothing in any process before `deadline` (loop time), nor before a later one; at most 60 s from now."""
+        self._bind().pause_until(deadline)
+
+    def throttled(self, sent_at: float) -> None:
+        """Pause and slow down all processes for a request that the server refused as one too many (429)."""
+        self._bind().throttled(sent_at)
+
+    def _bind(self) -> Member:
+        loop = asyncio.get_running_loop()
+        if self._member is None or self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise WrongLoopError("this limiter belongs to another event loop: create one limiter for each loop")
+            self._loop = loop
+            self._member = Member(
+                self._redis,
+                self.rate_limit,
+                name=self._name,
+                replicas=self._replicas,
+                on_unreachable=self._on_unreachable,
+                timeout=self._timeout,
+                before=self._member,
+            )
+        return self._member
+
+
+def _check(  # noqa: PLR0913 - what the constructor takes
+    redis: object, rate_limit: object, *, name: object, replicas: object, on_unreachable: object, timeout: object
+) -> None:
+    if not isinstance(redis, (Redis, RedisCluster)):
+        raise ConfigurationError("redis must be a redis.asyncio.Redis or redis.asyncio.RedisCluster")
+    if not isinstance(rate_limit, RateLimit):
+        raise ConfigurationError(f"rate_limit must be a RateLimit, not {type(rate_limit).__name__}")
+    if not isinstance(name, str) or not re.fullmatch(r"[^{}]{1,200}", name):
+        raise ConfigurationError("name must be a str of 1 to 200 characters without braces")
+    if replicas is not None and (type(replicas) is not int or replicas < 1):
+        raise ConfigurationError(f"replicas must be an int of 1 or more, or None, not {replicas!r}")
+    if on_unreachable not in get_args(OnUnreachable):
+        raise ConfigurationError(f"on_unreachable must be 'share', 'wait' or 'raise', not {on_unreachable!r}")
+    if type(timeout) not in (int, float) or not 0 < timeout < math.inf:  # type: ignore[operator]
+        raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout!r}")
