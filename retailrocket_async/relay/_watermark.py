@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import attrs
 
-
-@attrs.define
 class Watermark:
     """The messages of one partition that were handed out and not settled.
 
-    A log knows one number a partition: everything below it is done with. So it may be committed up to the lowest
+    A log keeps one number for a reader: everything below it is done with. So it may be committed up to the lowest
     message that is not settled, however many above it are.
 
+    Args:
+        start: the offset of the first message that is handed out.
+
     Attributes:
-        position: one past the highest offset handed out; where reading goes on.
-        committed: what the broker was told last; None until it was told anything.
+        position: one past the highest offset that was handed out; where reading goes on.
+        committed: what the broker was told last; `start` until it was told anything.
     """
 
-    position: int = 0
-    committed: int | None = None
-    # In the order of their offsets, since they are handed out in it.
-    _open: dict[int, None] = attrs.field(factory=dict[int, None], init=False)
+    def __init__(self, start: int) -> None:
+        self.position = start
+        self.committed = start
+        # In the order of their offsets, since they are handed out in it.
+        self._open: dict[int, None] = {}
 
     def hand_out(self, offset: int) -> None:
-        """Note that the message at `offset` was handed out.
-
-        Offsets rise, with gaps where the log was compacted or holds markers of transactions. One below `position` is
-        ignored: the log was read twice.
-        """
-        if offset >= self.position:
-            self._open[offset] = None
-            self.position = offset + 1
+        """Note that the message at `offset` was handed out; offsets rise, and may leave gaps."""
+        self._open[offset] = None
+        self.position = offset + 1
 
     def is_open(self, offset: int) -> bool:
         """Return whether the message at `offset` was handed out and not settled."""
@@ -46,6 +42,6 @@ class Watermark:
         return len(self._open)
 
     @property
-    def commit(self) -> int:
-        """The offset up to which everything that was handed out is settled; never one that was not handed out."""
+    def settled_below(self) -> int:
+        """The offset below which everything that was handed out is settled: what may be committed."""
         return next(iter(self._open), self.position)

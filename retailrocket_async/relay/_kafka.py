@@ -1,0 +1,521 @@
+"""Kafka as the relay's broker."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import importlib
+import os
+import ssl
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import attrs
+import orjson
+
+from retailrocket_async import ConfigurationError
+from retailrocket_async.relay._source import DeadLetter, Lag, Message
+from retailrocket_async.relay._watermark import Watermark
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from typing import Self
+
+_ANSWER = 20.0
+"""Seconds within which the cluster must confirm what it is told."""
+
+_REBALANCE = 1.0
+"""Seconds by which a fetch may outlast its wait while the group shares its partitions out anew."""
+
+_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_MESSAGE_ID, _REASON = "retailrocket-message-id", "retailrocket-reason"
+
+
+@attrs.frozen(kw_only=True)
+class _Cluster:
+    """Where Kafka is, and who we are there."""
+
+    servers: str
+    user: str | None
+    password: str | None = attrs.field(repr=False)
+    mechanism: str
+    tls: ssl.SSLContext | None = attrs.field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        servers: str | Sequence[str],
+        user: str | None,
+        password: str | None,
+        mechanism: str,
+        tls: ssl.SSLContext | None,
+    ) -> _Cluster:
+        """Check the settings."""
+        joined = servers if isinstance(servers, str) else ",".join(servers)
+        if not joined or "/" in joined or "@" in joined:
+            raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
+        if mechanism not in _MECHANISMS:
+            raise ConfigurationError(f"sasl must be one of {', '.join(_MECHANISMS)}, not {mechanism!r}")
+        if (user is None) != (password is None):
+            raise ConfigurationError("user and password must be given together")
+        return cls(servers=joined, user=user, password=password, mechanism=mechanism, tls=tls)
+
+    def options(self) -> dict[str, Any]:
+        """Return what every client of aiokafka is told."""
+        protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
+        sasl = {
+            "sasl_mechanism": self.mechanism,
+            "sasl_plain_username": self.user,
+            "sasl_plain_password": self.password,
+        }
+        return {
+            "bootstrap_servers": self.servers,
+            "client_id": "retailrocket-relay",
+            "security_protocol": protocol,
+            "ssl_context": self.tls,
+            "request_timeout_ms": int(_ANSWER * 1000),
+            **(sasl if self.user else {}),
+        }
+
+    def producer(self) -> Any:
+        """Return a producer whose messages are confirmed by all replicas in sync, and written once however retried."""
+        return _aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
+
+    def consumer(self, group: str, **options: Any) -> Any:
+        """Return a consumer that starts at what is committed, or at the oldest message, and commits nothing itself.
+
+        It reads no message of a transaction that was aborted.
+        """
+        return _aiokafka().AIOKafkaConsumer(
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            **self.options(),
+            **options,
+        )
+
+
+@attrs.frozen
+class _Place:
+    """Where a message is: in which partition, at which offset, and in which of our readings of the partition."""
+
+    partition: Any
+    offset: int
+    watermark: Watermark
+
+
+class KafkaSource:
+    """A relay's view of a Kafka topic, as a member of a consumer group.
+
+    Any number of relays may share the group; each has partitions of its own. Messages of one partition are handed out
+    in their order. What was handed out and not settled stays this relay's for as long as it is a member, which it
+    shows by its heartbeats and by `extend`, so there is no lease. After it is gone, its partitions are read again from
+    what was committed: from the oldest message that was not settled, those after it included, settled or not.
+
+    The topic for dead letters must exist, or the cluster create topics by itself; with one partition it is in order.
+    A dead letter is replayed or purged by committing an offset of the group ``"<group>-dead"``: it is passed over, and
+    goes with the topic's retention. After a crash, or a failure of the cluster, a dead letter may be there twice, with
+    the same `message_id`.
+
+    A message's id is its partition and offset, e.g. ``"3:1742"``.
+
+    Args:
+        bootstrap_servers: brokers of one cluster, as ``"host:9092"``, or several of them.
+        topic: where services publish to.
+        group: the consumer group; default ``"relay"``.
+        dead_topic: where dead letters go; default the name of the topic with ``"-dead"``.
+        user, password: of SASL; default none.
+        sasl: the mechanism, ``"PLAIN"`` (default), ``"SCRAM-SHA-256"`` or ``"SCRAM-SHA-512"``.
+        tls: default None, no TLS.
+
+    Raises:
+        ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
+    """
+
+    lease: float | None = None
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Sequence[str],
+        topic: str,
+        group: str = "relay",
+        *,
+        dead_topic: str | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        sasl: str = "PLAIN",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        _aiokafka()
+        if not topic or not group:
+            raise ConfigurationError("topic and group must not be empty")
+        self._cluster = _Cluster.of(bootstrap_servers, user, password, sasl, tls)
+        self._topic = topic
+        self._group = group
+        self._dead_topic = dead_topic or f"{topic}-dead"
+        self._consumer: Any = None
+        self._producer: Any = None
+        self._failed = False
+        self._watermarks: dict[Any, Watermark] = {}
+        self._polling = asyncio.Lock()
+        self._committing = asyncio.Lock()
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return a source for a URL as ``"kafka://host:9092/topic?group=relay&dead=topic-dead&sasl=SCRAM-SHA-512"``.
+
+        ``kafkas://`` is the same over TLS. All of the query may be left out; several brokers are set apart by commas.
+        User and password come from the URL or, better, from the environment: ``RETAILROCKET_RELAY_USER``,
+        ``RETAILROCKET_RELAY_PASSWORD``.
+
+        Raises:
+            ConfigurationError: the URL is none of these.
+        """
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            # The error quotes what may be a password.
+            raise ConfigurationError("the URL of Kafka is none") from None
+        if parts.scheme not in {"kafka", "kafkas"}:
+            raise ConfigurationError("a URL of Kafka begins with kafka:// or kafkas://")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        unknown = options.keys() - {"group", "dead", "sasl"}
+        if unknown:
+            raise ConfigurationError(f"a URL of Kafka has no option {', '.join(sorted(unknown))}")
+        account, _, servers = parts.netloc.rpartition("@")
+        user, _, password = account.partition(":")
+        return cls(
+            servers,
+            unquote(parts.path.removeprefix("/")),
+            options.get("group", "relay"),
+            dead_topic=options.get("dead"),
+            user=unquote(user) or os.environ.get("RETAILROCKET_RELAY_USER"),
+            password=unquote(password) or os.environ.get("RETAILROCKET_RELAY_PASSWORD"),
+            sasl=options.get("sasl", "PLAIN"),
+            tls=ssl.create_default_context() if parts.scheme == "kafkas" else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"KafkaSource({self._cluster.servers}, topic={self._topic!r}, group={self._group!r})"
+
+    async def open(self) -> None:
+        """Connect and join the group; once more, only what had failed is connected again."""
+        if self._failed:
+            await self._stop()
+        if self._producer is None:
+            producer = self._cluster.producer()
+            await _start(producer)
+            self._producer = producer
+            # Here, and not with the first dead letter, it must be found out that its topic does not exist.
+            async with asyncio.timeout(_ANSWER):
+                await producer.partitions_for(self._dead_topic)
+        if self._consumer is None:
+            consumer = self._cluster.consumer(self._group)
+            await _start(consumer)
+            consumer.subscribe([self._topic], listener=_listener(self))
+            self._consumer = consumer
+        self._failed = False
+
+    async def fetch(self, most: int, wait: float) -> Sequence[Message]:
+        """Return 1 to `most` messages, each partition's in its order; none after `wait` seconds without any."""
+        async with self._polling:
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait + _REBALANCE):
+                        found = await self._consumer.getmany(timeout_ms=int(wait * 1000), max_records=most)
+                        return [self._hand_out(record) for records in found.values() for record in records]
+            except Exception:
+                self._failed = True
+                raise
+        return []
+
+    def _hand_out(self, record: Any) -> Message:
+        partition = _aiokafka().TopicPartition(record.topic, record.partition)
+        watermark = self._watermarks.get(partition)
+        if watermark is None or record.offset < watermark.position:
+            # Nothing was handed out yet; or the log was cut off, and the same offsets hold other messages now.
+            watermark = self._watermarks[partition] = Watermark(record.offset)
+        watermark.hand_out(record.offset)
+        return Message(
+            id=f"{record.partition}:{record.offset}",
+            body=record.value or b"",
+            published_at=record.timestamp / 1000 if record.timestamp >= 0 else None,
+            handle=_Place(partition, record.offset, watermark),
+        )
+
+    async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+        """Take messages back for good: the dead are published to their topic first, then offsets are committed.
+
+        Messages of partitions that another relay has by now are left to it.
+        """
+        open_ = [(message, reason) for message, reason in dead if self._has(message.handle)]
+        if open_:
+            try:
+                async with asyncio.timeout(_ANSWER):
+                    await _send_all(
+                        self._producer,
+                        self._dead_topic,
+                        [
+                            (message.body, {_MESSAGE_ID: message.id.encode(), _REASON: reason.encode()})
+                            for message, reason in open_
+                        ],
+                    )
+            except Exception:
+                self._failed = True
+                raise
+        for message in [*done, *(message for message, _ in open_)]:
+            message.handle.watermark.settle(message.handle.offset)
+        await self._commit()
+
+    def _has(self, place: _Place) -> bool:
+        """Return whether a message is still ours, and not settled."""
+        return self._watermarks.get(place.partition) is place.watermark and place.watermark.is_open(place.offset)
+
+    async def _commit(self) -> None:
+        errors = _aiokafka().errors
+        async with self._committing:
+            offsets = {
+                partition: watermark.settled_below
+                for partition, watermark in self._watermarks.items()
+                if watermark.settled_below > watermark.committed
+            }
+            if not offsets:
+                return
+            # A group that shares its partitions out anew takes no commits. What is settled stays settled here, and is
+            # committed the next time, if the partition is still ours by then.
+            with suppress(errors.CommitFailedError, errors.IllegalStateError):
+                async with asyncio.timeout(_ANSWER):
+                    await self._consumer.commit(offsets)
+                for partition, offset in offsets.items():
+                    if partition in self._watermarks:
+                        self._watermarks[partition].committed = offset
+
+    async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - what is ours stays ours
+        """Show the group that this member is alive: poll, with everything paused, unless a fetch does so anyway.
+
+        A member that polls nothing for five minutes would leave the group, and its partitions be read by others.
+        """
+        if not self._polling.locked():
+            async with self._polling:
+                paused = self._consumer.assignment()
+                self._consumer.pause(*paused)
+                try:
+                    # While the group shares its partitions out anew there is nothing to show.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_REBALANCE):
+                            await self._consumer.getmany(timeout_ms=0)
+                finally:
+                    self._consumer.resume(*(paused & self._consumer.assignment()))
+        await self._commit()
+
+    async def release(self, messages: Sequence[Message]) -> None:  # noqa: ARG002
+        """Commit what is settled; what is not is read again by whoever has the partitions next."""
+        await self._commit()
+
+    async def lag(self) -> Lag:
+        """Return how far this relay is behind, in the partitions that it has; other relays tell of theirs."""
+        async with asyncio.timeout(_ANSWER):
+            partitions = self._consumer.assignment()
+            ends = await self._consumer.end_offsets(list(partitions)) if partitions else {}
+            waiting = 0
+            for partition, end in ends.items():
+                watermark = self._watermarks.get(partition)
+                at = await self._consumer.position(partition) if watermark is None else watermark.position
+                waiting += max(0, end - at)
+        return Lag(waiting=waiting, pending=sum(watermark.pending for watermark in self._watermarks.values()))
+
+    async def aclose(self) -> None:
+        """Leave the group and disconnect."""
+        self._watermarks.clear()
+        await self._stop()
+
+    async def _stop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        producer, self._producer = self._producer, None
+        try:
+            if consumer is not None:
+                await consumer.stop()
+        finally:
+            if producer is not None:
+                await producer.stop()
+
+    async def assigned(self, partitions: set[Any]) -> None:
+        """Forget the partitions that were lost, and go on in those that were kept where we were.
+
+        Without that every message in flight would be read again whenever a relay comes or goes.
+        """
+        kept = {partition: mark for partition, mark in self._watermarks.items() if partition in partitions}
+        self._watermarks.clear()
+        for partition, watermark in kept.items():
+            # Where another relay had it meanwhile, and has come further, we go on from there.
+            if (await self._consumer.committed(partition) or 0) <= watermark.position:
+                self._watermarks[partition] = watermark
+                self._consumer.seek(partition, watermark.position)
+
+    async def list_dead(self, most: int) -> Sequence[DeadLetter]:
+        """Return the oldest dead letters, `most` at most."""
+        async with self._oldest_dead(most) as (letters, _):
+            return letters
+
+    async def replay_dead(self, most: int) -> int:
+        """Publish the oldest dead letters again, each published before it is passed over; return how many."""
+        async with self._oldest_dead(most) as (letters, commit):
+            async with asyncio.timeout(_ANSWER):
+                await _send_all(self._producer, self._topic, [(letter.body, {}) for letter in letters])
+            await commit()
+            return len(letters)
+
+    async def purge_dead(self, most: int) -> int:
+        """Pass over the oldest dead letters for good; return how many."""
+        async with self._oldest_dead(most) as (letters, commit):
+            await commit()
+            return len(letters)
+
+    @asynccontextmanager
+    async def _oldest_dead(self, most: int) -> AsyncIterator[tuple[list[DeadLetter], Any]]:
+        """Give the oldest dead letters, and what commits that they were seen to."""
+        kafka = _aiokafka()
+        consumer = self._cluster.consumer(f"{self._group}-dead")
+        await _start(consumer)
+        try:
+            async with asyncio.timeout(_ANSWER):
+                numbers = await self._producer.partitions_for(self._dead_topic)
+                partitions = [kafka.TopicPartition(self._dead_topic, number) for number in sorted(numbers)]
+                consumer.assign(partitions)
+                queues = [await _read(consumer, partition, most) for partition in partitions]
+            # Each partition in its order, all together by time.
+            records = list(islice(heapq.merge(*queues, key=lambda record: record.timestamp), most))
+            offsets = {kafka.TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
+
+            async def commit() -> None:
+                if offsets:
+                    async with asyncio.timeout(_ANSWER):
+                        await consumer.commit(offsets)
+
+            yield [_dead_letter(record) for record in records], commit
+        finally:
+            await consumer.stop()
+
+
+class KafkaTopic:
+    """Publishes envelopes to a Kafka topic, those of one visitor to one partition, so that they stay in order.
+
+    The message's key is the event's ``sessionExternalId``; a producer of another language should do the same.
+
+    Args:
+        bootstrap_servers: brokers of one cluster, as ``"host:9092"``, or several of them.
+        topic: where to.
+        user, password, sasl, tls: as for `KafkaSource`.
+
+    Raises:
+        ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Sequence[str],
+        topic: str,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        sasl: str = "PLAIN",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        _aiokafka()
+        if not topic:
+            raise ConfigurationError("topic must not be empty")
+        self._cluster = _Cluster.of(bootstrap_servers, user, password, sasl, tls)
+        self._topic = topic
+        self._producer: Any = None
+
+    async def __aenter__(self) -> Self:
+        producer = self._cluster.producer()
+        await _start(producer)
+        self._producer = producer
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def publish(self, envelopes: Sequence[bytes]) -> None:
+        """Publish envelopes, each visitor's in order; return when all replicas in sync have them."""
+        if self._producer is None:
+            raise RuntimeError("a KafkaTopic publishes inside `async with`")
+        await _send_all(self._producer, self._topic, [(envelope, {}) for envelope in envelopes])
+
+
+def _listener(source: KafkaSource) -> Any:
+    """Return what aiokafka tells of the partitions that a source has; its base class is there only with the library."""
+
+    class Listener(_aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
+        def on_partitions_revoked(self, revoked: set[Any]) -> None:
+            """Nothing: before new ones are assigned it is not known which are lost."""
+
+        async def on_partitions_assigned(self, assigned: set[Any]) -> None:
+            await source.assigned(assigned)
+
+    return Listener()
+
+
+async def _start(client: Any) -> None:
+    """Start a client, and leave nothing behind where it cannot be started."""
+    try:
+        async with asyncio.timeout(_ANSWER):
+            await client.start()
+    except BaseException:
+        await client.stop()
+        raise
+
+
+async def _send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> None:
+    """Publish messages in order, and return when all are confirmed."""
+    sent: list[Any] = []
+    for body, headers in messages:
+        future = await producer.send(topic, body, key=_visitor(body), headers=list(headers.items()))
+        # Its failure is raised below, or nobody waits for it any more.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        sent.append(future)
+    await asyncio.gather(*sent)
+
+
+async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
+    """Return the messages of a partition from what is committed on, `most` at most."""
+    end = (await consumer.end_offsets([partition]))[partition]
+    found: list[Any] = []
+    while len(found) < most and await consumer.position(partition) < end:
+        records = await consumer.getmany(partition, timeout_ms=100, max_records=most - len(found))
+        found += records.get(partition, [])
+    return found
+
+
+def _dead_letter(record: Any) -> DeadLetter:
+    headers: dict[str, bytes] = dict(record.headers)
+    return DeadLetter(
+        id=f"{record.partition}:{record.offset}",
+        message_id=headers.get(_MESSAGE_ID, b"").decode(errors="replace"),
+        body=record.value or b"",
+        reason=headers.get(_REASON, b"").decode(errors="replace"),
+        died_at=record.timestamp / 1000,
+    )
+
+
+def _visitor(envelope: bytes) -> bytes | None:
+    """Return whose event it is; None where that cannot be told, which is for the relay to judge."""
+    try:
+        [event] = orjson.loads(envelope).values()
+        return str(event["sessionExternalId"]).encode()
+    except (ValueError, AttributeError, TypeError, KeyError, UnicodeError):
+        return None
+
+
+def _aiokafka() -> Any:
+    """Return the library, which is heavy, and needed by nobody else."""
+    try:
+        return importlib.import_module("aiokafka")
+    except ImportError:
+        raise ConfigurationError("Kafka needs aiokafka: install 'retailrocket-async[kafka]'") from None
