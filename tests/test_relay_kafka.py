@@ -54,7 +54,7 @@ class TestKafkaSource(SourceContract):
 
     async def make(self, name: str = "relay-1", lease: float | None = None) -> KafkaSource:
         """Return a source of this test's topic."""
-        return KafkaSource(self.server.bootstrap_servers, self.topic)
+        return KafkaSource(self.server.bootstrap_servers, self.topic, f"relay-{self.topic}")
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
         """Publish to this test's topic."""

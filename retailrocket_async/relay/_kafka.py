@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import importlib
 import os
 import ssl
 from contextlib import asynccontextmanager, suppress
@@ -13,89 +12,20 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import attrs
-import orjson
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, start
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 from retailrocket_async.relay._watermark import Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from typing import Self
-
-_ANSWER = 20.0
-"""Seconds within which the cluster must confirm what it is told."""
 
 _REBALANCE = 1.0
 """Seconds by which a fetch may outlast its wait while the group shares its partitions out anew."""
 
-_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _MESSAGE_ID, _REASON = "retailrocket-message-id", "retailrocket-reason"
-
-
-@attrs.frozen(kw_only=True)
-class _Cluster:
-    """Where Kafka is, and who we are there."""
-
-    servers: str
-    user: str | None
-    password: str | None = attrs.field(repr=False)
-    mechanism: str
-    tls: ssl.SSLContext | None = attrs.field(repr=False)
-
-    @classmethod
-    def of(
-        cls,
-        servers: str | Sequence[str],
-        user: str | None,
-        password: str | None,
-        mechanism: str,
-        tls: ssl.SSLContext | None,
-    ) -> _Cluster:
-        """Check the settings."""
-        joined = servers if isinstance(servers, str) else ",".join(servers)
-        if not joined or "/" in joined or "@" in joined:
-            raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
-        if mechanism not in _MECHANISMS:
-            raise ConfigurationError(f"sasl must be one of {', '.join(_MECHANISMS)}, not {mechanism!r}")
-        if (user is None) != (password is None):
-            raise ConfigurationError("user and password must be given together")
-        return cls(servers=joined, user=user, password=password, mechanism=mechanism, tls=tls)
-
-    def options(self) -> dict[str, Any]:
-        """Return what every client of aiokafka is told."""
-        protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
-        sasl = {
-            "sasl_mechanism": self.mechanism,
-            "sasl_plain_username": self.user,
-            "sasl_plain_password": self.password,
-        }
-        return {
-            "bootstrap_servers": self.servers,
-            "client_id": "retailrocket-relay",
-            "security_protocol": protocol,
-            "ssl_context": self.tls,
-            "request_timeout_ms": int(_ANSWER * 1000),
-            **(sasl if self.user else {}),
-        }
-
-    def producer(self) -> Any:
-        """Return a producer whose messages are confirmed by all replicas in sync, and written once however retried."""
-        return _aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
-
-    def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that starts at what is committed, or at the oldest message, and commits nothing itself.
-
-        It reads no message of a transaction that was aborted.
-        """
-        return _aiokafka().AIOKafkaConsumer(
-            group_id=group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            **self.options(),
-            **options,
-        )
 
 
 @attrs.frozen
@@ -130,6 +60,8 @@ class KafkaSource:
         user, password: of SASL; default none.
         sasl: the mechanism, ``"PLAIN"`` (default), ``"SCRAM-SHA-256"`` or ``"SCRAM-SHA-512"``.
         tls: default None, no TLS.
+        session_timeout: seconds without a heartbeat after which a relay is taken for dead, and its partitions are read
+            by others; default 10. Brokers take 6 or more unless told otherwise.
 
     Raises:
         ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
@@ -148,13 +80,17 @@ class KafkaSource:
         password: str | None = None,
         sasl: str = "PLAIN",
         tls: ssl.SSLContext | None = None,
+        session_timeout: float = 10.0,
     ) -> None:
-        _aiokafka()
+        aiokafka()
         if not topic or not group:
             raise ConfigurationError("topic and group must not be empty")
-        self._cluster = _Cluster.of(bootstrap_servers, user, password, sasl, tls)
+        if not isinstance(session_timeout, int | float) or not 0.1 <= session_timeout <= 1800:
+            raise ConfigurationError(f"session_timeout must be 0.1 to 1800 seconds, not {session_timeout!r}")
+        self._cluster = KafkaCluster.of(bootstrap_servers, user, password, sasl, tls)
         self._topic = topic
         self._group = group
+        self._session = int(session_timeout * 1000)
         self._dead_topic = dead_topic or f"{topic}-dead"
         self._consumer: Any = None
         self._producer: Any = None
@@ -205,19 +141,25 @@ class KafkaSource:
         """Connect and join the group; once more, only what had failed is connected again."""
         if self._failed:
             await self._stop()
-        if self._producer is None:
-            producer = self._cluster.producer()
-            await _start(producer)
-            self._producer = producer
-            # Here, and not with the first dead letter, it must be found out that its topic does not exist.
-            async with asyncio.timeout(_ANSWER):
-                await producer.partitions_for(self._dead_topic)
         if self._consumer is None:
-            consumer = self._cluster.consumer(self._group)
-            await _start(consumer)
-            consumer.subscribe([self._topic], listener=_listener(self))
-            self._consumer = consumer
+            self._failed = True
+            self._producer = self._cluster.producer()
+            await start(self._producer)
+            # Here, and not with the first dead letter, it must be found out that its topic does not exist.
+            async with asyncio.timeout(ANSWER):
+                await self._producer.partitions_for(self._dead_topic)
+            self._consumer = self._cluster.consumer(
+                self._group, session_timeout_ms=self._session, heartbeat_interval_ms=self._session // 3
+            )
+            await start(self._consumer)
+            self._consumer.subscribe([self._topic], listener=_listener(self))
         self._failed = False
+
+    def _member(self) -> Any:
+        """Return our consumer."""
+        if self._consumer is None:
+            raise ConnectionError(f"not connected to Kafka at {self._cluster.servers}")
+        return self._consumer
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, each partition's in its order; none after `wait` seconds without any."""
@@ -225,7 +167,7 @@ class KafkaSource:
             try:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait + _REBALANCE):
-                        found = await self._consumer.getmany(timeout_ms=int(wait * 1000), max_records=most)
+                        found = await self._member().getmany(timeout_ms=int(wait * 1000), max_records=most)
                         return [self._hand_out(record) for records in found.values() for record in records]
             except Exception:
                 self._failed = True
@@ -233,7 +175,7 @@ class KafkaSource:
         return []
 
     def _hand_out(self, record: Any) -> Message:
-        partition = _aiokafka().TopicPartition(record.topic, record.partition)
+        partition = aiokafka().TopicPartition(record.topic, record.partition)
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
             # Nothing was handed out yet; or the log was cut off, and the same offsets hold other messages now.
@@ -254,8 +196,8 @@ class KafkaSource:
         open_ = [(message, reason) for message, reason in dead if self._has(message.handle)]
         if open_:
             try:
-                async with asyncio.timeout(_ANSWER):
-                    await _send_all(
+                async with asyncio.timeout(ANSWER):
+                    await send_all(
                         self._producer,
                         self._dead_topic,
                         [
@@ -275,7 +217,7 @@ class KafkaSource:
         return self._watermarks.get(place.partition) is place.watermark and place.watermark.is_open(place.offset)
 
     async def _commit(self) -> None:
-        errors = _aiokafka().errors
+        errors = aiokafka().errors
         async with self._committing:
             offsets = {
                 partition: watermark.settled_below
@@ -287,8 +229,8 @@ class KafkaSource:
             # A group that shares its partitions out anew takes no commits. What is settled stays settled here, and is
             # committed the next time, if the partition is still ours by then.
             with suppress(errors.CommitFailedError, errors.IllegalStateError):
-                async with asyncio.timeout(_ANSWER):
-                    await self._consumer.commit(offsets)
+                async with asyncio.timeout(ANSWER):
+                    await self._member().commit(offsets)
                 for partition, offset in offsets.items():
                     if partition in self._watermarks:
                         self._watermarks[partition].committed = offset
@@ -300,15 +242,16 @@ class KafkaSource:
         """
         if not self._polling.locked():
             async with self._polling:
-                paused = self._consumer.assignment()
-                self._consumer.pause(*paused)
+                consumer = self._member()
+                paused = consumer.assignment()
+                consumer.pause(*paused)
                 try:
                     # While the group shares its partitions out anew there is nothing to show.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_REBALANCE):
-                            await self._consumer.getmany(timeout_ms=0)
+                            await consumer.getmany(timeout_ms=0)
                 finally:
-                    self._consumer.resume(*(paused & self._consumer.assignment()))
+                    consumer.resume(*(paused & consumer.assignment()))
         await self._commit()
 
     async def release(self, messages: Sequence[Message]) -> None:  # noqa: ARG002
@@ -317,13 +260,14 @@ class KafkaSource:
 
     async def lag(self) -> Lag:
         """Return how far this relay is behind, in the partitions that it has; other relays tell of theirs."""
-        async with asyncio.timeout(_ANSWER):
-            partitions = self._consumer.assignment()
-            ends = await self._consumer.end_offsets(list(partitions)) if partitions else {}
+        async with asyncio.timeout(ANSWER):
+            consumer = self._member()
+            partitions = consumer.assignment()
+            ends = await consumer.end_offsets(list(partitions)) if partitions else {}
             waiting = 0
             for partition, end in ends.items():
                 watermark = self._watermarks.get(partition)
-                at = await self._consumer.position(partition) if watermark is None else watermark.position
+                at = await consumer.position(partition) if watermark is None else watermark.position
                 waiting += max(0, end - at)
         return Lag(waiting=waiting, pending=sum(watermark.pending for watermark in self._watermarks.values()))
 
@@ -363,8 +307,8 @@ class KafkaSource:
     async def replay_dead(self, most: int) -> int:
         """Publish the oldest dead letters again, each published before it is passed over; return how many."""
         async with self._oldest_dead(most) as (letters, commit):
-            async with asyncio.timeout(_ANSWER):
-                await _send_all(self._producer, self._topic, [(letter.body, {}) for letter in letters])
+            async with asyncio.timeout(ANSWER):
+                await send_all(self._producer, self._topic, [(letter.body, {}) for letter in letters])
             await commit()
             return len(letters)
 
@@ -377,11 +321,11 @@ class KafkaSource:
     @asynccontextmanager
     async def _oldest_dead(self, most: int) -> AsyncIterator[tuple[list[DeadLetter], Any]]:
         """Give the oldest dead letters, and what commits that they were seen to."""
-        kafka = _aiokafka()
+        kafka = aiokafka()
         consumer = self._cluster.consumer(f"{self._group}-dead")
-        await _start(consumer)
+        await start(consumer)
         try:
-            async with asyncio.timeout(_ANSWER):
+            async with asyncio.timeout(ANSWER):
                 numbers = await self._producer.partitions_for(self._dead_topic)
                 partitions = [kafka.TopicPartition(self._dead_topic, number) for number in sorted(numbers)]
                 consumer.assign(partitions)
@@ -392,7 +336,7 @@ class KafkaSource:
 
             async def commit() -> None:
                 if offsets:
-                    async with asyncio.timeout(_ANSWER):
+                    async with asyncio.timeout(ANSWER):
                         await consumer.commit(offsets)
 
             yield [_dead_letter(record) for record in records], commit
@@ -424,16 +368,16 @@ class KafkaTopic:
         sasl: str = "PLAIN",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        _aiokafka()
+        aiokafka()
         if not topic:
             raise ConfigurationError("topic must not be empty")
-        self._cluster = _Cluster.of(bootstrap_servers, user, password, sasl, tls)
+        self._cluster = KafkaCluster.of(bootstrap_servers, user, password, sasl, tls)
         self._topic = topic
         self._producer: Any = None
 
     async def __aenter__(self) -> Self:
         producer = self._cluster.producer()
-        await _start(producer)
+        await start(producer)
         self._producer = producer
         return self
 
@@ -446,13 +390,13 @@ class KafkaTopic:
         """Publish envelopes, each visitor's in order; return when all replicas in sync have them."""
         if self._producer is None:
             raise RuntimeError("a KafkaTopic publishes inside `async with`")
-        await _send_all(self._producer, self._topic, [(envelope, {}) for envelope in envelopes])
+        await send_all(self._producer, self._topic, [(envelope, {}) for envelope in envelopes])
 
 
 def _listener(source: KafkaSource) -> Any:
     """Return what aiokafka tells of the partitions that a source has; its base class is there only with the library."""
 
-    class Listener(_aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
+    class Listener(aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
         def on_partitions_revoked(self, revoked: set[Any]) -> None:
             """Nothing: before new ones are assigned it is not known which are lost."""
 
@@ -460,27 +404,6 @@ def _listener(source: KafkaSource) -> Any:
             await source.assigned(assigned)
 
     return Listener()
-
-
-async def _start(client: Any) -> None:
-    """Start a client, and leave nothing behind where it cannot be started."""
-    try:
-        async with asyncio.timeout(_ANSWER):
-            await client.start()
-    except BaseException:
-        await client.stop()
-        raise
-
-
-async def _send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> None:
-    """Publish messages in order, and return when all are confirmed."""
-    sent: list[Any] = []
-    for body, headers in messages:
-        future = await producer.send(topic, body, key=_visitor(body), headers=list(headers.items()))
-        # Its failure is raised below, or nobody waits for it any more.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        sent.append(future)
-    await asyncio.gather(*sent)
 
 
 async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
@@ -502,20 +425,3 @@ def _dead_letter(record: Any) -> DeadLetter:
         reason=headers.get(_REASON, b"").decode(errors="replace"),
         died_at=record.timestamp / 1000,
     )
-
-
-def _visitor(envelope: bytes) -> bytes | None:
-    """Return whose event it is; None where that cannot be told, which is for the relay to judge."""
-    try:
-        [event] = orjson.loads(envelope).values()
-        return str(event["sessionExternalId"]).encode()
-    except (ValueError, AttributeError, TypeError, KeyError, UnicodeError):
-        return None
-
-
-def _aiokafka() -> Any:
-    """Return the library, which is heavy, and needed by nobody else."""
-    try:
-        return importlib.import_module("aiokafka")
-    except ImportError:
-        raise ConfigurationError("Kafka needs aiokafka: install 'retailrocket-async[kafka]'") from None

@@ -213,9 +213,11 @@ class NatsSource:
     async def open(self) -> None:
         """Connect, and create the stream, the consumer and the dead letters' stream where they are missing."""
         if self._connection is None or self._connection.is_closed:
-            self._connection = await self._servers.connect(self._disconnected)
-            self._inbox = self._connection.new_inbox()
-            await self._connection.subscribe(self._inbox, cb=self._receive)
+            connection = await self._servers.connect(self._disconnected)
+            self._inbox = connection.new_inbox()
+            # Before anything that can be cancelled: whatever is connected is closed in the end.
+            self._connection = connection
+            await connection.subscribe(self._inbox, cb=self._receive)
         self._trouble = None
         stream = self._jetstream()
         await self._ensure_streams(stream)
@@ -497,7 +499,10 @@ async def _publish_all(
     """Publish messages in order, a few hundred at a time, and raise the first failure after all have an answer."""
     for start in range(0, len(messages), 500):
         outcomes = await asyncio.gather(
-            *(stream.publish(subject, body, headers=headers or None) for body, headers in messages[start : start + 500]),
+            *(
+                stream.publish(subject, body, headers=headers or None)
+                for body, headers in messages[start : start + 500]
+            ),
             return_exceptions=True,
         )
         for outcome in outcomes:
