@@ -6,9 +6,17 @@ may be delivered twice. Brokers are behind one protocol, `Source`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from retailrocket_async.relay._address import source_from_url
 from retailrocket_async.relay._memory import MemorySource, MemoryStream
 from retailrocket_async.relay._publish import Publisher, publish_envelopes
+from retailrocket_async.relay._relay import Relay
 from retailrocket_async.relay._source import DeadLetter, DeadLetters, Lag, Message, Source
+from retailrocket_async.relay._stats import RelayStats
+
+if TYPE_CHECKING:
+    from retailrocket_async.relay._redis_streams import RedisStream, RedisStreamSource
 
 __all__ = [
     "DeadLetter",
@@ -18,6 +26,22 @@ __all__ = [
     "MemoryStream",
     "Message",
     "Publisher",
+    "RedisStream",
+    "RedisStreamSource",
+    "Relay",
+    "RelayStats",
     "Source",
     "publish_envelopes",
+    "source_from_url",
 ]
+
+_LAZY = {"RedisStream": "_redis_streams", "RedisStreamSource": "_redis_streams"}
+"""Where what needs an extra is: its library is imported when it is asked for, not before."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class
+    if name in _LAZY:
+        from importlib import import_module  # noqa: PLC0415
+
+        return getattr(import_module(f"retailrocket_async.relay.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""A real redis-server of a test's own: on a free loopback port, to be killed, frozen and started again.
+
+Import the fixture into the test's module, and mark the module `pytest.mark.needs_server("redis-server")`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PATIENCE: Final = 30.0
+"""Seconds in which even a busy machine starts a server."""
+
+
+class RedisServer:
+    """One server, in a folder that is deleted with it.
+
+    Args:
+        options: more of redis-server's options, e.g. `"--requirepass", "secret"`. It keeps nothing on disk by
+            default, so that it comes back empty; with `"--appendonly", "yes"` what it was told survives a kill.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._folder = tempfile.TemporaryDirectory(prefix="redis-server-", ignore_cleanup_errors=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+
+    @property
+    def url(self) -> str:
+        """The address for `redis.asyncio.Redis.from_url`."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, on the port that it has always had; return when it answers."""
+        assert self._process is None
+        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""]
+        command = ["redis-server", *settings, "--logfile", "", *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + _PATIENCE
+        while not self._answers():
+            assert self._process.poll() is None, "redis-server ended at once"
+            assert time.monotonic() < end, "redis-server does not answer"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it by SIGKILL, frozen or not; return when it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Kill it, and start it again."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop it by SIGSTOP: connections stay open, new ones are accepted, and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it, and delete its folder."""
+        self.kill()
+        self._folder.cleanup()
+
+    def _answers(self) -> bool:
+        """Whether it takes commands: it does not while it reads what it has on disk."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            # Where there is a password, it wants to know it.
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        return False
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """Run a server without a password that keeps nothing on disk."""
+    with RedisServer() as server:
+        yield server
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        assert isinstance(port, int)
+        return port
