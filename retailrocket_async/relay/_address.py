@@ -38,7 +38,7 @@ _KINDS = {
     "rediss": _REDIS,
     "unix": _REDIS,
     "kafka": _KAFKA,
-    "kafka+ssl": _KAFKA,
+    "kafkas": _KAFKA,
     "nats": _NATS,
     "tls": _NATS,
 }

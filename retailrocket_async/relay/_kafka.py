@@ -9,17 +9,18 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import attrs
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, start
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 from retailrocket_async.relay._watermark import Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from typing import Self
 
 _REBALANCE = 1.0
@@ -56,6 +57,7 @@ class KafkaSource:
         bootstrap_servers: brokers of one cluster, as ``"host:9092"``, or several of them.
         topic: where services publish to.
         group: the consumer group; default ``"relay"``.
+        name: the client's id, by which brokers tell of it; default ``"relay"``.
         dead_topic: where dead letters go; default the name of the topic with ``"-dead"``.
         user, password: of SASL; default none.
         sasl: the mechanism, ``"PLAIN"`` (default), ``"SCRAM-SHA-256"`` or ``"SCRAM-SHA-512"``.
@@ -69,12 +71,13 @@ class KafkaSource:
 
     lease: float | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
         bootstrap_servers: str | Sequence[str],
         topic: str,
         group: str = "relay",
         *,
+        name: str = "relay",
         dead_topic: str | None = None,
         user: str | None = None,
         password: str | None = None,
@@ -82,12 +85,11 @@ class KafkaSource:
         tls: ssl.SSLContext | None = None,
         session_timeout: float = 10.0,
     ) -> None:
-        aiokafka()
         if not topic or not group:
             raise ConfigurationError("topic and group must not be empty")
         if not isinstance(session_timeout, int | float) or not 0.1 <= session_timeout <= 1800:
             raise ConfigurationError(f"session_timeout must be 0.1 to 1800 seconds, not {session_timeout!r}")
-        self._cluster = KafkaCluster.of(bootstrap_servers, user, password, sasl, tls)
+        self._cluster = KafkaCluster.of(bootstrap_servers, name, user=user, password=password, sasl=sasl, tls=tls)
         self._topic = topic
         self._group = group
         self._session = int(session_timeout * 1000)
@@ -100,38 +102,42 @@ class KafkaSource:
         self._committing = asyncio.Lock()
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Return a source for a URL as ``"kafka://host:9092/topic?group=relay&dead=topic-dead&sasl=SCRAM-SHA-512"``.
+    def from_url(cls, url: str, *, name: str) -> Self:
+        """Return a source for an address, e.g. ``kafka://kafka:9092/events?group=relay&dead=events-dead``.
 
-        ``kafkas://`` is the same over TLS. All of the query may be left out; several brokers are set apart by commas.
-        User and password come from the URL or, better, from the environment: ``RETAILROCKET_RELAY_USER``,
-        ``RETAILROCKET_RELAY_PASSWORD``.
+        Args:
+            url: ``kafka://`` or, over TLS, ``kafkas://``; several brokers with commas between them; the name of the
+                topic. Behind the question mark ``group``, ``dead``, ``sasl`` and ``session_timeout`` (seconds), as the
+                constructor takes them. User and password stand in the address or, better, in the environment:
+                ``RETAILROCKET_RELAY_USER``, ``RETAILROCKET_RELAY_PASSWORD``.
+            name: as the constructor takes it.
 
         Raises:
-            ConfigurationError: the URL is none of these.
+            ConfigurationError: an address that cannot work; the message does not show it.
         """
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            # The error quotes what may be a password.
-            raise ConfigurationError("the URL of Kafka is none") from None
+        rest, options = split_url(url, "group", "dead", "sasl", "session_timeout")
+        parts = urlsplit(rest)
         if parts.scheme not in {"kafka", "kafkas"}:
-            raise ConfigurationError("a URL of Kafka begins with kafka:// or kafkas://")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = options.keys() - {"group", "dead", "sasl"}
-        if unknown:
-            raise ConfigurationError(f"a URL of Kafka has no option {', '.join(sorted(unknown))}")
+            raise ConfigurationError("the source's address must begin with kafka:// or kafkas://")
+        if parts.query or parts.fragment:
+            raise ConfigurationError("the source's address has an option that Kafka has not")
+        try:
+            session_timeout = float(options.get("session_timeout", 10))
+        except ValueError:
+            raise ConfigurationError("in the source's address session_timeout must be seconds") from None
         account, _, servers = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
         return cls(
             servers,
             unquote(parts.path.removeprefix("/")),
             options.get("group", "relay"),
+            name=name,
             dead_topic=options.get("dead"),
             user=unquote(user) or os.environ.get("RETAILROCKET_RELAY_USER"),
             password=unquote(password) or os.environ.get("RETAILROCKET_RELAY_PASSWORD"),
             sasl=options.get("sasl", "PLAIN"),
             tls=ssl.create_default_context() if parts.scheme == "kafkas" else None,
+            session_timeout=session_timeout,
         )
 
     def __repr__(self) -> str:
@@ -263,7 +269,7 @@ class KafkaSource:
         async with asyncio.timeout(ANSWER):
             consumer = self._member()
             partitions = consumer.assignment()
-            ends = await consumer.end_offsets(list(partitions)) if partitions else {}
+            ends: dict[Any, int] = await consumer.end_offsets(list(partitions)) if partitions else {}
             waiting = 0
             for partition, end in ends.items():
                 watermark = self._watermarks.get(partition)
@@ -319,7 +325,7 @@ class KafkaSource:
             return len(letters)
 
     @asynccontextmanager
-    async def _oldest_dead(self, most: int) -> AsyncIterator[tuple[list[DeadLetter], Any]]:
+    async def _oldest_dead(self, most: int) -> AsyncGenerator[tuple[list[DeadLetter], Any]]:
         """Give the oldest dead letters, and what commits that they were seen to."""
         kafka = aiokafka()
         consumer = self._cluster.consumer(f"{self._group}-dead")
@@ -358,7 +364,7 @@ class KafkaTopic:
         ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
         bootstrap_servers: str | Sequence[str],
         topic: str,
@@ -368,10 +374,11 @@ class KafkaTopic:
         sasl: str = "PLAIN",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        aiokafka()
         if not topic:
             raise ConfigurationError("topic must not be empty")
-        self._cluster = KafkaCluster.of(bootstrap_servers, user, password, sasl, tls)
+        self._cluster = KafkaCluster.of(
+            bootstrap_servers, "publisher", user=user, password=password, sasl=sasl, tls=tls
+        )
         self._topic = topic
         self._producer: Any = None
 

@@ -26,41 +26,45 @@ class KafkaCluster:
     """Where Kafka is, and who we are there."""
 
     servers: str
+    name: str
     user: str | None
     password: str | None = attrs.field(repr=False)
-    mechanism: str
+    sasl: str
     tls: ssl.SSLContext | None = attrs.field(repr=False)
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - keywords
         cls,
         servers: str | Sequence[str],
+        name: str,
+        *,
         user: str | None,
         password: str | None,
-        mechanism: str,
+        sasl: str,
         tls: ssl.SSLContext | None,
     ) -> KafkaCluster:
-        """Check the settings."""
+        """Check the settings, and that the library is there."""
+        aiokafka()
         joined = servers if isinstance(servers, str) else ",".join(servers)
         if not joined or "/" in joined or "@" in joined:
             raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
-        if mechanism not in _MECHANISMS:
-            raise ConfigurationError(f"sasl must be one of {', '.join(_MECHANISMS)}, not {mechanism!r}")
+        if sasl not in _MECHANISMS:
+            raise ConfigurationError(f"sasl must be one of {', '.join(_MECHANISMS)}, not {sasl!r}")
         if (user is None) != (password is None):
             raise ConfigurationError("user and password must be given together")
-        return cls(servers=joined, user=user, password=password, mechanism=mechanism, tls=tls)
+        return cls(servers=joined, name=name, user=user, password=password, sasl=sasl, tls=tls)
 
     def options(self) -> dict[str, Any]:
         """Return what every client of aiokafka is told."""
         protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
         sasl = {
-            "sasl_mechanism": self.mechanism,
+            "sasl_mechanism": self.sasl,
             "sasl_plain_username": self.user,
             "sasl_plain_password": self.password,
         }
         return {
             "bootstrap_servers": self.servers,
-            "client_id": "retailrocket-relay",
+            "client_id": self.name,
             "security_protocol": protocol,
             "ssl_context": self.tls,
             "request_timeout_ms": int(ANSWER * 1000),
@@ -101,10 +105,15 @@ async def send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Ma
     sent: list[Any] = []
     for body, headers in messages:
         future = await producer.send(topic, body, key=_visitor(body), headers=list(headers.items()))
-        # Its failure is raised below, or nobody waits for it any more.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future.add_done_callback(_seen)
         sent.append(future)
     await asyncio.gather(*sent)
+
+
+def _seen(sent: asyncio.Future[Any]) -> None:
+    """Look at a failure, which is raised to whoever waits for it, or nobody waits for it any more."""
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _visitor(envelope: bytes) -> bytes | None:
@@ -121,4 +130,6 @@ def aiokafka() -> Any:
     try:
         return importlib.import_module("aiokafka")
     except ImportError:
-        raise ConfigurationError("Kafka needs aiokafka: install 'retailrocket-async[kafka]'") from None
+        raise ConfigurationError(
+            'Kafka needs aiokafka, which is not installed: pip install "retailrocket-async[kafka]"'
+        ) from None

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
-
-import attrs
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async.relay._address import split_url
+from retailrocket_async.relay._nats_servers import ANSWER, NatsServers, publish_all
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Self
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
-    from nats.js import JetStreamContext
-
-logger = logging.getLogger("retailrocket_async")
-
-_ANSWER = 5.0
-"""Seconds within which the server must answer."""
 
 _GAP = 0.02
 """Seconds without a message after which a fetch takes what it has: the rest of a pull comes in one burst."""
@@ -38,76 +32,6 @@ _ACK, _NAK, _PROGRESS, _TERM = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
 _EXPIRED = "408"
 _ABSENT = "404"
 _MESSAGE_ID, _REASON, _DEDUPLICATE = "Retailrocket-Message-Id", "Retailrocket-Reason", "Nats-Msg-Id"
-
-
-@attrs.frozen(kw_only=True)
-class _Servers:
-    """Where NATS is, and who we are there."""
-
-    urls: tuple[str, ...]
-    user: str | None
-    password: str | None = attrs.field(repr=False)
-    tls: ssl.SSLContext | None = attrs.field(repr=False)
-
-    @classmethod
-    def of(
-        cls, servers: str | Sequence[str], user: str | None, password: str | None, tls: ssl.SSLContext | None
-    ) -> _Servers:
-        """Check the settings, and take user and password out of the URLs, so that no message can quote them."""
-        urls: list[str] = []
-        for server in [servers] if isinstance(servers, str) else servers:
-            parts = urlsplit(server)
-            if parts.scheme not in {"nats", "tls"} or not parts.hostname:
-                raise ConfigurationError("servers must be URLs such as 'nats://host:4222' or 'tls://host:4222'")
-            user = user or (unquote(parts.username) if parts.username else None)
-            password = password or (unquote(parts.password) if parts.password else None)
-            urls.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-        if not urls:
-            raise ConfigurationError("servers must not be empty")
-        return cls(urls=tuple(urls), user=user, password=password, tls=tls)
-
-    async def connect(self, lost: Callable[[], None]) -> Client:
-        """Return a connection that reconnects by itself from now on, and calls `lost` each time it was lost."""
-        from nats.aio.client import Client as Connection  # noqa: PLC0415 - heavy, and needed by nobody else
-
-        told = False
-
-        async def fail(error: Exception) -> None:
-            nonlocal told
-            if not told:
-                told = True
-                logger.warning("The connection to NATS fails, and is tried again: %s", _brief(error))
-
-        async def disconnected() -> None:
-            lost()
-
-        async def reconnected() -> None:
-            nonlocal told
-            told = False
-            logger.info("The connection to NATS is there again")
-
-        connection = Connection()
-        try:
-            async with asyncio.timeout(_ANSWER):
-                await connection.connect(
-                    list(self.urls),
-                    name="retailrocket-relay",
-                    user=self.user,
-                    password=self.password,
-                    tls=self.tls,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    error_cb=fail,
-                    disconnected_cb=disconnected,
-                    reconnected_cb=reconnected,
-                )
-        except BaseException as error:
-            reason = _brief(connection.last_error or error)
-            await connection.close()
-            if isinstance(error, TimeoutError):
-                raise ConnectionError(f"NATS at {', '.join(self.urls)} cannot be reached: {reason}") from None
-            raise
-        return connection
 
 
 class NatsSource:
@@ -126,7 +50,8 @@ class NatsSource:
         subject: what services publish to; default the name of the stream.
         durable: the name of the consumer; default ``"relay"``.
         dead: the name of the dead letters' stream, and their subject; default the name of the stream with ``"-dead"``.
-        ack_wait: seconds of the lease of a consumer that is created; default 30. One that exists keeps its own.
+        name: what this relay is called in the server's list of connections; default ``"relay"``.
+        ack_wait: seconds of the lease; default 30. A consumer that exists must have at least these.
         max_ack_pending: messages that a consumer that is created hands out unsettled, to all relays together; default
             10,000. Below what a relay has in flight, it slows the relay down.
         create: whether to create what is missing; default True.
@@ -137,13 +62,14 @@ class NatsSource:
         ConfigurationError: a value out of range, or ``nats-py`` is not installed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
         servers: str | Sequence[str],
         stream: str,
         subject: str | None = None,
         durable: str = "relay",
         *,
+        name: str = "relay",
         dead: str | None = None,
         ack_wait: float = 30.0,
         max_ack_pending: int = 10_000,
@@ -152,13 +78,12 @@ class NatsSource:
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        _installed()
         if not isinstance(ack_wait, int | float) or not 0.1 <= ack_wait <= 86_400:
             raise ConfigurationError(f"ack_wait must be 0.1 to 86400 seconds, not {ack_wait!r}")
         if type(max_ack_pending) is not int or max_ack_pending < 1:
             raise ConfigurationError(f"max_ack_pending must be an int of 1 or more, not {max_ack_pending!r}")
         self.lease: float | None = float(ack_wait)
-        self._servers = _Servers.of(servers, user, password, tls)
+        self._servers = NatsServers.of(servers, name, user=user, password=password, tls=tls)
         self._stream = _name("stream", stream)
         self._subject = subject or stream
         self._durable = _name("durable", durable)
@@ -179,30 +104,37 @@ class NatsSource:
         self._owed_until = 0.0
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Return a source for a URL as ``"nats://host:4222/stream?durable=relay&subject=events&dead=events-dead"``.
+    def from_url(cls, url: str, *, name: str) -> Self:
+        """Return a source for an address, e.g. ``nats://nats:4222/events?durable=relay``.
 
-        All of the query may be left out; ``create=no`` creates nothing. User and password come from the URL or, better,
-        from the environment: ``RETAILROCKET_RELAY_USER``, ``RETAILROCKET_RELAY_PASSWORD``.
+        Args:
+            url: ``nats://`` or, over TLS, ``tls://``; several servers with commas between them; the name of the
+                stream. Behind the question mark ``subject``, ``durable``, ``dead``, ``ack_wait`` (seconds) and
+                ``create`` (``yes`` or ``no``), as the constructor takes them. User and password stand in the address
+                or, better, in the environment: ``RETAILROCKET_RELAY_USER``, ``RETAILROCKET_RELAY_PASSWORD``.
+            name: as the constructor takes it.
 
         Raises:
-            ConfigurationError: the URL is none of these.
+            ConfigurationError: an address that cannot work; the message does not show it.
         """
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = options.keys() - {"durable", "subject", "dead", "create"}
-        if unknown:
-            raise ConfigurationError(f"a URL of NATS has no option {', '.join(sorted(unknown))}")
-        create = options.pop("create", "yes")
-        if create not in {"yes", "no"}:
-            raise ConfigurationError("create must be 'yes' or 'no'")
+        rest, options = split_url(url, "subject", "durable", "dead", "ack_wait", "create")
+        parts = urlsplit(rest)
+        if parts.query or parts.fragment:
+            raise ConfigurationError("the source's address has an option that NATS has not")
+        try:
+            ack_wait = float(options.get("ack_wait", 30))
+            create = {"yes": True, "no": False}[options.get("create", "yes")]
+        except (ValueError, KeyError):
+            raise ConfigurationError("in the source's address ack_wait must be seconds, and create yes or no") from None
         return cls(
-            [f"{parts.scheme}://{host}" for host in _hosts(parts.netloc)],
+            [f"{parts.scheme}://{server}" for server in parts.netloc.split(",")],
             unquote(parts.path.removeprefix("/")),
             options.get("subject"),
             options.get("durable", "relay"),
+            name=name,
             dead=options.get("dead"),
-            create=create == "yes",
+            ack_wait=ack_wait,
+            create=create,
             user=os.environ.get("RETAILROCKET_RELAY_USER"),
             password=os.environ.get("RETAILROCKET_RELAY_PASSWORD"),
         )
@@ -217,13 +149,13 @@ class NatsSource:
             self._inbox = connection.new_inbox()
             # Before anything that can be cancelled: whatever is connected is closed in the end.
             self._connection = connection
-            await connection.subscribe(self._inbox, cb=self._receive)
+            await cast("Any", connection).subscribe(self._inbox, cb=self._receive)
         self._trouble = None
         stream = self._jetstream()
         await self._ensure_streams(stream)
         await self._ensure_consumer(stream)
 
-    async def _ensure_streams(self, stream: JetStreamContext) -> None:
+    async def _ensure_streams(self, stream: Any) -> None:
         from nats.js.api import RetentionPolicy, StreamConfig  # noqa: PLC0415
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
@@ -238,7 +170,7 @@ class NatsSource:
                     raise
                 await stream.add_stream(config)
 
-    async def _ensure_consumer(self, stream: JetStreamContext) -> None:
+    async def _ensure_consumer(self, stream: Any) -> None:
         from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
@@ -259,7 +191,10 @@ class NatsSource:
         config = info.config
         if config.ack_policy != AckPolicy.EXPLICIT or config.deliver_subject:
             raise ConfigurationError(f"the consumer {self._durable!r} must be a pull consumer with explicit acks")
-        self.lease = config.ack_wait or self._ack_wait
+        if (config.ack_wait or math.inf) < self._ack_wait:
+            raise ConfigurationError(
+                f"the consumer {self._durable!r} has an ack_wait of {config.ack_wait:g} s: give it, too"
+            )
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, oldest first; none after `wait` seconds without any."""
@@ -294,7 +229,7 @@ class NatsSource:
             self._owed += ask
             # One that only looks leaves the server as long as an answer takes.
             wait = max(wait, 0.1)
-            self._owed_until = max(self._owed_until, now + wait + _ANSWER)
+            self._owed_until = max(self._owed_until, now + wait + ANSWER)
             await connection.publish(
                 f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
                 b'{"batch":%d,"expires":%d}' % (ask, wait * 1e9),
@@ -345,13 +280,13 @@ class NatsSource:
             return
         await _tell(connection, answers[:-1])
         reply, verb = answers[-1]
-        await connection.request(reply, verb, timeout=_ANSWER)
+        await connection.request(reply, verb, timeout=ANSWER)
         for message in [*done, *(message for message, _ in dead)]:
             self._held.pop(message.handle, None)
 
     async def _bury(self, dead: Sequence[tuple[Message, str]]) -> None:
         # One that comes twice, since the relay died between the copy and the answer, is known by its number.
-        await _publish_all(
+        await publish_all(
             self._jetstream(),
             self._dead,
             [
@@ -380,7 +315,7 @@ class NatsSource:
         replies += [message.reply for message in self._arrived.values()]
         self._arrived.clear()
         await _tell(connection, [(reply, _NAK) for reply in replies])
-        await connection.flush(timeout=int(_ANSWER))
+        await connection.flush(timeout=int(ANSWER))
 
     async def lag(self) -> Lag:
         """Return how far the relays of this consumer are behind."""
@@ -404,7 +339,7 @@ class NatsSource:
         number = 1
         with suppress(NotFoundError):
             while len(letters) < most:
-                found: Any = await stream.get_msg(self._dead, seq=number, subject=self._dead, next=True)
+                found = await stream.get_msg(self._dead, seq=number, subject=self._dead, next=True)
                 headers: dict[str, str] = found.headers or {}
                 letters.append(
                     DeadLetter(
@@ -422,7 +357,7 @@ class NatsSource:
         """Publish the oldest dead letters again; one that was published and not removed is not published twice."""
         letters = await self.list_dead(most)
         again = [(letter.body, {_DEDUPLICATE: f"{self._dead}:{letter.id}"}) for letter in letters]
-        await _publish_all(self._jetstream(), self._subject, again)
+        await publish_all(self._jetstream(), self._subject, again)
         return await self._remove(letters)
 
     async def purge_dead(self, most: int) -> int:
@@ -439,8 +374,8 @@ class NatsSource:
             raise ConnectionError(f"not connected to NATS at {', '.join(self._servers.urls)}")
         return self._connection
 
-    def _jetstream(self) -> JetStreamContext:
-        return self._connected().jetstream(timeout=_ANSWER)
+    def _jetstream(self) -> Any:
+        return cast("Any", self._connected()).jetstream(timeout=ANSWER)
 
     def _disconnected(self) -> None:
         # Whoever reconnects is owed nothing.
@@ -469,8 +404,7 @@ class NatsSubject:
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        _installed()
-        self._servers = _Servers.of(servers, user, password, tls)
+        self._servers = NatsServers.of(servers, "publisher", user=user, password=password, tls=tls)
         if not subject:
             raise ConfigurationError("subject must not be empty")
         self._subject = subject
@@ -489,25 +423,8 @@ class NatsSubject:
         """Publish envelopes in order; return when the stream has confirmed all of them."""
         if self._connection is None:
             raise RuntimeError("a NatsSubject publishes inside `async with`")
-        stream = self._connection.jetstream(timeout=_ANSWER)
-        await _publish_all(stream, self._subject, [(envelope, {}) for envelope in envelopes])
-
-
-async def _publish_all(
-    stream: JetStreamContext, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]
-) -> None:
-    """Publish messages in order, a few hundred at a time, and raise the first failure after all have an answer."""
-    for start in range(0, len(messages), 500):
-        outcomes = await asyncio.gather(
-            *(
-                stream.publish(subject, body, headers=headers or None)
-                for body, headers in messages[start : start + 500]
-            ),
-            return_exceptions=True,
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        stream = cast("Any", self._connection).jetstream(timeout=ANSWER)
+        await publish_all(stream, self._subject, [(envelope, {}) for envelope in envelopes])
 
 
 async def _tell(connection: Client, answers: Iterable[tuple[str, bytes]]) -> None:
@@ -518,24 +435,8 @@ async def _tell(connection: Client, answers: Iterable[tuple[str, bytes]]) -> Non
             await asyncio.sleep(0)
 
 
-def _hosts(netloc: str) -> list[str]:
-    """Return the servers of ``user:password@a:4222,b:4222``, the first of them with the user."""
-    return netloc.split(",")
-
-
 def _name(field: str, value: str) -> str:
     """Check a name of JetStream."""
     if not value or not value.isprintable() or any(letter in " .*>/\\" for letter in value):
         raise ConfigurationError(f"{field} must be a name without spaces or any of . * > / \\, not {value!r}")
     return value
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _installed() -> None:
-    try:
-        import nats.aio.client  # noqa: F401, PLC0415
-    except ImportError:
-        raise ConfigurationError("NATS needs nats-py: install 'retailrocket-async[nats]'") from None
