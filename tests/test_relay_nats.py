@@ -7,6 +7,7 @@ import itertools
 import logging
 import subprocess
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -175,17 +176,20 @@ class TestRestarts:
             await fresh.aclose()
 
     async def test_every_restart_in_a_run(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Over restarts in mid-run every message comes, and is settled; twice at most those that were in hand."""
+        """Over restarts in mid-run every message comes once, and is settled."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(2000))
         seen: list[bytes] = []
 
         async def work() -> None:
-            while len(set(seen)) < 2000:
+            held: Sequence[Any] = []
+            while held or len(set(seen)) < 2000:
                 try:
-                    messages = await source.fetch(50, 0.2)
-                    await source.settle(messages, [])
-                    seen.extend(bodies_of(messages))
+                    if not held:
+                        held = await source.fetch(50, 0.2)
+                        seen.extend(bodies_of(held))
+                    await source.settle(held, [])
+                    held = []
                 except (OSError, nats.errors.Error):
                     await reopen(source)
 
@@ -197,7 +201,7 @@ class TestRestarts:
                 await server.restart()
             await task
 
-        assert set(seen) == set(numbered(2000))
+        assert sorted(seen) == sorted(numbered(2000))
         assert await source.fetch(50, 0.3) == []
         assert (await source.lag()).pending == 0
 
@@ -254,25 +258,32 @@ class TestJetStream:
         [letter] = await source.list_dead(1)
         assert letter.reason == "\\u043f\\u043b\\u043e\\u0445\\u043e: a=b; c"
 
-    async def test_what_arrived_late_is_given_back(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """What the server sent after the last fetch is given back at the end, too."""
-        await source.fetch(10, 0.0)
+    async def test_what_arrived_late_is_given_back(self, server: NatsServer, stream: str) -> None:
+        """What the server sent after the last fetch is given back at the end, too, and does not come back to it.
+
+        The server of these tests keeps some of what is given back until its lease is over.
+        """
+        source, other = NatsSource(server.url, stream, ack_wait=1), NatsSource(server.url, stream, ack_wait=1)
+        await source.open()
+        await other.open()
+        await source._ask(10, 60.0)
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(3))
         async with asyncio.timeout(20):
-            while not source._arrived:
-                await source.fetch(1, 0.0) if source._owed == 0 else await asyncio.sleep(0.01)
+            while len(source._arrived) < 3:
+                await asyncio.sleep(0.01)
         await source.release([])
-        other = NatsSource(server.url, stream, ack_wait=60)
-        await other.open()
+        found = await fetch_all(other, 3)
 
-        assert sorted(bodies_of(await fetch_all(other, 3))) == numbered(3)
+        assert sorted(bodies_of(found)) == numbered(3)
+        assert source._arrived == {}
+        await source.aclose()
         await other.aclose()
 
     async def test_consumer_that_was_removed(self, server: NatsServer, source: NatsSource, stream: str) -> None:
         """A consumer that somebody removes is a failure of the broker, and is there again after the next `open`."""
         await source._jetstream().delete_consumer(stream, "relay")
-        with pytest.raises(ConnectionError, match="hands out nothing"):
+        with pytest.raises(ConnectionError, match="does not answer"):
             async with asyncio.timeout(20):
                 while True:
                     await source.fetch(1, 0.1)
@@ -422,7 +433,7 @@ class TestSettings:
         """An address that cannot work is refused, without a word of it."""
         with pytest.raises(ConfigurationError) as refused:
             NatsSource.from_url(url, name="pod-1")
-        assert "s3cret" not in f"{refused.value} {refused.value.__cause__} {refused.value.__context__}"
+        assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
     @pytest.mark.parametrize("settings", [{"max_ack_pending": 0}, {"max_ack_pending": 1.5}, {"ack_wait": "1"}])
     def test_bad_settings(self, settings: dict[str, Any]) -> None:

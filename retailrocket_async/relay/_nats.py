@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 from retailrocket_async import ConfigurationError
@@ -28,10 +28,20 @@ _GAP = 0.02
 _DUPLICATES = 3600.0
 """Seconds for which the dead-letter stream knows a message again that comes twice."""
 
+_REMEMBERED = 20_000
+"""Settled messages that are known again, should the server hand them out once more."""
+
 _ACK, _NAK, _PROGRESS, _TERM = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
 _EXPIRED = "408"
 _ABSENT = "404"
 _MESSAGE_ID, _REASON, _DEDUPLICATE = "Retailrocket-Message-Id", "Retailrocket-Reason", "Nats-Msg-Id"
+
+
+class _Place(NamedTuple):
+    """Which message it is: a number alone would be another one after the stream was removed and made anew."""
+
+    number: int
+    published_at: float
 
 
 class NatsSource:
@@ -92,14 +102,16 @@ class NatsSource:
         self._max_ack_pending = max_ack_pending
         self._create = create
         self._connection: Client | None = None
-        self._inbox = ""
-        # By their numbers in the stream, with the subject that answers to them: what came and was not fetched,
-        # and what was fetched and not settled.
-        self._arrived: dict[int, Msg] = {}
-        self._held: dict[int, str] = {}
+        self._inbox: Any = None
+        # What came and was not fetched; what was fetched and not settled, with the subject that answers to it; and what
+        # was settled last.
+        self._arrived: dict[_Place, Msg] = {}
+        self._held: dict[_Place, str] = {}
+        self._settled: dict[_Place, None] = {}
         self._news = asyncio.Event()
         self._trouble: str | None = None
-        # How many messages the server still owes us for what we asked, and until when.
+        # How many messages the server still owes us for what it was asked, and when it must have said that there are
+        # none. It is asked one thing at a time.
         self._owed = 0
         self._owed_until = 0.0
 
@@ -146,11 +158,13 @@ class NatsSource:
         """Connect, and create the stream, the consumer and the dead letters' stream where they are missing."""
         if self._connection is None or self._connection.is_closed:
             connection = await self._servers.connect(self._disconnected)
-            self._inbox = connection.new_inbox()
             # Before anything that can be cancelled: whatever is connected is closed in the end.
-            self._connection = connection
-            await cast("Any", connection).subscribe(self._inbox, cb=self._receive)
-        self._trouble = None
+            self._connection, self._inbox = connection, None
+        if self._inbox is None:
+            connection = cast("Any", self._connected())
+            self._inbox = await connection.subscribe(connection.new_inbox(), cb=self._receive)
+        # Whoever answered may have been another server, or another consumer.
+        self._owed, self._trouble = 0, None
         stream = self._jetstream()
         await self._ensure_streams(stream)
         await self._ensure_consumer(stream)
@@ -198,13 +212,14 @@ class NatsSource:
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, oldest first; none after `wait` seconds without any."""
-        connection = self._connected()
         clock = asyncio.get_running_loop().time
         end = clock() + wait
-        if len(self._arrived) < most:
-            await self._ask(connection, most, wait)
         # First for as long as it takes, then for as long as they keep coming.
-        while len(self._arrived) < most:
+        while len(self._arrived) < most and (self._owed or not self._arrived):
+            if not self._owed:
+                await self._ask(most, end - clock())
+            elif clock() > self._owed_until:
+                raise ConnectionError("NATS does not answer what it was asked for messages")
             until = min(end, clock() + _GAP) if self._arrived else end
             self._news.clear()
             try:
@@ -215,74 +230,65 @@ class NatsSource:
             if self._trouble is not None:
                 trouble, self._trouble = self._trouble, None
                 raise ConnectionError(f"NATS hands out nothing: {trouble}")
-            if self._arrived and self._owed == 0:
-                break
         return [self._hand_out(number) for number in sorted(self._arrived)[:most]]
 
-    async def _ask(self, connection: Client, most: int, wait: float) -> None:
-        """Have the server owe us no more than `most` messages, together with those that are here."""
-        now = asyncio.get_running_loop().time()
-        if now > self._owed_until:
-            self._owed = 0
-        ask = most - len(self._arrived) - self._owed
-        if ask > 0:
-            self._owed += ask
-            # One that only looks leaves the server as long as an answer takes.
-            wait = max(wait, 0.1)
-            self._owed_until = max(self._owed_until, now + wait + ANSWER)
-            await connection.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
-                b'{"batch":%d,"expires":%d}' % (ask, wait * 1e9),
-                reply=self._inbox,
-            )
+    async def _ask(self, most: int, wait: float) -> None:
+        """Ask for `most` messages. What is not there within `wait` seconds the server does not owe us any more."""
+        connection = self._connected()
+        # A fetch that only looks is over before the answer comes; the next one finds it.
+        wait = max(wait, 0.1)
+        self._owed = most
+        self._owed_until = asyncio.get_running_loop().time() + wait + ANSWER
+        await connection.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
+            b'{"batch":%d,"expires":%d}' % (most, wait * 1e9),
+            reply=self._inbox.subject,
+        )
 
-    def _hand_out(self, number: int) -> Message:
-        message = self._arrived.pop(number)
-        self._held[number] = message.reply
+    def _hand_out(self, place: _Place) -> Message:
+        message = self._arrived.pop(place)
+        self._held[place] = message.reply
         return Message(
-            id=str(number),
+            id=str(place.number),
             body=message.data,
             deliveries=message.metadata.num_delivered,
-            published_at=message.metadata.timestamp.timestamp(),
-            handle=number,
+            published_at=place.published_at,
+            handle=place,
         )
 
     async def _receive(self, message: Msg) -> None:
-        """Take what the server sends: a message, or news of what we asked for."""
+        """Take what the server sends: a message, or news of what it was asked."""
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
-            number = message.metadata.sequence.stream
             self._owed = max(0, self._owed - 1)
-            if number in self._held:
+            place = _Place(message.metadata.sequence.stream, message.metadata.timestamp.timestamp())
+            if place in self._held:
                 # Its lease ran out while the connection was down; we are at work on it all the same.
-                self._held[number] = message.reply
+                self._held[place] = message.reply
+            elif place in self._settled:
+                # A server that was killed forgets the last acknowledgements.
+                await self._connected().publish(message.reply, _ACK)
             else:
-                self._arrived[number] = message
+                self._arrived[place] = message
         else:
-            left = (message.headers or {}).get("Nats-Pending-Messages")
-            self._owed = max(0, self._owed - int(left)) if left else 0
+            self._owed = 0
             if status not in {_EXPIRED, _ABSENT}:
                 self._trouble = f"{status} {(message.headers or {}).get('Description', '')}".strip()
         self._news.set()
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Take messages back for good: the dead are published to their stream first, then all are acknowledged.
-
-        Acknowledgements of one connection are handled in their order, so the server is asked to confirm the last one
-        only: one round trip, however many there are.
-        """
+        """Take messages back for good: the dead are published to their stream first, then all are acknowledged."""
         connection = self._connected()
         dead = [(message, reason) for message, reason in dead if message.handle in self._held]
         await self._bury(dead)
         answers = [(self._held[m.handle], _ACK) for m in done if m.handle in self._held]
         answers += [(self._held[m.handle], _TERM) for m, _ in dead]
-        if not answers:
-            return
-        await _tell(connection, answers[:-1])
-        reply, verb = answers[-1]
-        await connection.request(reply, verb, timeout=ANSWER)
+        await _confirm(connection, answers)
         for message in [*done, *(message for message, _ in dead)]:
             self._held.pop(message.handle, None)
+            self._settled[message.handle] = None
+        while len(self._settled) > _REMEMBERED:
+            del self._settled[next(iter(self._settled))]
 
     async def _bury(self, dead: Sequence[tuple[Message, str]]) -> None:
         # One that comes twice, since the relay died between the copy and the answer, is known by its number.
@@ -309,13 +315,19 @@ class NatsSource:
         await _tell(self._connected(), [(reply, _PROGRESS) for reply in replies])
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Let anybody have them at once, and what has arrived since."""
+        """Let anybody have them, and what has arrived since; nothing more is fetched until the next `open`.
+
+        At once, or when their lease is over: servers of the line 2.9 keep some of them until then.
+        """
         connection = self._connected()
+        # Or what is given back would come as an answer to what we asked.
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.unsubscribe()
         replies = [self._held.pop(m.handle) for m in messages if m.handle in self._held]
         replies += [message.reply for message in self._arrived.values()]
         self._arrived.clear()
-        await _tell(connection, [(reply, _NAK) for reply in replies])
-        await connection.flush(timeout=int(ANSWER))
+        await _confirm(connection, [(reply, _NAK) for reply in replies])
 
     async def lag(self) -> Lag:
         """Return how far the relays of this consumer are behind."""
@@ -378,8 +390,9 @@ class NatsSource:
         return cast("Any", self._connected()).jetstream(timeout=ANSWER)
 
     def _disconnected(self) -> None:
-        # Whoever reconnects is owed nothing.
+        # Whoever reconnects is owed nothing; a fetch that waits asks again.
         self._owed = 0
+        self._news.set()
 
 
 class NatsSubject:
@@ -433,6 +446,17 @@ async def _tell(connection: Client, answers: Iterable[tuple[str, bytes]]) -> Non
         await connection.publish(reply, verb)
         if count % 100 == 0:
             await asyncio.sleep(0)
+
+
+async def _confirm(connection: Client, answers: Sequence[tuple[str, bytes]]) -> None:
+    """Answer to messages, and return when the server has taken note of all.
+
+    It takes the answers of one connection in their order, so it is asked to confirm the last one only: one round trip,
+    however many there are.
+    """
+    if answers:
+        await _tell(connection, answers[:-1])
+        await connection.request(*answers[-1], timeout=ANSWER)
 
 
 def _name(field: str, value: str) -> str:
