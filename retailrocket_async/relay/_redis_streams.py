@@ -328,7 +328,7 @@ class RedisStreamSource:
         if not answer:
             return []
         # In RESP3 the answer is a map, and its value one list deeper.
-        entries: list[_Entry] = [*answer.values()][0][0] if hasattr(answer, "values") else answer[0][1]
+        entries: list[_Entry] = next(iter(answer.values()))[0] if hasattr(answer, "values") else answer[0][1]
         return entries
 
     async def _messages(self, entries: Iterable[_Entry], deliveries: int) -> list[Message]:
