@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retailrocket_async.relay._address import source_from_url
+from retailrocket_async.relay._address import source_from_url, without_secrets
 from retailrocket_async.relay._memory import MemorySource, MemoryStream
 from retailrocket_async.relay._publish import Publisher, publish_envelopes
 from retailrocket_async.relay._relay import Relay
+from retailrocket_async.relay._settings import RelaySettings
 from retailrocket_async.relay._source import DeadLetter, DeadLetters, Lag, Message, Source
 from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
+    from retailrocket_async.relay._health import health_app, serving_health
     from retailrocket_async.relay._redis_streams import RedisStream, RedisStreamSource
 
 __all__ = [
@@ -29,13 +31,22 @@ __all__ = [
     "RedisStream",
     "RedisStreamSource",
     "Relay",
+    "RelaySettings",
     "RelayStats",
     "Source",
+    "health_app",
     "publish_envelopes",
+    "serving_health",
     "source_from_url",
+    "without_secrets",
 ]
 
-_LAZY = {"RedisStream": "_redis_streams", "RedisStreamSource": "_redis_streams"}
+_LAZY = {
+    "RedisStream": "_redis_streams",
+    "RedisStreamSource": "_redis_streams",
+    "health_app": "_health",
+    "serving_health": "_health",
+}
 """Where what needs an extra is: its library is imported when it is asked for, not before."""
 
 

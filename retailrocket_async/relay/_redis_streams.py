@@ -26,8 +26,8 @@ from retailrocket_async.relay._source import DeadLetter, Lag, Message
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-_Fields: TypeAlias = "Mapping[bytes, bytes] | None"
-_Entry: TypeAlias = "tuple[bytes, _Fields]"
+_Entry: TypeAlias = "Sequence[Any]"
+"""An entry as the server sends it: its id, and its fields, each followed by its value; None for one without."""
 
 _CHUNK = 500
 """Entries in one command, which holds up the server for a millisecond or two."""
@@ -49,18 +49,23 @@ for _, option in ipairs({'IDLE', ARGV[3], 'JUSTID'}) do claim[#claim + 1] = opti
 return #redis.call(unpack(claim))
 """
 
+# The ids come as one text: to write each as an argument of its own costs more than all else in a settling.
+_SETTLE = """
+local ids = {}
+for id in string.gmatch(ARGV[3], '%S+') do ids[#ids + 1] = id end
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
+if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], unpack(ids)) end
+"""
+
 # Who acknowledges an entry keeps it: so it is kept once, though it be settled twice, or by two relays.
 _BURY = """
-local kept = 0
 for i = 4, #ARGV, 3 do
   if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
     redis.call('XADD', KEYS[2], '*', 'envelope', ARGV[i + 1], 'reason', ARGV[i + 2],
-      'message_id', ARGV[i], 'died_at', ARGV[2])
-    kept = kept + 1
+      'message_id', ARGV[i], 'died_at', ARGV[3])
   end
-  if ARGV[3] == '1' then redis.call('XDEL', KEYS[1], ARGV[i]) end
+  if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], ARGV[i]) end
 end
-return kept
 """
 
 logger = logging.getLogger("retailrocket_async")
@@ -140,9 +145,14 @@ class RedisStreamSource:
         self.lease: float | None = float(lease)
         self._idle = round(lease * 1000)
         self._redis = cast("Any", redis)
+        # The same connections, but answers as they come: to make dicts of them takes longer than to read them.
+        self._raw = cast("Any", Redis)(connection_pool=redis.connection_pool)
+        for command in ("XREADGROUP", "XAUTOCLAIM"):
+            self._raw.set_response_callback(command, _as_it_comes)
         self._stream, self._group, self._name, self._dead_stream = stream, group, name, dead
         self._delete = delete_settled
         self._touch = self._redis.register_script(_TOUCH)
+        self._settle = self._redis.register_script(_SETTLE)
         self._bury = self._redis.register_script(_BURY)
         # What the relay has, so that it is not handed out again when the own entries are read again.
         self._out: set[bytes] = set()
@@ -220,20 +230,14 @@ class RedisStreamSource:
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
         """Acknowledge the done; keep the dead in their stream and acknowledge them, in one step."""
+        delete = int(self._delete)
         for chunk in _chunks([message.handle for message in done]):
-            if self._delete:
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.xack(self._stream, self._group, *chunk)
-                    pipe.xdel(self._stream, *chunk)
-                    await pipe.execute()
-            else:
-                await self._redis.xack(self._stream, self._group, *chunk)
+            await self._settle(keys=[self._stream], args=[self._group, delete, b" ".join(chunk)])
             self._out.difference_update(chunk)
         for some in _chunks(dead):
             letters = [part for message, reason in some for part in (message.handle, message.body, reason)]
             await self._bury(
-                keys=[self._stream, self._dead_stream],
-                args=[self._group, f"{time.time():.3f}", int(self._delete), *letters],
+                keys=[self._stream, self._dead_stream], args=[self._group, delete, f"{time.time():.3f}", *letters]
             )
             self._out.difference_update(message.handle for message, _ in some)
 
@@ -261,14 +265,16 @@ class RedisStreamSource:
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""
-        entries: list[_Entry] = await self._redis.xrange(self._dead_stream, count=most) if most > 0 else []
+        entries: list[tuple[bytes, Mapping[bytes, bytes]]] = []
+        if most > 0:
+            entries = await self._redis.xrange(self._dead_stream, count=most)
         return [
             DeadLetter(
                 id=id_.decode(),
-                message_id=(fields or {}).get(b"message_id", b"").decode(errors="replace"),
-                body=(fields or {}).get(b"envelope", b""),
-                reason=(fields or {}).get(b"reason", b"").decode(errors="replace"),
-                died_at=float((fields or {}).get(b"died_at", b"0")),
+                message_id=fields.get(b"message_id", b"").decode(errors="replace"),
+                body=fields.get(b"envelope", b""),
+                reason=fields.get(b"reason", b"").decode(errors="replace"),
+                died_at=float(fields.get(b"died_at", b"0")),
             )
             for id_, fields in entries
         ]
@@ -309,7 +315,7 @@ class RedisStreamSource:
     async def _claim(self, most: int) -> list[Message]:
         """Return entries whose lease is over."""
         while True:
-            answer = await self._redis.xautoclaim(
+            answer = await self._raw.xautoclaim(
                 self._stream, self._group, self._name, self._idle, self._others, count=most
             )
             self._others = answer[0]
@@ -322,30 +328,26 @@ class RedisStreamSource:
 
     async def _read(self, after: bytes | str, most: int, *block: object) -> list[_Entry]:
         """Return own entries after an id, or new ones after ``>``."""
-        answer: Any = await self._redis.execute_command(
+        answer: Any = await self._raw.execute_command(
             "XREADGROUP", "GROUP", self._group, self._name, "COUNT", most, *block, "STREAMS", self._stream, after
         )
         if not answer:
             return []
-        # In RESP3 the answer is a map, and its value one list deeper.
-        entries: list[_Entry] = [*answer.values()][0][0] if hasattr(answer, "values") else answer[0][1]
+        # A list of pairs, or in RESP3 a map.
+        entries: list[_Entry] = next(iter(answer.values())) if hasattr(answer, "values") else answer[0][1]
         return entries
 
     async def _messages(self, entries: Iterable[_Entry], deliveries: int) -> list[Message]:
         """Return those of the entries that the relay does not have, and note that it has them."""
-        messages: list[Message] = []
-        trimmed: list[bytes] = []
-        for id_, fields in entries:
-            if id_ in self._out or id_ is None:
-                continue
-            if not fields:
-                trimmed.append(id_)
-                continue
-            messages.append(_message(id_, fields, deliveries))
-        if trimmed:
+        out = self._out
+        # Redis 6 has None in the place of an entry that is gone.
+        new = [entry for entry in entries if entry is not None and entry[0] not in out]
+        messages = [_message(id_, fields, deliveries) for id_, fields in new if fields]
+        out.update([message.handle for message in messages])
+        if len(messages) < len(new):
+            trimmed = [id_ for id_, fields in new if not fields]
             logger.error("%d messages were trimmed from the stream before they were delivered", len(trimmed))
             await self._redis.xack(self._stream, self._group, *trimmed)
-        self._out.update(message.handle for message in messages)
         return messages
 
     async def _set_idle(self, messages: Sequence[Message], idle: int) -> None:
@@ -353,25 +355,31 @@ class RedisStreamSource:
             await self._touch(keys=[self._stream], args=[self._group, self._name, idle, *chunk])
 
 
-def _message(id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> Message:
-    body = fields.get(b"envelope")
-    if body is None:
-        body = fields.get(b"data")
-    if body is None:
-        # No envelope, whatever it is, and nothing of it is lost.
-        shown = {
-            key.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
-            for key, value in fields.items()
-        }
-        body = json.dumps({"neither envelope nor data": shown}).encode()
-    milliseconds = int(id_.partition(b"-")[0])
-    return Message(
-        id=id_.decode(),
-        body=body,
-        deliveries=deliveries,
-        published_at=milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None,
-        handle=id_,
-    )
+def _as_it_comes(answer: Any, **_: object) -> Any:  # noqa: ANN401 - whatever the server sends
+    return answer
+
+
+def _message(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
+    body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
+    text = id_.decode()
+    milliseconds = int(text[: text.index("-")])
+    published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None
+    return Message(id=text, body=body, deliveries=deliveries, published_at=published_at, handle=id_)
+
+
+def _body_of(fields: Sequence[bytes]) -> bytes:
+    """Return the message of an entry that may have more fields than the one, or others."""
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    for name in (b"envelope", b"data"):
+        if name in named:
+            return named[name]
+    # No envelope, whatever it is, and nothing of it is lost.
+    shown = {_shown(name): _shown(value) for name, value in named.items()}
+    return json.dumps({"neither envelope nor data": shown}).encode()
+
+
+def _shown(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

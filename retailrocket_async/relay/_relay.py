@@ -193,12 +193,11 @@ class Relay:
 
     def stats(self) -> RelayStats:
         """Return a snapshot of the counters; never blocks."""
-        in_hand = [*(message for message, _ in self._open), *self._held]
-        first = next((message.published_at for message in in_hand if message.published_at is not None), None)
+        first = (self._open[0][0] if self._open else self._held[0]).published_at if self._open or self._held else None
         return RelayStats(
             **self._counts,
             dead=dict(self._dead_by),
-            in_hand=len(in_hand),
+            in_hand=len(self._open) + len(self._held),
             unsettled=len(self._done) + len(self._dead),
             bytes=self._bytes,
             oldest_age=0.0 if first is None else max(0.0, time.time() - first),
