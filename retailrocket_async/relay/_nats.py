@@ -235,6 +235,8 @@ class NatsSource:
     async def _ask(self, most: int, wait: float) -> None:
         """Ask for `most` messages. What is not there within `wait` seconds the server does not owe us any more."""
         connection = self._connected()
+        if self._inbox is None:
+            raise ConnectionError("NATS is asked for messages only after `open`")
         # A fetch that only looks is over before the answer comes; the next one finds it.
         wait = max(wait, 0.1)
         self._owed = most
@@ -323,11 +325,13 @@ class NatsSource:
         # Or what is given back would come as an answer to what we asked.
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
-            await inbox.unsubscribe()
-        replies = [self._held.pop(m.handle) for m in messages if m.handle in self._held]
-        replies += [message.reply for message in self._arrived.values()]
-        self._arrived.clear()
+            await asyncio.shield(inbox.unsubscribe())
+        held = [message.handle for message in messages if message.handle in self._held]
+        replies = [self._held[place] for place in held] + [message.reply for message in self._arrived.values()]
         await _confirm(connection, [(reply, _NAK) for reply in replies])
+        self._arrived.clear()
+        for place in held:
+            self._held.pop(place, None)
 
     async def lag(self) -> Lag:
         """Return how far the relays of this consumer are behind."""
