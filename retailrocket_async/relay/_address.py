@@ -55,7 +55,8 @@ def source_from_url(url: str, *, name: str) -> Source:
         ConfigurationError: an address that cannot work, or the library for its broker is not installed; the
             message does not show the address, which may hold a password.
     """
-    kind = _KINDS.get(url.partition("://")[0])
+    scheme, separator, _ = url.partition("://")
+    kind = _KINDS.get(scheme) if separator else None
     if kind is None:
         raise ConfigurationError(f"the source must be an address that begins with one of {', '.join(_KINDS)}, then ://")
     if find_spec(kind.library) is None:

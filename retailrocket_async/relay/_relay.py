@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import time
 from collections import Counter, deque
 from contextlib import suppress
@@ -34,8 +33,8 @@ from retailrocket_async import (
     EventValidationError,
     UsageError,
 )
-from retailrocket_async.relay._address import without_secrets
 from retailrocket_async.relay._fate import fate_of
+from retailrocket_async.relay._link import Link
 from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
@@ -55,14 +54,8 @@ _IDLE = 0.5
 _BUSY = 0.05
 """Seconds until outcomes are looked at again, while any are awaited."""
 
-_PATIENCE = 30.0
-"""Seconds after which a broker that does not answer counts as lost, whatever its library thinks."""
-
 _TRIAL = 1.0
 """Seconds between two trials with what is held, where the client does not wait for better times itself."""
-
-_LONGEST_BACKOFF = 5.0
-"""Seconds between two attempts to reach the broker, at most."""
 
 _HEARTBEAT = 20.0
 """Seconds between two signs of life to a broker that knows no leases."""
@@ -112,7 +105,7 @@ class Relay:
                 raise ConfigurationError(f"{name} must be an int of {least} or more, not {value!r}")
         if type(grace) not in (int, float) or not 0 <= grace < math.inf:
             raise ConfigurationError(f"grace must be a number of seconds, 0 or more, not {grace!r}")
-        self._source = source
+        self._link = Link(source)
         self._client = client
         self._batch = batch
         self._window = window
@@ -125,10 +118,7 @@ class Relay:
         self._done: list[Message] = []
         self._dead: list[tuple[Message, str]] = []
         self._stopping = asyncio.Event()
-        self._ran = self._connected = False
-        self._trouble = "not yet"
-        self._failed_in_a_row = 0
-        self._lost_at = 0.0
+        self._ran = False
         self._counts: Counter[str] = Counter()
         self._dead_by: Counter[str] = Counter()
         # Of what is in hand or not settled; and of one message, as the last fetch had them.
@@ -185,8 +175,8 @@ class Relay:
         """
         if self._stopping.is_set():
             return "stopping"
-        if not self._connected or self._failed_in_a_row:
-            return f"the broker is not connected: {self._trouble}"
+        if (trouble := self._link.trouble) is not None:
+            return f"the broker is not connected: {trouble}"
         if self._client.stats().state == "halted":
             return "sending is halted: the API refuses the key, the shop or the address"
         return None
@@ -201,33 +191,39 @@ class Relay:
             unsettled=len(self._done) + len(self._dead),
             bytes=self._bytes,
             oldest_age=0.0 if first is None else max(0.0, time.time() - first),
-            connected=self._connected and not self._failed_in_a_row,
+            broker_failures=self._link.failures,
+            connected=self._link.trouble is None,
         )
 
     async def lag(self) -> Lag:
         """Return how far the relay is behind, as the broker tells it; raises what the broker's library raises."""
-        return await self._source.lag()
+        return await self._link.lag()
 
     # --- the work ---
 
     async def _work(self) -> None:
         """Fetch, track and settle, until told to stop and nothing is left to settle."""
         while self._open or self._done or self._dead or not self._stopping.is_set():
-            if not self._connected:
-                await self._connect()
-                continue
             self._sweep()
-            try:
-                await self._settle()
-                if self._may_fetch():
-                    await self._fetch()
-            except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-                self._lose(error)
+            if not await self._ask_broker():
                 continue
             if self._held and self._may_track():
                 await self._track()
             elif self._open and not self._may_fetch():
                 await self._wait_for_outcomes()
+
+    async def _ask_broker(self) -> bool:
+        """Connect, settle and fetch, as far as there is reason to; return whether the broker did as it was told."""
+        if not self._link.open:
+            await self._link.connect(self._sleep)
+            if not self._link.open:
+                return False
+        if not await self._settle():
+            return False
+        if self._may_fetch():
+            return await self._fetch()
+        self._link.unneeded("fetch")
+        return True
 
     def _may_track(self) -> bool:
         """Whether events may go to the client: it sends, or nothing is on its way that would show that it can again."""
@@ -247,11 +243,10 @@ class Relay:
             return min(self._window, max(1, self._window_bytes // self._typical))
         return min(self._window - count, (self._window_bytes - self._bytes) // self._typical)
 
-    async def _fetch(self) -> None:
+    async def _fetch(self) -> bool:
+        """Fetch what there is room for; return whether that worked."""
         wait = _BUSY if self._open else _IDLE
-        async with asyncio.timeout(wait + _PATIENCE):
-            messages = await self._source.fetch(min(self._batch, self._room()), wait)
-        self._answered()
+        messages = await self._link.fetch(min(self._batch, self._room()), wait)
         if messages:
             self._held.extend(messages)
             size = _size(messages)
@@ -260,6 +255,7 @@ class Relay:
             self._counts["received"] += len(messages)
             self._counts["fetches"] += 1
             self._counts["redelivered"] += sum(message.deliveries > 1 for message in messages)
+        return messages is not None
 
     async def _track(self) -> None:
         """Hand what is held to the client; what is no event is dead."""
@@ -319,14 +315,16 @@ class Relay:
         self._dead.append((message, " ".join(reason.split())))
         self._dead_by[why] += 1
 
-    async def _settle(self) -> None:
+    async def _settle(self) -> bool:
+        """Settle what has its outcome; return whether nothing is left to settle."""
         if not self._done and not self._dead:
-            return
-        async with asyncio.timeout(_PATIENCE):
-            await self._source.settle(self._done, self._dead)
-        self._answered()
+            self._link.unneeded("settle")
+            return True
+        if not await self._link.settle(self._done, self._dead):
+            return False
         self._bytes -= _size(self._done) + _size(self._buried())
         self._done, self._dead = [], []
+        return True
 
     async def _wait_for_outcomes(self) -> None:
         with suppress(TimeoutError):
@@ -342,54 +340,16 @@ class Relay:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    # --- the broker ---
-
-    async def _connect(self) -> None:
-        if self._failed_in_a_row:
-            longest = min(_LONGEST_BACKOFF, 0.1 * 2 ** min(self._failed_in_a_row, 10))
-            await self._sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._source.open()
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-            self._lose(error)
-        else:
-            self._connected = True
-
-    def _lose(self, error: Exception) -> None:
-        """Note that the broker failed; told once, until it has answered again."""
-        self._trouble = f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:300]
-        self._connected = False
-        self._counts["broker_failures"] += 1
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row == 1:
-            self._lost_at = asyncio.get_running_loop().time()
-            logger.warning("the broker is lost, and asked again until it is back: %s", self._trouble)
-
-    def _answered(self) -> None:
-        if self._failed_in_a_row:
-            self._failed_in_a_row = 0
-            logger.warning("the broker is back, after %.1f s", asyncio.get_running_loop().time() - self._lost_at)
-
     async def _keep_leases(self) -> None:
         """Tell the broker again and again that what is not settled is being worked on."""
-        lease = self._source.lease
+        lease = self._link.lease
         beat = _HEARTBEAT if lease is None else lease / 3
         while True:
             # Soon after a failure: the leases may be about to end.
-            await asyncio.sleep(beat if self._connected and not self._failed_in_a_row else min(beat, 1.0))
-            if self._connected:
-                try:
-                    async with asyncio.timeout(max(1.0, beat)):
-                        await self._source.extend(
-                            [*(message for message, _ in self._open), *self._held, *self._done, *self._buried()]
-                        )
-                except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-                    self._lose(error)
-                else:
-                    self._answered()
+            await asyncio.sleep(beat if self._link.trouble is None else min(beat, 1.0))
+            if self._link.open:
+                held = [*(message for message, _ in self._open), *self._held, *self._done, *self._buried()]
+                await self._link.extend(held, max(1.0, beat))
 
     def _buried(self) -> list[Message]:
         return [message for message, _ in self._dead]
@@ -405,23 +365,16 @@ class Relay:
             working.cancel()
             await asyncio.wait({working}, timeout=_LAST_WORDS)
         self._sweep()
-        rest = [*self._held]
-        try:
-            async with asyncio.timeout(_LAST_WORDS):
-                if self._connected:
-                    await self._settle()
-                    await self._source.release(rest)
-                    self._held.clear()
-                    self._counts["released"] += len(rest)
-                    self._bytes -= _size(rest)
-        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-            self._lose(error)
-        finally:
-            try:
+        if self._link.open:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
-                    await self._source.aclose()
-            except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-                self._lose(error)
+                    await self._settle()
+        rest = [*self._held]
+        if self._link.open and await self._link.release(rest, _LAST_WORDS):
+            self._held.clear()
+            self._counts["released"] += len(rest)
+            self._bytes -= _size(rest)
+        await self._link.aclose(_LAST_WORDS)
 
 
 def _size(messages: Sequence[Message]) -> int:
