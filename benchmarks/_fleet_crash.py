@@ -218,6 +218,7 @@ def _judged(broker: Any, recorder: _recorder.Recorder, feed: Feed) -> dict[str, 
     expected = Counter([*feed.refused, *feed.junk])
     return {
         "broker": broker.name,
+        "repeated": broker.repeated,
         "events": len(feed.good),
         "lost": len(feed.good - counts.keys()),
         "duplicates": sum(counts.values()) - len(counts),
@@ -246,7 +247,7 @@ def run(effort: Effort) -> Section:
         tell(f"crash: {name}, an outage")
         outages.append(outage(broker_of, events=effort.count(_OUTAGE_EVENTS), bad=_BAD, lease=_LEASE, down=_OUTAGE))
     demands = [demand for figures in crashes for demand in _demands(figures, "kills", _KILLS * _IN_FLIGHT)]
-    demands += [demand for figures in outages for demand in _demands(figures, "an outage", 0)]
+    demands += [demand for figures in outages for demand in _demands(figures, "an outage", figures["repeated"])]
     return Section(
         name="crash",
         title="What is lost, and what comes twice",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async.relay import Publisher
+from retailrocket_async.relay import KafkaSource, KafkaTopic, Publisher
 from tests.cancelling import cancel_everywhere
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.kafka_server import INSTALLED, KafkaServer, kafka_server
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 aiokafka = pytest.importorskip("aiokafka")
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
-
-from retailrocket_async.relay._kafka import KafkaSource, KafkaTopic  # noqa: E402
 
 _names = itertools.count(1)
 
@@ -69,11 +67,16 @@ async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[An
     return found
 
 
+async def committed(source: KafkaSource, partition: Any) -> int:
+    """Return the offset that is committed; 0 where none is."""
+    found = await source._cluster.committed(source._group, {partition})
+    return max(0, found[partition][0])
+
+
 class TestKafkaSource(SourceContract):
     """The contract of every source."""
 
     lease = None
-    settles_each = False
 
     @pytest.fixture(autouse=True)
     async def _topic(self, server: KafkaServer, topic: str) -> AsyncIterator[None]:
@@ -226,6 +229,30 @@ COMMIT, PRODUCE = 8, 0
 REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
 
 
+class TestNotes:
+    """What is settled above the committed offset is noted beside it."""
+
+    async def test_settled_out_of_order(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
+        """The next life is handed out what was not settled, and nothing else; dead letters are kept once."""
+        await publisher.publish(numbered(20))
+        source = make(server, topic)
+        await source.open()
+        found = await fetch_all(source, 20)
+        await source.settle(found[1:4], [(message, "rejected: HTTP 400") for message in found[10:15]])
+        await source.aclose()
+        source = make(server, topic)
+        await source.open()
+        left = [found[0], *found[4:10], *found[15:]]
+        again = await fetch_all(source, len(left))
+        await source.settle(again, [])
+
+        assert bodies_of(again) == bodies_of(left)
+        assert await source.fetch(99, 0.3) == []
+        assert (await committed(source, found[0].handle.partition)) == 20
+        assert len(await source.list_dead(99)) == 5
+        await source.aclose()
+
+
 class TestFailures:
     """A cluster that fails."""
 
@@ -237,9 +264,9 @@ class TestFailures:
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REBALANCE, 1)
         await source.settle(found, [])
-        assert source._watermarks[found[0].handle.partition].committed == 0
+        assert (await committed(source, found[0].handle.partition)) == 0
         await source.extend([])
-        assert source._watermarks[found[0].handle.partition].committed == 10
+        assert (await committed(source, found[0].handle.partition)) == 10
 
     async def test_refused_commit(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
         """A commit that is refused is raised, and made when it is tried again; a dead letter is kept once."""
@@ -251,7 +278,7 @@ class TestFailures:
         await source.open()
         await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
 
-        assert source._watermarks[found[0].handle.partition].committed == 10
+        assert (await committed(source, found[0].handle.partition)) == 10
         assert len(await source.list_dead(9)) == 1
 
     async def test_dead_letter_that_is_refused(
@@ -263,12 +290,12 @@ class TestFailures:
         server.fail(PRODUCE, TOO_LARGE, 1)
         with pytest.raises(aiokafka.errors.KafkaError):
             await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
-        assert source._watermarks[found[0].handle.partition].committed == 0
+        assert (await committed(source, found[0].handle.partition)) == 0
         await source.open()
         assert await source.fetch(9, 1.0) == []
         await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
 
-        assert source._watermarks[found[0].handle.partition].committed == 3
+        assert (await committed(source, found[0].handle.partition)) == 3
         assert len(await source.list_dead(9)) == 1
 
     async def test_broker_away(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
@@ -306,9 +333,9 @@ class TestFailures:
         source._consumer.seek(partition, 0)
         again = await fetch_all(source, 5)
         await source.settle(found, [])
-        assert source._watermarks[partition].committed == 0
+        assert (await committed(source, partition)) == 0
         await source.settle(again, [])
-        assert source._watermarks[partition].committed == 5
+        assert (await committed(source, partition)) == 5
 
     async def test_signs_of_life(self, source: KafkaSource, publisher: KafkaTopic) -> None:
         """With nothing fetched `extend` polls in its place, and nothing is handed out or lost by it."""
@@ -339,7 +366,7 @@ class TestCancelling:
         found = await fetch_all(source, 20)
         await cancel_everywhere(lambda: source.settle(found[:10], [(m, "rejected: HTTP 400") for m in found[10:]]))
 
-        assert source._watermarks[found[0].handle.partition].committed == 20
+        assert (await committed(source, found[0].handle.partition)) == 20
         assert {letter.message_id for letter in await source.list_dead(9999)} == {message.id for message in found[10:]}
 
     async def test_everything_else(self, source: KafkaSource, publisher: KafkaTopic) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async.relay import Publisher
+from retailrocket_async.relay import NatsSource, NatsSubject, Publisher
 from tests.cancelling import cancel_everywhere
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.nats_server import NatsServer, nats_server
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
 nats = pytest.importorskip("nats")
-
-from retailrocket_async.relay._nats import NatsSource, NatsSubject  # noqa: E402
 
 _names = itertools.count(1)
 

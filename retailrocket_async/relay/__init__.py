@@ -18,15 +18,21 @@ from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
     from retailrocket_async.relay._health import health_app, serving_health
+    from retailrocket_async.relay._kafka import KafkaSource, KafkaTopic
+    from retailrocket_async.relay._nats import NatsSource, NatsSubject
     from retailrocket_async.relay._redis_streams import RedisStream, RedisStreamSource
 
 __all__ = [
     "DeadLetter",
     "DeadLetters",
+    "KafkaSource",
+    "KafkaTopic",
     "Lag",
     "MemorySource",
     "MemoryStream",
     "Message",
+    "NatsSource",
+    "NatsSubject",
     "Publisher",
     "RedisStream",
     "RedisStreamSource",
@@ -42,6 +48,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "KafkaSource": "_kafka",
+    "KafkaTopic": "_kafka",
+    "NatsSource": "_nats",
+    "NatsSubject": "_nats",
     "RedisStream": "_redis_streams",
     "RedisStreamSource": "_redis_streams",
     "health_app": "_health",

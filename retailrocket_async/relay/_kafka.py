@@ -169,24 +169,32 @@ class KafkaSource:
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, each partition's in its order; none after `wait` seconds without any."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait
         async with self._polling:
             try:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(wait + _REBALANCE):
-                        found = await self._member().getmany(timeout_ms=int(wait * 1000), max_records=most)
-                        return [self._hand_out(record) for records in found.values() for record in records]
+                    async with asyncio.timeout_at(end + _REBALANCE):
+                        while True:
+                            left = max(0, int((end - clock()) * 1000))
+                            found = await self._member().getmany(timeout_ms=left, max_records=most)
+                            messages = [self._hand_out(record) for records in found.values() for record in records]
+                            if any(messages) or not found:
+                                return [message for message in messages if message is not None]
             except Exception:
                 self._failed = True
                 raise
         return []
 
-    def _hand_out(self, record: Any) -> Message:
+    def _hand_out(self, record: Any) -> Message | None:
+        """Return a message; None for one that was settled before its partition was read again."""
         partition = aiokafka().TopicPartition(record.topic, record.partition)
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
             # Nothing was handed out yet; or the log was cut off, and the same offsets hold other messages now.
             watermark = self._watermarks[partition] = Watermark(record.offset)
-        watermark.hand_out(record.offset)
+        if not watermark.hand_out(record.offset):
+            return None
         return Message(
             id=f"{record.partition}:{record.offset}",
             body=record.value or b"",
@@ -225,21 +233,22 @@ class KafkaSource:
     async def _commit(self) -> None:
         errors = aiokafka().errors
         async with self._committing:
-            offsets = {
-                partition: watermark.settled_below
+            changed = {
+                partition: watermark
                 for partition, watermark in self._watermarks.items()
-                if watermark.settled_below > watermark.committed
+                if watermark.changes > watermark.committed
             }
-            if not offsets:
+            if not changed:
                 return
+            counts = {watermark: watermark.changes for watermark in changed.values()}
+            offsets = {partition: (watermark.settled_below, watermark.note) for partition, watermark in changed.items()}
             # A group that shares its partitions out anew takes no commits. What is settled stays settled here, and is
             # committed the next time, if the partition is still ours by then.
             with suppress(errors.CommitFailedError, errors.IllegalStateError):
                 async with asyncio.timeout(ANSWER):
                     await self._member().commit(offsets)
-                for partition, offset in offsets.items():
-                    if partition in self._watermarks:
-                        self._watermarks[partition].committed = offset
+                for watermark, count in counts.items():
+                    watermark.committed = count
 
     async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - what is ours stays ours
         """Show the group that this member is alive: poll, with everything paused, unless a fetch does so anyway.
@@ -293,17 +302,28 @@ class KafkaSource:
                 await producer.stop()
 
     async def assigned(self, partitions: set[Any]) -> None:
-        """Forget the partitions that were lost, and go on in those that were kept where we were.
+        """Forget the partitions that were lost, and go on in the others without reading anything twice.
 
-        Without that every message in flight would be read again whenever a relay comes or goes.
+        In those that were kept, go on where we were, or every message in flight would be read again whenever a relay
+        comes or goes; in new ones, after what whoever had them has settled.
         """
-        kept = {partition: mark for partition, mark in self._watermarks.items() if partition in partitions}
-        self._watermarks.clear()
-        for partition, watermark in kept.items():
-            # Where another relay had it meanwhile, and has come further, we go on from there.
-            if (await self._consumer.committed(partition) or 0) <= watermark.position:
-                self._watermarks[partition] = watermark
-                self._consumer.seek(partition, watermark.position)
+        consumer = self._member()
+        for partition in self._watermarks.keys() - partitions:
+            del self._watermarks[partition]
+        if not partitions:
+            return
+        consumer.pause(*partitions)
+        try:
+            committed = await self._cluster.committed(self._group, partitions)
+            for partition, (offset, note) in committed.items():
+                watermark = self._watermarks.get(partition)
+                if watermark is not None and offset <= watermark.position:
+                    consumer.seek(partition, watermark.position)
+                elif offset >= 0:
+                    # New; or another relay had it meanwhile, and has come further.
+                    self._watermarks[partition] = Watermark(offset, note)
+        finally:
+            consumer.resume(*(partitions & consumer.assignment()))
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""

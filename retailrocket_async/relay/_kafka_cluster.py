@@ -85,9 +85,28 @@ class KafkaCluster:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            partition_assignment_strategy=[_sticky()],
             **self.options(),
             **options,
         )
+
+    async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
+        """Return what a group has committed for partitions, and the note beside it; -1 where there is nothing."""
+        admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
+        await start(admin)
+        try:
+            return dict(await admin.list_consumer_group_offsets(group, partitions=list(partitions)))
+        finally:
+            await admin.close()
+
+
+def _sticky() -> Any:
+    """Return what shares partitions out anew and leaves as many as it can with whoever has them.
+
+    The library keeps what it remembers with the class, so each consumer has one of its own.
+    """
+    assignor = importlib.import_module("aiokafka.coordinator.assignors.sticky.sticky_assignor").StickyPartitionAssignor
+    return type("Sticky", (assignor,), {})
 
 
 async def start(client: Any) -> None:
@@ -98,7 +117,7 @@ async def start(client: Any) -> None:
     except BaseException:
         # Cancelled in the midst of it, it would leave connections open; it has time-outs of its own.
         await asyncio.wait({starting})
-        await client.stop()
+        await (client.close() if hasattr(client, "close") else client.stop())
         raise
 
 
