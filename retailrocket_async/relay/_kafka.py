@@ -307,10 +307,10 @@ class KafkaSource:
         In those that were kept, go on where we were, or every message in flight would be read again whenever a relay
         comes or goes; in new ones, after what whoever had them has settled.
         """
-        consumer = self._member()
+        consumer = self._consumer
         for partition in self._watermarks.keys() - partitions:
             del self._watermarks[partition]
-        if not partitions:
+        if not partitions or consumer is None:
             return
         consumer.pause(*partitions)
         try:
