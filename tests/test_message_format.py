@@ -79,7 +79,7 @@ VALUES = (
 @PROPERTY
 @given(cls=st.sampled_from(CLASSES), data=st.data())
 def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -> None:
-    """An envelope of which one field is anything is valid where the emulator takes it, and the codec does not differ."""
+    """An envelope with one field that is anything is valid where the emulator takes it; the codec does not differ."""
     envelope = json.loads(Codec().encode(cls(**fields_of(cls))))
     [fields] = envelope.values()
     field = data.draw(st.sampled_from([*SCHEMA["$defs"], "other"]))
