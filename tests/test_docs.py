@@ -141,7 +141,9 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
     """Find the commands of ours that the pages show, and the options they are given."""
     for path in PAGES:
         for block in blocks(path, "console"):
-            for command, arguments in re.findall(r"retailrocket-async (\w+)(.*)", block[2]):
+            for command, arguments in re.findall(
+                r"retailrocket-async ([\w-]+(?: (?:list|replay|purge))?)(.*)", block[2]
+            ):
                 yield command, frozenset(re.findall(r"(?<= )--[\w-]+", arguments))
 
 
@@ -149,7 +151,10 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
 def test_commands_exist(command: str, options: frozenset[str]) -> None:
     """Every command that a page shows exists, with the options it is given."""
     told = subprocess.run(
-        [sys.executable, "-m", "retailrocket_async", command, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "retailrocket_async", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert {option for option in options if option not in told.stdout} == set()
