@@ -177,7 +177,7 @@ def crash(broker_of: Any, *, events: int, bad: int, kills: int) -> dict[str, Any
             until(lambda: recorder.recorded() >= events and relay.idle, "everything recorded and settled")
             drained = time.monotonic() - restarted
             status = relay.stop()
-        return _judged(broker, recorder, feed) | {
+        return _judged(broker, broker.url, recorder, feed) | {
             "kills": kills,
             "status": status,
             "seconds": time.monotonic() - begun,
@@ -203,7 +203,7 @@ def outage(broker_of: Any, *, events: int, bad: int, lease: float, down: float) 
             until(lambda: recorder.recorded() >= events and all(relay.idle for relay in both), "everything settled")
             drained = time.monotonic() - back
             status = max(relay.stop() for relay in both)
-        return _judged(broker, recorder, feed) | {
+        return _judged(broker, source, recorder, feed) | {
             "kills": 0,
             "status": status,
             "seconds": time.monotonic() - begun,
@@ -212,9 +212,9 @@ def outage(broker_of: Any, *, events: int, bad: int, lease: float, down: float) 
         }
 
 
-def _judged(broker: Any, recorder: _recorder.Recorder, feed: Feed) -> dict[str, Any]:
+def _judged(broker: Any, source: str, recorder: _recorder.Recorder, feed: Feed) -> dict[str, Any]:
     counts = recorder.counts()
-    dead = Counter(asyncio.run(_dead_letters(broker.url, 10 * len(feed.junk) + 100)))
+    dead = Counter(asyncio.run(_dead_letters(source, 10 * len(feed.junk) + 100)))
     expected = Counter([*feed.refused, *feed.junk])
     return {
         "broker": broker.name,
