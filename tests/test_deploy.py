@@ -152,7 +152,8 @@ class TestCompose:
         """It is a Compose file by the specification's schema, which lies beside the tests."""
         jsonschema = pytest.importorskip("jsonschema")
         schema = json.loads((ROOT / "tests" / "compose-spec" / "compose-spec.json").read_text("utf-8"))
-        jsonschema.validate(compose(), schema)
+        assert "draft-07" in schema["$schema"]
+        jsonschema.Draft7Validator(schema).validate(compose())
 
     def test_who_is_there(self) -> None:
         """A shop, a broker, the relay and the emulator."""

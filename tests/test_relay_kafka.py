@@ -6,11 +6,13 @@ tests/kafka_server.py tells what the mock cluster cannot do, and so is not teste
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import subprocess
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -180,7 +182,7 @@ class TestPartitions:
             while not theirs or not first._consumer or len(first._consumer.assignment()) != 2:
                 for source, found in ((first, again), (second, theirs)):
                     try:
-                        found += await source.fetch(500, 0.1)
+                        found.extend(await source.fetch(500, 0.1))
                     except aiokafka.errors.KafkaError:
                         await source.open()
         lost = [message for message in held if not first._has(message.handle)]
@@ -326,7 +328,7 @@ class TestFailures:
         await source.aclose()
 
     async def test_log_that_was_cut_off(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """Offsets that come again hold other messages, which are handed out; what was in hand is settled for nothing."""
+        """Offsets that come again hold other messages, which are handed out; what was in hand settles nothing."""
         await publisher.publish(numbered(5))
         found = await fetch_all(source, 5)
         partition = found[0].handle.partition
@@ -382,6 +384,17 @@ class TestCancelling:
         assert await source.list_dead(9) == []
         await publisher.publish(numbered(5, first=20))
         assert bodies_of(await fetch_all(source, 5)) == numbered(5, first=20)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    harness = importlib.import_module("_fleet_crash")
+    found = harness.crash(harness.BROKERS["kafka"], events=6_000, bad=3, kills=2)
+
+    assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
+    assert found["duplicates"] <= 2 * 500 * 8
 
 
 class TestSettings:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +21,7 @@ from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.nats_server import NatsServer, nats_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 nats = pytest.importorskip("nats")
 
@@ -101,6 +103,19 @@ async def fetch_all(source: NatsSource, count: int, most: int = 500) -> list[Any
     return found
 
 
+async def fetch_for_ever(source: NatsSource) -> None:
+    """Fetch until that fails."""
+    while True:
+        await source.fetch(1, 0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when `condition` is true."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - it is another task's, or another process's
+            await asyncio.sleep(0.005)
+
+
 async def reopen(source: NatsSource) -> None:
     """Open a source, as often as the server fails."""
     async with asyncio.timeout(60):
@@ -163,8 +178,7 @@ class TestRestarts:
         async with asyncio.timeout(30):
             # The connection's end has to be noticed first.
             with pytest.raises(ConnectionError, match="NATS"):
-                while True:
-                    await source.fetch(1, 0.05)
+                await fetch_for_ever(source)
             for call in (source.settle(held, []), source.extend(held), source.lag(), source.release(held)):
                 with pytest.raises(ConnectionError, match="not connected"):
                     await call
@@ -194,8 +208,7 @@ class TestRestarts:
         async with asyncio.timeout(90):
             task = asyncio.create_task(work())
             for part in (500, 1000, 1500):
-                while len(set(seen)) < part:
-                    await asyncio.sleep(0.005)
+                await until(lambda part=part: len(set(seen)) >= part)  # type: ignore[misc]
                 await server.restart()
             await task
 
@@ -208,9 +221,7 @@ class TestRestarts:
         """A lost connection is told once, however often it is tried, and its return too."""
         caplog.set_level(logging.INFO, "retailrocket_async")
         await server.restart(2.5)
-        async with asyncio.timeout(30):
-            while not any("is there again" in message for message in caplog.messages):
-                await asyncio.sleep(0.02)
+        await until(lambda: any("is there again" in message for message in caplog.messages))
 
         assert [record.levelname for record in caplog.records if "NATS" in record.message] == ["WARNING", "INFO"]
 
@@ -266,9 +277,7 @@ class TestJetStream:
         await source._ask(10, 60.0)
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(3))
-        async with asyncio.timeout(20):
-            while len(source._arrived) < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(source._arrived) == 3)
         await source.release([])
         found = await fetch_all(other, 3)
 
@@ -281,9 +290,7 @@ class TestJetStream:
         """A consumer that somebody removes is a failure of the broker, and is there again after the next `open`."""
         await source._jetstream().delete_consumer(stream, "relay")
         with pytest.raises(ConnectionError, match="does not answer"):
-            async with asyncio.timeout(20):
-                while True:
-                    await source.fetch(1, 0.1)
+            await asyncio.wait_for(fetch_for_ever(source), 20)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(1))
@@ -381,6 +388,18 @@ class TestCancelling:
         assert await source.list_dead(9) == []
         assert set(numbered(5, first=20)) <= set(bodies_of(await fetch_all(source, 6)))
         await source.aclose()
+
+
+@pytest.mark.needs_server("nats-server")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    harness = importlib.import_module("_fleet_crash")
+    found = harness.crash(harness.BROKERS["nats"], events=6_000, bad=3, kills=2)
+
+    assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
+    assert found["duplicates"] <= 2 * 500 * 8
 
 
 class TestSettings:
