@@ -61,7 +61,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 class TestRedisStreamSource(SourceContract):
     """The contract of every source."""
 
-    lease = 0.6
+    lease = 1.5
 
     @pytest.fixture(autouse=True)
     def _redis(self, server: RedisServer, redis: Redis) -> None:
