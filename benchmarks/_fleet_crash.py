@@ -41,8 +41,8 @@ _IN_FLIGHT = 500 * 8
 """Events that may be on their way, and recorded without the relay's knowing, when it is killed."""
 
 _OUTAGE_EVENTS = 200_000
-_LEASE = 2.0
-_OUTAGE = 5.0
+_LEASE = 5.0
+_OUTAGE = 12.0
 _DRAINED_WITHIN = 30.0
 
 _PATIENCE = 300.0

@@ -27,6 +27,10 @@ _LATENCY = 0.02
 _VISITORS = 20_000
 _WARM_UP = 5_000
 
+WINDOW = RelaySettings(source="unset").window
+_WINDOW_EVENTS = 40_000
+_WINDOW_RATE = 20
+
 _FASTEST = 50_000
 _DEAREST = 12.0
 _QUARTER = 0.25
@@ -61,7 +65,7 @@ def run(effort: Effort) -> Section:
                     figures["cpu"],
                     figures["share"],
                     figures["broker_cpu"],
-                    figures["events"] / figures["requests"],
+                    figures["per_request"],
                     figures["lag"] * 1000,
                     count,
                 )
@@ -109,8 +113,31 @@ def run(effort: Effort) -> Section:
                 note="The median run by CPU. CPU: user and system time of the process. "
                 f"Events of {_VISITORS:,} visitors, in order for each.",
             ),
+            _windows(effort),
         ),
         demands=tuple(demands),
+    )
+
+
+def _windows(effort: Effort) -> Table:
+    """Measure which window starves the client: at a rate that a busy machine keeps, answers come late."""
+    rows: list[tuple[Any, ...]] = []
+    count = effort.count(_WINDOW_EVENTS)
+    for latency in (0.1, 0.3):
+        for window in (2_000, 4_000, WINDOW):
+            tell(f"relay: a window of {window}, {latency} s")
+            with BROKERS["redis"]() as broker, running(_sink.main, _sink.Sink(latency=latency)) as (port, _):
+                asyncio.run(_fleet_brokers.publish(broker, envelopes(_WARM_UP + count)))
+                figures = call(
+                    "_fleet_relay:drain", url=broker.url, port=port, events=count, rate=_WINDOW_RATE, window=window
+                )
+            full = _WINDOW_RATE * 500
+            rows.append((latency, window, figures["rate"], figures["rate"] / full * 100, figures["per_request"]))
+    return Table(
+        title=f"How large the window has to be, at {_WINDOW_RATE} requests a second",
+        columns=("API's latency, s", "window", "events/s", "of the limit, %", "events/request"),
+        rows=tuple(rows),
+        note="Redis Streams. Three times the latency at 20 requests a second are as many on their way as at 50.",
     )
 
 
@@ -118,40 +145,40 @@ def _drained(broker_of: Any, events: int, *, lifted: bool) -> dict[str, Any]:
     with broker_of() as broker, running(_sink.main, _sink.Sink(latency=_LATENCY)) as (port, pipe):
         asyncio.run(_fleet_brokers.publish(broker, envelopes(_WARM_UP + events)))
         before = _cpu_of(broker.pid)
-        figures = call("_fleet_relay:drain", url=broker.url, port=port, events=events, lifted=lifted)
+        figures = call("_fleet_relay:drain", url=broker.url, port=port, events=events, rate=0 if lifted else 50)
         books = _sink.taken(pipe)
         assert books["events"] == _WARM_UP + events, books
         return figures | {
             "broker": broker.name,
             "events": books["events"],
-            "requests": books["requests"],
             "broker_cpu": (_cpu_of(broker.pid) - before) / books["events"] * 1e6,
         }
 
 
-async def drain(url: str, port: int, events: int, *, lifted: bool) -> dict[str, Any]:
+async def drain(url: str, port: int, events: int, *, rate: int, window: int = WINDOW) -> dict[str, Any]:
     """Run a relay as the command does, until it has settled all; measure it after a warm-up."""
-    settings = RelaySettings(source=url, name="relay")
+    settings = RelaySettings(source=url, name="relay", window=window)
     client = AsyncTrackingClient(
         "k",
         "p",
         base_url=f"http://127.0.0.1:{port}/1.0/",
-        rate_limit=None if lifted else RateLimit(),
+        rate_limit=RateLimit(requests=rate) if rate else None,
         batching=Batching(ordered=True),
         retry=RetryPolicy(outlast=True),
         buffer=settings.buffer,
     )
-    relay = Relay(source_from_url(url, name="relay"), client)
+    relay = Relay(source_from_url(url, name="relay"), client, window=window)
     running = asyncio.create_task(relay.run())
     while relay.stats().delivered < _WARM_UP:  # noqa: ASYNC110 - as a scrape of the metrics would
         await asyncio.sleep(0.001)
-    begun = relay.stats().delivered
+    begun, requests = relay.stats().delivered, client.stats().requests
     looks: list[float] = []
     with Meter() as meter:
         while (stats := relay.stats()).delivered < _WARM_UP + events or stats.unsettled:
             asked = time.perf_counter()
             await asyncio.sleep(0.005)
             looks.append(time.perf_counter() - asked - 0.005)
+    requests = client.stats().requests - requests
     relay.stop()
     assert await running
     count = _WARM_UP + events - begun
@@ -160,6 +187,7 @@ async def drain(url: str, port: int, events: int, *, lifted: bool) -> dict[str, 
         "cpu": meter.cpu / count * 1e6,
         "share": meter.cpu / meter.wall,
         "lag": max(looks),
+        "per_request": count / max(1, requests),
     }
 
 

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from retailrocket_async import (
@@ -267,6 +268,24 @@ def test_the_time_of_publication() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("moment", [-1e18, 1e18, float("nan"), float("inf")])
+def test_a_moment_that_is_none(moment: float) -> None:
+    """A time of publication that is no moment harms nothing."""
+
+    class Odd(Shaky):
+        async def fetch(self, most: int, wait: float) -> Sequence[Message]:
+            return [attrs.evolve(message, published_at=moment) for message in await super().fetch(most, wait)]
+
+    async def test() -> None:
+        stream = MemoryStream()
+        scene = Scene(ScriptedTransport(), stream=stream, source=Odd(MemorySource(stream))).start()
+        await stream.publish([b'{"view":{"sessionExternalId":"a","productId":1}}'])
+        await scene.until_delivered(1)
+        assert await scene.stop()
+
+    run(test())
+
+
 FATES: list[tuple[Outcome, str, str]] = [
     (Delivered(status=200), "delivered", ""),
     (Rejected(status=400), "dead", "rejected: HTTP 400"),
@@ -467,12 +486,30 @@ def test_the_window_in_bytes() -> None:
     run(test())
 
 
-def test_a_smaller_buffer() -> None:
-    """A client whose buffer is smaller than the window makes the relay wait; its end ends that wait, too."""
+@pytest.mark.parametrize("overflow", ["wait", "raise"])
+def test_a_smaller_buffer(overflow: Any) -> None:
+    """A client whose buffer is smaller than the window makes the relay wait, and delivers all the same."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        buffer = Buffer(max_events=5, overflow=overflow)
+        scene = Scene(transport, client={"buffer": buffer}).start()
+        await scene.stream.publish(envelopes(range(100)))
+        await scene.until_delivered(100)
+        assert Counter(transport.recorded_numbers) == Counter(range(100))
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("overflow", ["wait", "raise"])
+def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
+    """A relay that waits for room in its client's buffer can be stopped, and gives back what it has."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=PARKED)
-        scene = Scene(transport, client={"buffer": Buffer(max_events=5)}, grace=1.0).start()
+        buffer = Buffer(max_events=5, overflow=overflow)
+        scene = Scene(transport, client={"buffer": buffer}, grace=1.0).start()
         await scene.stream.publish(envelopes(range(100)))
         await asyncio.sleep(5.0)
         began = now()

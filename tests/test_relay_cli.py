@@ -91,7 +91,8 @@ class Process:
     """A relay that is running.
 
     Attributes:
-        told: the lines it has printed on the standard error.
+        first: the line it prints when it is there.
+        root: where its health is served.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -113,8 +114,11 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal; return the exit status and all it printed."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, self.first + (out + err).decode()
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        # Not `communicate`, which would leave out what was read ahead of the first line.
+        rest = self.process.stderr.read() + self.process.stdout.read()
+        return self.process.wait(60), self.first + rest.decode()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_killed_twice(harness: Any) -> None:
 
 def test_outage_with_two_relays(harness: Any) -> None:
     """An API that is down for longer than the lease makes two relays neither lose nor repeat anything."""
-    found = harness.outage(harness.BROKERS["redis"], events=6_000, bad=3, lease=1.0, down=2.5)
+    found = harness.outage(harness.BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
 
     assert (found["lost"], found["duplicates"], found["dead"], found["dead_wrong"]) == (0, 0, 6, 0)
     assert found["status"] == 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TestMemorySource(SourceContract):
     """The contract of every source."""
 
-    lease = 0.3
+    lease = 1.0
 
     @pytest.fixture(autouse=True)
     def _stream(self) -> None:

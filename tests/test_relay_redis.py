@@ -24,6 +24,7 @@ from retailrocket_async import (
 from retailrocket_async.emulator import Settings, running_emulator
 from retailrocket_async.relay import (
     Lag,
+    Message,
     Publisher,
     RedisStream,
     RedisStreamSource,
@@ -31,6 +32,7 @@ from retailrocket_async.relay import (
     publish_envelopes,
     source_from_url,
 )
+from tests.cancelling import cancel_everywhere
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.redis_server import RedisServer, redis_server
 
@@ -61,7 +63,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 class TestRedisStreamSource(SourceContract):
     """The contract of every source."""
 
-    lease = 0.6
+    lease = 1.5
 
     @pytest.fixture(autouse=True)
     def _redis(self, server: RedisServer, redis: Redis) -> None:
@@ -211,6 +213,88 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.all_of(source, numbered(5))) == numbered(5)
 
 
+class TestCancelled:
+    """Every await is cancelled, and nothing is lost by it."""
+
+    @pytest.fixture(autouse=True)
+    async def _source(self, server: RedisServer, redis: Redis) -> AsyncIterator[None]:
+        self.redis: Any = redis
+        self.stream = RedisStream(redis, "events")
+        self.source = RedisStreamSource.from_url(f"{server.url}?stream=events", name="relay-1")
+        yield
+        await self.source.aclose()
+
+    async def collect(self, count: int) -> list[Message]:
+        """Fetch so many messages."""
+        found: list[Message] = []
+        async with asyncio.timeout(60):
+            while len(found) < count:
+                found += await self.source.fetch(count - len(found), 0.2)
+        return found
+
+    async def test_open_and_fetch(self) -> None:
+        """A cancelled `open` can be called again; what a cancelled `fetch` was handed comes with the next."""
+        await cancel_everywhere(self.source.open)
+        await self.stream.publish(numbered(20))
+        found = list(await cancel_everywhere(lambda: self.source.fetch(5, 1.0)))
+        found += await self.collect(15)
+        assert sorted(bodies_of(found)) == sorted(numbered(20))
+        assert list(await self.source.fetch(5, 0.0)) == []
+
+    async def test_settle(self) -> None:
+        """A cancelled `settle` can be called again: all is settled, and each dead message is kept once."""
+        await self.source.open()
+        await self.stream.publish(numbered(20))
+        found = await self.collect(20)
+        dead = [(message, "rejected: HTTP 400") for message in found[10:]]
+        await cancel_everywhere(lambda: self.source.settle(found[:10], dead))
+        assert await self.source.lag() == Lag(waiting=0, pending=0)
+        assert bodies_of(await self.source.list_dead(100)) == numbered(10, first=10)
+
+    async def test_the_rest(self) -> None:
+        """Whatever else is cancelled, every message is still where it belongs."""
+        await self.source.open()
+        await self.stream.publish(numbered(200))
+        found = await self.collect(200)
+        await self.source.settle([], [(message, "rejected: HTTP 400") for message in found[100:]])
+        await cancel_everywhere(lambda: self.source.extend(found))
+        await cancel_everywhere(self.source.lag)
+        await cancel_everywhere(lambda: self.source.list_dead(9))
+        await cancel_everywhere(lambda: self.source.replay_dead(1))
+        # How many a cancelled one published is not known, but each once, and those alone are gone.
+        left = len(await self.source.list_dead(1000))
+        assert await self.redis.xlen("events") == 200 + 100 - left
+        await cancel_everywhere(lambda: self.source.purge_dead(1))
+        assert len(await self.source.list_dead(1000)) < left
+        await cancel_everywhere(lambda: self.source.release(found[:100]))
+        await cancel_everywhere(lambda: self.stream.publish(numbered(1, first=500)))
+        await self.source.open()
+        again: set[bytes] = set()
+        async with asyncio.timeout(60):
+            while not again >= {*numbered(100), *numbered(1, first=500)}:
+                again |= {*bodies_of(await self.source.fetch(500, 0.2))}
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
+async def test_a_relay_that_is_cancelled(redis_server: RedisServer, moment: float) -> None:
+    """A relay that is cancelled at any moment leaves all that it had not delivered to the next one."""
+
+    async def disturb(emulator: Any, relay: Relay) -> None:
+        await asyncio.sleep(moment)
+        first = relay_of(redis_server, emulator, "relay-2")
+        running = asyncio.create_task(first.run())
+        await asyncio.sleep(moment)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    stats, recorded, lag = await relay_through(redis_server, disturb)
+    assert recorded.keys() == set(range(2000))
+    assert recorded.total() - 2000 <= 300
+    assert lag == Lag(waiting=0, pending=0)
+    assert stats.dead == {}
+
+
 def test_a_stream_is_a_publisher(redis: Redis) -> None:
     """A Redis stream takes envelopes as every broker does."""
     assert isinstance(RedisStream(redis, "events"), Publisher)
@@ -301,16 +385,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
     )
     await publisher.aclose()
     async with running_emulator(Settings(limit=None, latency=0.01)) as emulator:
-        client = AsyncTrackingClient(
-            "dev-api-key",
-            "dev-partner",
-            base_url=emulator.url,
-            rate_limit=None,
-            batching=Batching(ordered=True, max_events=50),
-            retry=RetryPolicy(outlast=True, initial_backoff=0.1, max_backoff=0.2),
-        )
-        source = RedisStreamSource.from_url(f"{server.url}?stream=events&lease={lease}", name="relay-1")
-        relay = Relay(source, client, batch=50, window=300)
+        relay = relay_of(server, emulator, "relay-1", lease)
         running = asyncio.create_task(relay.run())
 
         await disturb(emulator, relay)
@@ -320,6 +395,20 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
         relay.stop()
         assert await running
         return relay.stats(), products(emulator), lag
+
+
+def relay_of(server: RedisServer, emulator: Any, name: str, lease: float = 2.0) -> Relay:
+    """Return a relay between a server and an emulator, in small batches."""
+    client = AsyncTrackingClient(
+        "dev-api-key",
+        "dev-partner",
+        base_url=emulator.url,
+        rate_limit=None,
+        batching=Batching(ordered=True, max_events=50),
+        retry=RetryPolicy(outlast=True, initial_backoff=0.1, max_backoff=0.2),
+    )
+    source = RedisStreamSource.from_url(f"{server.url}?stream=events&lease={lease}", name=name)
+    return Relay(source, client, batch=50, window=300)
 
 
 def products(emulator: Any) -> Counter[int]:

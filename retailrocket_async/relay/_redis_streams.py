@@ -339,15 +339,15 @@ class RedisStreamSource:
 
     async def _messages(self, entries: Iterable[_Entry], deliveries: int) -> list[Message]:
         """Return those of the entries that the relay does not have, and note that it has them."""
-        out = self._out
         # Redis 6 has None in the place of an entry that is gone.
-        new = [entry for entry in entries if entry is not None and entry[0] not in out]
-        messages = [_message(id_, fields, deliveries) for id_, fields in new if fields]
-        out.update([message.handle for message in messages])
-        if len(messages) < len(new):
-            trimmed = [id_ for id_, fields in new if not fields]
+        new = [entry for entry in entries if entry is not None and entry[0] not in self._out]
+        trimmed = [id_ for id_, fields in new if not fields]
+        if trimmed:
             logger.error("%d messages were trimmed from the stream before they were delivered", len(trimmed))
             await self._redis.xack(self._stream, self._group, *trimmed)
+        messages = [_message(id_, fields, deliveries) for id_, fields in new if fields]
+        # Last, as whoever is cancelled before has not got them.
+        self._out.update([message.handle for message in messages])
         return messages
 
     async def _set_idle(self, messages: Sequence[Message], idle: int) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, cast
 import attrs
 
 from retailrocket_async import (
+    BufferFullError,
     ClientClosedError,
     Codec,
     ConfigurationError,
@@ -264,7 +265,7 @@ class Relay:
             await self._sleep(_TRIAL)
         track, open_, held = self._client.track, self._open, self._held
         # Whatever ends it, a message is in one place.
-        with suppress(ClientClosedError):
+        try:
             while held:
                 message = held[0]
                 try:
@@ -274,13 +275,22 @@ class Relay:
                 else:
                     open_.append((message, receipt))
                 held.popleft()
+        except BufferFullError:
+            # The client is set not to wait for room.
+            await self._sleep(_BUSY)
+        except ClientClosedError:
+            # The end has begun: what is held is given back.
+            return
 
     def _event_of(self, message: Message) -> Event:
         event = self._decode(message.body, allow_custom=self._allow_custom)
         if b'"timestamp"' in message.body or message.published_at is None or isinstance(event, CustomEvent):
             return event
-        # The moment of the act is not known; that of the publication is nearer to it than now.
-        return attrs.evolve(cast("View", event), timestamp=datetime.fromtimestamp(message.published_at, UTC))
+        # The moment of the act is not known; that of the publication is nearer to it than now. A producer that makes
+        # its own ids may have made one that is no moment at all.
+        with suppress(ValueError, OverflowError, OSError):
+            return attrs.evolve(cast("View", event), timestamp=datetime.fromtimestamp(message.published_at, UTC))
+        return event
 
     def _sweep(self) -> None:
         """Take what has its outcome out of the open ones."""

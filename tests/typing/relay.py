@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import assert_type
-
-from redis.asyncio import Redis
+from typing import TYPE_CHECKING, assert_type
 
 from retailrocket_async import AsyncTrackingClient, Buffer, View
 from retailrocket_async.relay import (
@@ -26,6 +24,9 @@ from retailrocket_async.relay import (
     serving_health,
     source_from_url,
 )
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 
 class Own:
