@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async.emulator import EmulatorProcess
 
-COMMANDS = ("demo", "send", "check", "emulate")
+COMMANDS = ("demo", "send", "check", "emulate", "relay")
 HEADER = "timestamp,visitorid,event,itemid,transactionid"
 UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKET_BASE_URL": "http://127.0.0.1:9/"}
 # Wide, so that no sentence is broken, and without colours.

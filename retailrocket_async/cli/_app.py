@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import retailrocket_async
-from retailrocket_async.cli import _check, _demo, _emulate, _send, _spool
+from retailrocket_async.cli import _check, _demo, _emulate, _relay, _relay_dead, _send, _spool
 from retailrocket_async.cli._terminal import say
 
 app = typer.Typer(
@@ -64,10 +64,16 @@ for _module, _command in (
     (_send, _send.send),
     (_check, _check.check),
     (_emulate, _emulate.emulate),
+    (_relay, _relay.relay),
 ):
     app.command(help=_prose(_command.__doc__), epilog=_prose(_module.EPILOG))(_command)
 
 app.add_typer(_spool.app, name="spool")
+
+_dead = typer.Typer(no_args_is_help=True, help=_prose(_relay_dead.ABOUT), epilog=_prose(_relay_dead.EPILOG))
+for _name, _verb in (("list", _relay_dead.list_), ("replay", _relay_dead.replay), ("purge", _relay_dead.purge)):
+    _dead.command(_name, help=_prose(_verb.__doc__), epilog=_prose(_relay_dead.EPILOG))(_verb)
+app.add_typer(_dead, name="relay-dead")
 
 
 def run() -> None:

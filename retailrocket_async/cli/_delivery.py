@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,10 +18,10 @@ from retailrocket_async import ClientClosedError, Stats
 from retailrocket_async.cli._explain import explain, is_hopeless
 from retailrocket_async.cli._lines import BadLine, events_of
 from retailrocket_async.cli._reading import Reader
+from retailrocket_async.cli._signals import ending_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Coroutine, Sequence
 
     from retailrocket_async import AsyncTrackingClient, StateChange, UndeliveredEvent
     from retailrocket_async.cli._lines import Lines
@@ -121,7 +119,7 @@ class Delivery:
         begun = time.monotonic()
         feeding = asyncio.create_task(self._feed())
         drawing = asyncio.create_task(self._draw(begun))
-        with _signals(self._interrupt):
+        with ending_signals(self._interrupt):
             await _first_of(feeding, self._stop.wait())
             self._reader.stop()
             closing = asyncio.create_task(client.aclose(self._drain))
@@ -225,22 +223,3 @@ async def _first_of(task: asyncio.Task[object], event: Coroutine[object, object,
     waiting = asyncio.create_task(event)
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-
-
-@contextmanager
-def _signals(interrupt: Callable[[int], None]) -> Generator[None]:
-    """Call `interrupt` in the event loop for every SIGINT and SIGTERM."""
-    loop = asyncio.get_running_loop()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(interrupt, number)
-
-    # signal.signal and not loop.add_signal_handler: it works on every platform and can be undone.
-    # One that is ignored stays so: a command in the background of a script is not to be interrupted.
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,5 +1,68 @@
-"""Forwards events that services of any language publish to a broker; see the documentation's page on the relay."""
+"""The relay: takes events that services publish to a broker, and delivers them.
 
+The broker keeps every message until its event has an outcome, so whatever stops a relay loses nothing; an event
+may be delivered twice. Brokers are behind one protocol, `Source`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from retailrocket_async.relay._address import source_from_url, without_secrets
+from retailrocket_async.relay._memory import MemorySource, MemoryStream
+from retailrocket_async.relay._publish import Publisher, publish_envelopes
+from retailrocket_async.relay._relay import Relay
+from retailrocket_async.relay._settings import RelaySettings
 from retailrocket_async.relay._source import DeadLetter, DeadLetters, Lag, Message, Source
+from retailrocket_async.relay._stats import RelayStats
 
-__all__ = ["DeadLetter", "DeadLetters", "Lag", "Message", "Source"]
+if TYPE_CHECKING:
+    from retailrocket_async.relay._health import health_app, serving_health
+    from retailrocket_async.relay._kafka import KafkaSource, KafkaTopic
+    from retailrocket_async.relay._nats import NatsSource, NatsSubject
+    from retailrocket_async.relay._redis_streams import RedisStream, RedisStreamSource
+
+__all__ = [
+    "DeadLetter",
+    "DeadLetters",
+    "KafkaSource",
+    "KafkaTopic",
+    "Lag",
+    "MemorySource",
+    "MemoryStream",
+    "Message",
+    "NatsSource",
+    "NatsSubject",
+    "Publisher",
+    "RedisStream",
+    "RedisStreamSource",
+    "Relay",
+    "RelaySettings",
+    "RelayStats",
+    "Source",
+    "health_app",
+    "publish_envelopes",
+    "serving_health",
+    "source_from_url",
+    "without_secrets",
+]
+
+_LAZY = {
+    "KafkaSource": "_kafka",
+    "KafkaTopic": "_kafka",
+    "NatsSource": "_nats",
+    "NatsSubject": "_nats",
+    "RedisStream": "_redis_streams",
+    "RedisStreamSource": "_redis_streams",
+    "health_app": "_health",
+    "serving_health": "_health",
+}
+"""Where what needs an extra is: its library is imported when it is asked for, not before."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class
+    if name in _LAZY:
+        from importlib import import_module  # noqa: PLC0415
+
+        return getattr(import_module(f"retailrocket_async.relay.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,197 @@
+"""How fast a relay is, and what an event costs it: a full stream, drained to a server that answers after 20 ms."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import _fleet_brokers
+import _sink
+from _child import Meter, call
+from _fleet_brokers import BROKERS
+from _process import running
+from _progress import tell
+from _section import Demand, Section, Table
+
+from retailrocket_async import AsyncTrackingClient, Batching, Codec, RateLimit, RetryPolicy, View
+from retailrocket_async.relay import Relay, RelaySettings, source_from_url
+
+if TYPE_CHECKING:
+    from _section import Effort
+
+_EVENTS = 300_000
+_LATENCY = 0.02
+_VISITORS = 20_000
+_WARM_UP = 5_000
+
+WINDOW = RelaySettings(source="unset").window
+_WINDOW_EVENTS = 40_000
+_WINDOW_RATE = 20
+
+_FASTEST = 50_000
+_DEAREST = 12.0
+_QUARTER = 0.25
+
+
+def envelopes(count: int) -> list[bytes]:
+    """Return envelopes of many visitors, each with its number as the product."""
+    codec = Codec()
+    mark = _sink.MARK.decode()
+    return [
+        codec.encode(View(session_external_id=f"{mark}{number % _VISITORS}", product_id=number))
+        for number in range(count)
+    ]
+
+
+def run(effort: Effort) -> Section:
+    """Drain a full stream of every broker, without the limit and with it."""
+    events = effort.count(_EVENTS)
+    rows: list[tuple[Any, ...]] = []
+    demands: list[Demand] = []
+    for name, broker_of in BROKERS.items():
+        for lifted in (True, False):
+            count = events if lifted else min(events, 200_000)
+            tell(f"relay: {name}, {'no limit' if lifted else 'the limit'}")
+            runs = [_drained(broker_of, count, lifted=lifted) for _ in range(1 if effort.quick else 3)]
+            figures = sorted(runs, key=lambda run: run["cpu"])[len(runs) // 2]
+            rows.append(
+                (
+                    figures["broker"],
+                    "none" if lifted else "50 requests/s",
+                    figures["rate"],
+                    figures["cpu"],
+                    figures["share"],
+                    figures["broker_cpu"],
+                    figures["per_request"],
+                    figures["lag"] * 1000,
+                    count,
+                )
+            )
+            if name != "redis":
+                continue
+            if lifted:
+                demands += [
+                    Demand(
+                        what="events a second from Redis Streams, no limit",
+                        figure=max(run["rate"] for run in runs),
+                        bound=_FASTEST,
+                        at_least=True,
+                    ),
+                    Demand(what="CPU of an event, no limit", figure=figures["cpu"], bound=_DEAREST, unit="µs"),
+                ]
+            else:
+                demands += [
+                    Demand(what="cores used at the default limit", figure=figures["share"], bound=_QUARTER),
+                    Demand(
+                        what="part of the default limit that is used",
+                        figure=figures["rate"] / 25_000,
+                        bound=0.95,
+                        at_least=True,
+                    ),
+                ]
+    return Section(
+        name="relay",
+        title="The relay's speed",
+        tables=(
+            Table(
+                title=f"A full stream, drained by one relay; the API answers after {_LATENCY * 1000:.0f} ms",
+                columns=(
+                    "broker",
+                    "limit",
+                    "events/s",
+                    "relay CPU µs/event",
+                    "cores",
+                    "broker CPU µs/event",
+                    "events/request",
+                    "longest block of the loop, ms",
+                    "events",
+                ),
+                rows=tuple(rows),
+                note="The median run by CPU. CPU: user and system time of the process. "
+                f"Events of {_VISITORS:,} visitors, in order for each.",
+            ),
+            _windows(effort),
+        ),
+        demands=tuple(demands),
+    )
+
+
+def _windows(effort: Effort) -> Table:
+    """Measure which window starves the client: at a rate that a busy machine keeps, answers come late."""
+    rows: list[tuple[Any, ...]] = []
+    count = effort.count(_WINDOW_EVENTS)
+    for latency in (0.1, 0.3):
+        for window in (2_000, 4_000, WINDOW):
+            tell(f"relay: a window of {window}, {latency} s")
+            with BROKERS["redis"]() as broker, running(_sink.main, _sink.Sink(latency=latency)) as (port, _):
+                asyncio.run(_fleet_brokers.publish(broker, envelopes(_WARM_UP + count)))
+                figures = call(
+                    "_fleet_relay:drain", url=broker.url, port=port, events=count, rate=_WINDOW_RATE, window=window
+                )
+            full = _WINDOW_RATE * 500
+            rows.append((latency, window, figures["rate"], figures["rate"] / full * 100, figures["per_request"]))
+    return Table(
+        title=f"How large the window has to be, at {_WINDOW_RATE} requests a second",
+        columns=("API's latency, s", "window", "events/s", "of the limit, %", "events/request"),
+        rows=tuple(rows),
+        note="Redis Streams. Three times the latency at 20 requests a second are as many on their way as at 50.",
+    )
+
+
+def _drained(broker_of: Any, events: int, *, lifted: bool) -> dict[str, Any]:
+    with broker_of() as broker, running(_sink.main, _sink.Sink(latency=_LATENCY)) as (port, pipe):
+        asyncio.run(_fleet_brokers.publish(broker, envelopes(_WARM_UP + events)))
+        before = _cpu_of(broker.pid)
+        figures = call("_fleet_relay:drain", url=broker.url, port=port, events=events, rate=0 if lifted else 50)
+        books = _sink.taken(pipe)
+        assert books["events"] == _WARM_UP + events, books
+        return figures | {
+            "broker": broker.name,
+            "events": books["events"],
+            "broker_cpu": (_cpu_of(broker.pid) - before) / books["events"] * 1e6,
+        }
+
+
+async def drain(url: str, port: int, events: int, *, rate: int, window: int = WINDOW) -> dict[str, Any]:
+    """Run a relay as the command does, until it has settled all; measure it after a warm-up."""
+    settings = RelaySettings(source=url, name="relay", window=window)
+    client = AsyncTrackingClient(
+        "k",
+        "p",
+        base_url=f"http://127.0.0.1:{port}/1.0/",
+        rate_limit=RateLimit(requests=rate) if rate else None,
+        batching=Batching(ordered=True),
+        retry=RetryPolicy(outlast=True),
+        buffer=settings.buffer,
+    )
+    relay = Relay(source_from_url(url, name="relay"), client, window=window)
+    running = asyncio.create_task(relay.run())
+    while relay.stats().delivered < _WARM_UP:  # noqa: ASYNC110 - as a scrape of the metrics would
+        await asyncio.sleep(0.001)
+    begun, requests = relay.stats().delivered, client.stats().requests
+    looks: list[float] = []
+    with Meter() as meter:
+        while (stats := relay.stats()).delivered < _WARM_UP + events or stats.unsettled:
+            asked = time.perf_counter()
+            await asyncio.sleep(0.005)
+            looks.append(time.perf_counter() - asked - 0.005)
+    requests = client.stats().requests - requests
+    relay.stop()
+    assert await running
+    count = _WARM_UP + events - begun
+    return {
+        "rate": count / meter.wall,
+        "cpu": meter.cpu / count * 1e6,
+        "share": meter.cpu / meter.wall,
+        "lag": max(looks),
+        "per_request": count / max(1, requests),
+    }
+
+
+def _cpu_of(pid: int) -> float:
+    """Return the seconds of user and system time of a process; on Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,96 @@
+"""A broker's address: which source it means, what it says beside the address, and what may be shown of it.
+
+The part behind the question mark holds our options and the library's own; ours are taken out::
+
+    redis://:secret@redis:6379/0?stream=events&group=relay&socket_keepalive=yes
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from retailrocket_async import ConfigurationError
+
+if TYPE_CHECKING:
+    from retailrocket_async.relay._source import Source
+
+_USER = re.compile(r"//[^/?#\s]*@")
+
+
+class _Kind(NamedTuple):
+    """Where a source is, and what it needs."""
+
+    module: str
+    source: str
+    library: str
+    extra: str
+
+
+_REDIS = _Kind("_redis_streams", "RedisStreamSource", "redis", "redis")
+_KAFKA = _Kind("_kafka", "KafkaSource", "aiokafka", "kafka")
+_NATS = _Kind("_nats", "NatsSource", "nats", "nats")
+_KINDS = {
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "unix": _REDIS,
+    "kafka": _KAFKA,
+    "kafkas": _KAFKA,
+    "nats": _NATS,
+    "tls": _NATS,
+}
+
+
+def source_from_url(url: str, *, name: str) -> Source:
+    """Return the source that a broker's address names, not open.
+
+    Args:
+        url: ``redis://...``, ``kafka://...`` or ``nats://...``; see the source's `from_url` for its options.
+        name: what the broker knows this relay by; see the source.
+
+    Raises:
+        ConfigurationError: an address that cannot work, or the library for its broker is not installed; the
+            message does not show the address, which may hold a password.
+    """
+    scheme, separator, _ = url.partition("://")
+    kind = _KINDS.get(scheme) if separator else None
+    if kind is None:
+        raise ConfigurationError(f"the source must be an address that begins with one of {', '.join(_KINDS)}, then ://")
+    if find_spec(kind.library) is None:
+        raise ConfigurationError(
+            f'this source needs {kind.library}, which is not installed: pip install "retailrocket-async[{kind.extra}]"'
+        )
+    # Only the broker that is used: each of their libraries takes a good part of a second.
+    module: Any = importlib.import_module(f"retailrocket_async.relay.{kind.module}")
+    source: Source = getattr(module, kind.source).from_url(url, name=name)
+    return source
+
+
+def split_url(url: str, *options: str) -> tuple[str, dict[str, str]]:
+    """Return an address without the named options, and those of them that it has.
+
+    Raises:
+        ConfigurationError: no address, or an option that is empty or there twice.
+    """
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        # Without its cause, which quotes the address.
+        raise ConfigurationError("the source's address is malformed") from None
+    ours: dict[str, str] = {}
+    for option, value in pairs:
+        if option in options:
+            if not value or option in ours:
+                raise ConfigurationError(f"the source's option {option} must be there once, and not empty")
+            ours[option] = value
+    rest = urlencode([(option, value) for option, value in pairs if option not in options])
+    return parts._replace(query=rest).geturl(), ours
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with who logs in cut out of every address in it: for logs and messages."""
+    return _USER.sub("//***@", text)

@@ -1,0 +1,82 @@
+"""Health and metrics of a relay over HTTP: ``/livez``, ``/readyz``, ``/metrics``, in the relay's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from retailrocket_async.relay._metrics import CONTENT_TYPE, RelayMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+    from retailrocket_async import AsyncTrackingClient
+    from retailrocket_async.relay._relay import Relay
+
+_GRACE = 1.0
+"""Seconds that answers on their way have at the end."""
+
+
+def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:
+    """Return the application that serves ``/livez``, ``/readyz`` and ``/metrics``, to be mounted anywhere.
+
+    ``/livez`` answers 200 as long as the event loop runs, ``/readyz`` 200 where `Relay.unready` is None and otherwise
+    503 with the reason, ``/metrics`` the counters for Prometheus.
+    """
+    metrics = RelayMetrics(relay, client)
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("alive\n")
+
+    async def readyz(_: Request) -> Response:
+        reason = relay.unready
+        return PlainTextResponse("ready\n") if reason is None else PlainTextResponse(f"{reason}\n", 503)
+
+    async def show(_: Request) -> Response:
+        return Response(await metrics.text(), media_type=CONTENT_TYPE)
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", show)])
+
+
+@asynccontextmanager
+async def serving_health(
+    relay: Relay, client: AsyncTrackingClient, host: str = "127.0.0.1", port: int = 8081
+) -> AsyncGenerator[str]:
+    """Serve `health_app` in the current event loop while the block runs; give the root URL.
+
+    Args:
+        relay: the relay.
+        client: its client.
+        host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
+        port: the port to listen on; default 8081; 0 for any free one.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    # Uvicorn's Server is left out: it takes over the process's signals, and its end.
+    config = Config(
+        health_app(relay, client), ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: H11Protocol(config, state, {}, loop), host, port)
+    try:
+        bound: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        yield f"http://[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"http://{bound[0]}:{bound[1]}"
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=_GRACE)

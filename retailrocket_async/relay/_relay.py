@@ -1,0 +1,391 @@
+"""The relay: takes messages from a broker, delivers their events, and acknowledges what has an outcome.
+
+::
+
+    source --fetch--> held --decode, track--> open --outcome--> done, dead --settle--> source
+                       ^                        :
+                       :...... back: the key, the shop or the address is wrong, the end .......> release
+
+A message is in exactly one of these places, and leaves the last one only when the broker has confirmed that it is
+settled. So whatever stops the relay, and wherever, the broker still has all that was not delivered; what was delivered
+and not yet settled is delivered twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+from retailrocket_async import (
+    BufferFullError,
+    ClientClosedError,
+    Codec,
+    ConfigurationError,
+    CustomEvent,
+    Delivered,
+    EventValidationError,
+    UsageError,
+)
+from retailrocket_async.relay._fate import fate_of
+from retailrocket_async.relay._link import Link
+from retailrocket_async.relay._stats import RelayStats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retailrocket_async import AsyncTrackingClient, Event, Outcome, Receipt, View
+    from retailrocket_async.relay._source import Lag, Message, Source
+
+BATCH = 500
+WINDOW = 6_000
+WINDOW_BYTES = 16 * 1024 * 1024
+GRACE = 25.0
+
+_IDLE = 0.5
+"""Seconds a fetch may wait while nothing is on its way."""
+
+_BUSY = 0.05
+"""Seconds until outcomes are looked at again, while any are awaited."""
+
+_TRIAL = 1.0
+"""Seconds between two trials with what is held, where the client does not wait for better times itself."""
+
+_HEARTBEAT = 20.0
+"""Seconds between two signs of life to a broker that knows no leases."""
+
+_LAST_WORDS = 5.0
+"""Seconds for the last settling, and again for the parting from the broker, after the grace; so that with its default
+the end comes within the 30 s that process managers commonly give, but for a broker that fails just then."""
+
+logger = logging.getLogger("retailrocket_async")
+
+
+class Relay:
+    """Delivers the events that others publish to a broker, each at least once.
+
+    Messages are acknowledged when their events have an outcome: delivered ones are done, refused and unreadable ones
+    become dead letters. While the API is down, or the key is refused, what was fetched is held, and no more is.
+
+    Args:
+        source: the broker; opened and closed by the relay.
+        client: delivers the events; the relay's alone, and closed by it. Use ``Batching(ordered=True)``, or a visitor's
+            events may overtake each other, and ``RetryPolicy(outlast=True)``, or an outage makes dead letters.
+        batch: messages in one fetch, 1 or more; default 500.
+        window: messages that may be handed out and not settled, `batch` or more; default 6,000. Less starves the
+            client, more makes more duplicates after a crash, which are at most so many.
+        window_bytes: bytes of them after which no more are fetched, 1 or more; default 16 MiB. The last fetch may go
+            beyond it.
+        grace: seconds, 0 or more, that what was fetched has to be delivered once `stop` was called; default 25.
+        allow_custom: deliver events of unknown names, too; default False: they become dead letters.
+
+    Raises:
+        ConfigurationError: a value out of range.
+    """
+
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
+        self,
+        source: Source,
+        client: AsyncTrackingClient,
+        *,
+        batch: int = BATCH,
+        window: int = WINDOW,
+        window_bytes: int = WINDOW_BYTES,
+        grace: float = GRACE,
+        allow_custom: bool = False,
+    ) -> None:
+        for name, value, least in (("batch", batch, 1), ("window", window, batch), ("window_bytes", window_bytes, 1)):
+            if type(value) is not int or value < least:
+                raise ConfigurationError(f"{name} must be an int of {least} or more, not {value!r}")
+        if type(grace) not in (int, float) or not 0 <= grace < math.inf:
+            raise ConfigurationError(f"grace must be a number of seconds, 0 or more, not {grace!r}")
+        self._link = Link(source)
+        self._client = client
+        self._batch = batch
+        self._window = window
+        self._window_bytes = window_bytes
+        self._grace = grace
+        self._allow_custom = allow_custom
+        self._decode = Codec().decode
+        self._held: deque[Message] = deque()
+        self._open: list[tuple[Message, Receipt]] = []
+        self._done: list[Message] = []
+        self._dead: list[tuple[Message, str]] = []
+        self._stopping = asyncio.Event()
+        self._ran = False
+        self._counts: Counter[str] = Counter()
+        self._dead_by: Counter[str] = Counter()
+        # Of what is in hand or not settled; and of one message, as the last fetch had them.
+        self._bytes = 0
+        self._typical = 1
+
+    async def run(self) -> bool:
+        """Deliver until `stop` is called, or this call is cancelled; then come to an orderly end.
+
+        The end: nothing more is fetched, what was fetched has `grace` seconds to be delivered (none on a cancellation),
+        what has an outcome is settled, the rest is given back, client and source are closed.
+
+        Returns:
+            Whether all that has an outcome is settled; False where the broker failed at the end, so that some of it
+            will be handed out, and delivered, again.
+
+        Raises:
+            ConfigurationError: what the source finds out when it connects, e.g. that a stream's name is taken.
+            UsageError: run a second time.
+        """
+        if self._ran:
+            raise UsageError("a relay runs once: make another one")
+        self._ran = True
+        working = asyncio.create_task(self._work())
+        keeping = asyncio.create_task(self._keep_leases())
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
+            await self._client.aclose(self._grace)
+        finally:
+            self._stopping.set()
+            try:
+                await self._end(working)
+            finally:
+                for task in (working, keeping, stopped):
+                    task.cancel()
+        if working.done() and not working.cancelled():
+            working.result()
+        unsettled = len(self._done) + len(self._dead)
+        if unsettled:
+            logger.error("%d messages could not be settled at the end, and will be delivered again", unsettled)
+        return not unsettled
+
+    def stop(self) -> None:
+        """Have `run` come to its end; call it in the event loop."""
+        self._stopping.set()
+
+    @property
+    def unready(self) -> str | None:
+        """Why nothing is being delivered, in one line, where somebody has to know: None where all is well.
+
+        That the API is down is no reason: it is nothing that another relay would do better.
+        """
+        if self._stopping.is_set():
+            return "stopping"
+        if (trouble := self._link.trouble) is not None:
+            return f"the broker is not connected: {trouble}"
+        if self._client.stats().state == "halted":
+            return "sending is halted: the API refuses the key, the shop or the address"
+        return None
+
+    def stats(self) -> RelayStats:
+        """Return a snapshot of the counters; never blocks."""
+        first = (self._open[0][0] if self._open else self._held[0]).published_at if self._open or self._held else None
+        return RelayStats(
+            **self._counts,
+            dead=dict(self._dead_by),
+            in_hand=len(self._open) + len(self._held),
+            unsettled=len(self._done) + len(self._dead),
+            bytes=self._bytes,
+            oldest_age=0.0 if first is None else max(0.0, time.time() - first),
+            broker_failures=self._link.failures,
+            connected=self._link.trouble is None,
+        )
+
+    async def lag(self) -> Lag:
+        """Return how far the relay is behind, as the broker tells it; raises what the broker's library raises."""
+        return await self._link.lag()
+
+    # --- the work ---
+
+    async def _work(self) -> None:
+        """Fetch, track and settle, until told to stop and nothing is left to settle."""
+        while self._open or self._done or self._dead or not self._stopping.is_set():
+            self._sweep()
+            if not await self._ask_broker():
+                continue
+            if self._held and self._may_track():
+                await self._track()
+            elif self._open and not self._may_fetch():
+                await self._wait_for_outcomes()
+
+    async def _ask_broker(self) -> bool:
+        """Connect, settle and fetch, as far as there is reason to; return whether the broker did as it was told."""
+        if not self._link.open:
+            await self._link.connect(self._sleep)
+            if not self._link.open:
+                return False
+        if not await self._settle():
+            return False
+        if self._may_fetch():
+            return await self._fetch()
+        self._link.unneeded("fetch")
+        return True
+
+    def _may_track(self) -> bool:
+        """Whether events may go to the client: it sends, or nothing is on its way that would show that it can again."""
+        return not self._stopping.is_set() and (not self._open or self._client.stats().state == "sending")
+
+    def _may_fetch(self) -> bool:
+        if self._held:
+            return False
+        # Small fetches cost as much as large ones: rather wait until there is room for a large one.
+        most = min(self._window, self._window_bytes // self._typical)
+        return self._room() >= max(1, min(self._batch, most // 2)) and self._may_track()
+
+    def _room(self) -> int:
+        """Return how many messages may be fetched, as far as their size can be guessed."""
+        count = len(self._open) + len(self._done) + len(self._dead)
+        if not count:
+            return min(self._window, max(1, self._window_bytes // self._typical))
+        return min(self._window - count, (self._window_bytes - self._bytes) // self._typical)
+
+    async def _fetch(self) -> bool:
+        """Fetch what there is room for; return whether that worked."""
+        wait = _BUSY if self._open else _IDLE
+        messages = await self._link.fetch(min(self._batch, self._room()), wait)
+        if messages:
+            self._held.extend(messages)
+            size = _size(messages)
+            self._bytes += size
+            self._typical = max(1, size // len(messages))
+            self._counts["received"] += len(messages)
+            self._counts["fetches"] += 1
+            self._counts["redelivered"] += sum(message.deliveries > 1 for message in messages)
+        return messages is not None
+
+    async def _track(self) -> None:
+        """Hand what is held to the client; what is no event is dead."""
+        if self._client.stats().state != "sending":
+            # A trial. Where the client refuses events while it is halted, they come back at once.
+            await self._sleep(_TRIAL)
+        track, open_, held = self._client.track, self._open, self._held
+        # Whatever ends it, a message is in one place.
+        try:
+            while held:
+                message = held[0]
+                try:
+                    receipt = await track(self._event_of(message))
+                except EventValidationError as error:
+                    self._bury(message, "undecodable", f"undecodable: {error}")
+                else:
+                    open_.append((message, receipt))
+                held.popleft()
+        except BufferFullError:
+            # The client is set not to wait for room.
+            await self._sleep(_BUSY)
+        except ClientClosedError:
+            # The end has begun: what is held is given back.
+            return
+
+    def _event_of(self, message: Message) -> Event:
+        event = self._decode(message.body, allow_custom=self._allow_custom)
+        if b'"timestamp"' in message.body or message.published_at is None or isinstance(event, CustomEvent):
+            return event
+        # The moment of the act is not known; that of the publication is nearer to it than now. A producer that makes
+        # its own ids may have made one that is no moment at all.
+        with suppress(ValueError, OverflowError, OSError):
+            return attrs.evolve(cast("View", event), timestamp=datetime.fromtimestamp(message.published_at, UTC))
+        return event
+
+    def _sweep(self) -> None:
+        """Take what has its outcome out of the open ones."""
+        still: list[tuple[Message, Receipt]] = []
+        done, delivered, maybe_duplicates = self._done, 0, 0
+        for pair in self._open:
+            message, receipt = pair
+            outcome = receipt.outcome
+            if outcome is None:
+                still.append(pair)
+            elif type(outcome) is Delivered:
+                done.append(message)
+                delivered += 1
+                maybe_duplicates += outcome.maybe_duplicate or message.deliveries > 1
+            else:
+                self._judge(message, outcome)
+        self._open = still
+        self._counts["delivered"] += delivered
+        self._counts["maybe_duplicates"] += maybe_duplicates
+
+    def _judge(self, message: Message, outcome: Outcome) -> None:
+        fate = fate_of(outcome)
+        if fate.kind == "back":
+            self._held.append(message)
+        elif fate.kind == "dead":
+            self._bury(message, fate.why, fate.reason)
+        else:
+            self._done.append(message)
+            self._counts[fate.kind] += 1
+
+    def _bury(self, message: Message, why: str, reason: str) -> None:
+        self._dead.append((message, " ".join(reason.split())))
+        self._dead_by[why] += 1
+
+    async def _settle(self) -> bool:
+        """Settle what has its outcome; return whether nothing is left to settle."""
+        if not self._done and not self._dead:
+            self._link.unneeded("settle")
+            return True
+        if not await self._link.settle(self._done, self._dead):
+            return False
+        self._bytes -= _size(self._done) + _size(self._buried())
+        self._done, self._dead = [], []
+        return True
+
+    async def _wait_for_outcomes(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BUSY):
+                await self._open[0][1]
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until the relay is told to stop, or for a moment where it has been."""
+        if self._stopping.is_set():
+            await asyncio.sleep(min(seconds, _IDLE))
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _keep_leases(self) -> None:
+        """Tell the broker again and again that what is not settled is being worked on."""
+        lease = self._link.lease
+        beat = _HEARTBEAT if lease is None else lease / 3
+        while True:
+            # Soon after a failure: the leases may be about to end.
+            await asyncio.sleep(beat if self._link.trouble is None else min(beat, 1.0))
+            if self._link.open:
+                held = [*(message for message, _ in self._open), *self._held, *self._done, *self._buried()]
+                await self._link.extend(held, max(1.0, beat))
+
+    def _buried(self) -> list[Message]:
+        return [message for message, _ in self._dead]
+
+    # --- the end ---
+
+    async def _end(self, working: asyncio.Task[None]) -> None:
+        """Give everything an outcome now, settle it, give the rest back and part from the broker."""
+        # Closed before, or cancelled while it closed: it has a report for whoever asks again.
+        await self._client.aclose(0)
+        await asyncio.wait({working}, timeout=_LAST_WORDS)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working}, timeout=_LAST_WORDS)
+        self._sweep()
+        if self._link.open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._settle()
+        rest = [*self._held]
+        if self._link.open and await self._link.release(rest, _LAST_WORDS):
+            self._held.clear()
+            self._counts["released"] += len(rest)
+            self._bytes -= _size(rest)
+        await self._link.aclose(_LAST_WORDS)
+
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(len(message.body) for message in messages)

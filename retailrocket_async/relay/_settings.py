@@ -1,0 +1,74 @@
+"""What a relay is told at its start, checked."""
+
+from __future__ import annotations
+
+import math
+import socket
+
+import attrs
+
+from retailrocket_async import Batching, Buffer, ConfigurationError
+from retailrocket_async.relay._relay import BATCH, GRACE, WINDOW, WINDOW_BYTES
+
+
+def _hostname() -> str:
+    return socket.gethostname()
+
+
+@attrs.frozen(kw_only=True)
+class RelaySettings:
+    """How a relay's process is set up.
+
+    Attributes:
+        source: the broker's address, e.g. ``redis://redis:6379/0?stream=events``; may hold a password.
+        name: what the broker knows this relay by; default the host's name, which outlives the process: a relay that is
+            started again finds what it had in its hands. Two on one host need names of their own.
+        batch: messages in one fetch; default 500.
+        window: messages handed out and not settled, `batch` or more; default 6,000.
+        window_bytes: their size in bytes after which no more are fetched; default 16 MiB.
+        rate: requests a second, 0 or more; default 50. 0 lifts the limit.
+        limiter: address of a Redis in which all processes of the shop share the limit; default None: `rate` is this
+            process's own.
+        grace: seconds that what was fetched has to be delivered at the end, 0 or more; default 25.
+        allow_custom: deliver events of unknown names, too; default False.
+        health_host: address on which health and metrics are served; default ``"127.0.0.1"``.
+        health_port: its port; default 8081; 0 for any free one.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
+    """
+
+    source: str = attrs.field(repr=False)
+    name: str = attrs.field(factory=_hostname)
+    batch: int = BATCH
+    window: int = WINDOW
+    window_bytes: int = WINDOW_BYTES
+    rate: int = 50
+    limiter: str | None = attrs.field(default=None, repr=False)
+    grace: float = GRACE
+    allow_custom: bool = False
+    health_host: str = "127.0.0.1"
+    health_port: int = 8081
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("source", "name", "health_host"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigurationError(f"{name} must be a str that is not empty")
+        if self.limiter is not None and (not isinstance(self.limiter, str) or "://" not in self.limiter):
+            raise ConfigurationError("limiter must be None or the address of a Redis, e.g. redis://redis:6379/0")
+        for name, least in (("batch", 1), ("window", self.batch), ("window_bytes", 1), ("rate", 0), ("health_port", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigurationError(f"{name} must be an int of {least} or more, not {value!r}")
+        if self.health_port > 65535:
+            raise ConfigurationError(f"health_port must be a port, at most 65535, not {self.health_port!r}")
+        if type(self.grace) not in (int, float) or not 0 <= self.grace < math.inf:
+            raise ConfigurationError(f"grace must be a number of seconds, 0 or more, not {self.grace!r}")
+
+    @property
+    def buffer(self) -> Buffer:
+        """The client's buffer that has room for the whole window, so that the relay never waits for it."""
+        return Buffer(
+            max_events=self.window + self.batch,
+            max_bytes=2 * self.window_bytes + self.batch * Batching().max_bytes,
+        )

@@ -1,0 +1,67 @@
+"""A real nats-server with JetStream on loopback, which tests can kill and start again on what it had stored."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class NatsServer:
+    """The server.
+
+    Attributes:
+        url: where it listens, the same after a restart.
+        process: the running process.
+    """
+
+    def __init__(self, folder: str, *arguments: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._command = ["nats-server", "-js", "-a", "127.0.0.1", "-p", f"{self.port}", "-sd", folder, *arguments]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                    assert connection.recv(4) == b"INFO"
+                    return
+            except OSError:
+                assert self.process.poll() is None, "nats-server does not start"
+                assert time.monotonic() < end, "nats-server does not answer"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kill it without a chance to say goodbye; what it had stored stays."""
+        self.process.kill()
+        self.process.wait()
+
+    async def restart(self, pause: float = 0.0) -> None:
+        """Kill it and start it again after `pause` seconds."""
+        self.kill()
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(self.start)
+
+
+@contextmanager
+def nats_server(*arguments: str) -> Iterator[NatsServer]:
+    """Run a server while the block runs, with a store that is removed after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = NatsServer(folder, *arguments)
+        try:
+            yield server
+        finally:
+            server.kill()
