@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from retailrocket_async import Abandoned, Delivered, Dropped, Rejected
+from retailrocket_async import Abandoned, Delivered, Dropped, Kept, Rejected
 
 if TYPE_CHECKING:
     from retailrocket_async import Outcome
@@ -41,7 +41,7 @@ def fate_of(outcome: Outcome) -> Fate:  # noqa: PLR0911 - a table
             return Fate("filtered")
         case Dropped(reason="expired"):
             return Fate("dead", "expired", "expired: older than Buffer.max_age")
-        case Abandoned(reason=("closed" | "cancelled")) | Dropped():
+        case Abandoned(reason=("closed" | "cancelled")) | Dropped() | Kept():
             return Fate("back")
         case Abandoned(reason=why):
             told = f"HTTP {outcome.status}" if outcome.status is not None else outcome.failure or "no attempt"
