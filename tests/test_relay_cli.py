@@ -157,6 +157,23 @@ def test_from_broker_to_api(service: Service, number: int) -> None:
     assert KEY not in told
 
 
+def test_shared_limit(service: Service) -> None:
+    """With `--limiter` the relay asks a Redis for its permits, and delivers."""
+    pytest.importorskip("retailrocket_async.redis")
+    service.publish(*views(1, 2, 3))
+    limiter = f"redis://:{PASSWORD}@127.0.0.1:{service.server.port}/1"
+    with service.relay(RETAILROCKET_RELAY_LIMITER=limiter, RETAILROCKET_RELAY_RATE="50") as relay:
+        until(lambda: service.emulator.stats()["total_events"] == 3)
+        status, told = relay.end()
+
+    from redis import Redis
+
+    assert status == 0
+    assert PASSWORD not in told
+    shared: Any = Redis(port=service.server.port, password=PASSWORD, db=1)
+    assert shared.dbsize() > 0
+
+
 def test_health_and_metrics(service: Service) -> None:
     """The relay is alive and ready, and its metrics say what it did."""
     service.publish(*views(1, 2), b"junk")
