@@ -224,6 +224,7 @@ def _judged(broker: Any, source: str, recorder: _recorder.Recorder, feed: Feed) 
         "duplicates": sum(counts.values()) - len(counts),
         "dead": dead.total(),
         "dead_expected": expected.total(),
+        "dead_missing": (expected - dead).total(),
         "dead_wrong": (dead - expected).total() + (expected - dead).total(),
     }
 

@@ -125,6 +125,10 @@ class EventBuffer:
         """Whether one more envelope of `size` bytes is within the buffer's bounds."""
         return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
+    def holds(self, count: int, size: int) -> bool:
+        """Whether so many more events, of so many bytes together, are within the buffer's bounds."""
+        return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+
     def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
         """Add one event where that changes nothing else: no batch is opened, is full, or becomes due; or return False.
 
@@ -197,19 +201,8 @@ class EventBuffer:
             batches = self._lanes[lane] = Lane()
         batch = next(reversed(batches), None)
         ready = lane not in self._busy
-        if (
-            batch is None
-            or len(batch.receipts) >= self._max_events
-            or batch.size + size > self.cap.bytes
-            or (self._fine and self._clock() - batch.opened_at > _FINE)
-        ):
-            batch = Batch(self._clock(), self.generation, lane)
-            batches.open(batch)
-            self._order[batch] = batch.opened_at if came_at is None else came_at
-            if self._timed:
-                heapq.heappush(self._ages, (self._order[batch], next(self._opened), batch))
-            self.batches += 1
-            self._ready_batches += ready
+        if batch is None or self._is_closed(batch, size):
+            batch = self._open(batches, lane, self._clock() if came_at is None else came_at, ready=ready)
         batch.envelopes.append(envelope)
         batch.receipts.append(receipt)
         batch.size += size
@@ -231,6 +224,68 @@ class EventBuffer:
             self._make_ready(lane, batches)
             return True
         return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
+
+    def extend(self, envelopes: list[builtins.bytes], receipts: list[Receipt], lane: Hashable) -> bool:
+        """Add events of one lane, as `append` would one by one, at a fraction of the cost."""
+        if self._timed or self._ranks is not None:
+            sooner = [self.append(*event, lane) for event in zip(envelopes, receipts, strict=True)]
+            return any(sooner)
+        self.end_growth()
+        sooner_by_events, sooner_by_bytes = self._ready_events, self._ready_bytes
+        batches = self._lanes.get(lane)
+        if batches is None:
+            batches = self._lanes[lane] = Lane()
+        ready, position, added = lane not in self._busy, 0, 0
+        while position < len(envelopes):
+            batch = next(reversed(batches), None)
+            if batch is None or self._is_closed(batch, len(envelopes[position]) + 1):
+                batch = self._open(batches, lane, self._clock(), ready=ready)
+            count, size = self._fitting(batch, envelopes, position)
+            batch.envelopes += envelopes[position : position + count]
+            batch.receipts += receipts[position : position + count]
+            batch.size += size
+            position += count
+            added += size
+        batches.events += position
+        batches.bytes += added
+        self._events += position
+        self._bytes += added
+        if not ready:
+            return False
+        self._ready_events += position
+        self._ready_bytes += added
+        if lane not in self._ready:
+            self._make_ready(lane, batches)
+            return True
+        by_events = sooner_by_events < self._max_events <= self._ready_events
+        return by_events or sooner_by_bytes < self.cap.bytes <= self._ready_bytes
+
+    def _is_closed(self, batch: Batch, size: int) -> bool:
+        """Whether an event of `size` bytes needs another batch than this, the last of its lane."""
+        return (
+            len(batch.receipts) >= self._max_events
+            or batch.size + size > self.cap.bytes
+            or (self._fine and self._clock() - batch.opened_at > _FINE)
+        )
+
+    def _open(self, batches: Lane, lane: Hashable, came_at: float, *, ready: bool) -> Batch:
+        batch = Batch(self._clock(), self.generation, lane)
+        batches.open(batch)
+        self._order[batch] = came_at
+        if self._timed:
+            heapq.heappush(self._ages, (came_at, next(self._opened), batch))
+        self.batches += 1
+        self._ready_batches += ready
+        return batch
+
+    def _fitting(self, batch: Batch, envelopes: list[builtins.bytes], position: int) -> tuple[int, int]:
+        """Return how many of the envelopes from `position` on fit in a batch, one at least, and their bytes there."""
+        most = envelopes[position : position + self._max_events - len(batch.receipts)]
+        room = self.cap.bytes - batch.size
+        size = sum(map(len, most)) + len(most)
+        while size > room and len(most) > 1:
+            size -= len(most.pop()) + 1
+        return len(most), size
 
     def due_in(self) -> float | None:
         """Return the seconds until a batch should be taken, 0 for now; None while there is none to take.

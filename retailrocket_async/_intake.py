@@ -12,7 +12,7 @@ from retailrocket_async._events import CustomEvent
 from retailrocket_async._outcome import Dropped, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from retailrocket_async._buffer import EventBuffer
     from retailrocket_async._events import Event
@@ -127,6 +127,34 @@ class Intake:
         self.check_open()
         self.left_in_a_row -= 1
         return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
+
+    def accept_group(self, events: Sequence[tuple[str, str, bytes]]) -> list[Receipt] | None:
+        """Put events in the buffer, in order; None, and none put in, where there is no room for all, or it is closed.
+
+        Args:
+            events: name, visitor and envelope of each.
+        """
+        self._home.enter()
+        if self._closed:
+            return None
+        size = sum([len(envelope) for _, _, envelope in events]) + len(events)
+        if self._waiters or not self._buffer.holds(len(events), size):
+            return None
+        receipts = [Receipt(name) for name, _, _ in events]
+        lanes: dict[Hashable, tuple[list[bytes], list[Receipt]]] = {}
+        lane_of = self._buffer.lane_of if self._keyed else _no_lane
+        for receipt, (_, session, envelope) in zip(receipts, events, strict=True):
+            lane = lane_of(session)
+            found = lanes.get(lane)
+            if found is None:
+                found = lanes[lane] = ([], [])
+            found[0].append(envelope)
+            found[1].append(receipt)
+        self._ledger.tracked += len(events)
+        sooner = [self._buffer.extend(*found, lane) for lane, found in lanes.items()]
+        if any(sooner) or self.watched:
+            self._arrived(due_sooner=any(sooner))
+        return receipts
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
         """Put in an event that was accepted elsewhere, bounds or not: whoever feeds knows how much is on its way."""
@@ -270,6 +298,10 @@ class _Waiter:
     def refuse(self) -> None:
         if not self.admitted.done():
             self.admitted.set_exception(_closed_error())
+
+
+def _no_lane(_: str) -> Hashable:
+    return None
 
 
 def _closed_error() -> ClientClosedError:

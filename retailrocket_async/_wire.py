@@ -43,6 +43,8 @@ _FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data
 _MAYBE_LONG = re.compile(rb"[0-9]{19}")
 _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
 
+_WHOLE_SECONDS = re.compile(rb'"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"')
+
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
 """Fields of a type that cattrs would take apart, and orjson takes whole."""
 
@@ -151,6 +153,20 @@ class Codec:
         if free is not None and getattr(event, free) and _has_long_integer(data):
             raise EventValidationError(event.event_name, free, "must hold integers of at most 64 bits")
         return event
+
+    def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[Event, bytes]:
+        """Return the event that an envelope describes, and its envelope as this codec would make it.
+
+        Where the one given says the same it is that one: written by a program like this one, it mostly does.
+
+        Raises:
+            EventValidationError: as `decode`.
+        """
+        event = self.decode(data, allow_custom=allow_custom)
+        # Whole seconds and an offset, as in the API document's pattern; the rest of an envelope has one form only.
+        if self.timestamp_precision != "seconds" or type(event) in _FREE or not _WHOLE_SECONDS.search(data):
+            return event, self.encode(event)
+        return event, data
 
     def _name_of(self, event: Event) -> str:
         if type(event) not in self._to_object:

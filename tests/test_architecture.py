@@ -27,7 +27,7 @@ FLOORS = [
     {"_dispatcher"},
     {"_drain"},
     {"_spooled"},
-    {"_verbs", "_threads"},
+    {"_verbs", "_threads", "_groups"},
     {"_client"},
     {"__init__"},
 ]

@@ -122,15 +122,33 @@ class Model(RuleBasedStateMachine):
         )
         came_at = came_at if waited else self.time
         event = Event(self.count, name, len(envelope) + 1, came_at, receipt)
+        self.note(lane, event)
+        assert sooner or self.buffer.due_in() == before
+
+    def note(self, lane: Hashable, event: Event) -> None:
+        """Add an event to the model."""
         last = next((batch for batch in reversed(self.batches) if batch.lane == lane), None)
         full = last is None or len(last.events) == self.batching.max_events
         if last is None or full or last.size + event.size > self.batching.max_bytes:
-            last = Bundled(lane, self.time, came_at, self.generation)
+            last = Bundled(lane, self.time, event.came_at, self.generation)
             self.batches.append(last)
             self.opened[self.generation] += 1
         last.events.append(event)
         self.count += 1
-        self.came_last = came_at
+        self.came_last = event.came_at
+
+    @rule(visitor=st.sampled_from("abcde"), sizes=st.lists(st.sampled_from([20, 100, 500]), min_size=1, max_size=8))
+    def extend(self, visitor: str, sizes: list[int]) -> None:
+        """Add events of one visitor together, where all of them fit."""
+        if self.bounds.overflow == "shed" or not self.buffer.holds(len(sizes), sum(sizes)):
+            return
+        envelopes = [json.dumps(f"{self.count + number:<{size - 3}}").encode() for number, size in enumerate(sizes)]
+        receipts = [Receipt(NAMES[0]) for _ in sizes]
+        lane = self.buffer.lane_of(visitor)
+        before = self.buffer.due_in()
+        sooner = self.buffer.extend(envelopes, receipts, lane)
+        for envelope, receipt in zip(envelopes, receipts, strict=True):
+            self.note(lane, Event(self.count, NAMES[0], len(envelope) + 1, self.time, receipt))
         assert sooner or self.buffer.due_in() == before
 
     def make_room(self, size: int, name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 pytestmark = [
+    pytest.mark.endurance,
     pytest.mark.needs_server("redis-server"),
     pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux only"),
 ]

@@ -164,12 +164,13 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
         client = AsyncTrackingClient(KEY, "partner", base_url=server.url, retry=retry)
         await client.track(EVENT)
         await answered.wait()
-        # By its type alone: other tests leave objects that raise when asked for their class.
-        bodies = {thing.body for thing in gc.get_objects() if type(thing) is Reply}
+        # By its type alone: other tests leave objects that raise when asked for their class, and replies of their own.
+        bodies = [thing.body for thing in gc.get_objects() if type(thing) is Reply]
         await client.aclose(timeout=0)
 
     assert set() != found_in(repr(asked), KEY)
-    assert {b""} == bodies
+    assert b"" in bodies
+    assert set() == found_in(repr(bodies), KEY)
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function", "partial", "failing function"])

@@ -15,6 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 pytestmark = [
+    pytest.mark.endurance,
     pytest.mark.needs_server("redis-server"),
     pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL"),
 ]

@@ -395,6 +395,7 @@ class TestCancelling:
 
 
 @pytest.mark.needs_server("nats-server")
+@pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""

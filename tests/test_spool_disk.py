@@ -89,6 +89,7 @@ def fill(disk: Path) -> None:
             ballast.write(bytes(4096))
 
 
+@pytest.mark.endurance
 def test_torture() -> None:
     """Of processes that share a spool any may be killed at any moment: nothing accepted is lost, little is repeated."""
     program = "import attrs, json, _fleet_torture as t; print(json.dumps(attrs.asdict(t.torture(5.0, every=0.4))))"

@@ -14,6 +14,7 @@ and not yet settled is delivered twice.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -41,7 +42,7 @@ from retailrocket_async.relay._stats import RelayStats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from retailrocket_async import AsyncTrackingClient, Event, Outcome, Receipt, View
+    from retailrocket_async import AsyncTrackingClient, Outcome, Receipt, View
     from retailrocket_async.relay._source import Lag, Message, Source
 
 BATCH = 500
@@ -116,7 +117,7 @@ class Relay:
         self._window_bytes = window_bytes
         self._grace = grace
         self._allow_custom = allow_custom
-        self._decode = Codec().decode
+        self._codec = Codec()
         self._held: deque[Message] = deque()
         self._open: list[tuple[Message, Receipt]] = []
         self._done: list[Message] = []
@@ -266,20 +267,18 @@ class Relay:
         if self._client.stats().state != "sending":
             # A trial. Where the client refuses events while it is halted, they come back at once.
             await self._sleep(_TRIAL)
-        track, open_, held = self._client.track, self._open, self._held
-        # Whatever ends it, a message is in one place.
+        held = self._held
         try:
             while held:
-                message = held[0]
-                try:
-                    receipt = await track(self._event_of(message))
-                except EventValidationError as error:
-                    self._bury(message, "undecodable", f"undecodable: {error}")
-                else:
-                    open_.append((message, receipt))
-                held.popleft()
-                if not len(held) % _BREATH:
-                    await asyncio.sleep(0)
+                bodies = [self._body_of(message) for message in itertools.islice(held, _BREATH)]
+                results = await self._client.track_envelopes(bodies, allow_custom=self._allow_custom)
+                # Whatever ends it, a message is in one place.
+                for result in results:
+                    message = held.popleft()
+                    if isinstance(result, EventValidationError):
+                        self._bury(message, "undecodable", f"undecodable: {result}")
+                    else:
+                        self._open.append((message, result))
         except BufferFullError:
             # The client is set not to wait for room.
             await self._sleep(_BUSY)
@@ -287,15 +286,17 @@ class Relay:
             # The end has begun: what is held is given back.
             return
 
-    def _event_of(self, message: Message) -> Event:
-        event = self._decode(message.body, allow_custom=self._allow_custom)
-        if b'"timestamp"' in message.body or message.published_at is None or isinstance(event, CustomEvent):
-            return event
+    def _body_of(self, message: Message) -> bytes:
+        if b'"timestamp"' in message.body or message.published_at is None:
+            return message.body
         # The moment of the act is not known; that of the publication is nearer to it than now. A producer that makes
-        # its own ids may have made one that is no moment at all.
+        # its own ids may have made one that is no moment at all; and what is no event, the client says as well.
         with suppress(ValueError, OverflowError, OSError):
-            return attrs.evolve(cast("View", event), timestamp=datetime.fromtimestamp(message.published_at, UTC))
-        return event
+            event = self._codec.decode(message.body, allow_custom=self._allow_custom)
+            if not isinstance(event, CustomEvent):
+                moment = datetime.fromtimestamp(message.published_at, UTC)
+                return self._codec.encode(attrs.evolve(cast("View", event), timestamp=moment))
+        return message.body
 
     def _sweep(self) -> None:
         """Take what has its outcome out of the open ones."""
