@@ -17,7 +17,7 @@ from retailrocket_async._credentials import ApiKey, Credentials
 from retailrocket_async._dispatcher import Dispatcher
 from retailrocket_async._errors import BufferFullError, ClientClosedError, ConfigurationError, EventValidationError
 from retailrocket_async._events import Event
-from retailrocket_async._groups import track_envelopes, track_on_disk
+from retailrocket_async._groups import track_envelopes, track_envelopes_on_disk, track_on_disk
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._outcome import Dropped, Receipt, error_for
 from retailrocket_async._retry import RetryPolicy
@@ -280,15 +280,14 @@ class AsyncTrackingClient(EventMethods):
         Raises:
             BufferFullError, ClientClosedError, WrongLoopError: as `track`, where none is accepted.
         """
-        engine = self._engine
-        if self._before_send is None and not isinstance(engine, SpooledDispatcher):
+        engine, codec, most = self._engine, self._codec, self._most_bytes
+        if self._before_send is None:
+            if isinstance(engine, SpooledDispatcher):
+                return await track_envelopes_on_disk(
+                    envelopes, engine.intake, codec, allow_custom=allow_custom, most_bytes=most
+                )
             return await track_envelopes(
-                envelopes,
-                engine.intake,
-                self._codec,
-                allow_custom=allow_custom,
-                most_bytes=self._most_bytes,
-                track=self.track,
+                envelopes, engine.intake, codec, allow_custom=allow_custom, most_bytes=most, track=self.track
             )
         results: list[Receipt | EventValidationError] = []
         for envelope in envelopes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._errors import BufferFullError, ClientClosedError, EventValidationError
 from retailrocket_async._events import CustomEvent
 from retailrocket_async._outcome import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from retailrocket_async._events import Event
     from retailrocket_async._intake import Intake
@@ -93,21 +93,12 @@ async def track_envelopes(  # noqa: PLR0913 - what one event after the other wou
     """
     results: list[Receipt | EventValidationError] = []
     for start in range(0, len(envelopes), _AT_ONCE):
-        read: list[tuple[Event, bytes] | EventValidationError] = []
-        for data in envelopes[start : start + _AT_ONCE]:
-            try:
-                event, envelope = codec.examined(data, allow_custom=allow_custom)
-                if len(envelope) > most_bytes:
-                    read.append(_too_large(event, envelope, most_bytes))
-                else:
-                    read.append((event, envelope))
-            except EventValidationError as error:
-                read.append(error)
-        group = [(_name(each[0]), visitor_of(each[0]), each[1]) for each in read if isinstance(each, tuple)]
+        part = envelopes[start : start + _AT_ONCE]
+        read = _examined(part, codec, allow_custom=allow_custom, most_bytes=most_bytes)
+        group = [(_name(each[0]), _visitor(each[0]), each[1]) for each in read if isinstance(each, tuple)]
         receipts = intake.accept_group(group)
         if receipts is not None:
-            taken = iter(receipts)
-            results += [next(taken) if isinstance(each, tuple) else each for each in read]
+            results += _in_their_places(read, receipts)
         else:
             for each in read:
                 try:
@@ -121,9 +112,53 @@ async def track_envelopes(  # noqa: PLR0913 - what one event after the other wou
     return results
 
 
-def _too_large(event: Event, envelope: bytes, most_bytes: int) -> EventValidationError:
-    rule = f"must be at most {most_bytes + 2} bytes of JSON (Batching.max_bytes)"
-    return EventValidationError(event.event_name, "", rule, len(envelope))
+async def track_envelopes_on_disk(
+    envelopes: Sequence[bytes], intake: SpoolIntake, codec: Codec, *, allow_custom: bool, most_bytes: int
+) -> list[Receipt | EventValidationError]:
+    """Put the events that envelopes describe in a spool; the arguments are those of `track_envelopes`."""
+    results: list[Receipt | EventValidationError] = []
+    for start in range(0, len(envelopes), _ON_DISK):
+        read: list[_Examined] = []
+        for part in range(start, min(start + _ON_DISK, len(envelopes)), _AT_ONCE):
+            some = envelopes[part : min(part + _AT_ONCE, start + _ON_DISK)]
+            read += _examined(some, codec, allow_custom=allow_custom, most_bytes=most_bytes)
+            await asyncio.sleep(0)
+        try:
+            receipts = await intake.accept_many([each for each in read if isinstance(each, tuple)])
+        except (BufferFullError, ClientClosedError):
+            if not results:
+                raise
+            return results
+        results += _in_their_places(read, receipts)
+    return results
+
+
+_Examined: TypeAlias = "tuple[Event, bytes] | EventValidationError"
+
+
+def _examined(envelopes: Sequence[bytes], codec: Codec, *, allow_custom: bool, most_bytes: int) -> list[_Examined]:
+    """Return for each envelope its event and what to send, or what is wrong with it."""
+    read: list[_Examined] = []
+    for data in envelopes:
+        try:
+            event, envelope = codec.examined(data, allow_custom=allow_custom)
+        except EventValidationError as error:
+            read.append(error)
+            continue
+        if len(envelope) > most_bytes:
+            rule = f"must be at most {most_bytes + 2} bytes of JSON (Batching.max_bytes)"
+            read.append(EventValidationError(event.event_name, "", rule, len(envelope)))
+        else:
+            read.append((event, envelope))
+    return read
+
+
+def _in_their_places(
+    read: Sequence[_Examined], receipts: Iterable[Receipt]
+) -> Iterator[Receipt | EventValidationError]:
+    """Yield the receipts of what was read, and the errors between them."""
+    taken = iter(receipts)
+    return (next(taken) if isinstance(each, tuple) else each for each in read)
 
 
 def _name(event: Event) -> str:
@@ -131,7 +166,7 @@ def _name(event: Event) -> str:
     return event.wire_name or event.event_name
 
 
-def visitor_of(event: Event) -> str:
+def _visitor(event: Event) -> str:
     """Return whose event it is, ``""`` where it does not say."""
     if isinstance(event, CustomEvent):
         return str(event.fields.get("sessionExternalId", ""))

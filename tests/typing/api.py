@@ -327,6 +327,7 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     assert_type(told(await receipt), str)
     assert_type(client.track_nowait(view), Receipt)
     assert_type(await client.track_many([view]), list[Receipt])
+    assert_type(await client.track_envelopes([b"{}"], allow_custom=True), list[Receipt | EventValidationError])
     assert_type(await client.track_many(many()), list[Receipt])
     assert_type(await client.send(view), Delivered)
     assert_type(await client.send_batch([view, view]), Delivered)
