@@ -217,6 +217,26 @@ async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> Non
         assert await waiter >= sent_at + limit.per
 
 
+async def test_what_comes_while_a_command_is_under_way_is_told_as_well(redis: Redis) -> None:
+    """Requests that are late one after the other are all told of, though nobody books again."""
+    limiter = RedisLimiter(redis, RateLimit(requests=2, per=0.4, burst=2))
+    permits = [await limiter.acquire() for _ in range(2)]
+
+    async def all_are_held() -> bool:
+        return sum(score > time.time() * 1e6 + 10e6 for _, score in await requests(redis)) == len(permits)
+
+    await until(all_are_held)
+    for permit in permits:
+        assert permit is not None
+        permit.done()
+        await asyncio.sleep(0)
+
+    async def none_is_held() -> bool:
+        return not any(score > time.time() * 1e6 + 10e6 for _, score in await requests(redis))
+
+    await until(none_is_held)
+
+
 async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
     """The window of a request begins when it was written, for other processes as well."""
     limit = RateLimit(requests=1, per=0.4)

@@ -223,8 +223,11 @@ class Member:
             self._telling = self._loop.create_task(self._tell_all())
 
     async def _tell_all(self) -> None:
-        while await self._command(None) is not None and (self._untold_pause or self._refused_at > -math.inf):
-            pass
+        more = True
+        # What comes while a command is on its way goes with another one.
+        while more:
+            answer = await self._command(None)
+            more = answer is not None and (self._untold_pause or self._refused_at > -math.inf or bool(self._late))
 
     def _probe(self) -> None:
         """Ask whether Redis is back, where that is due and somebody wants to know."""
