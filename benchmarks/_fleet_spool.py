@@ -30,6 +30,7 @@ FULL = 25_000
 """Events a second that the limit lets out: 50 requests of 500."""
 
 _TICK = 0.001
+_WARM_UP = 1.0
 
 
 def events(count: int) -> Iterator[Event]:
@@ -74,17 +75,22 @@ async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
         async def one(event: Event) -> None:
             began = loop.time()
             await client.track(event)
-            times.append(loop.time() - began)
+            if began >= warm:
+                times.append(loop.time() - began)
 
         async def lag() -> None:
+            await asyncio.sleep(_WARM_UP)
             while True:
                 due = loop.time() + _TICK
                 await asyncio.sleep(_TICK)
                 lags.append(loop.time() - due)
 
-        metering = asyncio.create_task(lag())
         cpu, began, tasks = time.process_time(), loop.time(), set[asyncio.Task[None]]()
-        for number, event in enumerate(events(int(PACE * seconds))):
+        # The first request loads what TLS needs, which is not what is measured.
+        warm = began + _WARM_UP
+        metering = asyncio.create_task(lag())
+        count = int(PACE * (seconds + _WARM_UP))
+        for number, event in enumerate(events(count)):
             if (wait := began + number / PACE - loop.time()) > 0.0005:
                 await asyncio.sleep(wait)
             tasks.add(task := asyncio.create_task(one(event)))
@@ -93,13 +99,13 @@ async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
         used = time.process_time() - cpu
         metering.cancel()
         await client.flush(60)
-        assert client.stats().delivered == len(times)
+        assert client.stats().delivered == count
     return {
         "p50": _at(times, 0.5),
         "p99": _at(times, 0.99),
         "lag": _at(lags, 0.99),
         "worst": max(lags),
-        "cpu": used / len(times) * 1e6,
+        "cpu": used / count * 1e6,
     }
 
 
@@ -219,7 +225,7 @@ def _section(  # noqa: PLR0913, PLR0917 - all that was measured
                 note="Where it sends as well, the cost of delivering is in it.",
             ),
             Table(
-                title=f"{PACE:,} calls of track a second, delivering as well",
+                title=f"{PACE:,} calls of track a second, delivering as well, from the second second on",
                 columns=("track p50 ms", "track p99 ms", "loop lag p99 ms", "worst lag ms", "CPU µs an event"),
                 rows=tuple(
                     (each["p50"] * 1e3, each["p99"] * 1e3, each["lag"] * 1e3, each["worst"] * 1e3, each["cpu"])

@@ -4,6 +4,8 @@
 
     file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> every process's own events
 
+An event that this process has just written itself goes to the engine at once, where nothing else waits before it.
+
 One process at a time holds the drain lock; the others look every half second whether it is free. Only a window of
 events is in memory, however many wait in the file. Ids rise, and the window's end is written down before anything of
 it is sent: whoever comes after a crash knows which events may have been recorded.
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from retailrocket_async._batch import Batch
     from retailrocket_async._dispatcher import Dispatcher
     from retailrocket_async._spool_file import Range, SpoolFile
-    from retailrocket_async._spool_writer import SpoolWriter
+    from retailrocket_async._spool_writer import Entry, SpoolWriter
 
 _AT_ONCE: Final = 500
 """Events that are read at once: a millisecond for the loop."""
@@ -66,6 +68,7 @@ class Drain:
 
     Args:
         writer: the way to the file.
+        engine: where events go.
         once: names of events that are not sent again once they may have been recorded.
         keyed: whether the engine tells visitors from each other.
         window: events with the engine at most.
@@ -81,6 +84,7 @@ class Drain:
     def __init__(  # noqa: PLR0913 - what it has to keep
         self,
         writer: SpoolWriter,
+        engine: Dispatcher,
         *,
         once: frozenset[str],
         keyed: bool,
@@ -89,12 +93,14 @@ class Drain:
         max_age: float,
     ) -> None:
         self._writer = writer
+        self._engine = engine
         self._once = once
         self._keyed = keyed
         self._window = window
         self._window_bytes = window_bytes
         self._max_age = max_age
         self._events = self._bytes = 0
+        # The writer's thread reads on behind it; nobody else touches it while this process leads.
         self._cursor = 0
         self._read_before = 0
         self._came_at = 0.0
@@ -107,23 +113,20 @@ class Drain:
 
     # --- feeding ------------------------------------------------------------------------------------------------------
 
-    async def run(self, engine: Dispatcher, waits: Callable[[], bool]) -> None:
-        """Feed `engine` until `stop` is called; `waits` says whether own events wait to be told of."""
+    async def run(self, waits: Callable[[], bool]) -> None:
+        """Feed the engine until `stop` is called; `waits` says whether own events wait to be told of."""
         idle = _IDLE[0]
         while not self._stopped:
             try:
                 if not self.leads:
                     await self._follow(waits)
-                elif self._has_room():
-                    rows = await self._writer.ask(self._read)
-                    if rows.ids and not self._stopped:
-                        self._feed(engine, rows)
-                        idle = _IDLE[0]
-                    else:
-                        idle = min(idle * 1.5, _IDLE[1])
-                        await self._sleep(idle)
-                else:
+                elif not self._has_room():
                     await self._sleep(_IDLE[1])
+                elif (await self._writer.ask(self._read, self._was_read)).ids:
+                    idle = _IDLE[0]
+                else:
+                    idle = min(idle * 1.5, _IDLE[1])
+                    await self._sleep(idle)
             except SpoolError:
                 # Told by the writer, which opens the file again.
                 await self._sleep(_ELECTION)
@@ -142,33 +145,68 @@ class Drain:
         self.leads = True
 
     def _read(self, file: SpoolFile) -> Rows:
+        """Read on, in the writer's thread, and write down that what was read is on its way."""
         most = min(_AT_ONCE, self._window - self._events)
         rows = file.read(self._cursor, most, min(_READ_BYTES, max(1, self._window_bytes - self._bytes)))
         if rows.ids:
             file.mark_read(max(rows.ids[-1], self._read_before))
         return rows
 
-    def _feed(self, engine: Dispatcher, rows: Rows) -> None:
-        intake, time, here = engine.intake, now(), engine.home.now()
-        self._cursor = rows.ids[-1]
-        self._events += len(rows.ids)
-        self._bytes += sum(map(len, rows.bodies))
-        read_before, keyed, latest, late = self._read_before, self._keyed, self._came_at, time - self._max_age
+    def _was_read(self, rows: Rows) -> None:
+        """Go on behind what was read, in the writer's thread, now that it is written down."""
+        if rows.ids:
+            self._cursor = rows.ids[-1]
+            # Not by who asked: what is written after it must not reach the engine before it.
+            self._writer.call(self._feed_rows, rows)
+
+    def takes(self, file: SpoolFile, first: int, last: int) -> bool:
+        """Whether events that are being written go to the engine from here, in the writer's thread; write it down."""
+        if not self.leads or self._cursor != first - 1 or self._window - self._events < last - first + 1:
+            return False
+        file.mark_read(max(last, self._read_before))
+        return True
+
+    def taken(self, last: int) -> None:
+        """Go on behind events that go to the engine from here, in the writer's thread, now that they are written."""
+        self._cursor = last
+
+    def _feed_rows(self, rows: Rows) -> None:
+        if self._stopped:
+            return
+        time, here = now(), self._engine.home.now()
+        late = time - self._max_age
         for number, at, body in zip(*rows, strict=True):
-            name, session = label_of(body) if keyed else (name_of(body), "")
-            before = number <= read_before
-            receipt = SpooledReceipt(name, number, before=before)
-            if before and name in self._once:
-                intake.end(body, receipt, Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0))
-            elif at <= late:
-                intake.end(body, receipt, Dropped(reason="expired"))
-            else:
-                # The clocks of processes differ a little, and may be set back.
-                latest = max(latest, min(here, here - (time - at)))
-                intake.feed(body, receipt, session, latest)
-        self._came_at = latest
+            # The clocks of processes differ a little, and may be set back.
+            came_at = max(self._came_at, min(here, here - (time - at)))
+            self._feed(number, name_of(body), body, came_at, expired=at <= late)
+            self._came_at = came_at
+        self._fed(len(rows.ids), sum(map(len, rows.bodies)))
+
+    def feed_own(self, entries: Sequence[Entry], last: int) -> None:
+        """Feed events that this process has just written; `last` is the id of the last of them."""
+        if self._stopped:
+            return
+        self._came_at = here = max(self._came_at, self._engine.home.now())
+        for number, (envelope, receipt, _) in enumerate(entries, last - len(entries) + 1):
+            self._feed(number, receipt.event_name, envelope, here, expired=False)
+        self._fed(len(entries), sum([len(entry[0]) for entry in entries]))
+
+    def _feed(self, number: int, name: str, body: bytes, came_at: float, *, expired: bool) -> None:
+        before = number <= self._read_before
+        receipt = SpooledReceipt(name, number, before=before)
+        if before and name in self._once:
+            outcome = Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0)
+            self._engine.intake.end(body, receipt, outcome)
+        elif expired:
+            self._engine.intake.end(body, receipt, Dropped(reason="expired"))
+        else:
+            self._engine.intake.feed(body, receipt, label_of(body)[1] if self._keyed else "", came_at)
+
+    def _fed(self, count: int, size: int) -> None:
+        self._events += count
+        self._bytes += size
         if self.hurries:
-            engine.hurry()
+            self._engine.hurry()
 
     def _has_room(self) -> bool:
         """Whether there is room for so many events that reading them is worth while."""

@@ -7,6 +7,7 @@ the loop.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 import threading
@@ -36,7 +37,7 @@ _GROUP_BYTES: Final = 8 << 20
 _ROW: Final = 32
 """Bytes that an event takes in the file beside its JSON."""
 
-_APART: Final = 0.002
+_APART: Final = 0.003
 """Seconds between two small transactions; one caller that awaits each of its events is alone in them, and not held."""
 
 _LARGE: Final = 100
@@ -68,8 +69,8 @@ Where the future is cancelled the event is not written, unless it is being writt
 class Told(Protocol):
     """The event loop's side: called in its thread, in the order in which things happened."""
 
-    def committed(self, entries: Sequence[Entry], last: int) -> None:
-        """Tell that events are in the file; `last` is the id of the last of them."""
+    def committed(self, entries: Sequence[Entry], last: int, *, taken: bool) -> None:
+        """Tell that events are in the file; `last` is the id of the last; `taken`: as `Reader.takes` has said."""
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
         """Tell that events are not accepted; None where they are dropped."""
@@ -87,14 +88,31 @@ class Told(Protocol):
         """Tell that the file could not be used; it is tried again."""
 
 
+class Reader(Protocol):
+    """Who reads what is written; called in the thread."""
+
+    def takes(self, file: SpoolFile, first: int, last: int) -> bool:
+        """Whether it takes events that are being written, and need not read them; in their transaction."""
+        ...
+
+    def taken(self, last: int) -> None:
+        """Tell that events it has taken are written; `last` is the id of the last."""
+
+
 class _Job:
     """Something else to do with the file, in a transaction with whatever there is to write."""
 
-    __slots__ = ("done", "run")
+    __slots__ = ("done", "run", "then")
 
-    def __init__(self, run: Callable[[SpoolFile], Any], done: asyncio.Future[Any] | None) -> None:
+    def __init__(
+        self,
+        run: Callable[[SpoolFile], Any],
+        done: asyncio.Future[Any] | None,
+        then: Callable[[Any], None] | None = None,
+    ) -> None:
         self.run = run
         self.done = done
+        self.then = then
 
 
 class SpoolWriter:
@@ -115,6 +133,7 @@ class SpoolWriter:
     Attributes:
         full: whether there was no room at the last look.
         waiting: events on their way to the disk.
+        reader: who reads what is written; None for nobody.
     """
 
     def __init__(  # noqa: PLR0913 - what it has to keep
@@ -159,6 +178,7 @@ class SpoolWriter:
         self._stopped: asyncio.Future[None] = loop.create_future()
         self.full = False
         self.waiting = 0
+        self.reader: Reader | None = None
         self._thread = threading.Thread(target=self._run, name="retailrocket-spool", daemon=True)
 
     # --- the loop's side ----------------------------------------------------------------------------------------------
@@ -180,11 +200,20 @@ class SpoolWriter:
         """Do something with the file; tried again until it is done."""
         self._queue.put(_Job(run, None))
 
-    def ask(self, run: Callable[[SpoolFile], T]) -> asyncio.Future[T]:
-        """Do something with the file after all that was asked for before; return what will come of it."""
+    def ask(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
+        """Do something with the file after all that was asked for before; return what will come of it.
+
+        Args:
+            run: what to do; in the thread, and again where the transaction fails.
+            then: told what came of it, in the thread, once that is in the file.
+        """
         done: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Job(run, done))
+        self._queue.put(_Job(run, done, then))
         return done
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function in the event loop, after everything that was told before; for the thread."""
+        self._tell(function, *args)
 
     def look(self) -> None:
         """Read on in the log, where other processes write, too."""
@@ -310,18 +339,28 @@ class SpoolWriter:
         entries, jobs = self._entries[:fitting], self._jobs[:1] if self._tight else list(self._jobs)
         self._last_group = fitting + len(jobs)
         with self._file.transaction():
-            last = self._file.append([entry[0] for entry in entries], now()) if entries else 0
+            # First what may read: it must not come upon events that the reader is about to take.
             results = [job.run(self._file) for job in jobs]
+            last, taken = self._append(entries)
         self._dirty = True
         del self._entries[:fitting], self._came_at[:fitting]
-        self._committed(entries, last)
+        self._committed(entries, last, taken=taken)
         del self._jobs[: len(jobs)]
         self._tight = self._tight and bool(self._jobs)
         for job, result in zip(jobs, results, strict=True):
+            if job.then is not None:
+                job.then(result)
             if job.done is not None:
                 self._tell(_set_result, job.done, result)
         if jobs:
             self._read_log()
+
+    def _append(self, entries: list[Entry]) -> tuple[int, bool]:
+        """Add events; return the id of the last, and whether the reader takes them."""
+        if not entries:
+            return 0, False
+        last = self._file.append([entry[0] for entry in entries], now())
+        return last, self.reader is not None and self.reader.takes(self._file, last - len(entries) + 1, last)
 
     def _make_room(self) -> bool:
         """Write events in the place of the oldest that are not on their way; return whether there were any."""
@@ -331,21 +370,23 @@ class SpoolWriter:
             for name, ids in oldest:
                 spans = [(number, number) for number in ids]
                 self._file.settle(Settlement(spans, self._overflowed(name)), now())
-            last = self._file.append([entry[0] for entry in entries], now()) if oldest else 0
+            last, taken = self._append(entries) if oldest else (0, False)
         if not oldest:
             return False
         self._entries, self._came_at = [], []
         self._used = self._file.bytes_used()
-        self._committed(entries, last)
+        self._committed(entries, last, taken=taken)
         self._read_log()
         return True
 
-    def _committed(self, entries: list[Entry], last: int) -> None:
+    def _committed(self, entries: list[Entry], last: int, *, taken: bool) -> None:
         if not entries:
             return
+        if taken and self.reader is not None:
+            self.reader.taken(last)
         self.full = False
         self._written += _size(entries)
-        self._tell(self._told.committed, entries, last)
+        self._tell(functools.partial(self._told.committed, taken=taken), entries, last)
 
     def _fitting(self) -> int:
         """Return for how many of the entries there is room."""

@@ -196,8 +196,9 @@ class SpooledDispatcher:
                 flushes=self._spool.durability == "interval",
                 overflowed=_overflowed,
             )
-            self._drain = Drain(
+            self._drain = self.writer.reader = Drain(
                 self.writer,
+                self.engine,
                 once=self._once,
                 keyed=batching.ordered or batching.by_session,
                 # What is on the wire, and as much again to fill the next batches from.
@@ -206,13 +207,13 @@ class SpooledDispatcher:
                 max_age=self._spool.max_age,
             )
             self.writer.start()
-            self._draining = loop.create_task(self._drain.run(self.engine, lambda: bool(self._own.pending)))
+            self._draining = loop.create_task(self._drain.run(lambda: bool(self._own.pending)))
         return self.writer
 
     def _keep(self, batch: Any, outcome: Outcome) -> Outcome:  # noqa: ANN401 - a Batch, as the drain knows
         return outcome if self._drain is None else self._drain.keep(batch, outcome)
 
-    def committed(self, entries: Sequence[Entry], last: int) -> None:
+    def committed(self, entries: Sequence[Entry], last: int, *, taken: bool) -> None:
         """Tell callers that their events are in the file."""
         assert self.writer is not None  # noqa: S101 - it is what calls this
         self.writer.waiting -= len(entries)
@@ -220,7 +221,9 @@ class SpooledDispatcher:
         for _, receipt, admitted in entries:
             if admitted is not None and not admitted.done():
                 admitted.set_result(receipt)
-        if self._drain is not None:
+        if self._drain is not None and taken:
+            self._drain.feed_own(entries, last)
+        elif self._drain is not None:
             self._drain.appended()
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
