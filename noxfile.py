@@ -19,9 +19,9 @@ nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[cli,emulator,http2,kafka,nats,redis,relay]"
-# Three processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
+# Four processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
-SPREAD = ("-n", "3")
+SPREAD = ("-n", "4")
 SEED = {"PYTHONHASHSEED": str(random.randrange(1, 2**32))}  # noqa: S311 - no secret
 
 

@@ -1,4 +1,4 @@
-"""One replica of a shop: a Starlette application under uvicorn, which tracks a view for every product page."""
+"""One replica of a shop: a FastAPI application under uvicorn, which tracks a view for every product page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from redis.asyncio import Redis
-from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from retailrocket_async import AsyncTrackingClient, Batching, new_session_id
 from retailrocket_async.redis import RedisLimiter
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from _process import Pipe
-    from starlette.requests import Request
 
     from retailrocket_async import Stats
 
@@ -66,7 +64,7 @@ async def _serve(pipe: Pipe, settings: Settings) -> Stats:
     clients: list[AsyncTrackingClient] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, AsyncTrackingClient]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with Redis.from_url(settings.redis) as redis:
             limiter = RedisLimiter(redis, replicas=settings.replicas)
             client = AsyncTrackingClient(
@@ -79,14 +77,15 @@ async def _serve(pipe: Pipe, settings: Settings) -> Stats:
             )
             async with client:
                 clients.append(client)
-                yield {"tracking": client}
+                yield
 
-    async def product(request: Request) -> PlainTextResponse:
-        tracking: AsyncTrackingClient = request.state.tracking
-        await tracking.view(session_external_id=new_session_id(), product_id=int(request.path_params["number"]))
-        return PlainTextResponse("a product page")
+    app = FastAPI(lifespan=lifespan)
 
-    app = Starlette(routes=[Route("/products/{number:int}", product)], lifespan=lifespan)
+    @app.get("/products/{number}", response_class=PlainTextResponse)
+    async def product(number: int) -> str:
+        await clients[0].view(session_external_id=new_session_id(), product_id=number)
+        return "a product page"
+
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.create_task(server.serve([listening]))
