@@ -29,14 +29,14 @@ class SpoolStats:
     Attributes:
         sends: whether this process is the one that sends.
         events: waiting events of all processes; a little more where some have gone out of their turn.
-        bytes: bytes in use.
+        size: bytes in use.
         dead: dead letters.
         oldest_age: seconds since the oldest waiting event was tracked; 0 where none waits.
     """
 
     sends: bool = False
     events: int = 0
-    bytes: int = 0
+    size: int = 0
     dead: int = 0
     oldest_age: float = 0.0
 

@@ -86,7 +86,7 @@ class SpoolContents:
     Attributes:
         partner_id: the shop that it belongs to; None where no client has used it yet.
         events: events that wait.
-        bytes: bytes in use.
+        size: bytes in use.
         oldest_at: when the oldest of them came, in seconds since the epoch; None where none waits.
         dead: dead letters by reason.
         sending: whether a process is there that sends.
@@ -94,7 +94,7 @@ class SpoolContents:
 
     partner_id: str | None
     events: int
-    bytes: int
+    size: int
     oldest_at: float | None
     dead: Mapping[str, int]
     sending: bool
@@ -169,7 +169,7 @@ class SqliteSpool:
             return SpoolContents(
                 partner_id=file.shop(),
                 events=waiting,
-                bytes=usage.bytes,
+                size=usage.bytes,
                 oldest_at=usage.oldest_at,
                 dead=dead,
                 sending=not file.lead(),

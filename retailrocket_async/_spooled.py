@@ -397,7 +397,7 @@ class SpooledDispatcher:
             spool=SpoolStats(
                 sends=self._drain is not None and self._drain.leads,
                 events=usage.events,
-                bytes=usage.bytes,
+                size=usage.bytes,
                 dead=usage.dead,
                 oldest_age=0.0 if usage.oldest_at is None else max(0.0, now() - usage.oldest_at),
             ),

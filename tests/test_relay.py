@@ -473,14 +473,14 @@ def test_the_window_in_bytes() -> None:
         scene = Scene(transport, window_bytes=20_000).start()
         await scene.stream.publish(large)
         await asyncio.sleep(5.0)
-        assert 0 < scene.relay.stats().bytes <= 20_000 + 10 * len(large[0])
+        assert 0 < scene.relay.stats().size <= 20_000 + 10 * len(large[0])
         transport.then = OK
         while scene.relay.stats().delivered < 60:
             transport.release()
-            assert scene.relay.stats().bytes <= 20_000 + 10 * len(large[0])
+            assert scene.relay.stats().size <= 20_000 + 10 * len(large[0])
             await asyncio.sleep(0.01)
         await scene.until_delivered(60)
-        assert scene.relay.stats().bytes == 0
+        assert scene.relay.stats().size == 0
         assert await scene.stop()
 
     run(test())

@@ -49,7 +49,7 @@ def stat(spool: _Spool) -> None:
         ("what", "is"),
         (
             ("events that wait", found.events),
-            ("bytes in use", found.bytes),
+            ("bytes in use", found.size),
             ("oldest", "none waits" if found.oldest_at is None else f"{_ago(found.oldest_at)} old"),
             ("a process that sends", "there is one" if found.sending else "none right now"),
             ("dead letters", sum(found.dead.values())),

@@ -73,7 +73,7 @@ class RelayMetrics(Collector):
         yield _counts(f"{relay}_dead", "Messages that became dead letters, by reason.", "reason", stats.dead)
         yield _gauge(f"{relay}_in_hand", "Messages handed out that have no outcome yet.", stats.in_hand)
         yield _gauge(f"{relay}_unsettled", "Messages with an outcome, not yet settled.", stats.unsettled)
-        yield _gauge(f"{relay}_bytes", "Bytes of messages in hand or unsettled.", stats.bytes)
+        yield _gauge(f"{relay}_bytes", "Bytes of messages in hand or unsettled.", stats.size)
         yield _gauge(f"{relay}_oldest_age_seconds", "Age of the oldest message in hand.", stats.oldest_age)
         yield _gauge(f"{relay}_connected", "Whether the broker is there: 1 or 0.", int(stats.connected))
         for name, told, value in (

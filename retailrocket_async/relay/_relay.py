@@ -194,7 +194,7 @@ class Relay:
             dead=dict(self._dead_by),
             in_hand=len(self._open) + len(self._held),
             unsettled=len(self._done) + len(self._dead),
-            bytes=self._bytes,
+            size=self._bytes,
             oldest_age=0.0 if first is None else max(0.0, time.time() - first),
             broker_failures=self._link.failures,
             connected=self._link.trouble is None,

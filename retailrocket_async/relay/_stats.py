@@ -28,7 +28,7 @@ class RelayStats:
             was lost.
         in_hand: handed out, and without an outcome yet.
         unsettled: with an outcome that the broker has not confirmed yet.
-        bytes: size of those two.
+        size: bytes of those two.
         oldest_age: seconds since the oldest of those in hand was published; 0 where there is none, or the broker does
             not tell.
         broker_failures: calls of the broker that failed.
@@ -45,7 +45,7 @@ class RelayStats:
     maybe_duplicates: int = 0
     in_hand: int = 0
     unsettled: int = 0
-    bytes: int = 0
+    size: int = 0
     oldest_age: float = 0.0
     broker_failures: int = 0
     connected: bool = False
