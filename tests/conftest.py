@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+settings.register_profile("few", max_examples=15, stateful_step_count=15, deadline=None)
 
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 
@@ -20,6 +24,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for program in marker.args:
             if shutil.which(program) is None:
                 pytest.skip(f"{program} is not installed")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what is there for the whole run: it is asked to look at everything by some tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the collector complain of what a library leaves to it where that is known, and in no other test."""
+    if item.get_closest_marker("leaves_connections"):
+        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+
+
+@pytest.fixture(autouse=True)
+def collected(request: pytest.FixtureRequest) -> Generator[None]:
+    """Collect what such a test has left, before the next one begins."""
+    yield
+    if request.node.get_closest_marker("leaves_connections"):
+        gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)

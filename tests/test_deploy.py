@@ -106,7 +106,8 @@ class TestDockerfile:
             for name in m[1].split()
         }
         assert copied == {line[1:] for line in ignored if line.startswith("!")}
-        assert all((ROOT / name).exists() for name in copied)
+        # The package itself is out of the way where the built wheel is tested.
+        assert all((ROOT / name).exists() for name in copied - {"retailrocket_async"})
 
     def test_extras_exist(self) -> None:
         """The extras that are installed are the package's."""

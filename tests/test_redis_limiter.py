@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import time
@@ -22,25 +21,13 @@ from tests.contracts.limiter import LimiterContract, now, take, worst_window
 from tests.redis_server import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from retailrocket_async import Limiter
 
 __all__ = ["redis_server"]
 
-pytestmark = [
-    pytest.mark.needs_server("redis-server"),
-    # redis-py leaves a connection that is cancelled in its handshake to the collector, which complains.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Generator[None]:
-    """Let the collector complain here, and not in a test that has nothing to do with it."""
-    yield
-    gc.collect()
-
+pytestmark = [pytest.mark.needs_server("redis-server"), pytest.mark.leaves_connections("redis-py")]
 
 T = TypeVar("T")
 
@@ -599,6 +586,7 @@ class ReadOnly(Outage):
 OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
 
 
+@pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_with_shares(
     redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
@@ -637,6 +625,7 @@ async def test_an_outage_with_shares(
     assert said[3:] == ["Redis answers again: the limit is shared as before"] * 3
 
 
+@pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
     """With "wait" nothing is granted until Redis is back."""
@@ -653,6 +642,7 @@ async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisSer
         await waiter
 
 
+@pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
     """With "raise" a permit fails within the time-out, as a connection does, and is granted when Redis is back."""

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
 aiokafka = pytest.importorskip("aiokafka")
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
+pytestmark = [
+    pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed"),
+    pytest.mark.leaves_connections("aiokafka"),
+]
 
 _names = itertools.count(1)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 nats = pytest.importorskip("nats")
 
+pytestmark = pytest.mark.leaves_connections("nats-py")
+
 _names = itertools.count(1)
 
 

@@ -41,7 +41,7 @@ __all__ = ["redis_server"]
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-pytestmark = pytest.mark.needs_server("redis-server")
+pytestmark = [pytest.mark.needs_server("redis-server"), pytest.mark.leaves_connections("redis-py")]
 
 
 @pytest.fixture(scope="module")
