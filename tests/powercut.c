@@ -5,6 +5,7 @@
  *
  *     kind (1 byte: W, T, S), file (1 byte), offset or size (8 bytes), length (4 bytes), data
  *     N, file, 0, length, name      a file that was not there before
+ *     U, file                       it was removed
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -108,6 +109,17 @@ TRUNCATE(ftruncate64)
     }
 SYNC(fsync)
 SYNC(fdatasync)
+
+int unlink(const char *path) {
+    static int (*real)(const char *);
+    if (!real) real = dlsym(RTLD_NEXT, "unlink");
+    int failed = real(path);
+    pthread_mutex_lock(&lock);
+    for (int file = 0; !failed && file < known; file++)
+        if (!strcmp(names[file], path)) note('U', file, 0, 0, 0);
+    pthread_mutex_unlock(&lock);
+    return failed;
+}
 
 int close(int fd) {
     static int (*real)(int);

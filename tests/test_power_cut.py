@@ -96,16 +96,21 @@ def left_over(records: list[Record], chance: float, dice: random.Random) -> dict
         if record.kind == "N":
             names[record.file] = Path(record.data.decode()).name
             files.setdefault(record.file, bytearray())
+        elif record.kind == "U":
+            # SQLite flushes the directory as well, before it relies on this.
+            files.pop(record.file, None)
+            unflushed.pop(record.file, None)
         elif record.kind in "WT":
+            files.setdefault(record.file, bytearray())
             unflushed.setdefault(record.file, []).append(record)
-        elif record.kind == "S":
+        elif record.kind == "S" and record.file in files:
             for each in unflushed.pop(record.file, []):
                 apply(files[record.file], each)
     for number, pending in unflushed.items():
         for each in pending:
             if dice.random() < chance:
                 apply(files[number], each)
-    return {name: bytes(files[number]) for number, name in names.items() if not name.endswith("-shm")}
+    return {names[number]: bytes(file) for number, file in files.items() if not names[number].endswith("-shm")}
 
 
 def apply(file: bytearray, record: Record) -> None:

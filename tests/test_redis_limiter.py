@@ -306,7 +306,11 @@ async def test_a_booking_that_comes_to_nothing_is_given_back(redis: Redis) -> No
     async def is_booked() -> bool:
         return len(await requests(redis)) == 2
 
+    async def has_come() -> bool:
+        return limiter._member is not None and limiter._member._booked is not None
+
     await until(is_booked)
+    await until(has_come)
     waiter.cancel()
     await asyncio.wait([waiter])
     member = limiter._member
