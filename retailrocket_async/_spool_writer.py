@@ -191,6 +191,8 @@ class SpoolWriter:
         """Write an event as soon as may be."""
         self.waiting += 1
         self._queue.put(entry)
+        if self._stopped.done():
+            self._end()
 
     def settle(self, settlement: Settlement) -> None:
         """Write what became of events."""
@@ -209,6 +211,8 @@ class SpoolWriter:
         """
         done: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Job(run, done, then))
+        if self._stopped.done():
+            self._end()
         return done
 
     def call(self, function: Callable[..., object], *args: object) -> None:
@@ -236,6 +240,18 @@ class SpoolWriter:
         self._queue.put(None)
         return self._stopped
 
+    def _end(self) -> None:
+        """Note that the thread has ended, and turn away what came too late for it."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, _Job):
+                if item.done is not None:
+                    _set_error(item.done, _closed())
+            elif item is not None:
+                self._told.refused([item], _closed())
+
     def join(self) -> None:
         """Wait for the thread, where it has said that it ends."""
         if self._stopped.done():
@@ -254,11 +270,11 @@ class SpoolWriter:
         except BaseException as error:  # noqa: BLE001 - nobody else would learn of it, and callers would wait for ever
             self._tell(self._told.failed, error)
         finally:
-            self._refuse(len(self._entries), SpoolError("the spool was closed"))
-            self._fail_jobs(SpoolError("the spool was closed"))
+            self._refuse(len(self._entries), _closed())
+            self._fail_jobs(_closed())
             with suppress(SpoolError):
                 self._file.close()
-            self._tell(_set_done, self._stopped)
+            self._tell(self._end)
 
     def _goes_on(self) -> bool:
         if not self._stopping:
@@ -490,9 +506,8 @@ def _full() -> SpoolFullError:
     )
 
 
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _closed() -> SpoolError:
+    return SpoolError("the spool was closed")
 
 
 def _set_result(future: asyncio.Future[Any], result: object) -> None:

@@ -308,8 +308,13 @@ class SpooledDispatcher:
         if self.writer is None or self._drain is None:
             return
         loop = self.home.enter()
-        # First what is on its way to the file.
-        await self.writer.ask(lambda _: None)
+        # First what is on its way to the file; where it is closed everything has its outcome.
+        try:
+            await self.writer.ask(lambda _: None)
+        except SpoolError:
+            if not self.intake.closed:
+                raise
+            return
         flushed = asyncio.ensure_future(self._own.flushed(loop.create_future()))
         try:
             self._drain.hurries = True

@@ -507,6 +507,40 @@ async def test_closing_twice(emulator: RunningEmulator, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+async def test_a_closed_client_lets_nobody_wait(tmp_path: Path) -> None:
+    """Once the client is closed a flush returns at once, and so does one that is under way while it closes."""
+    client = client_of(tmp_path)
+    await client.track(event(1))
+    flushing = asyncio.create_task(client.flush())
+    await asyncio.sleep(0)
+    await client.aclose(0)
+    async with asyncio.timeout(10):
+        await flushing
+        await client.flush()
+    with pytest.raises(ClientClosedError):
+        await client.track(event(2))
+
+
+async def test_a_defect_of_the_thread_lets_nobody_wait(tmp_path: Path) -> None:
+    """Where the thread ends by a defect, callers hear an error, now and later, instead of waiting for ever."""
+
+    class DefectSpool(SqliteSpool):
+        def file(self, shop: str | None = None) -> SpoolFile:
+            return DefectFile(self.path, shop=shop)
+
+    class DefectFile(SpoolFile):
+        def transaction(self) -> Any:
+            raise ZeroDivisionError
+
+    spool = DefectSpool(tmp_path / "spool")
+    client = AsyncTrackingClient(KEY, SHOP, base_url=NOWHERE, spool=spool)
+    async with asyncio.timeout(10):
+        for number in (1, 2):
+            with pytest.raises(SpoolError):
+                await client.track(event(number))
+        await client.aclose(0)
+
+
 async def test_a_cancelled_close_keeps_everything(emulator: RunningEmulator, tmp_path: Path) -> None:
     """A close that is cancelled gives every receipt its outcome, and leaves the file to the next client."""
     emulator.fail_with("stall", times=100, seconds=60)
