@@ -98,9 +98,12 @@ def measure(
         server = stack.enter_context(running_server(Conditions(LIMIT.requests, LIMIT.jitter * 0.8, 0.0, seed)))
         fleet = [_replica.Demand(number, server.url, redis.url, replicas, skew) for number, skew in enumerate(skews)]
         pipes = [stack.enter_context(running_process(_replica.main, demand))[1] for demand in fleet]
-        begin = time.monotonic()
         for pipe in pipes:
             pipe.send("begin")
+        # A busy machine takes its time to connect to everything.
+        for pipe in pipes:
+            pipe.recv()
+        begin = time.monotonic()
         for event in events:
             time.sleep(max(0.0, begin + event.at * seconds - time.monotonic()))
             event.what(redis)

@@ -17,6 +17,8 @@ from retailrocket_async import AsyncTrackingClient, Batching, Buffer, RetryPolic
 from retailrocket_async.redis import RedisLimiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _process import Pipe
 
     from retailrocket_async import Limiter, Permit
@@ -67,7 +69,10 @@ class Told(NamedTuple):
 
 
 def main(pipe: Pipe, demand: Demand) -> None:
-    """Say that the process is there, and begin when told to; stop when told to, and tell what was noted."""
+    """Say that the process is there; begin when told to, and say when the first request leaves; stop when told to.
+
+    At the end tell what was noted.
+    """
     pipe.send(0)
     pipe.recv()
     loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
@@ -98,7 +103,7 @@ async def _saturate(pipe: Pipe, demand: Demand) -> Told:
     logger.setLevel(logging.INFO)
     logger.addHandler(records)
     redis = Redis.from_url(demand.redis)
-    noting = _Noting(RedisLimiter(redis, replicas=demand.replicas), NUMBERS * demand.number)
+    noting = _Noting(RedisLimiter(redis, replicas=demand.replicas), NUMBERS * demand.number, lambda: pipe.send(0))
     client = AsyncTrackingClient(
         "key",
         "partner",
@@ -132,8 +137,9 @@ class _Records(logging.Handler):
 class _Noting:
     """Passes a limiter on to the client, and notes when each request was granted and written."""
 
-    def __init__(self, limiter: Limiter, first: int) -> None:
+    def __init__(self, limiter: Limiter, first: int, begun: Callable[[], None]) -> None:
         self._limiter = limiter
+        self._begun = begun
         self._numbers = itertools.count(first)
         self.sendings: dict[int, Sending] = {}
         self.pause_until = limiter.pause_until
@@ -141,7 +147,14 @@ class _Noting:
 
     async def acquire(self) -> Permit:
         permit = await self._limiter.acquire()
+        if not self.sendings:
+            self._begun()
+            self._begun = _nothing
         return _NotedPermit(self.sendings, next(self._numbers), permit)
+
+
+def _nothing() -> None:
+    """Say nothing."""
 
 
 class _NotedPermit:
