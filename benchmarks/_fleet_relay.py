@@ -17,6 +17,7 @@ from _progress import tell
 from _section import Demand, Section, Table
 
 from retailrocket_async import AsyncTrackingClient, Batching, Codec, RateLimit, RetryPolicy, View
+from retailrocket_async.cli._collector import sparing_collector
 from retailrocket_async.relay import Relay, RelaySettings, source_from_url
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ async def drain(url: str, port: int, events: int, *, rate: int, window: int = WI
         await asyncio.sleep(0.001)
     begun, requests = relay.stats().delivered, client.stats().requests
     looks: list[float] = []
-    with Meter() as meter:
+    with sparing_collector(), Meter() as meter:
         while (stats := relay.stats()).delivered < _WARM_UP + events or stats.unsettled:
             asked = time.perf_counter()
             await asyncio.sleep(0.005)

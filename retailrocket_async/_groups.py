@@ -7,7 +7,6 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._errors import BufferFullError, ClientClosedError, EventValidationError
-from retailrocket_async._events import CustomEvent
 from retailrocket_async._outcome import Receipt
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 _ON_DISK: Final = 500
 """Events that are written to a spool at once."""
 
-_AT_ONCE: Final = 100
-"""Envelopes that are dealt with before others may run: a millisecond."""
+_AT_ONCE: Final = 250
+"""Envelopes that are dealt with before others may run: a millisecond or two."""
 
 
 async def track_on_disk(
@@ -41,7 +40,7 @@ async def track_on_disk(
         encoded: the envelope of an event, if it is one.
     """
     receipts: list[Receipt] = []
-    group: list[tuple[Event, bytes]] = []
+    group: list[tuple[str, bytes]] = []
 
     async def write() -> None:
         receipts.extend(await intake.accept_many(group))
@@ -53,7 +52,7 @@ async def track_on_disk(
             await write()
             receipts.append(event_or_receipt)
             return
-        group.append((event_or_receipt, encoded(event_or_receipt)))
+        group.append((event_or_receipt.event_name, encoded(event_or_receipt)))
         if len(group) == _ON_DISK:
             await write()
 
@@ -95,14 +94,16 @@ async def track_envelopes(  # noqa: PLR0913 - what one event after the other wou
     for start in range(0, len(envelopes), _AT_ONCE):
         part = envelopes[start : start + _AT_ONCE]
         read = _examined(part, codec, allow_custom=allow_custom, most_bytes=most_bytes)
-        group = [(_name(each[0]), _visitor(each[0]), each[1]) for each in read if isinstance(each, tuple)]
-        receipts = intake.accept_group(group)
+        receipts = intake.accept_group([each for each in read if type(each) is tuple])
         if receipts is not None:
-            results += _in_their_places(read, receipts)
+            results += receipts if len(receipts) == len(read) else _in_their_places(read, receipts)
         else:
             for each in read:
                 try:
-                    results.append(await track(each[0]) if isinstance(each, tuple) else each)
+                    if isinstance(each, tuple):
+                        results.append(await track(codec.decode(each[2], allow_custom=allow_custom)))
+                    else:
+                        results.append(each)
                 except (BufferFullError, ClientClosedError):
                     # What is accepted is told of; who asks again for the rest hears the error.
                     if not results:
@@ -124,7 +125,7 @@ async def track_envelopes_on_disk(
             read += _examined(some, codec, allow_custom=allow_custom, most_bytes=most_bytes)
             await asyncio.sleep(0)
         try:
-            receipts = await intake.accept_many([each for each in read if isinstance(each, tuple)])
+            receipts = await intake.accept_many([(each[0], each[2]) for each in read if isinstance(each, tuple)])
         except (BufferFullError, ClientClosedError):
             if not results:
                 raise
@@ -133,23 +134,24 @@ async def track_envelopes_on_disk(
     return results
 
 
-_Examined: TypeAlias = "tuple[Event, bytes] | EventValidationError"
+_Examined: TypeAlias = "tuple[str, str, bytes] | EventValidationError"
 
 
 def _examined(envelopes: Sequence[bytes], codec: Codec, *, allow_custom: bool, most_bytes: int) -> list[_Examined]:
-    """Return for each envelope its event and what to send, or what is wrong with it."""
+    """Return for each envelope its event's name, its visitor and what to send, or what is wrong with it."""
     read: list[_Examined] = []
+    examined = codec.examined
     for data in envelopes:
         try:
-            event, envelope = codec.examined(data, allow_custom=allow_custom)
+            found = examined(data, allow_custom=allow_custom)
         except EventValidationError as error:
             read.append(error)
             continue
-        if len(envelope) > most_bytes:
+        if len(found[2]) > most_bytes:
             rule = f"must be at most {most_bytes + 2} bytes of JSON (Batching.max_bytes)"
-            read.append(EventValidationError(event.event_name, "", rule, len(envelope)))
+            read.append(EventValidationError(found[0], "", rule, len(found[2])))
         else:
-            read.append((event, envelope))
+            read.append(found)
     return read
 
 
@@ -159,15 +161,3 @@ def _in_their_places(
     """Yield the receipts of what was read, and the errors between them."""
     taken = iter(receipts)
     return (next(taken) if isinstance(each, tuple) else each for each in read)
-
-
-def _name(event: Event) -> str:
-    # An event that is not documented knows its name itself.
-    return event.wire_name or event.event_name
-
-
-def _visitor(event: Event) -> str:
-    """Return whose event it is, ``""`` where it does not say."""
-    if isinstance(event, CustomEvent):
-        return str(event.fields.get("sessionExternalId", ""))
-    return str(getattr(event, "session_external_id", ""))

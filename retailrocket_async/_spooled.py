@@ -67,7 +67,7 @@ class SpoolIntake:
     def wait_for_room(self, event: Event, envelope: bytes) -> asyncio.Future[Receipt]:
         """Return what gives the event's receipt once it is on disk."""
         admitted: asyncio.Future[Receipt] = self._home.enter().create_future()
-        self._put(event, envelope, admitted)
+        self._put(event.wire_name or event.event_name, envelope, admitted)
         return admitted
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
@@ -80,14 +80,14 @@ class SpoolIntake:
         writer = self._spooled.writer
         if writer is not None and (writer.full or writer.waiting >= _MOST_UNWRITTEN):
             raise SpoolFullError("the spool takes no more right now; wait (track), or raise its bounds")
-        return self._put(event, envelope, None)
+        return self._put(event.wire_name or event.event_name, envelope, None)
 
-    async def accept_many(self, events: Sequence[tuple[Event, bytes]]) -> list[Receipt]:
-        """Return the receipts of events once all of them are on disk; they are written together."""
+    async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+        """Return the receipts of events, given by name and envelope, once all of them are on disk, written together."""
         loop = self._home.enter()
         waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
-        for (event, envelope), admitted in zip(events, waiting, strict=True):
-            self._put(event, envelope, admitted)
+        for (name, envelope), admitted in zip(events, waiting, strict=True):
+            self._put(name, envelope, admitted)
         # Those that fail are looked at, too, and all are withdrawn together where this call is cancelled.
         results = await asyncio.gather(*waiting, return_exceptions=True)
         for result in results:
@@ -112,14 +112,13 @@ class SpoolIntake:
         if self.closed:
             raise ClientClosedError("the client is closed, or is closing, and takes no new events")
 
-    def _put(self, event: Event, envelope: bytes, admitted: asyncio.Future[Receipt] | None) -> Receipt:
+    def _put(self, name: str, envelope: bytes, admitted: asyncio.Future[Receipt] | None) -> Receipt:
         if self.closed:
             self.check_open()
         write = self._write
         if write is None:
             write = self._write = self._spooled.started_writer().put
-        # An event that is not documented knows its name itself.
-        receipt = OwnReceipt(event.wire_name or event.event_name)
+        receipt = OwnReceipt(name)
         write((envelope, receipt, admitted))
         return receipt
 

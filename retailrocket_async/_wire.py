@@ -14,6 +14,7 @@ Source: API document, "Events" and "Batches".
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -26,6 +27,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from retailrocket_async._errors import ConfigurationError, EventValidationError, brief_names
 from retailrocket_async._events import EVENT_TYPES, CustomEvent, Event, SetContact
 from retailrocket_async._rules import INT64_MAX, INT64_MIN, on_wire
+from retailrocket_async._vetting import Vetting, camel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,8 +44,6 @@ _FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data
 
 _MAYBE_LONG = re.compile(rb"[0-9]{19}")
 _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
-
-_WHOLE_SECONDS = re.compile(rb'"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"')
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
 """Fields of a type that cattrs would take apart, and orjson takes whole."""
@@ -73,6 +73,7 @@ class Codec:
         for name, cls in EVENT_TYPES.items():
             self._to_object[cls] = self._unstructure_fn(cls, converter)
             self._from_object[name] = _structure_fn(cls, converter)
+        self._vetting = Vetting()
         self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
     def encode(self, event: Event) -> bytes:
@@ -154,19 +155,22 @@ class Codec:
             raise EventValidationError(event.event_name, free, "must hold integers of at most 64 bits")
         return event
 
-    def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[Event, bytes]:
-        """Return the event that an envelope describes, and its envelope as this codec would make it.
+    def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
+        """Return the name of the event that an envelope describes, its visitor, and its envelope.
 
-        Where the one given says the same it is that one: written by a program like this one, it mostly does.
+        The visitor is ``""`` where the event names none. The envelope is as this codec would make it, or, where the one
+        given says the same, that one.
 
         Raises:
             EventValidationError: as `decode`.
         """
+        if self.timestamp_precision == "seconds":
+            with suppress(orjson.JSONDecodeError):
+                label = self._vetting.label_of(orjson.loads(data))
+                if label is not None:
+                    return *label, data
         event = self.decode(data, allow_custom=allow_custom)
-        # Whole seconds and an offset, as in the API document's pattern; the rest of an envelope has one form only.
-        if self.timestamp_precision != "seconds" or type(event) in _FREE or not _WHOLE_SECONDS.search(data):
-            return event, self.encode(event)
-        return event, data
+        return event.event_name, _visitor(event), self.encode(event)
 
     def _name_of(self, event: Event) -> str:
         if type(event) not in self._to_object:
@@ -177,7 +181,7 @@ class Codec:
     def _unstructure_fn(self, cls: type[Event], converter: Converter) -> Callable[[Any], dict[str, Any]]:
         overrides: dict[str, Any] = {
             field.name: override(
-                rename=_camel(field.name),
+                rename=camel(field.name),
                 omit_if_default=field.default is None,
                 unstruct_hook=self._unstructure_hook(field.name),
             )
@@ -227,7 +231,7 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
     # Values pass as they are: the class's own rules judge them, where cattrs would turn "1" into 1.
     overrides: dict[str, Any] = {
         field.name: override(
-            rename=_camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
+            rename=camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
         )
         for field in attrs.fields(cls)
     }
@@ -277,13 +281,14 @@ def _moment(value: object, _: object) -> object:
     return value
 
 
+def _visitor(event: Event) -> str:
+    if isinstance(event, CustomEvent):
+        return str(event.fields.get("sessionExternalId", ""))
+    return str(getattr(event, "session_external_id", ""))
+
+
 def _custom_fields(event: CustomEvent) -> dict[str, Any]:
     return event.fields
-
-
-def _camel(snake: str) -> str:
-    first, *rest = snake.split("_")
-    return first + "".join(map(str.capitalize, rest))
 
 
 def _snake(camel: str) -> str:

@@ -18,6 +18,7 @@ FLOORS = [
     {"_errors", "_cap", "_offload", "_veil", "_file_lock"},
     {"_rules", "_reply", "_credentials", "_spool_file"},
     {"_events", "_outcome"},
+    {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
     {"_bounds", "_lane", "_spool_writer"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retailrocket_async import (
     AsyncTrackingClient,
@@ -22,6 +24,7 @@ from retailrocket_async import (
     Receipt,
     SqliteSpool,
 )
+from retailrocket_async._vetting import Vetting
 from retailrocket_async.emulator import Settings, running_emulator
 from tests.fakes import CODEC, check_balance, event
 from tests.strategies import events as any_events
@@ -89,8 +92,43 @@ async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) 
 def test_what_is_sent_means_what_was_given(given_event: Event) -> None:
     """Whether an envelope is sent as it came or made anew, it describes the same event."""
     data = CODEC.encode(given_event)
-    read, envelope = CODEC.examined(data, allow_custom=True)
-    assert CODEC.decode(envelope, allow_custom=True) == read == CODEC.decode(data, allow_custom=True)
+    name, visitor, envelope = CODEC.examined(data, allow_custom=True)
+    read = CODEC.decode(data, allow_custom=True)
+    assert CODEC.decode(envelope, allow_custom=True) == read
+    assert name == read.event_name
+    assert visitor == getattr(read, "session_external_id", visitor)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=60)
+    | st.just("2026-01-01"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(any_events(), st.data())
+def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.DataObject) -> None:
+    """An envelope is taken as it is only where decoding it finds nothing wrong, and finds the same event in it."""
+    [(name, fields)] = orjson.loads(CODEC.encode(given_event)).items()
+    if type(fields) is dict:
+        field = data.draw(st.sampled_from([*fields, "unknown", "timestamp", "stockId", "price"]))
+        if data.draw(st.booleans()):
+            fields[field] = data.draw(JSON)
+        else:
+            fields.pop(field, None)
+    with suppress(TypeError):  # an integer that orjson does not write
+        envelope = orjson.dumps({name: fields})
+        label = Vetting().label_of(orjson.loads(envelope))
+        if label is not None:
+            read = CODEC.decode(envelope)
+            assert label == (read.event_name, getattr(read, "session_external_id", None))
+            assert CODEC.decode(CODEC.encode(read)) == read
 
 
 @pytest.mark.parametrize(
@@ -105,7 +143,7 @@ def test_what_is_sent_means_what_was_given(given_event: Event) -> None:
 def test_moments_are_sent_in_the_one_form(given_text: str, sent: str) -> None:
     """A moment in another form than the API documents is written anew."""
     data = orjson.dumps({"view": {"sessionExternalId": "visitor", "productId": 1, "timestamp": given_text}})
-    _, envelope = Codec().examined(data)
+    _, _, envelope = Codec().examined(data)
     assert orjson.loads(envelope)["view"]["timestamp"] == sent
 
 

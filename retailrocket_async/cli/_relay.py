@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import typer
 
 from retailrocket_async import AsyncTrackingClient, Batching, ConfigurationError, RateLimit, RetryPolicy
+from retailrocket_async.cli._collector import sparing_collector
 from retailrocket_async.cli._credentials import (
     DEFAULT_BASE_URL,
     AllowInsecureHttp,
@@ -212,7 +213,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
             else:
                 running.cancel()
 
-        with ending_signals(interrupt):
+        with ending_signals(interrupt), sparing_collector():
             await asyncio.wait({running})
     stats = relay.stats()
     note(

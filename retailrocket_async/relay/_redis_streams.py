@@ -361,10 +361,9 @@ def _as_it_comes(answer: Any, **_: object) -> Any:  # noqa: ANN401 - whatever th
 
 def _message(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
     body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
-    text = id_.decode()
-    milliseconds = int(text[: text.index("-")])
+    milliseconds = int(id_.partition(b"-")[0])
     published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None
-    return Message(id=text, body=body, deliveries=deliveries, published_at=published_at, handle=id_)
+    return Message(id=id_.decode(), body=body, deliveries=deliveries, published_at=published_at, handle=id_)
 
 
 def _body_of(fields: Sequence[bytes]) -> bytes:

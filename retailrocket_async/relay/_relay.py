@@ -59,8 +59,14 @@ _BUSY = 0.05
 _TRIAL = 1.0
 """Seconds between two trials with what is held, where the client does not wait for better times itself."""
 
-_BREATH = 100
-"""Messages that are read and tracked in a row before other tasks run: a few milliseconds."""
+_UNCHANGED = 100
+"""Messages in a row without an outcome, behind which a quick look looks no further."""
+
+_SELDOM = 0.25
+"""Seconds between two looks at all of them."""
+
+_BREATH = 500
+"""Messages that are handed to the client at once; it lets other tasks run in between."""
 
 _HEARTBEAT = 20.0
 """Seconds between two signs of life to a broker that knows no leases."""
@@ -122,6 +128,8 @@ class Relay:
         self._open: list[tuple[Message, Receipt]] = []
         self._done: list[Message] = []
         self._dead: list[tuple[Message, str]] = []
+        # When all of the open ones are to be looked at again.
+        self._thorough_at = -math.inf
         self._stopping = asyncio.Event()
         self._ran = False
         self._counts: Counter[str] = Counter()
@@ -299,21 +307,36 @@ class Relay:
         return message.body
 
     def _sweep(self) -> None:
-        """Take what has its outcome out of the open ones."""
+        """Take what has its outcome out of the open ones.
+
+        Outcomes come in about the order in which the events went, so behind many without one there are few with one:
+        those are looked for now and then only. To look at the whole window for every batch costs as much as HTTP.
+        """
+        now = time.monotonic()
+        most = _UNCHANGED
+        if now >= self._thorough_at:
+            most, self._thorough_at = self._window, now + _SELDOM
         still: list[tuple[Message, Receipt]] = []
         done, delivered, maybe_duplicates = self._done, 0, 0
+        looked_at = unchanged = 0
         for pair in self._open:
+            looked_at += 1
             message, receipt = pair
             outcome = receipt.outcome
             if outcome is None:
                 still.append(pair)
-            elif type(outcome) is Delivered:
+                unchanged += 1
+                if unchanged > most:
+                    break
+                continue
+            unchanged = 0
+            if type(outcome) is Delivered:
                 done.append(message)
                 delivered += 1
                 maybe_duplicates += outcome.maybe_duplicate or message.deliveries > 1
             else:
                 self._judge(message, outcome)
-        self._open = still
+        self._open[:looked_at] = still
         self._counts["delivered"] += delivered
         self._counts["maybe_duplicates"] += maybe_duplicates
 
@@ -380,6 +403,7 @@ class Relay:
         if not working.done():
             working.cancel()
             await asyncio.wait({working}, timeout=_LAST_WORDS)
+        self._thorough_at = -math.inf
         self._sweep()
         if self._link.open:
             with suppress(TimeoutError):

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-@attrs.frozen(kw_only=True, eq=False)
+# Not frozen, as that doubles what one costs, and there is one for every event.
+@attrs.define(kw_only=True, eq=False)
 class Message:
-    """One wire envelope, as the broker holds it.
+    """One wire envelope, as the broker holds it. Nobody changes one.
 
     Attributes:
         id: what the broker calls it, as text for people and logs, e.g. ``"1700000000000-0"`` or ``"3:1742"``.
