@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import attrs
 
@@ -58,15 +58,17 @@ class Vetting:
         whole = lru_cache(_MOMENTS)(_are_whole_seconds)
         self._plans = {name: _plan(name, cls, whole) for name, cls in EVENT_TYPES.items()}
 
-    def label_of(self, envelope: object) -> tuple[str, str] | None:
+    def label_of(self, envelope: Any) -> tuple[str, str] | None:  # noqa: ANN401 - whatever was in the JSON
         """Return the name and the visitor of what is sure to be an event in the API's spelling; None for the rest.
 
         Args:
             envelope: plain JSON values.
         """
-        if type(envelope) is not dict or len(envelope) != 1:
+        members = cast("dict[str, Any]", envelope)
+        if type(members) is not dict or len(members) != 1:
             return None
-        [(name, fields)] = envelope.items()
+        [(name, value)] = members.items()
+        fields = cast("dict[str, Any]", value)
         plan = self._plans.get(name)
         if plan is None or type(fields) is not dict or not plan.required <= fields.keys():
             return None
@@ -100,7 +102,7 @@ def _plan(name: str, cls: type[Event], whole: Callable[[str], bool]) -> _Plan:
 
 
 def _rule_of(field: attrs.Attribute[Any], whole: Callable[[str], bool]) -> _Rule:
-    rule, converter = field.validator, field.converter
+    rule = field.validator
     if rule is None:
         raise TypeError(f"{field.name} has no rule")
     if rule is moment:
@@ -110,9 +112,9 @@ def _rule_of(field: attrs.Attribute[Any], whole: Callable[[str], bool]) -> _Rule
                 raise EventValidationError(event.event_name, field.name, "must be in whole seconds")
 
         return judge_moment
-    if converter is None:
+    convert: Any = cast("Any", field).converter
+    if convert is None:
         return rule
-    convert: Any = converter
 
     def judge(event: _Name, field: attrs.Attribute[Any], value: object) -> None:
         rule(event, field, convert(value))

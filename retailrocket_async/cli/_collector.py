@@ -1,7 +1,7 @@
 """Python's collector of garbage, in a process that is the command's own."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _YOUNG = 20_000
@@ -10,7 +10,7 @@ and then gone without any cycle: to look at them every 700, as is the default, f
 
 
 @contextmanager
-def sparing_collector() -> Iterator[None]:
+def sparing_collector() -> Generator[None]:
     """Have the collector look at new objects only, and seldom.
 
     The modules stay for as long as the process does. Looking at their tens of thousands of objects stops the event loop
