@@ -22,7 +22,8 @@ EXTRAS = "[cli,emulator,http2,kafka,nats,redis,relay]"
 # Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "5")
-ELSEWHERE = ("benchmarks", "celery", "cli_emulate", "cli_send", "docs", "everything", "secrets", "web_servers")
+# Commands in processes of their own, which say nothing of the wheel.
+ELSEWHERE = ("cli_emulate", "cli_send")
 SEED = {"PYTHONHASHSEED": str(random.randrange(1, 2**32))}  # noqa: S311 - no secret
 
 
@@ -89,7 +90,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
-    # What needs servers or starts processes by the dozen, and what says nothing of the wheel, the `tests` session has.
+    # What needs servers, or starts processes by the dozen, the `tests` session has.
     session.run(
         "python",
         "-m",
@@ -108,8 +109,8 @@ def tests(session: nox.Session) -> None:
     """Run the tests and measure the branches they reach, in every process they start."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("coverage", "erase")
-    # Under a tracer a property has a few examples, and all of them in the `wheel` session; what kills processes and
-    # floods servers is not traced at all.
+    # Under a tracer a property has a few examples, and all of them in the `wheel` session; what kills
+    # processes, floods servers or looks at the package from outside is not traced at all.
     traced = ("-m", "not endurance", "--hypothesis-profile=few")
     session.run("coverage", "run", "-m", "pytest", *SPREAD, *traced, *session.posargs, env=SEED)
     # With arguments of one's own there may be none of them.

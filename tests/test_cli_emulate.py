@@ -107,7 +107,7 @@ def test_output_that_takes_nothing(output: str, complaint: str) -> None:
         rest = process.communicate()[1]
 
     assert (0, 0) == (checked.exit_code, process.returncode), checked.stderr
-    assert rest == b"stopped: 0 events in 2 requests\n"
+    assert rest == b"stopped: 0 events in 7 requests\n"
 
 
 def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:

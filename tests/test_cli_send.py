@@ -503,6 +503,80 @@ def test_interruption_delivers_what_was_read(emulator: EmulatorProcess, number: 
 
 
 @posix
+def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path) -> None:
+    """A file is followed as it grows, is cut short, and is replaced; the end in order is a success."""
+    path, all_of_it = tmp_path / "events", views(9).splitlines(keepends=True)
+    path.write_bytes(b"".join(all_of_it[:2]) + all_of_it[2][:20])
+    with started("send", path, "--watch", "--json", env=settings_for(emulator)) as process:
+        until(lambda: emulator.stats()["total_events"] == 2)
+        with path.open("ab") as file:
+            file.write(all_of_it[2][20:] + all_of_it[3].rstrip())
+        until(lambda: emulator.stats()["total_events"] == 3)
+        path.rename(tmp_path / "events.1")
+        with (tmp_path / "events.1").open("ab") as file:
+            # Whoever has it open still writes to it, and never ends the line.
+            file.write(b"\n" + all_of_it[4].rstrip())
+        path.write_bytes(b"".join(all_of_it[5:8]))
+        until(lambda: emulator.stats()["total_events"] == 8)
+        path.write_bytes(all_of_it[8])
+        until(lambda: emulator.stats()["total_events"] == 9)
+        process.send_signal(signal.SIGTERM)
+        out, complaints = (output.decode() for output in process.communicate())
+
+    assert process.returncode == 0, complaints
+    told = json.loads(out)
+    assert (9, 0, signal.SIGTERM) == (told["delivered"], told["bad_lines"], told["interrupted_by"])
+    assert sorted(f"s{number}" for number in range(9)) == sorted(recorded(emulator))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--watch", "-"), "--watch takes one file, which is not the standard input"),
+        (("--from-line", "2", "-"), "--from-line takes one file, which is not the standard input"),
+        (("--watch", "--dry-run", __file__), "--dry-run comes to an end, and --watch does not"),
+    ],
+)
+def test_what_does_not_go_together(arguments: tuple[str, ...], told: str) -> None:
+    """Options that contradict each other are a sentence, and nothing is sent."""
+    result = invoke("send", *arguments)
+
+    assert (2, True) == (result.exit_code, told in result.stderr)
+
+
+def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None:
+    """What is compressed cannot be followed, and is told so."""
+    path = tmp_path / "events.gz"
+    path.write_bytes(gzip.compress(views(3)))
+    result = invoke("send", path, "--watch", env=settings_for(emulator))
+
+    assert 1 == result.exit_code
+    assert "it is gzipped, and what is compressed cannot be followed" in result.stderr
+
+
+def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path: Path) -> None:
+    """Lines before the given one are read, for a header may be among them, and not sent."""
+    path = tmp_path / "events.csv"
+    lines = rows(10)
+    path.write_bytes(clickstream(lines))
+    result = invoke("send", path, "--from-line", 8, "--json", env=settings_for(emulator))
+
+    assert 0 == result.exit_code
+    assert 4 == json.loads(result.stdout)["delivered"]
+    assert meant(lines[6:]) == recorded(emulator)
+
+
+def test_json_of_a_dry_run(tmp_path: Path) -> None:
+    """A script reads what a dry run found behind the bad lines."""
+    path = tmp_path / "events"
+    path.write_bytes(views(3) + b"nonsense\n")
+    result = invoke("send", path, "--dry-run", "--json")
+
+    assert 1 == result.exit_code
+    assert {"events": 3, "bad_lines": 1} == json.loads(result.stdout.splitlines()[-1])
+
+
+@posix
 def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: Path) -> None:
     """A second Ctrl-C does not wait for answers; what had none is kept and said to be uncertain."""
     rejects = tmp_path / "rejects"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -46,6 +47,16 @@ def test_stat(spool: Path) -> None:
     assert result.exit_code == 0
     for told in ("shop-1", "events that wait", "3", "none right now", "rejected: HTTP 400", "expired", " d old"):
         assert told in result.stdout
+
+
+def test_json(spool: Path) -> None:
+    """Scripts read the same, and each event as JSON within JSON."""
+    assert json.loads(run("stat", spool, "--json").stdout)["events"] == 3
+    waiting = [json.loads(line) for line in run("list", spool, "--json").stdout.splitlines()]
+    assert [event["id"] for event in waiting] == [1, 3, 5]
+    assert waiting[0]["envelope"]["view"]["productId"] == 1
+    [dead] = [json.loads(line) for line in run("dead", "list", spool, "--json", "--limit", "1").stdout.splitlines()]
+    assert dead["reason"] == "rejected: HTTP 400"
 
 
 def test_stat_sees_who_sends(spool: Path) -> None:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from retailrocket_async._events import Event
     from retailrocket_async._outcome import Outcome, Receipt
     from retailrocket_async._report import CloseReport, StateChange, UndeliveredEvent
+
+pytestmark = pytest.mark.endurance
 
 PATIENCE = 20_000.0
 """Virtual seconds that anything without a deadline may take."""

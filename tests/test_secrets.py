@@ -18,6 +18,8 @@ from tests.sinks import EVERY, INFO_LOG, KEY, OUTPUT, PERSONAL, TEXT, disguises,
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+pytestmark = pytest.mark.endurance
+
 MET = {
     *("200", "301", "303", "307", "400", "401", "403", "404", "408", "413", "429", "500", "501"),
     *("name", "connect", "tls", "key", "timeout", "broken", "closed", "HTTP/2", "proxy: CONNECT shop.invalid:443"),

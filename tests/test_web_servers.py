@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
+pytestmark = [
+    pytest.mark.endurance,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork"),
+]
 
 GUNICORN = ["gunicorn", "--preload", "--no-control-socket", "--workers=2", "--bind=fd://{fd}"]
 SERVERS = {

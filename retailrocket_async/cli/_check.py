@@ -1,4 +1,4 @@
-"""``check``: whether the credentials and the address work, without recording anything.
+"""``check``: whether the credentials and the address work, how fast, by what clock; without recording anything.
 
 The API has no harmless endpoint, so the probe is a batch of one envelope whose name no event has. It goes where every
 batch goes, with the key and the shop's id, and can record nothing: the API refuses it for its body (400), or earlier
@@ -12,8 +12,9 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
+import attrs
 import typer
 
 from retailrocket_async import (
@@ -33,15 +34,21 @@ from retailrocket_async.cli._credentials import (
     credentials,
 )
 from retailrocket_async.cli._explain import explain
-from retailrocket_async.cli._terminal import FAILED, note, one_sentence, tell
+from retailrocket_async.cli._measuring import Answers, Latency, Limit, Skew, find_limit
+from retailrocket_async.cli._terminal import FAILED, AsJson, note, one_sentence, tell, tell_json
 
 EPILOG = """
 Nothing is recorded: what is sent is a batch with an event of a name that does not exist, once with the key and, if
-that is not refused for its key, once with a made-up one, to see that the API looks at keys at all.
+that is not refused for its key, once with a made-up one, to see that the API looks at keys at all. Where all is well
+five more show how long an answer takes, and how far this machine's clock is from the API's: events carry its time.
+
+--limit sends up to 500 in a burst, until one is refused. For a second or two that leaves nothing of the shop's limit to
+its other programs: ask a test system, or at night.
 
 \b
 [bold]Examples[/bold]
   retailrocket-async check --partner-id 5ba1f2d397a5250001234567
+  retailrocket-async check --json
   RETAILROCKET_BASE_URL=http://127.0.0.1:8080/1.0/ retailrocket-async check
 
 [bold]Exit status[/bold]: 0 credentials and address work, 1 they do not (the sentence says what to mend) or it could
@@ -50,45 +57,136 @@ not be found out, 2 wrong arguments or configuration and nothing was sent.
 
 _PROBE = CustomEvent(name="connectionCheck", fields={})
 
+_PROBES = 5
+"""Requests more that show how long one takes."""
 
-def check(
+_WRONG = 2.0
+"""Seconds by which a clock is wrong enough to mend it."""
+
+
+def check(  # noqa: PLR0913 - one for each option
     *,
     base_url: BaseUrl = DEFAULT_BASE_URL,
     partner_id: PartnerId = "",
     timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for an answer.")] = 10,
+    limit: Annotated[
+        bool, typer.Option("--limit", help="Also find out how many requests a second are let in; see below.")
+    ] = False,
+    as_json: AsJson = False,
     allow_insecure_http: AllowInsecureHttp = False,
 ) -> None:
-    """Say whether the key, the shop's id and the address work together, and if not, what to mend."""
+    """Say whether the key, the shop's id and the address work together, and if not, what to mend.
+
+    If so, tell how long an answer takes and whether this machine's clock is right.
+    """
     with one_sentence():
         key, shop = credentials(partner_id)
 
-        def client_of(api_key: Callable[[], str]) -> AsyncTrackingClient:
+        def client_of(api_key: str, **options: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
             return AsyncTrackingClient(
-                api_key(),
+                api_key,
                 shop,
                 base_url=base_url,
                 timeout=timeout,
                 retry=RetryPolicy(max_attempts=1),
                 allow_insecure_http=allow_insecure_http,
+                **options,
             )
 
-        verdict = asyncio.run(_verdict(client_of(key), client_of(lambda: secrets.token_hex(12))))
-        raise typer.Exit(_tell(*verdict))
+        findings = asyncio.run(_find_out(key(), client_of, limit=limit))
+        raise typer.Exit(_tell_json(findings) if as_json else _tell(findings))
 
 
-def _tell(verdict: str, works: bool) -> int:  # noqa: FBT001 - the two halves of one finding
-    """Print the verdict, and return the exit status that says the same."""
-    if not works:
-        note(f"error: {verdict}")
+@attrs.define
+class Findings:
+    """What was found out.
+
+    Attributes:
+        verdict: a sentence.
+        works: whether everything does.
+        latency: None where it does not.
+        skew: None where it does not, or the answers do not tell the time.
+        limit: None where nobody asked.
+    """
+
+    verdict: str
+    works: bool
+    latency: Latency | None = None
+    skew: Skew | None = None
+    limit: Limit | None = None
+
+
+def _tell(findings: Findings) -> int:
+    """Print what was found out, and return the exit status that says the same."""
+    if not findings.works:
+        note(f"error: {findings.verdict}")
         return FAILED
-    tell(f"ok: {verdict}")
+    tell(f"ok: {findings.verdict}")
+    if (latency := findings.latency) is not None:
+        tell(
+            f"latency: {latency.median * 1000:.0f} ms, the median of {latency.answers} answers; the longest "
+            f"{latency.longest * 1000:.0f} ms, the first one, with its connection, {latency.first * 1000:.0f} ms"
+        )
+        tell(f"clock: {_clock(findings.skew)}")
+    if (limit := findings.limit) is not None:
+        tell(f"limit: {_limit(limit)}")
     return 0
+
+
+def _clock(skew: Skew | None) -> str:
+    if skew is None:
+        return "the answers do not say what time it is there"
+    if skew.least <= 0.0 <= skew.most:
+        return f"this machine's agrees with the API's, as far as its whole seconds tell: to {_within(skew):.1f} s"
+    ahead = skew.least > 0.0
+    least, most = (skew.least, skew.most) if ahead else (-skew.most, -skew.least)
+    mend = "; set it, by NTP for example: events carry its time" if least >= _WRONG else ""
+    return f"this machine's is {least:.1f} to {most:.1f} s {'ahead of' if ahead else 'behind'} the API's{mend}"
+
+
+def _within(skew: Skew) -> float:
+    return max(-skew.least, skew.most)
+
+
+def _limit(limit: Limit) -> str:
+    if not limit.refused:
+        return f"none was met: all {limit.taken} requests within {limit.seconds:.1f} s were let in"
+    asked = "" if limit.retry_after is None else f", Retry-After: {limit.retry_after}"
+    return f"{limit.taken} requests within {limit.seconds:.1f} s were let in, and the next was not (429{asked})"
+
+
+def _tell_json(findings: Findings) -> int:
+    tell_json(
+        {
+            "works": findings.works,
+            "verdict": findings.verdict,
+            "latency": None if findings.latency is None else attrs.asdict(findings.latency),
+            "clock_ahead": None if findings.skew is None else attrs.asdict(findings.skew),
+            "limit": None if findings.limit is None else attrs.asdict(findings.limit),
+        }
+    )
+    return 0 if findings.works else FAILED
+
+
+async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], *, limit: bool) -> Findings:
+    # What goes wrong is told here; the package's log would tell it a second time.
+    logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
+    answers = Answers()
+    async with answers.http_client() as http_client:
+        async with client_of(key, http_client=http_client) as client:
+            findings = Findings(*await _verdict(client, client_of(secrets.token_hex(12))))
+            if findings.works:
+                for _ in range(_PROBES):
+                    await _probe(client)
+                findings.latency, findings.skew = Latency.of(answers.noted), Skew.of(answers.noted)
+        if findings.works and limit:
+            async with client_of(key, http_client=http_client, rate_limit=None) as client:
+                findings.limit = await find_limit(answers, lambda: _probe(client))
+    return findings
 
 
 async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -> tuple[str, bool]:
     """Return what was found out as a sentence, and whether everything works."""
-    # What goes wrong is told here; the package's log would tell it a second time.
-    logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     outcome = await _probe(client)
     match outcome:
         case Delivered():
@@ -97,7 +195,8 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
             recorded = "nothing was recorded"
         case _:
             return explain(outcome), False
-    control = await _probe(stranger)
+    async with stranger:
+        control = await _probe(stranger)
     match control:
         case Rejected(status=401 | 403):
             return f"the API takes this key, for this shop, at this address ({recorded})", True
@@ -111,8 +210,7 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
 
 
 async def _probe(client: AsyncTrackingClient) -> Outcome:
-    async with client:
-        try:
-            return await client.send_batch([_PROBE])
-        except DeliveryError as error:
-            return error.outcome
+    try:
+        return await client.send_batch([_PROBE])
+    except DeliveryError as error:
+        return error.outcome

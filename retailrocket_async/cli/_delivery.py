@@ -70,7 +70,12 @@ class Result:
     @property
     def clean(self) -> bool:
         """Whether every line of every input was an event, and every event is delivered."""
-        return not (self.bad or self.unreadable or self.stopped_at) and self.stats.delivered == self.events
+        return self.complete and not self.stopped_at
+
+    @property
+    def complete(self) -> bool:
+        """Whether every line that was read was an event, and every event is delivered."""
+        return not (self.bad or self.unreadable) and self.stats.delivered == self.events
 
 
 class Delivery:
@@ -82,9 +87,10 @@ class Delivery:
         rejects: takes what is not delivered.
         meter: draws the progress, and prints above it.
         drain: seconds that what was read gets to be delivered after an interruption.
+        first: the number of the first line that is sent.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords
         self,
         sources: Sequence[Source],
         *,
@@ -92,12 +98,14 @@ class Delivery:
         rejects: Rejects,
         meter: Meter,
         drain: float,
+        first: int = 1,
     ) -> None:
         self._sources = sources
         self._lines_of = lines_of
         self._rejects = rejects
         self._meter = meter
         self._drain = drain
+        self._first = first
         self._reader = Reader(sources)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -148,6 +156,8 @@ class Delivery:
             async for chunk in self._reader.chunks():
                 lines = lines or self._lines_of(chunk.source)
                 for found in events_of(lines, chunk):
+                    if lines.number < self._first and not (isinstance(found, BadLine) and found.ends_input):
+                        continue
                     if isinstance(found, BadLine):
                         self._reject(found)
                         if not result.bad % _BREATH:

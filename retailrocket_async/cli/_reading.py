@@ -7,12 +7,14 @@ to look after; a daemon, because nothing can wake it from such a read when the c
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import itertools
 import os
 import select
 import sys
 import threading
+import time
 import zlib
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -34,6 +36,9 @@ _AHEAD = 4
 
 _GZIP = b"\x1f\x8b"
 """The first bytes of every gzip file (RFC 1952, 2.3.1)."""
+
+_PAUSE = 0.2
+"""Seconds between two looks at a file that is followed."""
 
 STDIN = "-"
 
@@ -60,21 +65,23 @@ class Source:
 
     Args:
         path: of the file; ``-`` for the standard input. One that cannot be read ends the command.
+        follow: at the file's end wait for more, for good, also where another file has taken its place.
 
     Attributes:
         name: for messages.
         size: bytes of the file as it is stored; None where that is not known (a pipe).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, follow: bool = False) -> None:
         self._path = path
+        self._follow = follow
         self._is_stdin = str(path) == STDIN
         if self._is_stdin and cast("object", sys.stdin) is None:
             fail("the standard input is closed: there is nothing to read")
         if not self._is_stdin:
             _check_readable(path)
         self.name = "<stdin>" if self._is_stdin else str(path)
-        self.size = path.stat().st_size if not self._is_stdin and path.is_file() else None
+        self.size = path.stat().st_size if not self._is_stdin and path.is_file() and not follow else None
         self.position = 0
         self._begin = b""
         self._file: BinaryIO
@@ -83,6 +90,8 @@ class Source:
         """Yield the input piece by piece; the last one is empty and says whether all went well."""
         failure: str | None = None
         try:
+            if self._follow:
+                yield from self._followed()
             with self._opened() as self._file:
                 for data in self._pieces():
                     yield Chunk(self, data, self.position)
@@ -125,6 +134,44 @@ class Source:
         else:
             while data := self.read(_CHUNK):
                 yield data
+
+    def _followed(self) -> Generator[Chunk]:
+        """Yield the file, what is added to it, and what comes in its place under its name, for good."""
+        file = cast("BinaryIO", self._path.open("rb", buffering=0))
+        ended = True
+        try:
+            while True:
+                other = self._other_than(file)
+                # Only now, as something may have been added before the other one came.
+                while data := file.read(_CHUNK):
+                    if not self.position and data.startswith(_GZIP):
+                        raise OSError(errno.EINVAL, "it is gzipped, and what is compressed cannot be followed")
+                    self.position += len(data)
+                    ended = data.endswith(b"\n")
+                    yield Chunk(self, data, self.position)
+                if other is None:
+                    time.sleep(_PAUSE)
+                    continue
+                file.close()
+                file = other
+                if not ended:
+                    # What nobody will end any more is a line all the same.
+                    yield Chunk(self, b"\n", self.position)
+        finally:
+            file.close()
+
+    def _other_than(self, file: BinaryIO) -> BinaryIO | None:
+        """Return what the path leads to by now: another file, or the same cut short; None where all is as it was."""
+        try:
+            there = cast("BinaryIO", self._path.open("rb", buffering=0))
+        except FileNotFoundError:
+            # It was moved away, and the new one is not there yet.
+            return None
+        new, old = os.fstat(there.fileno()), os.fstat(file.fileno())
+        if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino) or new.st_size < file.tell():
+            return there
+        there.close()
+        return None
 
 
 def _check_readable(path: Path) -> None:

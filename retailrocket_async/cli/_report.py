@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retailrocket_async.cli._terminal import FAILED, note, table, tell
+from retailrocket_async.cli._terminal import FAILED, note, table, tell, tell_json
 
 if TYPE_CHECKING:
     from retailrocket_async.cli._delivery import Result
@@ -12,23 +12,33 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._validation import Validation
 
 
-def report(result: Result, rejects: Rejects) -> int:
-    """Print what became of everything, and return the exit status."""
+def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: bool = False) -> int:
+    """Print what became of everything, and return the exit status.
+
+    Args:
+        result: what became of it.
+        rejects: what was kept.
+        watched: whether the input has no end, so that an interruption is the regular one.
+        as_json: print one line of JSON on the standard output; sentences go to the standard error all the same.
+    """
     stats = result.stats
-    rows = [
-        ("lines read", result.events + result.bad),
-        ("bad lines", result.bad),
-        ("events", result.events),
-        ("delivered", stats.delivered),
-        ("rejected by the API", stats.rejected),
-        ("abandoned after retries", stats.abandoned),
-        ("dropped, never sent", stats.dropped),
-        ("requests", stats.requests),
-        ("of them retries", stats.retries),
-        ("seconds", f"{result.elapsed:.1f}"),
-        ("events per second", round(stats.delivered / max(result.elapsed, 1e-3))),
-    ]
-    table("", ("", ""), rows)
+    if as_json:
+        tell_json(_as_dict(result, rejects))
+    else:
+        rows = [
+            ("lines read", result.events + result.bad),
+            ("bad lines", result.bad),
+            ("events", result.events),
+            ("delivered", stats.delivered),
+            ("rejected by the API", stats.rejected),
+            ("abandoned after retries", stats.abandoned),
+            ("dropped, never sent", stats.dropped),
+            ("requests", stats.requests),
+            ("of them retries", stats.retries),
+            ("seconds", f"{result.elapsed:.1f}"),
+            ("events per second", round(stats.delivered / max(result.elapsed, 1e-3))),
+        ]
+        table("", ("", ""), rows)
     for reason, count in result.reasons.most_common():
         note(f"{count:,} events not delivered: {reason}")
     if result.maybe_recorded:
@@ -38,14 +48,36 @@ def report(result: Result, rejects: Rejects) -> int:
         note(f"stopped at {result.stopped_at}, since nothing was delivered: mend it and send the same input again")
         return FAILED
     if result.stopped_at is not None:
-        note(f"read up to {result.stopped_at}; the rest was not read")
+        note(f"read up to {result.stopped_at}; the rest was not read: --from-line goes on from the next line")
     _report_rejects(rejects, missed=result.events - stats.delivered + result.bad)
-    if result.interrupted_by is not None:
+    if result.interrupted_by is not None and not watched:
         return 128 + result.interrupted_by
-    if not result.clean:
+    if not (result.complete if watched else result.clean):
         return FAILED
-    tell(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
+    if not as_json:
+        tell(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
     return 0
+
+
+def _as_dict(result: Result, rejects: Rejects) -> dict[str, object]:
+    stats = result.stats
+    return {
+        "events": result.events,
+        "bad_lines": result.bad,
+        "unreadable_inputs": result.unreadable,
+        "delivered": stats.delivered,
+        "rejected": stats.rejected,
+        "abandoned": stats.abandoned,
+        "dropped": stats.dropped,
+        "maybe_recorded": result.maybe_recorded,
+        "reasons": dict(result.reasons),
+        "requests": stats.requests,
+        "retries": stats.retries,
+        "seconds": round(result.elapsed, 3),
+        "stopped_at": result.stopped_at,
+        "interrupted_by": result.interrupted_by,
+        "rejects": rejects.lines if rejects.path is not None else None,
+    }
 
 
 def _report_rejects(rejects: Rejects, *, missed: int) -> None:
@@ -58,8 +90,10 @@ def _report_rejects(rejects: Rejects, *, missed: int) -> None:
         note(f"{rejects.lines:,} lines are in {rejects.path}: once mended, send that file")
 
 
-def report_validation(checked: Validation, rejects: Rejects) -> int:
+def report_validation(checked: Validation, rejects: Rejects, *, as_json: bool = False) -> int:
     """Print what a dry run found, and return the exit status."""
+    if as_json:
+        tell_json({"events": checked.events, "bad_lines": checked.bad})
     note(f"{checked.events:,} events are valid; {checked.bad:,} lines are bad; nothing was sent")
     _report_rejects(rejects, missed=0)
     return FAILED if checked.bad else 0

@@ -22,7 +22,7 @@ from retailrocket_async.cli._lines import Lines
 from retailrocket_async.cli._reading import STDIN, Source, total_size
 from retailrocket_async.cli._rejects import Rejects
 from retailrocket_async.cli._report import report, report_validation
-from retailrocket_async.cli._terminal import Meter, fail, one_sentence
+from retailrocket_async.cli._terminal import AsJson, Meter, fail, one_sentence
 from retailrocket_async.cli._validation import validate
 
 _BUFFER = Buffer(max_events=25_000)
@@ -48,9 +48,14 @@ events are recorded in the order of the input.
   retailrocket-async send rejects.jsonl
   retailrocket-async send events.csv --price 9.90
   zcat events-*.gz | retailrocket-async send -
+  retailrocket-async send --watch /var/log/shop/events.jsonl --from-line 120001
+
+With --watch the file is sent from its beginning, or --from-line, and then followed, through rotation, too; Ctrl-C and
+SIGTERM end it in order, and it tells the line to go on from. For new lines only give it the output of tail -n 0 -F.
 
 [bold]Exit status[/bold]: 0 everything was delivered (or is valid, with --dry-run), 1 something was not, 2 wrong
-arguments or configuration and nothing was sent, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+arguments or configuration and nothing was sent, 130 interrupted by Ctrl-C, 143 by SIGTERM; with --watch that is its
+end, and 0 or 1.
 """
 
 
@@ -67,6 +72,14 @@ def send(  # noqa: PLR0913 - one for each option
     base_url: BaseUrl = DEFAULT_BASE_URL,
     partner_id: PartnerId = "",
     rate: Annotated[int, typer.Option(min=1, help="Requests per second, all of this shop's programs together.")] = 50,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Follow one file as it grows, and the one that takes its place, until Ctrl-C."),
+    ] = False,
+    from_line: Annotated[
+        int,
+        typer.Option(min=1, metavar="LINE", help="Begin with this line of the one file, where an earlier run ended."),
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the lines and list every bad one; needs no credentials.")
     ] = False,
@@ -90,6 +103,7 @@ def send(  # noqa: PLR0913 - one for each option
     drain: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long Ctrl-C waits for what was read to be delivered.")
     ] = 15,
+    as_json: AsJson = False,
     allow_insecure_http: AllowInsecureHttp = False,
 ) -> None:
     """Send events from files, or from the standard input, and say what became of every one.
@@ -102,8 +116,12 @@ def send(  # noqa: PLR0913 - one for each option
             fail("the standard input can be read once only: give - once")
         if not drain < math.inf:
             fail("--drain must be a number of seconds")
+        if (watch or from_line > 1) and (len(files) > 1 or files[0] == Path(STDIN)):
+            fail(f"{'--watch' if watch else '--from-line'} takes one file, which is not the standard input")
+        if watch and dry_run:
+            fail("--dry-run comes to an end, and --watch does not: choose one of them")
         clickstream = Clickstream(price, quantity)
-        sources = [Source(path) for path in files]
+        sources = [Source(path, follow=watch) for path in files]
 
         def lines_of(source: Source) -> Lines:
             return Lines(source.name, clickstream, allow_custom=allow_custom)
@@ -111,7 +129,7 @@ def send(  # noqa: PLR0913 - one for each option
         if dry_run:
             with Rejects(rejects) as kept, Meter("checking", total_size(sources)) as meter:
                 checked = validate(sources, lines_of, kept, meter)
-            raise typer.Exit(report_validation(checked, kept))
+            raise typer.Exit(report_validation(checked, kept, as_json=as_json))
         key, shop = credentials(partner_id)
 
         def client_of(**hooks: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
@@ -132,6 +150,6 @@ def send(  # noqa: PLR0913 - one for each option
         # The report says it all, counted: the package's log would say it once more, across the progress bar.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         with Rejects(rejects) as kept, Meter("sending", total_size(sources)) as meter:
-            delivery = Delivery(sources, lines_of=lines_of, rejects=kept, meter=meter, drain=drain)
+            delivery = Delivery(sources, lines_of=lines_of, rejects=kept, meter=meter, drain=drain, first=from_line)
             result = asyncio.run(delivery.run(client_of))
-        raise typer.Exit(report(result, kept))
+        raise typer.Exit(report(result, kept, watched=watch, as_json=as_json))

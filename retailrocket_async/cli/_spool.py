@@ -1,18 +1,34 @@
 """``spool``: looks into a spool, and tidies it up."""
 
+import itertools
+import json
 import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
 from retailrocket_async import SpoolError, SqliteSpool
-from retailrocket_async.cli._terminal import MISUSED, fail, note, one_sentence, say, table, tell
+from retailrocket_async.cli._terminal import (
+    MISUSED,
+    AsJson,
+    AsJsonLines,
+    fail,
+    note,
+    one_sentence,
+    say,
+    table,
+    tell,
+    tell_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
+
+    from retailrocket_async import DeadEvent, SpooledEvent
 
 EPILOG = """
 A spool is a directory with events that are to be delivered: the path that a client was given as SqliteSpool(path).
@@ -40,10 +56,13 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask whether you mean i
 
 
 @app.command(epilog=EPILOG)
-def stat(spool: _Spool) -> None:
+def stat(spool: _Spool, *, as_json: AsJson = False) -> None:
     """Tell how much waits, since when, and how many dead letters there are, by reason."""
     with _understood():
         found = SqliteSpool(spool).stat()
+    if as_json:
+        tell_json(attrs.asdict(found))
+        return
     table(
         f"Spool of {found.partner_id or 'no shop yet'}",
         ("what", "is"),
@@ -59,9 +78,12 @@ def stat(spool: _Spool) -> None:
 
 
 @app.command("list", epilog=EPILOG)
-def list_events(spool: _Spool, *, limit: _Limit = 20) -> None:
+def list_events(spool: _Spool, *, limit: _Limit = 20, as_json: AsJsonLines = False) -> None:
     """Print the oldest events that wait: number, age and JSON."""
     with _understood():
+        if as_json:
+            _print_json(SqliteSpool(spool).events(), limit)
+            return
         _print(
             (
                 f"{event.id}  {_ago(event.tracked_at)}  {event.envelope.decode()}"
@@ -120,9 +142,12 @@ def export(
 
 
 @dead.command("list", epilog=EPILOG)
-def list_dead(spool: _Spool, *, limit: _Limit = 20) -> None:
+def list_dead(spool: _Spool, *, limit: _Limit = 20, as_json: AsJsonLines = False) -> None:
     """Print the oldest dead letters: number, age, reason and JSON."""
     with _understood():
+        if as_json:
+            _print_json(SqliteSpool(spool).dead(), limit)
+            return
         _print(
             (
                 f"{event.id}  {_ago(event.died_at)}  {event.reason}"
@@ -152,6 +177,13 @@ def _understood() -> "Generator[None]":
             yield
         except SpoolError as error:
             fail(str(error))
+
+
+def _print_json(events: "Iterable[SpooledEvent | DeadEvent]", limit: int) -> None:
+    for event in itertools.islice(events, limit):
+        fields = attrs.asdict(event)
+        if not say(json.dumps(fields | {"envelope": json.loads(event.envelope)}, ensure_ascii=False)):
+            return
 
 
 def _print(lines: "Iterable[str]", limit: int | None) -> None:

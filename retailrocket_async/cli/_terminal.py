@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn, Self, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, Self, TextIO, TypeAlias, cast
 
 import typer
 from rich import box
@@ -29,6 +30,9 @@ MISUSED = 2
 
 INTERRUPTED = 130
 """Exit status: Ctrl-C."""
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON, for scripts.")]
+AsJsonLines: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each, for scripts.")]
 
 _BLINK = 0.05
 """Seconds between two drawings of the progress bar."""
@@ -63,6 +67,11 @@ def tell(text: str) -> None:
     """Print a line that must not get lost: on the standard output, else on the standard error."""
     if not say(text):
         note(text)
+
+
+def tell_json(data: object) -> None:
+    """Print plain values as one line of JSON, for scripts."""
+    tell(json.dumps(data, ensure_ascii=False))
 
 
 _lost: set[TextIO] = set()
