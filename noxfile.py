@@ -128,6 +128,14 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+@nox.parametrize("extra", ["none", *PROJECT["project"]["optional-dependencies"], "all"])
+def extras(session: nox.Session, extra: str) -> None:
+    """Install each extra alone, none, and all of them, and see that what it promises is there."""
+    session.install({"none": ".", "all": f".{EXTRAS}"}.get(extra, f".[{extra}]"))
+    session.run("python", "-I", "tests/extras.py", extra)
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Feed every door what a fuzzer thinks of, for the minutes given or ten, then measure time and memory."""
     session.install("-e", f".{EXTRAS}", *group("test"), *group("fuzz"))

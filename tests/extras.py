@@ -1,0 +1,70 @@
+"""A script: whether an extra, installed alone, brings what it promises; run by the session `extras`.
+
+It needs nothing but what is checked: no test library is installed beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import subprocess
+import sys
+
+import httpx
+
+from retailrocket_async import AsyncTrackingClient, Delivered, new_session_id
+
+EMULATOR = ["retailrocket_async.emulator"]
+COMMANDS = ["retailrocket_async.cli._app"]
+MODULES: dict[str, list[str]] = {
+    "none": ["retailrocket_async", "retailrocket_async.relay"],
+    "cli": COMMANDS,
+    "emulator": EMULATOR,
+    "http2": ["h2"],
+    "redis": ["retailrocket_async.redis", "retailrocket_async.relay._redis_streams"],
+    "kafka": ["retailrocket_async.relay._kafka"],
+    "nats": ["retailrocket_async.relay._nats"],
+    "relay": [*COMMANDS, "retailrocket_async.relay._health", "retailrocket_async.relay._metrics"],
+}
+"""For each extra, modules that can be imported with it; "all" has all of them."""
+
+
+async def deliver(*, http2: bool) -> None:
+    """Deliver an event to a server in this process, and one that is no server at all."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path.endswith("/visitorEvents")
+        return httpx.Response(200, json={})
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http_client,
+        AsyncTrackingClient("key", "shop", http_client=http_client) as client,
+    ):
+        receipt = await client.view(session_external_id=new_session_id(), product_id=1)
+        assert isinstance(await receipt, Delivered)
+    async with AsyncTrackingClient("key", "shop", base_url="http://127.0.0.1:9/", http2=http2):
+        pass
+
+
+def main(extra: str) -> None:
+    """Check one extra, or "none", or "all" of them."""
+    wanted = sorted({name for names in MODULES.values() for name in names} if extra == "all" else MODULES[extra])
+    for module in wanted:
+        importlib.import_module(module)
+    asyncio.run(deliver(http2=extra in ("http2", "all")))
+    if set(COMMANDS) <= {*wanted}:
+        subprocess.run([sys.executable, "-m", "retailrocket_async", "--version"], check=True)
+    else:
+        # Without it the command says what to install.
+        told = subprocess.run(
+            [sys.executable, "-m", "retailrocket_async", "--version"], capture_output=True, text=True, check=False
+        )
+        assert told.returncode, told
+        assert "retailrocket-async[cli]" in told.stderr, told.stderr
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(f"{extra}: {', '.join(wanted)}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
