@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
-    session.run("mypy", "retailrocket_async", "tests/typing")
+    session.run("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "tests/typing")
     session.run("pyright")
 
 
@@ -85,6 +85,7 @@ def wheel(session: nox.Session) -> None:
     tree = tmp / sdist.name.removesuffix(".tar.gz")
     # Without the sources only the wheel can be what is tested.
     (tree / "retailrocket_async").rename(tmp / "sources")
+    (tree / "pytest_retailrocket_async.py").unlink()
     # The `tests` session has the newest ones.
     session.install(f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"), "--constraint", str(pins))
     session.chdir(tree)

@@ -56,6 +56,8 @@ class AsyncTrackingClient(EventMethods):
     One client belongs to one event loop and one process: create it where they start (an application's lifespan, a
     worker's main coroutine) and close it where they end. Nothing is opened or started before the first use.
 
+    While ``RETAILROCKET_TEST_MODE`` is set in the environment, and not to ``0``, `base_url` must be on this host.
+
     Args:
         api_key: the shop's secret key, or a function that returns it, which is asked before the first request and again
             when the API answers 401. A coroutine function runs in the event loop, any other in a thread; 10 s are its

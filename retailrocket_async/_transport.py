@@ -14,6 +14,7 @@ import asyncio
 import importlib.util
 import ipaddress
 import logging
+import os
 import socket
 import ssl
 from datetime import UTC, datetime
@@ -41,6 +42,9 @@ Timeout: TypeAlias = float | httpx.Timeout
 
 DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 DEFAULT_TIMEOUT: Final = 10.0
+TEST_MODE: Final = "RETAILROCKET_TEST_MODE"
+"""An environment variable: while it is set, and not to 0, a client sends to this host alone."""
+
 _MAX_URL: Final = 8_000
 """Characters: what every server should take (RFC 9110, 4.1). Beyond 65,536, path and all, httpx raises."""
 
@@ -254,7 +258,8 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
 
     Raises:
         ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters; a query, fragment or user in
-            it; or plain ``http://`` to another host than this one without `allow_insecure`.
+            it; plain ``http://`` to another host than this one without `allow_insecure`; or any other host than this
+            one in a test run, see `TEST_MODE`.
     """
     complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
     if complaint:
@@ -280,7 +285,14 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
         return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
     if len(text.removesuffix("/")) >= _MAX_URL:
         return f"base_url must be at most {_MAX_URL:,} characters long"
-    if url.scheme == "http" and not (allow_insecure or _is_loopback(host)):
+    if _is_loopback(host):
+        return None
+    if os.environ.get(TEST_MODE, "0") not in ("", "0"):
+        return (
+            f"base_url must be on this host while {TEST_MODE} is set, which keeps tests from the real API: give the "
+            "code a RecordingClient of retailrocket_async.testing, or the base_url of an emulator"
+        )
+    if url.scheme == "http" and not allow_insecure:
         return (
             "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
             "for a test host of your own say allow_insecure_http=True"

@@ -57,7 +57,9 @@ def examples(path: Path) -> Iterator[Example]:
 
 EXAMPLES = [example for path in PAGES for example in examples(path)]
 SCRIPTS = [example for example in EXAMPLES if "def test_" not in example.source]
-TEST_MODULES = [example for example in EXAMPLES if "def test_" in example.source]
+TEST_MODULES = {
+    path: [example for example in EXAMPLES if example.path == path and "def test_" in example.source] for path in PAGES
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +91,18 @@ def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.Capt
     assert [record for record in emulator.refused() if record["status"] != 401] == []
 
 
-@pytest.mark.parametrize("example", TEST_MODULES, ids=str)
-def test_module(example: Example, pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("path", [path for path in PAGES if TEST_MODULES[path]], ids=lambda path: path.name)
+def test_modules(path: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every example that is a test passes under pytest."""
+    # Most of the plugins that are installed here take longer to load than the tests to run.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    plugins = ("-p", "pytest_asyncio.plugin", "-p", "pytest_retailrocket_async", "-p", "no:cacheprovider")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
-    pytester.makepyfile(example.source)
+    pytester.makepyfile(**{f"test_line_{example.line}": example.source for example in TEST_MODULES[path]})
 
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result = pytester.runpytest_subprocess(*plugins, "-W", "error")
 
-    result.assert_outcomes(passed=example.source.count("def test_"))
+    result.assert_outcomes(passed=sum(example.source.count("def test_") for example in TEST_MODULES[path]))
 
 
 def test_the_readme_has_an_example() -> None:

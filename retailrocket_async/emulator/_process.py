@@ -15,8 +15,8 @@ import attrs
 import orjson
 
 from ._command import API_KEY, arguments_of
-from ._fault import Fault
-from ._settings import Settings
+from ._fault import Fault, FaultKind
+from ._settings import CHANGEABLE, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping
@@ -39,11 +39,13 @@ class EmulatorProcess:
         root: where it listens, such as ``http://127.0.0.1:40123``.
         pid: the number of its process.
         timeout: seconds a control request may take; default 30.0.
+        settings: what it was started with; default ``Settings()``.
     """
 
     root: str
     pid: int
     timeout: float = 30.0
+    settings: Settings = attrs.field(factory=Settings)
 
     @property
     def url(self) -> str:
@@ -54,6 +56,16 @@ class EmulatorProcess:
     def control_url(self) -> str:
         """The control side's base URL, such as ``http://127.0.0.1:40123/_control/``."""
         return f"{self.root}/_control/"
+
+    @property
+    def api_key(self) -> str:
+        """The key that it was started with."""
+        return self.settings.api_key
+
+    @property
+    def partner_id(self) -> str:
+        """The shop that it was started with."""
+        return self.settings.partner_id
 
     def stats(self) -> dict[str, Any]:
         """Return the counters."""
@@ -85,6 +97,21 @@ class EmulatorProcess:
     def reset(self) -> None:
         """Forget all that arrived and all faults; settings stay as they are."""
         self._call("POST", "reset")
+
+    def restore(self) -> None:
+        """Be as it was when it started: forget all that arrived, all faults and all changes of settings."""
+        self.configure(**{name: getattr(self.settings, name) for name in CHANGEABLE})
+        self.reset()
+
+    def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
+        """Append a fault to the script and return it; see `RunningEmulator.fail_with`.
+
+        Raises:
+            ValueError: there is no such fault.
+        """
+        fault = Fault.from_dict({"kind": kind, **facts})
+        self.add_faults([fault])
+        return fault
 
     def faults(self) -> list[dict[str, Any]]:
         """Return the faults still to come."""
@@ -170,7 +197,7 @@ def emulator_process(
     )
     with process:
         try:
-            yield EmulatorProcess(_root(process, startup_timeout), process.pid)
+            yield EmulatorProcess(_root(process, startup_timeout), process.pid, settings=settings)
         finally:
             _end(process, _GRACE)
 

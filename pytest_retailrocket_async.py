@@ -1,0 +1,65 @@
+"""The pytest plugin of retailrocket-async: its fixtures, and the switch that keeps a test run from the real API.
+
+pytest imports it in every run, also where nobody asks for a fixture. So it stands beside the package, and imports that
+only where a test does: the package and httpx take a good part of a second.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from retailrocket_async.emulator import EmulatorProcess
+    from retailrocket_async.testing import RecordingClient
+
+_SWITCH = "RETAILROCKET_TEST_MODE"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the ini option."""
+    told = f"set {_SWITCH}=1 for the run, unless it is set: clients send to this host alone (default: false)"
+    parser.addini("retailrocket_test_mode", told, type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turn the switch on where the ini option says so, and the environment nothing."""
+    if config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
+        os.environ[_SWITCH] = "1"
+        config.add_cleanup(_switch_off)
+
+
+def _switch_off() -> None:
+    os.environ.pop(_SWITCH, None)
+
+
+@pytest.fixture
+def tracked() -> RecordingClient:
+    """A client that sends nothing and records what is tracked; see `retailrocket_async.testing.RecordingClient`."""
+    from retailrocket_async.testing import RecordingClient  # noqa: PLC0415
+
+    return RecordingClient()
+
+
+@pytest.fixture
+def retailrocket_emulator(_retailrocket_emulator: EmulatorProcess) -> EmulatorProcess:
+    """The API's emulator in a process of its own, one for the session, as new for each test (extra ``emulator``)."""
+    _retailrocket_emulator.restore()
+    return _retailrocket_emulator
+
+
+@pytest.fixture(scope="session")
+def _retailrocket_emulator() -> Iterator[EmulatorProcess]:
+    try:
+        from retailrocket_async.emulator import emulator_process  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        pytest.fail(
+            f"the fixture retailrocket_emulator needs {error.name}: pip install 'retailrocket-async[emulator]'",
+            pytrace=False,
+        )
+    with emulator_process() as emulator:
+        yield emulator

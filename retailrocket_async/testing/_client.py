@@ -1,0 +1,314 @@
+"""A client that sends nothing: the real one, whose requests end in memory, and which remembers its events."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+
+from retailrocket_async import (
+    AsyncTrackingClient,
+    Batching,
+    Buffer,
+    ConfigurationError,
+    Event,
+    RateLimit,
+    RetryPolicy,
+    UsageError,
+)
+
+from ._api import InMemoryApi
+from ._fault import Fault, FaultKind
+from ._recorded import complaint, matching
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+
+    import httpx
+
+    from retailrocket_async import Delivered, Limiter, Permit, Receipt, SqliteSpool, StateChange, UndeliveredEvent
+
+E = TypeVar("E", bound=Event)
+
+AT_ONCE: Final = Batching(linger=0)
+"""Nobody waits for company."""
+
+IMPATIENT: Final = RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)
+"""No waits between attempts, and so few of them that the last comes before the client takes the API for down."""
+
+
+class RecordingClient(AsyncTrackingClient):
+    """An `AsyncTrackingClient` for tests: nothing leaves the process, and every event that is tracked is recorded.
+
+    It is the real client, with its checks, its receipts, its bounds and its ends, in front of an API in memory that
+    accepts everything, unless `fail_with` says otherwise. It needs no credentials, has no request limit, and does not
+    wait. As the real one it belongs to one event loop: make a new one for each test. It need not be closed.
+
+    An event is recorded when it is accepted, by whichever method and from whichever thread, as `before_send` leaves it;
+    one that `before_send` drops is not recorded, nor one with which the call raises a `UsageError`.
+
+    Args:
+        api_key: as all other arguments that of `AsyncTrackingClient`, which has `http_client` beside them.
+        partner_id: default ``"test-partner"``.
+        base_url: default ``"http://localhost/1.0/"``, where nothing is sent either.
+        http2: default False.
+        rate_limit: default None, no limit.
+        limiter: default None: nothing holds a request back, not even an answer of 429.
+        batching: default ``Batching(linger=0)``.
+        buffer: default ``Buffer()``.
+        retry: default ``RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)``.
+        spool: default None.
+        timeout: default 10 seconds.
+        timestamp_precision: default ``"seconds"``.
+        before_send: default None.
+        on_outcome: default None.
+        on_state_change: default None.
+        allow_insecure_http: default False.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    def __init__(  # noqa: PLR0913 - those of the client
+        self,
+        api_key: str | Callable[[], str] | Callable[[], Awaitable[str]] = "test-api-key",
+        partner_id: str = "test-partner",
+        *,
+        base_url: str = "http://localhost/1.0/",
+        http2: bool = False,
+        rate_limit: RateLimit | None = None,
+        limiter: Limiter | None = None,
+        batching: Batching = AT_ONCE,
+        buffer: Buffer = Buffer(),  # noqa: B008 - frozen
+        retry: RetryPolicy = IMPATIENT,
+        spool: SqliteSpool | None = None,
+        timeout: float | httpx.Timeout = 10.0,
+        timestamp_precision: Literal["seconds", "milliseconds", "microseconds"] = "seconds",
+        before_send: Callable[[Event], Event | None] | None = None,
+        on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+        on_state_change: Callable[[StateChange], object] | None = None,
+        allow_insecure_http: bool = False,
+    ) -> None:
+        self._events: list[Event] = []
+        self._api = InMemoryApi()
+        super().__init__(
+            api_key,
+            partner_id,
+            base_url=base_url,
+            http_client=self._api.http_client(),
+            http2=http2,
+            rate_limit=rate_limit,
+            limiter=_Unlimited() if limiter is None and rate_limit is None else limiter,
+            batching=batching,
+            buffer=buffer,
+            retry=retry,
+            spool=spool,
+            timeout=timeout,
+            timestamp_precision=timestamp_precision,
+            # What is no plain function is for the client to refuse.
+            before_send=_noting(before_send) if _is_plain(before_send) else before_send,
+            on_outcome=on_outcome,
+            on_state_change=on_state_change,
+            allow_insecure_http=allow_insecure_http,
+        )
+
+    # --- what was tracked ---------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> list[Event]:
+        """All events that were tracked or sent, in order."""
+        return list(self._events)
+
+    def of(self, event_type: type[E], /, **fields: object) -> list[E]:
+        """Return the events of a class, in order.
+
+        Args:
+            event_type: e.g. `View`; `Event` for all.
+            fields: values that they must have, e.g. ``product_id=1``.
+
+        Raises:
+            TypeError: a field that the class does not have.
+        """
+        return matching(self._events, event_type, fields)
+
+    def one(self, event_type: type[E], /, **fields: object) -> E:
+        """Return the one event of a class, with these values of its fields.
+
+        Raises:
+            AssertionError: there is none, or more than one; the message shows what was tracked.
+            TypeError: a field that the class does not have.
+        """
+        __tracebackhide__ = True
+        found = matching(self._events, event_type, fields)
+        if len(found) != 1:
+            raise AssertionError(complaint("exactly one", self._events, event_type, fields))
+        return found[0]
+
+    def none(self, event_type: type[Event], /, **fields: object) -> None:
+        """Make sure that there is no event of a class, with these values of its fields.
+
+        Raises:
+            AssertionError: there is one; the message shows what was tracked.
+            TypeError: a field that the class does not have.
+        """
+        __tracebackhide__ = True
+        if matching(self._events, event_type, fields):
+            raise AssertionError(complaint("no", self._events, event_type, fields))
+
+    def clear(self) -> None:
+        """Forget the events that were tracked so far."""
+        self._events.clear()
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    @overload
+    def fail_with(
+        self, kind: FaultKind = "status", *, status: int = 503, times: int | None = 1, contains: str | None = None
+    ) -> None: ...
+
+    @overload
+    def fail_with(self, *, rejected: type[Event] | str) -> None: ...
+
+    def fail_with(
+        self, kind: FaultKind | None = None, *, rejected: type[Event] | str | None = None, **facts: Any
+    ) -> None:
+        """Make requests fail from now on; several calls make a script, a request gets the first fault that fits it.
+
+        Nothing is waited for: a retry follows at once, and so does the end of a time-out. Only a refusal of the key,
+        the shop or the address (401, 403, 404) takes a quarter of a second, and an API that fails longer than
+        `RetryPolicy` tries a tenth for every further attempt.
+
+        Args:
+            kind: ``"status"`` (default), an answer with `status`; ``"connect"``, no connection; ``"reset_after"``, a
+                connection that breaks before the answer has come; ``"stall"``, no answer in time.
+            rejected: a class of events, or a wire name, e.g. `Order`: the API refuses each of them (400), and takes
+                the others of its batch. Not together with other arguments.
+            facts: ``status``, 200 to 599, default 503; ``times``, how many requests fail, default 1, None for all there
+                will be; ``contains``, a text that must be in the body of those that fail, default None.
+
+        Raises:
+            ConfigurationError: a value that cannot be.
+        """
+        if rejected is None:
+            self._api.faults.append(Fault(kind="status" if kind is None else kind, **facts))
+        elif kind is not None or facts:
+            raise ConfigurationError("rejected stands alone: a status of 400 for each of these events")
+        else:
+            self._api.faults.append(Fault.refusal_of(rejected))
+
+    def clear_faults(self) -> None:
+        """Make requests succeed again."""
+        self._api.faults.clear()
+
+    # --- the client's own, recorded -----------------------------------------------------------------------------------
+
+    async def track(self, event: Event) -> Receipt:
+        """As `AsyncTrackingClient.track`."""
+        with _chosen_into([]) as chosen:
+            receipt = await super().track(event)
+        self._events += chosen
+        return receipt
+
+    def track_nowait(self, event: Event) -> Receipt:
+        """As `AsyncTrackingClient.track_nowait`."""
+        with _chosen_into([]) as chosen:
+            receipt = super().track_nowait(event)
+        self._events += chosen
+        return receipt
+
+    async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
+        """As `AsyncTrackingClient.track_many`."""
+        # With a spool the client writes many at once, past `track`.
+        if isinstance(events, AsyncIterable):
+            return [await self.track(event) async for event in events]
+        return [await self.track(event) for event in events]
+
+    async def send(self, event: Event) -> Delivered:
+        """As `AsyncTrackingClient.send`."""
+        with self._sending():
+            return await super().send(event)
+
+    async def send_batch(self, events: Iterable[Event]) -> Delivered:
+        """As `AsyncTrackingClient.send_batch`."""
+        with self._sending():
+            return await super().send_batch(events)
+
+    @contextmanager
+    def _sending(self) -> Generator[None]:
+        """Record what is sent before its answer is awaited, as others may track meanwhile."""
+        before = len(self._events)
+        try:
+            with _chosen_into(self._events):
+                yield
+        except UsageError:
+            # Raised before anything is awaited, so that nothing else has come behind.
+            del self._events[before:]
+            raise
+
+    def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
+        # What another thread's handle calls; recorded in the loop, where the event is accepted.
+        with _chosen_into([]) as chosen:
+            accept = super()._prepared(event)
+
+        async def accept_and_record() -> Receipt:
+            receipt = await accept()
+            self._events.extend(chosen)
+            return receipt
+
+        return accept_and_record
+
+    def __del__(self) -> None:
+        # A test that ends, or fails, with an open client has lost nothing.
+        pass
+
+    def __repr__(self) -> str:
+        return f"<RecordingClient of {len(self._events)} event(s)>"
+
+
+class _Unlimited:
+    """A limiter that never makes anybody wait."""
+
+    async def acquire(self) -> Permit | None:
+        return None
+
+    def pause_until(self, deadline: float) -> None:
+        pass
+
+    def throttled(self, sent_at: float) -> None:
+        pass
+
+
+_chosen: ContextVar[list[Event] | None] = ContextVar("_chosen", default=None)
+"""Where the events go that `before_send` lets pass, in the call that is on its way."""
+
+
+@contextmanager
+def _chosen_into(events: list[Event]) -> Generator[list[Event]]:
+    token = _chosen.set(events)
+    try:
+        yield events
+    finally:
+        _chosen.reset(token)
+
+
+def _is_plain(hook: object) -> bool:
+    return hook is None or (callable(hook) and not inspect.iscoroutinefunction(hook))
+
+
+def _noting(before_send: Callable[[Event], Event | None] | None) -> Callable[[Event], Event | None]:
+    """Return a `before_send` that notes what the user's own makes of an event; see `_chosen`."""
+
+    def note(event: Event) -> Event | None:
+        # Where the hook raises, or returns no event, the event goes as it came.
+        chosen: object = event
+        try:
+            chosen = result = event if before_send is None else before_send(event)
+            return result
+        finally:
+            events = _chosen.get()
+            if chosen is not None and events is not None:
+                events.append(chosen if isinstance(chosen, Event) else event)
+
+    return note
