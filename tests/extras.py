@@ -18,7 +18,7 @@ from retailrocket_async import AsyncTrackingClient, Delivered, new_session_id
 EMULATOR = ["retailrocket_async.emulator"]
 COMMANDS = ["retailrocket_async.cli._app"]
 MODULES: dict[str, list[str]] = {
-    "none": ["retailrocket_async", "retailrocket_async.relay"],
+    "none": ["retailrocket_async", "retailrocket_async.relay", "retailrocket_async.testing"],
     "cli": COMMANDS,
     "emulator": EMULATOR,
     "http2": ["h2"],

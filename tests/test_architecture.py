@@ -190,7 +190,7 @@ def test_one_room_knows_a_library(library: str) -> None:
     assert rooms == FOREIGN[library]
 
 
-# These hand in an `http_client` of their own, as any caller may: one that measures, and one whose requests end in memory.
+# These hand in an `http_client` of their own, as any caller may: one measures, and the requests of one end in memory.
 CALLERS = {
     "retailrocket_async.cli._measuring",
     "retailrocket_async.testing._client",

@@ -22,9 +22,17 @@ from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_proc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.endurance
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "README.ru.md",
+    ROOT / "CONTRIBUTING.md",
+    # What is made from the code is not a page of ours.
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if not path.parent.name.startswith("_")),
+]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -118,6 +126,16 @@ def test_ci_runs_the_readme() -> None:
     assert job.endswith("retailrocket-async demo")
     assert tests.endswith("nox")
     assert tests in [line.strip() for line in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()]
+
+
+def test_the_russian_readme_says_the_same() -> None:
+    """The Russian README has the same commands, and the same example but for its words."""
+    translated = ROOT / "README.ru.md"
+    assert [block[2] for block in blocks(README, "console")] == [block[2] for block in blocks(translated, "console")]
+    codes = [
+        re.sub(r"#.*|\"[^\"]*:?\"", "", next(examples(path)).source).replace(" ", "") for path in (README, translated)
+    ]
+    assert codes[0] == codes[1]
 
 
 def test_the_contributing_guide_runs_the_readme() -> None:
