@@ -135,6 +135,19 @@ def test_help_is_plain_in_a_pipe() -> None:
     assert {letter for letter in told if not letter.isprintable()} == {"\n"}
 
 
+@pytest.mark.parametrize(("begun", "completed"), [("se", "send"), ("send --wat", "--watch"), ("spool de", "dead")])
+def test_shells_complete(begun: str, completed: str) -> None:
+    """Commands and options are completed by the shell, as typer has it installed with --install-completion."""
+    words = ["retailrocket-async", *begun.split()]
+    asked = {
+        "_RETAILROCKET_ASYNC_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+
+    assert completed in finished(env=asked, code=f"import sys; sys.argv[0] = 'retailrocket-async'; {MAIN}")[1].split()
+
+
 def test_version() -> None:
     """The version is printed."""
     assert invoke("--version").stdout.startswith("retailrocket-async ")

@@ -18,6 +18,7 @@ from retailrocket_async._flight import Flight
 from retailrocket_async._reply import FailureKind, Reply, Verdict
 from retailrocket_async._wire import BATCH_PATH
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
+from tests.test_cli import invoke
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,13 +174,9 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
 @pytest.mark.parametrize(("command", "options"), sorted(set(commands()), key=str))
 def test_commands_exist(command: str, options: frozenset[str]) -> None:
     """Every command that a page shows exists, with the options it is given."""
-    told = subprocess.run(
-        [sys.executable, "-m", "retailrocket_async", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    told = invoke(*command.split(), "--help")
 
+    assert told.exit_code == 0
     assert {option for option in options if option not in told.stdout} == set()
 
 
