@@ -160,12 +160,20 @@ def _tell_json(findings: Findings) -> int:
         {
             "works": findings.works,
             "verdict": findings.verdict,
-            "latency": None if findings.latency is None else attrs.asdict(findings.latency),
-            "clock_ahead": None if findings.skew is None else attrs.asdict(findings.skew),
-            "limit": None if findings.limit is None else attrs.asdict(findings.limit),
+            "latency": _plain(findings.latency),
+            "clock_ahead": _plain(findings.skew),
+            "limit": _plain(findings.limit),
         }
     )
     return 0 if findings.works else FAILED
+
+
+def _plain(found: Latency | Skew | Limit | None) -> dict[str, object] | None:
+    """Return what was found with its seconds to a tenth of a millisecond."""
+    if found is None:
+        return None
+    fields: dict[str, object] = attrs.asdict(found)
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
 
 
 async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], *, limit: bool) -> Findings:
