@@ -53,6 +53,7 @@ from retailrocket_async._events import (
     order_lines,
 )
 from retailrocket_async._limiter import Limiter, LocalLimiter, Permit, RateLimit
+from retailrocket_async._observer import ObservedClient, ObservedRequest, Observer
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Receipt, Rejected
 from retailrocket_async._overflow import DEFAULT_RANKING
 from retailrocket_async._report import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
@@ -98,6 +99,9 @@ __all__ = [
     "LocalLimiter",
     "NoAnswerError",
     "NotFoundError",
+    "ObservedClient",
+    "ObservedRequest",
+    "Observer",
     "Order",
     "Outcome",
     "Permit",

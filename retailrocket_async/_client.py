@@ -7,6 +7,7 @@ import inspect
 import itertools
 import os
 import warnings
+import weakref
 from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -19,6 +20,7 @@ from retailrocket_async._errors import BufferFullError, ClientClosedError, Confi
 from retailrocket_async._events import Event
 from retailrocket_async._groups import track_envelopes, track_envelopes_on_disk, track_on_disk
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
+from retailrocket_async._observer import ObservedClient, Observer, Watch
 from retailrocket_async._outcome import Dropped, Receipt, error_for
 from retailrocket_async._retry import RetryPolicy
 from retailrocket_async._spool import SqliteSpool
@@ -86,6 +88,8 @@ class AsyncTrackingClient(EventMethods):
         on_state_change: given a `StateChange` when sending is halted (wrong key, shop or address), when the API is
             down, and when requests go out again; called as `on_outcome` is. What a hook raises is counted
             (`Stats.hook_errors`) and logged once.
+        observer: an `Observer` that sees every request and every outcome, e.g. that of `retailrocket_async.otel`; None
+            (default) for nobody.
         allow_insecure_http: allow plain ``http://`` to other hosts than this one, and an `http_client` that does not
             verify TLS certificates: anyone on the way can read the key then; default False.
 
@@ -117,6 +121,7 @@ class AsyncTrackingClient(EventMethods):
         before_send: Callable[[Event], Event | None] | None = None,
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
         on_state_change: Callable[[StateChange], object] | None = None,
+        observer: Observer | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
         try:
@@ -158,6 +163,7 @@ class AsyncTrackingClient(EventMethods):
             connections=batching.max_in_flight,
             http2=http2,
         )
+        self._watch = None if observer is None else self._watched_by(observer)
         make_engine = functools.partial(
             Dispatcher,
             batching=batching,
@@ -166,6 +172,7 @@ class AsyncTrackingClient(EventMethods):
             renewable=credentials.renewable,
             on_outcome=on_outcome,
             on_state_change=on_state_change,
+            watch=self._watch,
         )
         if spool is None:
             self._dispatcher = make_engine(buffer=buffer, retry=retry)
@@ -227,7 +234,12 @@ class AsyncTrackingClient(EventMethods):
             self._refuse_size(event, envelope)
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
-            return await intake.wait_for_room(event, envelope)
+            receipt = await intake.wait_for_room(event, envelope)
+            if self._watch is not None:
+                self._watch.note(receipt)
+            return receipt
+        if self._watch is not None:
+            self._watch.note(receipt)
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
         return receipt
@@ -244,7 +256,10 @@ class AsyncTrackingClient(EventMethods):
         chosen = self._chosen(event)
         if isinstance(chosen, Receipt):
             return chosen
-        return self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
+        receipt = self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
+        if self._watch is not None:
+            self._watch.note(receipt)
+        return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
         """Put events in the buffer one after the other, waiting while it is full; return their receipts in order.
@@ -423,7 +438,28 @@ class AsyncTrackingClient(EventMethods):
             # A long feed of events that are dropped waits for nothing else.
             await self._engine.intake.let_others_run()
             return chosen
-        return await self._engine.intake.accept(chosen, self._encoded(chosen))
+        receipt = await self._engine.intake.accept(chosen, self._encoded(chosen))
+        if self._watch is not None:
+            self._watch.note(receipt)
+        return receipt
+
+    def _watched_by(self, observer: Observer) -> Watch:
+        if not isinstance(observer, Observer):
+            raise ConfigurationError(f"observer must be an Observer, not {type(observer).__name__}")
+        there = weakref.ref(self)
+
+        def stats() -> Stats | None:
+            client = there()
+            return None if client is None else client.stats()
+
+        def failed(name: str, error: Exception) -> None:
+            client = there()
+            if client is not None:
+                client._engine.hook_failed(name, error)
+
+        watch = Watch(observer, failed)
+        watch.opened(ObservedClient(partner_id=self._partner_id, base_url=self._base_url, stats=stats))
+        return watch
 
     def _chosen(self, event: Event, *, tell: bool = True) -> Event | Receipt:
         """Return what `before_send` makes of an event: the one to send, or the receipt of one that is dropped.
@@ -454,15 +490,20 @@ class AsyncTrackingClient(EventMethods):
         """Do the caller's part of `track`, in any thread, and return the loop's part."""
         chosen, error = self._asked(event)
         envelope = self._encoded(event if chosen is None else chosen)
-        if chosen is not None and error is None:
+        watch = self._watch
+        if chosen is not None and error is None and watch is None:
             return functools.partial(self._engine.intake.accept, chosen, envelope)
+        mark = None if watch is None else watch.mark()
 
         async def accept() -> Receipt:
             if error is not None:
                 self._engine.hook_failed("before_send", error)
             if chosen is None:
                 return self._engine.intake.refuse(event, envelope, tell=True)
-            return await self._engine.intake.accept(chosen, envelope)
+            receipt = await self._engine.intake.accept(chosen, envelope)
+            if watch is not None:
+                watch.note_mark(receipt, mark)
+            return receipt
 
         return accept
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from retailrocket_async._hooks import OutcomeHook, StateHook
     from retailrocket_async._ledger import Keep
     from retailrocket_async._limiter import Limiter
+    from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._report import CloseReport, State, StateChange, Stats
     from retailrocket_async._retry import RetryPolicy
@@ -63,6 +64,7 @@ class Dispatcher:
         on_outcome: told of every buffered event that was not delivered; None for nobody.
         on_state_change: told whenever sending is halted, the API is down, or requests go out again; None for nobody.
         keep: says how events end that a spool holds, too; None without one.
+        watch: told of every request and every end; None for nobody.
 
     Attributes:
         intake: takes the events.
@@ -80,11 +82,17 @@ class Dispatcher:
         on_outcome: OutcomeHook | None = None,
         on_state_change: StateHook | None = None,
         keep: Keep | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._home = Home()
         self._buffer = EventBuffer(batching, buffer, self._home.now)
         self._ledger = Ledger(
-            self._home, on_outcome, on_state_change, most_told=max(_MOST_TOLD, buffer.max_events), keep=keep
+            self._home,
+            on_outcome,
+            on_state_change,
+            most_told=max(_MOST_TOLD, buffer.max_events),
+            keep=keep,
+            watch=watch,
         )
         self._breaker = Breaker(retry, self._home.now, self._state_changed)
         self._deadlines = Deadlines(
@@ -110,6 +118,7 @@ class Dispatcher:
             max_age=buffer.max_age,
             part_over=self._part_over,
             blocked=self._deadlines.look,
+            watch=watch,
         )
         self.intake = Intake(
             self._home,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from retailrocket_async._buffer import EventBuffer
     from retailrocket_async._home import Home
     from retailrocket_async._hooks import OutcomeHook, StateHook
+    from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import DropReason, Outcome, Receipt, Undelivered
     from retailrocket_async._report import State, StateChange
 
@@ -50,6 +51,7 @@ class Ledger:
         on_state_change: the user's hook for changes of state; None for nobody.
         most_told: undelivered events that may wait to be told of.
         keep: given what is to end, and how; returns how it ends. A spool may keep it. None for none.
+        watch: told what became of events; None for nobody.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Ledger:
         *,
         most_told: int,
         keep: Keep | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._keep = keep
+        self._watch = watch
         self.hooks = Hooks(home, on_outcome, on_state_change, most=most_told, failed=self.hook_failed)
         self._keeps = False
         self._flushes: list[_Flush] = []
@@ -105,8 +109,11 @@ class Ledger:
             outcome: what became of them.
             count: how many they are.
             opened_in: the generations of the batches that they were in.
-            names: their names; gone through only where they are dropped.
+            names: their names; gone through only where they are dropped, or somebody watches.
         """
+        if self._watch is not None:
+            names = tuple(names)
+            self._watch.settled(names, outcome)
         key: Hashable
         match outcome:
             case Delivered():

@@ -208,7 +208,10 @@ class Receipt:
         event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
     """
 
-    __slots__ = ("_outcome", "_waiters", "event_name")
+    # `mark` is an observer's, and is not there without one.
+    __slots__ = ("_outcome", "_waiters", "event_name", "mark")
+
+    mark: object
 
     def __init__(self, event_name: str) -> None:
         self.event_name = event_name

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from retailrocket_async._home import Home
     from retailrocket_async._ledger import Ledger
     from retailrocket_async._limiter import Limiter, Permit
+    from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import Outcome, Undelivered
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
@@ -48,6 +49,7 @@ class Sender:
         max_age: seconds after which an event is not sent again; None for never.
         part_over: settles events of a flight that end before the others.
         blocked: called when a batch was refused for its key, shop or address.
+        watch: told of every request; None for nobody.
     """
 
     def __init__(  # noqa: PLR0913 - the rooms it brings together
@@ -63,6 +65,7 @@ class Sender:
         max_age: float | None,
         part_over: Callable[[Flight, Batch, Outcome], None],
         blocked: Callable[[], None],
+        watch: Watch | None = None,
     ) -> None:
         self._home = home
         self._ledger = ledger
@@ -74,6 +77,7 @@ class Sender:
         self._max_age = max_age
         self._part_over = part_over
         self._blocked = blocked
+        self._watch = watch
         self._refused_serial = 0
 
     async def outcome_of(self, flight: Flight) -> Outcome:
@@ -195,7 +199,10 @@ class Sender:
             flight.depart(self._home.now())
             self._ledger.requested += 1
             self._ledger.splits += flight.divided
-            reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            if self._watch is None:
+                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            else:
+                reply = await self._watched(self._watch, flight, turn)
             answered = reply.status is not None
         finally:
             turn.end(answered=answered)
@@ -211,6 +218,24 @@ class Sender:
         self._ledger.retries += flight.attempts > 1
         # An answer may repeat the request, key and all, and nobody else reads it.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
+
+    async def _watched(self, watch: Watch, flight: Flight, turn: Turn) -> Reply:
+        """Make the request, and tell of its beginning and its end."""
+        begun = watch.began(
+            flight.path,
+            attempt=flight.attempts,
+            events=len(flight.names),
+            size=len(flight.body),
+            receipts=None if flight.batch is None else flight.batch.receipts,
+        )
+        status: int | None = None
+        failure: str | None = "cancelled"
+        try:
+            reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            status, failure = reply.status, reply.failure
+            return reply
+        finally:
+            watch.ended(begun, status=status, failure=failure)
 
     def _as_declared(self, reply: Reply) -> Reply:
         """Return the reply as the user's policy sees it."""

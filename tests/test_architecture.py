@@ -22,7 +22,7 @@ FLOORS = [
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
     {"_bounds", "_lane", "_spool_writer"},
-    {"_buffer", "_breaker", "_hooks", "_transport"},
+    {"_buffer", "_breaker", "_hooks", "_observer", "_transport"},
     {"_flight", "_ledger"},
     {"_intake", "_sender", "_deadlines", "_closing"},
     {"_dispatcher"},
