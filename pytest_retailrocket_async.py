@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from retailrocket_async.emulator import EmulatorProcess
     from retailrocket_async.testing import RecordingClient
@@ -26,11 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("retailrocket_test_mode", told, type="bool", default=False)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Turn the switch on where the ini option says so, and the environment nothing."""
-    if config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
+    """Turn the switch on before conftests import the shop, where the option says so and the environment nothing."""
+    if early_config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
         os.environ[_SWITCH] = "1"
-        config.add_cleanup(_switch_off)
+        early_config.add_cleanup(_switch_off)
+    return (yield)
 
 
 def _switch_off() -> None:

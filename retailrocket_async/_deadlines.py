@@ -145,7 +145,12 @@ class Deadlines:
         """Whether what came at `moment` or before, if anything did, may end; where no refusal is fresh, ask first."""
         came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
+            # Whom the last question was for has got his answer otherwise.
+            self._asked_at = math.inf
             return False
+        if self._asked_at < self._breaker.since:
+            # It was about an earlier halt.
+            self._asked_at = math.inf
         fresh = now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
         if not fresh and math.isinf(self._asked_at):
             self._asked_at = now

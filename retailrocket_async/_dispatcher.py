@@ -286,8 +286,7 @@ class Dispatcher:
                 timer.cancel()
 
     def _arrived(self, *, due_sooner: bool) -> None:
-        if self._timed:
-            self._deadlines.arrived()
+        self._deadlines.arrived()
         if due_sooner or self._pump is None or self._pump.done():
             self._kick()
 

@@ -153,6 +153,53 @@ def test_what_is_mended_in_time_is_delivered() -> None:
         run(test(mended_at))
 
 
+def test_an_event_of_a_long_halt_waits_no_longer() -> None:
+    """However long the client has been halted, the next event has its outcome in time, not only with the next probe."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=RetryPolicy(max_halt=1.0))
+        for number in range(20):
+            # So that nothing is left of the last event, not even a timer.
+            await asyncio.sleep(0.5)
+            begin = now()
+            assert isinstance(await (await engine.track(number)), Rejected)
+            assert now() - begin <= 1.0 + 2.5 + ROUNDING
+
+    run(test())
+
+
+def test_a_second_halt_has_a_last_question_of_its_own() -> None:
+    """What is mended in time is delivered also where the client has asked in an earlier halt."""
+
+    async def test() -> None:
+        mended_at = 29.0
+        transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
+        engine = Engine(transport, batching=ONE_EACH)
+        assert isinstance(await (await engine.track(1)), Delivered)
+        mended_at = now() + 29.0
+        assert isinstance(await (await engine.track(2)), Delivered)
+
+    run(test())
+
+
+def test_the_last_question_for_a_direct_send_is_not_an_events() -> None:
+    """After a direct send was refused as the last question an event behind it has one of its own."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=401)
+        engine = Engine(transport, batching=ONE_EACH, retry=RetryPolicy(max_halt=5.0))
+        # Until probes are so rare that the question comes before them.
+        for number in range(4):
+            await (await engine.track(number))
+        with pytest.raises(AuthenticationError):
+            await engine.send(5)
+        receipt = await engine.track(6)
+        transport.then = OK
+        assert isinstance(await receipt, Delivered)
+
+    run(test())
+
+
 def test_young_events_are_not_rejected_with_old_ones() -> None:
     """An event waits `max_halt` on its own account, however old others are that came before it."""
 

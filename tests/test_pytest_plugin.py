@@ -133,6 +133,8 @@ def test_switch():
 def expect(expected: str | None, pytester: pytest.Pytester, ini: str = "") -> None:
     """Run a test that expects the switch so."""
     pytester.makeini(f"[pytest]\nasyncio_default_fixture_loop_scope = function\n{ini}\n")
+    # A conftest is the first to import the shop's code, which may make its client there.
+    pytester.makeconftest(f"import os\n\nassert os.environ.get('RETAILROCKET_TEST_MODE') == {expected!r}")
     pytester.makepyfile(SWITCHED.format(expected=expected))
     pytester.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider").assert_outcomes(passed=1)
 

@@ -46,8 +46,9 @@ class RecordingClient(AsyncTrackingClient):
     accepts everything, unless `fail_with` says otherwise. It needs no credentials, has no request limit, and does not
     wait. As the real one it belongs to one event loop: make a new one for each test. It need not be closed.
 
-    An event is recorded when it is accepted, by whichever method and from whichever thread, as `before_send` leaves it;
-    one that `before_send` drops is not recorded, nor one with which the call raises a `UsageError`.
+    An event is recorded when the call that tracks it returns, by whichever method and from whichever thread, as
+    `before_send` leaves it; one that is sent directly as it is sent. What `before_send` drops is not recorded, nor an
+    event with which the call raises a `UsageError` or a `BufferFullError`.
 
     Args:
         api_key: as all other arguments that of `AsyncTrackingClient`, which has `http_client` beside them.
@@ -177,8 +178,8 @@ class RecordingClient(AsyncTrackingClient):
         """Make requests fail from now on; several calls make a script, a request gets the first fault that fits it.
 
         Nothing is waited for: a retry follows at once, and so does the end of a time-out. Only a refusal of the key,
-        the shop or the address (401, 403, 404) takes a quarter of a second, and an API that fails longer than
-        `RetryPolicy` tries a tenth for every further attempt.
+        the shop or the address (401, 403, 404) takes a quarter of a second to be believed, seldom two seconds, and
+        once the first event has been given up each further attempt up to a tenth.
 
         Args:
             kind: ``"status"`` (default), an answer with `status`; ``"connect"``, no connection; ``"reset_after"``, a
