@@ -455,7 +455,7 @@ class AsyncTrackingClient(EventMethods):
         def failed(name: str, error: Exception) -> None:
             client = there()
             if client is not None:
-                client._engine.hook_failed(name, error)
+                client._engine.hook_failed(name, error)  # noqa: SLF001 - our own
 
         watch = Watch(observer, failed)
         watch.opened(ObservedClient(partner_id=self._partner_id, base_url=self._base_url, stats=stats))

@@ -54,7 +54,7 @@ class Ledger:
         watch: told what became of events; None for nobody.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the composition root fills in
         self,
         home: Home,
         on_outcome: OutcomeHook | None,
@@ -111,9 +111,7 @@ class Ledger:
             opened_in: the generations of the batches that they were in.
             names: their names; gone through only where they are dropped, or somebody watches.
         """
-        if self._watch is not None:
-            names = tuple(names)
-            self._watch.settled(names, outcome)
+        names = self._watched(names, outcome)
         key: Hashable
         match outcome:
             case Delivered():
@@ -141,6 +139,14 @@ class Ledger:
         if key is not None and key not in self._told and not isinstance(outcome, Delivered | Kept):
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
+
+    def _watched(self, names: Iterable[str], outcome: Outcome) -> Iterable[str]:
+        """Tell whoever watches what became of events; return their names for whoever comes next."""
+        if self._watch is None:
+            return names
+        told = tuple(names)
+        self._watch.settled(told, outcome)
+        return told
 
     def keep_undelivered(self) -> None:
         """From now on keep what is not delivered in `undelivered`."""

@@ -1,4 +1,4 @@
-"""For whoever wants to see more than `stats` tells: every request, and what became of the events. The seam of telemetry.
+"""For whoever wants to see more than `stats` tells: every request, and what became of the events.
 
 ::
 
@@ -64,9 +64,9 @@ class ObservedRequest:
 class Observer:
     """Sees what a client does; subclass it and override what you want to see. Here every method does nothing.
 
-    The methods are called in the client's event loop, but for `tracked`, which is called where the event comes from. They
-    must be quick, as they hold up everything else. What they raise is counted (`Stats.hook_errors`) and logged once, and
-    changes nothing. An observer belongs to one client.
+    The methods are called in the client's event loop, but for `tracked`, which is called where the event comes from.
+    They must be quick, as they hold up everything else. What they raise is counted (`Stats.hook_errors`) and logged
+    once, and changes nothing. An observer belongs to one client.
     """
 
     def opened(self, client: ObservedClient) -> None:
@@ -75,11 +75,12 @@ class Observer:
     def tracked(self) -> object:
         """Return what is to be kept with an event that is being tracked, e.g. the current span; None for nothing.
 
-        It must be hashable. Called for every event, at its caller's line.
+        Called for every event, at its caller's line. Return the same object for the same thing: a request is given each
+        object once.
         """
         return None
 
-    def request_began(self, request: ObservedRequest) -> object:
+    def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for whoever overrides it
         """Take note of a request, right before it goes out; what this returns is given to `request_ended`.
 
         Called in the task that makes the request, as `request_ended` is, so that a context variable which is set here
@@ -138,14 +139,11 @@ class Watch:
         else:
             receipt.mark = mark
 
-    def began(  # noqa: PLR0913 - the facts of a request
-        self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None
-    ) -> object:
+    def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
-        marks = dict.fromkeys(getattr(receipt, "mark", None) for receipt in receipts or ())
-        marks.pop(None, None)
+        marks = {id(mark): mark for receipt in receipts or () if (mark := getattr(receipt, "mark", None)) is not None}
         request = ObservedRequest(
-            path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=tuple(marks)
+            path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=tuple(marks.values())
         )
         try:
             return self._observer.request_began(request)

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from retailrocket_async import Delivered, Limiter, Permit, Receipt, SqliteSpool, StateChange, UndeliveredEvent
+    from retailrocket_async import (
+        Delivered,
+        Limiter,
+        Observer,
+        Permit,
+        Receipt,
+        SqliteSpool,
+        StateChange,
+        UndeliveredEvent,
+    )
 
 E = TypeVar("E", bound=Event)
 
@@ -66,6 +75,7 @@ class RecordingClient(AsyncTrackingClient):
         before_send: default None.
         on_outcome: default None.
         on_state_change: default None.
+        observer: default None.
         allow_insecure_http: default False.
 
     Raises:
@@ -90,6 +100,7 @@ class RecordingClient(AsyncTrackingClient):
         before_send: Callable[[Event], Event | None] | None = None,
         on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
         on_state_change: Callable[[StateChange], object] | None = None,
+        observer: Observer | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
         self._events: list[Event] = []
@@ -112,6 +123,7 @@ class RecordingClient(AsyncTrackingClient):
             before_send=_noting(before_send) if _is_plain(before_send) else before_send,
             on_outcome=on_outcome,
             on_state_change=on_state_change,
+            observer=observer,
             allow_insecure_http=allow_insecure_http,
         )
 
