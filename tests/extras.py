@@ -25,6 +25,7 @@ MODULES: dict[str, list[str]] = {
     "redis": ["retailrocket_async.redis", "retailrocket_async.relay._redis_streams"],
     "kafka": ["retailrocket_async.relay._kafka"],
     "nats": ["retailrocket_async.relay._nats"],
+    "otel": ["retailrocket_async.otel"],
     "relay": [*COMMANDS, "retailrocket_async.relay._health", "retailrocket_async.relay._metrics"],
 }
 """For each extra, modules that can be imported with it; "all" has all of them."""
