@@ -169,7 +169,8 @@ async def aiohttp_by_hand(port: int, events: int) -> Figures:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def _client(port: int, **options: Any) -> Any:
+def client_of(port: int, **options: Any) -> Any:
+    """Return a client of ours whose limit is lifted."""
     from retailrocket_async import AsyncTrackingClient, RateLimit
 
     options.setdefault("rate_limit", RateLimit(requests=LIFTED))
@@ -185,7 +186,7 @@ async def ours_by_track(port: int, events: int, cap: int = BATCH, **options: Any
     """`await client.track(View(...))` for each event, then `flush`; in batches of `cap`."""
     from retailrocket_async import Batching, View
 
-    async with _client(port, batching=Batching(max_events=cap), **options) as client:
+    async with client_of(port, batching=Batching(max_events=cap), **options) as client:
 
         async def send(count: int) -> None:
             track = client.track
@@ -204,7 +205,7 @@ async def ours_by_track_many(port: int, events: int) -> Figures:
     """`await client.track_many(...)` with a thousand events at a time, made on the way, then `flush`."""
     from retailrocket_async import View
 
-    async with _client(port) as client:
+    async with client_of(port) as client:
 
         async def send(count: int) -> None:
             for start in range(0, count, 1000):
@@ -223,7 +224,7 @@ async def ours_by_track_many(port: int, events: int) -> Figures:
 
 async def ours_with_receipts(port: int, events: int) -> Figures:
     """`await client.view(...)` for each event, and after each thousand the receipt of every one of them."""
-    async with _client(port) as client:
+    async with client_of(port) as client:
 
         async def send(count: int) -> None:
             view = client.view

@@ -29,7 +29,7 @@ from _section import Demand, Effort, Section, Table, as_text, cell
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "profile", "file", "imports")
+SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "profile", "file", "imports", "otel")
 
 
 def measured(name: str, effort: Effort) -> Section:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from opentelemetry import context as contexts
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from retailrocket_async import (
     Abandoned,
@@ -51,6 +51,8 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 
 _EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 _BYTES: Final = tuple(1024 * 4**power for power in range(7))
+
+_SAMPLED: Final = TraceFlags.SAMPLED
 
 _SUPPRESS: Final = (
     "suppress_instrumentation",
@@ -135,12 +137,12 @@ class OpenTelemetryObserver(Observer):
             self._meter.create_observable_counter(name, [self._reading(value)], unit, told)
 
     def tracked(self) -> SpanContext | None:
-        """Return the context of the current span."""
+        """Return the context of the current span, if it is sampled: a link to what nobody keeps leads nowhere."""
         span = trace.get_current_span()
         if span is trace.INVALID_SPAN:
             return None
         context = span.get_span_context()
-        return context if context.is_valid else None
+        return context if context.trace_flags & _SAMPLED else None
 
     def request_began(self, request: ObservedRequest) -> _Begun:
         """Begin a span, and have other instrumentations look away."""

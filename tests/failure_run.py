@@ -37,6 +37,7 @@ class Run:
     def __init__(self, sinks: Sinks) -> None:
         self.sinks = sinks
         self.met: set[str] = set()
+        self._watched = False
 
     async def attempt(self, action: Awaitable[object]) -> None:
         """Await something that may fail, and keep what is told of the failure."""
@@ -49,7 +50,10 @@ class Run:
     @asynccontextmanager
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
         """Make a client, and keep what it tells at its end."""
-        options = {"retry": QUICK, "rate_limit": None, **options}
+        # Every other one is watched by us, and so not by the instrumentation of httpx.
+        self._watched = not self._watched
+        observer = self.sinks.observer() if self._watched else None
+        options = {"retry": QUICK, "rate_limit": None, "observer": observer, **options}
         client = AsyncTrackingClient(options.pop("api_key", KEY), "partner", base_url=url, **options)
         self.sinks.thing(client, *(option for option in options.values() if not callable(option)))
         try:

@@ -34,6 +34,7 @@ from rich.traceback import Traceback
 from sentry_sdk.transport import Transport
 
 from retailrocket_async import RetailRocketError
+from retailrocket_async.otel import OpenTelemetryObserver
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -188,6 +189,7 @@ class Sinks:
         tracing.add_span_processor(SimpleSpanProcessor(spans))
         metering = MeterProvider(metric_readers=[metrics])
         self.meter = metering.get_meter("run")
+        self.observer = lambda: OpenTelemetryObserver(tracing, metering)
         HTTPXClientInstrumentor().instrument(tracer_provider=tracing, meter_provider=metering)
         # The defaults; of breadcrumbs an event has the last hundred only, so all of them are looked at as they fall.
         sentry_sdk.init(
