@@ -18,7 +18,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "[cli,emulator,http2,kafka,nats,redis,relay]"
+EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,redis,relay,starlette]"
 # Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "5")
