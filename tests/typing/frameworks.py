@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, assert_type
+from typing import TYPE_CHECKING, Annotated, assert_type
 
 from aiohttp import web
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from retailrocket_async import AsyncTrackingClient, Batching, Receipt, ThreadsafeHandle, application
@@ -21,6 +19,11 @@ from retailrocket_async.fastapi import RetailRocket, SessionCookie, SessionId, T
 from retailrocket_async.starlette import RetailRocket as StarletteRetailRocket
 from retailrocket_async.starlette import session_id
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
 
 class Recorder(AsyncTrackingClient):
     """A client for tests."""
@@ -29,13 +32,13 @@ class Recorder(AsyncTrackingClient):
 
 
 @asynccontextmanager
-async def own(app: FastAPI) -> AsyncIterator[dict[str, str]]:
+async def own(app: FastAPI) -> AsyncGenerator[dict[str, str]]:
     """A lifespan with a state."""
     yield {"title": app.title}
 
 
 @asynccontextmanager
-async def stateless(app: Starlette) -> AsyncIterator[None]:
+async def stateless(app: Starlette) -> AsyncGenerator[None]:
     """A lifespan without a state."""
     assert_type(app, Starlette)
     yield
