@@ -22,7 +22,17 @@ EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,redis,relay,starlette]"
 # Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "5")
-ELSEWHERE = ("benchmarks", "celery", "cli_emulate", "cli_send", "docs", "everything", "secrets", "web_servers")
+ELSEWHERE = (
+    "benchmarks",
+    "celery",
+    "cli_emulate",
+    "cli_send",
+    "docs",
+    "everything",
+    "frameworks_page",
+    "secrets",
+    "web_servers",
+)
 SEED = {"PYTHONHASHSEED": str(random.randrange(1, 2**32))}  # noqa: S311 - no secret
 
 
@@ -56,7 +66,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
-    session.run("mypy", "retailrocket_async", "tests/typing")
+    session.run("mypy", "retailrocket_async", "examples", "tests/typing")
     session.run("pyright")
 
 

@@ -24,10 +24,9 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from retailrocket_async import AsyncTrackingClient, ThreadsafeHandle
-from retailrocket_async.session import SessionCookie
-from retailrocket_async.session import session_id as session_of
+from retailrocket_async.asgi import SessionCookie, client_of, threadsafe_of
+from retailrocket_async.asgi import session_id as session_of
 from retailrocket_async.starlette import RetailRocket as InStarlette
-from retailrocket_async.starlette import client_of
 
 __all__ = ["RetailRocket", "SessionCookie", "SessionId", "ThreadsafeTracking", "Tracking", "session_id", "tracking"]
 
@@ -60,15 +59,15 @@ async def tracking(connection: HTTPConnection) -> AsyncTrackingClient:
     Raises:
         UsageError: no lifespan of a `RetailRocket` with this name was run.
     """
-    return client_of(connection)
+    return client_of(connection.scope)
 
 
 Tracking: TypeAlias = Annotated[AsyncTrackingClient, Depends(tracking)]
 """The application's client, for a parameter of an ``async def`` endpoint or dependency."""
 
 
-async def _threadsafe(client: Tracking) -> ThreadsafeHandle:
-    return client.threadsafe()
+async def _threadsafe(connection: HTTPConnection) -> ThreadsafeHandle:
+    return threadsafe_of(connection.scope)
 
 
 ThreadsafeTracking: TypeAlias = Annotated[ThreadsafeHandle, Depends(_threadsafe)]

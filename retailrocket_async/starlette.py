@@ -27,10 +27,10 @@ import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retailrocket_async import AsyncTrackingClient, ConfigurationError, UsageError
+from retailrocket_async import AsyncTrackingClient, ConfigurationError, ThreadsafeHandle
 from retailrocket_async.application import RetailRocket as Anywhere
-from retailrocket_async.session import SessionCookie
-from retailrocket_async.session import session_id as session_of
+from retailrocket_async.asgi import SessionCookie, client_of, lifespan_state, threadsafe_of
+from retailrocket_async.asgi import session_id as session_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
     from starlette.types import Lifespan, StatefulLifespan
 
-__all__ = ["RetailRocket", "SessionCookie", "client_of", "session_id"]
+__all__ = ["RetailRocket", "SessionCookie", "session_id"]
 
 A = TypeVar("A")
 
@@ -57,13 +57,13 @@ class RetailRocket(Anywhere):
     """
 
     @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncGenerator[dict[str, AsyncTrackingClient]]:  # noqa: ARG002 - Starlette's
+    async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:  # noqa: ARG002 - Starlette's
         """The application's lifespan: makes the client, holds it in the state, closes it within `grace`.
 
         In a lifespan of one's own: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
         """
         async with self.opened() as client:
-            yield {self.name: client}
+            yield lifespan_state(self.name, client)
 
     def lifespan_with(self, own: Lifespan[A]) -> StatefulLifespan[A]:
         """Return a lifespan that runs the application's own inside this one, and has the state of both.
@@ -87,7 +87,7 @@ class RetailRocket(Anywhere):
                 state = dict(given or {})
                 if self.name in state:
                     raise ConfigurationError(f"the lifespan's state has two {self.name!r}: RetailRocket(name=...)")
-                yield {self.name: client, **state}
+                yield {**lifespan_state(self.name, client), **state}
 
         return lifespan
 
@@ -97,26 +97,15 @@ class RetailRocket(Anywhere):
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
         """
-        return client_of(connection, self.name)
+        return client_of(connection.scope, self.name)
 
+    def threadsafe(self, connection: HTTPConnection) -> ThreadsafeHandle:
+        """Return a handle of the application's client, for a ``def`` endpoint, which Starlette runs in a thread.
 
-def client_of(connection: HTTPConnection, name: str = "tracking") -> AsyncTrackingClient:
-    """Return the application's client by its name, where the `RetailRocket` is not at hand.
-
-    Args:
-        connection: a request or a websocket.
-        name: that of the `RetailRocket`; default ``"tracking"``.
-
-    Raises:
-        UsageError: there is none: its lifespan was not run.
-    """
-    client = connection.scope.get("state", {}).get(name)
-    if not isinstance(client, AsyncTrackingClient):
-        raise UsageError(
-            f"no client {name!r}: its RetailRocket's lifespan was not run. Give it to the outermost application, as "
-            "those of mounted ones are not run; in a test enter the test client: with TestClient(app) as browser"
-        )
-    return client
+        Raises:
+            UsageError: the lifespan of this `RetailRocket` was not run.
+        """
+        return threadsafe_of(connection.scope, self.name)
 
 
 def session_id(connection: HTTPConnection) -> str:

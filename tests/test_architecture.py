@@ -168,11 +168,12 @@ def test_the_emulator_is_a_witness_of_its_own(module: str) -> None:
 
 
 # What the frameworks have in common is an edge as well, and public: others may build on it.
-_FRAMEWORKS = ("retailrocket_async.application", "retailrocket_async.session")
+_FRAMEWORKS = ["retailrocket_async.application", "retailrocket_async.session"]
 SHARED = {
-    "retailrocket_async.starlette": _FRAMEWORKS,
-    "retailrocket_async.fastapi": (*_FRAMEWORKS, "retailrocket_async.starlette"),
+    "retailrocket_async.asgi": _FRAMEWORKS,
     "retailrocket_async.aiohttp": _FRAMEWORKS,
+    "retailrocket_async.starlette": [*_FRAMEWORKS, "retailrocket_async.asgi"],
+    "retailrocket_async.fastapi": ["retailrocket_async.asgi", "retailrocket_async.starlette"],
 }
 
 

@@ -23,9 +23,10 @@ from retailrocket_async import (
     UsageError,
     new_session_id,
 )
+from retailrocket_async.asgi import client_of
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
 from retailrocket_async.session import Session
-from retailrocket_async.starlette import RetailRocket, SessionCookie, client_of, session_id
+from retailrocket_async.starlette import RetailRocket, SessionCookie, session_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -56,7 +57,7 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 async def product(request: Request) -> Response:
     """Track a view with the client of the application that was started."""
-    await client_of(request).view(session_external_id=VISITOR, product_id=1)
+    await client_of(request.scope).view(session_external_id=VISITOR, product_id=1)
     return PlainTextResponse("a product page")
 
 
@@ -96,7 +97,7 @@ def test_the_applications_own_lifespan_runs_inside() -> None:
         seen.append("ended")
 
     with TestClient(Starlette(lifespan=rocket.lifespan_with(own))) as browser:
-        assert browser.app_state.keys() == {"tracking", "database"}
+        assert browser.app_state.keys() == {"tracking", "tracking_threadsafe", "database"}
         client = browser.app_state["tracking"]
         assert "open" in repr(client) or "new" in repr(client)
 
