@@ -18,7 +18,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "[cli,emulator,http2,kafka,nats,otel,redis,relay]"
+EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
 # Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "5")
@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
-    session.run("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "tests/typing")
+    session.run("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "examples", "tests/typing")
     session.run("pyright")
 
 

@@ -18,7 +18,16 @@ from retailrocket_async import AsyncTrackingClient, Delivered, new_session_id
 EMULATOR = ["retailrocket_async.emulator"]
 COMMANDS = ["retailrocket_async.cli._app"]
 MODULES: dict[str, list[str]] = {
-    "none": ["retailrocket_async", "retailrocket_async.relay", "retailrocket_async.testing"],
+    "none": [
+        "retailrocket_async",
+        "retailrocket_async.application",
+        "retailrocket_async.asgi",
+        "retailrocket_async.relay",
+        "retailrocket_async.testing",
+    ],
+    "aiohttp": ["retailrocket_async.aiohttp"],
+    "fastapi": ["retailrocket_async.fastapi"],
+    "starlette": ["retailrocket_async.starlette"],
     "cli": COMMANDS,
     "emulator": EMULATOR,
     "http2": ["h2"],

@@ -167,6 +167,16 @@ def test_the_emulator_is_a_witness_of_its_own(module: str) -> None:
     assert {name for name in ours if not name.startswith("retailrocket_async.emulator")} == set()
 
 
+# What the frameworks have in common is an edge as well, and public: others may build on it.
+_FRAMEWORKS = ["retailrocket_async.application", "retailrocket_async.session"]
+SHARED = {
+    "retailrocket_async.asgi": _FRAMEWORKS,
+    "retailrocket_async.aiohttp": _FRAMEWORKS,
+    "retailrocket_async.starlette": [*_FRAMEWORKS, "retailrocket_async.asgi"],
+    "retailrocket_async.fastapi": ["retailrocket_async.asgi", "retailrocket_async.starlette"],
+}
+
+
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_use_the_front_door(module: str) -> None:
     """An edge imports public names only, the emulator's public names, and itself."""
@@ -179,6 +189,7 @@ def test_edges_use_the_front_door(module: str) -> None:
         "retailrocket_async.emulator",
         *(["retailrocket_async.redis", "retailrocket_async.relay"] if edge.endswith(".cli") else []),
         *(["retailrocket_async.cli"] if module.endswith("__main__") else []),
+        *(SHARED.get(module, ())),
     }
 
 

@@ -89,7 +89,7 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 @pytest.mark.parametrize("example", SCRIPTS, ids=str)
 def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.CaptureFixture[str]) -> None:
     """Every Python example runs as it is, prints what the page says, and sends nothing that the API would refuse."""
-    code = compile("\n" * example.line + example.source, str(example.path), "exec")
+    code = compile("\n" * example.line + example.source, str(example.path), "exec", dont_inherit=True)
 
     exec(code, {"__name__": "__main__"})
 

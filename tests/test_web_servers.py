@@ -224,7 +224,7 @@ def documented(page: str, needle: str) -> str:
 
 @pytest.mark.parametrize("server", ASYNC_SERVERS)
 @pytest.mark.parametrize(
-    ("page", "needle"), [("shutting-down.md", "lifespan=lifespan"), ("threads-and-processes.md", "settings.configure")]
+    ("page", "needle"), [("shutting-down.md", "lifespan=lifespan"), ("frameworks.md", "settings.configure")]
 )
 def test_the_documented_application(
     server: str, page: str, needle: str, emulator: EmulatorProcess, tmp_path: Path

@@ -1,0 +1,54 @@
+"""What the shop sells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of the feed.
+
+    Attributes:
+        id: its id in the feed.
+        name: what it is called.
+        price: of one.
+        category_id: the id of its category in the feed.
+    """
+
+    id: int
+    name: str
+    price: Decimal
+    category_id: int
+
+
+CATEGORIES = {10: "Kettles", 20: "Cups"}
+
+PRODUCTS = {
+    product.id: product
+    for product in (
+        Product(101, "Kettle, steel", Decimal("1321.43"), 10),
+        Product(102, "Kettle, enamel", Decimal("890.00"), 10),
+        Product(201, "Cup, small", Decimal("119.90"), 20),
+        Product(202, "Cup, large", Decimal("149.90"), 20),
+    )
+}
+
+BESTSELLERS = "bestsellers"
+"""The id of the block of recommendations that every page of a product shows."""
+
+
+def in_category(category_id: int) -> list[Product]:
+    """Return the products of a category."""
+    return [product for product in PRODUCTS.values() if product.category_id == category_id]
+
+
+def found(phrase: str) -> list[Product]:
+    """Return the products whose names have the phrase."""
+    return [product for product in PRODUCTS.values() if phrase.casefold() in product.name.casefold()]
+
+
+def recommended(product: Product) -> list[Product]:
+    """Return what is shown beside a product: two of the others."""
+    return [other for other in PRODUCTS.values() if other != product][:2]

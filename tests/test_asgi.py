@@ -1,0 +1,82 @@
+"""The lifespan that an ASGI application without one is given, message by message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import AsyncTrackingClient, ConfigurationError, UsageError
+from retailrocket_async.asgi import RetailRocket
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def make(**options: Any) -> AsyncTrackingClient:
+    """Return a client that is never used."""
+    return AsyncTrackingClient("key", "shop", **options)
+
+
+async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> None:
+    """Start and end an application, and see what it says and what it is asked."""
+
+    async def app(scope: MutableMapping[str, Any], _: object, __: Send) -> None:
+        seen.append((scope["type"], repr(rocket.client(scope))))
+
+    async def receive() -> dict[str, Any]:
+        # The second time it has started.
+        if scope.get("state"):
+            await whole({"type": "http", "state": scope["state"].copy()}, receive, send)
+        return {}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        seen.append(dict(message))
+
+    whole = rocket.around(app)
+    await whole(scope, receive, send)
+
+
+async def test_the_client_lives_between_start_and_end() -> None:
+    """The client is in the state of requests between start and end, and the application never sees the lifespan."""
+    seen: list[Any] = []
+    scope: dict[str, Any] = {"type": "lifespan", "state": {}}
+    await live(RetailRocket(make), scope, seen)
+
+    started, (kind, client), ended = seen
+    assert (started, kind, ended) == (
+        {"type": "lifespan.startup.complete"},
+        "http",
+        {"type": "lifespan.shutdown.complete"},
+    )
+    assert "open" in client or "new" in client
+    assert "closed" in repr(scope["state"]["tracking"])
+
+
+@pytest.mark.parametrize(
+    ("options", "scope", "told"),
+    [({"batching": None}, {"state": {}}, "batching"), ({}, {}, "lifespan state")],
+    ids=["settings", "no state"],
+)
+async def test_a_start_that_fails_is_told_to_the_server(
+    options: dict[str, Any], scope: dict[str, Any], told: str
+) -> None:
+    """Where there is no client to be had the server is told that the start has failed, and why."""
+    seen: list[Any] = []
+    with pytest.raises(ConfigurationError, match=told):
+        await live(RetailRocket(make, **options), {"type": "lifespan", **scope}, seen)
+
+    [message] = seen
+    assert message["type"] == "lifespan.startup.failed"
+    assert told in message["message"]
+
+
+def test_without_the_lifespan_there_is_no_client() -> None:
+    """A request that knows of no lifespan is told what is missing, by the client's name."""
+    rocket = RetailRocket(name="other")
+
+    for ask in (rocket.client, rocket.threadsafe):
+        with pytest.raises(UsageError, match="'other'"):
+            ask({"type": "http", "state": {"tracking": make()}})

@@ -1,0 +1,100 @@
+"""The integrations as a caller types them; never run, read by mypy and pyright in strict mode."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, assert_type
+
+from aiohttp import web
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, Response
+
+from retailrocket_async import AsyncTrackingClient, Batching, Receipt, ThreadsafeHandle, application
+from retailrocket_async.aiohttp import RetailRocket as AiohttpRetailRocket
+from retailrocket_async.aiohttp import add_session_cookie
+from retailrocket_async.aiohttp import session_id as aiohttp_session_id
+from retailrocket_async.fastapi import RetailRocket, SessionCookie, SessionId, ThreadsafeTracking, Tracking
+from retailrocket_async.starlette import RetailRocket as StarletteRetailRocket
+from retailrocket_async.starlette import session_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+
+class Recorder(AsyncTrackingClient):
+    """A client for tests."""
+
+    recorded: list[str]
+
+
+@asynccontextmanager
+async def own(app: FastAPI) -> AsyncGenerator[dict[str, str]]:
+    """A lifespan with a state."""
+    yield {"title": app.title}
+
+
+@asynccontextmanager
+async def stateless(app: Starlette) -> AsyncGenerator[None]:
+    """A lifespan without a state."""
+    assert_type(app, Starlette)
+    yield
+
+
+rocket = RetailRocket(batching=Batching(linger=1), grace=5)
+other = RetailRocket(lambda: AsyncTrackingClient("key", "other"), name="other")
+fast = FastAPI(lifespan=rocket.lifespan)
+fast_with_own = FastAPI(lifespan=rocket.lifespan_with(own))
+shops = FastAPI(lifespan=rocket.lifespan_with(other.lifespan))
+fast.add_middleware(SessionCookie, name="visitor")
+
+
+@fast.get("/")
+async def endpoint(
+    tracking: Tracking, visitor: SessionId, kazakhstan: Annotated[AsyncTrackingClient, Depends(other)]
+) -> None:
+    """An endpoint."""
+    assert_type(tracking, AsyncTrackingClient)
+    assert_type(visitor, str)
+    assert_type(await kazakhstan.view(session_external_id=visitor, product_id=1), Receipt)
+
+
+@fast.get("/thread")
+def endpoint_in_a_thread(tracking: ThreadsafeTracking) -> None:
+    """An endpoint in a thread."""
+    assert_type(tracking, ThreadsafeHandle)
+
+
+stars = StarletteRetailRocket()
+starlette = Starlette(lifespan=stars.lifespan, middleware=[Middleware(SessionCookie)])
+starlette_with_own = Starlette(lifespan=stars.lifespan_with(stateless))
+
+
+async def page(request: Request) -> Response:
+    """A page."""
+    assert_type(stars.client(request), AsyncTrackingClient)
+    return PlainTextResponse(session_id(request))
+
+
+ships = AiohttpRetailRocket()
+site = web.Application()
+site.cleanup_ctx.append(ships.cleanup_ctx)
+add_session_cookie(site, name="visitor")
+
+
+async def handler(request: web.Request) -> web.Response:
+    """A handler."""
+    assert_type(ships.client(request), AsyncTrackingClient)
+    assert_type(request.config_dict[ships.key], AsyncTrackingClient)
+    return web.Response(text=aiohttp_session_id(request))
+
+
+async def worker() -> None:
+    """A worker, and a test."""
+    with rocket.using(Recorder("key", "shop")) as recorder:
+        assert_type(recorder, Recorder)
+    async with application.RetailRocket().opened() as client:
+        assert_type(client, AsyncTrackingClient)
