@@ -965,7 +965,7 @@ function onListKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (Object.hasOwn(steps, event.key)) move(steps[event.key]);
   else if (event.key === "Enter" && state.selected) detail.focus();
-  else if (event.key === "v" && state.selected) showJourney(visitorOf(state.selected));
+  else if (event.key.toLowerCase() === "v" && state.selected) showJourney(visitorOf(state.selected));
   else return;
   event.preventDefault();
 }
