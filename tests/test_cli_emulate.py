@@ -22,7 +22,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"
 def announced(process: subprocess.Popen[bytes]) -> list[str]:
     """Return what an emulator prints when it is ready."""
     assert process.stdout is not None
-    return [process.stdout.readline().decode().rstrip("\n") for _ in range(7)]
+    return [process.stdout.readline().decode().rstrip("\n") for _ in range(8)]
 
 
 def pasted(lines: list[str]) -> dict[str, str]:
@@ -36,13 +36,15 @@ def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
     """With the printed lines pasted the other commands reach the emulator; a signal ends it in order."""
     line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
     with started("emulate", "--port", "0") as process:
-        env = {**PLAIN, **pasted(announced(process))}
+        lines = announced(process)
+        env = {**PLAIN, **pasted(lines)}
         result = invoke("send", "-", env=env, stdin=line)
         process.send_signal(number)
         told = process.communicate()[1]
 
     assert (0, 0) == (result.exit_code, process.returncode), result.stderr
     assert told == b"stopped: 1 events in 1 requests\n"
+    assert f"Watch it live at {env['RETAILROCKET_BASE_URL'].removesuffix('1.0/')}" in lines
 
 
 @posix

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 EPILOG = f"""
 The emulator lets in one key and one shop: those of {API_KEY} and {PARTNER_ID}, or development values that
-everyone knows. It prints lines to paste into another terminal. What it recorded and refused, and why, is at
-/_control/stats, /_control/events and /_control/refused.
+everyone knows. It prints lines to paste into another terminal, and the address of a page that shows in a browser what
+arrives and what is refused, and why. The same is at /_control/stats, /_control/events and /_control/refused.
 
 \b
 [bold]Examples[/bold]
@@ -84,6 +84,7 @@ def emulate(  # noqa: PLR0913 - one for each option
 def _announce(emulator: "RunningEmulator") -> None:
     settings = emulator.settings
     tell(f"Emulator of the tracking API at {emulator.url}, until Ctrl-C.")
+    say(f"Watch it live at {emulator.root}/")
     say("")
     say("Paste into another terminal:")
     say("")

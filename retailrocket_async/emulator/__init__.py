@@ -1,8 +1,9 @@
 """A strict stand-in for Retail Rocket's tracking API, for development and tests.
 
 It keeps the contract to the letter, answers as little as the API does (a status and ``{}``), and tells on a
-control side of its own, ``/_control/``, what arrived, what it refused and why. It can be made to fail in every
-way a network and a server fail. It shares no code with the client, so it is a witness of its own.
+control side of its own, ``/_control/``, what arrived, what it refused and why; in a browser its address is a page that
+shows it live. It can be made to fail in every way a network and a server fail. It shares no code with the client, so
+it is a witness of its own.
 
 In the current event loop::
 

@@ -6,6 +6,7 @@ from starlette.applications import Starlette
 
 from ._control import control_routes
 from ._emulator import Emulator
+from ._page import page_routes
 from ._settings import Settings
 from ._tracking import TrackingApi
 
@@ -25,7 +26,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 def app_of(emulator: Emulator) -> Starlette:
     """Return the application that shows *emulator* to the world."""
-    app = Starlette(routes=control_routes(emulator))
+    app = Starlette(routes=[*control_routes(emulator), *page_routes()])
     app.state.emulator = emulator
     # All that is not for control is the API's, so that a request to a wrong URL is judged and recorded too.
     app.router.default = TrackingApi(emulator)

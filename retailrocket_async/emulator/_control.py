@@ -11,6 +11,7 @@ request                    what it does
                            ``path``, ``query`` (without the key), ``content_type``, ``status``, ``events``,
                            ``bytes``, ``body``, ``reasons``, ``fault``
 ``GET refused``            the same for the refused requests alone
+``GET stream``             all of this as it happens, as server-sent events; see `_stream`
 ``POST reset``             forget what arrived, the window and the faults
 ``GET faults``             the faults still to come
 ``POST faults``            append a JSON array of faults, all or none; see `Fault`
@@ -18,7 +19,8 @@ request                    what it does
 ``PATCH settings``         change some of `CHANGEABLE`, given as a JSON object; answers the settings, keyless
 =========================  ==================================================================================
 
-A request that makes no sense is answered 400 with ``{"error": "..."}``.
+A request that makes no sense is answered 400 with ``{"error": "..."}``, one that a browser sends for the page of
+another site 403.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from ._fault import Fault
+from ._origin import refusal
+from ._stream import stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +59,8 @@ def control_routes(emulator: Emulator) -> list[Route]:
         ("faults", "DELETE", control.clear_faults),
         ("settings", "PATCH", control.configure),
     ]
-    return [Route(f"/_control/{name}", _answering(endpoint), methods=[method]) for name, method, endpoint in table]
+    routes = [Route(f"/_control/{name}", _answering(endpoint), methods=[method]) for name, method, endpoint in table]
+    return [*routes, Route("/_control/stream", control.stream, methods=["GET"])]
 
 
 class _Control:
@@ -81,6 +86,16 @@ class _Control:
 
     async def refused(self, request: Request) -> Any:  # noqa: ANN401
         return [record.as_dict() for record in self._emulator.ledger.refused(_whole(request, "limit"))]
+
+    async def stream(self, request: Request) -> Response:
+        if (reason := refusal(request)) is not None:
+            return _answered(403, {"error": reason})
+        last_id = request.headers.get("last-event-id") or request.query_params.get("after")
+        return StreamingResponse(
+            stream(self._emulator, last_id),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        )
 
     async def reset(self, _: Request) -> Any:  # noqa: ANN401
         self._emulator.reset()
@@ -110,13 +125,18 @@ class _Control:
 
 def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
+        if (reason := refusal(request)) is not None:
+            return _answered(403, {"error": reason})
         try:
-            status, data = 200, await endpoint(request)
+            return _answered(200, await endpoint(request))
         except ValueError as error:
-            status, data = 400, {"error": str(error)}
-        return Response(orjson.dumps(data), status, media_type="application/json")
+            return _answered(400, {"error": str(error)})
 
     return answer
+
+
+def _answered(status: int, data: object) -> Response:
+    return Response(orjson.dumps(data), status, media_type="application/json")
 
 
 def _whole(request: Request, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The emulator's whole state in one place: settings, window, ledger, faults, and the end of all waiting."""
+"""The emulator's whole state in one place: settings, window, ledger, feed, faults, and the end of all waiting."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ._faults import FaultScript
+from ._feed import Feed
 from ._ledger import Ledger
 from ._window import SlidingWindow
 
 if TYPE_CHECKING:
+    from ._records import RequestRecord
     from ._settings import Settings
 
 __all__ = ["Emulator"]
@@ -28,6 +30,7 @@ class Emulator:
         ledger: what arrived.
         window: how dense the arrivals were.
         faults: what is to go wrong.
+        feed: what has just happened, for whoever watches.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -36,6 +39,7 @@ class Emulator:
         self.window = SlidingWindow(settings.per)
         self._random = Random(settings.seed)  # noqa: S311 - imitates a network, keeps no secret
         self.faults = FaultScript(self._random)
+        self.feed = Feed()
         self._stopping = asyncio.Event()
         # Reported moments follow the window's clock, so their distances hold even when the wall clock is set.
         self._epoch = time.time() - time.monotonic()
@@ -84,9 +88,15 @@ class Emulator:
         """
         self.settings = self.settings.changed(**changes)
 
+    def close(self, record: RequestRecord, status: int | None) -> None:
+        """Note the *status* that a request is answered; None for one that gets no answer."""
+        if self.ledger.close(record, status):
+            self.feed.add(record)
+
     def reset(self) -> None:
         """Forget all that arrived and all faults; settings stay as they are."""
         self.ledger.clear()
+        self.feed.clear()
         self.window.clear()
         self.faults.clear()
 

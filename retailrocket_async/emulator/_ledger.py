@@ -102,12 +102,18 @@ class Ledger:
             self._refusals += 1
             self._refused.append(record)
 
-    def close(self, record: RequestRecord, status: int | None) -> None:
-        """Note the *status* that is answered; None for a request that gets no answer."""
+    def close(self, record: RequestRecord, status: int | None) -> bool:
+        """Note the *status* that is answered; None for a request that gets no answer.
+
+        Returns:
+            Whether the request counts: False for one that was opened before `clear`.
+        """
         record.status = status
-        if record in self._open:
-            self._open.remove(record)
-            self._statuses["none" if status is None else str(status)] += 1
+        if record not in self._open:
+            return False
+        self._open.remove(record)
+        self._statuses["none" if status is None else str(status)] += 1
+        return True
 
     def events(
         self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
@@ -141,6 +147,14 @@ class Ledger:
     def refused(self, limit: int | None = None) -> list[RequestRecord]:
         """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
         return _last(self._refused, limit)
+
+    def body(self, record: RequestRecord) -> bytes:
+        """Return the whole body of an accepted request that came lately; of another what its record has."""
+        if record.events and record.size > len(record.body):
+            for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
+                if number == record.number and isinstance(held, bytes):
+                    return held
+        return record.body
 
     def stats(self) -> dict[str, Any]:
         """Return the counters as JSON-ready data, exact since the last `clear`.

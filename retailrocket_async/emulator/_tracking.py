@@ -53,7 +53,7 @@ class TrackingApi:
         try:
             status = await self._handle(record, refusal, scope, receive, send)
         finally:
-            emulator.ledger.close(record, status)
+            emulator.close(record, status)
 
     def _arrive(self, scope: Scope, read_at: float | None) -> tuple[RequestRecord, Refusal | None]:
         emulator = self._emulator

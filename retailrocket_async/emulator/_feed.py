@@ -1,0 +1,76 @@
+"""What has just happened, for whoever watches: the last requests in the order of their answers, and their rate."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from ._judge import PREFIX
+
+if TYPE_CHECKING:
+    from ._records import RequestRecord
+
+__all__ = ["Feed"]
+
+_REQUESTS: Final = 1_000
+_SECONDS: Final = 60
+
+
+class Feed:
+    """The last 1,000 requests whose answer is decided; each has a place, a number that is never given again.
+
+    A watcher keeps the place up to which it has read and asks for what came after it. So the emulator holds nothing
+    for any one of them, however slow it is; one that is overtaken finds out how many requests it missed.
+
+    Attributes:
+        run: a word of this feed's own: places of another emulator, on the same port before, mean nothing here.
+        last: the place of the newest entry, 0 before there is any.
+        cleared: the place of the last `clear`, 0 if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.run = token_hex(4)
+        self.last = self.cleared = 0
+        self._records: deque[RequestRecord] = deque(maxlen=_REQUESTS)
+        self._rates: dict[int, list[int]] = {}
+
+    def add(self, record: RequestRecord) -> None:
+        """Append a request whose answer is decided."""
+        self._records.append(record)
+        self.last += 1
+        if record.method == "POST" and record.path.startswith(PREFIX):
+            rate = self._rate(int(record.time))
+            rate[0] += 1
+            # With a fault it is the script that says 429.
+            rate[1] += record.status == 429 and record.fault is None
+
+    def clear(self) -> None:
+        """Forget the requests; this takes a place of its own, so that watchers notice."""
+        self._records.clear()
+        self._rates.clear()
+        self.last += 1
+        self.cleared = self.last
+
+    def after(self, place: int) -> tuple[int, list[RequestRecord]]:
+        """Return how many requests after *place* are no longer held, and those that are, oldest first."""
+        place = max(place, self.cleared)
+        before = self.last - len(self._records)
+        return max(0, before - place), list(islice(self._records, max(0, place - before), None))
+
+    def rates(self) -> list[tuple[int, int, int]]:
+        """Return the last 60 seconds with arrivals: the second since 1970, the arrivals, and those over the limit.
+
+        Arrivals are counted once their answer is decided.
+        """
+        return [(second, arrived, over) for second, (arrived, over) in sorted(self._rates.items())]
+
+    def _rate(self, second: int) -> list[int]:
+        if second not in self._rates:
+            self._rates[second] = [0, 0]
+            newest = max(self._rates)
+            for old in [held for held in self._rates if held < newest - _SECONDS]:
+                del self._rates[old]
+        # A request that was answered more than a minute after its arrival has no second any more.
+        return self._rates.get(second, [0, 0])

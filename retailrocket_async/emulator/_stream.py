@@ -1,0 +1,133 @@
+"""``GET /_control/stream``: what happens, as server-sent events, ten messages a second at most.
+
+Each message is of type ``update`` and a JSON object. It always has ``now``, the seconds since 1970, and besides what
+has changed:
+
+===============  ============================================================================================
+key              what it tells
+===============  ============================================================================================
+``requests``     requests whose answer is decided, in that order, as ``GET requests`` shows them, but the body of
+                 an accepted one is whole up to 512 KiB; ``cut`` says whether a part of the body is missing
+``missed``       requests before these that the reader was too slow for, or too late
+``rates``        of each second of the last minute: the second since 1970, the arrivals, those over the limit
+``stats``        the counters
+``reset``        true: all that was told before is forgotten
+``faults``       the faults still to come
+``settings``     the settings, without the key
+===============  ============================================================================================
+
+A message's id is where it ends. A reader that comes back with it, as the header ``Last-Event-ID`` or the parameter
+``after``, is told what came later; an id that is not of this emulator is answered from the beginning, with ``reset``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ._emulator import Emulator
+    from ._fault import Fault
+    from ._records import RequestRecord
+    from ._settings import Settings
+
+__all__ = ["stream"]
+
+# A message of this size holds up the event loop for two or three milliseconds.
+_BODY: Final = 512 * 1024
+_REQUESTS: Final = 200
+_RETRY: Final = b"retry: 1000\n\n"
+_ALIVE: Final = b": still here\n\n"
+
+
+async def stream(
+    emulator: Emulator, last_id: str | None = None, *, interval: float = 0.1, keep_alive: float = 15.0
+) -> AsyncIterator[bytes]:
+    """Yield messages until the emulator stops.
+
+    Args:
+        emulator: what is watched.
+        last_id: the id of the last message that the reader has; None (default) if it has none.
+        interval: seconds from one message to the next at least; default 0.1.
+        keep_alive: seconds without a message after which a comment is sent; default 15.0.
+    """
+    watch = _Watch(emulator, last_id)
+    yield _RETRY
+    silent = 0.0
+    while True:
+        if (message := watch.message()) is not None:
+            silent = 0.0
+            yield message
+        elif silent >= keep_alive:
+            silent = 0.0
+            yield _ALIVE
+        # It looks again and again instead of being woken: so a request costs the same whether it is watched or not.
+        if not await emulator.pause(interval):
+            return
+        silent += interval
+
+
+class _Watch:
+    """What one reader has been told."""
+
+    def __init__(self, emulator: Emulator, last_id: str | None) -> None:
+        self._emulator = emulator
+        place = None if last_id is None else _place(emulator, last_id)
+        self._place = place or 0
+        self._astray = last_id is not None and place is None
+        self._settings: Settings | None = None
+        self._faults: list[Fault] | None = None
+
+    def message(self) -> bytes | None:
+        """Return what the reader does not know yet, None if it knows everything."""
+        emulator = self._emulator
+        told: dict[str, Any] = {}
+        if self._settings is not emulator.settings:
+            self._settings = emulator.settings
+            told["settings"] = self._settings.shown()
+        if (faults := emulator.faults.pending()) != self._faults:
+            self._faults = faults
+            told["faults"] = [fault.as_dict() for fault in faults]
+        if self._astray or self._place < emulator.feed.cleared:
+            told["reset"] = True
+        if told or self._place < emulator.feed.last:
+            told |= self._requests()
+        if not told:
+            return None
+        told["now"] = emulator.wall(emulator.now())
+        return b"id: %s.%d\nevent: update\ndata: %s\n\n" % (
+            emulator.feed.run.encode(),
+            self._place,
+            orjson.dumps(told),
+        )
+
+    def _requests(self) -> dict[str, Any]:
+        feed = self._emulator.feed
+        missed, held = feed.after(self._place)
+        shown: list[dict[str, Any]] = []
+        size = 0
+        for record in held[:_REQUESTS]:
+            body = self._body(record)
+            size += len(body)
+            if shown and size > _BODY:
+                break
+            text = body.decode(errors="replace")
+            shown.append(record.as_dict() | {"body": text, "cut": record.size > len(body)})
+        self._place = feed.last - len(held) + len(shown)
+        self._astray = False
+        told: dict[str, Any] = {"requests": shown, "rates": feed.rates(), "stats": self._emulator.stats()}
+        return told | ({"missed": missed} if missed else {})
+
+    def _body(self, record: RequestRecord) -> bytes:
+        whole = self._emulator.ledger.body(record)
+        return whole if len(whole) <= _BODY else record.body
+
+
+def _place(emulator: Emulator, last_id: str) -> int | None:
+    run, _, place = last_id.partition(".")
+    if run != emulator.feed.run or not (place.isascii() and place.isdigit()) or len(place) > 18:
+        return None
+    return int(place) if int(place) <= emulator.feed.last else None

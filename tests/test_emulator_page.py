@@ -1,0 +1,427 @@
+"""The emulator's live page, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.endurance, pytest.mark.needs_server("chromium", "curl")]
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
+VIEW: dict[str, Any] = {"sessionExternalId": "anna", "productId": 11}
+BASKET: dict[str, Any] = {"sessionExternalId": "anna", "productId": 12, "stockId": "msk"}
+SEARCH: dict[str, Any] = {"sessionExternalId": "boris", "searchPhrase": "Красный чайник"}
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    """An emulator for all tests; the limit is one that they do not reach."""
+    with emulator_process(Settings(limit=1000)) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for all tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Tab(NamedTuple):
+    """A tab of the browser, and what was asked of the network and went wrong in it."""
+
+    page: Page
+    requested: list[str]
+    errors: list[str]
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Tab:
+    """One tab for all tests: the theme that one chooses is that of the next."""
+    tab = Tab(browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page(), [], [])
+    tab.page.on("request", lambda request: tab.requested.append(request.url))
+    tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.page.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
+    return tab
+
+
+@pytest.fixture
+def page(tab: Tab, emulator: EmulatorProcess) -> Iterator[Page]:
+    """The page of an emulator that knows nothing; it must load nothing from elsewhere and raise no error."""
+    emulator.reset()
+    tab.requested.clear()
+    tab.errors.clear()
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+    tab.page.goto(emulator.root)
+    tab.page.wait_for_selector("#connection[data-state=live]")
+    yield tab.page
+    assert {urlsplit(url).netloc for url in tab.requested} == {urlsplit(emulator.root).netloc}
+    assert tab.errors == []
+
+
+def post(emulator: EmulatorProcess, *envelopes: object, body: bytes | None = None) -> int:
+    """Post a batch and return the status."""
+    content = json.dumps(list(envelopes), ensure_ascii=False).encode() if body is None else body
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(f"{emulator.url}visitorEvents", params=KEYS, content=content, headers=headers).status_code
+
+
+def run(command: str) -> str:
+    """Run a command as a shell does, with the key in the environment, and return what it prints."""
+    env = {**os.environ, "RETAILROCKET_API_KEY": KEYS["apiKey"], "no_proxy": "*"}
+    return subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=True, timeout=10).stdout
+
+
+def rows(page: Page, *texts: str) -> None:
+    """Wait until the list has one row with each of *texts*, newest first, and no more."""
+    from playwright.sync_api import expect
+
+    # The rows that stay are not moved within the document: their place is a number.
+    listed = page.locator(".row")
+    expect(listed).to_have_count(len(texts))
+    for place, text in enumerate(texts, 1):
+        expect(page.locator(f".row[aria-posinset='{place}']")).to_contain_text(text)
+
+
+def has(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
+    """Wait until something has *text* in it."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_contain_text(text)
+
+
+def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
+    """An empty page shows a command; run in a shell it makes the first event, and the page shows that."""
+    command = page.locator("#first-command").inner_text()
+    told = run(command)
+
+    assert "{}" == told
+    assert KEYS["apiKey"] not in page.content()
+    rows(page, "visitor1")
+    has(page, ".row", re.compile(r"view.*visitor1.*productId 123456"))
+    assert not page.locator("#empty").is_visible()
+    has(page, "#count-events", "1")
+    has(page, "#rate-most", "1")
+    heights = [bar.get_attribute("height") for bar in page.locator("#plot .within").all()]
+    assert 1 == len([height for height in heights if float(height or 0) > 0])
+
+
+def test_filters(page: Page, emulator: EmulatorProcess) -> None:
+    """Events are filtered by type, by visitor and by text over their fields; Clear shows all of them again."""
+    post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
+    rows(page, "addToBasket", "search", "view")
+    page.select_option("#type", "view")
+    rows(page, "view")
+    page.select_option("#type", "")
+    page.fill("#visitor", "anna")
+    rows(page, "addToBasket", "view")
+    page.fill("#search", "MSK")
+    rows(page, "addToBasket")
+    page.fill("#search", "чайник")
+    rows(page)
+    assert page.locator("#nothing").is_visible()
+    page.fill("#visitor", "")
+    rows(page, "Красный чайник")
+    page.click("#clear")
+    rows(page, "addToBasket", "search", "view")
+
+
+def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
+    """A refused request shows every reason as the emulator told it, and what each of them is about is marked."""
+    odd = {"sessionExternalId": "a b", "productId": "12", "x: y": [1], "stockId": ""}
+    post(emulator, {"view": VIEW}, {"view": odd}, {"order": {**VIEW, "quantity": 0, "price": 1}}, {"viw": {}}, 7)
+    page.click("[data-view=refused]")
+    rows(page, "[1].view.sessionExternalId: must be letters and digits only (and 7 more)")
+    page.click(".row")
+    [refused] = emulator.refused()
+
+    assert refused["reasons"] == page.locator(".reasons li").all_inner_texts()
+    assert [
+        '"a b"',
+        '"12"',
+        '"x: y": [1]',
+        '""',
+        "0",
+        "transaction: is missing",
+        '"viw": {}',
+        "7",
+    ] == page.locator(".body mark").all_inner_texts()
+    has(page, ".body", '"12",  ← must be an integer, not a string')
+
+
+def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -> None:
+    """Where a body stops being JSON is marked; of a batch of hundreds the wrong event is shown, the others folded."""
+    post(emulator, body='[{"search": {"searchPhrase": "чай"}, oops]'.encode())
+    page.click("[data-view=refused]")
+    page.click(".row")
+    has(page, ".body mark", "o")
+    post(emulator, *[{"view": VIEW}] * 150, {"view": {"sessionExternalId": "a"}}, *[{"view": VIEW}] * 2)
+    page.click("#newest")
+    rows(page, "[150]", "must be JSON")
+    page.click(".row[aria-posinset='1']")
+    has(page, ".body mark", "productId: is missing")
+
+    assert ["… 150 more events", "… 2 more events"] == page.locator(".body button").all_inner_texts()
+    page.locator(".body button").first.click()
+    has(page, ".body button >> nth=0", "… 50 more events")
+
+
+def test_faults(page: Page, emulator: EmulatorProcess) -> None:
+    """A button makes the next requests fail, as many as it says; what is to come is shown, and can be dropped."""
+    page.fill("#times", "2")
+    page.get_by_role("button", name="503").click()
+    has(page, "#pending", "503 2 left")
+    page.get_by_role("button", name="429, wait 2 s").click()
+    has(page, "#pending", "429, wait 2 s 2 left")
+    statuses = [post(emulator, {"view": VIEW}) for _ in range(3)]
+    has(page, "#pending", "429, wait 2 s 1 left")
+    page.click("#faults-clear")
+    page.wait_for_selector("#pending li", state="detached")
+    statuses.append(post(emulator, {"view": VIEW}))
+    page.click("[data-view=requests]")
+
+    assert [503, 503, 429, 200] == statuses
+    rows(page, "200", "fault: status", "503", "503")
+
+
+def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
+    """Each button adds a fault that the emulator takes."""
+    buttons = page.locator("#fault-buttons button")
+    for place in range(buttons.count()):
+        buttons.nth(place).click()
+    has(page, "#faults-count", f"{buttons.count()} pending")
+    kinds = {fault["kind"] for fault in emulator.faults()}
+
+    assert {"status", "latency", "stall", "reset_before", "reset_after", "close_before", "truncate", "garbage"} == kinds
+
+
+def test_reset(page: Page, emulator: EmulatorProcess) -> None:
+    """Reset makes the emulator forget and the page empty."""
+    post(emulator, {"view": VIEW})
+    emulator.add_faults([{"kind": "stall"}])
+    rows(page, "view")
+    page.click("#reset")
+    rows(page)
+    has(page, "#count-events", "0")
+
+    assert page.locator("#empty").is_visible()
+    assert (0, []) == (emulator.stats()["requests"], emulator.faults())
+
+
+def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
+    """A click on a visitor shows what that visitor did, in order, as it goes on, and what of it was refused."""
+    post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
+    page.locator(".who", has_text="anna").first.click()
+    has(page, ".journey li >> nth=1", "addToBasket")
+    post(emulator, {"order": {**BASKET, "quantity": "1"}})
+    has(page, ".journey li >> nth=2", "not accepted")
+
+    assert ["view", "addToBasket", "order"] == page.locator(".journey button").all_inner_texts()
+    page.locator(".journey button").nth(1).focus()
+    post(emulator, {"view": {**VIEW, "productId": 13}})
+    has(page, ".journey li >> nth=3", "13")
+    assert "addToBasket" == page.evaluate("document.activeElement.textContent")
+    page.locator(".journey button").first.click()
+    has(page, ".fields-table", "11")
+
+
+def test_curl(page: Page, emulator: EmulatorProcess) -> None:
+    """The command of a request, pasted into a shell, sends the same body again, whatever is in it."""
+    phrase = "it's \"$HOME\" `id` $(id) \\ !x %41 &; * \t 'чай' 🫖 \u2028"
+    body = json.dumps([{"search": {**SEARCH, "searchPhrase": phrase}}], ensure_ascii=False, indent=1).encode()
+    post(emulator, body=body)
+    page.click("[data-view=requests]")
+    page.click(".row")
+    page.click("#copy-curl")
+    has(page, "#status", "Command copied")
+    command: str = page.evaluate("navigator.clipboard.readText()")
+
+    assert "apiKey=$RETAILROCKET_API_KEY" in command
+    assert "{}" == run(command)
+    assert [body.decode()] * 2 == [request["body"] for request in emulator.requests()]
+
+
+def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
+    """Nothing in a request makes its command do anything else; one that a terminal would not paste is not made."""
+    method = "`ID`|$X&'"
+    httpx.request(
+        method, f"{emulator.root}/1.0/$(id)`id`\"'!", params={'"$(id)`': "'!\\"}, headers={"Content-Type": "'`id`"}
+    )
+    post(emulator, body=b'"\x15id\n')
+    page.click("[data-view=requests]")
+    rows(page, "visitorEvents", "$(id)`id`")
+    page.locator(".row[aria-posinset='2']").click()
+    has(page, ".curl", "curl")
+    words = shlex.split(page.locator(".curl").inner_text().replace("\\\n", ""))
+    url = words[3].replace("$RETAILROCKET_API_KEY", "key")
+    page.locator(".row[aria-posinset='1']").click()
+    has(page, ".detail", "bytes that no command can")
+
+    assert ["curl", "-X", method, "-H", "Content-Type: '`id`"] == [*words[:3], *words[4:]]
+    # Within double quotes these mean something to a shell.
+    assert not set(url) & set('`"$!\\')
+    assert "/1.0/$(id)`id`\"'!" == httpx.URL(url).path
+    assert {"apiKey": "key", '"$(id)`': "'!\\"} == dict(httpx.URL(url).params)
+
+
+def test_text_stays_text(page: Page, emulator: EmulatorProcess) -> None:
+    """Markup in fields, names, reasons, paths and faults is shown as it is and does nothing."""
+    evil = "<img src=x onerror='document.title=`pwned`'><script>document.title='pwned'</script>"
+    emulator.add_faults([{"kind": "stall", "path": evil, "contains": evil}])
+    post(emulator, {"search": {"sessionExternalId": "a", "searchPhrase": evil}})
+    post(emulator, {evil: {evil: evil, "sessionExternalId": evil}})
+    httpx.post(f"{emulator.root}/{evil}", params={evil: evil}, headers={"Content-Type": evil}, content=evil)
+    has(page, "#pending", evil)
+    has(page, ".row .fields", evil)
+    page.locator(".who").click()
+    has(page, ".journey .what", evil)
+    for view, count in (("refused", 2), ("requests", 3)):
+        page.click(f"[data-view={view}]")
+        for place in range(count):
+            page.locator(f".row[aria-posinset='{place + 1}']").click()
+            has(page, ".body", "<img src=x")
+
+    assert 0 == page.locator("body script, .list img, .detail img, .faults img").count()
+    assert "Retail Rocket emulator" == page.title()
+
+
+def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
+    """Of 6,000 events the page keeps the last 5,000 and draws those that can be seen; the list reaches the oldest."""
+    for first in range(0, 6000, 500):
+        numbers = range(first, first + 500)
+        post(emulator, *[{"view": {"sessionExternalId": f"v{n % 50}", "productId": n}} for n in numbers])
+    has(page, "#count-events", "6,000")
+    has(page, "#n-events", "5,000")
+    has(page, ".row[aria-posinset='1']", "productId 5999")
+    few = page.locator(".row").count()
+    page.locator("#list").focus()
+    page.keyboard.press("End")
+    has(page, ".row[aria-posinset='5000']", "productId 1000")
+
+    assert (True, True) == (few < 60, page.locator(".row").count() < 60)
+    assert page.locator("*").count() < 1000
+    page.fill("#search", '"productid":4242')
+    page.keyboard.press("Escape")
+    page.fill("#search", "4242")
+    rows(page, "productId 4242")
+
+
+def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
+    """What arrives does not move the list while something is chosen: it is counted, and shown on demand."""
+    post(emulator, {"view": VIEW})
+    page.click(".row")
+    post(emulator, {"search": SEARCH})
+    has(page, "#newest", "1 new")
+    rows(page, "view")
+    page.click("#newest")
+    rows(page, "search", "view")
+
+
+def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
+    """All of it works without a mouse: search, move, details, journey, back; each focus can be seen."""
+    post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
+    rows(page, "addToBasket", "search", "view")
+    press = page.keyboard.press
+    press("/")
+    page.keyboard.type("anna")
+    rows(page, "addToBasket", "view")
+    press("ArrowDown")
+    has(page, ".row[aria-selected=true]", "addToBasket")
+    press("ArrowDown")
+    has(page, ".row[aria-selected=true]", "view")
+    active = page.locator("#list").get_attribute("aria-activedescendant")
+    assert "view" in page.locator(f"#{active}").inner_text()
+    assert "none" != page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    press("v")
+    has(page, ".journey", "addToBasket")
+    press("Enter")
+    assert "detail" == page.evaluate("document.activeElement.id")
+    press("Escape")
+    assert "list" == page.evaluate("document.activeElement.id")
+    has(page, ".detail", "Choose an event")
+    press("Escape")
+    rows(page, "addToBasket", "search", "view")
+    page.focus("body")
+    page.locator("#theme").focus()
+    order = []
+    for _ in range(4):
+        press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert ["reset", "SUMMARY", "times", "BUTTON"] == order
+
+
+def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
+    """At a phone's width nothing is wider than it, and the details come and go over the list."""
+    page.set_viewport_size({"width": 375, "height": 700})
+    post(emulator, {"view": {**VIEW, "stockId": "x" * 50}}, {"search": SEARCH})
+    rows(page, "search", "view")
+    assert not page.locator("#detail").is_visible()
+    page.locator(".row[aria-posinset='2']").click()
+    has(page, "#detail", "x" * 50)
+    widths = page.evaluate("[document.documentElement.scrollWidth, document.querySelector('#detail').scrollWidth]")
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.wait_for_selector("#detail", state="hidden")
+
+    assert max(widths) <= 375
+
+
+def test_themes(page: Page) -> None:
+    """Colours follow the system until a theme is chosen, and the choice outlives a reload."""
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, _ = page.evaluate(background), page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(background)
+    page.click("#theme")
+    chosen = page.evaluate(background)
+    page.reload()
+    reloaded = page.evaluate(background)
+    for _ in ("dark", "system"):
+        page.click("#theme")
+
+    assert (light, light, dark) == (chosen, reloaded, page.evaluate(background))
+    assert light != dark
+
+
+def test_another_emulator_on_the_port(browser: Browser) -> None:
+    """The page notices that the emulator is gone, comes back to a new one, and forgets what the old one had."""
+    with emulator_process() as first:
+        port = urlsplit(first.root).port or 0
+        page = browser.new_page()
+        page.goto(first.root)
+        post(first, {"view": VIEW})
+        rows(page, "view")
+    has(page, "#connection-text", "reconnecting")
+    with emulator_process(port=port) as second:
+        post(second, {"search": SEARCH})
+        rows(page, "search")
+        has(page, "#connection-text", "live")
+        page.close()
