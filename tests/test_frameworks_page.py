@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.endurance
+
 # Each in a process of its own: Django's settings are made once.
 VISIT = """
 import sys
