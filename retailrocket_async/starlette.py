@@ -84,10 +84,10 @@ class RetailRocket(Anywhere):
         @asynccontextmanager
         async def lifespan(app: A) -> AsyncGenerator[dict[str, Any]]:
             async with self.opened() as client, own(app) as given:
-                state = dict(given or {})
-                if self.name in state:
-                    raise ConfigurationError(f"the lifespan's state has two {self.name!r}: RetailRocket(name=...)")
-                yield {**lifespan_state(self.name, client), **state}
+                state, others = lifespan_state(self.name, client), given or {}
+                if both := state.keys() & others.keys():
+                    raise ConfigurationError(f"the lifespan's state has two {min(both)!r}: RetailRocket(name=...)")
+                yield {**state, **others}
 
         return lifespan
 

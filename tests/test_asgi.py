@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -80,3 +81,21 @@ def test_without_the_lifespan_there_is_no_client() -> None:
     for ask in (rocket.client, rocket.threadsafe):
         with pytest.raises(UsageError, match="'other'"):
             ask({"type": "http", "state": {"tracking": make()}})
+
+
+async def test_who_is_cancelled_closes_the_client() -> None:
+    """Where the application is cancelled while it runs the client is closed all the same."""
+    opened: asyncio.Future[AsyncTrackingClient] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        async with RetailRocket(make).opened() as client:
+            opened.set_result(client)
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    client = await opened
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert "closed" in repr(client)

@@ -21,6 +21,7 @@ from retailrocket_async import (
     Batching,
     ConfigurationError,
     UsageError,
+    View,
     new_session_id,
 )
 from retailrocket_async.asgi import client_of
@@ -126,6 +127,20 @@ def test_the_client_is_closed_where_the_own_lifespan_fails() -> None:
         pass
 
     assert "closed" in repr(made[0])
+
+
+def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
+    """What Starlette runs in a thread tracks with a handle of the application's client."""
+    rocket = RetailRocket()
+
+    def in_a_thread(request: Request) -> Response:
+        rocket.threadsafe(request).track(View(session_external_id=VISITOR, product_id=1), timeout=10)
+        return PlainTextResponse("a product page")
+
+    with TestClient(Starlette(routes=[Route("/", in_a_thread)], lifespan=rocket.lifespan)) as browser:
+        browser.get("/").raise_for_status()
+
+    assert len(emulator.events("view")) == 1
 
 
 def test_several_shops(emulator: EmulatorProcess) -> None:
