@@ -164,6 +164,7 @@ class AsyncTrackingClient(EventMethods):
             http2=http2,
         )
         self._watch = None if observer is None else self._watched_by(observer)
+        self._note = self._watch.note if self._watch is not None and self._watch.keeps else None
         make_engine = functools.partial(
             Dispatcher,
             batching=batching,
@@ -235,11 +236,11 @@ class AsyncTrackingClient(EventMethods):
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
             receipt = await intake.wait_for_room(event, envelope)
-            if self._watch is not None:
-                self._watch.note(receipt)
+            if self._note is not None:
+                self._note(receipt)
             return receipt
-        if self._watch is not None:
-            self._watch.note(receipt)
+        if self._note is not None:
+            self._note(receipt)
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
         return receipt
@@ -257,8 +258,8 @@ class AsyncTrackingClient(EventMethods):
         if isinstance(chosen, Receipt):
             return chosen
         receipt = self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
-        if self._watch is not None:
-            self._watch.note(receipt)
+        if self._note is not None:
+            self._note(receipt)
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
@@ -439,8 +440,8 @@ class AsyncTrackingClient(EventMethods):
             await self._engine.intake.let_others_run()
             return chosen
         receipt = await self._engine.intake.accept(chosen, self._encoded(chosen))
-        if self._watch is not None:
-            self._watch.note(receipt)
+        if self._note is not None:
+            self._note(receipt)
         return receipt
 
     def _watched_by(self, observer: Observer) -> Watch:

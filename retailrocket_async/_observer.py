@@ -107,11 +107,16 @@ class Watch:
     Args:
         observer: the user's.
         failed: told the name of what raised, and what it raised.
+
+    Attributes:
+        keeps: whether the observer keeps anything with events.
     """
 
     def __init__(self, observer: Observer, failed: Callable[[str, Exception], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
+        # One that keeps nothing with events need not be asked for each.
+        self.keeps = type(observer).tracked is not Observer.tracked
         self._failed = failed
 
     def opened(self, client: ObservedClient) -> None:

@@ -92,6 +92,7 @@ class OpenTelemetryObserver(Observer):
         self._meter = metrics.get_meter(_NAME, told, meter_provider)
         self._common: _Attributes | None = None
         self._server: _Attributes = {}
+        self._found: tuple[contexts.Context | None, SpanContext | None] = (None, None)
         self._stats: Callable[[], Stats | None] = _gone
         meter = self._meter
         self._events = meter.create_counter(
@@ -138,11 +139,15 @@ class OpenTelemetryObserver(Observer):
 
     def tracked(self) -> SpanContext | None:
         """Return the context of the current span, if it is sampled: a link to what nobody keeps leads nowhere."""
-        span = trace.get_current_span()
-        if span is trace.INVALID_SPAN:
-            return None
-        context = span.get_span_context()
-        return context if context.trace_flags & _SAMPLED else None
+        # The same context has the same span: one comparison for most events of a page, and for all outside of pages.
+        around = contexts.get_current()
+        before, found = self._found
+        if around is not before:
+            context = trace.get_current_span(around).get_span_context()
+            found = context if context.trace_flags & _SAMPLED else None
+            # At once, as this is called in any thread.
+            self._found = (around, found)
+        return found
 
     def request_began(self, request: ObservedRequest) -> _Begun:
         """Begin a span, and have other instrumentations look away."""
