@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,55 @@ async def test_faststream_in_memory(emulator: EmulatorProcess) -> None:
             assert recorded(emulator) == {}
 
     assert recorded(emulator) == expected(1)
+
+
+async def test_taskiq_in_memory(emulator: EmulatorProcess) -> None:
+    """Taskiq's task has the worker's client, which delivers the order when the worker ends."""
+    from taskiq import InMemoryBroker
+
+    from examples.workers import taskiq_worker
+    from examples.workers.orders import rocket
+
+    broker = InMemoryBroker(await_inplace=True)
+    broker.event_handlers = taskiq_worker.broker.event_handlers
+    task = broker.register_task(taskiq_worker.paid.original_func, task_name="paid")
+    with rocket.using(mine(emulator)):
+        await broker.startup()
+        result = await (await task.kiq(**order(1))).wait_result()
+        assert not result.is_err, result.error
+        assert recorded(emulator) == {}
+        await broker.shutdown()
+
+    assert recorded(emulator) == expected(1)
+
+
+@pytest.mark.needs_server("redis-server")
+async def test_taskiq_on_redis(
+    emulator: EmulatorProcess, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of taskiq's on a real Redis tracks every order that was queued, and delivers them when it ends."""
+    from taskiq.api import run_receiver_task
+
+    from examples.workers.orders import rocket
+
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    monkeypatch.delitem(sys.modules, "examples.workers.taskiq_worker", raising=False)
+    taskiq_worker = importlib.import_module("examples.workers.taskiq_worker")
+    client = mine(emulator)
+    with rocket.using(client):
+        broker = taskiq_worker.broker
+        broker.is_worker_process = True
+        working = asyncio.create_task(run_receiver_task(broker, run_startup=True))
+        for number in range(1, ORDERS + 1):
+            await taskiq_worker.paid.kiq(**order(number))
+        async with asyncio.timeout(30):
+            while client.stats().tracked < 2 * ORDERS:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        working.cancel()
+        await asyncio.wait({working})
+        await broker.shutdown()
+
+    assert recorded(emulator) == expected()
 
 
 async def push(redis_server: RedisServer) -> None:
