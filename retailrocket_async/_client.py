@@ -164,7 +164,8 @@ class AsyncTrackingClient(EventMethods):
             http2=http2,
         )
         self._watch = None if observer is None else self._watched_by(observer)
-        self._note = self._watch.note if self._watch is not None and self._watch.keeps else None
+        self._marking = None if self._watch is None else self._watch.tracked
+        self._note = self._watch.note if self._watch is not None and self._marking is not None else None
         make_engine = functools.partial(
             Dispatcher,
             batching=batching,
@@ -239,8 +240,12 @@ class AsyncTrackingClient(EventMethods):
             if self._note is not None:
                 self._note(receipt)
             return receipt
-        if self._note is not None:
-            self._note(receipt)
+        if self._marking is not None:
+            # As `Watch.note`, without another call for each event.
+            try:
+                receipt.mark = self._marking()
+            except Exception as error:  # noqa: BLE001 - a user's observer
+                self._watched.raised(error)
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
         return receipt
@@ -427,6 +432,11 @@ class AsyncTrackingClient(EventMethods):
         engine = self._dispatcher
         state = "new" if engine is None or not engine.started else "closed" if engine.closed else "open"
         return f"<AsyncTrackingClient partner_id={self._partner_id!r} base_url={self._base_url!r} {state}>"
+
+    @property
+    def _watched(self) -> Watch:
+        assert self._watch is not None  # noqa: S101 - asked where there is one
+        return self._watch
 
     @property
     def _engine(self) -> Dispatcher | SpooledDispatcher:

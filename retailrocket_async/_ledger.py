@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -33,6 +34,8 @@ logger = logging.getLogger("retailrocket_async")
 
 AT_ONCE: Final = 500
 """What is ended before others may run, counted in events: a millisecond or two."""
+
+_name_of = operator.attrgetter("event_name")
 
 EACH: Final = 10
 """What a batch, or a direct send, costs beside its events, counted in events."""
@@ -88,7 +91,7 @@ class Ledger:
         # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
         # What is delivered needs no names, and is nearly everything.
-        self.close(outcome, len(batch), batch.opened_in, (receipt.event_name for receipt in batch.receipts))
+        self.close(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
         if tell and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
 

@@ -12,10 +12,13 @@ Nothing is called where there is no observer.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
+
+_mark_of = operator.attrgetter("mark")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -109,14 +112,14 @@ class Watch:
         failed: told the name of what raised, and what it raised.
 
     Attributes:
-        keeps: whether the observer keeps anything with events.
+        tracked: what the observer wants to keep with an event; None where it keeps nothing with any.
     """
 
     def __init__(self, observer: Observer, failed: Callable[[str, Exception], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
         # One that keeps nothing with events need not be asked for each.
-        self.keeps = type(observer).tracked is not Observer.tracked
+        self.tracked = observer.tracked if type(observer).tracked is not Observer.tracked else None
         self._failed = failed
 
     def opened(self, client: ObservedClient) -> None:
@@ -129,6 +132,10 @@ class Watch:
             return self._tracked()
         except Exception as error:  # noqa: BLE001 - a user's observer
             return _Raised(error)
+
+    def raised(self, error: Exception) -> None:
+        """Tell that `tracked` raised."""
+        self._failed("observer", error)
 
     def note(self, receipt: Receipt) -> None:
         """Keep with an event what the observer wants, at the line of its caller."""
@@ -146,7 +153,7 @@ class Watch:
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
-        marks = {id(mark): mark for receipt in receipts or () if (mark := getattr(receipt, "mark", None)) is not None}
+        marks = _marks(receipts or ())
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=tuple(marks.values())
         )
@@ -171,6 +178,18 @@ class Watch:
             self._observer.settled(Counter(names), outcome)
         except Exception as error:  # noqa: BLE001 - a user's observer
             self._failed("observer", error)
+
+
+def _marks(receipts: Iterable[Receipt]) -> dict[int, object]:
+    """Return what was kept with events, each object once."""
+    try:
+        kept = list(map(_mark_of, receipts))
+    except AttributeError:
+        # Of some events nothing was, not even None.
+        kept = [getattr(receipt, "mark", None) for receipt in receipts]
+    marks: dict[int, object] = dict(zip(map(id, kept), kept, strict=True))
+    marks.pop(id(None), None)
+    return marks
 
 
 @attrs.frozen
