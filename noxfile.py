@@ -22,7 +22,7 @@ EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starle
 # Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
 # which order that is differs from run to run, as an order that matters is a defect.
 SPREAD = ("-n", "5")
-# Commands in processes of their own, and examples, which say nothing of the wheel; and what takes Starlette's client for
+# Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
 ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")
 SEED = {"PYTHONHASHSEED": str(random.randrange(1, 2**32))}  # noqa: S311 - no secret
