@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from retailrocket_async.emulator import RunningEmulator, Settings, running_emulator
+from retailrocket_async.emulator._origin import refusal
 from retailrocket_async.emulator._stream import stream
 
 if TYPE_CHECKING:
@@ -362,3 +364,24 @@ async def test_its_own_page_may(emulator: RunningEmulator, client: httpx.AsyncCl
     given = {name: value.format(root=emulator.root) for name, value in headers.items()}
 
     assert 200 == (await client.post("/_control/reset", headers=given)).status_code
+
+
+def test_a_query_that_is_no_text_is_no_defect() -> None:
+    """What is no UTF-8 in a query does not keep a request from being judged by where it comes from."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/_control/reset",
+        "query_string": b"\xff",
+        "server": ("127.0.0.1", 8080),
+    }
+    judged = {
+        origin: refusal(Request({**scope, "headers": [(b"host", b"localhost:8080"), (b"origin", origin)]}))
+        for origin in (b"http://localhost:8080", b"http://elsewhere.test")
+    }
+
+    assert judged == {
+        b"http://localhost:8080": None,
+        b"http://elsewhere.test": "a page of another origin must not change anything here",
+    }

@@ -36,7 +36,7 @@ def _is_of_this_page(request: Request, host: str) -> bool:
         # No page can forge it, and it holds behind a proxy too, where the origin has another name than the host.
         return site in ("same-origin", "none")
     # Older browsers, and those that came by an address without TLS that is not this machine's own.
-    return request.headers.get("origin") in (None, f"{request.url.scheme}://{host}")
+    return request.headers.get("origin") in (None, f"{request.scope['scheme']}://{host}")
 
 
 def _listens_to_itself(request: Request) -> bool:
