@@ -169,9 +169,11 @@ class Model(RuleBasedStateMachine):
         """Take out what is too old: events where each has its time, batches by their oldest where not."""
         moment = self.time - age
         timed = self.bounds.max_age is not None
+        # By the oldest event that a batch has left: its first ones may have gone before.
+        batches = sorted(self.batches, key=lambda batch: batch.events[0].came_at) if timed else self.batches
         expected = [
             event.number
-            for batch in self.batches
+            for batch in batches
             if batch.came_at <= moment
             for event in batch.events
             if not timed or event.came_at <= moment
