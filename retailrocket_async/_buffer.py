@@ -316,7 +316,7 @@ class EventBuffer:
             # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
             for lane, batches in list(self._ready.items()):
                 if self._fit_together(batch, batches.first):
-                    batch.absorb(self._take_from(lane))
+                    self._take_from(lane, batch)
         return batch
 
     def release(self, batch: Batch) -> bool:
@@ -455,12 +455,17 @@ class EventBuffer:
     def _fit_together(self, batch: Batch, other: Batch) -> bool:
         return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
 
-    def _take_from(self, lane: Hashable) -> Batch:
+    def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
+        """Take the first batch of a lane, and what fits in with it; all of it into `batch`, if there is one."""
         batches = self._ready[lane]
         # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
         if self._exclusive:
             self._count_ready(batches, -1)
-        batch = self._take_first(batches)
+        first = self._take_first(batches)
+        if batch is None:
+            batch = first
+        else:
+            batch.absorb(first)
         # Batches that events have left by another door, or that were closed early, make a full one together.
         while not self.fine and batches and self._fit_together(batch, batches.first):
             batch.absorb(self._take_first(batches))

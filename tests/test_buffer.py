@@ -392,6 +392,34 @@ def test_lanes_merge_within_the_bytes() -> None:
     assert [len(join(batch.envelopes)) for batch in batches if batch is not None] == [803, 803]
 
 
+@pytest.mark.parametrize("by", ["events", "bytes"])
+def test_what_other_lanes_give_together_is_within_the_caps(by: str) -> None:
+    """What several batches of one lane give to a batch of another lane is within the caps, too."""
+    caps: dict[str, Any] = {"max_events": 3} if by == "events" else {"max_bytes": 1024}
+    clock = Clock()
+    buffer = make(clock, buffer=Buffer(max_age=1.0), ordered=True, **caps)
+    size = 20 if by == "events" else 339
+    first, second = lanes_apart(buffer)
+    put(buffer, 0, first, size)
+    put(buffer, 1, second, size)
+    put(buffer, 2, second, size)
+    clock.time = 0.75
+    for number, visitor in enumerate([first, second, second, first], 3):
+        put(buffer, number, visitor, size)
+    # Of two batches of the second lane one event each is left, and of the first lane's two, which leave room for one.
+    expired = [number for batch in buffer.expire(0.0) for number in numbers(batch)]
+    assert expired == [0, 1, 2]
+    batches = [numbers(batch) for batch in iter(buffer.take, None)]
+    assert all(len(batch) <= 3 for batch in batches)
+    assert sum(map(len, batches)) + buffer.events == 4
+
+
+def lanes_apart(buffer: EventBuffer) -> tuple[str, str]:
+    """Return two visitors that do not share a lane."""
+    first, *others = map(str, range(64))
+    return first, next(other for other in others if buffer.lane_of(other) != buffer.lane_of(first))
+
+
 def test_million_visitors_leave_no_lanes() -> None:
     """Visitors who are done leave nothing behind."""
     buffer = make(by_session=True)

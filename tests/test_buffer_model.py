@@ -191,16 +191,24 @@ class Model(RuleBasedStateMachine):
 
     @rule(target=out)
     def take(self) -> Batch | None:
-        """Take a batch: the first ones of ready lanes, as they are."""
-        firsts: dict[Hashable, Bundled] = {}
+        """Take a batch: the first ones of ready lanes, and of each as many as fit in together."""
+        queues: dict[Hashable, list[Bundled]] = {}
         for bundled in self.ready:
-            firsts.setdefault(bundled.lane, bundled)
+            queues.setdefault(bundled.lane, []).append(bundled)
         batch = self.buffer.take()
-        assert (batch is None) == (not firsts)
+        assert (batch is None) == (not queues)
         if batch is None:
             return None
-        taken = [firsts[lane] for lane in batch.lanes]
-        assert len(taken) == 1 or (self.batching.ordered and not self.batching.by_session)
+        merging = self.batching.ordered and not self.batching.by_session
+        assert len(batch.lanes) == 1 or merging
+        taken: list[Bundled] = []
+        for lane in batch.lanes:
+            assert not taken or self.fit_together(taken, queues[lane][0])
+            taken.append(queues[lane].pop(0))
+            while queues[lane] and self.fit_together(taken, queues[lane][0]):
+                taken.append(queues[lane].pop(0))
+        left = [queue for lane, queue in queues.items() if lane not in batch.lanes]
+        assert not merging or not any(self.fit_together(taken, queue[0]) for queue in left)
         assert batch.opened_at == min(bundled.opened_at for bundled in taken)
         assert batch.times == ([event.came_at for each in taken for event in each.events] if self.timed else [])
         numbers = [event.number for bundled in taken for event in bundled.events]
@@ -258,6 +266,12 @@ class Model(RuleBasedStateMachine):
     def ready(self) -> list[Bundled]:
         """The batches that could be taken."""
         return [bundled for bundled in self.batches if bundled.lane not in self.busy]
+
+    def fit_together(self, taken: list[Bundled], other: Bundled) -> bool:
+        """Whether a batch fits in one request with those that are taken."""
+        events = sum(len(each.events) for each in [*taken, other])
+        size = 1 + sum(each.size - 1 for each in [*taken, other])
+        return events <= self.batching.max_events and size <= self.batching.max_bytes
 
     def rank(self, name: str) -> int:
         """Return how valuable an event is."""
