@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 settings.register_profile("few", max_examples=15, stateful_step_count=15, deadline=None)
 
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C end the processes that tests start even where a shell has begun this run in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
