@@ -164,8 +164,8 @@ class AsyncTrackingClient(EventMethods):
             http2=http2,
         )
         self._watch = None if observer is None else self._watched_by(observer)
-        self._marking = None if self._watch is None else self._watch.tracked
-        self._note = self._watch.note if self._watch is not None and self._marking is not None else None
+        # Where nothing is kept with an event nobody is asked for it.
+        self._marking = self._watch if self._watch is not None and self._watch.marks else None
         make_engine = functools.partial(
             Dispatcher,
             batching=batching,
@@ -237,15 +237,15 @@ class AsyncTrackingClient(EventMethods):
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
             receipt = await intake.wait_for_room(event, envelope)
-            if self._note is not None:
-                self._note(receipt)
+            if self._marking is not None:
+                self._marking.note(receipt)
             return receipt
-        if self._marking is not None:
+        if (watch := self._marking) is not None:
             # As `Watch.note`, without another call for each event.
-            try:
-                receipt.mark = self._marking()
-            except Exception as error:  # noqa: BLE001 - a user's observer
-                self._watched.raised(error)
+            if watch.origin() is watch.before:
+                receipt.mark = watch.kept
+            else:
+                watch.note(receipt)
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
         return receipt
@@ -263,8 +263,8 @@ class AsyncTrackingClient(EventMethods):
         if isinstance(chosen, Receipt):
             return chosen
         receipt = self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
-        if self._note is not None:
-            self._note(receipt)
+        if self._marking is not None:
+            self._marking.note(receipt)
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
@@ -434,11 +434,6 @@ class AsyncTrackingClient(EventMethods):
         return f"<AsyncTrackingClient partner_id={self._partner_id!r} base_url={self._base_url!r} {state}>"
 
     @property
-    def _watched(self) -> Watch:
-        assert self._watch is not None  # noqa: S101 - asked where there is one
-        return self._watch
-
-    @property
     def _engine(self) -> Dispatcher | SpooledDispatcher:
         assert self._dispatcher is not None  # noqa: S101 - only a constructor that raised leaves it so
         return self._dispatcher
@@ -450,8 +445,8 @@ class AsyncTrackingClient(EventMethods):
             await self._engine.intake.let_others_run()
             return chosen
         receipt = await self._engine.intake.accept(chosen, self._encoded(chosen))
-        if self._note is not None:
-            self._note(receipt)
+        if self._marking is not None:
+            self._marking.note(receipt)
         return receipt
 
     def _watched_by(self, observer: Observer) -> Watch:

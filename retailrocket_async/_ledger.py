@@ -147,7 +147,8 @@ class Ledger:
         """Tell whoever watches what became of events; return their names for whoever comes next."""
         if self._watch is None:
             return names
-        told = tuple(names)
+        # Whoever comes next asks for them where they are dropped alone, see `close`.
+        told = tuple(names) if isinstance(outcome, Dropped) else names
         self._watch.settled(told, outcome)
         return told
 

@@ -12,13 +12,13 @@ Nothing is called where there is no observer.
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-_mark_of = operator.attrgetter("mark")
+from retailrocket_async._errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +70,14 @@ class Observer:
     The methods are called in the client's event loop, but for `tracked`, which is called where the event comes from.
     They must be quick, as they hold up everything else. What they raise is counted (`Stats.hook_errors`) and logged
     once, and changes nothing. An observer belongs to one client.
+
+    Attributes:
+        origin: a context variable with a default; None, the default, for no such thing. Where what `tracked` returns
+            depends on nothing else than its value, a client asks `tracked` only when that is another object than for
+            the event before, which spares a call for nearly every event.
     """
+
+    origin: ContextVar[Any] | None = None
 
     def opened(self, client: ObservedClient) -> None:
         """Take note of the client; called by its constructor, before anything else."""
@@ -104,6 +111,9 @@ class Observer:
         """Take note of events that have their outcome together: how many there are by their names on the wire."""
 
 
+_NOWHERE: Final = object()
+
+
 class Watch:
     """Asks an observer, and lets nothing that it raises out.
 
@@ -112,14 +122,24 @@ class Watch:
         failed: told the name of what raised, and what it raised.
 
     Attributes:
-        tracked: what the observer wants to keep with an event; None where it keeps nothing with any.
+        marks: whether the observer keeps anything with events.
+        origin: returns another object where the observer may keep something else with an event than before.
+        before: what that was, and `kept` what was kept then.
+
+    Raises:
+        ConfigurationError: `Observer.origin` is no context variable, or one without a default.
     """
 
     def __init__(self, observer: Observer, failed: Callable[[str, Exception], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
         # One that keeps nothing with events need not be asked for each.
-        self.tracked = observer.tracked if type(observer).tracked is not Observer.tracked else None
+        self.marks = type(observer).tracked is not Observer.tracked
+        # Without a variable an object that is new each time.
+        self.origin: Callable[[], object] = object if observer.origin is None else _getter_of(observer.origin)
+        self.before: object = _NOWHERE
+        self.kept: object = None
+        self._kept_any = False
         self._failed = failed
 
     def opened(self, client: ObservedClient) -> None:
@@ -133,16 +153,18 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - a user's observer
             return _Raised(error)
 
-    def raised(self, error: Exception) -> None:
-        """Tell that `tracked` raised."""
-        self._failed("observer", error)
-
     def note(self, receipt: Receipt) -> None:
-        """Keep with an event what the observer wants, at the line of its caller."""
-        try:
-            receipt.mark = self._tracked()
-        except Exception as error:  # noqa: BLE001 - a user's observer
-            self._failed("observer", error)
+        """Keep with an event what the observer wants, at the line of its caller, in the client's event loop."""
+        origin = self.origin()
+        if origin is not self.before:
+            try:
+                self.kept = self._tracked()
+            except Exception as error:  # noqa: BLE001 - a user's observer
+                self._failed("observer", error)
+                return
+            self.before = origin
+            self._kept_any |= self.kept is not None
+        receipt.mark = self.kept
 
     def note_mark(self, receipt: Receipt, mark: object) -> None:
         """Keep with an event what `mark` returned, in the client's event loop."""
@@ -150,12 +172,14 @@ class Watch:
             self._failed("observer", mark.error)
         else:
             receipt.mark = mark
+            self._kept_any |= mark is not None
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
-        marks = _marks(receipts or ())
+        # Where nothing was ever kept, as no page is sampled, say, there is nothing to look for.
+        marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
-            path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=tuple(marks.values())
+            path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
         )
         try:
             return self._observer.request_began(request)
@@ -180,16 +204,30 @@ class Watch:
             self._failed("observer", error)
 
 
-def _marks(receipts: Iterable[Receipt]) -> dict[int, object]:
+def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
     """Return what was kept with events, each object once."""
+    last = None
     try:
-        kept = list(map(_mark_of, receipts))
+        # Events of one origin stand side by side, most of them: looked at one by one, which is quicker than what is
+        # built in, and the few that differ once more.
+        kept = [last := receipt.mark for receipt in receipts if receipt.mark is not last]
     except AttributeError:
-        # Of some events nothing was, not even None.
+        # With some events nothing was kept, not even None.
         kept = [getattr(receipt, "mark", None) for receipt in receipts]
-    marks: dict[int, object] = dict(zip(map(id, kept), kept, strict=True))
+    marks = {id(mark): mark for mark in kept}
     marks.pop(id(None), None)
-    return marks
+    return tuple(marks.values())
+
+
+def _getter_of(origin: ContextVar[Any]) -> Callable[[], object]:
+    """Return what reads the variable."""
+    if not isinstance(origin, ContextVar):
+        raise ConfigurationError(f"Observer.origin must be a ContextVar or None, not {type(origin).__name__}")
+    try:
+        Context().run(origin.get)
+    except LookupError:
+        raise ConfigurationError("Observer.origin must be a ContextVar with a default") from None
+    return origin.get
 
 
 @attrs.frozen

@@ -11,10 +11,14 @@ of the requests, which would be the same spans a second time, with the URL.
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
+from collections import Counter, defaultdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from opentelemetry import context as contexts
 from opentelemetry import metrics, trace
@@ -33,8 +37,9 @@ from retailrocket_async import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextvars import ContextVar
 
-    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
     from retailrocket_async import Outcome, Stats
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenTelemetryObserver"]
 
 _NAME: Final = "retailrocket_async"
+_PARTNER: Final = "retailrocket.partner.id"
 
 _MOST_LINKS: Final = 128
 """The SDK's own default; of more it would drop those that came first."""
@@ -50,7 +56,6 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 """The bounds that the semantic conventions advise for the duration of HTTP requests."""
 
 _EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
-_BYTES: Final = tuple(1024 * 4**power for power in range(7))
 
 _SAMPLED: Final = TraceFlags.SAMPLED
 
@@ -64,6 +69,16 @@ _SUPPRESS: Final = (
 )
 """Keys that instrumentations look at: the one of old, and those that the API has for itself."""
 
+
+def _quiet(context: contexts.Context) -> contexts.Context:
+    """Return a context in which other instrumentations look away."""
+    for key in _SUPPRESS:
+        context = contexts.set_value(key, True, context)  # noqa: FBT003 - as instrumentations look for it
+    return context
+
+
+_NOBODY: Final = _quiet(contexts.Context())
+
 _Attributes: TypeAlias = "dict[str, str | int]"
 
 
@@ -71,9 +86,10 @@ class _Begun(NamedTuple):
     """A request on its way."""
 
     span: Span
+    inside: contexts.Context
     token: Any
     at: float
-    attributes: _Attributes
+    path: str
 
 
 class OpenTelemetryObserver(Observer):
@@ -89,15 +105,13 @@ class OpenTelemetryObserver(Observer):
     ) -> None:
         told = version("retailrocket-async")
         self._tracer = trace.get_tracer(_NAME, told, tracer_provider)
-        self._meter = metrics.get_meter(_NAME, told, meter_provider)
+        meter = metrics.get_meter(_NAME, told, meter_provider)
+        self._readings = _Readings.of(meter_provider, meter)
         self._common: _Attributes | None = None
         self._server: _Attributes = {}
-        self._found: tuple[contexts.Context | None, SpanContext | None] = (None, None)
-        self._stats: Callable[[], Stats | None] = _gone
-        meter = self._meter
-        self._events = meter.create_counter(
-            "retailrocket.client.events", "{event}", "Events that have their outcome, by name and outcome."
-        )
+        # Nothing public tells that the current context is another one.
+        self.origin = _variable_of(getattr(contexts, "_RUNTIME_CONTEXT", None))
+        self.stats: Callable[[], Stats | None] = _gone
         self._duration = meter.create_histogram(
             "retailrocket.client.request.duration",
             "s",
@@ -110,12 +124,6 @@ class OpenTelemetryObserver(Observer):
             "Events in a request.",
             explicit_bucket_boundaries_advisory=_EVENTS,
         )
-        self._size = meter.create_histogram(
-            "retailrocket.client.request.body.size",
-            "By",
-            "Bytes of a request's body.",
-            explicit_bucket_boundaries_advisory=_BYTES,
-        )
 
     def opened(self, client: ObservedClient) -> None:
         """Take note of the client.
@@ -125,29 +133,19 @@ class OpenTelemetryObserver(Observer):
         """
         if self._common is not None:
             raise ConfigurationError("an observer belongs to one client: make another one for this client")
-        self._common = {"retailrocket.partner.id": client.partner_id}
+        self._common = {_PARTNER: client.partner_id}
         where = urlsplit(client.base_url)
         self._server = {"server.address": where.hostname or ""}
         port = where.port if where.port is not None else {"https": 443, "http": 80}.get(where.scheme)
         if port is not None:
             self._server["server.port"] = port
-        self._stats = client.stats
-        for name, unit, told, value in _LEVELS:
-            self._meter.create_observable_gauge(name, [self._reading(value)], unit, told)
-        for name, unit, told, value in _TOTALS:
-            self._meter.create_observable_counter(name, [self._reading(value)], unit, told)
+        self.stats = client.stats
+        self._readings.add(self, client.partner_id)
 
     def tracked(self) -> SpanContext | None:
         """Return the context of the current span, if it is sampled: a link to what nobody keeps leads nowhere."""
-        # The same context has the same span: one comparison for most events of a page, and for all outside of pages.
-        around = contexts.get_current()
-        before, found = self._found
-        if around is not before:
-            context = trace.get_current_span(around).get_span_context()
-            found = context if context.trace_flags & _SAMPLED else None
-            # At once, as this is called in any thread.
-            self._found = (around, found)
-        return found
+        context = trace.get_current_span().get_span_context()
+        return context if context.trace_flags & _SAMPLED else None
 
     def request_began(self, request: ObservedRequest) -> _Begun:
         """Begin a span, and have other instrumentations look away."""
@@ -163,15 +161,15 @@ class OpenTelemetryObserver(Observer):
             attributes["http.request.resend_count"] = request.attempt - 1
         # A batch is nobody's child: its task was begun by whichever call came first. Who waits for a request is its
         # parent.
-        around = contexts.get_current() if request.direct else contexts.Context()
-        links = [Link(context) for context in request.tracked if isinstance(context, SpanContext)][:_MOST_LINKS]
+        around = _quiet(contexts.get_current()) if request.direct else _NOBODY
+        pages = (context for context in request.tracked if isinstance(context, SpanContext))
+        links = [Link(context) for context in itertools.islice(pages, _MOST_LINKS)]
         span = self._tracer.start_span(f"POST {request.path}", around, SpanKind.CLIENT, attributes, links)
         inside = trace.set_span_in_context(span, around)
-        for key in _SUPPRESS:
-            inside = contexts.set_value(key, True, inside)  # noqa: FBT003 - as instrumentations look for it
-        self._batch.record(request.events, self._common)
-        self._size.record(request.size, self._common)
-        return _Begun(span, contexts.attach(inside), time.perf_counter(), {"url.template": request.path})
+        # Of spans a batch knows none but its own: not the one that was current where its task began.
+        self._batch.record(request.events, self._common, inside)
+        self._readings.sent(self, request.size)
+        return _Begun(span, inside, contexts.attach(inside), time.perf_counter(), request.path)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
         """End the span."""
@@ -188,55 +186,163 @@ class OpenTelemetryObserver(Observer):
         for name, value in came.items():
             begun.span.set_attribute(name, value)
         begun.span.end()
-        self._duration.record(took, {**begun.attributes, **self._server, **(self._common or {}), **came})
+        told = {"url.template": begun.path, **self._server, **(self._common or {}), **came}
+        self._duration.record(took, told, begun.inside)
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
         """Count events."""
-        told: _Attributes = {**(self._common or {}), "retailrocket.outcome": type(outcome).__name__.lower()}
-        if isinstance(outcome, Abandoned | Dropped):
-            told["retailrocket.outcome.reason"] = outcome.reason
-        if isinstance(outcome, Abandoned | Rejected) and outcome.status is not None:
-            told["http.response.status_code"] = outcome.status
-        for name, count in names.items():
-            self._events.add(count, {**told, "retailrocket.event.name": name})
+        reason = outcome.reason if isinstance(outcome, Abandoned | Dropped) else None
+        status = outcome.status if isinstance(outcome, Abandoned | Rejected) else None
+        self._readings.settled(self, names, type(outcome).__name__.lower(), reason, status)
 
-    def _reading(self, value: Callable[[Stats], float]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+
+class _Readings:
+    """What all observers of one provider have to tell when it asks; its instruments are made once.
+
+    An SDK has one instrument of a name, and asks whoever made it first. And it is quicker by far to count here than to
+    have an SDK count.
+    """
+
+    _of_providers: ClassVar[WeakKeyDictionary[object, _Readings]] = WeakKeyDictionary()
+    _of_the_application: ClassVar[list[_Readings]] = []
+    _making = threading.Lock()
+
+    def __init__(self, meter: Meter) -> None:
+        self._lock = threading.Lock()
+        self._partners: WeakKeyDictionary[OpenTelemetryObserver, str] = WeakKeyDictionary()
+        self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
+        self._bytes: Counter[str] = Counter()
+        meter.create_observable_counter(
+            "retailrocket.client.events",
+            [self._read_events],
+            "{event}",
+            "Events that have their outcome, by name and outcome.",
+        )
+        meter.create_observable_counter(
+            "retailrocket.client.sent", [self._read_bytes], "By", "Bytes of the bodies of all requests."
+        )
+        for name, unit, told, value, together in _LEVELS:
+            meter.create_observable_gauge(name, [self._reading(value, together)], unit, told)
+        for name, unit, told, value, together in _TOTALS:
+            meter.create_observable_counter(name, [self._reading(value, together)], unit, told)
+
+    @classmethod
+    def of(cls, provider: MeterProvider | None, meter: Meter) -> _Readings:
+        """Return those of a provider; None for the application's, which may be set later."""
+        with cls._making:
+            if provider is None or provider is metrics.get_meter_provider():
+                if not cls._of_the_application:
+                    cls._of_the_application.append(cls(meter))
+                return cls._of_the_application[0]
+            if provider not in cls._of_providers:
+                cls._of_providers[provider] = cls(meter)
+            return cls._of_providers[provider]
+
+    def add(self, observer: OpenTelemetryObserver, partner_id: str) -> None:
+        """Ask an observer, too, as long as its client lives."""
+        with self._lock:
+            self._partners[observer] = partner_id
+
+    def sent(self, observer: OpenTelemetryObserver, size: int) -> None:
+        """Count the bytes of a request."""
+        with self._lock:
+            self._bytes[self._partners[observer]] += size
+
+    def settled(
+        self,
+        observer: OpenTelemetryObserver,
+        names: Mapping[str, int],
+        outcome: str,
+        reason: str | None,
+        status: int | None,
+    ) -> None:
+        """Count events."""
+        with self._lock:
+            partner_id = self._partners[observer]
+            for name, count in names.items():
+                self._events[partner_id, name, outcome, reason, status] += count
+
+    def _read_events(self, _: CallbackOptions) -> Iterable[Observation]:
+        with self._lock:
+            events = dict(self._events)
+        for key, count in events.items():
+            told = zip(_KEYS, key, strict=True)
+            yield Observation(count, {name: value for name, value in told if value is not None})
+
+    def _read_bytes(self, _: CallbackOptions) -> Iterable[Observation]:
+        with self._lock:
+            sizes = dict(self._bytes)
+        return [Observation(size, {_PARTNER: partner_id}) for partner_id, size in sizes.items()]
+
+    def _reading(
+        self, value: Callable[[Stats], float], together: Callable[[Iterable[float]], float]
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterable[Observation]:
-            stats = self._stats()
-            return [] if stats is None else [Observation(value(stats), self._common)]
+            with self._lock:
+                partners = list(self._partners.items())
+            found: defaultdict[str, list[float]] = defaultdict(list)
+            for observer, partner_id in partners:
+                stats = observer.stats()
+                if stats is not None:
+                    found[partner_id].append(value(stats))
+            # Two clients of one shop have the same attributes, and are one series.
+            return [Observation(together(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
 
         return read
+
+
+_KEYS: Final = (
+    _PARTNER,
+    "retailrocket.event.name",
+    "retailrocket.outcome",
+    "retailrocket.outcome.reason",
+    "http.response.status_code",
+)
+
+
+def _variable_of(runtime: object) -> ContextVar[Any] | None:
+    """Return the variable in which the API's runtime keeps the current context; None if it keeps it elsewhere.
+
+    The same context has the same span.
+    """
+    variable: ContextVar[Any] | None = getattr(runtime, "_current_context", None)
+    try:
+        return variable if variable is not None and variable.get() is contexts.get_current() else None
+    except LookupError:
+        return None
 
 
 def _gone() -> None:
     return None
 
 
-_Reading: TypeAlias = "tuple[str, str, str, Callable[[Stats], float]]"
+_Reading: TypeAlias = "tuple[str, str, str, Callable[[Stats], float], Callable[[Iterable[float]], float]]"
 
 _LEVELS: tuple[_Reading, ...] = (
-    ("retailrocket.client.queue.events", "{event}", "Events that wait in the buffer.", lambda stats: stats.pending),
-    ("retailrocket.client.queue.size", "By", "Bytes of the events that wait.", lambda stats: stats.pending_bytes),
-    ("retailrocket.client.queue.oldest_age", "s", "Age of the event that waits longest.", lambda s: s.oldest_age),
-    ("retailrocket.client.in_flight", "{event}", "Events on their way.", lambda stats: stats.in_flight),
-    ("retailrocket.client.callers", "{call}", "Calls that wait for room in the buffer.", lambda stats: stats.waiting),
+    ("retailrocket.client.queue.events", "{event}", "Events that wait in the buffer.", lambda s: s.pending, sum),
+    ("retailrocket.client.queue.size", "By", "Bytes of the events that wait.", lambda s: s.pending_bytes, sum),
+    ("retailrocket.client.queue.oldest_age", "s", "Age of the event that waits longest.", lambda s: s.oldest_age, max),
+    ("retailrocket.client.in_flight", "{event}", "Events on their way.", lambda s: s.in_flight, sum),
+    ("retailrocket.client.callers", "{call}", "Calls that wait for room in the buffer.", lambda s: s.waiting, sum),
     (
         "retailrocket.client.sending",
         "1",
         "1 while requests go out; 0 while the API is down, or sending is halted.",
-        lambda stats: int(stats.state == "sending"),
+        lambda s: int(s.state == "sending"),
+        min,
     ),
 )
 
 _TOTALS: tuple[_Reading, ...] = (
-    ("retailrocket.client.tracked", "{event}", "Events that were accepted.", lambda stats: stats.tracked),
-    ("retailrocket.client.retries", "{request}", "Requests that repeated another.", lambda stats: stats.retries),
-    ("retailrocket.client.limiter.wait", "s", "Time that requests waited for permits.", lambda s: s.limiter_wait),
+    ("retailrocket.client.tracked", "{event}", "Events that were accepted.", lambda s: s.tracked, sum),
+    ("retailrocket.client.retries", "{request}", "Requests that repeated another.", lambda s: s.retries, sum),
+    ("retailrocket.client.limiter.wait", "s", "Time that requests waited for permits.", lambda s: s.limiter_wait, sum),
     (
         "retailrocket.client.throttled",
         "{request}",
         "Requests that were answered 429.",
-        lambda stats: stats.requests_by_status.get(429, 0),
+        lambda s: s.requests_by_status.get(429, 0),
+        sum,
     ),
-    ("retailrocket.client.hook_errors", "{error}", "Errors of the user's hooks.", lambda stats: stats.hook_errors),
+    ("retailrocket.client.hook_errors", "{error}", "Errors of the user's hooks.", lambda s: s.hook_errors, sum),
 )

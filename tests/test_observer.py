@@ -112,6 +112,65 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
     assert {("view", "Delivered"): 5} == seen.outcomes
 
 
+class Asked(Noting):
+    """Says what its answers depend on, and counts the questions."""
+
+    origin = where
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def tracked(self) -> object:
+        """Return where the caller is."""
+        self.asked += 1
+        return super().tracked()
+
+
+async def test_an_observer_is_asked_once_for_one_origin() -> None:
+    """One that names a variable is asked where that has another value, and all events keep what they should."""
+    seen = Asked()
+    async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
+        for page in ["one", "two", "one", None, "two"]:
+            where.set(page)
+            for number in range(1, 10):
+                await client.track(event(number))
+        await client.flush()
+    assert 5 == seen.asked
+    assert [("one", "two")] == [request.tracked for request in seen.begun]
+
+
+async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
+    """Where it has raised, it is asked for the next event, and what it said before is not kept with this one."""
+
+    class Failing(Asked):
+        def tracked(self) -> object:
+            if where.get() == "two" and self.asked < 4:
+                self.asked += 1
+                raise ValueError
+            return super().tracked()
+
+    seen = Failing()
+    async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
+        for page in ["one", "two"]:
+            where.set(page)
+            for number in range(1, 6):
+                await client.track(event(number))
+        await client.flush()
+        assert 3 == client.stats().hook_errors
+    assert 5 == seen.asked
+    assert [("one", "two")] == [request.tracked for request in seen.begun]
+
+
+@pytest.mark.parametrize("origin", ["where", ContextVar[int]("without")], ids=["a name", "no default"])
+def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
+    """What could not be asked for every event is refused by the constructor."""
+    observer = Observer()
+    observer.origin = origin
+    with pytest.raises(ConfigurationError, match=r"Observer\.origin must be a ContextVar"):
+        RecordingClient(observer=observer)
+
+
 async def test_a_caller_who_waited_for_room_is_seen() -> None:
     """An event that had to wait for room keeps what its caller's line had."""
     seen = Noting()

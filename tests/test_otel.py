@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.context import get_current
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -24,7 +28,7 @@ from retailrocket_async import (
     View,
 )
 from retailrocket_async.emulator import Settings, running_emulator
-from retailrocket_async.otel import OpenTelemetryObserver
+from retailrocket_async.otel import OpenTelemetryObserver, _variable_of
 from retailrocket_async.testing import RecordingClient
 from tests.fakes import event
 
@@ -178,6 +182,63 @@ async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
     await client.aclose()
     points = telemetry.metrics()["retailrocket.client.events"]
     assert 1 == value(points, retailrocket__outcome="dropped", retailrocket__outcome__reason="before_send")
+
+
+async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> None:
+    """Of several shops each has all of its metrics; two clients of one shop are one series."""
+    shops = ["a", "b", "b"]
+    async with AsyncExitStack() as stack:
+        for number, shop in enumerate(shops, 1):
+            client = RecordingClient(partner_id=shop, observer=telemetry.observer())
+            await stack.enter_async_context(client)
+            await client.track_many([event(one) for one in range(1, number + 1)])
+            await client.flush()
+        found = telemetry.metrics()
+    for name in ["retailrocket.client.tracked", "retailrocket.client.events"]:
+        assert [1, 5] == [value(found[name], retailrocket__partner__id=shop) for shop in "ab"]
+        assert 2 == len(found[name])
+    for name, points in found.items():
+        assert {"a", "b"} == {attributes["retailrocket.partner.id"] for attributes, _ in points}, name
+    assert [1, 1] == [value(found["retailrocket.client.sending"], retailrocket__partner__id=shop) for shop in "ab"]
+
+
+async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) -> None:
+    """What became of the last events, and the bytes they took, are told after the client's end, and ever after."""
+    client = RecordingClient(observer=telemetry.observer())
+    await client.track(event(1))
+    await client.aclose()
+    del client
+    for _ in range(2):
+        found = telemetry.metrics()
+        assert 1 == value(found["retailrocket.client.events"], retailrocket__outcome="delivered")
+        assert 20 < value(found["retailrocket.client.sent"]) < 200
+
+
+def test_the_current_context_is_told_by_its_variable() -> None:
+    """The API's own variable is found, so that spans are looked up once for the events of one page."""
+    origin = OpenTelemetryObserver().origin
+    assert origin is not None
+    assert origin.get() is get_current()
+
+
+@pytest.mark.parametrize("variable", [None, ContextVar[Any]("without"), ContextVar[Any]("another", default=None)])
+def test_what_does_not_hold_the_current_context_is_not_taken(variable: ContextVar[Any] | None) -> None:
+    """A runtime that keeps the current context in no variable, or in another one, is asked for every event."""
+    assert _variable_of(SimpleNamespace(_current_context=variable)) is None
+    assert _variable_of(SimpleNamespace()) is None
+
+
+async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry) -> None:
+    """Where no variable tells of another context, every event is linked to its page all the same."""
+    observer = telemetry.observer()
+    observer.origin = None
+    async with RecordingClient(observer=observer, batching=Batching(linger=0.05)) as client:
+        for number in [1, 2]:
+            with telemetry.tracer.start_as_current_span("page"):
+                await client.track(event(number))
+        await client.flush()
+    [span] = telemetry.spans()
+    assert 2 == len(span.links)
 
 
 async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
