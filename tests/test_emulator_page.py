@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.endurance, pytest.mark.needs_server("chromium", "curl")]
+pytestmark = [
+    pytest.mark.endurance,
+    pytest.mark.needs_server("chromium", "curl"),
+    pytest.mark.xdist_group("emulator_page"),
+]
 
 ARGUMENTS = [
     "--headless",

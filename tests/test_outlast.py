@@ -25,6 +25,7 @@ TROUBLES = {
 }
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_hours_of_trouble_cost_no_event(trouble: str) -> None:
     """Events outlast hours in which every request fails, whatever the bounds for attempts, time and halts are."""

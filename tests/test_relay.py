@@ -355,6 +355,7 @@ TROUBLES: dict[str, Step] = {
 }
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_hours_of_outage(trouble: str) -> None:
     """In hours of an outage nothing is given up or let go, and no more is fetched; then all of it is delivered."""
@@ -384,6 +385,7 @@ def test_hours_of_outage(trouble: str) -> None:
     run(test())
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("outlast", [True, False])
 def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> None:
@@ -424,6 +426,7 @@ def test_a_trial_where_nothing_is_on_its_way() -> None:
     run(test())
 
 
+@pytest.mark.endurance
 def test_a_stalled_api_and_two_relays() -> None:
     """With the API stalled for many leases, what one relay holds is not handed to the other: each event goes once."""
 

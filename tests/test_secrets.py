@@ -18,7 +18,7 @@ from tests.sinks import EVERY, INFO_LOG, KEY, OUTPUT, PERSONAL, TEXT, disguises,
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-pytestmark = pytest.mark.endurance
+pytestmark = [pytest.mark.endurance, pytest.mark.xdist_group("secrets")]
 
 MET = {
     *("200", "301", "303", "307", "400", "401", "403", "404", "408", "413", "429", "500", "501"),
