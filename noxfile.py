@@ -19,10 +19,9 @@ nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
-# Six processes on two cores: many tests wait for a server. Those that share an expensive fixture stay in one. All must
-# agree on the order of what comes out of sets; which order that is differs from run to run, as an order that matters is
-# a defect.
-SPREAD = ("-n", "6", "--dist", "loadgroup")
+# Five processes on two cores: many tests wait for a server. They must agree on the order of what comes out of sets;
+# which order that is differs from run to run, as an order that matters is a defect.
+SPREAD = ("-n", "5")
 # Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
 ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")

@@ -33,12 +33,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"{program} is not installed")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what has to stay in one process: it would be the last to end."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 def pytest_collection_finish() -> None:
     """Spare the collector what is there for the whole run: it is asked to look at everything by some tests."""
     gc.collect()

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-pytestmark = [
-    pytest.mark.endurance,
-    pytest.mark.needs_server("chromium", "curl"),
-    pytest.mark.xdist_group("emulator_page"),
-]
+pytestmark = [pytest.mark.endurance, pytest.mark.needs_server("chromium", "curl")]
 
 ARGUMENTS = [
     "--headless",

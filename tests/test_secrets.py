@@ -7,18 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 
+from retailrocket_async._file_lock import FileLock
 from tests.sinks import EVERY, INFO_LOG, KEY, OUTPUT, PERSONAL, TEXT, disguises, found_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-pytestmark = [pytest.mark.endurance, pytest.mark.xdist_group("secrets")]
+pytestmark = pytest.mark.endurance
 
 MET = {
     *("200", "301", "303", "307", "400", "401", "403", "404", "408", "413", "429", "500", "501"),
@@ -53,16 +55,28 @@ def _run(what: str, folder: Path) -> dict[str, Any]:
     return told
 
 
+def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run a program once for all processes of a test run: it takes half a minute."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    place = factory.getbasetemp() if alone else factory.getbasetemp().parent
+    told = place / f"{name}.json"
+    with nullcontext() if alone else FileLock(place / f"{name}.lock").held():
+        if not told.exists():
+            told.write_text(json.dumps(_run(name, factory.mktemp(name))), "utf-8")
+    found: dict[str, Any] = json.loads(told.read_text("utf-8"))
+    return found
+
+
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run through every failure left behind."""
-    return _run("survive", tmp_path_factory.mktemp("survived"))
+    return _run_once("survive", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def leaked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a careless program left behind, with the same sinks."""
-    return _run("leak", tmp_path_factory.mktemp("leaked"))
+    return _run_once("leak", tmp_path_factory)
 
 
 def _places(texts: Iterable[str], secret: str) -> set[str]:

@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def visit(browser: httpx.Client, address: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="hands a socket to a process")
 def test_the_tutorial_as_a_newcomer_walks_it(tmp_path: Path) -> None:
-    """The visits of the tutorial are on the emulator in order, all of one visitor, after a failure, too."""
+    """The visits of the tutorial are on the emulator, each once, all of one visitor, after a failure, too."""
     with emulator_process() as emulator:
         with shop(tmp_path, settings(emulator)) as address, httpx.Client() as browser:
             assert visit(browser, address) == [200, 200, 200]
@@ -81,5 +82,6 @@ def test_the_tutorial_as_a_newcomer_walks_it(tmp_path: Path) -> None:
         # The shop has ended, and so has sent everything.
         events = emulator.events()
     names = re.findall(r"`(view|addToBasket|order)`", TUTORIAL.read_text("utf-8"))[:3]
-    assert [event["name"] for event in events] == names * 2
+    # What has failed comes later.
+    assert Counter(event["name"] for event in events) == Counter(names * 2)
     assert len({event["fields"]["sessionExternalId"] for event in events}) == 1
