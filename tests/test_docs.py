@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,12 +88,29 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
     return server
 
 
+@contextmanager
+def logs_as_they_were() -> Iterator[None]:
+    """Take what a framework sets up for logs away again, its thread that writes to this test's output included."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            root.removeHandler(handler)
+            if (listener := getattr(handler, "listener", None)) is not None:
+                listener.stop()
+            handler.close()
+
+
 @pytest.mark.parametrize("example", SCRIPTS, ids=str)
 def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.CaptureFixture[str]) -> None:
     """Every Python example runs as it is, prints what the page says, and sends nothing that the API would refuse."""
     code = compile("\n" * example.line + example.source, str(example.path), "exec", dont_inherit=True)
 
-    exec(code, {"__name__": "__main__"})
+    with logs_as_they_were():
+        exec(code, {"__name__": "__main__"})
 
     if example.output is not None:
         assert example.output == capsys.readouterr().out
