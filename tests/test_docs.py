@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def logs_as_they_were() -> Iterator[None]:
             root.removeHandler(handler)
             if (listener := getattr(handler, "listener", None)) is not None:
                 listener.stop()
+                # It would be stopped again at the end of the process, which it takes ill.
+                atexit.unregister(listener.stop)
             handler.close()
 
 
