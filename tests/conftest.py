@@ -9,12 +9,13 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+
+from tests import effort
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-settings.register_profile("few", max_examples=15, stateful_step_count=15, deadline=None)
+effort.register()
 
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 

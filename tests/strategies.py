@@ -32,6 +32,7 @@ from retailrocket_async import (
     SetContact,
     View,
 )
+from tests.effort import most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from retailrocket_async._events import VisitorEvent
 
 PROPERTY = settings(
-    max_examples=100,
+    max_examples=most(100),
     deadline=None,  # a claim about values, not about the machine
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

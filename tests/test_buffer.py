@@ -19,6 +19,7 @@ from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._outcome import Receipt
 from retailrocket_async._wire import join
+from tests.effort import most
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -243,7 +244,7 @@ class BufferMachine(RuleBasedStateMachine):
         return [waiting for waiting in self.model if waiting.lane not in self.busy]
 
 
-BufferMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BufferMachine.TestCase.settings = settings(max_examples=most(150), stateful_step_count=most(40), deadline=None)
 TestBufferMachine = BufferMachine.TestCase
 
 

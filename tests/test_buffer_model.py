@@ -15,6 +15,7 @@ from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._outcome import Receipt
 from retailrocket_async._overflow import DEFAULT_RANKING
+from tests.effort import most
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -329,5 +330,5 @@ class Model(RuleBasedStateMachine):
         assert self.opened == self.closed + waiting
 
 
-Model.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+Model.TestCase.settings = settings(max_examples=most(200), stateful_step_count=most(50), deadline=None)
 TestModel = Model.TestCase

@@ -465,6 +465,7 @@ def test_no_traceback_and_no_control_characters_in_a_pipe(emulator: EmulatorProc
 
 
 @posix
+@pytest.mark.endurance
 def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path: Path) -> None:
     """A file of many times the size of the buffer is sent in the memory that a small one takes."""
     code = (

@@ -41,6 +41,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy
 from tests.contracts.limiter import worst_window
+from tests.effort import most
 from tests.fakes import (
     CODEC,
     NO_CONNECTION,
@@ -1661,7 +1662,7 @@ async def feed(engine: Engine, tracked: list[tuple[str, float]]) -> list[Receipt
     return receipts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=most(60), deadline=None)
 @given(tracked=TRACKED, steps=st.lists(CLEAN, max_size=30), batching=BATCHINGS, size=st.integers(1, 10))
 def test_clean_replies_deliver_exactly_once(
     tracked: list[tuple[str, float]], steps: list[Step], batching: Batching, size: int
@@ -1678,7 +1679,7 @@ def test_clean_replies_deliver_exactly_once(
     assert sorted(run(test())) == list(range(len(tracked)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=most(60), deadline=None)
 @given(
     tracked=TRACKED,
     steps=st.lists(FAULTS, max_size=30),
@@ -1702,7 +1703,7 @@ def test_ordered_means_ordered(tracked: list[tuple[str, float]], steps: list[Ste
     assert all(order == sorted(order) for order in orders.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(
     tracked=TRACKED,
     steps=st.lists(FAULTS, max_size=30),

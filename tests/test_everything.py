@@ -24,6 +24,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy
 from tests.contracts.limiter import worst_window
+from tests.effort import most
 from tests.fakes import (
     ROUNDING,
     CheckedLoop,
@@ -522,7 +523,7 @@ class Story:
             assert all(order == sorted(order) for order in orders.values()), orders
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=most(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     nature=NATURES,
     batching=BATCHINGS,

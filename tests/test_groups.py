@@ -26,6 +26,7 @@ from retailrocket_async import (
 )
 from retailrocket_async._vetting import Vetting
 from retailrocket_async.emulator import Settings, running_emulator
+from tests.effort import most
 from tests.fakes import CODEC, check_balance, event
 from tests.strategies import events as any_events
 
@@ -87,7 +88,7 @@ async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) 
         await client.aclose(0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(any_events())
 def test_what_is_sent_means_what_was_given(given_event: Event) -> None:
     """Whether an envelope is sent as it came or made anew, it describes the same event."""
@@ -111,7 +112,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=most(400), deadline=None)
 @given(any_events(), st.data())
 def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.DataObject) -> None:
     """An envelope is taken as it is only where decoding it finds nothing wrong, and finds the same event in it."""

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailrocket_async import EVENT_TYPES, EventValidationError
+from tests.effort import most
 from tests.fuzz.bounds import DOORS, MEMORY, SLACK
 from tests.fuzz.cases import LARGE, SMALL
 from tests.fuzz.seeds import PREFIXES, seeds
@@ -70,7 +71,7 @@ def test_huge_cases(case: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.binary(max_size=400))
-@settings(PROPERTY, max_examples=40)
+@settings(PROPERTY, max_examples=most(40))
 def test_arbitrary_bytes(name: str, data: bytes) -> None:
     """Nor is anything that bytes can say, or be made to stand for."""
     TARGETS[name](data)

@@ -13,6 +13,7 @@ from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt
 from retailrocket_async._reply import Reply
 from retailrocket_async._retry import RetryPolicy
+from tests.effort import most
 from tests.fakes import (
     NO_CONNECTION,
     SLOW_RETRY,
@@ -403,7 +404,7 @@ STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
     room=st.integers(1, 10),
     overflow=st.sampled_from(["wait", "drop_oldest", "shed"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 def test_nothing_is_sent_stale(
     script: list[Step | int], pauses: list[float], batching: Batching, room: int, overflow: str
 ) -> None:

@@ -16,6 +16,7 @@ from retailrocket_async._errors import BufferFullError, ConfigurationError
 from retailrocket_async._events import AddToBasket, CustomEvent, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._outcome import Delivered, Dropped, Receipt
 from retailrocket_async._overflow import DEFAULT_RANKING, Overflow
+from tests.effort import most
 from tests.fakes import (
     CODEC,
     PARKED,
@@ -403,7 +404,7 @@ def test_flush_ends_with_the_last_that_gives_way(batching: Batching, overflow: O
     flushes=st.sets(st.integers(0, 40), max_size=3),
     latencies=st.lists(st.sampled_from([0.0, 0.05, 1.0]), max_size=10),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at once
     overflow: Overflow,
     batching: Batching,

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from retailrocket_async import Abandoned, Delivered, Dropped, Kept, Rejected
 from retailrocket_async._own_events import OwnEvents, OwnReceipt
 from retailrocket_async._spool_file import ranges
+from tests.effort import most
 
 OUTCOMES: list[Any] = [
     Delivered(status=200),
@@ -101,7 +102,7 @@ class OwnEventsMachine(RuleBasedStateMachine):
 
 
 TestOwnEvents = OwnEventsMachine.TestCase
-TestOwnEvents.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestOwnEvents.settings = settings(max_examples=most(60), stateful_step_count=most(25), deadline=None)
 
 
 def test_memory_does_not_grow_with_the_backlog() -> None:

@@ -25,6 +25,7 @@ from retailrocket_async._spool_file import (
     network_mount,
     ranges,
 )
+from tests.effort import most
 from tests.fakes import CODEC, event
 from tests.strategies import events as any_events
 
@@ -59,7 +60,7 @@ def numbered(count: int, first: int = 1) -> list[bytes]:
     return [CODEC.encode(event(number)) for number in range(first, first + count)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=most(30), deadline=None)
 @given(st.lists(any_events(), min_size=1, max_size=20))
 def test_events_come_out_as_they_went_in(tmp_path_factory: pytest.TempPathFactory, given_events: list) -> None:
     """Whatever an event holds, its JSON comes out of the file byte for byte."""

@@ -28,6 +28,7 @@ from retailrocket_async.asgi import client_of
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
 from retailrocket_async.session import Session
 from retailrocket_async.starlette import RetailRocket, SessionCookie, session_id
+from tests.effort import most
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -333,7 +334,7 @@ def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
     assert HEADER.fullmatch(answer.headers["set-cookie"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=most(30), deadline=None)
 @given(st.text(max_size=60) | st.from_regex(r"\A[0-9A-Za-z]{1,50}\Z"))
 def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
     """A cookie is kept if and only if it has 1-50 ASCII letters and digits."""
