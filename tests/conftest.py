@@ -9,13 +9,12 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-
-from tests import effort
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-effort.register()
+settings.register_profile("few", max_examples=15, stateful_step_count=15, deadline=None)
 
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 

@@ -35,7 +35,7 @@ class RedisServer:
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="redis-server-", ignore_cleanup_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self.starts = 0
 
     @property
@@ -108,7 +108,7 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Find a port that no outgoing connection is given while the server is away: below those that are."""
     while True:
         port = random.randrange(15_000, 32_000)

@@ -18,7 +18,7 @@ from retailrocket_async import ConfigurationError, RateLimit, RetailRocketError,
 from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
 from retailrocket_async.redis._absence import share
 from tests.contracts.limiter import LimiterContract, now, take, worst_window
-from tests.redis_server import RedisServer, redis_server
+from tests.redis_server import RedisServer, free_port, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -422,7 +422,9 @@ async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
 
 async def test_a_cluster() -> None:
     """All keys of a limit lie on one node of a cluster, and a cluster that is away is an outage like any other."""
-    with RedisServer("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf") as server:
+    # The bus has a port of its own: ten thousand above the other there may be none.
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer(*cluster) as server:
         node: Any
         async with Redis.from_url(server.url) as node:
             await node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
