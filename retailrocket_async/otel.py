@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry import context as contexts
 from opentelemetry import metrics, trace
@@ -107,11 +107,12 @@ class OpenTelemetryObserver(Observer):
         self._tracer = trace.get_tracer(_NAME, told, tracer_provider)
         meter = metrics.get_meter(_NAME, told, meter_provider)
         self._readings = _Readings.of(meter_provider, meter)
-        self._common: _Attributes | None = None
+        self._client: ObservedClient | None = None
+        self._partner_id = ""
+        self._common: _Attributes = {}
         self._server: _Attributes = {}
         # Nothing public tells that the current context is another one.
         self.origin = _variable_of(getattr(contexts, "_RUNTIME_CONTEXT", None))
-        self.stats: Callable[[], Stats | None] = _gone
         self._duration = meter.create_histogram(
             "retailrocket.client.request.duration",
             "s",
@@ -131,16 +132,18 @@ class OpenTelemetryObserver(Observer):
         Raises:
             ConfigurationError: there is one already: an observer belongs to one client.
         """
-        if self._common is not None:
+        if self._client is not None:
             raise ConfigurationError("an observer belongs to one client: make another one for this client")
+        # Its figures are read as long as this is there, which the client is to keep.
+        self._client = client
+        self._partner_id = client.partner_id
         self._common = {_PARTNER: client.partner_id}
         where = urlsplit(client.base_url)
         self._server = {"server.address": where.hostname or ""}
         port = where.port if where.port is not None else {"https": 443, "http": 80}.get(where.scheme)
         if port is not None:
             self._server["server.port"] = port
-        self.stats = client.stats
-        self._readings.add(self, client.partner_id)
+        self._readings.add(client)
 
     def tracked(self) -> SpanContext | None:
         """Return the context of the current span, if it is sampled: a link to what nobody keeps leads nowhere."""
@@ -153,7 +156,7 @@ class OpenTelemetryObserver(Observer):
             "http.request.method": "POST",
             "url.template": request.path,
             **self._server,
-            **(self._common or {}),
+            **self._common,
             "retailrocket.request.events": request.events,
             "http.request.body.size": request.size,
         }
@@ -168,7 +171,7 @@ class OpenTelemetryObserver(Observer):
         inside = trace.set_span_in_context(span, around)
         # Of spans a batch knows none but its own: not the one that was current where its task began.
         self._batch.record(request.events, self._common, inside)
-        self._readings.sent(self, request.size)
+        self._readings.sent(self._partner_id, request.size)
         return _Begun(span, inside, contexts.attach(inside), time.perf_counter(), request.path)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
@@ -186,14 +189,14 @@ class OpenTelemetryObserver(Observer):
         for name, value in came.items():
             begun.span.set_attribute(name, value)
         begun.span.end()
-        told = {"url.template": begun.path, **self._server, **(self._common or {}), **came}
+        told = {"url.template": begun.path, **self._server, **self._common, **came}
         self._duration.record(took, told, begun.inside)
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
         """Count events."""
         reason = outcome.reason if isinstance(outcome, Abandoned | Dropped) else None
         status = outcome.status if isinstance(outcome, Abandoned | Rejected) else None
-        self._readings.settled(self, names, type(outcome).__name__.lower(), reason, status)
+        self._readings.settled(self._partner_id, names, type(outcome).__name__.lower(), reason, status)
 
 
 class _Readings:
@@ -204,12 +207,12 @@ class _Readings:
     """
 
     _of_providers: ClassVar[WeakKeyDictionary[object, _Readings]] = WeakKeyDictionary()
-    _of_the_application: ClassVar[list[_Readings]] = []
+    _of_the_application: ClassVar[_Readings | None] = None
     _making = threading.Lock()
 
     def __init__(self, meter: Meter) -> None:
         self._lock = threading.Lock()
-        self._partners: WeakKeyDictionary[OpenTelemetryObserver, str] = WeakKeyDictionary()
+        self._clients: WeakSet[ObservedClient] = WeakSet()
         self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
         self._bytes: Counter[str] = Counter()
         meter.create_observable_counter(
@@ -231,34 +234,28 @@ class _Readings:
         """Return those of a provider; None for the application's, which may be set later."""
         with cls._making:
             if provider is None or provider is metrics.get_meter_provider():
-                if not cls._of_the_application:
-                    cls._of_the_application.append(cls(meter))
-                return cls._of_the_application[0]
+                if cls._of_the_application is None:
+                    cls._of_the_application = cls(meter)
+                return cls._of_the_application
             if provider not in cls._of_providers:
                 cls._of_providers[provider] = cls(meter)
             return cls._of_providers[provider]
 
-    def add(self, observer: OpenTelemetryObserver, partner_id: str) -> None:
-        """Ask an observer, too, as long as its client lives."""
+    def add(self, client: ObservedClient) -> None:
+        """Read a client, too, as long as it lives."""
         with self._lock:
-            self._partners[observer] = partner_id
+            self._clients.add(client)
 
-    def sent(self, observer: OpenTelemetryObserver, size: int) -> None:
+    def sent(self, partner_id: str, size: int) -> None:
         """Count the bytes of a request."""
         with self._lock:
-            self._bytes[self._partners[observer]] += size
+            self._bytes[partner_id] += size
 
     def settled(
-        self,
-        observer: OpenTelemetryObserver,
-        names: Mapping[str, int],
-        outcome: str,
-        reason: str | None,
-        status: int | None,
+        self, partner_id: str, names: Mapping[str, int], outcome: str, reason: str | None, status: int | None
     ) -> None:
         """Count events."""
         with self._lock:
-            partner_id = self._partners[observer]
             for name, count in names.items():
                 self._events[partner_id, name, outcome, reason, status] += count
 
@@ -279,12 +276,12 @@ class _Readings:
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
-                partners = list(self._partners.items())
+                clients = list(self._clients)
             found: defaultdict[str, list[float]] = defaultdict(list)
-            for observer, partner_id in partners:
-                stats = observer.stats()
+            for client in clients:
+                stats = client.stats()
                 if stats is not None:
-                    found[partner_id].append(value(stats))
+                    found[client.partner_id].append(value(stats))
             # Two clients of one shop have the same attributes, and are one series.
             return [Observation(together(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
 
@@ -310,10 +307,6 @@ def _variable_of(runtime: object) -> ContextVar[Any] | None:
         return variable if variable is not None and variable.get() is contexts.get_current() else None
     except LookupError:
         return None
-
-
-def _gone() -> None:
-    return None
 
 
 _Reading: TypeAlias = "tuple[str, str, str, Callable[[Stats], float], Callable[[Iterable[float]], float]]"
