@@ -85,8 +85,8 @@ class Observer:
     def tracked(self) -> object:
         """Return what is to be kept with an event that is being tracked, e.g. the current span; None for nothing.
 
-        Called for every event, at its caller's line, unless `origin` spares the call. Return the same object for the same
-        thing: a request is given each object once.
+        Called for every event, at its caller's line, unless `origin` spares the call. Return the same object for the
+        same thing: a request is given each object once.
         """
         return None
 
