@@ -20,7 +20,7 @@ from _progress import tell
 from _section import Demand, Section, Table
 from redis.asyncio import Redis
 
-from retailrocket_async import AsyncTrackingClient, Batching, Codec, RateLimit, RetryPolicy, View
+from retailrocket_async import AsyncTrackingClient, Codec, RateLimit, RetryPolicy, View
 from retailrocket_async.cli._collector import sparing_collector
 from retailrocket_async.relay import Relay, RelaySettings, source_from_url
 
@@ -180,7 +180,6 @@ async def drain(url: str, port: int, events: int, *, rate: int, window: int = WI
         "p",
         base_url=f"http://127.0.0.1:{port}/1.0/",
         rate_limit=RateLimit(requests=rate) if rate else None,
-        batching=Batching(ordered=True),
         retry=RetryPolicy(outlast=True),
         buffer=settings.buffer,
     )

@@ -3,9 +3,9 @@
 The limit counts requests, not events, so a batch is taken *after* its permit is granted. Until then it grows up to
 the caps: scarce permits make large batches, an idle shop's event leaves after the linger.
 
-Events stand in lanes, each a queue of batches of which the last is open. Without ordering there is one lane. With
-`ordered` a visitor belongs to one of a fixed number of lanes, with `by_session` each visitor has one of their own;
-a lane with a batch on its way is busy and gives no other, so a visitor's events are never in two requests at once.
+Events stand in lanes, each a queue of batches of which the last is open. By default (`ordered`) a visitor belongs to
+one of a fixed number of lanes, with `by_session` each visitor has one of their own. A lane with a batch in flight is
+busy and gives no other, so a visitor's events are never in two requests at once. Without ordering there is one lane.
 
 Nothing here awaits, and the clock comes in as an argument.
 """
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 _FINE = 0.25
 """Seconds that a batch stays open where `fine` is asked for."""
 
-_LANES = 32
-"""Lanes of ordered batching: several to a batch in flight, so that a busy lane leaves others free to fill one."""
+_LANES = 512
+"""Lanes of ordered batching: several for each batch in flight, so that enough lanes stay free to fill the next one."""
+
+_LOOKED_AT = 32
+"""Lanes that do not fit into a batch, or that may be the oldest, which are looked at in one call."""
 
 
 class EventBuffer:
@@ -299,7 +302,7 @@ class EventBuffer:
         now = self._clock()
         # A lane that was busy can come after a younger one. Of many, and each event may make one ready, all are looked
         # at only once the oldest may be due.
-        if len(self._ready) <= _LANES or self._oldest_ready + self._linger <= now:
+        if len(self._ready) <= _LOOKED_AT or self._oldest_ready + self._linger <= now:
             self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
         return max(0.0, self._oldest_ready + self._linger - now)
 
@@ -314,9 +317,12 @@ class EventBuffer:
         batch = self._take_from(next(iter(self._ready)))
         if self._merging:
             # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
+            misses = 0
             for lane, batches in list(self._ready.items()):
                 if self._fit_together(batch, batches.first):
                     self._take_from(lane, batch)
+                elif (misses := misses + 1) >= _LOOKED_AT:
+                    break
         return batch
 
     def release(self, batch: Batch) -> bool:
@@ -445,7 +451,7 @@ class EventBuffer:
         del self._order[batch]
         if self._ranks is not None:
             self._ranks.forget(batch)
-        if len(self._ages) > 2 * len(self._order) + _LANES:
+        if len(self._ages) > 2 * len(self._order) + _LOOKED_AT:
             self._ages = [age for age in self._ages if age[2] in self._order]
             heapq.heapify(self._ages)
         self.batches -= 1

@@ -34,8 +34,8 @@ class RetryPolicy:
         max_elapsed: seconds from the first attempt after which no further one is planned, 0 or more (it may then have
             to wait for its permit); default 300: an API's restart or a failover takes minutes, while the buffer's
             bound is there for longer outages.
-        initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, five
-            times the API's expected answer time.
+        initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, a
+            third of the time that the API takes to answer a batch.
         max_backoff: seconds; the random wait's upper end doubles with every attempt up to this; default 30.
         at_most_once: events, by class or wire name, that are not sent again once they may have been recorded, e.g.
             ``(Order,)`` for a shop that counts revenue by them; default none: at least once. Such an event is then

@@ -46,7 +46,7 @@ def envelope(number: int, size: int) -> bytes:
 
 def make(clock: Clock | None = None, *, buffer: Buffer | None = None, **batching: Any) -> EventBuffer:
     """Return an empty buffer."""
-    return EventBuffer(Batching(linger=LINGER, **batching), buffer or Buffer(), clock or Clock())
+    return EventBuffer(Batching(linger=LINGER, **{"ordered": False, **batching}), buffer or Buffer(), clock or Clock())
 
 
 def put(buffer: EventBuffer, number: int, visitor: str = "a", size: int = 20) -> bool:

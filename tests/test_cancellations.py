@@ -95,7 +95,7 @@ class Scene:
     def __init__(self, *script: Step | int, then: Step | int = OK, gated: bool = False, **options: Any) -> None:
         self.transport = ScriptedTransport(*script, then=then)
         self.limiter = RecordingLimiter(*options.pop("errors", ()), gated=gated)
-        options.setdefault("batching", Batching(max_events=1, max_in_flight=IN_FLIGHT))
+        options.setdefault("batching", Batching(ordered=False, max_events=1, max_in_flight=IN_FLIGHT))
         self.engine = Engine(self.transport, limiter=self.limiter, **options)
         self.receipts: dict[int, Receipt] = {}
         self.sends: dict[int, asyncio.Task[Any]] = {}
@@ -764,7 +764,8 @@ def test_asking_task_cancelled() -> None:
 async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> tuple[Engine, list[Receipt]]:
     """Return an engine with a batch on the wire, one waiting for its retry, and one in the buffer."""
     transport = ScriptedTransport(status(429), then=PARKED, close=close)
-    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=IN_FLIGHT), retry=SLOW_RETRY)
+    batching = Batching(max_events=1, max_in_flight=IN_FLIGHT, ordered=False)
+    engine = Engine(transport, batching=batching, retry=SLOW_RETRY)
     return engine, await engine.track_all(range(3))
 
 

@@ -75,7 +75,8 @@ if TYPE_CHECKING:
 NEVER = Step(latency=1e9)
 """A request that is never answered."""
 
-ONE_EACH = Batching(max_events=1)
+# Without ordering, as all events are of one visitor.
+ONE_EACH = Batching(max_events=1, ordered=False)
 """A request for each event."""
 
 
@@ -118,7 +119,7 @@ def test_full_batch_leaves_at_once() -> None:
     """A batch that is full does not linger."""
 
     async def test() -> list[tuple[float, list[int]]]:
-        engine = Engine(ScriptedTransport(), batching=Batching(max_events=3))
+        engine = Engine(ScriptedTransport(), batching=Batching(ordered=False, max_events=3))
         await engine.track_all(range(7))
         await engine.flush()
         return [(request.at, request.numbers) for request in engine.transport.requests]
@@ -166,7 +167,7 @@ def test_max_in_flight_is_used_and_never_exceeded() -> None:
 
     async def test() -> tuple[int, float]:
         transport = ScriptedTransport(then=Step(latency=1.0))
-        engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=3))
+        engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
         await engine.track_all(range(20))
         sends = [asyncio.create_task(engine.send(number)) for number in range(20, 25)]
         await engine.flush()
@@ -182,7 +183,7 @@ def test_send_passes_batches_that_wait_for_their_retry() -> None:
 
     async def test() -> float:
         transport = ScriptedTransport(503, 503, then=OK)
-        engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=2), retry=SLOW_RETRY)
+        engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=2), retry=SLOW_RETRY)
         await engine.track_all(range(5))
         await asyncio.sleep(0.051)
         begin = now()
@@ -717,7 +718,7 @@ def test_flush_waits_for_everything_before_it() -> None:
 
     async def test() -> None:
         transport = ScriptedTransport(503, PARKED, PARKED, then=PARKED)
-        engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=3))
+        engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
         receipts = await engine.track_all(range(6))
         send = asyncio.create_task(engine.send(6))
         await asyncio.sleep(0.07)
@@ -759,7 +760,8 @@ def test_concurrent_flushes_wait_for_their_own() -> None:
     """Each of several flushes ends with the events that were there before it."""
 
     async def test() -> list[float]:
-        engine = Engine(ScriptedTransport(Step(latency=1.0), Step(latency=3.0), Step(latency=2.0)))
+        transport = ScriptedTransport(Step(latency=1.0), Step(latency=3.0), Step(latency=2.0))
+        engine = Engine(transport, batching=Batching(ordered=False))
 
         async def flushed() -> float:
             await engine.flush()
@@ -795,7 +797,7 @@ def test_flush_timeout() -> None:
 
     async def test() -> None:
         transport = ScriptedTransport(then=PARKED)
-        engine = Engine(transport, batching=Batching(max_events=2))
+        engine = Engine(transport, batching=Batching(ordered=False, max_events=2))
         receipts = await engine.track_all(range(3))
         with pytest.raises(FlushTimeoutError, match="3 event") as caught:
             await engine.flush(2.0)
@@ -844,7 +846,7 @@ def test_close_delivers_what_is_open() -> None:
     """A close with time enough delivers everything, and its report says so."""
 
     async def test() -> None:
-        engine = Engine(ScriptedTransport(503), batching=Batching(max_events=4, linger=100.0))
+        engine = Engine(ScriptedTransport(503), batching=Batching(ordered=False, max_events=4, linger=100.0))
         await engine.track_all(range(10))
         report = await engine.aclose()
         assert report.clean

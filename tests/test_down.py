@@ -27,7 +27,8 @@ DOWN = {
     "no answer": Step(reply=TIMED_OUT.reply, latency=2.0),
     "broken": Step(reply=Reply(failure="broken", detail="ReadError")),
 }
-ONE_EACH = Batching(max_events=1, linger=0.0)
+# Without ordering, as all events are of one visitor.
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 
 
 def until(moment: float, step: Step) -> Any:
@@ -118,7 +119,9 @@ def test_memory_stays_bounded() -> None:
 
     async def test() -> None:
         transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
-        engine = Engine(transport, batching=Batching(max_events=10), buffer=Buffer(max_events=200))
+        engine = Engine(
+            transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
+        )
         tracking = asyncio.create_task(engine.track_all(range(2000)))
         await asyncio.sleep(90.0)
         stats = engine.stats()

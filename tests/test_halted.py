@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from retailrocket_async import StateChange
 
 BLOCKED = [401, 403, 404, 405, 407, 301, 302, 307, 308]
-ONE_EACH = Batching(max_events=1, linger=0.0)
+# Without ordering, as all events are of one visitor.
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 
 
 def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[None]]:
@@ -100,7 +101,8 @@ def test_when_mended_everything_goes() -> None:
     async def test() -> None:
         transport = ScriptedTransport(then=403)
         changes: list[StateChange] = []
-        engine = Engine(transport, batching=Batching(max_events=10), on_state_change=listening(changes))
+        batching = Batching(max_events=10, max_in_flight=8, ordered=False)
+        engine = Engine(transport, batching=batching, on_state_change=listening(changes))
         receipts = await engine.track_all(range(500))
         await asyncio.sleep(10.0)
         transport.then = OK
@@ -314,7 +316,8 @@ def test_late_answers_change_nothing() -> None:
 
     async def test() -> None:
         transport = ScriptedTransport(PARKED, 401, then=401)
-        engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=2), retry=RetryPolicy(max_halt=1e6))
+        batching = Batching(max_events=1, max_in_flight=2, ordered=False)
+        engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
         receipts = await engine.track_all(range(20))
         await asyncio.sleep(0.5)
         transport.release()
@@ -483,6 +486,7 @@ async def test_a_key_rotated_in_mid_run() -> None:
             base_url=emulator.url,
             rate_limit=RateLimit(requests=1000),
             batching=Batching(max_events=20),
+            timeout=120.0,
         )
         async with client:
             receipts = []

@@ -11,14 +11,14 @@ from aiohttp import web
 from examples.shop import pages
 from examples.shop.basket import COOKIE, Basket
 from examples.shop.catalogue import BESTSELLERS, CATEGORIES, PRODUCTS, Product, found, in_category
-from retailrocket_async import AsyncTrackingClient, Batching, EventValidationError, RateLimit, order_lines
+from retailrocket_async import AsyncTrackingClient, EventValidationError, RateLimit, order_lines
 from retailrocket_async.aiohttp import RetailRocket, add_session_cookie, session_id
 
 
 def make() -> AsyncTrackingClient:
     """Return this worker's client: it has its part of the shop's limit, and keeps each visitor's events in order."""
     workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
-    return AsyncTrackingClient.from_env(rate_limit=RateLimit(requests=50 // workers), batching=Batching(ordered=True))
+    return AsyncTrackingClient.from_env(rate_limit=RateLimit(requests=50 // workers))
 
 
 rocket = RetailRocket(make, grace=10)

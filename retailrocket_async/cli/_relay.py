@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
 
-from retailrocket_async import AsyncTrackingClient, Batching, ConfigurationError, RateLimit, RetryPolicy
+from retailrocket_async import AsyncTrackingClient, ConfigurationError, RateLimit, RetryPolicy
 from retailrocket_async.cli._collector import sparing_collector
 from retailrocket_async.cli._credentials import (
     DEFAULT_BASE_URL,
@@ -165,8 +165,7 @@ def relay(  # noqa: PLR0913 - one for each option
                 key(),
                 shop,
                 base_url=base_url,
-                # A visitor's events in their order, whatever is retried; an outage is the broker's to bridge.
-                batching=Batching(ordered=True),
+                # The broker keeps the events during an outage.
                 retry=RetryPolicy(outlast=True),
                 buffer=settings.buffer,
                 allow_insecure_http=allow_insecure_http,

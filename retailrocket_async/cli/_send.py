@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retailrocket_async import AsyncTrackingClient, Batching, Buffer, RateLimit, RetryPolicy
+from retailrocket_async import AsyncTrackingClient, Buffer, RateLimit, RetryPolicy
 from retailrocket_async.cli._clickstream import Clickstream
 from retailrocket_async.cli._credentials import (
     DEFAULT_BASE_URL,
@@ -139,7 +139,6 @@ def send(  # noqa: PLR0913 - one for each option
                 base_url=base_url,
                 rate_limit=RateLimit(requests=rate),
                 retry=RetryPolicy(max_elapsed=give_up_after),
-                batching=Batching(ordered=True),
                 buffer=_BUFFER,
                 allow_insecure_http=allow_insecure_http,
                 **hooks,

@@ -86,8 +86,8 @@ class Relay:
 
     Args:
         source: the broker; opened and closed by the relay.
-        client: delivers the events; the relay's alone, and closed by it. Use ``Batching(ordered=True)``, or a visitor's
-            events may overtake each other, and ``RetryPolicy(outlast=True)``, or an outage makes dead letters.
+        client: delivers the events; the relay's alone, and closed by it. Use ``RetryPolicy(outlast=True)``, or an
+            outage makes dead letters.
         batch: messages in one fetch, 1 or more; default 500.
         window: messages that may be handed out and not settled, `batch` or more; default 6,000. Less starves the
             client, more makes more duplicates after a crash, which are at most so many.
