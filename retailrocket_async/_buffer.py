@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from retailrocket_async._batch import Batch
 from retailrocket_async._cap import BodyCap
+from retailrocket_async._foreign import ensure_stack
 from retailrocket_async._lane import Lane
 
 if TYPE_CHECKING:
@@ -143,17 +144,21 @@ class EventBuffer:
         if batch is None or (length := len(envelope)) >= 1024:
             return False
         size, receipts = batch.size + length + 1, batch.receipts
-        if size > self._full_size or len(receipts) >= self._full_events:
+        count = len(receipts)
+        if size > self._full_size or count >= self._full_events:
             return False
+        try:
+            batch.envelopes.append(envelope)
+            receipts.append(receipt)
+        except RecursionError:
+            del batch.envelopes[count:]
+            raise
         batch.size = size
-        batch.envelopes.append(envelope)
-        receipts.append(receipt)
         return True
 
     def _let_grow(self, batch: Batch, most: int) -> None:
         """Have `grow` add what comes next to `batch`, as long as nothing would happen by it."""
         events, size = len(batch.receipts), batch.size
-        self._growing = batch
         self._counted_events, self._counted_size = events, size
         most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
         most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
@@ -162,15 +167,16 @@ class EventBuffer:
             most_events = min(most_events, self._max_events - self._ready_events - 1)
             most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
         self._full_events, self._full_size = events + most_events, size + most_bytes
+        self._growing = batch
 
     def end_growth(self) -> int:
         """Let nothing grow any more, and count what has; return how many events that is."""
         batch = self._growing
         if batch is None:
             return 0
-        self._growing = None
         events, size = len(batch.receipts) - self._counted_events, batch.size - self._counted_size
         lane = self._lanes[None]
+        self._growing = None
         lane.events += events
         lane.bytes += size
         self._ready_events += events
@@ -200,19 +206,25 @@ class EventBuffer:
         self.end_growth()
         size = len(envelope) + 1
         batches = self._lanes.get(lane)
-        if batches is None:
-            batches = self._lanes[lane] = Lane()
-        batch = next(reversed(batches), None)
+        batch = None if batches is None else next(reversed(batches), None)
         ready = lane not in self._busy
-        if batch is None or self._is_closed(batch, size):
+        if batches is None or batch is None or self._is_closed(batch, size):
+            ensure_stack()
+            if batches is None:
+                batches = self._lanes[lane] = Lane()
             batch = self._open(batches, lane, self._clock() if came_at is None else came_at, ready=ready)
-        batch.envelopes.append(envelope)
-        batch.receipts.append(receipt)
+        count = len(batch.receipts)
+        try:
+            batch.envelopes.append(envelope)
+            batch.receipts.append(receipt)
+            if self._timed:
+                batch.times.append(self._clock() if came_at is None else came_at)
+            if self._ranks is not None:
+                self._ranks.add(batch, receipt, size)
+        except RecursionError:
+            del batch.envelopes[count:], batch.receipts[count:], batch.times[count:]
+            raise
         batch.size += size
-        if self._timed:
-            batch.times.append(self._clock() if came_at is None else came_at)
-        if self._ranks is not None:
-            self._ranks.add(batch, receipt, size)
         batches.events += 1
         batches.bytes += size
         self._events += 1
@@ -222,7 +234,11 @@ class EventBuffer:
         self._ready_events += 1
         self._ready_bytes += size
         if growth > 0 and self._plain and lane is None and not self._fine:
-            self._let_grow(batch, growth)
+            try:  # noqa: SIM105 - suppress() is one more call
+                self._let_grow(batch, growth)
+            except RecursionError:
+                # The event is in; the next one takes the longer way.
+                pass
         if lane not in self._ready:
             self._make_ready(lane, batches)
             return True

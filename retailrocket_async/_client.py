@@ -18,6 +18,7 @@ from retailrocket_async._credentials import ApiKey, Credentials
 from retailrocket_async._dispatcher import Dispatcher
 from retailrocket_async._errors import BufferFullError, ClientClosedError, ConfigurationError, EventValidationError
 from retailrocket_async._events import Event
+from retailrocket_async._foreign import is_interrupt
 from retailrocket_async._groups import track_envelopes, track_envelopes_on_disk, track_on_disk
 from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._observer import ObservedClient, Observer, Watch
@@ -241,11 +242,14 @@ class AsyncTrackingClient(EventMethods):
                 self._marking.note(receipt)
             return receipt
         if (watch := self._marking) is not None:
-            # As `Watch.note`, without another call for each event.
-            if watch.origin() is watch.before:
-                receipt.mark = watch.kept
-            else:
-                watch.note(receipt)
+            # As `_mark`, without further calls for each event.
+            try:
+                if watch.origin() is watch.before:
+                    receipt.mark = watch.kept
+                else:
+                    watch.note(receipt)
+            except RecursionError:
+                pass
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
         return receipt
@@ -264,7 +268,11 @@ class AsyncTrackingClient(EventMethods):
             return chosen
         receipt = self._engine.intake.accept_nowait(chosen, self._encoded(chosen))
         if self._marking is not None:
-            self._marking.note(receipt)
+            try:  # noqa: SIM105 - suppress() is one more call
+                self._marking.note(receipt)
+            except RecursionError:
+                # The caller has hardly any stack left; the event is accepted all the same, without a mark.
+                pass
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
@@ -458,7 +466,7 @@ class AsyncTrackingClient(EventMethods):
             client = there()
             return None if client is None else client.stats()
 
-        def failed(name: str, error: Exception) -> None:
+        def failed(name: str, error: BaseException) -> None:
             client = there()
             if client is not None:
                 client._engine.hook_failed(name, error)  # noqa: SLF001 - our own
@@ -479,7 +487,7 @@ class AsyncTrackingClient(EventMethods):
             self._engine.hook_failed("before_send", error)
         return self._engine.intake.refuse(event, self._encoded(event), tell=tell) if chosen is None else chosen
 
-    def _asked(self, event: Event) -> tuple[Event | None, Exception | None]:
+    def _asked(self, event: Event) -> tuple[Event | None, BaseException | None]:
         """Return what `before_send` makes of an event, in any thread, and what it raised, which changes nothing."""
         # What is no event is for the encoder to refuse.
         if self._before_send is None or not isinstance(event, Event):
@@ -488,7 +496,9 @@ class AsyncTrackingClient(EventMethods):
             chosen = self._before_send(event)
             if chosen is not None and not isinstance(chosen, Event):
                 raise TypeError  # noqa: TRY301 - as whatever else the hook may raise
-        except Exception as error:  # noqa: BLE001 - a user's hook must not cost an event
+        except BaseException as error:  # a user's hook must not cost an event
+            if is_interrupt(error):
+                raise
             return event, error
         return chosen, None
 

@@ -22,6 +22,7 @@ from retailrocket_async._closing import Closing
 from retailrocket_async._deadlines import Deadlines
 from retailrocket_async._errors import FlushTimeoutError, RetailRocketError
 from retailrocket_async._flight import Flight
+from retailrocket_async._foreign import ends_task, ensure_stack
 from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import AT_ONCE, EACH, Ledger
@@ -168,6 +169,7 @@ class Dispatcher:
         """
         loop = self._home.enter()
         self.intake.check_open()
+        ensure_stack()
         landed: asyncio.Future[Outcome] = loop.create_future()
         self._ledger.tracked += len(names)
         flight = Flight(path, body, names, started_at=loop.time(), opened_in=[self._buffer.generation], landed=landed)
@@ -196,7 +198,9 @@ class Dispatcher:
                 continue
             try:
                 turn = await self._sender.next_turn()
-            except Exception as error:  # noqa: BLE001 - a limiter may be anybody's; without it nothing may leave
+            except BaseException as error:  # a limiter may be anybody's; without it nothing may leave
+                if ends_task(error):
+                    raise
                 self._sender.limiter_failed(error)
                 await asyncio.sleep(_LIMITER_RETRY)
                 continue
@@ -244,7 +248,9 @@ class Dispatcher:
             flight.fit(self._buffer.cap.bytes, self._home.now())
             try:
                 outcome = await self._sender.outcome_of(flight)
-            except Exception as error:  # noqa: BLE001 - a defect, of ours or of a transport passed in
+            except BaseException as error:  # a defect, of ours or of a transport passed in
+                if ends_task(error):
+                    raise
                 self._ledger.tell_once(
                     ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
                 )
@@ -300,6 +306,7 @@ class Dispatcher:
             # A flush may still come while a full buffer is settled: nothing leaves it any more.
             return
         if self._pump is None or self._pump.done():
+            ensure_stack()
             self._pump = self._home.enter().create_task(self._run_pump())
             self._pump.add_done_callback(self._pump_ended)
             self.intake.watched = self._watchful
@@ -380,6 +387,7 @@ class Dispatcher:
             FlushTimeoutError: `timeout` seconds passed first.
         """
         self._home.enter()
+        ensure_stack()
         try:
             async with asyncio.timeout(timeout):
                 await self._flushed()
@@ -401,6 +409,7 @@ class Dispatcher:
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
         """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
         self._home.enter()
+        ensure_stack()
         return await self._closing.close(timeout)
 
     def _close_begins(self) -> None:
@@ -426,7 +435,7 @@ class Dispatcher:
     def _cost_of_leftovers(self) -> int:
         return self._buffer.events + self._buffer.batches + self._ledger.in_flight + EACH * len(self._flights)
 
-    def hook_failed(self, name: str, error: Exception) -> None:
+    def hook_failed(self, name: str, error: BaseException) -> None:
         """Count what a user's hook raised at the caller's line, and tell of the first time."""
         self._ledger.hook_failed(name, error)
 

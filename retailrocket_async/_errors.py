@@ -36,6 +36,8 @@ import itertools
 import reprlib
 from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._foreign import is_interrupt
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -218,7 +220,9 @@ def brief(value: object) -> str:
     """Return the start of the repr of `value`, whatever it is: events come from visitors, so values may be hostile."""
     try:
         text = _repr(value)
-    except Exception:  # noqa: BLE001 - reprlib goes by the name of the class, and any class may be called "list"
+    except BaseException as error:  # reprlib goes by a class's name, and any class may be called "list"
+        if is_interrupt(error):
+            raise
         return f"<{type(value).__name__}>"
     return text if len(text) <= 200 else f"{text[:200]}..."
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import attrs
 
 from retailrocket_async._errors import EventValidationError, brief_names
+from retailrocket_async._foreign import is_interrupt
 from retailrocket_async._rules import (
     MAX_VALUES,
     Json,
@@ -363,7 +364,10 @@ _LINE_KEYS = frozenset({"product_id", "quantity", "price", "stock_id"})
 def _each(lines: Iterable[object]) -> Iterator[object]:
     try:
         return iter(lines)
-    except Exception:  # noqa: BLE001 - a basket comes from a visitor's page: it may be null, or raise anything
+    except BaseException as error:
+        # A basket comes from a visitor's page: it may be null, or raise anything.
+        if is_interrupt(error):
+            raise
         raise EventValidationError("order", "lines", f"must be an iterable, not {type(lines).__name__}") from None
 
 
@@ -373,7 +377,9 @@ def _line(given: object, place: str) -> dict[Any, Any]:
         if isinstance(given, Mapping):
             members = cast("Mapping[object, object]", given)
             return dict(islice(members.items(), MAX_VALUES))
-    except Exception as error:  # noqa: BLE001 - as of `custom_data`
+    except BaseException as error:  # as of `custom_data`
+        if is_interrupt(error):
+            raise
         rule = f"must be a mapping that can be read: it raised {type(error).__name__}"
         raise EventValidationError("order", place, rule) from None
     raise EventValidationError("order", place, f"must be a mapping, not {type(given).__name__}")

@@ -39,7 +39,7 @@ class Turn:
         admission: Admission,
         permit: Permit | None,
         leave: Callable[[], None],
-        complain: Callable[[Exception], None],
+        complain: Callable[[BaseException], None],
     ) -> None:
         self.admission = admission
         self._permit = permit
@@ -52,7 +52,7 @@ class Turn:
         if self._permit is not None and not self._over:
             try:
                 self._permit.sent()
-            except Exception as error:  # noqa: BLE001 - see `complain`
+            except BaseException as error:  # noqa: BLE001 - see `complain`
                 self._complain(error)
 
     def end(self, *, answered: bool = False) -> None:
@@ -63,7 +63,7 @@ class Turn:
             if self._permit is not None:
                 try:
                     self._permit.done(answered=answered)
-                except Exception as error:  # noqa: BLE001 - see `complain`
+                except BaseException as error:  # noqa: BLE001 - see `complain`
                     self._complain(error)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from retailrocket_async._errors import BufferFullError, ClientClosedError
 from retailrocket_async._events import CustomEvent
+from retailrocket_async._foreign import ensure_stack
 from retailrocket_async._outcome import Dropped, Receipt
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Intake:
         """Count an event that the user's `before_send` does not want to be sent; `tell` the hook of it, or not."""
         self._home.enter()
         self.check_open()
+        ensure_stack()
         self.left_in_a_row -= 1
         return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
 
@@ -140,6 +142,7 @@ class Intake:
         size = sum([len(envelope) for _, _, envelope in events]) + len(events)
         if self._waiters or not self._buffer.holds(len(events), size):
             return None
+        ensure_stack()
         receipts = [Receipt(name) for name, _, _ in events]
         lanes: dict[Hashable, tuple[list[bytes], list[Receipt]]] = {}
         lane_of = self._buffer.lane_of if self._keyed else _no_lane
@@ -158,10 +161,10 @@ class Intake:
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
         """Put in an event that was accepted elsewhere, bounds or not: whoever feeds knows how much is on its way."""
+        if self.watched:
+            self._arrived(due_sooner=False)
         if self._buffer.grow(envelope, receipt):
             self._ledger.tracked += 1
-            if self.watched:
-                self._arrived(due_sooner=False)
             return
         self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
 
@@ -177,16 +180,18 @@ class Intake:
             raise _closed_error()
         # An event that is not documented knows its name itself.
         receipt = Receipt(event.wire_name or event.event_name)
+        if self.watched:
+            # Before the event is put in: if the stack ends here, nothing has changed.
+            self._arrived(due_sooner=False)
         if self._waiters or not self._buffer.grow(envelope, receipt):
             return self._accept_at_length(event, envelope, receipt)
         self._ledger.tracked += 1
-        if self.watched:
-            self._arrived(due_sooner=False)
         return receipt
 
     def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt) -> Receipt | None:
         size = len(envelope) + 1
         if self._waiters or not self._buffer.fits(size):
+            ensure_stack()
             self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
             self._expire_some(size)
             if self._overflow in ("wait", "raise"):
@@ -226,13 +231,18 @@ class Intake:
         )
 
     def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
-        self._ledger.tracked += 1
-        left = self.left_in_a_row = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
-        # The event after which it is time to yield comes this way again.
+        left = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
+        # The event after which it is time to yield must come through here, and not through `EventBuffer.grow`.
         growth = (left if left > 0 else _YIELD_EVERY) - 1
         due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
-        if due_sooner or self.watched:
-            self._arrived(due_sooner=due_sooner)
+        self.left_in_a_row = left
+        self._ledger.tracked += 1
+        if due_sooner:
+            try:  # noqa: SIM105 - suppress() is one more call
+                self._arrived(due_sooner=True)
+            except RecursionError:
+                # The event is accepted. The pump looks at the buffer again by itself, if a little later.
+                pass
         return receipt
 
     def admit_waiters(self) -> None:
@@ -242,6 +252,8 @@ class Intake:
 
     def _wake_some(self) -> None:
         self._waking = None
+        if self.watched and self._waiters:
+            self._arrived(due_sooner=False)
         for _ in range(_WOKEN_AT_ONCE):
             waiter = next(iter(self._waiters), None)
             if waiter is None:

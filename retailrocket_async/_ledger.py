@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._batch import Batch
+from retailrocket_async._foreign import is_interrupt
 from retailrocket_async._hooks import Hooks
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected, error_for, settle
 from retailrocket_async._report import Stats, UndeliveredEvent
@@ -88,12 +88,11 @@ class Ledger:
         """Give the events of a batch their outcome, and tell of them where they are undelivered."""
         if self._keep is not None:
             outcome = self._keep(batch, outcome)
-        # Whoever waits comes first: a log handler or hook that raises must find everything settled.
         settle(batch.receipts, outcome)
-        # What is delivered needs no names, and is nearly everything.
-        self.close(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
+        names = self._count(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
         if tell and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
+        self._announce(outcome, len(batch), names)
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> None:
         """Drop an event that was never in the buffer; `tell` of it, unless the caller is told."""
@@ -106,51 +105,55 @@ class Ledger:
         self.close_batch(batch, outcome, tell=tell)
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> None:
-        """Count events as settled, and tell the first of each kind of failure.
+        """Count events as settled, and log the first of each kind of failure.
 
         Args:
             outcome: what became of them.
             count: how many they are.
             opened_in: the generations of the batches that they were in.
-            names: their names; gone through only where they are dropped, or somebody watches.
+            names: their names; read only if they are dropped, or if there is an observer.
         """
-        names = self._watched(names, outcome)
-        key: Hashable
+        self._announce(outcome, count, self._count(outcome, count, opened_in, names))
+
+    def _count(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> Iterable[str]:
+        """Count events as settled, here and in the flushes that wait for them; return their names, to be read again."""
         match outcome:
             case Delivered():
                 self._delivered += count
-                key = None
-            case Rejected(status=status):
+            case Rejected():
                 self._rejected += count
-                key = ("rejected", status)
-            case Abandoned(reason=reason, status=status):
+            case Abandoned():
                 self._abandoned += count
-                key = ("abandoned", reason, status)
             case Dropped(reason=reason):
                 self._dropped += count
+                names = tuple(names)
                 by_name = self._dropped_by.setdefault(reason, {})
                 for name in names:
                     by_name[name] = by_name.get(name, 0) + 1
-                # What the user's own hook drops is no news.
-                key = ("dropped", reason) if reason != "before_send" else None
             case Kept():
                 self._kept += count
-                key = None
         if opened_in:
             for flush in self._flushes:
                 flush.count_down(opened_in)
-        if key is not None and key not in self._told and not isinstance(outcome, Delivered | Kept):
+        return names
+
+    def _announce(self, outcome: Outcome, count: int, names: Iterable[str]) -> None:
+        """Hand settled events to the observer and the log: foreign code, which finds all counters right."""
+        if self._watch is not None:
+            self._watch.settled(names, outcome)
+        # Delivered and kept events need no record, and those that the user's own hook drops are no news.
+        match outcome:
+            case Delivered() | Kept() | Dropped(reason="before_send"):
+                return
+            case Rejected(status=status):
+                key: Hashable = ("rejected", status)
+            case Abandoned(reason=reason, status=status):
+                key = ("abandoned", reason, status)
+            case Dropped(reason=reason):
+                key = ("dropped", reason)
+        if key not in self._told:
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
-
-    def _watched(self, names: Iterable[str], outcome: Outcome) -> Iterable[str]:
-        """Tell whoever watches what became of events; return their names for whoever comes next."""
-        if self._watch is None:
-            return names
-        # Whoever comes next asks for them where they are dropped alone, see `close`.
-        told = tuple(names) if isinstance(outcome, Dropped) else names
-        self._watch.settled(told, outcome)
-        return told
 
     def keep_undelivered(self) -> None:
         """From now on keep what is not delivered in `undelivered`."""
@@ -169,9 +172,16 @@ class Ledger:
         """Log the first of its kind; the rest shows in `stats`, and what carries events goes to `on_outcome`."""
         if key not in self._told:
             self._told.add(key)
-            # A handler of the application's may raise, and must not stop the settling half way.
-            with suppress(Exception):
-                logger.log(level, f"{message} (logged once; stats() counts on)", *args)  # noqa: G004 - constants only
+            self._log(level, f"{message} (logged once; stats() counts on)", *args)
+
+    def _log(self, level: int, message: str, *args: object) -> None:
+        """Log a record; count what the application's log handlers and filters raise."""
+        try:
+            logger.log(level, message, *args)
+        except BaseException as error:  # it must not stop the settling half way
+            if is_interrupt(error):
+                raise
+            self._hook_errors += 1
 
     def stats(self, buffer: EventBuffer, *, waiting: int, state: State) -> Stats:
         """Return a snapshot of the books and of the buffer."""
@@ -215,12 +225,11 @@ class Ledger:
         """Tell of a change of state, once: in the log and to the hook."""
         level = logging.ERROR if change.state == "halted" else logging.WARNING
         told = f"HTTP {change.status}" if change.status is not None else change.failure
-        with suppress(Exception):
-            if change.state == "sending":
-                logger.log(level, "sending again, after %.1f s %s", change.lasted, change.previous)
-            else:
-                logger.log(level, "sending is %s: %s (%s)", change.state, change.advice, told)
         self.hooks.tell_state(change)
+        if change.state == "sending":
+            self._log(level, "sending again, after %.1f s %s", change.lasted, change.previous)
+        else:
+            self._log(level, "sending is %s: %s (%s)", change.state, change.advice, told)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
         """Count what a hook raised, and tell of the first time."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._foreign import is_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -130,7 +131,7 @@ class Watch:
         ConfigurationError: `Observer.origin` is no context variable, or one without a default.
     """
 
-    def __init__(self, observer: Observer, failed: Callable[[str, Exception], None]) -> None:
+    def __init__(self, observer: Observer, failed: Callable[[str, BaseException], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
         # One that keeps nothing with events need not be asked for each.
@@ -150,7 +151,9 @@ class Watch:
         """Return what is to be kept with an event, in whatever thread."""
         try:
             return self._tracked()
-        except Exception as error:  # noqa: BLE001 - a user's observer
+        except BaseException as error:  # a user's observer
+            if is_interrupt(error):
+                raise
             return _Raised(error)
 
     def note(self, receipt: Receipt) -> None:
@@ -159,8 +162,8 @@ class Watch:
         if origin is not self.before:
             try:
                 self.kept = self._tracked()
-            except Exception as error:  # noqa: BLE001 - a user's observer
-                self._failed("observer", error)
+            except BaseException as error:  # noqa: BLE001 - a user's observer
+                self._raised(error)
                 return
             self.before = origin
             self._kept_any |= self.kept is not None
@@ -183,8 +186,8 @@ class Watch:
         )
         try:
             return self._observer.request_began(request)
-        except Exception as error:  # noqa: BLE001 - a user's observer
-            self._failed("observer", error)
+        except BaseException as error:  # noqa: BLE001 - a user's observer
+            self._raised(error)
             return _Raised(error)
 
     def ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
@@ -193,15 +196,25 @@ class Watch:
             return
         try:
             self._observer.request_ended(begun, status=status, failure=failure)
-        except Exception as error:  # noqa: BLE001 - a user's observer
-            self._failed("observer", error)
+        except BaseException as error:  # noqa: BLE001 - a user's observer
+            self._raised(error)
 
     def settled(self, names: Iterable[str], outcome: Outcome) -> None:
         """Tell what became of events."""
         try:
             self._observer.settled(Counter(names), outcome)
-        except Exception as error:  # noqa: BLE001 - a user's observer
+        except BaseException as error:  # noqa: BLE001 - a user's observer
+            self._raised(error)
+
+    def _raised(self, error: BaseException) -> None:
+        """Count what the observer raised; raise the user's Ctrl-C again."""
+        if is_interrupt(error):
+            raise error
+        try:
             self._failed("observer", error)
+        except RecursionError:
+            # The caller has hardly any stack left, and its event is accepted all the same.
+            return
 
 
 def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
@@ -232,4 +245,4 @@ def _getter_of(origin: ContextVar[Any]) -> Callable[[], object]:
 
 @attrs.frozen
 class _Raised:
-    error: Exception
+    error: BaseException

@@ -81,6 +81,7 @@ class Ranks:
         waiting = self._waiting.get(rank)
         if waiting is None:
             waiting = self._waiting[rank] = OrderedDict()
+            self._bytes[rank] = 0
         waiting[receipt] = batch
         self._bytes[rank] += size
 

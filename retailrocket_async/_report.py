@@ -64,7 +64,7 @@ class Stats:
             their way, or cut off by a close or a cancellation, are in `requests` alone.
         retries: requests that repeated an earlier one.
         limiter_wait: seconds that requests have waited for the limiter, in sum.
-        hook_errors: calls of `before_send`, `on_outcome` and `on_state_change` that raised.
+        hook_errors: calls of `before_send`, `on_outcome`, `on_state_change`, an observer or a log handler that raised.
         hook_missed: undelivered events that `on_outcome` was not told of, as it was too slow for them.
         state: ``"sending"`` as ever, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
             key, the shop or the address; see `StateChange`.

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
 
 from retailrocket_async._errors import REDACTED, EventValidationError
+from retailrocket_async._foreign import is_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +201,9 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
             return _frozen_json(value, "", 0, iter(range(MAX_VALUES)))
     except _NotJson as fault:
         return fault.with_traceback(None)
-    except Exception as error:  # noqa: BLE001 - a caller's mapping may raise anything; to us it holds nothing
+    except BaseException as error:  # a caller's mapping may raise anything; to us it holds nothing
+        if is_interrupt(error):
+            raise
         return _NotJson("", f"must be a mapping that can be read: it raised {type(error).__name__}")
     return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
 
@@ -259,8 +262,9 @@ def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
     try:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
             return tuple(islice(value, MAX_IDS + 1))
-    except Exception:  # noqa: BLE001, S110 - a caller's sequence may raise anything; to us it is none
-        pass
+    except BaseException as error:  # a caller's sequence may raise anything; to us it is none
+        if is_interrupt(error):
+            raise
     return cast("tuple[int, ...]", value)
 
 
@@ -278,6 +282,7 @@ def fixed_moment(value: datetime) -> datetime:
             zone = timezone(cast("timedelta", value.utcoffset()))
             time_of_day = value.hour, value.minute, value.second, value.microsecond
             return datetime(value.year, value.month, value.day, *time_of_day, tzinfo=zone)
-    except Exception:  # noqa: BLE001, S110 - a caller's class may raise anything; to us it has no offset
-        pass
+    except BaseException as error:  # a caller's class may raise anything; to us it has no offset
+        if is_interrupt(error):
+            raise
     return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from retailrocket_async._flight import Turn
+from retailrocket_async._foreign import ends_task, is_interrupt
 from retailrocket_async._limiter import MAX_PAUSE
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._wire import BATCH_PATH
@@ -146,9 +147,9 @@ class Sender:
             # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
-            self._tell_limiter(self._limiter.pause_until, now + pause)
+            self._tell_limiter(lambda: self._limiter.pause_until(now + pause))
         if reply.verdict is Verdict.THROTTLED:
-            self._tell_limiter(self._limiter.throttled, flight.departed_at)
+            self._tell_limiter(lambda: self._limiter.throttled(flight.departed_at))
         if self._is_excused(flight, reply):
             # The wait still grows with the attempts.
             flight.excused += 1
@@ -178,7 +179,9 @@ class Sender:
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
-            except Exception as error:  # noqa: BLE001 - a limiter may be anybody's
+            except BaseException as error:  # a limiter may be anybody's
+                if ends_task(error):
+                    raise
                 self.limiter_failed(error)
                 # There was no attempt; it still counts as a try, or a broken limiter is asked for ever.
                 flight.tries += 1
@@ -244,7 +247,9 @@ class Sender:
             return reply
         try:
             throttled = bool(ask(reply.status, reply.body))
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+        except BaseException as error:  # a user's function may raise anything
+            if is_interrupt(error):
+                raise
             name = type(error).__name__
             self._ledger.tell_once(("is_throttled",), logging.ERROR, "RetryPolicy.is_throttled raised %s", name)
             return reply
@@ -305,23 +310,19 @@ class Sender:
         asked_at = self._home.now()
         try:
             return await self._limiter.acquire()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Something that the limiter waited for was cancelled, not this task: it failed like any other.
-            raise ConnectionAbortedError from None
         finally:
             self._ledger.limiter_wait += self._home.now() - asked_at
 
-    def _tell_limiter(self, tell: Callable[[float], None], moment: float) -> None:
+    def _tell_limiter(self, tell: Callable[[], None]) -> None:
         try:
-            tell(moment)
-        except Exception as error:  # noqa: BLE001 - the batch must not pay for it
+            tell()
+        except BaseException as error:  # noqa: BLE001 - the batch must not pay for it
             self.limiter_failed(error)
 
-    def limiter_failed(self, error: Exception) -> None:
-        """Tell that a limiter raised."""
+    def limiter_failed(self, error: BaseException) -> None:
+        """Log that a limiter raised; raise the user's Ctrl-C again."""
+        if is_interrupt(error):
+            raise error
         self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
 
     def _key_failed(self, name: str) -> None:
@@ -331,6 +332,8 @@ class Sender:
         """Close the connections; raises nothing, as nothing is left that could fail."""
         try:
             await self._transport.aclose()
-        except Exception as error:  # noqa: BLE001 - every event has its outcome already
+        except BaseException as error:  # every event has its outcome already
+            if ends_task(error):
+                raise
             name = type(error).__name__
             self._ledger.tell_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)

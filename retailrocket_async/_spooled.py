@@ -407,7 +407,7 @@ class SpooledDispatcher:
             ),
         )
 
-    def hook_failed(self, name: str, error: Exception) -> None:
+    def hook_failed(self, name: str, error: BaseException) -> None:
         """Count what a user's hook raised at the caller's line."""
         self.engine.hook_failed(name, error)
 

@@ -26,6 +26,7 @@ import attrs
 import httpx
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
 from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
 
@@ -177,7 +178,7 @@ class HttpxTransport:
                 kind, detail = _kind(error, closed=closed), type(error).__name__
                 reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
-            if _is_a_failure(error):
+            if not ends_task(error):
                 return reply or Reply(failure="broken", detail=type(error).__name__, sent=stream.taken, serial=serial)
             # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
             error.__cause__ = error.__context__ = None
@@ -358,12 +359,6 @@ async def _drain(response: httpx.Response) -> bytes:
         return start
     finally:
         await response.aclose()
-
-
-def _is_a_failure(error: BaseException) -> bool:
-    """Whether something that a transport waited for was cancelled, and not the task that sends."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
 
 
 def _kind(error: Exception, *, closed: bool) -> FailureKind:

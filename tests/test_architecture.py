@@ -15,6 +15,7 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 
 # A room imports from lower floors only.
 FLOORS = [
+    {"_foreign"},
     {"_errors", "_cap", "_offload", "_veil", "_file_lock"},
     {"_rules", "_reply", "_credentials", "_spool_file"},
     {"_events", "_outcome"},
