@@ -13,7 +13,20 @@ from retailrocket_async._breaker import FAILURES, Breaker
 from retailrocket_async._limiter import LocalLimiter
 from retailrocket_async._reply import Reply
 from tests.contracts.limiter import worst_window
-from tests.fakes import NO_CONNECTION, OK, TIMED_OUT, Engine, Request, ScriptedTransport, Step, now, run, tasks, turns
+from tests.fakes import (
+    NO_CONNECTION,
+    OK,
+    ROUNDING,
+    TIMED_OUT,
+    Engine,
+    Request,
+    ScriptedTransport,
+    Step,
+    now,
+    run,
+    tasks,
+    turns,
+)
 from tests.test_halted import listening
 
 if TYPE_CHECKING:
@@ -209,6 +222,27 @@ def test_a_close_probes_at_once_and_often() -> None:
     run(test())
 
 
+def test_a_close_probes_every_half_second() -> None:
+    """A client that closes while its API is down probes each half second, whatever its intervals were before."""
+
+    async def test() -> list[float]:
+        transport = ScriptedTransport(then=NO_CONNECTION)
+        retry = RetryPolicy(max_elapsed=1e6, max_attempts=10**6)
+        engine = Engine(transport, batching=Batching(max_events=10), retry=retry)
+        await engine.track_all(range(100))
+        await asyncio.sleep(200.0)
+        begin = now()
+        await engine.aclose(10.0)
+        return [begin, *(at for at in transport.times if at >= begin)]
+
+    times = run(test())
+
+    assert times[1] - times[0] <= ROUNDING
+    gaps = [after - before for before, after in itertools.pairwise(times[1:])]
+    assert [pytest.approx(0.55, abs=0.001)] * len(gaps) == gaps
+    assert len(gaps) >= 16
+
+
 def test_one_batch_that_always_fails_holds_back_no_other() -> None:
     """A single batch that makes the API fail lets the others pass: their success says that the API is up."""
 
@@ -231,6 +265,104 @@ def test_one_batch_that_always_fails_holds_back_no_other() -> None:
 def breaker(changes: list[StateChange] | None = None, policy: RetryPolicy = RetryPolicy()) -> Breaker:  # noqa: B008 - frozen
     """Return a breaker on the running loop's clock."""
     return Breaker(policy, now, (changes if changes is not None else []).append)
+
+
+def bring(it: Breaker, *replies: Reply, halts: bool = False) -> None:
+    """Make requests that bring these replies, as soon as the breaker admits each."""
+    for reply in replies:
+        admission = it.admit()
+        assert admission is not None
+        it.report(admission, reply, halts=halts)
+
+
+FAILED = [Reply(status=503)] * FAILURES
+
+
+@pytest.mark.parametrize("state", ["halted", "down"])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_hurried_breaker_admits_a_probe_each_half_second(state: str, early: bool) -> None:  # noqa: FBT001
+    """Hurried before the state changes or long after, a breaker has its next probe at once, then one each 0.5 s."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
+        brought = [Reply(status=403)] if state == "halted" else FAILED
+        if early:
+            it.hurry()
+        bring(it, *brought, halts=True)
+        assert it.state == state
+        if not early:
+            for _ in range(6):
+                await asyncio.sleep(60.0)
+                bring(it, brought[0], halts=True)
+            it.hurry()
+            bring(it, brought[0], halts=True)
+        for _ in range(5):
+            await asyncio.sleep(0.49)
+            assert it.admit() is None
+            await asyncio.sleep(0.02)
+            bring(it, brought[0], halts=True)
+
+    run(test())
+
+
+@pytest.mark.parametrize("outlast", [False, True])
+def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT001
+    """The time since a failure counts, but for that spent halted and, if the policy outlasts outages, that spent down.
+
+    What counts begins anew at the end of a time that does not.
+    """
+
+    async def test() -> list[float]:
+        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1, outlast=outlast))
+        counted: list[float] = []
+
+        def count() -> None:
+            counted.extend(now() - it.counted_from(moment) for moment in (5.0, 1000.0))
+
+        await asyncio.sleep(10.0)
+        bring(it, *FAILED)
+        await asyncio.sleep(10.0)
+        count()
+        bring(it, Reply(status=200))
+        await asyncio.sleep(10.0)
+        count()
+        bring(it, Reply(status=403), halts=True)
+        await asyncio.sleep(10.0)
+        count()
+        bring(it, Reply(status=200))
+        await asyncio.sleep(10.0)
+        count()
+        return counted
+
+    later = [20.0 - 1000.0, 30.0 - 1000.0, 0.0, 50.0 - 1000.0]
+    expected = [0.0, 10.0, 0.0, 10.0] if outlast else [15.0, 25.0, 0.0, 10.0]
+    if outlast:
+        later[0] = 0.0
+
+    assert [each for pair in zip(expected, later, strict=True) for each in pair] == [
+        pytest.approx(seconds, abs=ROUNDING) for seconds in run(test())
+    ]
+
+
+def test_a_halt_that_becomes_an_outage_counts_from_then() -> None:
+    """A halted client whose probes are answered is sending; whatever state follows a halt, its time does not count."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+        bring(it, Reply(status=403), halts=True)
+        await asyncio.sleep(50.0)
+        bring(it, Reply(status=503))
+        assert it.state == "halted"
+        assert it.counted_from(1.0) == now()
+        await asyncio.sleep(50.0)
+        bring(it, Reply(status=404), halts=True)
+        await asyncio.sleep(50.0)
+        assert it.counted_from(1.0) == now()
+        bring(it, Reply(status=200))
+        await asyncio.sleep(5.0)
+        assert now() - it.counted_from(1.0) == pytest.approx(5.0, abs=ROUNDING)
+
+    run(test())
 
 
 def test_late_failures_do_not_reopen() -> None:

@@ -142,6 +142,129 @@ def test_given_up_before_any_attempt() -> None:
     assert flight().give_up("cancelled", 10.0) == Abandoned(reason="cancelled", maybe_recorded=False, attempts=0)
 
 
+# --- parts ---
+
+
+def batch_flight(count: int) -> Flight:
+    """Return the flight of a batch of so many events that began at 0."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes += [b"{}"] * count
+    batch.receipts += [Receipt("view") for _ in range(count)]
+    batch.size += 3 * count
+    return Flight("visitorEvents", b"[]", ["view"] * count, started_at=0.0, opened_in=[0], batch=batch)
+
+
+def bring(it: Flight, brought: Reply, now: float) -> Outcome | None:
+    """Make one more attempt of a flight that brings this."""
+    it.depart(now)
+    return it.judge(brought, now)
+
+
+def test_each_part_has_its_own_attempts() -> None:
+    """A half has the attempts that carried its events, whichever half was sent before, and its tries begin anew."""
+    it = batch_flight(2)
+    for now in (1.0, 2.0):
+        bring(it, reply(503), now)
+        it.excused += 1
+    refused = bring(it, reply(400), 3.0)
+    assert refused is not None
+    assert (3, 3) == (it.attempts, it.tries)
+    assert it.divide(refused, 4.0)
+    left = (it.attempts, it.tries, it.excused, it.tried_at)
+    bring(it, reply(503), 5.0)
+    delivered = bring(it, reply(200), 6.0)
+    assert delivered is not None
+    assert it.go_on(delivered, 7.0)
+    right = (it.attempts, it.tries, it.excused, it.tried_at)
+    rejected = bring(it, reply(400), 8.0)
+
+    assert ((3, 0, 0, 4.0), (3, 0, 0, 7.0)) == (left, right)
+    assert Delivered(status=200, attempts=5, elapsed=6.0, maybe_duplicate=True) == delivered
+    assert Rejected(status=400, attempts=4, elapsed=8.0) == rejected
+
+
+def test_what_one_half_may_have_recorded_is_not_the_others() -> None:
+    """After a 400 nothing of the whole was recorded; what the left half then meets says nothing of the right one."""
+    it = batch_flight(2)
+    bring(it, NO_ANSWER, 1.0)
+    refused = bring(it, reply(400), 2.0)
+    assert refused is not None
+    assert it.divide(refused, 2.0)
+    assert not it.maybe_recorded
+    bring(it, NO_ANSWER, 3.0)
+    assert it.maybe_recorded
+    given_up = it.give_up("retries_exhausted", 4.0)
+    assert it.go_on(given_up, 4.0)
+
+    assert not it.maybe_recorded
+    assert Abandoned(reason="closed", maybe_recorded=False, attempts=2, elapsed=5.0) == it.give_up("closed", 5.0)
+
+
+def test_a_part_that_fits_keeps_what_the_whole_has_met() -> None:
+    """A batch that is parted for its size alone keeps its attempts, and whether it may have been recorded."""
+    it = batch_flight(4)
+    bring(it, NO_ANSWER, 1.0)
+    it.fit(7, 2.0)
+
+    assert (2, 1, True, 0, 2.0) == (it.count, it.attempts, it.maybe_recorded, it.tries, it.tried_at)
+    assert it.divided
+    assert b"[{},{}]" == it.body
+
+
+@pytest.mark.parametrize(("size", "count"), [(14, 4), (13, 4), (12, 2), (7, 2), (6, 1), (1, 1)])
+def test_a_flight_carries_what_fits(size: int, count: int) -> None:
+    """A body of exactly the size is carried whole; one byte more, and it is halved until it fits or is one event."""
+    it = batch_flight(4)
+    it.fit(size, 1.0)
+
+    assert (count, count < 4) == (it.count, it.divided)
+
+
+def test_one_event_is_never_parted() -> None:
+    """A single event is carried as it is, however small the server's bodies are."""
+    it = batch_flight(1)
+    it.fit(1, 1.0)
+
+    assert (1, False) == (it.count, it.divided)
+
+
+# --- refusals that somebody may lift ---
+
+
+@pytest.mark.parametrize(
+    ("brought", "refusal"),
+    [
+        ([reply(403)], Rejected(status=403, attempts=1, elapsed=1.0)),
+        ([reply(400)], None),
+        ([reply(501)], None),
+        ([reply(403), reply(503)], None),
+        ([reply(403), reply(404)], Rejected(status=404, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(403)], abandoned(maybe_recorded=True, status=403, attempts=2)),
+    ],
+)
+def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outcome | None) -> None:
+    """What a flight ends in if nobody lifts its refusal is kept for a refusal by key, shop or address, and no other."""
+    it = flight()
+    for index, each in enumerate(brought):
+        it.depart(10.0)
+        it.judge(each, 11.0 + index)
+
+    assert refusal == it.refusal
+
+
+def test_a_new_part_has_no_refusal() -> None:
+    """What a half was refused for is not what the next one was."""
+    it = batch_flight(2)
+    refused = bring(it, reply(400), 1.0)
+    assert refused is not None
+    assert it.divide(refused, 1.0)
+    refused = bring(it, reply(403), 2.0)
+    assert refused is it.refusal is not None
+    assert it.go_on(refused, 2.0)
+
+    assert it.refusal is None
+
+
 # --- turns ---
 
 

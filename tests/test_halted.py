@@ -29,6 +29,7 @@ from tests.fakes import (
     PARKED,
     ROUNDING,
     Engine,
+    RecordingLimiter,
     Request,
     ScriptedTransport,
     Step,
@@ -360,6 +361,56 @@ def test_the_time_of_a_halt_does_not_count_for_retries() -> None:
         script = iter([503, 503])
         transport.then = lambda _: next(script, OK)
         assert isinstance(await receipt, Delivered)
+
+    run(test())
+
+
+def test_failures_in_a_halt_do_not_use_up_the_retries_time() -> None:
+    """A probe that fails in a halt longer than the retries last costs its batch nothing: it is delivered in the end."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(503, then=401)
+        retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1, max_backoff=0.1)
+        engine = Engine(transport, renewable=True, retry=retry)
+        receipt = await engine.track(1)
+        await asyncio.sleep(100.0)
+        transport.then = 503
+        await asyncio.sleep(100.0)
+        assert (engine.stats().state, receipt.done()) == ("halted", False)
+        transport.then = OK
+        assert isinstance(await receipt, Delivered)
+
+    run(test())
+
+
+@pytest.mark.parametrize(("script", "state"), [([401], "halted"), ([NO_CONNECTION] * 5, "down")])
+def test_one_probe_at_a_time_though_many_wait_for_permits(script: list[Step | int], state: str) -> None:
+    """What was let in before the state changed, and waits for its permit, goes out as a probe, one by one, or waits."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        transport = ScriptedTransport(*script, then=PARKED)
+        retry = RetryPolicy(initial_backoff=1.0, max_backoff=1.0, max_halt=1e6, max_elapsed=1e6)
+        engine = Engine(transport, limiter=limiter, retry=retry, batching=Batching(max_events=1, max_in_flight=20))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(10)]
+        await turns(5)
+        while engine.stats().state == "sending":
+            limiter.grant()
+            await asyncio.sleep(0.06)
+        assert (engine.stats().state, len(transport.requests)) == (state, len(script))
+        assert limiter.waiting >= 10 - len(script)
+        limiter.open_gate()
+        await asyncio.sleep(0.3)
+        assert len(transport.requests) == len(script)
+        await asyncio.sleep(60.0)
+        assert (len(transport.requests) - len(script), transport.parked) == (1, 1)
+        transport.then = OK
+        transport.release()
+        ended = await asyncio.gather(*sends, return_exceptions=True)
+        assert sum(isinstance(each, DeliveryError) for each in ended) == (state == "halted")
+        # Every place on the wire was given back.
+        assert limiter.open == 0
+        await asyncio.gather(*(engine.send(number) for number in range(10, 40)))
 
     run(test())
 

@@ -13,15 +13,16 @@ from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._home import Home
 from retailrocket_async._ledger import Ledger
+from retailrocket_async._observer import Observer, Watch
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected
-from retailrocket_async._report import UndeliveredEvent
+from retailrocket_async._report import StateChange, UndeliveredEvent
 from tests.fakes import check_balance, into, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from retailrocket_async._hooks import OutcomeHook
-    from retailrocket_async._report import Stats
+    from retailrocket_async._hooks import OutcomeHook, StateHook
+    from retailrocket_async._report import State, Stats
 
 OUTCOMES: list[Outcome] = [
     Delivered(status=200),
@@ -31,16 +32,42 @@ OUTCOMES: list[Outcome] = [
 ]
 
 
-def new_ledger(on_outcome: OutcomeHook | None = None) -> Ledger:
+def new_ledger(
+    on_outcome: OutcomeHook | None = None, on_state_change: StateHook | None = None, *, watch: Watch | None = None
+) -> Ledger:
     """Return empty books."""
-    return Ledger(Home(), on_outcome, None, most_told=100)
+    return Ledger(Home(), on_outcome, on_state_change, most_told=100, watch=watch)
 
 
-def batch_of(count: int, generation: int = 0) -> Batch:
+class RaisingHandler(logging.Handler):
+    """A log handler of the application's that raises for every record, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise."""
+        self.records += 1
+        raise ZeroDivisionError(record.msg)
+
+
+@pytest.fixture
+def raising_handler() -> Iterator[RaisingHandler]:
+    """Attach a handler that raises to the client's logger, for one test."""
+    logger, handler = logging.getLogger("retailrocket_async"), RaisingHandler()
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+
+
+def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
     """Return a batch of so many events."""
     batch = Batch(0.0, generation, None)
     batch.envelopes += [b'{"view":{"n":%d}}' % number for number in range(count)]
-    batch.receipts += [Receipt("view") for _ in range(count)]
+    batch.receipts += [Receipt(name) for _ in range(count)]
     return batch
 
 
@@ -141,6 +168,101 @@ def test_undelivered_are_kept_on_demand() -> None:
     close(ledger, batch_of(3), OUTCOMES[3])
 
     assert [kept.outcome for kept in ledger.undelivered] == [OUTCOMES[3]] * 3
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES[1:])
+def test_log_handler_that_raises_costs_the_hook_no_event(outcome: Outcome, raising_handler: RaisingHandler) -> None:
+    """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
+    batch = batch_of(3)
+
+    async def test() -> tuple[int, int, Stats]:
+        told: list[UndeliveredEvent] = []
+        ledger = new_ledger(into(told))
+        ledger.keep_undelivered()
+        close(ledger, batch, outcome)
+        await ledger.hooks.drained()
+        return len(told), len(ledger.undelivered), stats(ledger)
+
+    told, kept, counted = run(test())
+
+    assert (3, 3, 1) == (told, kept, raising_handler.records)
+    assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
+    check_balance(counted)
+
+
+def test_log_handler_that_raises_ends_a_flush(raising_handler: RaisingHandler) -> None:
+    """A log handler that raises does not leave a flush waiting for events that have their outcome."""
+
+    async def test() -> None:
+        ledger = new_ledger()
+        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        close(ledger, batch_of(1), OUTCOMES[1])
+        await flush
+
+    run(test())
+
+    assert raising_handler.records == 1
+
+
+@pytest.mark.parametrize("state", ["halted", "sending"])
+def test_log_handler_that_raises_costs_no_change_of_state(state: State, raising_handler: RaisingHandler) -> None:
+    """A log handler that raises keeps no change of state from `on_state_change`."""
+    change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
+
+    async def test() -> list[StateChange]:
+        told: list[StateChange] = []
+
+        async def hook(change: StateChange) -> None:
+            told.append(change)
+
+        ledger = new_ledger(None, hook)
+        ledger.tell_state(change)
+        await ledger.hooks.drained()
+        return told
+
+    assert [change] == run(test())
+    assert raising_handler.records == 1
+
+
+def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
+    """What a hook raises is counted each time, though the log handler raises as well."""
+    ledger = new_ledger()
+    for _ in range(3):
+        ledger.hook_failed("on_outcome", ValueError("x"))
+
+    assert (3, 1) == (stats(ledger).hook_errors, raising_handler.records)
+
+
+class Noting(Observer):
+    """Notes the outcomes that it is given."""
+
+    def __init__(self) -> None:
+        self.settlements: list[tuple[dict[str, int], Outcome]] = []
+
+    def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
+        """Note them."""
+        self.settlements.append((dict(names), outcome))
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
+    """With an observer attached the names of dropped events are in `dropped_by`, and the observer has all names."""
+    observer = Noting()
+    ledger = new_ledger(watch=Watch(observer, lambda *_: None))
+    close(ledger, batch_of(2), outcome)
+    close(ledger, batch_of(3, name="search"), outcome)
+    ledger.tracked += 1
+    ledger.drop(b"{}", Receipt("order"), "before_send")
+    dropped_by = {"before_send": {"order": 1}} | (
+        {"closed": {"view": 2, "search": 3}} if isinstance(outcome, Dropped) else {}
+    )
+
+    assert dropped_by == stats(ledger).dropped_by
+    assert [({"view": 2}, outcome), ({"search": 3}, outcome), ({"order": 1}, Dropped(reason="before_send"))] == (
+        observer.settlements
+    )
+    check_balance(stats(ledger))
 
 
 def test_flush_waits_for_its_generation() -> None:

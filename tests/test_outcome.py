@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import pickle
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -362,6 +363,69 @@ async def test_polling_leaves_nothing_behind() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     assert not receipt._waiters
+
+
+def test_outcome_wakes_another_threads_idle_loop() -> None:
+    """A receipt that is awaited in another thread's loop, which has nothing else to do, wakes that loop."""
+    receipt = Receipt("view")
+    waits = threading.Event()
+    outcomes: list[Outcome] = []
+
+    async def wait() -> None:
+        # Called once the loop has run everything that was ready, right before it looks for more.
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, waits.set)
+        outcomes.append(await receipt)
+
+    thread = threading.Thread(target=asyncio.run, args=(wait(),), daemon=True)
+    thread.start()
+    assert waits.wait(60.0)
+
+    async def settle_here() -> None:
+        settle([receipt], DELIVERED)
+
+    asyncio.run(settle_here())
+    # A limit for a test that fails: the loop wakes at once, or never.
+    thread.join(60.0)
+
+    assert [DELIVERED] == outcomes
+
+
+def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
+    """A receipt that is settled by a thread without a loop wakes whoever awaits it in a loop."""
+
+    async def main() -> Outcome:
+        receipt = Receipt("view")
+        waiter = asyncio.ensure_future(receipt)
+        await settled()
+        # Joined at once: nothing else wakes this loop afterwards.
+        thread = threading.Thread(target=settle, args=([receipt], DELIVERED))
+        thread.start()
+        thread.join()
+        return await asyncio.wait_for(waiter, 60.0)
+
+    assert asyncio.run(main()) is DELIVERED
+
+
+def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
+    """A receipt that was awaited in a loop which is closed now is settled, and so are those who await it elsewhere."""
+    receipts = [Receipt("view") for _ in range(2)]
+    gone = asyncio.new_event_loop()
+    left = _wait(receipts[0])
+    task = gone.create_task(left)
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+
+    async def main() -> list[Outcome]:
+        waiters = [asyncio.ensure_future(receipt) for receipt in receipts]
+        await settled()
+        settle(receipts, DELIVERED)
+        return await asyncio.gather(*waiters)
+
+    assert [DELIVERED, DELIVERED] == asyncio.run(main())
+    assert not task.done()
+    # Nobody runs it any more.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    left.close()
 
 
 async def test_closed_coroutine_leaves_nothing_behind() -> None:

@@ -216,6 +216,65 @@ def test_what_counts_as_throttling_can_be_extended(throttled: int) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("code", [200, 204, 299])
+def test_what_was_accepted_is_not_asked_about(code: int) -> None:
+    """No predicate is asked about a 2xx: an event that was accepted is delivered, whatever the answer says."""
+    asked: list[int] = []
+
+    def is_throttled(code: int, _: bytes) -> bool:
+        asked.append(code)
+        return True
+
+    async def test() -> None:
+        limiter = RecordingLimiter()
+        said = Reply(status=code, body=b"you are too fast")
+        engine = Engine(
+            ScriptedTransport(Step(reply=said)), limiter=limiter, retry=RetryPolicy(is_throttled=is_throttled)
+        )
+        assert await (await engine.track(1)) == Delivered(status=code, elapsed=pytest.approx(0.05))
+        assert limiter.throttlings == []
+
+    run(test())
+
+    assert [] == asked
+
+
+@pytest.mark.parametrize("code", [199, 300, 400, 413, 429, 599])
+def test_every_other_answer_is_asked_about(code: int) -> None:
+    """A predicate is asked once about each answer that is no 2xx, and may take any of them for a 429."""
+    asked: list[tuple[int, bytes]] = []
+
+    def is_throttled(code: int, body: bytes) -> bool:
+        asked.append((code, body))
+        return True
+
+    async def test() -> None:
+        limiter = RecordingLimiter()
+        retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
+        engine = Engine(ScriptedTransport(Step(reply=Reply(status=code, body=b"x"))), limiter=limiter, retry=retry)
+        outcome = await (await engine.track(1))
+        assert isinstance(outcome, Delivered)
+        assert (2, False, 1) == (outcome.attempts, outcome.maybe_duplicate, len(limiter.throttlings))
+
+    run(test())
+
+    assert [(code, b"x")] == asked
+
+
+def test_without_an_answer_nobody_is_asked() -> None:
+    """A predicate is not asked about a request that had no answer."""
+    asked: list[int] = []
+
+    async def test() -> None:
+        retry = RetryPolicy(is_throttled=lambda code, _: bool(asked.append(code)), initial_backoff=0.0)
+        engine = Engine(ScriptedTransport(Step(reply=Reply(failure="timeout"))), retry=retry)
+        assert isinstance(await (await engine.track(1)), Delivered)
+
+    run(test())
+
+    assert [] == asked
+
+
 def test_a_predicate_that_raises_is_no_throttling(caplog: pytest.LogCaptureFixture) -> None:
     """A predicate that raises is logged once, and the answer means what it always does."""
 
