@@ -258,9 +258,9 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     """Return `base_url` with a slash at its end, once it is sure that the key may be sent there.
 
     Raises:
-        ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters; a query, fragment or user in
-            it; plain ``http://`` to another host than this one without `allow_insecure`; or any other host than this
-            one in a test run, see `TEST_MODE`.
+        ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters with the slash at its end; a
+            query, fragment or user in it; plain ``http://`` to another host than this one without `allow_insecure`; or
+            any other host than this one in a test run, see `TEST_MODE`.
     """
     complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
     if complaint:
@@ -285,7 +285,7 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
     if "?" in text or "#" in text or url.userinfo:
         return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
     if len(text.removesuffix("/")) >= _MAX_URL:
-        return f"base_url must be at most {_MAX_URL:,} characters long"
+        return f"base_url must be at most {_MAX_URL:,} characters long, the slash at its end counted"
     if _is_loopback(host):
         return None
     if os.environ.get(TEST_MODE, "0") not in ("", "0"):

@@ -270,6 +270,85 @@ def test_full_bytes_are_due() -> None:
     assert numbers(buffer.take()) == [0, 1]
 
 
+@pytest.mark.parametrize(("last", "due"), [(510, False), (511, True), (512, True), (1022, True)])
+@pytest.mark.parametrize("how", ["append", "extend", "grow"])
+def test_bytes_at_the_cap_are_due(how: str, last: int, due: bool) -> None:  # noqa: FBT001
+    """A batch is due once its events' bytes, commas and all, reach the cap exactly, and the caller is told of that."""
+    buffer = make(max_bytes=1024)
+    put(buffer, 0, size=511)
+    if how == "append":
+        told = put(buffer, 1, size=last)
+    elif how == "extend":
+        told = buffer.extend([envelope(1, last)], [Receipt("view")], None)
+    else:
+        # What makes a batch due is not for `grow`; `append` is asked then, and says so.
+        told = not buffer.grow(envelope(1, last), Receipt("view")) and put(buffer, 1, size=last)
+
+    assert (due, 0.0 if due else LINGER) == (told, buffer.due_in())
+
+
+@pytest.mark.parametrize("how", ["append", "extend", "grow"])
+def test_events_at_the_cap_are_due(how: str) -> None:
+    """The event that fills a batch makes it due and is told of, and none before or after it, however it comes."""
+    buffer = make(max_events=4)
+    told = [put(buffer, 0)]
+    for number in range(1, 6):
+        if how == "extend":
+            told.append(buffer.extend([envelope(number, 20)], [Receipt("view")], None))
+        else:
+            grown = how == "grow" and buffer.grow(envelope(number, 20), Receipt("view"))
+            told.append(not grown and put(buffer, number))
+        assert (0.0 if number >= 3 else LINGER) == buffer.due_in()
+
+    assert [True, False, False, True, False, False] == told
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_a_group_that_crosses_the_cap_is_due(count: int) -> None:
+    """Events that come at once are due, and told of, if they reach a cap together, by number or by bytes."""
+    for buffer in (make(max_events=5), make(max_bytes=1024)):
+        for number in range(2):
+            put(buffer, number, size=203)
+        told = buffer.extend([envelope(number, 203) for number in range(count)], [Receipt("view")] * count, None)
+        # Of 204 bytes each, the comma counted, five events are 1,020 bytes and six are beyond the cap.
+        due = 2 + count >= (5 if buffer.cap.bytes > 1024 else 6)
+
+        assert (due, 0.0 if due else LINGER) == (told, buffer.due_in())
+
+
+@pytest.mark.parametrize(("more", "together"), [(0, True), (1, False)])
+@pytest.mark.parametrize("of", ["lanes", "one lane"])
+def test_batches_come_together_up_to_the_very_cap(of: str, more: int, together: bool) -> None:  # noqa: FBT001
+    """Two batches become one if its body has exactly the cap's bytes, and stay two if it had one byte more."""
+    clock = Clock()
+    buffer = make(clock, max_bytes=1024, ordered=of == "lanes")
+    first, second = lanes_apart(buffer) if of == "lanes" else ("a", "a")
+    # While `fine` is wanted a lane's batch is closed by its age.
+    buffer.fine = True
+    put(buffer, 0, first, size=500)
+    clock.time = 10.0
+    put(buffer, 1, second, size=521 + more)
+    buffer.fine = False
+    batches = list(iter(buffer.take, None))
+
+    assert ([[0, 1]] if together else [[0], [1]]) == [numbers(batch) for batch in batches]
+    assert not together or 1024 == len(join(batches[0].envelopes)) == batches[0].size
+
+
+@pytest.mark.parametrize(("more", "together"), [(0, True), (1, False)])
+def test_lanes_come_together_up_to_the_very_number(more: int, together: bool) -> None:  # noqa: FBT001
+    """Two lanes' batches become one of exactly `max_events`, and stay two if it had one event more."""
+    buffer = make(max_events=5, ordered=True)
+    first, second = lanes_apart(buffer)
+    for number in range(2):
+        put(buffer, number, first)
+    for number in range(2, 5 + more):
+        put(buffer, number, second)
+    batches = [numbers(batch) for batch in iter(buffer.take, None)]
+
+    assert ([[0, 1, 2, 3, 4]] if together else [[0, 1], [2, 3, 4, 5]]) == batches
+
+
 def test_oldest_lingers() -> None:
     """An event is due when it has lingered, whatever came after it."""
     clock = Clock()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from typing import TYPE_CHECKING
 
+import hpack
 import httpx
 import pytest
 
@@ -14,10 +16,13 @@ from retailrocket_async import ConfigurationError
 from retailrocket_async._credentials import Credentials
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._transport import HttpxTransport, checked_base_url
+from tests.fakes import ROUNDING
 from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
+from tests.virtual_time import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
 
 KEY = "s3cr3t-k3y/+&"
 BODY = b'[{"view":{}}]'
@@ -491,3 +496,270 @@ async def test_cookies_are_not_kept() -> None:
 
     assert [] == kept
     assert "cookie" not in server.arrived[1].headers
+
+
+# --- how long a connection, an answer and a URL may last ---
+
+
+class SetClock:
+    """A clock in place of `time.monotonic`, by which asyncio and httpcore measure: it moves only when it is set."""
+
+    def __init__(self) -> None:
+        self.time = time.monotonic()
+
+    def __call__(self) -> float:
+        """Return the time in seconds."""
+        return self.time
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(0.0, 1), (3.99, 1), (4.01, 2), (60.0, 2)])
+async def test_an_idle_connection_is_used_again_for_four_seconds(
+    idle: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was idle for less than 4 s is used again, and one that was idle for longer never is."""
+    clock = SetClock()
+    async with raw_server() as server:
+        transport = HttpxTransport(_credentials(), base_url=server.url)
+        # Open by now, as the opening has a clock of its own.
+        await transport.post("view", BODY, on_sent=lambda: None)
+        monkeypatch.setattr(time, "monotonic", clock)
+        before = server.connections
+        await transport.post("view", BODY, on_sent=lambda: None)
+        for _ in range(3):
+            clock.time += idle
+            assert 200 == (await transport.post("view", BODY, on_sent=lambda: None)).status
+        monkeypatch.undo()
+        await transport.aclose()
+
+    assert (before - 1) + 3 * (connections - 1) == server.connections - 1
+
+
+class Answering(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A server whose answers have a body of these chunks; a chunk that is None takes for ever."""
+
+    def __init__(self, *chunks: bytes | None, status: int = 200) -> None:
+        self.chunks = chunks
+        self.status = status
+        self.read = 0
+        self.closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Read the request, and answer."""
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        async for _ in request.stream:
+            pass
+        return httpx.Response(self.status, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            if chunk is None:
+                await asyncio.sleep(1e9)
+            else:
+                self.read += len(chunk)
+                yield chunk
+
+    async def aclose(self) -> None:
+        """Note it."""
+        self.closed = True
+
+
+async def _answer_of(server: Answering, timeout: float | httpx.Timeout = 10.0) -> Reply:  # noqa: ASYNC109 - an option
+    async with httpx.AsyncClient(transport=server) as client:
+        transport = HttpxTransport(_credentials(), timeout=timeout, http_client=client)
+        return await transport.post("view", BODY, on_sent=lambda: None)
+
+
+@pytest.mark.parametrize("chunks", [[None], [b"x" * 100, None], [b"x" * 5000, None]])
+@pytest.mark.parametrize("timeout", [10.0, 1.5, httpx.Timeout(None)])
+def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeout: float | httpx.Timeout) -> None:
+    """With the status in hand the rest of the answer is read for 1 s, not less and not more; then it is left."""
+    server = Answering(*chunks, status=403)
+
+    async def test() -> float:
+        reply = await _answer_of(server, timeout)
+        assert Reply(status=403) == reply
+        return asyncio.get_running_loop().time()
+
+    assert pytest.approx(1.0, abs=ROUNDING) == run(test())
+    assert server.closed
+
+
+def test_a_status_stands_if_the_whole_time_ends_first() -> None:
+    """An answer whose rest takes the request beyond its own `timeout` counts by its status."""
+    server = Answering(None, status=403)
+
+    async def test() -> float:
+        assert Reply(status=403) == await _answer_of(server, 0.25)
+        return asyncio.get_running_loop().time()
+
+    assert pytest.approx(0.25, abs=ROUNDING) == run(test())
+
+
+@pytest.mark.parametrize(
+    "chunks", [[b"ab" * 2048], [b"ab" * 2048, b"c"], [b"ab" * 5000], [b"ab", b"", b"abab" * 4, b"ab" * 4000]]
+)
+async def test_the_first_four_kib_of_an_answer_are_kept(chunks: list[bytes]) -> None:
+    """`is_throttled` is given the first 4,096 bytes of an answer's body, however it was cut on the way, and no more."""
+    assert b"ab" * 2048 == (await _answer_of(Answering(*chunks, status=403))).body
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"x" * 4095])
+async def test_a_short_answer_is_kept_whole(body: bytes) -> None:
+    """An answer of less than 4 KiB is kept as it is."""
+    assert body == (await _answer_of(Answering(body, status=403))).body
+
+
+async def test_an_answer_is_read_up_to_64_kib() -> None:
+    """An answer of 64 KiB is read to its end, so that its connection can be used again; of a longer one no more is."""
+    whole, longer = Answering(*[b"x" * 4096] * 16), Answering(*[b"x" * 4096] * 100)
+    for server in (whole, longer):
+        await _answer_of(server)
+
+    assert (64 * 1024, 64 * 1024 + 4096) == (whole.read, longer.read)
+    assert longer.closed
+
+
+@pytest.mark.parametrize(
+    ("length", "slash", "fits"), [(7_999, "", True), (8_000, "/", True), (8_000, "", False), (8_001, "/", False)]
+)
+def test_a_base_url_has_at_most_8000_characters(length: int, slash: str, fits: bool) -> None:  # noqa: FBT001
+    """With the slash at its end a base URL has up to 8,000 characters, and one of 8,001 is refused."""
+    url = "https://shop.test/".ljust(length - len(slash), "x") + slash
+    assert length == len(url)
+
+    if fits:
+        assert url.removesuffix("/") + "/" == checked_base_url(url, allow_insecure=False)
+    else:
+        with pytest.raises(ConfigurationError, match="at most 8,000 characters long, the slash at its end counted"):
+            checked_base_url(url, allow_insecure=False)
+
+
+# --- what errors and loggers hold ---
+
+
+def _held_by(error: BaseException | None) -> str:
+    """Return all that an error, its causes, its contexts and the variables of their frames print."""
+    printed: list[str] = []
+    todo, seen = [error], set[int]()
+    while todo:
+        error = todo.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        printed.append(repr(error))
+        printed.extend(map(repr, error.args))
+        frame: TracebackType | None = error.__traceback__
+        while frame is not None:
+            # A test's own frame has the secret that it is about.
+            if not frame.tb_frame.f_code.co_name.startswith("test_"):
+                printed.extend(map(repr, frame.tb_frame.f_locals.values()))
+            frame = frame.tb_next
+        todo += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+    return "\n".join(printed)
+
+
+class Telling(httpx.AsyncBaseTransport):
+    """A transport that waits, and is cancelled, while it deals with an error that has the request target."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Wait for ever."""
+        target = request.url.raw_path.decode()
+        try:
+            int(target)
+        except ValueError as error:
+            self.waits.set()
+            try:
+                await asyncio.sleep(1e9)
+            except asyncio.CancelledError as cancelled:
+                cancelled.__cause__ = error
+                raise
+        raise AssertionError
+
+
+async def test_a_cancelled_request_tells_nobody_its_target() -> None:
+    """The error that a cancelled request ends in has no cause, no context and no frame that prints the key."""
+    server = Telling()
+    async with httpx.AsyncClient(transport=server) as client:
+        transport = HttpxTransport(_credentials(), http_client=client)
+        posting = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
+        await server.waits.wait()
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await posting
+
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in _held_by(caught.value)]
+
+
+async def test_a_request_that_is_cancelled_on_the_wire_tells_nobody_its_target() -> None:
+    """A request over a real connection that is cancelled while it waits for its answer leaves no key in the error."""
+    arrived = asyncio.Event()
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        arrived.set()
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    async with raw_server() as server:
+        server.respond = stall
+        transport = HttpxTransport(_credentials(), base_url=server.url)
+        posting = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
+        await arrived.wait()
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await posting
+        await transport.aclose()
+
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in _held_by(caught.value)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:s3cr3t@shop.test/",
+        "https://shop.test/?apiKey=s3cr3t",
+        "https://s3cr3t:65536/",
+        "https://user:s3cr3t@[::bad/",
+        "https://user:s3cr3t@shop.test:nonsense/",
+        "https://user:s3cr3t@shop.test/\ud800",
+        "ftp://user:s3cr3t@shop.test/",
+        "http://shop.test/s3cr3t",
+        "https://shop.test/s3cr3t" + "x" * 8_000,
+    ],
+)
+def test_a_refused_base_url_is_in_no_error(url: str) -> None:
+    """The error for a base URL, which may hold credentials, has no cause, no context and no frame that prints it."""
+    with pytest.raises(ConfigurationError) as caught:
+        checked_base_url(url, allow_insecure=False)
+
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+    assert "s3cr3t" not in _held_by(caught.value)
+
+
+@pytest.mark.parametrize("key", ["s3cr3t key", "s3cr3t\n", " s3cr3t", "s3cr3t\ud800"])
+def test_a_refused_key_is_in_no_error(key: str) -> None:
+    """The error for a key that cannot be meant has no cause, no context and no frame that prints it."""
+    with pytest.raises(ConfigurationError) as caught:
+        Credentials(key, "partner")
+
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+    assert "s3cr3t" not in _held_by(caught.value)
+
+
+def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever HTTP/2's header coder does with a path, in its table or out of it, no record at DEBUG has the key."""
+    caplog.set_level(logging.DEBUG)
+    for _ in range(2):
+        HttpxTransport(_credentials(), base_url="https://shop.test/")
+    coder = hpack.Encoder()
+    for number in range(3):
+        coder.encode([(":path", f"/1.0/view{number}?apiKey={KEY}&partnerId=partner"), ("x-other", "value")])
+    # Smaller tables lose their entries, and say which.
+    coder.header_table_size = 0
+
+    assert {"hpack.hpack", "hpack.table"} == {record.name for record in caplog.records}
+    assert not [record for record in caplog.records if "s3cr3t" in record.getMessage() + repr(vars(record))]
