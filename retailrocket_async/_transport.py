@@ -389,11 +389,16 @@ def _connect_kind(error: BaseException) -> FailureKind:
     return "connect"
 
 
+_CODED: Final = ("Encoded header block", "Decoding ")
+"""How records of HTTP/2's header coder begin that print headers in their coded form: anybody can decode it."""
+
+
 class _NoTargets(logging.Filter):
     """Drops the records in which a library below prints a request target, key and all."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "apiKey" not in record.getMessage()
+        message = record.getMessage()
+        return "apiKey" not in message and not message.startswith(_CODED)
 
 
 _TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -142,6 +143,32 @@ def test_given_up_before_any_attempt() -> None:
     assert flight().give_up("cancelled", 10.0) == Abandoned(reason="cancelled", maybe_recorded=False, attempts=0)
 
 
+def test_departures_are_counted() -> None:
+    """Each departure is an attempt and a try, and the time of the last one is known."""
+    it = flight()
+    before = (it.attempts, it.tries, it.departed_at, it.tried_at, it.failed_at, it.on_wire)
+    for now in (11.0, 13.0):
+        it.depart(now)
+        assert it.on_wire
+        it.judge(reply(503), now + 1.0)
+
+    assert (0, 0, 10.0, 10.0, -math.inf, False) == before
+    assert (2, 2, 13.0, 10.0, False) == (it.attempts, it.tries, it.departed_at, it.tried_at, it.on_wire)
+
+
+def test_too_old_before_and_after_the_first_attempt() -> None:
+    """An event that grows too old was never sent if there was no attempt, and is given up if there was one."""
+    it = flight()
+    never_sent = it.expired(12.0)
+    it.depart(13.0)
+    it.judge(NO_ANSWER, 14.0)
+
+    assert Dropped(reason="expired") == never_sent
+    assert it.expired(15.0) == Abandoned(
+        reason="expired", maybe_recorded=True, failure="timeout: ReadTimeout", attempts=1, elapsed=5.0
+    )
+
+
 # --- parts ---
 
 
@@ -259,7 +286,8 @@ def test_a_new_part_has_no_refusal() -> None:
     assert refused is not None
     assert it.divide(refused, 1.0)
     refused = bring(it, reply(403), 2.0)
-    assert refused is it.refusal is not None
+    assert refused is not None
+    assert refused is it.refusal
     assert it.go_on(refused, 2.0)
 
     assert it.refusal is None
@@ -306,6 +334,21 @@ def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
     it.end()
 
     assert (permit.told, told) == (["sent", f"answered={answered}"], ["left"])
+
+
+def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
+    """What is woken by a place given back may end the same turn, which is over by then."""
+    permit = Permit()
+    left: list[int] = []
+
+    def leave() -> None:
+        left.append(1)
+        it.end()
+
+    it = Turn(ADMITTED, permit, leave, lambda _: None)
+    it.end(answered=True)
+
+    assert ([1], ["answered=True"]) == (left, permit.told)
 
 
 def test_late_sent_is_not_told() -> None:

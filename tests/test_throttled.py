@@ -265,8 +265,12 @@ def test_without_an_answer_nobody_is_asked() -> None:
     """A predicate is not asked about a request that had no answer."""
     asked: list[int] = []
 
+    def is_throttled(code: int, _: bytes) -> bool:
+        asked.append(code)
+        return True
+
     async def test() -> None:
-        retry = RetryPolicy(is_throttled=lambda code, _: bool(asked.append(code)), initial_backoff=0.0)
+        retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
         engine = Engine(ScriptedTransport(Step(reply=Reply(failure="timeout"))), retry=retry)
         assert isinstance(await (await engine.track(1)), Delivered)
 
