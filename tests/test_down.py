@@ -305,6 +305,206 @@ def test_a_hurried_breaker_admits_a_probe_each_half_second(state: str, early: bo
     run(test())
 
 
+async def intervals(it: Breaker, brought: Reply, count: int) -> list[float]:
+    """Return the seconds between a state's beginning and its probes, each of which brings this."""
+    waits = []
+    for _ in range(count):
+        begin = now()
+        await asyncio.wait_for(it.wait(), 1e6)
+        waits.append(now() - begin)
+        bring(it, brought, halts=True)
+    return waits
+
+
+@pytest.mark.parametrize(("first", "last"), [(1.0, 16.0), (0.0, 0.0), (0.05, 0.3), (2.0, 2.0)])
+def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> None:
+    """While the API is down the probes' intervals double from the first backoff to the last, less up to a half of each.
+
+    They are never planned closer than the half of 0.1 s.
+    """
+
+    async def test() -> list[float]:
+        it = breaker(policy=RetryPolicy(initial_backoff=first, max_backoff=last))
+        bring(it, *FAILED)
+        return await intervals(it, Reply(status=503), 8)
+
+    longest = [max(0.1, min(max(0.1, last), max(0.1, first) * 2**index)) for index in range(8)]
+    # Random parts of that: many of them come near to both ends.
+    waits = [[wait / most for wait, most in zip(run(test()), longest, strict=True)] for _ in range(12)]
+    flat = [wait for each in waits for wait in each]
+
+    assert 0.5 - ROUNDING <= min(flat) < 0.65
+    assert 0.85 < max(flat) <= 1.0 + ROUNDING
+
+
+@pytest.mark.parametrize("policy", [RetryPolicy(), RetryPolicy(initial_backoff=0.0, max_backoff=0.0)])
+def test_probes_of_a_halt_follow_no_policy(policy: RetryPolicy) -> None:
+    """While sending is halted the probes' intervals double from 1 s to 30 s, and begin anew with the next halt."""
+
+    async def test() -> None:
+        it = breaker(policy=policy)
+        for _ in range(2):
+            bring(it, Reply(status=403), halts=True)
+            expected = [pytest.approx(wait, abs=ROUNDING) for wait in (1, 2, 4, 8, 16, 30, 30)]
+            assert expected == await intervals(it, Reply(status=403), 7)
+            await it.wait()
+            bring(it, Reply(status=200))
+            assert it.state == "sending"
+
+    run(test())
+
+
+def test_what_a_breaker_says_of_a_change() -> None:
+    """Each change says what is, what was, for how long, why and what to do; the same refusal again is no change."""
+    changes: list[StateChange] = []
+
+    async def test() -> tuple[float, float, float]:
+        it = breaker(changes)
+        await asyncio.sleep(1.0)
+        bring(it, Reply(status=200), *[Reply(failure="connect", detail="ConnectError")] * FAILURES)
+        assert (1.0, 1.0) == (pytest.approx(it.answered_at), pytest.approx(it.since))
+        await asyncio.sleep(10.0)
+        bring(it, Reply(status=403), halts=True)
+        assert 403 == it.status
+        await asyncio.sleep(10.0)
+        bring(it, Reply(status=403), halts=True)
+        await asyncio.sleep(10.0)
+        bring(it, Reply(status=404), halts=True)
+        refused_at, since = it.refused_at, it.since
+        assert 404 == it.status
+        await asyncio.sleep(10.0)
+        bring(it, Reply(status=200))
+        assert it.status is None
+        bring(it, *[Reply(failure="key", detail="KeyError")] * FAILURES)
+        await asyncio.sleep(40.0)
+        bring(it, Reply(status=400))
+        bring(it, *FAILED)
+        return refused_at, since, it.answered_at
+
+    times = run(test())
+
+    # The last refusal; the first one, since which it has been halted; the last answer.
+    assert [pytest.approx(at) for at in (31.0, 11.0, 81.0)] == list(times)
+    told = [(change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes]
+    assert [
+        ("sending", "down", None, "connect: ConnectError", 0),
+        ("down", "halted", 403, None, 10),
+        ("halted", "halted", 404, None, 20),
+        ("halted", "sending", None, None, 30),
+        ("sending", "down", None, "key: KeyError", 0),
+        ("down", "sending", None, None, 40),
+        ("sending", "down", 503, None, 0),
+    ] == told
+    assert ["does not answer", "does not answer"] == [changes[index].advice[8:23] for index in (0, 6)]
+    assert "api_key function" in changes[4].advice
+
+
+@pytest.mark.parametrize("answer", [200, 400, 413, 429])
+def test_which_answers_end_an_outage(answer: int) -> None:
+    """Whatever the API answers, be it a refusal of the events or a 429, shows that it is back."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        bring(it, *FAILED)
+        await asyncio.sleep(1.0)
+        bring(it, Reply(status=answer))
+        assert it.state == "sending"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("brought", "tells", "state"),
+    [
+        (Reply(status=200), True, "sending"),
+        (Reply(status=400), True, "sending"),
+        (Reply(status=200), False, "halted"),
+        (Reply(status=429), True, "halted"),
+        (Reply(status=503), True, "halted"),
+        (Reply(status=501), True, "halted"),
+        (Reply(failure="timeout"), True, "halted"),
+    ],
+)
+def test_which_answers_end_a_halt(brought: Reply, tells: bool, state: str) -> None:  # noqa: FBT001
+    """A halt ends by an answer that shows the key and the address to be right, and by no other; probes go on then."""
+
+    async def test() -> None:
+        it = breaker()
+        bring(it, Reply(status=403), halts=True)
+        await asyncio.sleep(1.0)
+        admission = it.admit()
+        assert admission is not None
+        it.report(admission, brought, halts=True, tells=tells)
+        assert it.state == state
+        if state == "halted":
+            assert it.admit() is None
+            await asyncio.sleep(2.0)
+            assert it.admit() is not None
+
+    run(test())
+
+
+def test_a_refusal_that_halts_nobody_is_an_answer() -> None:
+    """A refusal of one event's own endpoint halts nothing, ends an outage and the count of failures in a row."""
+
+    async def test() -> None:
+        it = breaker()
+        bring(it, *FAILED[:-1], Reply(status=404), *FAILED[:-1])
+        assert it.state == "sending"
+        bring(it, Reply(status=503))
+        assert it.state == "down"
+
+    run(test())
+
+
+def test_rests_end_with_the_state() -> None:
+    """A wait between two attempts ends in its time, at once if the state changes, and takes none while not sending."""
+
+    async def test() -> list[float]:
+        it = breaker()
+        ended: list[float] = []
+
+        async def rest(seconds: float) -> None:
+            await it.rest(seconds)
+            ended.append(now())
+
+        resting = [asyncio.create_task(rest(seconds)) for seconds in (1.0, 5.0, 50.0)]
+        await asyncio.sleep(2.0)
+        resting[1].cancel()
+        bring(it, *FAILED)
+        await asyncio.wait(resting)
+        await rest(50.0)
+        return ended
+
+    assert [pytest.approx(at, abs=ROUNDING) for at in (1.0, 2.0, 2.0)] == run(test())
+
+
+def test_a_probe_that_is_held_keeps_others_waiting() -> None:
+    """A probe that is over and held again admits no other until it is over for good; what is older holds nothing."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        early = it.admit()
+        assert early is not None
+        bring(it, *FAILED)
+        await asyncio.sleep(1.0)
+        it.hold(early)
+        probe = it.admit()
+        assert probe is not None
+        it.over(early)
+        assert it.admit() is None
+        waiting = asyncio.create_task(it.wait())
+        it.over(probe)
+        it.hold(probe)
+        await asyncio.sleep(10.0)
+        assert (None, False) == (it.admit(), waiting.done())
+        it.over(probe)
+        await waiting
+        assert it.admit() is not None
+
+    run(test())
+
+
 @pytest.mark.parametrize("outlast", [False, True])
 def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT001
     """The time since a failure counts, but for that spent halted and, if the policy outlasts outages, that spent down.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from retailrocket_async import Batching, Delivered, DeliveryError, Rejected, RetryPolicy
+from retailrocket_async import Abandoned, Batching, Buffer, Delivered, DeliveryError, Rejected, RetryPolicy
 from retailrocket_async._reply import Reply
 from tests.fakes import (
     NO_CONNECTION,
@@ -71,6 +71,21 @@ def test_a_batch_goes_again_at_once_for_two_new_keys(new_keys: int) -> None:
     assert (1 + min(new_keys, 2), "halted") == run(test())
 
 
+def test_a_request_with_a_key_that_was_refused_is_an_attempt() -> None:
+    """A request that is made again for a new key counts against the policy's attempts as any other does."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(401, 503)
+        transport.renewals = [(True, None)]
+        retry = RetryPolicy(max_attempts=2, initial_backoff=0.0)
+        engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=retry)
+        outcome = await (await engine.track(1))
+        assert isinstance(outcome, Abandoned)
+        assert ("retries_exhausted", 2, 503) == (outcome.reason, outcome.attempts, outcome.status)
+
+    run(test())
+
+
 def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused() -> None:
     """Another key is asked for in place of the one that the refused request carried; before each probe it is again."""
 
@@ -83,6 +98,24 @@ def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused() -> Non
         # The refusal at 0.05 s, and right before the probes that come 1, 2 and 4 s after each refusal.
         assert [(pytest.approx(at, abs=0.01), 7) for at in (0.05, 1.05, 3.1, 7.15)] == transport.asked_for
         assert [pytest.approx(at, abs=0.01) for at in (0.0, 1.05, 3.1, 7.15)] == transport.times
+
+    run(test())
+
+
+def test_a_close_while_the_key_is_asked_for_knows_the_answer() -> None:
+    """What was refused with 401 is certainly not recorded, also if the client closes while it asks for a key."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=401)
+        transport.keeps_key = True
+        engine = Engine(transport, renewable=True, batching=ONE_EACH)
+        receipt = await engine.track(1)
+        await asyncio.sleep(1.0)
+        assert (1, False) == (transport.renewed, receipt.done())
+        await engine.aclose(0)
+        outcome = receipt.outcome
+        assert isinstance(outcome, Abandoned)
+        assert ("closed", False, 401, 1) == (outcome.reason, outcome.maybe_recorded, outcome.status, outcome.attempts)
 
     run(test())
 
@@ -260,6 +293,58 @@ class SlowLimiter(RecordingLimiter):
         """Wait, and then as ever."""
         await asyncio.sleep(self._seconds)
         return await super().acquire()
+
+
+# --- time ---
+
+
+def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent() -> None:
+    """An event that is older than `max_age` when its retry gets a permit is given up in that moment, and not sent."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        transport = ScriptedTransport(200, 503)
+        engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=ONE_EACH, buffer=Buffer(max_age=1.0))
+        # The first event sets the times, 0.25 s apart, at which old events are looked for.
+        receipts = [await engine.track(1)]
+        await asyncio.sleep(0.1)
+        receipts.append(await engine.track(2))
+        for _ in range(2):
+            limiter.grant()
+            await asyncio.sleep(0.06)
+        await asyncio.sleep(1.15 - now())
+        assert ([True, False], 1) == ([receipt.done() for receipt in receipts], limiter.waiting)
+        limiter.grant()
+        await asyncio.sleep(0.01)
+        outcome = Abandoned(
+            reason="expired", maybe_recorded=True, status=503, attempts=1, elapsed=pytest.approx(1.0, abs=0.1)
+        )  # type: ignore[arg-type]
+        assert (outcome, 2, 0) == (receipts[1].outcome, len(transport.requests), limiter.open)
+
+    run(test())
+
+
+def test_what_is_fresh_goes_on_without_what_is_too_old() -> None:
+    """Of a batch that waits for its retry, the events that are too old by then are given up; the others are sent."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        transport = ScriptedTransport(503)
+        batching = Batching(linger=0.3)
+        engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=batching, buffer=Buffer(max_age=1.0))
+        receipts = [await engine.track(1)]
+        await asyncio.sleep(0.2)
+        receipts.append(await engine.track(2))
+        await asyncio.sleep(0.2)
+        limiter.grant()
+        await asyncio.sleep(1.1 - now())
+        limiter.grant()
+        await asyncio.sleep(0.06)
+        assert isinstance(receipts[0].outcome, Abandoned)
+        assert isinstance(receipts[1].outcome, Delivered)
+        assert [[1, 2], [2]] == [request.numbers for request in transport.requests]
+
+    run(test())
 
 
 # --- places on the wire ---
