@@ -305,6 +305,28 @@ def test_a_hurried_breaker_admits_a_probe_each_half_second(state: str, early: bo
     run(test())
 
 
+@pytest.mark.parametrize("brought", [Reply(status=503), Reply(status=403)])
+def test_only_what_is_let_through_to_see_is_a_probe(brought: Reply) -> None:
+    """Requests of a client that sends are no probes; of one that is down or halted each is, and one at a time."""
+
+    async def test() -> None:
+        it = breaker()
+        before = [it.admit() for _ in range(3)]
+        bring(it, *[brought] * (FAILURES if brought.status == 503 else 1), halts=True)
+        assert it.admit() is None
+        await asyncio.sleep(1.0)
+        probe = it.admit()
+        assert it.admit() is None
+        assert probe is not None
+        assert [False, False, False, True] == [each is not None and each.probe for each in [*before, probe]]
+        assert [False, True] == [each is not None and it.still_admits(each) for each in (before[0], probe)]
+        it.report(probe, Reply(status=200), halts=True)
+        after = [it.admit() for _ in range(3)]
+        assert [(False, True)] * 3 == [(each.probe, it.still_admits(each)) for each in after if each is not None]
+
+    run(test())
+
+
 async def intervals(it: Breaker, brought: Reply, count: int) -> list[float]:
     """Return the seconds between a state's beginning and its probes, each of which brings this."""
     waits = []

@@ -14,7 +14,7 @@ from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._home import Home
 from retailrocket_async._ledger import Ledger
 from retailrocket_async._observer import Observer, Watch
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Receipt, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Receipt, Rejected
 from retailrocket_async._report import StateChange, UndeliveredEvent
 from tests.fakes import check_balance, into, run
 
@@ -168,6 +168,105 @@ def test_undelivered_are_kept_on_demand() -> None:
     close(ledger, batch_of(3), OUTCOMES[3])
 
     assert [kept.outcome for kept in ledger.undelivered] == [OUTCOMES[3]] * 3
+
+
+def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """One record for each reason and status says how many events, and why; of a `before_send` drop there is none."""
+    caplog.set_level(logging.DEBUG)
+    ledger = new_ledger()
+    outcomes: list[Outcome] = [
+        Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
+        Abandoned(reason="retries_exhausted", maybe_recorded=False, status=429),
+        Abandoned(reason="expired", maybe_recorded=True, status=503),
+        Rejected(status=400),
+        Rejected(status=413),
+        Dropped(reason="overflow"),
+        Dropped(reason="before_send"),
+        Dropped(reason="expired"),
+        Kept(),
+        Delivered(status=200),
+    ]
+    for outcome in outcomes * 2:
+        close(ledger, batch_of(3), outcome)
+
+    assert 7 == len(caplog.records)
+    assert ["ERROR"] * 5 + ["WARNING"] * 2 == [record.levelname for record in caplog.records]
+    assert all(record.getMessage().startswith("3 event(s): ") for record in caplog.records)
+    assert "the request is malformed (HTTP 400)" in caplog.records[3].getMessage()
+    assert "logged once" in caplog.records[3].getMessage()
+
+
+@pytest.mark.parametrize(("state", "level"), [("halted", "ERROR"), ("down", "WARNING"), ("sending", "WARNING")])
+@pytest.mark.parametrize("status", [403, None])
+def test_how_changes_of_state_are_logged(
+    state: State, level: str, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A halt is an error, other changes are warnings; the record says what happened, and each change has its own."""
+    ledger = new_ledger()
+    change = StateChange(
+        state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
+    )
+    for _ in range(2):
+        ledger.tell_state(change)
+    says = f"sending is {state}: do this ({'HTTP 403' if status else 'connect: X'})"
+
+    assert [level, level] == [record.levelname for record in caplog.records]
+    assert ("sending again, after 1.2 s down" if state == "sending" else says) == caplog.records[1].getMessage()
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, Kept()])
+def test_events_that_the_caller_is_told_of_are_told_nobody_else(outcome: Outcome) -> None:
+    """With `tell=False` events are counted and settled, and neither the hook nor the close report has them."""
+
+    async def test() -> tuple[list[UndeliveredEvent], list[UndeliveredEvent], Stats]:
+        told: list[UndeliveredEvent] = []
+        ledger = new_ledger(into(told))
+        ledger.keep_undelivered()
+        ledger.tracked += 2
+        ledger.end(b"{}", receipts[0], outcome, tell=False)
+        ledger.end(b"{}", receipts[1], outcome)
+        await ledger.hooks.drained()
+        return told, ledger.undelivered, stats(ledger)
+
+    receipts = [Receipt("view"), Receipt("view")]
+    told, kept, counted = run(test())
+    undelivered = int(not isinstance(outcome, Delivered | Kept))
+
+    assert (undelivered, undelivered) == (len(told), len(kept))
+    assert [outcome, outcome] == [receipt.outcome for receipt in receipts]
+    check_balance(counted)
+
+
+def test_what_keeps_events_says_how_they_end() -> None:
+    """What a spool keeps is asked before anybody is told, and the outcome that it returns is the events' own."""
+    asked: list[tuple[int, Outcome]] = []
+
+    def keep(batch: Batch, outcome: Outcome) -> Outcome:
+        asked.append((len(batch), outcome))
+        assert not any(receipt.done() for receipt in batch.receipts)
+        return Kept(attempts=2)
+
+    batch = batch_of(3)
+    ledger = Ledger(Home(), None, None, most_told=100, keep=keep)
+    ledger.keep_undelivered()
+    close(ledger, batch, OUTCOMES[2])
+
+    assert [(3, OUTCOMES[2])] == asked
+    assert [Kept(attempts=2)] * 3 == [receipt.outcome for receipt in batch.receipts]
+    assert (3, 0, []) == (stats(ledger).kept, stats(ledger).abandoned, ledger.undelivered)
+
+
+def test_missed_events_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What a hook misses, as more waits for it than its bound, is counted each time and logged once."""
+
+    async def test() -> int:
+        ledger = new_ledger(into([]))
+        for _ in range(3):
+            close(ledger, batch_of(60), OUTCOMES[1])
+        return stats(ledger).hook_missed
+
+    assert 80 == run(test())
+    assert 1 == sum("on_outcome is too slow" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
