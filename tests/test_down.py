@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -523,6 +524,139 @@ def test_a_probe_that_is_held_keeps_others_waiting() -> None:
         it.over(probe)
         await waiting
         assert it.admit() is not None
+
+    run(test())
+
+
+def test_what_is_older_than_the_state_frees_and_holds_no_probe() -> None:
+    """The end of a probe of an earlier state lets no second one go in this, and its holding keeps none back."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        bring(it, *FAILED)
+        await asyncio.sleep(1.0)
+        older = it.admit()
+        assert older is not None
+        it.report(older, Reply(status=403), halts=True)
+        await asyncio.sleep(1.0)
+        it.hold(older)
+        probe = it.admit()
+        assert probe is not None
+        it.over(older)
+        assert it.admit() is None
+        it.over(probe)
+        assert it.admit() is not None
+
+    run(test())
+
+
+@pytest.mark.parametrize("passed", range(6))
+def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(passed: int) -> None:
+    """A waiter that is cancelled, in whatever turn of the loop, costs the next one nothing: it is woken instead."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        bring(it, *FAILED)
+        waiting = [asyncio.create_task(it.wait()) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        it.probe_now()
+        await turns(passed)
+        waiting[0].cancel()
+        await asyncio.sleep(0.1)
+        # In the last turns the first one had been woken before, and was not cancelled any more.
+        assert waiting[0].cancelled() == waiting[1].done()
+        waiting[1].cancel()
+
+    run(test())
+
+
+def test_one_is_woken_for_one_probe() -> None:
+    """However often others are cancelled and probes are over, one waiter at a time is woken, in order."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+        bring(it, *FAILED)
+        woken: list[int] = []
+
+        async def wait(number: int) -> None:
+            await it.wait()
+            woken.append(number)
+
+        waiting = [asyncio.create_task(wait(number)) for number in range(10)]
+        await asyncio.sleep(0.1)
+        for victim in (3, 5, 7):
+            waiting[victim].cancel()
+            await turns()
+        for _ in range(3):
+            it.nudge()
+        await asyncio.sleep(5.0)
+        assert woken == [0]
+        it.nudge()
+        it.nudge()
+        await asyncio.sleep(0.1)
+        assert woken == [0, 1]
+        for task in waiting:
+            task.cancel()
+
+    run(test())
+
+
+def test_another_refusal_wakes_nobody() -> None:
+    """Who waits for a halted client is not woken if it is refused for something else, but by the next probe's time."""
+
+    async def test() -> None:
+        it = breaker()
+        bring(it, Reply(status=403), halts=True)
+        await asyncio.sleep(1.0)
+        probe = it.admit()
+        assert probe is not None
+        waiting = asyncio.create_task(it.wait())
+        await turns()
+        it.report(probe, Reply(status=404), halts=True)
+        await asyncio.sleep(0.9)
+        assert not waiting.done()
+        await asyncio.sleep(0.2)
+        assert waiting.done()
+
+    run(test())
+
+
+def left_behind() -> tuple[int, int]:
+    """Return how many futures there are, and how many timers the running loop will call."""
+    gc.collect()
+    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    futures = sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
+    return futures, sum(not timer.cancelled() for timer in scheduled)
+
+
+def test_waits_and_rests_leave_nothing_behind() -> None:
+    """Waits that are cancelled, and rests that end by a change of state or early, leave neither future nor timer."""
+
+    async def test() -> None:
+        it = breaker(policy=RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
+        before = left_behind()
+        resting = [asyncio.create_task(it.rest(1e6)) for _ in range(20)]
+        await turns()
+        for task in resting[:10]:
+            task.cancel()
+        bring(it, *FAILED)
+        await asyncio.wait(resting)
+        waiting = [asyncio.create_task(it.wait()) for _ in range(20)]
+        await turns()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        del resting, waiting, task
+        it.nudge()
+        futures, timers = left_behind()
+        assert (True, before[1]) == (futures <= before[0], timers)
+        # Somebody who waits has a timer, one alone.
+        waiter = asyncio.create_task(it.wait())
+        await turns()
+        assert before[1] + 1 == left_behind()[1]
+        waiter.cancel()
+        await turns()
+        assert before[1] == left_behind()[1]
 
     run(test())
 
