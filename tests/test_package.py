@@ -108,6 +108,12 @@ def test_tests_are_claims(path: Path) -> None:
     assert [node.name for node in tests if not ast.get_docstring(node)] == []
 
 
+@pytest.mark.parametrize("path", ["noxfile.py", ".ci/run"])
+def test_every_process_has_a_hash_seed_of_its_own(path: str) -> None:
+    """No check fixes the hash seed, so pytest-xdist refuses tests whose parameters come out of a set in any order."""
+    assert "PYTHONHASHSEED" not in (TESTS.parent / path).read_text("utf-8")
+
+
 REQUIRING = """
 import pytest
 

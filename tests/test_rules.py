@@ -314,7 +314,7 @@ def test_message(cls: type[VisitorEvent], field: str, value: Any, expected: str)
     assert expected == str(caught.value)
 
 
-@pytest.mark.parametrize("name", HOSTILE.keys() - {"int"})
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "int"])
 def test_brief(name: str) -> None:
     """However large or broken a value is, the error is short enough for a log line, and holds the value itself."""
     value = HOSTILE[name]
