@@ -1,4 +1,4 @@
-"""What all tests share: the rule for tests that need a real server."""
+"""What all tests share: a limit on their time, and the rule for tests that need a real server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.time_limit import TimeLimit
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -19,8 +21,13 @@ settings.register_profile("few", max_examples=15, stateful_step_count=15, deadli
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 
 
-def pytest_configure() -> None:
-    """Have Ctrl-C end the processes that tests start even where a shell has begun this run in its background."""
+# On a machine that has much else to do a test may take a hundred times as long.
+SECONDS = 120.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Limit the time of each test; let Ctrl-C end what tests start even if a shell runs this in its background."""
+    config.pluginmanager.register(TimeLimit(SECONDS))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -138,6 +138,7 @@ def test_a_missing_server_is_a_failure_where_servers_are_required(
 ) -> None:
     """With RETAILROCKET_REQUIRE_SERVERS=1 no test that needs a real server can be skipped, whatever the reason."""
     monkeypatch.setenv("RETAILROCKET_REQUIRE_SERVERS", required)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     pytester.makeconftest((TESTS / "conftest.py").read_text("utf-8"))
     pytester.makeini("[pytest]\nmarkers = needs_server(program)\n")
     pytester.makepyfile(REQUIRING)
