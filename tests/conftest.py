@@ -6,12 +6,19 @@ import gc
 import os
 import shutil
 import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.time_limit import TimeLimit
+
+with suppress(ImportError):
+    # Not on Windows, whose permissions bind everybody.
+    import pwd
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -58,6 +65,24 @@ def collected(request: pytest.FixtureRequest) -> Generator[None]:
     yield
     if request.node.get_closest_marker("leaves_connections"):
         gc.collect()
+
+
+@pytest.fixture
+def unprivileged() -> Generator[Path]:
+    """A directory of a user without root's rights, who the process belongs to until the test ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        if os.name == "nt" or os.geteuid() != 0:
+            yield Path(directory)
+            return
+        nobody, groups = pwd.getpwnam("nobody").pw_uid, os.getgroups()
+        os.chown(directory, nobody, -1)
+        os.setgroups([])
+        os.seteuid(nobody)
+        try:
+            yield Path(directory)
+        finally:
+            os.seteuid(0)
+            os.setgroups(groups)
 
 
 @pytest.hookimpl(wrapper=True)

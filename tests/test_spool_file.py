@@ -8,7 +8,7 @@ import os
 import sqlite3
 import stat
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,15 +30,22 @@ from tests.fakes import CODEC, event
 from tests.strategies import events as any_events
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 DELIVERED = '["Delivered",{"status":200},""]'
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> SpoolFile:
+def make(tmp_path: Path) -> Iterator[Callable[..., SpoolFile]]:
+    """Makes the file of a spool with that name in the test's directory; closes it when the test ends."""
+    with ExitStack() as made:
+        yield lambda name="s", **options: made.enter_context(closing(SpoolFile(tmp_path / name, **options)))
+
+
+@pytest.fixture
+def file(make: Callable[..., SpoolFile]) -> SpoolFile:
     """An open, empty spool."""
-    opened = SpoolFile(tmp_path / "spool")
+    opened = make("spool")
     opened.open()
     return opened
 
@@ -136,9 +143,9 @@ def test_dead_letters(file: SpoolFile) -> None:
     assert file.read_dead(0, 10).ids == []
 
 
-def test_dead_letters_are_bounded(tmp_path: Path) -> None:
+def test_dead_letters_are_bounded(make: Callable[..., SpoolFile]) -> None:
     """Of dead letters the newest are kept, as many as may be and for as long as they may be."""
-    file = SpoolFile(tmp_path / "s", most_dead=3, dead_age=100.0)
+    file = make(most_dead=3, dead_age=100.0)
     file.open()
     add(file, numbered(10))
     for number in range(1, 6):
@@ -159,9 +166,9 @@ def test_a_transaction_is_all_or_nothing(file: SpoolFile) -> None:
     assert file.log_after(0) == []
 
 
-def test_the_engine_keeps_the_bound(tmp_path: Path) -> None:
+def test_the_engine_keeps_the_bound(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
     """A file never grows beyond its bound; settling still works, makes room, and nothing is damaged."""
-    file = SpoolFile(tmp_path / "s", max_bytes=1 << 20)
+    file = make(max_bytes=1 << 20)
     file.open()
     written = 0
     with pytest.raises(SpoolFileFullError):  # noqa: PT012 - sooner or later
@@ -196,21 +203,21 @@ def test_files_are_private(file: SpoolFile, tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
-def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
     """A directory with rights for others is refused, with the command that mends it."""
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(SpoolError, match="chmod 700"):
-        SpoolFile(tmp_path / "open").open()
+        make("open").open()
 
 
-def test_another_shop_is_refused(tmp_path: Path) -> None:
+def test_another_shop_is_refused(make: Callable[..., SpoolFile]) -> None:
     """A spool belongs to the shop that has used it first."""
-    first = SpoolFile(tmp_path / "s", shop="one")
+    first = make(shop="one")
     first.open()
     first.close()
     with pytest.raises(SpoolError, match="belongs to partner_id 'one'"):
-        SpoolFile(tmp_path / "s", shop="two").open()
-    again = SpoolFile(tmp_path / "s", shop="one")
+        make(shop="two").open()
+    again = make(shop="one")
     again.open()
     assert again.shop() == "one"
 
@@ -224,41 +231,40 @@ def test_a_newer_schema_is_refused(file: SpoolFile, tmp_path: Path) -> None:
         file.open()
 
 
-def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
+def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
     """A file without a schema, as a crash in the very first moment leaves it, gets one."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).touch(mode=0o600)
-    file = SpoolFile(tmp_path / "s")
+    file = make()
     file.open()
     assert add(file, numbered(1)) == 1
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_told(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
     """A file that is no database gives an error that says what to do."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).write_bytes(b"not a database, though long enough for a header" * 100)
     with pytest.raises(SpoolError, match="damaged"):
-        SpoolFile(tmp_path / "s").open()
+        make().open()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_without_rights_is_told(tmp_path: Path) -> None:
-    """Where the directory cannot be written the error says so."""
-    (tmp_path / "ro").mkdir(mode=0o500)
+def test_a_directory_without_rights_is_told(unprivileged: Path) -> None:
+    """If the directory cannot be written, the error says so."""
+    (unprivileged / "ro").mkdir(mode=0o500)
     with pytest.raises(SpoolError, match="cannot be used"):
-        SpoolFile(tmp_path / "ro" / "s").open()
+        SpoolFile(unprivileged / "ro" / "s").open()
 
 
-def test_a_path_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_a_file_is_told(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
     """Where a file is in the place of the directory the error says so."""
     (tmp_path / "s").write_text("here already")
     with pytest.raises(SpoolError, match=os.strerror(errno.ENOTDIR) + "|cannot be used|could be read"):
-        SpoolFile(tmp_path / "s").open()
+        make().open()
 
 
-def test_one_leads(tmp_path: Path) -> None:
+def test_one_leads(make: Callable[..., SpoolFile]) -> None:
     """One connection at a time leads; once it is closed another one can."""
-    first, second = SpoolFile(tmp_path / "s"), SpoolFile(tmp_path / "s")
+    first, second = make(), make()
     first.open()
     second.open()
     assert first.lead()
@@ -271,10 +277,10 @@ def test_one_leads(tmp_path: Path) -> None:
     assert first.lead()
 
 
-def test_many_open_at_once(tmp_path: Path) -> None:
+def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
     """Any number of connections may open a spool for the first time at the same moment."""
     failures: list[Exception] = []
-    files = [SpoolFile(tmp_path / "s", shop="one") for _ in range(20)]
+    files = [make(shop="one") for _ in range(20)]
     barrier = threading.Barrier(len(files))
 
     def open_and_write(file: SpoolFile) -> None:
@@ -294,13 +300,13 @@ def test_many_open_at_once(tmp_path: Path) -> None:
     assert files[0].read(0, 100, 1 << 20).ids == list(range(1, 21))
 
 
-def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, tmp_path: Path) -> None:
+def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, make: Callable[..., SpoolFile]) -> None:
     """The mark of what may be on its way outlives the process that made it."""
     assert file.read_to() == 0
     with file.transaction():
         file.mark_read(7)
     file.close()
-    later = SpoolFile(tmp_path / "spool")
+    later = make("spool")
     later.open()
     assert later.read_to() == 7
 
