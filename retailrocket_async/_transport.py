@@ -11,7 +11,6 @@ the request's URL is a `_KeyedURL`: every form of it that is printed, logged, co
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import ipaddress
 import logging
 import os
@@ -26,6 +25,7 @@ import attrs
 import httpx
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
 from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
@@ -145,7 +145,7 @@ class HttpxTransport:
         self._total, self._phases = _timeouts(timeout)
         if http_client is not None and not isinstance(http_client, httpx.AsyncClient):
             raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
-        if http2 and importlib.util.find_spec("h2") is None:
+        if http2 and not installed("h2"):
             raise ConfigurationError('http2=True needs its package: pip install "retailrocket-async[http2]"')
         self._client = http_client
         self._own = http_client is None

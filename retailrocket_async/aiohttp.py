@@ -24,19 +24,22 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from retailrocket_async import AsyncTrackingClient, UsageError
+from retailrocket_async._extras import needing
 from retailrocket_async.application import RetailRocket as Anywhere
 from retailrocket_async.session import DEFAULT_COOKIE, Session, checked_cookie_name
+
+with needing("aiohttp"):
+    from aiohttp import web
+    from aiohttp.web import AppKey, RequestKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 __all__ = ["RetailRocket", "add_session_cookie", "session_id"]
 
-_COOKIE: Final = web.AppKey("retailrocket_cookie", str)
-_SESSION: Final = web.RequestKey("retailrocket_session", Session)
+_COOKIE: Final = AppKey("retailrocket_cookie", str)
+_SESSION: Final = RequestKey("retailrocket_session", Session)
 
 
 class RetailRocket(Anywhere):

@@ -20,13 +20,16 @@ rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. 
 # FastAPI reads the annotations of dependencies at run time.
 from typing import Annotated, TypeAlias
 
-from fastapi import Depends
-from starlette.requests import HTTPConnection
-
 from retailrocket_async import AsyncTrackingClient, ThreadsafeHandle
+from retailrocket_async._extras import needing
 from retailrocket_async.asgi import SessionCookie, client_of, threadsafe_of
 from retailrocket_async.asgi import session_id as session_of
-from retailrocket_async.starlette import RetailRocket as InStarlette
+
+with needing("fastapi"):
+    from fastapi import Depends
+    from starlette.requests import HTTPConnection
+
+    from retailrocket_async.starlette import RetailRocket as InStarlette
 
 __all__ = ["RetailRocket", "SessionCookie", "SessionId", "ThreadsafeTracking", "Tracking", "session_id", "tracking"]
 

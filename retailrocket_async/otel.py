@@ -20,11 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
-from opentelemetry import context as contexts
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-
 from retailrocket_async import (
     Abandoned,
     ConfigurationError,
@@ -34,6 +29,13 @@ from retailrocket_async import (
     Observer,
     Rejected,
 )
+from retailrocket_async._extras import needing
+
+with needing("otel"):
+    from opentelemetry import context as contexts
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import CallbackOptions, Observation
+    from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

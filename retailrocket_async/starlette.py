@@ -28,14 +28,17 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError, ThreadsafeHandle
+from retailrocket_async._extras import needing
 from retailrocket_async.application import RetailRocket as Anywhere
 from retailrocket_async.asgi import SessionCookie, client_of, lifespan_state, threadsafe_of
 from retailrocket_async.asgi import session_id as session_of
 
+with needing("starlette"):
+    from starlette.requests import HTTPConnection  # noqa: TC002 - it is missed here, not in an application's request
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from starlette.requests import HTTPConnection
     from starlette.types import Lifespan, StatefulLifespan
 
 __all__ = ["RetailRocket", "SessionCookie", "session_id"]

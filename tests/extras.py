@@ -62,6 +62,13 @@ def main(extra: str) -> None:
     wanted = sorted({name for names in MODULES.values() for name in names} if extra == "all" else MODULES[extra])
     for module in wanted:
         importlib.import_module(module)
+    # What needs another extra says which one.
+    for other in sorted({"aiohttp", "emulator", "fastapi", "otel", "redis", "starlette"} - {extra}):
+        for module in set(MODULES[other]) - {*wanted}:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                assert f'pip install "retailrocket-async[{other}]"' in str(error), (module, error)  # noqa: PT017
     asyncio.run(deliver(http2=extra in ("http2", "all")))
     if set(COMMANDS) <= {*wanted}:
         subprocess.run([sys.executable, "-m", "retailrocket_async", "--version"], check=True)

@@ -13,7 +13,8 @@ front door, like any program.
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+
+from retailrocket_async._extras import installed
 
 __all__ = ["main"]
 
@@ -22,7 +23,7 @@ _EXTRA = ("typer", "rich")
 
 def main() -> None:
     """Run the command line with the arguments of the process, and exit with its status."""
-    missing = [name for name in _EXTRA if find_spec(name) is None]
+    missing = [name for name in _EXTRA if not installed(name)]
     if missing:
         sys.stderr.write(
             f'error: the command line needs {" and ".join(missing)}: pip install "retailrocket-async[cli]"\n'

@@ -8,11 +8,14 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from typing import Annotated
 
-import typer
-
 import retailrocket_async
-from retailrocket_async.cli import _check, _demo, _emulate, _relay, _relay_dead, _send, _spool
-from retailrocket_async.cli._terminal import say
+from retailrocket_async._extras import needing
+
+with needing("cli"):
+    import typer
+
+    from retailrocket_async.cli import _check, _demo, _emulate, _relay, _relay_dead, _send, _spool
+    from retailrocket_async.cli._terminal import say
 
 app = typer.Typer(
     name="retailrocket-async",

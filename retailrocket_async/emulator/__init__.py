@@ -21,17 +21,20 @@ In a process of its own::
 On the command line: ``python -m retailrocket_async.emulator --port 8080``. Needs the extra ``emulator``.
 """
 
-from ._app import create_app
-from ._emulator import Emulator
-from ._fault import Fault, FaultKind
-from ._faults import FaultScript
-from ._ledger import Ledger
-from ._process import EmulatorError, EmulatorProcess, emulator_process
-from ._records import EventRecord, RequestRecord
-from ._running import RunningEmulator
-from ._server import running_emulator, serve
-from ._settings import Settings
-from ._window import SlidingWindow
+from retailrocket_async._extras import needing
+
+with needing("emulator"):
+    from ._app import create_app
+    from ._emulator import Emulator
+    from ._fault import Fault, FaultKind
+    from ._faults import FaultScript
+    from ._ledger import Ledger
+    from ._process import EmulatorError, EmulatorProcess, emulator_process
+    from ._records import EventRecord, RequestRecord
+    from ._running import RunningEmulator
+    from ._server import running_emulator, serve
+    from ._settings import Settings
+    from ._window import SlidingWindow
 
 __all__ = [
     "Emulator",

@@ -8,7 +8,10 @@ Needs the extra `redis`::
 
 from __future__ import annotations
 
-from retailrocket_async.redis._limiter import RedisLimiter
-from retailrocket_async.redis._member import RedisUnreachableError
+from retailrocket_async._extras import needing
+
+with needing("redis"):
+    from retailrocket_async.redis._limiter import RedisLimiter
+    from retailrocket_async.redis._member import RedisUnreachableError
 
 __all__ = ["RedisLimiter", "RedisUnreachableError"]

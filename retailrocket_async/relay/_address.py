@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._extras import installed
 
 if TYPE_CHECKING:
     from retailrocket_async.relay._source import Source
@@ -59,7 +59,7 @@ def source_from_url(url: str, *, name: str) -> Source:
     kind = _KINDS.get(scheme) if separator else None
     if kind is None:
         raise ConfigurationError(f"the source must be an address that begins with one of {', '.join(_KINDS)}, then ://")
-    if find_spec(kind.library) is None:
+    if not installed(kind.library):
         raise ConfigurationError(
             f'this source needs {kind.library}, which is not installed: pip install "retailrocket-async[{kind.extra}]"'
         )

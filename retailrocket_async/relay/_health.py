@@ -6,14 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from uvicorn import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
+from retailrocket_async._extras import needing
 
-from retailrocket_async.relay._metrics import CONTENT_TYPE, RelayMetrics
+with needing("relay"):
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Route
+    from uvicorn import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    from retailrocket_async.relay._metrics import CONTENT_TYPE, RelayMetrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

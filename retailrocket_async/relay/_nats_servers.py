@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._extras import installed
 
 if TYPE_CHECKING:
     import ssl
@@ -48,7 +48,7 @@ class NatsServers:
 
         User and password are taken out of the URLs, so that no message can quote them.
         """
-        if find_spec("nats") is None:
+        if not installed("nats"):
             raise ConfigurationError(
                 'NATS needs nats-py, which is not installed: pip install "retailrocket-async[nats]"'
             )

@@ -14,14 +14,16 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
-
 from retailrocket_async import ConfigurationError
+from retailrocket_async._extras import needing
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
+
+with needing("redis"):
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

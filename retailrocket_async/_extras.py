@@ -1,0 +1,53 @@
+"""One sentence for an optional library that is not installed: which extra of the package brings it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class needing:  # noqa: N801 - read as a statement: with needing("redis"): import redis
+    """Name the extra to install when an import inside of this block fails.
+
+    ::
+
+        with needing("redis"):
+            from redis.asyncio import Redis
+
+    Args:
+        extra: the extra of this package that brings what is imported.
+
+    Raises:
+        ImportError: a library is missing (`ModuleNotFoundError`), or lacks a name that newer versions have; the message
+            says what to install. A missing module of this package is raised as it is: that is a defect.
+    """
+
+    def __init__(self, extra: str) -> None:
+        self._extra = extra
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, ImportError) or (name := error.name) is None:
+            return
+        library = name.partition(".")[0]
+        if library == __package__:
+            return
+        absent = isinstance(error, ModuleNotFoundError)
+        what = f"{library} is not installed" if absent else f"another version of {library} is needed ({error.msg})"
+        wanted = f'{what}: pip install "retailrocket-async[{self._extra}]"'
+        raise type(error)(wanted, name=name, path=error.path) from None
+
+
+def installed(library: str) -> bool:
+    """Whether a library can be imported, without importing it."""
+    try:
+        return find_spec(library) is not None
+    except ImportError:
+        return False
