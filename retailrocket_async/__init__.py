@@ -30,6 +30,7 @@ from retailrocket_async._errors import (
     SpoolError,
     SpoolFullError,
     ThrottledError,
+    UncopyableError,
     UsageError,
     WrongLoopError,
 )
@@ -127,6 +128,7 @@ __all__ = [
     "Stats",
     "ThreadsafeHandle",
     "ThrottledError",
+    "UncopyableError",
     "UndeliveredEvent",
     "UsageError",
     "View",

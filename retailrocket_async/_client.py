@@ -36,6 +36,7 @@ from retailrocket_async._transport import (
     check_verified,
     checked_base_url,
 )
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async._verbs import EventMethods
 from retailrocket_async._wire import BATCH_PATH, Codec, TimestampPrecision, join
 
@@ -50,7 +51,7 @@ DEFAULT_CLOSE_TIMEOUT = 15.0
 """Seconds; half of the grace that process managers commonly give."""
 
 
-class AsyncTrackingClient(EventMethods):
+class AsyncTrackingClient(EventMethods, Uncopyable):
     """Tracks the behaviour of a shop's visitors.
 
     Events are checked and encoded at the caller's line, wait in a bounded buffer, leave in `visitorEvents` batches
@@ -97,6 +98,8 @@ class AsyncTrackingClient(EventMethods):
     Raises:
         ConfigurationError: an argument that cannot work, with a sentence that says what to write instead.
     """
+
+    _instead = "make a client in each process, e.g. with AsyncTrackingClient.from_env()"
 
     # On the class: __del__ and __repr__ look at them also where the constructor raised, or never began.
     _dispatcher: Dispatcher | SpooledDispatcher | None = None
@@ -462,17 +465,13 @@ class AsyncTrackingClient(EventMethods):
             raise ConfigurationError(f"observer must be an Observer, not {type(observer).__name__}")
         there = weakref.ref(self)
 
-        def stats() -> Stats | None:
-            client = there()
-            return None if client is None else client.stats()
-
         def failed(name: str, error: BaseException) -> None:
             client = there()
             if client is not None:
                 client._engine.hook_failed(name, error)  # noqa: SLF001 - our own
 
         watch = Watch(observer, failed)
-        watch.opened(ObservedClient(partner_id=self._partner_id, base_url=self._base_url, stats=stats))
+        watch.opened(ObservedClient(partner_id=self._partner_id, base_url=self._base_url, stats=_StatsOf(self)))
         return watch
 
     def _chosen(self, event: Event, *, tell: bool = True) -> Event | Receipt:
@@ -532,6 +531,26 @@ class AsyncTrackingClient(EventMethods):
     def _refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
         rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
         raise EventValidationError(event.event_name, "", rule, len(envelope))
+
+
+class _StatsOf:
+    """What an observer asks for a client's counters, without keeping the client alive; pickled, it has none."""
+
+    def __init__(self, client: AsyncTrackingClient | None = None) -> None:
+        self._client = None if client is None else weakref.ref(client)
+
+    def __call__(self) -> Stats | None:
+        client = None if self._client is None else self._client()
+        return None if client is None else client.stats()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[_StatsOf], tuple[()]]:
+        return type(self), ()
 
 
 _codec = functools.cache(Codec)

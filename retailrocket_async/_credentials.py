@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlencode
 
-from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._errors import ConfigurationError, UncopyableError
 from retailrocket_async._offload import offload
 from retailrocket_async._veil import veiled
 
@@ -147,7 +147,7 @@ class Credentials:
         return f"Credentials(api_key='***', partner_id={getattr(self, 'partner_id', None)!r})"
 
     def __reduce__(self) -> str:
-        raise TypeError("Credentials cannot be pickled: they would be written out")
+        raise UncopyableError("Credentials cannot be copied or pickled: the key would be written out")
 
 
 async def _in_thread(ask: Callable[[], object]) -> Callable[[], object]:

@@ -6,6 +6,7 @@
     ├── UsageError                      the calling code must change
     │   ├── ConfigurationError          a constructor was given something impossible   (ValueError)
     │   ├── EventValidationError        an event breaks the API's contract             (ValueError)
+    │   ├── UncopyableError             what lives in one process was copied or pickled (TypeError)
     │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
     ├── BufferFullError                 events come in faster than the limit lets them out
@@ -91,6 +92,10 @@ class EventValidationError(UsageError, ValueError):
 
     def __reduce__(self) -> tuple[type[EventValidationError], tuple[str, str, str, object]]:
         return type(self), (self.event, self.field, self.rule, self.value)
+
+
+class UncopyableError(UsageError, TypeError):
+    """A client, or another object that lives in one process, was copied, pickled or given to another process."""
 
 
 class ClientClosedError(UsageError, RuntimeError):

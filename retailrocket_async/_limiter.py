@@ -29,6 +29,7 @@ import attrs
 from aiolimiter import AsyncLimiter
 
 from retailrocket_async._errors import ConfigurationError, WrongLoopError
+from retailrocket_async._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +127,7 @@ class Limiter(Protocol):
         ...
 
 
-class LocalLimiter:
+class LocalLimiter(Uncopyable):
     """The limit of one process, on a token bucket with a guard; see the module's text.
 
     Args:
@@ -135,6 +136,8 @@ class LocalLimiter:
     Raises:
         WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
     """
+
+    _instead = "make one in each process; RedisLimiter shares a limit between processes"
 
     def __init__(self, rate_limit: RateLimit | None) -> None:
         self.rate_limit = rate_limit

@@ -35,12 +35,12 @@ class ObservedClient:
     Attributes:
         partner_id: the shop's public id.
         base_url: where its requests go; the key is not in it.
-        stats: as `AsyncTrackingClient.stats`; None where the client is gone.
+        stats: as `AsyncTrackingClient.stats`; None where the client is gone, or in a copy from another process.
     """
 
     partner_id: str
     base_url: str
-    stats: Callable[[], Stats | None]
+    stats: Callable[[], Stats | None] = attrs.field(eq=False)
 
 
 @attrs.frozen(kw_only=True)

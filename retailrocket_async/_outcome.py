@@ -31,6 +31,7 @@ from retailrocket_async._errors import (
     ServerError,
     ThrottledError,
 )
+from retailrocket_async._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -197,7 +198,7 @@ def _abandoned_error(status: int | None) -> type[AbandonedError]:
     return ServerError if status >= 500 else AbandonedError
 
 
-class Receipt:
+class Receipt(Uncopyable):
     """The awaitable stub that `track` hands out for one event.
 
     ``await receipt`` gives the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
@@ -207,6 +208,8 @@ class Receipt:
     Attributes:
         event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
     """
+
+    _instead = "await it where it is, and hand on the outcome"
 
     # `mark` is an observer's, and is not there without one.
     __slots__ = ("_outcome", "_waiters", "event_name", "mark")

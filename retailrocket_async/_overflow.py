@@ -8,19 +8,49 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from retailrocket_async._errors import ConfigurationError, brief
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from retailrocket_async._batch import Batch
     from retailrocket_async._outcome import Receipt
 
 Overflow: TypeAlias = Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]
 """What a full buffer means for one event more; see `Buffer.overflow`."""
 
-DEFAULT_RANKING: Final[Mapping[str, int]] = MappingProxyType(
+
+class Ranking(Mapping[str, int]):
+    """A mapping that nobody can change, and that can be copied and pickled: `MappingProxyType` cannot.
+
+    Args:
+        ranks: what is in it.
+    """
+
+    __slots__ = ("_ranks",)
+
+    def __init__(self, ranks: Mapping[str, int]) -> None:
+        self._ranks = dict(ranks)
+
+    def __getitem__(self, name: str) -> int:
+        return self._ranks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranks)
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._ranks.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._ranks)
+
+
+DEFAULT_RANKING: Final[Mapping[str, int]] = Ranking(
     {
         "impressionContentViewed": 0,
         "impressionContentClicked": 0,
@@ -54,7 +84,7 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
     for name, value in copy.items():
         if type(name) is not str or type(value) is not int:
             raise ConfigurationError(f"Buffer.ranking must map wire names to ints, not {brief(name)} to {brief(value)}")
-    return MappingProxyType(cast("dict[str, int]", copy))
+    return Ranking(cast("dict[str, int]", copy))
 
 
 class Ranks:

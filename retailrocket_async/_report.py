@@ -151,6 +151,11 @@ def _reader() -> Codec:
     return Codec()
 
 
+def _as_value(error: DeliveryError | None) -> object:
+    # Errors are equal to themselves alone; what two of them say may be the same.
+    return None if error is None else (type(error), error.args, error.outcome)
+
+
 @attrs.frozen(kw_only=True)
 class CloseReport:
     """How the client ended.
@@ -166,7 +171,7 @@ class CloseReport:
     stats: Stats
     undelivered: tuple[UndeliveredEvent, ...] = attrs.field(repr=lambda events: f"<{len(events)} events>")
     elapsed: float
-    error: DeliveryError | None = None
+    error: DeliveryError | None = attrs.field(default=None, eq=_as_value)
 
     @property
     def clean(self) -> bool:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from retailrocket_async._errors import ConfigurationError, FlushTimeoutError, HandleTimeoutError, WrongLoopError
+from retailrocket_async._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
@@ -40,7 +41,7 @@ _Accept: TypeAlias = "Callable[[], Coroutine[Any, Any, Receipt]]"
 _Part: TypeAlias = "list[_Accept]"
 
 
-class ThreadsafeHandle:
+class ThreadsafeHandle(Uncopyable):
     """Tracks events from other threads than the event loop's own; `AsyncTrackingClient.threadsafe` makes it.
 
     Any number of threads may share one. Every call blocks its thread until the loop has answered, so a full buffer
@@ -50,6 +51,8 @@ class ThreadsafeHandle:
     The loop must go on running in its own thread; while something blocks it, callers wait. The client is closed in
     the loop, as ever; from then on the handle raises `ClientClosedError`.
     """
+
+    _instead = "share it between threads; another process needs a client, and a handle, of its own"
 
     __slots__ = ("_engine", "_loop", "_prepare")
 

@@ -76,6 +76,10 @@ class Codec:
         self._vetting = Vetting()
         self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
+    def __reduce__(self) -> tuple[type[Codec], tuple[TimestampPrecision]]:
+        # Its functions are generated, which a pickle cannot hold; another codec with the same precision is the same.
+        return type(self), (self.timestamp_precision,)
+
     def encode(self, event: Event) -> bytes:
         """Return the envelope of `event`, e.g. ``b'{"view":{...}}'``.
 

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError
+from retailrocket_async._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -31,7 +32,7 @@ DEFAULT_GRACE = 15.0
 C = TypeVar("C", bound=AsyncTrackingClient)
 
 
-class RetailRocket:
+class RetailRocket(Uncopyable):
     """One shop's client in one application, named at module level and made where the application starts.
 
     Making a `RetailRocket` creates no client and reads no environment: the module that holds it may be imported
@@ -49,6 +50,8 @@ class RetailRocket:
     Raises:
         ConfigurationError: an argument that cannot work. What `make` makes of its keywords is seen at the start.
     """
+
+    _instead = "import the module that holds it; each process makes its client when it starts"
 
     # On the class: __repr__ looks at it also where the constructor raised.
     name = ""

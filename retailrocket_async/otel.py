@@ -30,6 +30,7 @@ from retailrocket_async import (
     Rejected,
 )
 from retailrocket_async._extras import needing
+from retailrocket_async._uncopyable import Uncopyable
 
 with needing("otel"):
     from opentelemetry import context as contexts
@@ -94,13 +95,15 @@ class _Begun(NamedTuple):
     path: str
 
 
-class OpenTelemetryObserver(Observer):
+class OpenTelemetryObserver(Observer, Uncopyable):
     """Metrics and spans of one client; the names are in the documentation's page on telemetry.
 
     Args:
         tracer_provider: where spans go; default the application's.
         meter_provider: where metrics go; default the application's.
     """
+
+    _instead = "make one for each client"
 
     def __init__(
         self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None

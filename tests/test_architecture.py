@@ -17,7 +17,7 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 FLOORS = [
     {"_foreign"},
     {"_errors", "_extras", "_cap", "_offload", "_veil", "_file_lock"},
-    {"_rules", "_reply", "_credentials", "_spool_file"},
+    {"_rules", "_reply", "_credentials", "_spool_file", "_uncopyable"},
     {"_events", "_outcome"},
     {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
@@ -159,17 +159,17 @@ def test_no_room_knows_the_door() -> None:
     } == {}
 
 
-# Edges are what extras are for: it says which one to install.
-MISSING = "retailrocket_async._extras"
+# What names a missing extra, and what refuses copies of what lives in one process.
+SHARED_ROOMS = {"retailrocket_async._extras", "retailrocket_async._uncopyable"}
 
 
 @pytest.mark.parametrize("module", sorted(EMULATOR))
 def test_the_emulator_is_a_witness_of_its_own(module: str) -> None:
-    """The emulator imports nothing of ours but itself, and what names a missing extra."""
+    """The emulator imports nothing of ours but itself, and the two that all share."""
     imported = imports_of(EMULATOR[module], "retailrocket_async.emulator")
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
 
-    assert {name for name in ours - {MISSING} if not name.startswith("retailrocket_async.emulator")} == set()
+    assert {name for name in ours - SHARED_ROOMS if not name.startswith("retailrocket_async.emulator")} == set()
 
 
 # What the frameworks have in common is an edge as well, and public: others may build on it.
@@ -184,14 +184,14 @@ SHARED = {
 
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_use_the_front_door(module: str) -> None:
-    """An edge imports public names only, the emulator's public names, itself, and what names a missing extra."""
+    """An edge imports public names only, the emulator's public names, itself, and the two that all share."""
     edge = "retailrocket_async." + module.split(".")[1]
     imported = imports_of(EDGES[module], module.rpartition(".")[0])
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
 
     assert {name for name in ours if name != edge and not name.startswith(edge + ".")} <= {
         "retailrocket_async",
-        MISSING,
+        *SHARED_ROOMS,
         "retailrocket_async.emulator",
         *(["retailrocket_async.redis", "retailrocket_async.relay"] if edge.endswith(".cli") else []),
         *(["retailrocket_async.cli"] if module.endswith("__main__") else []),

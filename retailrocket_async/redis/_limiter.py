@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from redis.asyncio import Redis, RedisCluster
 
 from retailrocket_async import ConfigurationError, RateLimit, WrongLoopError
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.redis._member import Member
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 OnUnreachable = Literal["share", "wait", "raise"]
 
 
-class RedisLimiter:
+class RedisLimiter(Uncopyable):
     """A request limit that any number of processes share through Redis (6 or newer) or Valkey.
 
     Nothing is sent to Redis before the first request. The client stays the caller's, who closes it.
@@ -40,6 +41,8 @@ class RedisLimiter:
         ConfigurationError: a value outside its range.
         WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
     """
+
+    _instead = "make one in each process, with the same name: Redis holds what they share"
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, start
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
@@ -38,7 +39,7 @@ class _Place:
     watermark: Watermark
 
 
-class KafkaSource:
+class KafkaSource(Uncopyable):
     """A relay's view of a Kafka topic, as a member of a consumer group.
 
     Any number of relays may share the group; each has partitions of its own. Messages of one partition are handed out
@@ -370,7 +371,7 @@ class KafkaSource:
             await consumer.stop()
 
 
-class KafkaTopic:
+class KafkaTopic(Uncopyable):
     """Publishes envelopes to a Kafka topic, those of one visitor to one partition, so that they stay in order.
 
     The message's key is the event's ``sessionExternalId``; a producer of another language should do the same.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class _Shelf:
             sleeper.set()
 
 
-class MemoryStream:
+class MemoryStream(Uncopyable):
     """A stream of messages with dead letters, which any number of `MemorySource` of one event loop share."""
+
+    _instead = "its messages are in the memory of one process"
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -72,7 +75,7 @@ class MemoryStream:
         self._shelf.wake()
 
 
-class MemorySource:
+class MemorySource(Uncopyable):
     """A relay's view of a `MemoryStream`.
 
     Args:
@@ -83,6 +86,8 @@ class MemorySource:
     Raises:
         ConfigurationError: a value out of range.
     """
+
+    _instead = "its messages are in the memory of one process"
 
     def __init__(self, stream: MemoryStream, *, name: str = "relay", lease: float = 60.0) -> None:
         if not isinstance(lease, int | float) or not 0 < lease < math.inf:

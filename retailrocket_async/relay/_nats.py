@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._nats_servers import ANSWER, NatsServers, publish_all
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
@@ -44,7 +45,7 @@ class _Place(NamedTuple):
     published_at: float
 
 
-class NatsSource:
+class NatsSource(Uncopyable):
     """A relay's view of a JetStream stream, through a durable pull consumer.
 
     Any number of relays may share the consumer: each message is handed to one of them. `open` creates the stream
@@ -399,7 +400,7 @@ class NatsSource:
         self._news.set()
 
 
-class NatsSubject:
+class NatsSubject(Uncopyable):
     """Publishes envelopes to a subject that a JetStream stream listens to.
 
     Args:

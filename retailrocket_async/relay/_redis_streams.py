@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import needing
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
@@ -73,7 +74,7 @@ end
 logger = logging.getLogger("retailrocket_async")
 
 
-class RedisStream:
+class RedisStream(Uncopyable):
     """A stream that events are published to; a `Publisher`.
 
     Args:
@@ -103,7 +104,7 @@ class RedisStream:
             await pipe.execute()
 
 
-class RedisStreamSource:
+class RedisStreamSource(Uncopyable):
     """A relay's source on a Redis stream and one of its consumer groups. Needs Redis 6.2 or newer.
 
     An entry's field `envelope` is its message, or else its field `data`; an entry with neither becomes a dead letter.

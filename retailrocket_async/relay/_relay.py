@@ -35,6 +35,7 @@ from retailrocket_async import (
     EventValidationError,
     UsageError,
 )
+from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._fate import fate_of
 from retailrocket_async.relay._link import Link
 from retailrocket_async.relay._stats import RelayStats
@@ -78,7 +79,7 @@ the end comes within the 30 s that process managers commonly give, but for a bro
 logger = logging.getLogger("retailrocket_async")
 
 
-class Relay:
+class Relay(Uncopyable):
     """Delivers the events that others publish to a broker, each at least once.
 
     Messages are acknowledged when their events have an outcome: delivered ones are done, refused and unreadable ones
