@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlencode
 
-from retailrocket_async._errors import ConfigurationError, UncopyableError
+from retailrocket_async._errors import ConfigurationError, UncopyableError, type_name
 from retailrocket_async._offload import offload
+from retailrocket_async._setting_text import text_complaint
 from retailrocket_async._veil import veiled
 
 if TYPE_CHECKING:
@@ -159,8 +160,7 @@ async def _in_thread(ask: Callable[[], object]) -> Callable[[], object]:
 
 
 def _complaint(name: str, value: object) -> str | None:
-    if type(value) is not str or not value:
-        return f"{name} must be a str that is not empty"
-    if any(letter.isspace() or not letter.isprintable() for letter in value):
-        return f"{name} must not hold white space or control characters: strip() it"
-    return None
+    # A subclass may print, or be encoded, as something else.
+    if isinstance(value, str) and type(value) is not str:
+        return f"{name} must be a plain str, not {type_name(value)}"
+    return text_complaint(name, value)

@@ -27,6 +27,7 @@ from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import AT_ONCE, EACH, Ledger
 from retailrocket_async._outcome import Delivered, Dropped, error_for
+from retailrocket_async._report import consistent
 from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
@@ -465,5 +466,9 @@ class Dispatcher:
         return self._closing.begun
 
     def stats(self) -> Stats:
-        """Return a snapshot of the counters."""
+        """Return a snapshot of the counters, in whatever thread."""
+        return self.counters() if self._home.here() else consistent(self.counters)
+
+    def counters(self) -> Stats:
+        """Return the counters as they are; in another thread than the loop's they may be of two moments."""
         return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

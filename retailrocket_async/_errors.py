@@ -232,6 +232,13 @@ def brief(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def type_name(value: object) -> str:
+    """Return the name of a value's type, for messages that withhold the value, and how to read a wrapped secret."""
+    kind = type(value)
+    hint = ": pass what its get_secret_value() returns" if callable(getattr(kind, "get_secret_value", None)) else ""
+    return f"{kind.__name__}{hint}"
+
+
 def brief_names(names: Iterable[object]) -> str:
     """Return the first of `names`, sorted, each as briefly as any value."""
     shown = sorted(map(brief, itertools.islice(names, 9)))

@@ -50,6 +50,13 @@ class Home:
         self.loop = loop
         return loop
 
+    def here(self) -> bool:
+        """Whether this is the loop's own thread, and the loop runs."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
     def now(self) -> float:
         """Return the loop's time in seconds; 0 before the first use."""
         return self.loop.time() if self.loop is not None else 0.0

@@ -203,7 +203,7 @@ class Ledger:
             hook_errors=self._hook_errors,
             hook_missed=self.hooks.missed,
             state=state,
-            dropped_by={reason: dict(names) for reason, names in self._dropped_by.items()},
+            dropped_by={reason: dict(names) for reason, names in list(self._dropped_by.items())},
             splits=self.splits,
             kept=self._kept,
         )

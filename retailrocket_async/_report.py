@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
@@ -13,6 +14,8 @@ from retailrocket_async._outcome import error_for
 from retailrocket_async._wire import Codec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from retailrocket_async._errors import DeliveryError
     from retailrocket_async._events import Event
     from retailrocket_async._outcome import Undelivered
@@ -45,7 +48,8 @@ class SpoolStats:
 class Stats:
     """A snapshot of the client's counters; all count events unless they say otherwise.
 
-    The counts always add up: ``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight``.
+    The counts always add up, in whatever thread they are read:
+    ``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight``.
 
     Attributes:
         tracked: accepted by `track`, `track_nowait`, `track_many`, `send` and `send_batch`.
@@ -97,6 +101,54 @@ class Stats:
     splits: int = 0
     kept: int = 0
     spool: SpoolStats | None = None
+
+
+_READS: Final = 100
+"""How often counters are read that another thread keeps changing, before the last reading is made to add up."""
+
+_SOON: Final = 10
+"""Of these readings, how many only let other threads run in between; before the others the reader sleeps."""
+
+_PAUSE: Final = 0.0005
+"""Seconds that it sleeps."""
+
+
+def consistent(read: Callable[[], Stats]) -> Stats:
+    """Return counters of one moment, while another thread, that of the event loop, goes on changing them.
+
+    Two readings with the same counts, which add up, have nothing in between: most counts only ever grow. This costs the
+    event loop nothing, as a lock or a version number would with every event. It takes 50 ms at most. After that, in a
+    loop that is stopped in the middle of a change, the missing or surplus events count as in flight.
+
+    Args:
+        read: returns the counters as they are, the ended events read before the waiting ones.
+    """
+    last: Stats | None = None
+    for turn in range(_READS):
+        now = read()
+        if last is not None and _adds_up(now) and _counts(now) == _counts(last):
+            return now
+        last = now
+        if not _adds_up(now):
+            time.sleep(0 if turn < _SOON else _PAUSE)
+    first, then = read(), read()
+    known = _ended(first) + first.pending
+    tracked = max(then.tracked, known)
+    return attrs.evolve(first, tracked=tracked, in_flight=tracked - known)
+
+
+def _ended(stats: Stats) -> int:
+    return stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
+
+
+def _adds_up(stats: Stats) -> bool:
+    named = sum(sum(names.values()) for names in stats.dropped_by.values())
+    return stats.tracked == _ended(stats) + stats.pending + stats.in_flight and stats.dropped == named
+
+
+def _counts(stats: Stats) -> Stats:
+    # Ages and waits go on by themselves.
+    return attrs.evolve(stats, oldest_age=0.0, limiter_wait=0.0, spool=None)
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
 
-from retailrocket_async._errors import REDACTED, EventValidationError
+from retailrocket_async._errors import EventValidationError, type_name
 from retailrocket_async._foreign import is_interrupt
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class Named(Protocol):
 
 def fail(event: Named, field: str, rule: str, value: object) -> NoReturn:
     """Raise the error for a broken `rule`, withholding the value of personal fields."""
-    raise EventValidationError(event.event_name, field, rule, REDACTED if field in PERSONAL else value)
+    if field not in PERSONAL:
+        raise EventValidationError(event.event_name, field, rule, value)
+    raise EventValidationError(event.event_name, field, f"{rule}{_why_not(value, rule)}")
 
 
 def identifier(event: Named, field: attrs.Attribute[str], value: str) -> None:
@@ -148,11 +150,18 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
         json_object(event, field, value)
 
 
+def _why_not(value: object, rule: str) -> str:
+    """Return what can be said of a personal value that no message shows: its type, or that it has no UTF-8 form."""
+    if not isinstance(value, str):
+        return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
+    return "" if _encodable(value) else "; it contains a lone surrogate"
+
+
 def _unlike(value: object) -> str:
     # A subclass is named too: Django's SafeString, say, prints like the str that is asked for.
     kind = type(value)
     plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
-    return "" if plain else f", not {kind.__name__}"
+    return "" if plain else f", not {type_name(value)}"
 
 
 def _encodable(text: str) -> bool:

@@ -40,6 +40,8 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 def _directory(path: PathLike) -> Path:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigurationError(f"SqliteSpool needs the path of a directory, not {path!r}")
+    if any(letter < " " or letter == "\x7f" for letter in os.fsdecode(path)):
+        raise ConfigurationError(f"SqliteSpool needs a path without control characters, not {path!r}: strip() it")
     return Path(path).absolute()
 
 

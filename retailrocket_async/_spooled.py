@@ -18,7 +18,7 @@ from retailrocket_async._errors import (
 )
 from retailrocket_async._outcome import Abandoned, Dropped, Kept, Receipt
 from retailrocket_async._own_events import OwnEvents, OwnReceipt
-from retailrocket_async._report import SpoolStats
+from retailrocket_async._report import SpoolStats, consistent
 from retailrocket_async._spool import heard, told
 from retailrocket_async._spool_file import Usage, now
 from retailrocket_async._spool_writer import SpoolWriter
@@ -377,8 +377,11 @@ class SpooledDispatcher:
             await asyncio.wait({doing, hurrying})
 
     def stats(self) -> Stats:
-        """Return a snapshot of the counters."""
-        return self._with_own(self.engine.stats())
+        """Return a snapshot of the counters, in whatever thread."""
+        return self._counters() if self.home.here() else consistent(self._counters)
+
+    def _counters(self) -> Stats:
+        return self._with_own(self.engine.counters())
 
     def _with_own(self, stats: Stats) -> Stats:
         own, direct, usage = self._own, self._direct, self._usage
@@ -391,7 +394,7 @@ class SpooledDispatcher:
             abandoned=own.abandoned + direct.abandoned,
             dropped=own.dropped + direct.dropped,
             dropped_by={
-                reason: dict(own.dropped_by.get(reason, _NONE) + direct.dropped_by.get(reason, _NONE))
+                reason: dict(Counter(own.dropped_by.get(reason, _NONE)) + Counter(direct.dropped_by.get(reason, _NONE)))
                 for reason in own.dropped_by.keys() | direct.dropped_by.keys()
             },
             kept=own.kept,

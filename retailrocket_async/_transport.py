@@ -18,17 +18,19 @@ import socket
 import ssl
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import attrs
 import httpx
 
-from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._errors import ConfigurationError, type_name
 from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
 from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
+from retailrocket_async._setting_text import has_blanks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -97,6 +99,11 @@ class _KeyedURL(httpx.URL):
     @property
     def raw_path(self) -> bytes:
         return self._target()
+
+    @property
+    def raw(self) -> Any:  # noqa: ANN401 - a class that httpx does not export
+        """Return the parts as older transports read them, without the query: only `raw_path` has it."""
+        return super().copy_with().raw
 
 
 class _Body(httpx.AsyncByteStream):
@@ -271,12 +278,27 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     return text if text.endswith("/") else text + "/"
 
 
-def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
+def _unreadable(base_url: object) -> str | None:
+    # httpx strips or encodes blanks, which would then be part of every request's path.
+    blanks = "base_url must not hold white space or control characters, nor their encoded forms: strip() it"
+    if isinstance(base_url, str) and has_blanks(base_url):
+        return blanks
     try:
-        url = httpx.URL(base_url)
-        text, host, port = str(url), url.host, url.port
-    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a host or a path that has no encoding
+        url = httpx.URL(cast("str", base_url))
+        # ValueError: a host or a path that has no encoding.
+        text, _, _ = str(url), url.host, url.port
+    except TypeError:
+        return f"base_url must be a URL like {DEFAULT_BASE_URL}, not {type_name(base_url)}"
+    except (httpx.InvalidURL, ValueError):
         return f"base_url must be a URL like {DEFAULT_BASE_URL}"
+    return blanks if has_blanks(unquote(text)) else None
+
+
+def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
+    if unreadable := _unreadable(base_url):
+        return unreadable
+    url = httpx.URL(base_url)
+    text, host, port = str(url), url.host, url.port
     if url.scheme not in ("http", "https") or not host:
         return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
     if port is not None and not 1 <= port <= 65_535:

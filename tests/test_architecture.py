@@ -17,8 +17,8 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 FLOORS = [
     {"_foreign"},
     {"_errors", "_extras", "_cap", "_offload", "_veil", "_file_lock"},
-    {"_rules", "_reply", "_credentials", "_spool_file", "_uncopyable"},
-    {"_events", "_outcome"},
+    {"_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
+    {"_credentials", "_events", "_outcome"},
     {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
@@ -159,13 +159,13 @@ def test_no_room_knows_the_door() -> None:
     } == {}
 
 
-# What names a missing extra, and what refuses copies of what lives in one process.
-SHARED_ROOMS = {"retailrocket_async._extras", "retailrocket_async._uncopyable"}
+# What names a missing extra, refuses copies of what lives in one process, and checks the text of a setting.
+SHARED_ROOMS = {f"retailrocket_async.{room}" for room in ("_extras", "_uncopyable", "_setting_text")}
 
 
 @pytest.mark.parametrize("module", sorted(EMULATOR))
 def test_the_emulator_is_a_witness_of_its_own(module: str) -> None:
-    """The emulator imports nothing of ours but itself, and the two that all share."""
+    """The emulator imports nothing of ours but itself, and the three that all share."""
     imported = imports_of(EMULATOR[module], "retailrocket_async.emulator")
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
 
@@ -184,7 +184,7 @@ SHARED = {
 
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_use_the_front_door(module: str) -> None:
-    """An edge imports public names only, the emulator's public names, itself, and the two that all share."""
+    """An edge imports public names only, the emulator's public names, itself, and the three that all share."""
     edge = "retailrocket_async." + module.split(".")[1]
     imported = imports_of(EDGES[module], module.rpartition(".")[0])
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from redis.asyncio import Redis, RedisCluster
 
 from retailrocket_async import ConfigurationError, RateLimit, WrongLoopError
+from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.redis._member import Member
 
@@ -107,6 +108,7 @@ def _check(  # noqa: PLR0913 - what the constructor takes
         raise ConfigurationError(f"rate_limit must be a RateLimit, not {type(rate_limit).__name__}")
     if not isinstance(name, str) or not re.fullmatch(r"[^{}]{1,200}", name):
         raise ConfigurationError("name must be a str of 1 to 200 characters without braces")
+    check_texts(name=name, spaces=True)
     if replicas is not None and (type(replicas) is not int or replicas < 1):
         raise ConfigurationError(f"replicas must be an int of 1 or more, or None, not {replicas!r}")
     if on_unreachable not in get_args(OnUnreachable):

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import installed
+from retailrocket_async._setting_text import check_texts
 
 if TYPE_CHECKING:
     from retailrocket_async.relay._source import Source
@@ -55,6 +56,8 @@ def source_from_url(url: str, *, name: str) -> Source:
         ConfigurationError: an address that cannot work, or the library for its broker is not installed; the
             message does not show the address, which may hold a password.
     """
+    # `urlsplit` drops line breaks and tabs in silence.
+    check_texts(source=url)
     scheme, separator, _ = url.partition("://")
     kind = _KINDS.get(scheme) if separator else None
     if kind is None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, start
@@ -86,8 +87,8 @@ class KafkaSource(Uncopyable):
         tls: ssl.SSLContext | None = None,
         session_timeout: float = 10.0,
     ) -> None:
-        if not topic or not group:
-            raise ConfigurationError("topic and group must not be empty")
+        check_texts(topic=topic)
+        check_texts(group=group, name=name, spaces=True)
         if not isinstance(session_timeout, int | float) or not 0.1 <= session_timeout <= 1800:
             raise ConfigurationError(f"session_timeout must be 0.1 to 1800 seconds, not {session_timeout!r}")
         self._cluster = KafkaCluster.of(bootstrap_servers, name, user=user, password=password, sasl=sasl, tls=tls)
@@ -395,8 +396,7 @@ class KafkaTopic(Uncopyable):
         sasl: str = "PLAIN",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        if not topic:
-            raise ConfigurationError("topic must not be empty")
+        check_texts(topic=topic)
         self._cluster = KafkaCluster.of(
             bootstrap_servers, "publisher", user=user, password=password, sasl=sasl, tls=tls
         )

@@ -10,6 +10,7 @@ import attrs
 import orjson
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._setting_text import check_texts
 
 if TYPE_CHECKING:
     import ssl
@@ -46,7 +47,9 @@ class KafkaCluster:
         """Check the settings, and that the library is there."""
         aiokafka()
         joined = servers if isinstance(servers, str) else ",".join(servers)
-        if not joined or "/" in joined or "@" in joined:
+        # aiokafka takes blanks around a comma; what it cannot read it takes for the name of a host.
+        check_texts(bootstrap_servers=joined.replace(", ", ","))
+        if "/" in joined or "@" in joined:
             raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
         if sasl not in _MECHANISMS:
             raise ConfigurationError(f"sasl must be one of {', '.join(_MECHANISMS)}, not {sasl!r}")

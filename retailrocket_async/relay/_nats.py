@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._nats_servers import ANSWER, NatsServers, publish_all
@@ -97,6 +98,7 @@ class NatsSource(Uncopyable):
         self._servers = NatsServers.of(servers, name, user=user, password=password, tls=tls)
         self._stream = _name("stream", stream)
         self._subject = subject or stream
+        check_texts(subject=self._subject)
         self._durable = _name("durable", durable)
         self._dead = _name("dead", dead or f"{stream}-dead")
         self._ack_wait = float(ack_wait)
@@ -423,8 +425,7 @@ class NatsSubject(Uncopyable):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._servers = NatsServers.of(servers, "publisher", user=user, password=password, tls=tls)
-        if not subject:
-            raise ConfigurationError("subject must not be empty")
+        check_texts(subject=subject)
         self._subject = subject
         self._connection: Client | None = None
 

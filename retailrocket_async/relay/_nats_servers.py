@@ -11,6 +11,7 @@ import attrs
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import installed
+from retailrocket_async._setting_text import check_texts
 
 if TYPE_CHECKING:
     import ssl
@@ -54,6 +55,7 @@ class NatsServers:
             )
         urls: list[str] = []
         for server in [servers] if isinstance(servers, str) else servers:
+            check_texts(servers=server)
             try:
                 parts = urlsplit(server)
             except ValueError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import needing
+from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
@@ -389,6 +390,4 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _check_names(**names: object) -> None:
-    for what, name in names.items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"{what} must be a str that is not empty, not {name!r}")
+    check_texts(spaces=True, **names)

@@ -8,6 +8,7 @@ import socket
 import attrs
 
 from retailrocket_async import Batching, Buffer, ConfigurationError
+from retailrocket_async._setting_text import check_texts
 from retailrocket_async.relay._relay import BATCH, GRACE, WINDOW, WINDOW_BYTES
 
 
@@ -51,10 +52,11 @@ class RelaySettings:
     health_port: int = 8081
 
     def __attrs_post_init__(self) -> None:
-        for name in ("source", "name", "health_host"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ConfigurationError(f"{name} must be a str that is not empty")
-        if self.limiter is not None and (not isinstance(self.limiter, str) or "://" not in self.limiter):
+        check_texts(source=self.source, health_host=self.health_host)
+        check_texts(name=self.name, spaces=True)
+        if self.limiter is not None:
+            check_texts(limiter=self.limiter)
+        if self.limiter is not None and "://" not in self.limiter:
             raise ConfigurationError("limiter must be None or the address of a Redis, e.g. redis://redis:6379/0")
         for name, least in (("batch", 1), ("window", self.batch), ("window_bytes", 1), ("rate", 0), ("health_port", 0)):
             value = getattr(self, name)
