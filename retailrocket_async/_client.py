@@ -432,6 +432,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
     def __del__(self) -> None:
         engine = self._dispatcher
         if engine is not None and engine.started and not engine.closed:
+            engine.loses("the client was garbage-collected")
             warnings.warn(
                 f"unclosed {self!r}: use 'async with', or await aclose(), or buffered events may be lost",
                 ResourceWarning,

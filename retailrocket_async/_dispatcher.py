@@ -12,8 +12,10 @@ events: an idle client has none.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from retailrocket_async._breaker import Breaker
@@ -32,7 +34,7 @@ from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from retailrocket_async._batch import Batch
     from retailrocket_async._bounds import Batching, Buffer
@@ -45,6 +47,11 @@ if TYPE_CHECKING:
     from retailrocket_async._report import CloseReport, State, StateChange, Stats
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
+
+logger = logging.getLogger("retailrocket_async")
+
+_SOON = 1.0
+"""Seconds for which what was cancelled from outside waits to be told of."""
 
 _LIMITER_RETRY = 1.0
 """Seconds until a limiter that raised is asked again."""
@@ -86,7 +93,11 @@ class Dispatcher:
         keep: Keep | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self._home = Home()
+        self._home = Home(self.loses)
+        self._lost = False
+        self._cut_off = 0
+        # What a spool holds is not lost; it says how many events these are.
+        self.kept_elsewhere: Callable[[], int] | None = None
         self._buffer = EventBuffer(batching, buffer, self._home.now)
         self._ledger = Ledger(
             self._home,
@@ -240,7 +251,45 @@ class Dispatcher:
         # Whoever cancels settles first; what is left is a loop that shuts down with the client open. The task cannot
         # do this itself: it may be cancelled before its first step.
         if flight.outcome is None:
+            if self.kept_elsewhere is None and self._home.loop is not None:
+                # Logged in a moment, unless the loop ends by then: its end logs all that is lost with it, once.
+                self._ledger.quiet = True
+                self._cut_off += flight.count
+                self._home.loop.call_later(_SOON, self._tell_cut_off, context=contextvars.Context())
             self._settle(flight, flight.give_up("cancelled", self._home.now()))
+            self._ledger.quiet = False
+
+    def _tell_cut_off(self) -> None:
+        count, self._cut_off = self._cut_off, 0
+        if count and not self._lost:
+            message = "%d event(s): given up, cancelled: somebody cancelled the tasks that sent them"
+            self._ledger.tell_once(("cancelled",), logging.ERROR, message, count)
+
+    def nothing_to_lose(self) -> None:
+        """Never log undelivered events that are left at an end: nobody wants them to be delivered."""
+        self._lost = True
+
+    def loses(self, how: str) -> None:
+        """Tell, once, how many events are lost with the end of the client, its loop or its process; in any thread.
+
+        Args:
+            how: what ended, the start of a sentence.
+        """
+        if self.kept_elsewhere is None:
+            count, what = self._buffer.events + self._ledger.in_flight + self._cut_off, "are lost"
+        else:
+            count, what = self.kept_elsewhere(), "are in the spool, whose next user sends them"
+        if self._lost or not count:
+            return
+        self._lost = True
+        # A handler of the application's may raise; nobody is here who could take it.
+        with suppress(Exception):
+            logger.error(
+                "%s before the client was closed: %d undelivered event(s) %s; use 'async with', or await aclose()",
+                how,
+                count,
+                what,
+            )
 
     async def _fly(self, flight: Flight) -> None:
         """Bring a flight to its outcome, or its parts to theirs, and settle them."""

@@ -6,8 +6,13 @@ import asyncio
 import functools
 import os
 import weakref
+from typing import TYPE_CHECKING
 
 from retailrocket_async._errors import WrongLoopError
+from retailrocket_async._loop_end import watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Home:
@@ -15,10 +20,15 @@ class Home:
 
     Attributes:
         loop: the loop; None before the first use and after a fork.
+
+    Args:
+        ended: called once when the loop is closed, or the process ends, in whatever thread; given how, the start of a
+            sentence. Never called in a forked child.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[str], None] | None = None) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._ended = ended
         self._forked = False
         _homes.add(self)
         _watch_forks()
@@ -48,7 +58,13 @@ class Home:
                 "this client belongs to another event loop: create one client for each loop, inside a coroutine"
             )
         self.loop = loop
+        watch(loop, self)
         return loop
+
+    def loop_ended(self, how: str) -> None:
+        """Hand on the end of the loop, or of the process; see `_loop_end`."""
+        if self._ended is not None and not self._forked:
+            self._ended(how)
 
     def here(self) -> bool:
         """Whether this is the loop's own thread, and the loop runs."""

@@ -47,6 +47,7 @@ class Ledger:
     Attributes:
         hooks: tells the user of what was not delivered.
         undelivered: the undelivered events since `keep_undelivered` was called.
+        quiet: whether what ends just now is not logged, as somebody else logs it.
 
     Args:
         home: the loop that the client belongs to.
@@ -71,6 +72,7 @@ class Ledger:
         self._watch = watch
         self.hooks = Hooks(home, on_outcome, on_state_change, most=most_told, failed=self.hook_failed)
         self._keeps = False
+        self.quiet = False
         self._flushes: list[_Flush] = []
         self._told: set[Hashable] = set()
         self.undelivered: list[UndeliveredEvent] = []
@@ -151,7 +153,7 @@ class Ledger:
                 key = ("abandoned", reason, status)
             case Dropped(reason=reason):
                 key = ("dropped", reason)
-        if key not in self._told:
+        if not self.quiet and key not in self._told:
             level = logging.WARNING if isinstance(outcome, Dropped) else logging.ERROR
             self.tell_once(key, level, "%d event(s): %s", count, error_for(outcome))
 

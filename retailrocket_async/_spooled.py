@@ -155,10 +155,11 @@ class SpooledDispatcher:
         self._batching = batching
         self._once = once
         self._overflow: Overflow = overflow
+        self._own = OwnEvents()
         self.engine = make_engine(self._keep)
+        self.engine.kept_elsewhere = lambda: self._own.pending + (0 if self.writer is None else self.writer.waiting)
         self.intake = SpoolIntake(self)
         self.writer: SpoolWriter | None = None
-        self._own = OwnEvents()
         self._direct = OwnEvents()
         self._drain: Drain | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -409,6 +410,14 @@ class SpooledDispatcher:
                 oldest_age=0.0 if usage.oldest_at is None else max(0.0, now() - usage.oldest_at),
             ),
         )
+
+    def nothing_to_lose(self) -> None:
+        """See `Dispatcher.nothing_to_lose`."""
+        self.engine.nothing_to_lose()
+
+    def loses(self, how: str) -> None:
+        """Tell, once, how many events are left in the spool; see `Dispatcher.loses`."""
+        self.engine.loses(how)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
         """Count what a user's hook raised at the caller's line."""

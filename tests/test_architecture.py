@@ -16,7 +16,7 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # A room imports from lower floors only.
 FLOORS = [
     {"_foreign"},
-    {"_errors", "_extras", "_cap", "_offload", "_veil", "_file_lock"},
+    {"_errors", "_extras", "_loop_end", "_cap", "_offload", "_veil", "_file_lock"},
     {"_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
     {"_credentials", "_events", "_outcome"},
     {"_vetting"},

@@ -10,6 +10,8 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from retailrocket_async._loop_end import FAR
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
@@ -34,6 +36,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds, from 0."""
         return self._virtual_now
 
+    def only_far(self) -> bool:
+        """Whether no timer is set but those that are never to fire."""
+        timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        return all(timer.cancelled() or timer.when() >= FAR for timer in timers)
+
     def block(self, seconds: float) -> None:
         """Let time pass as a blocking call would: nothing else runs meanwhile."""
         self._virtual_now += seconds
@@ -55,7 +62,7 @@ class _Selector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
         if not ready:
-            if timeout is None:
+            if timeout is None or self._loop.only_far():
                 raise Stuck("every task waits, and no timer is set")
             self._loop.block(max(timeout, TICK))
         return ready

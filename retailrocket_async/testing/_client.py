@@ -126,6 +126,8 @@ class RecordingClient(AsyncTrackingClient):
             observer=observer,
             allow_insecure_http=allow_insecure_http,
         )
+        # As with `__del__`: what is left at the end of a test is no loss.
+        self._engine.nothing_to_lose()
 
     # --- what was tracked ---------------------------------------------------------------------------------------------
 
