@@ -51,7 +51,8 @@ class Home:
             )
         if loop is None:
             raise WrongLoopError(
-                "no event loop runs in this thread: call the client from coroutines of the loop it was first used in"
+                "no event loop runs in this thread: call the client from coroutines of the loop it was first used in, "
+                "or use the handle that client.threadsafe() returns there"
             )
         if self.loop is not None:
             raise WrongLoopError(

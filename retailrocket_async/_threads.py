@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -48,7 +50,8 @@ class ThreadsafeHandle(Uncopyable):
     slows its callers down just as `AsyncTrackingClient.track` does. Events are checked and encoded in the calling
     thread, and `before_send` runs there. The events of one thread are accepted in the order of its calls.
 
-    The loop must go on running in its own thread; while something blocks it, callers wait. The client is closed in
+    The loop must go on running in its own thread, which after gevent's ``monkey.patch_all()`` is a greenlet of its own,
+    and then must be asyncio's own loop; while something blocks it, callers wait. The client is closed in
     the loop, as ever; from then on the handle raises `ClientClosedError`.
     """
 
@@ -164,9 +167,10 @@ class ThreadsafeHandle(Uncopyable):
         if self._engine.home.loop is not self._loop:
             # Only a fork changes it; this raises, and says so.
             self._engine.home.enter()
-        if _running_loop() is self._loop:
+        if _runs_here(self._loop):
             raise WrongLoopError(
                 "this is the event loop's own thread, which would wait for itself: await the client's own methods here"
+                + _under_gevent()
             )
         if accepting:
             # The loop asks this as well; but where it has ended after a close, this is the better reason.
@@ -333,10 +337,21 @@ async def _outcome_of(receipt: Receipt) -> Outcome:
     return await receipt
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the thread in which the loop runs."""
     with suppress(RuntimeError):
-        return asyncio.get_running_loop()
-    return None
+        if asyncio.get_running_loop() is loop:
+            # gevent makes greenlets of threads: all of them find the loop of their one thread, and one of them runs it.
+            return getattr(loop, "_thread_id", None) in (None, threading.get_ident())
+    return False
+
+
+def _under_gevent() -> str:
+    """Return what to do in a process whose threads gevent has made greenlets of; "" elsewhere."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return ""
+    return "; under gevent call the handle in another greenlet than the loop's, and run asyncio's own loop, not uvloop"
 
 
 def _ended() -> WrongLoopError:

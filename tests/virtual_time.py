@@ -62,7 +62,7 @@ class _Selector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
         if not ready:
-            if timeout is None or self._loop.only_far():
+            if timeout is None or (timeout > 0 and self._loop.only_far()):
                 raise Stuck("every task waits, and no timer is set")
             self._loop.block(max(timeout, TICK))
         return ready
