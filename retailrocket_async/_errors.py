@@ -235,7 +235,8 @@ def brief(value: object) -> str:
 def type_name(value: object) -> str:
     """Return the name of a value's type, for messages that withhold the value, and how to read a wrapped secret."""
     kind = type(value)
-    hint = ": pass what its get_secret_value() returns" if callable(getattr(kind, "get_secret_value", None)) else ""
+    wrapped = any("get_secret_value" in vars(base) for base in kind.__mro__)
+    hint = ": pass what its get_secret_value() returns" if wrapped else ""
     return f"{kind.__name__}{hint}"
 
 

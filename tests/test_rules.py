@@ -255,7 +255,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
             View,
             "session_external_id",
             7,
-            "view.session_external_id must be a str of 1-50 ASCII letters and digits",
+            "view.session_external_id must be a str of 1-50 ASCII letters and digits, not int",
         ),
         (
             View,
