@@ -325,12 +325,12 @@ def test_log_handler_that_raises_costs_no_change_of_state(state: State, raising_
 
 
 def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
-    """What a hook raises is counted each time, though the log handler raises as well."""
+    """What a hook raises is counted each time, and so is what the log handler raises when it is told of the first."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.hook_failed("on_outcome", ValueError("x"))
 
-    assert (3, 1) == (stats(ledger).hook_errors, raising_handler.records)
+    assert (3 + 1, 1) == (stats(ledger).hook_errors, raising_handler.records)
 
 
 class Noting(Observer):
