@@ -441,7 +441,7 @@ def test_while_the_key_is_asked_for_there_is_no_other_probe() -> None:
     async def test() -> None:
         transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
         transport.keeps_key = True
-        engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5))
+        engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
         await engine.track_all(range(20))
         await asyncio.sleep(20.0)
         assert engine.stats().state == "down"

@@ -11,7 +11,7 @@ from retailrocket_async._reply import Reply
 from tests.fakes import NO_CONNECTION, OK, TIMED_OUT, Engine, Request, ScriptedTransport, Step, run
 
 PATIENT = RetryPolicy(max_attempts=3, max_elapsed=60.0, max_halt=5.0, outlast=True)
-ONE_EACH = Batching(max_events=1, linger=0.0)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 HOURS = 7200.0
 
 TROUBLES = {

@@ -28,7 +28,7 @@ from tests.fakes import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ONE_EACH = Batching(max_events=1, linger=0.0)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 AT_ONCE = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
 PATIENT = RetryPolicy(max_halt=1e6)
 

@@ -20,7 +20,7 @@ from tests.virtual_time import VirtualTimeLoop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ONE_EACH = Batching(max_events=1, linger=0.0)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 PATIENT = RetryPolicy(max_attempts=1000, max_elapsed=1e6)
 
 
