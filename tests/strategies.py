@@ -11,7 +11,7 @@ import string
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,6 +20,7 @@ from retailrocket_async import (
     EVENT_TYPES,
     AddToBasket,
     CategoryView,
+    Codec,
     CustomEvent,
     GroupView,
     ImpressionContentClicked,
@@ -32,6 +33,7 @@ from retailrocket_async import (
     SetContact,
     View,
 )
+from retailrocket_async._wire import TimestampPrecision
 from tests.effort import most
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ PROPERTY = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 """The settings of every property."""
+
+CODECS = {precision: Codec(precision) for precision in get_args(TimestampPrecision)}
+"""A codec of each precision: to make one takes as long as to encode thousands of events."""
 
 SESSION = "60842392e4881c65e6c5e423"
 MOMENT = datetime(2018, 9, 15, 15, 53, tzinfo=UTC)

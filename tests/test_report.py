@@ -18,14 +18,14 @@ from retailrocket_async import (
     Stats,
     UndeliveredEvent,
 )
-from tests.strategies import PROPERTY, custom_events, events, fields_of
+from tests.strategies import CODECS, PROPERTY, custom_events, events, fields_of
 
 DROPPED = Dropped(reason="closed")
 
 
 def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
     """Return `event` as the client reports it."""
-    envelope = (codec or Codec()).encode(event)
+    envelope = (codec or CODECS["seconds"]).encode(event)
     return UndeliveredEvent(event_name=event.event_name, envelope=envelope, outcome=DROPPED)
 
 
@@ -33,7 +33,7 @@ def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
 @PROPERTY
 def test_event_is_read_back(event: Event) -> None:
     """An undelivered event can be had again, custom ones too, as precise as it was sent."""
-    assert event == undelivered(event, Codec("microseconds")).event
+    assert event == undelivered(event, CODECS["microseconds"]).event
 
 
 def test_event_of_an_unknown_type_is_read_back() -> None:

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retailrocket_async import Codec, CustomEvent, EventValidationError, GroupView, Order, Search, SetContact, View
+from retailrocket_async import CustomEvent, EventValidationError, GroupView, Order, Search, SetContact, View
 from retailrocket_async._errors import REDACTED
 from retailrocket_async._rules import MAX_DEPTH, MAX_IDS, PERSONAL, on_wire
 from tests.fuzz.draw import EndlessList
 from tests.ids import shown
 from tests.strategies import (
     CLASSES,
+    CODECS,
     HOSTILE,
     INT64_MAX,
     INT64_MIN,
@@ -182,7 +183,7 @@ def test_every_field_has_values() -> None:
 @pytest.mark.parametrize(("field", "value"), _cases(0))
 def test_accepted(field: str, value: Any) -> None:
     """A value that keeps the rule is accepted in every event that has the field, and can be sent."""
-    codec = Codec("microseconds")
+    codec = CODECS["microseconds"]
     for cls in _having(field):
         event = cls(**fields_of(cls, **{field: value}))
 
@@ -351,7 +352,7 @@ def test_arbitrary_custom_event(name: Any, fields: Any) -> None:
 
 
 def _construct(cls: type[Any], fields: dict[str, Any]) -> None:
-    codec = Codec("microseconds")
+    codec = CODECS["microseconds"]
     try:
         event = cls(**fields)
     except EventValidationError:
@@ -406,6 +407,6 @@ def test_on_wire(value: float | Decimal) -> None:
 )
 def test_number_in_json(value: float | Decimal, expected: float) -> None:
     """A whole amount is sent without a fraction, as an early edition of the document wants an integer `quantity`."""
-    sent = json.loads(Codec().encode_bare(Order(**fields_of(Order, price=value))))["price"]
+    sent = json.loads(CODECS["seconds"].encode_bare(Order(**fields_of(Order, price=value))))["price"]
 
     assert (expected, type(expected)) == (sent, type(sent))

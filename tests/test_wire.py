@@ -38,6 +38,7 @@ from retailrocket_async._wire import join
 from tests.ids import shown
 from tests.strategies import (
     CLASSES,
+    CODECS,
     HOSTILE,
     INT64_MAX,
     INT64_MIN,
@@ -296,7 +297,7 @@ def test_round_trip(event: Event) -> None:
 def test_cut_round_trip(event: VisitorEvent, precision: tuple[TimestampPrecision, int]) -> None:
     """At a coarser precision every event comes back, but for the fraction that was cut off."""
     name, step = precision
-    codec = Codec(name)
+    codec = CODECS[name]
     fraction = event.timestamp.microsecond
     expected = attrs.evolve(event, timestamp=event.timestamp.replace(microsecond=fraction - fraction % step))
 
