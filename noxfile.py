@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,7 +17,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 # The quick ones first, the one whose summary matters most last.
-nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
+nox.options.sessions = ["lint", "typing", "docs", "wheel", "other_python", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
@@ -24,11 +27,37 @@ SPREAD = ("-n", "5")
 # Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
 ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")
+# What needs servers, or starts processes by the dozen, the `tests` session has.
+SHORT = ("-m", "not endurance and not needs_server", *(f"--ignore=tests/test_{name}.py" for name in ELSEWHERE))
 
 
 def group(name: str) -> list[str]:
     """Return the requirements of a dependency group."""
     return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def runs(python: Path, version: str) -> bool:
+    """Return whether that program is a CPython of that version: a shim of pyenv may be there, and refuse to run."""
+    ask = "import sys, platform; print(platform.python_implementation(), '%d.%d' % sys.version_info[:2])"
+    try:
+        ran = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ran.returncode == 0 and ran.stdout.split() == ["CPython", version]
+
+
+def newest_other_python() -> str | None:
+    """Return the newest Python that the package supports, on the path or under a pyenv root, and that is not ours."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for version in reversed(nox.project.python_versions(PROJECT)):
+        if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+            continue
+        on_path = [Path(folder) / f"python{version}" for folder in os.get_exec_path()]
+        under_pyenv = sorted(pyenv.glob(f"versions/{version}*/bin/python"), reverse=True)
+        for python in (*on_path, *under_pyenv):
+            if python.is_file() and runs(python, version):
+                return str(python)
+    return None
 
 
 def lowest() -> list[str]:
@@ -90,17 +119,30 @@ def wheel(session: nox.Session) -> None:
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
-    # What needs servers, or starts processes by the dozen, the `tests` session has.
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        *SPREAD,
-        "-m",
-        "not endurance and not needs_server",
-        *(f"--ignore=tests/test_{name}.py" for name in ELSEWHERE),
-        *session.posargs,
-    )
+    session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
+
+
+OTHER_PYTHON = newest_other_python()
+
+
+@nox.session(python=OTHER_PYTHON or False, venv_backend="uv" if OTHER_PYTHON else "none")
+def other_python(session: nox.Session) -> None:
+    """Run a short form of the tests on the newest other Python at hand, without a tracer.
+
+    Left out are the endurance tests, those that need servers or start processes by the dozen, and most examples of
+    each property. `nox -s pythons` runs all of that on every Python at hand. If there is no other Python, or not
+    every dependency has a wheel for it, there is nothing to run.
+    """
+    if OTHER_PYTHON is None:
+        session.skip("there is no other Python on the path or under a pyenv root that the package supports")
+    session.log(f"the newest other Python is {OTHER_PYTHON}")
+    wanted = ("-e", f".{EXTRAS}", *group("test"))
+    dry = ("uv", "pip", "install", "--dry-run", "--only-binary", ":all:")
+    answer = session.run(*dry, *wanted, silent=True, success_codes=[0, 1, 2]) or ""
+    if "Wheels are required for" in str(answer):
+        session.skip(f"not everything has a wheel for it: {answer}")
+    session.install(*wanted)
+    session.run("python", "-m", "pytest", *SPREAD, "--hypothesis-profile=few", *SHORT, *session.posargs)
 
 
 @nox.session
