@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import attrs
 import httpx
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
@@ -216,7 +217,7 @@ class HttpxTransport:
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            self._opening = opening = asyncio.create_task(self._opened())
+            self._opening = opening = detached(asyncio.create_task, self._opened())
         self._client = await asyncio.shield(opening)
         return self._client
 

@@ -16,9 +16,9 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # A room imports from lower floors only.
 FLOORS = [
     {"_foreign"},
-    {"_errors", "_cap", "_offload", "_veil", "_file_lock"},
-    {"_rules", "_reply", "_credentials", "_spool_file"},
-    {"_events", "_outcome"},
+    {"_errors", "_cap", "_context", "_veil", "_file_lock"},
+    {"_offload", "_worker_thread", "_rules", "_reply", "_spool_file"},
+    {"_credentials", "_events", "_outcome"},
     {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
