@@ -180,6 +180,9 @@ class Watch:
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
         # Where nothing was ever kept, as no page is sampled, say, there is nothing to look for.
+        if receipts is not None:
+            # The last visitor is asked for once more, and not kept until another one comes.
+            self.before, self.kept = _NOWHERE, None
         marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
