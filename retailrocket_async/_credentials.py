@@ -98,15 +98,15 @@ class Credentials:
         """Ask, once for all who want to know; return the name of what went wrong, or None."""
         if self._asking is None or self._asking.done():
             self._asking = detached(asyncio.create_task, self._ask_now())
-        asking, task = self._asking, asyncio.current_task()
-        try:
-            # Whoever is cancelled leaves the answer to the others.
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError as error:
+        asking = self._asking
+        # A caller that is cancelled leaves the answer to the others.
+        await asyncio.wait({asking})
+        if asking.cancelled():
             # Some shutdowns cancel every task: the one that asked is not the one that waits.
-            if asking.cancelled() and task is not None and not task.cancelling():
-                return type(error).__name__
-            raise
+            return asyncio.CancelledError.__name__
+        # What must pass, such as Ctrl-C, has passed once.
+        error = asking.exception()
+        return asking.result() if error is None else type(error).__name__
 
     async def _ask_now(self) -> str | None:
         # Nothing of what is raised or returned here may leave: both may hold a key.

@@ -139,7 +139,7 @@ def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert (0, "") == (done.returncode, done.stderr)
     told: dict[str, Any] = json.loads(done.stdout)
