@@ -34,7 +34,7 @@ class WorkerThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: _Calls = SimpleQueue()
+        self._calls: _Calls | None = None
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
@@ -44,8 +44,7 @@ class WorkerThread:
             RuntimeError: no thread can be started: the interpreter shuts down, or the system has no thread left.
         """
         loop = asyncio.get_running_loop()
-        if self._thread is None:
-            self._thread = self._started()
+        calls = self._calls = self._calls or self._started()
         done: asyncio.Future[T] = loop.create_future()
 
         def run() -> None:
@@ -54,24 +53,29 @@ class WorkerThread:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set_result, done, result)
 
-        self._calls.put(run)
+        calls.put(run)
         return done
 
     def close(self) -> None:
         """Let the thread end after the calls that it was given."""
-        if self._thread is not None:
-            self._thread = None
+        if self._calls is not None:
             self._calls.put(None)
+            self._calls = None
 
-    def _started(self) -> threading.Thread:
+    def _started(self) -> _Calls:
+        calls: _Calls = SimpleQueue()
         # The thread must not keep this object, or it would never be collected and the thread never end.
-        thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+        thread = threading.Thread(target=_work, args=(calls, self._thread), name=self._name, daemon=True)
         detached(thread.start)
-        weakref.finalize(self, self._calls.put, None).atexit = False
-        return thread
+        self._thread = thread
+        weakref.finalize(self, calls.put, None).atexit = False
+        return calls
 
 
-def _work(calls: _Calls) -> None:
+def _work(calls: _Calls, before: threading.Thread | None) -> None:
+    if before is not None:
+        # It may still make a call that it was given before the close.
+        before.join()
     at_exit = functools.partial(_finish, calls, threading.current_thread())
     atexit.register(at_exit)
     try:

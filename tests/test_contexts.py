@@ -357,9 +357,13 @@ async def test_a_thread_keeps_no_variables_from_one_call_to_the_next() -> None:
         server.always(answer(400))
         for number in range(3):
             await (await client.track(event(number)))
-            await until(lambda count=number + 1: len(seen) == count)
+            await until(functools.partial(_is_long, seen, number + 1))
 
     assert [None] * 3 == seen
+
+
+def _is_long(things: list[Any], length: int) -> bool:
+    return len(things) == length
 
 
 # --- observers ---

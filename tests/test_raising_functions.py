@@ -214,7 +214,7 @@ def test_a_signal_ends_the_loop(handler: Any, error: type[BaseException], asks: 
 
     async def interrupted(*_: object) -> str:
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):
+        for _turn in range(1000):
             await asyncio.sleep(0)
         return "key"
 
