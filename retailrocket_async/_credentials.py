@@ -14,8 +14,9 @@ from urllib.parse import urlencode
 
 from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._foreign import must_pass
 from retailrocket_async._offload import offload
-from retailrocket_async._veil import must_pass, veiled
+from retailrocket_async._veil import veiled
 
 if TYPE_CHECKING:
     from asyncio import Task

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._context import detached
-from retailrocket_async._veil import must_pass, veiled
+from retailrocket_async._foreign import must_pass
+from retailrocket_async._veil import veiled
 from retailrocket_async._worker_thread import WorkerThread
 
 if TYPE_CHECKING:

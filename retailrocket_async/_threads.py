@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, FlushTimeoutError, HandleTimeoutError, WrongLoopError
-from retailrocket_async._veil import is_from_signal
+from retailrocket_async._foreign import is_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
@@ -152,7 +152,7 @@ class ThreadsafeHandle:
                 for event in itertools.islice(remaining, size):
                     part.append(self._prepare(event))
             except BaseException as error:  # the iterable is the caller's, and may raise anything
-                if is_from_signal(error):
+                if is_interrupt(error):
                     raise
                 failure = error
             if part:
