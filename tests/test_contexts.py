@@ -215,7 +215,7 @@ async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], 
     async with raw_server() as server, client_of(server, retry=retry, batching=batching) as client:
         server.always(answer(503))
         for number in range(2, 7):
-            await client.track(event(number))
+            await client.track(event(number, f"visitor{number}"))
         await until(lambda: client.stats().state == "down")
         reference = await visit(lambda: does(client))
 
