@@ -21,6 +21,7 @@ import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from retailrocket_async._context import detached
 from retailrocket_async._outcome import meaning_of
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._report import StateChange
@@ -132,7 +133,7 @@ class Breaker:
             return
         rested = asyncio.get_running_loop().create_future()
         self._resting.add(rested)
-        timer = asyncio.get_running_loop().call_later(seconds, _set_done, rested)
+        timer = detached(asyncio.get_running_loop().call_later, seconds, _set_done, rested)
         try:
             await rested
         finally:
@@ -146,7 +147,7 @@ class Breaker:
             self._timer = None
         if self._waiting and not self._probing:
             when = self._probe_at if self.state != "sending" else self._clock()
-            self._timer = asyncio.get_running_loop().call_at(when, self._wake_one)
+            self._timer = detached(asyncio.get_running_loop().call_at, when, self._wake_one)
 
     def over(self, admission: Admission) -> None:
         """Tell that a request is over, reported or not."""

@@ -65,7 +65,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
     Args:
         api_key: the shop's secret key, or a function that returns it, which is asked before the first request and again
             when the API answers 401. A coroutine function runs in the event loop, any other in a thread; 10 s are its
-            time. The key is sent to `base_url` and goes nowhere else.
+            time. It sees none of its callers' context variables. The key is sent to `base_url` and goes nowhere else.
         partner_id: the shop's public id.
         base_url: where the API is; default ``https://apptracking.retailrocket.net/1.0/``.
         http_client: a caller's own `httpx.AsyncClient`: shared, never closed here; its transports, proxies, headers
@@ -84,14 +84,16 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts; default 10.
         timestamp_precision: ``"seconds"`` (default), ``"milliseconds"`` or ``"microseconds"`` on the wire.
         before_send: given each event at the caller's line, returns the event to send in its place, changed or not (to
-            strip personal data, say), or None to drop it; must be quick. Where it raises the event goes as it came.
+            strip personal data, say), or None to drop it; must be quick. It sees the caller's context variables. Where
+            it raises the event goes as it came.
         on_outcome: given buffered events that ended undelivered, a list of up to 1,000 `UndeliveredEvent`; one call at
-            a time. A coroutine function runs in the event loop, any other in a thread of its own.
+            a time. A coroutine function runs in the event loop, any other in a thread of its own; neither sees the
+            context variables of those who tracked the events.
         on_state_change: given a `StateChange` when sending is halted (wrong key, shop or address), when the API is
             down, and when requests go out again; called as `on_outcome` is. What a hook raises is counted
             (`Stats.hook_errors`) and logged once.
         observer: an `Observer` that sees every request and every outcome, e.g. that of `retailrocket_async.otel`; None
-            (default) for nobody.
+            (default) for nobody. Its docstrings say which context its methods see.
         allow_insecure_http: allow plain ``http://`` to other hosts than this one, and an `http_client` that does not
             verify TLS certificates: anyone on the way can read the key then; default False.
 

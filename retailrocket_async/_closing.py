@@ -11,6 +11,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._context import timeout_at
 from retailrocket_async._ledger import AT_ONCE
 from retailrocket_async._outcome import Rejected, error_for
 from retailrocket_async._report import CloseReport
@@ -99,7 +100,7 @@ class Closing:
         try:
             # Without any time not even the turns are taken that a timer needs.
             if timeout is None or timeout > 0.0:
-                async with asyncio.timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
+                async with timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
                     await self._flushed()
         except TimeoutError:
             pass
@@ -110,7 +111,7 @@ class Closing:
             finally:
                 report = self._reported(started_at)
                 self._report.set_result(report)
-                create_task = self._home.enter().create_task
+                create_task = self._home.create_task
                 # Kept, as the loop itself keeps no task alive.
                 self._last_tasks = create_task(self._disconnect()), create_task(self._end_hooks())
         await self._last_words(ends_at)
@@ -119,7 +120,7 @@ class Closing:
     async def _join(self, report: asyncio.Future[CloseReport], ends_at: float | None) -> CloseReport:
         """Wait for the close that is under way, and cut it short at this caller's own deadline."""
         try:
-            async with asyncio.timeout_at(ends_at):
+            async with timeout_at(ends_at):
                 return await asyncio.shield(report)
         except TimeoutError:
             await self._settle_rest(ends_at)

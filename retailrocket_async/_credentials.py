@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlencode
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, UncopyableError, type_name
+from retailrocket_async._foreign import must_pass
 from retailrocket_async._offload import offload
 from retailrocket_async._setting_text import text_complaint
 from retailrocket_async._veil import veiled
@@ -97,23 +99,26 @@ class Credentials:
     async def _asked(self) -> str | None:
         """Ask, once for all who want to know; return the name of what went wrong, or None."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask_now())
-        asking, task = self._asking, asyncio.current_task()
-        try:
-            # Whoever is cancelled leaves the answer to the others.
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError as error:
+            self._asking = detached(asyncio.create_task, self._ask_now())
+        asking = self._asking
+        # A caller that is cancelled leaves the answer to the others.
+        await asyncio.wait({asking})
+        if asking.cancelled():
             # Some shutdowns cancel every task: the one that asked is not the one that waits.
-            if asking.cancelled() and task is not None and not task.cancelling():
-                return type(error).__name__
-            raise
+            return asyncio.CancelledError.__name__
+        # What must pass, such as Ctrl-C, has passed once.
+        error = asking.exception()
+        return asking.result() if error is None else type(error).__name__
 
     async def _ask_now(self) -> str | None:
         # Nothing of what is raised or returned here may leave: both may hold a key.
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 self._take(await self._called(cast("Callable[[], Callable[[], object]]", self._ask)()))
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+        except BaseException as error:  # a user's function may raise anything
+            if must_pass(error, task):
+                raise
             return type(error).__name__
         return None
 
@@ -123,7 +128,7 @@ class Credentials:
         # A thread cannot be cancelled: where the last call has not come back, its answer is waited for again, or each
         # question to a function that hangs would leave one more thread.
         if self._calling is None:
-            self._calling = asyncio.create_task(_in_thread(ask))
+            self._calling = detached(asyncio.create_task, offload(veiled(ask)))
             self._calling.add_done_callback(self._came_back)
         answer = (await asyncio.shield(self._calling))()
         return await answer if inspect.isawaitable(answer) else answer
@@ -149,14 +154,6 @@ class Credentials:
 
     def __reduce__(self) -> str:
         raise UncopyableError("Credentials cannot be copied or pickled: the key would be written out")
-
-
-async def _in_thread(ask: Callable[[], object]) -> Callable[[], object]:
-    try:
-        return await offload(veiled(ask))
-    except SystemExit as error:
-        # It ends threads, not event loops.
-        raise RuntimeError(type(error).__name__) from None
 
 
 def _complaint(name: str, value: object) -> str | None:

@@ -93,7 +93,7 @@ class Deadlines:
     def watch(self) -> None:
         """Look after what may have to end, from now on."""
         if self._timer is None and not self._closed:
-            self._timer = self._home.enter().call_later(_EVERY, self._tick)
+            self._timer = self._home.call_later(_EVERY, self._tick)
 
     def close_begins(self) -> None:
         """Be short from now on: what is refused again has no time to be mended."""
@@ -112,7 +112,7 @@ class Deadlines:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._home.enter().call_later(0.0, self._tick)
+        self._timer = self._home.call_later(0.0, self._tick)
 
     def _all_ended(self) -> bool:
         """End what has waited too long by now, but not too much in a row; return whether that was all."""

@@ -12,15 +12,16 @@ events: an idle client has none.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
 from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Literal
 
 from retailrocket_async._breaker import Breaker
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._closing import Closing
+from retailrocket_async._context import detached, timeout_at
 from retailrocket_async._deadlines import Deadlines
 from retailrocket_async._errors import FlushTimeoutError, RetailRocketError
 from retailrocket_async._flight import Flight
@@ -184,7 +185,15 @@ class Dispatcher:
         ensure_stack()
         landed: asyncio.Future[Outcome] = loop.create_future()
         self._ledger.tracked += len(names)
-        flight = Flight(path, body, names, started_at=loop.time(), opened_in=[self._buffer.generation], landed=landed)
+        flight = Flight(
+            path,
+            body,
+            names,
+            started_at=loop.time(),
+            opened_in=[self._buffer.generation],
+            landed=landed,
+            context=copy_context(),
+        )
         self._launch(flight)
         try:
             outcome = await landed
@@ -242,10 +251,10 @@ class Dispatcher:
         # Entered first: under an eager task factory the flight may be over before `create_task` returns.
         self._flights[flight] = None
         self._deadlines.arrived()
-        task = self._home.enter().create_task(self._fly(flight))
+        task = self._home.create_task(self._fly(flight))
         if flight in self._flights:
             self._flights[flight] = task
-        task.add_done_callback(functools.partial(self._landed, flight))
+        detached(task.add_done_callback, functools.partial(self._landed, flight))
 
     def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
         # Whoever cancels settles first; what is left is a loop that shuts down with the client open. The task cannot
@@ -255,7 +264,7 @@ class Dispatcher:
                 # Logged in a moment, unless the loop ends by then: its end logs all that is lost with it, once.
                 self._ledger.quiet = True
                 self._cut_off += flight.count
-                self._home.loop.call_later(_SOON, self._tell_cut_off, context=contextvars.Context())
+                self._home.call_later(_SOON, self._tell_cut_off)
             self._settle(flight, flight.give_up("cancelled", self._home.now()))
             self._ledger.quiet = False
 
@@ -331,9 +340,8 @@ class Dispatcher:
 
     async def _sleep(self, delay: float | None) -> None:
         """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
-        loop = self._home.enter()
-        wake = self._wake = loop.create_future()
-        timer = None if delay is None else loop.call_later(delay, self._rouse)
+        wake = self._wake = self._home.enter().create_future()
+        timer = None if delay is None else self._home.call_later(delay, self._rouse)
         try:
             await wake
         finally:
@@ -357,8 +365,8 @@ class Dispatcher:
             return
         if self._pump is None or self._pump.done():
             ensure_stack()
-            self._pump = self._home.enter().create_task(self._run_pump())
-            self._pump.add_done_callback(self._pump_ended)
+            self._pump = self._home.create_task(self._run_pump())
+            detached(self._pump.add_done_callback, self._pump_ended)
             self.intake.watched = self._watchful
         else:
             self._rouse()
@@ -415,7 +423,9 @@ class Dispatcher:
             flight.turn.end()
         self._ledger.in_flight -= flight.count
         if flight.whole is None or flight.batch is None:
-            self._ledger.close(outcome, flight.count, flight.opened_in, flight.names)
+            # In the context of the caller of `send`, which is kept no longer.
+            context, flight.context = flight.context or Context(), None
+            context.run(self._ledger.close, outcome, flight.count, flight.opened_in, flight.names)
         else:
             self._batches -= 1
             self._buffer.release(flight.whole)
@@ -436,10 +446,10 @@ class Dispatcher:
         Raises:
             FlushTimeoutError: `timeout` seconds passed first.
         """
-        self._home.enter()
+        loop = self._home.enter()
         ensure_stack()
         try:
-            async with asyncio.timeout(timeout):
+            async with timeout_at(None if timeout is None else loop.time() + timeout):
                 await self._flushed()
         except TimeoutError:
             left = self._buffer.events + self._ledger.in_flight

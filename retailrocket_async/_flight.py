@@ -15,6 +15,7 @@ from retailrocket_async._wire import join
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Collection, Sequence
+    from contextvars import Context
 
     from retailrocket_async._batch import Batch
     from retailrocket_async._breaker import Admission
@@ -82,6 +83,7 @@ class Flight:
         whole: the batch as it left the buffer; None for a direct send.
         batch: the part of it that is on its way.
         landed: set to the outcome; for a direct send only.
+        context: a copy of the context of a direct send's caller, until it has its outcome; None for a batch.
         attempts: requests made so far that carried the events of this part.
         tries: those of them since it was divided last, and times that the limiter failed; they and `tried_at` are what
             the retry policy counts by.
@@ -103,6 +105,7 @@ class Flight:
         "attempts",
         "batch",
         "body",
+        "context",
         "departed_at",
         "excused",
         "failed_at",
@@ -131,11 +134,13 @@ class Flight:
         opened_in: list[int],
         batch: Batch | None = None,
         landed: Future[Outcome] | None = None,
+        context: Context | None = None,
         turn: Turn | None = None,
     ) -> None:
         self.path = path
         self.body = body
         self.names = names
+        self.context = context
         self.started_at = self.tried_at = self.departed_at = started_at
         self.failed_at = -math.inf
         self.opened_in = opened_in

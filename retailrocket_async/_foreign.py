@@ -8,25 +8,47 @@ running task.
 from __future__ import annotations
 
 import asyncio
+import dis
 import signal
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_RAISING: Final = frozenset({"RAISE_VARARGS", "RERAISE"})
+"""Instructions that raise an error on purpose."""
 
 _FRAMES: Final = 40
 """Frames that a change of our own state needs at most, without any foreign code that it calls."""
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether a plain call raised the user's Ctrl-C, which must end the program.
+    """Whether a signal's handler raised an error in the middle of a plain call, as for the user's Ctrl-C.
 
-    Python raises it in the main thread only, and only while its own handler of SIGINT is installed. `asyncio.run`
-    installs another one, which cancels the main task.
+    It must end the program. Signals are handled in the main thread only. `asyncio.run` installs a handler of its own,
+    which cancels the main task first, and raises at the second Ctrl-C.
     """
-    return (
-        isinstance(error, KeyboardInterrupt)
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    if isinstance(error, Exception):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    # A partial has `func`, and a method the code of its function.
+    codes = {getattr(getattr(handler, "func", handler), "__code__", None) for handler in handlers}
+    innermost: TracebackType | None = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        innermost, traceback = traceback, traceback.tb_next
+        if innermost.tb_frame.f_code in codes:
+            return True
+    # Python's own handler for Ctrl-C has no frame: its error comes from between two instructions.
+    by_default = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
+    return by_default and (innermost is None or not _raises(innermost))
+
+
+def _raises(traceback: TracebackType) -> bool:
+    return dis.opname[traceback.tb_frame.f_code.co_code[traceback.tb_lasti]] in _RAISING
 
 
 def ends_task(error: BaseException) -> bool:
@@ -36,6 +58,34 @@ def ends_task(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0
     return is_interrupt(error)
+
+
+def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether an error that came out of a user's function in the event loop is not that function's own.
+
+    The cancellation of the task that called it, the end of that task's coroutine and what a signal's handler raised,
+    as for Ctrl-C, go on to whom they are meant for. Anything else is the function's failure, `SystemExit` included.
+
+    Args:
+        error: what was caught.
+        task: the task that has called the function.
+    """
+    match error:
+        case asyncio.CancelledError():
+            # Otherwise something that the function waited for was cancelled.
+            return task is None or task.cancelling() > 0
+        case GeneratorExit():
+            # Its coroutine is closed from outside, as no loop will run it any more.
+            return task is None or _current_task() is not task
+        case _:
+            return is_interrupt(error)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def ensure_stack() -> None:

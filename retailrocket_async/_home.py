@@ -6,13 +6,16 @@ import asyncio
 import functools
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import WrongLoopError
 from retailrocket_async._loop_end import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
 
 
 class Home:
@@ -77,6 +80,20 @@ class Home:
     def now(self) -> float:
         """Return the loop's time in seconds; 0 before the first use."""
         return self.loop.time() if self.loop is not None else 0.0
+
+    def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in a task of the client's loop, in an empty context."""
+        try:
+            # Not by `context=`, which older task factories do not take.
+            return detached(self.enter().create_task, work)
+        except BaseException:
+            # At the recursion limit; Python warns of a coroutine that never ran.
+            work.close()
+            raise
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call `callback` in so many seconds, in an empty context."""
+        return detached(self.enter().call_later, seconds, callback)
 
     def leave_forked(self) -> None:
         """Note that this is now the copy in a forked child, where the loop and its connections are not ours."""

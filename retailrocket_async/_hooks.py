@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from retailrocket_async._context import detached
+from retailrocket_async._foreign import must_pass
 from retailrocket_async._veil import veiled
+from retailrocket_async._worker_thread import WorkerThread
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from collections.abc import Callable, Sequence
 
     from retailrocket_async._home import Home
@@ -64,7 +66,9 @@ class Hooks:
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
         self._queued = 0
         self._task: asyncio.Task[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        # Where plain functions run, and the call that it has not answered yet.
+        self._thread = WorkerThread("retailrocket-hooks")
+        self._begun: tuple[str, asyncio.Future[Callable[[], object]]] | None = None
         self.missed = 0
 
     @property
@@ -105,61 +109,66 @@ class Hooks:
 
     async def drained(self) -> None:
         """Return when everything was told."""
-        while self._queue or (self._task is not None and not self._task.done()):
+        while self._queue or self._begun is not None or (self._task is not None and not self._task.done()):
             # Some shutdowns cancel every task: what is left in the queue needs another one.
-            await asyncio.wait({self._start()})
+            await asyncio.wait({self._running()})
 
     def close(self) -> None:
         """Let the thread end when it has called what it was given."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
+        self._thread.close()
 
-    def _start(self) -> asyncio.Task[None]:
+    def _start(self) -> None:
+        # At the recursion limit no task can be made: the next one calls the hooks for this, too.
+        with suppress(RecursionError):
+            self._running()
+
+    def _running(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
-            self._task = self._home.enter().create_task(self._run())
+            self._task = self._home.create_task(self._run())
         return self._task
 
     async def _run(self) -> None:
         # Under an eager task factory this runs inside the call that tells, which must not wait for a hook's first part.
         await asyncio.sleep(0)
-        while self._queue:
-            item = self._queue.popleft()
-            if isinstance(item, list):
-                self._queued -= len(item)
-                await self._call("on_outcome", self._on_outcome, item)
-            else:
-                await self._call("on_state_change", self._on_state_change, item)
+        while self._begun is not None or self._queue:
+            await self._call_next()
 
-    async def _call(
-        self, name: str, hook: Callable[..., object] | None, argument: StateChange | list[UndeliveredEvent]
-    ) -> None:
-        if hook is None:
-            return
-        call: concurrent.futures.Future[Callable[[], object]] | None = None
+    async def _call_next(self) -> None:
+        """Call a hook for what is next in the queue; if the thread still makes a call, wait for that one instead."""
+        name = ""
         try:
-            if inspect.iscoroutinefunction(hook):
-                await hook(argument)
-                return
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="retailrocket-hooks")
-            call = self._thread.submit(veiled(hook, argument))
-            answer = (await asyncio.wrap_future(call))()
+            if self._begun is None:
+                name, hook, argument = self._next()
+                if hook is None:
+                    return
+                if inspect.iscoroutinefunction(hook):
+                    await hook(argument)
+                    return
+                self._begun = name, self._in_thread(veiled(detached, hook, argument))
+            name, call = self._begun
+            # Cancelled here, the next task of these hooks goes on with the call.
+            await asyncio.wait({call})
+            self._begun = None
+            answer = call.result()()
             if inspect.isawaitable(answer):
                 await answer
-        except Exception as error:  # noqa: BLE001 - a user's hook must not stop the delivery
+        except BaseException as error:  # a user's hook must not stop the delivery, nor the loop
+            if must_pass(error, self._task):
+                raise
             self._failed(name, error)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
-                # Something that the hook waited for was cancelled, not this task.
-                self._failed(name, error)
-                return
-            if call is not None and call.cancel():
-                # The thread is still at an earlier call, and has not begun this one.
-                self._put_back(argument)
-            raise
 
-    def _put_back(self, item: StateChange | list[UndeliveredEvent]) -> None:
-        self._queue.appendleft(item)
+    def _next(self) -> tuple[str, Callable[..., object] | None, StateChange | list[UndeliveredEvent]]:
+        item = self._queue.popleft()
         if isinstance(item, list):
-            self._queued += len(item)
+            self._queued -= len(item)
+            return "on_outcome", self._on_outcome, item
+        return "on_state_change", self._on_state_change, item
+
+    def _in_thread(self, call: Callable[[], Callable[[], object]]) -> asyncio.Future[Callable[[], object]]:
+        try:
+            return self._thread.call(call)
+        except RuntimeError:
+            # While the interpreter shuts down no thread can be started: the loop is the only place left.
+            done: asyncio.Future[Callable[[], object]] = asyncio.get_running_loop().create_future()
+            done.set_result(call())
+            return done

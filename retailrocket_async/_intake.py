@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import BufferFullError, ClientClosedError
 from retailrocket_async._events import CustomEvent
 from retailrocket_async._foreign import ensure_stack
@@ -270,7 +271,7 @@ class Intake:
                 else:
                     return
             self._waiters.pop(waiter, None)
-        self._waking = self._home.enter().call_soon(self._wake_some)
+        self._waking = detached(self._home.enter().call_soon, self._wake_some)
 
     def _lane_of(self, event: Event) -> Hashable:
         if isinstance(event, CustomEvent):

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._batch import Batch
+from retailrocket_async._context import detached
 from retailrocket_async._foreign import is_interrupt
 from retailrocket_async._hooks import Hooks
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected, error_for, settle
@@ -94,7 +95,8 @@ class Ledger:
         names = self._count(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
         if tell and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._tell_undelivered(batch, outcome)
-        self._announce(outcome, len(batch), names)
+        # Whoever's call has ended these events, they are mostly those of others.
+        detached(self._announce, outcome, len(batch), names)
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> None:
         """Drop an event that was never in the buffer; `tell` of it, unless the caller is told."""

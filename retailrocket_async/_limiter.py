@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import attrs
 from aiolimiter import AsyncLimiter
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, WrongLoopError
 from retailrocket_async._uncopyable import Uncopyable
 
@@ -210,7 +211,7 @@ class LocalLimiter(Uncopyable):
 
     async def _sleep_until(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         woken = self._woken = loop.create_future()
-        timer = None if math.isinf(when) else loop.call_at(when, self._changed)
+        timer = None if math.isinf(when) else detached(loop.call_at, when, self._changed)
         try:
             await woken
         finally:

@@ -52,7 +52,8 @@ class ObservedRequest:
         attempt: 1, or more for a retry of the same events.
         events: how many are in it.
         size: bytes of its body.
-        direct: whether a call of `send` or `send_batch` waits for it; it runs in that call's context.
+        direct: whether a call of `send` or `send_batch` waits for it; the observer then sees a copy of that call's
+            context, else an empty one.
         tracked: what `Observer.tracked` returned for its events, each once, in order, without None. Events that were
             read from a spool, came as envelopes, or had to wait for room and left at once, may be missing.
     """
@@ -94,8 +95,8 @@ class Observer:
     def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for whoever overrides it
         """Take note of a request, right before it goes out; what this returns is given to `request_ended`.
 
-        Called in the task that makes the request, as `request_ended` is, so that a context variable which is set here
-        holds for the request.
+        Called in the task that makes the request. A context variable that is set here is set while the request is
+        made, and when `request_ended` is called; no other request sees it.
         """
         return None
 
@@ -109,7 +110,10 @@ class Observer:
         """
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Take note of events that have their outcome together: how many there are by their names on the wire."""
+        """Take note of events that have their outcome together: how many there are by their names on the wire.
+
+        Sees an empty context, or for a direct send a copy of its caller's.
+        """
 
 
 _NOWHERE: Final = object()
@@ -180,6 +184,9 @@ class Watch:
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
         # Where nothing was ever kept, as no page is sampled, say, there is nothing to look for.
+        if receipts is not None:
+            # The last visitor is asked for once more, and not kept until another one comes.
+            self.before, self.kept = _NOWHERE, None
         marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks

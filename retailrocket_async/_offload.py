@@ -13,6 +13,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from retailrocket_async._context import detached
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,7 +22,11 @@ T = TypeVar("T")
 
 
 async def offload(function: Callable[[], T]) -> T:
-    """Call `function` in a thread of its own and return what it returns, or raise what it raises."""
+    """Call `function` in a thread of its own and return what it returns, or raise what it raises.
+
+    If no thread can be started it is called in the loop: while the interpreter shuts down, Python 3.12 and newer start
+    none.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -48,5 +54,8 @@ async def offload(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(tell, result, error)
 
-    threading.Thread(target=run, name="retailrocket-offload", daemon=True).start()
+    try:
+        detached(threading.Thread(target=run, name="retailrocket-offload", daemon=True).start)
+    except RuntimeError:
+        return context.run(function)
     return await done

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from retailrocket_async._context import changes_of
 from retailrocket_async._flight import Turn
 from retailrocket_async._foreign import ends_task, is_interrupt
 from retailrocket_async._limiter import MAX_PAUSE
@@ -224,7 +226,11 @@ class Sender:
 
     async def _watched(self, watch: Watch, flight: Flight, turn: Turn) -> Reply:
         """Make the request, and tell of its beginning and its end."""
-        begun = watch.began(
+        # A direct send's caller has a context of its own; what the observer sets there holds for this request alone.
+        context = Context() if flight.context is None else flight.context.copy()
+        before = context.copy()
+        begun = context.run(
+            watch.began,
             flight.path,
             attempt=flight.attempts,
             events=len(flight.names),
@@ -234,11 +240,12 @@ class Sender:
         status: int | None = None
         failure: str | None = "cancelled"
         try:
-            reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            with changes_of(context, before):
+                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
             status, failure = reply.status, reply.failure
             return reply
         finally:
-            watch.ended(begun, status=status, failure=failure)
+            context.run(watch.ended, begun, status=status, failure=failure)
 
     def _as_declared(self, reply: Reply) -> Reply:
         """Return the reply as the user's policy sees it."""

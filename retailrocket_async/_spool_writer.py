@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import SpoolError, SpoolFullError
 from retailrocket_async._spool_file import Settlement, SpoolFileFullError, now
 
@@ -184,8 +185,18 @@ class SpoolWriter:
     # --- the loop's side ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread.
+
+        Raises:
+            SpoolError: none can be started.
+        """
+        try:
+            detached(self._thread.start)
+        except RuntimeError:
+            raise SpoolError(
+                "the spool needs a thread, and none can be started: the interpreter shuts down, or the system's limit "
+                "is reached"
+            ) from None
 
     def put(self, entry: Entry) -> None:
         """Write an event as soon as may be."""

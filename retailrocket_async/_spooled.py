@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from retailrocket_async._context import timeout_at
 from retailrocket_async._drain import Drain
 from retailrocket_async._errors import (
     ClientClosedError,
@@ -184,7 +185,7 @@ class SpooledDispatcher:
         """Return the way to the file; the first call starts everything."""
         if self.writer is None:
             loop, batching = self.home.enter(), self._batching
-            self.writer = SpoolWriter(
+            writer = SpoolWriter(
                 self._file,
                 self,
                 loop=loop,
@@ -196,8 +197,8 @@ class SpooledDispatcher:
                 flushes=self._spool.durability == "interval",
                 overflowed=_overflowed,
             )
-            self._drain = self.writer.reader = Drain(
-                self.writer,
+            drain = writer.reader = Drain(
+                writer,
                 self.engine,
                 once=self._once,
                 keyed=batching.ordered or batching.by_session,
@@ -206,8 +207,9 @@ class SpooledDispatcher:
                 window_bytes=2 * batching.max_in_flight * batching.max_bytes,
                 max_age=self._spool.max_age,
             )
-            self.writer.start()
-            self._draining = loop.create_task(self._drain.run(lambda: bool(self._own.pending)))
+            writer.start()
+            self.writer, self._drain = writer, drain
+            self._draining = self.home.create_task(drain.run(lambda: bool(self._own.pending)))
         return self.writer
 
     def _keep(self, batch: Any, outcome: Outcome) -> Outcome:  # noqa: ANN401 - a Batch, as the drain knows
@@ -294,9 +296,9 @@ class SpooledDispatcher:
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - as the Dispatcher's
         """Return when everything that this process has tracked so far has its outcome."""
-        self.home.enter()
+        loop = self.home.enter()
         try:
-            async with asyncio.timeout(timeout):
+            async with timeout_at(None if timeout is None else loop.time() + timeout):
                 await self._flushed()
         except TimeoutError:
             raise FlushTimeoutError(
@@ -315,7 +317,7 @@ class SpooledDispatcher:
             if not self.intake.closed:
                 raise
             return
-        flushed = asyncio.ensure_future(self._own.flushed(loop.create_future()))
+        flushed = self.home.create_task(self._own.flushed(loop.create_future()))
         try:
             self._drain.hurries = True
             self.engine.hurry()
@@ -327,11 +329,11 @@ class SpooledDispatcher:
 
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - as the Dispatcher's
         """Take no more, flush within `timeout` seconds, and leave the rest in the file."""
-        loop = self.home.enter()
+        self.home.enter()
         if self._closing is None:
             self.intake.closed = True
-            self._closing = loop.create_task(self._close())
-        timer = None if timeout is None else loop.call_later(timeout, self._hurry.set)
+            self._closing = self.home.create_task(self._close())
+        timer = None if timeout is None else self.home.call_later(timeout, self._hurry.set)
         try:
             return await asyncio.shield(self._closing)
         except asyncio.CancelledError:

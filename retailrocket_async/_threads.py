@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 import sys
 import threading
@@ -19,7 +20,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, FlushTimeoutError, HandleTimeoutError, WrongLoopError
+from retailrocket_async._foreign import is_interrupt
 from retailrocket_async._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -148,19 +151,26 @@ class ThreadsafeHandle(Uncopyable):
     def _parts_of(self, events: Iterable[Event]) -> Iterator[_Part]:
         """Do the callers' part for the events, and give them in parts; an error comes after what stands before it."""
         size = _PART if isinstance(events, Sequence) else 1
-        part: _Part = []
-        try:
-            for event in events:
-                part.append(self._prepare(event))
-                if len(part) == size:
-                    yield part
-                    part = []
-        except Exception:
+        remaining, failure = iter(events), None
+        while True:
+            part: _Part = []
+            try:
+                for event in itertools.islice(remaining, size):
+                    part.append(self._prepare(event))
+            except BaseException as error:  # the iterable is the caller's, and may raise anything
+                if is_interrupt(error):
+                    raise
+                failure = error
             if part:
                 yield part
-            raise
-        if part:
-            yield part
+            if failure is not None:
+                try:
+                    raise failure
+                finally:
+                    # An error must not be held by a frame that it holds.
+                    del failure
+            if len(part) < size:
+                return
 
     def _check(self, *, accepting: bool = False) -> None:
         """Raise where the loop can never answer."""
@@ -255,7 +265,7 @@ class _Call(Generic[T]):
     def post(self, step: Callable[[], None]) -> None:
         """Have the loop take a step; a closed loop takes none, which whoever waits will notice."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(step)
+            detached(self._loop.call_soon_threadsafe, step)
 
     def answered_within(self, seconds: float) -> bool:
         """Wait for the answer, an error included."""

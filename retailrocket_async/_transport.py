@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import attrs
 import httpx
 
+from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, type_name
 from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
@@ -182,7 +183,8 @@ class HttpxTransport:
             # With a status in hand the rest of the answer does not matter: decisions read the status alone.
             if reply is None:
                 closed = self._client is not None and self._client.is_closed
-                kind, detail = _kind(error, closed=closed), type(error).__name__
+                kind = _kind(error, closed=closed)
+                detail = _NO_NAMES if _needs_pool(error) else type(error).__name__
                 reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
             if not ends_task(error):
@@ -223,7 +225,7 @@ class HttpxTransport:
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            self._opening = opening = asyncio.create_task(self._opened())
+            self._opening = opening = detached(asyncio.create_task, self._opened())
         self._client = await asyncio.shield(opening)
         return self._client
 
@@ -383,7 +385,7 @@ async def _drain(response: httpx.Response) -> bytes:
         await response.aclose()
 
 
-def _kind(error: Exception, *, closed: bool) -> FailureKind:
+def _kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR0911 - a table
     match error:
         case httpx.ConnectError():
             return _connect_kind(error)
@@ -395,8 +397,25 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:
             return "timeout"
         case RuntimeError() if closed:
             return "closed"
+        case RuntimeError() if _needs_pool(error):
+            return "name"
         case _:
             return "broken"
+
+
+def _needs_pool(error: Exception) -> bool:
+    """Whether asyncio could not ask its pool of threads, which is what it resolves names with."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_POOL_IS_SHUT)
+
+
+_POOL_IS_SHUT: Final = (
+    "cannot schedule new futures",
+    "Executor shutdown has been called",
+    # Of the module of the pools, if nobody has imported it before.
+    "can't register atexit after shutdown",
+)
+
+_NO_NAMES: Final = "asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
 
 
 def _connect_kind(error: BaseException) -> FailureKind:

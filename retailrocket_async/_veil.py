@@ -1,4 +1,4 @@
-"""A user's function, called in a thread without anybody printing what came of it.
+"""A user's function, which may raise anything, called without anybody printing what came of it.
 
 A task prints what it waits for, and a future prints what it holds, result or error: in asyncio's debug log, in the
 stacks of tasks. That may be a key, or an error that tells of a visitor.
@@ -23,13 +23,14 @@ def veiled(function: Callable[..., _T], *arguments: object) -> Callable[[], Call
     def call() -> Callable[[], _T]:
         try:
             result = function(*arguments)
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            raised = error.with_traceback(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            # Not by the error's own method, which may be anybody's.
+            raised = BaseException.with_traceback(error, None)
             return lambda: _raise(raised)
         return lambda: result
 
     return call
 
 
-def _raise(error: Exception) -> NoReturn:
+def _raise(error: BaseException) -> NoReturn:
     raise error

@@ -167,14 +167,13 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         }
         if request.attempt > 1:
             attributes["http.request.resend_count"] = request.attempt - 1
-        # A batch is nobody's child: its task was begun by whichever call came first. Who waits for a request is its
-        # parent.
+        # A batch is nobody's child. Who waits for a request is its parent.
         around = _quiet(contexts.get_current()) if request.direct else _NOBODY
         pages = (context for context in request.tracked if isinstance(context, SpanContext))
         links = [Link(context) for context in itertools.islice(pages, _MOST_LINKS)]
         span = self._tracer.start_span(f"POST {request.path}", around, SpanKind.CLIENT, attributes, links)
-        inside = trace.set_span_in_context(span, around)
-        # Of spans a batch knows none but its own: not the one that was current where its task began.
+        # A connection that the request opens keeps this context: nothing else of the caller's may be in it.
+        inside = trace.set_span_in_context(span, _NOBODY)
         self._batch.record(request.events, self._common, inside)
         self._readings.sent(self._partner_id, request.size)
         return _Begun(span, inside, contexts.attach(inside), time.perf_counter(), request.path)

@@ -16,8 +16,8 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # A room imports from lower floors only.
 FLOORS = [
     {"_foreign"},
-    {"_errors", "_extras", "_loop_end", "_cap", "_offload", "_veil", "_file_lock"},
-    {"_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
+    {"_errors", "_extras", "_loop_end", "_cap", "_context", "_veil", "_file_lock"},
+    {"_offload", "_worker_thread", "_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
     {"_credentials", "_events", "_outcome"},
     {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},

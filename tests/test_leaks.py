@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import signal
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,9 @@ def test_ctrl_c_leaves_no_target_in_its_frames() -> None:
     """Ctrl-C in the middle of a request passes, without the frames that wrote it."""
 
     async def interrupt() -> None:
-        raise KeyboardInterrupt
+        # The first one cancels the main task, see `asyncio.Runner.run`.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     async def post() -> None:
         async with httpx.AsyncClient(transport=_Held(interrupt)) as own:

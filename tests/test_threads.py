@@ -290,3 +290,32 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
             del handle
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration])
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: Callable[[list[Event]], Any]) -> None:
+    """Whatever the iterable of `track_many` raises in mid-way reaches its caller; the events before it are accepted."""
+
+    class Breaking(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from (event(number) for number in range(3))
+            raise error
+
+    events: Any = Breaking([None] * 4) if kind is list else iter(Breaking())
+    transport = ScriptedTransport(then=AT_ONCE)
+    async with make_client(transport) as client:
+        handle = client.threadsafe()
+        caught: list[type[BaseException]] = []
+
+        def work() -> None:
+            try:
+                handle.track_many(events)
+            except BaseException as raised:  # noqa: BLE001 - that is what this is about
+                caught.append(type(raised))
+
+        await asyncio.to_thread(work)
+
+    assert list(range(3)) == transport.recorded_numbers
+    # A generator turns it into this.
+    assert [RuntimeError if error is StopIteration else error] == caught

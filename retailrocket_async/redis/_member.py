@@ -18,7 +18,8 @@ import logging
 import math
 import re
 import uuid
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from contextvars import Context
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -27,9 +28,14 @@ from retailrocket_async.redis._absence import PROBE, Absence, share
 from retailrocket_async.redis._reservation import MEMORY, Answer, Reservations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio import Redis, RedisCluster
 
     from retailrocket_async import Permit, RateLimit
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -168,7 +174,7 @@ class Member:
         while True:
             if self._booked is None:
                 if self._asking is None:
-                    self._asking = loop.create_task(self._book())
+                    self._asking = _detached(loop.create_task, self._book())
                 # Whoever waits may be cancelled; what was asked for is then the next one's.
                 await asyncio.wait([self._asking])
                 asking, self._asking = self._asking, None
@@ -208,7 +214,7 @@ class Member:
             if not self._waiting:
                 self._tell()
             elif self._late_timer is None:
-                self._late_timer = self._loop.call_later(_TOLD * self.rate_limit.per, self._tell_late)
+                self._late_timer = _detached(self._loop.call_later, _TOLD * self.rate_limit.per, self._tell_late)
 
     def _tell_late(self) -> None:
         self._late_timer = None
@@ -220,7 +226,7 @@ class Member:
     def _tell(self) -> None:
         """Tell Redis what it does not know, without a booking, in a task of its own."""
         if self._telling is None or self._telling.done():
-            self._telling = self._loop.create_task(self._tell_all())
+            self._telling = _detached(self._loop.create_task, self._tell_all())
 
     async def _tell_all(self) -> None:
         more = True
@@ -297,7 +303,7 @@ class Member:
             self._absence = self._begin_absence(now)
         if self._absence.own is not None:
             # Whoever waits for a share of its own does not ask meanwhile.
-            self._loop.call_later(PROBE + 0.001, self._probe)
+            _detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
     def _begin_absence(self, now: float) -> Absence:
         if self._on_unreachable != "share":
@@ -333,7 +339,7 @@ class _Permit:
         self._number, self._at = booking
         self._own = own
         self._counted_by = math.inf
-        self._unsent = self._loop.call_at(self._at + _TOLD * member.rate_limit.per, self._not_sent)
+        self._unsent = _detached(self._loop.call_at, self._at + _TOLD * member.rate_limit.per, self._not_sent)
 
     def sent(self) -> None:
         if self._own is not None:
@@ -356,6 +362,11 @@ class _Permit:
 
     def _not_sent(self) -> None:
         self._member.note(self._number, self._loop.time() + _LONGEST, late=True)
+
+
+def _detached(start: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Start a task or a timer in an empty context, so that it keeps none of its caller's."""
+    return Context().run(start, *args, **kwargs)
 
 
 def _kind(error: Exception) -> str:
