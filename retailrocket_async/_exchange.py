@@ -72,6 +72,7 @@ class Body(httpx.AsyncByteStream):
         once: refuse to be sent a second time within one request: each request needs a permit of its own.
 
     Attributes:
+        on_written: called once the body is written; None for nobody.
         length: bytes.
         taken: whether the body was handed to the connection, so that the API may get it.
         step: what the request does before that: wait (for a connection of the pool), connect, secure (the TLS
@@ -81,7 +82,7 @@ class Body(httpx.AsyncByteStream):
 
     def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:
         self._content = content
-        self._on_written: Callable[[], None] | None = on_written
+        self.on_written: Callable[[], None] | None = on_written
         self._once = once
         self._withdrawn = False
         self.length = len(content)
@@ -90,35 +91,38 @@ class Body(httpx.AsyncByteStream):
         self.opened: Any = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._withdrawn:
-            raise Withdrawn
-        if self.taken and self._once:
-            raise NotProcessed
+        self._check()
         self.taken = True
         self.opened = None
         yield self._content
         # The connection comes back for more only once it has written what it got.
-        if self._on_written is not None:
-            self._on_written()
+        if self.on_written is not None:
+            self.on_written()
 
     def withdraw(self) -> None:
         """Have the request end before it is written, and forget the caller."""
         self._withdrawn = True
-        self._on_written = None
+        self.on_written = None
+
+    def _check(self) -> None:
+        if self._withdrawn:
+            raise Withdrawn
+        if self.taken and self._once:
+            raise NotProcessed
 
     async def follow(self, event: str, info: dict[str, Any]) -> None:
         """Note a step of httpcore; its extension ``trace`` calls this.
 
         Raises:
             Withdrawn: the request was withdrawn; only at the one step that leaves httpcore's pool in order.
+            NotProcessed: httpcore begins to send it again.
         """
-        if self.taken:
-            return
         name = event.partition(".")[2]
         if name == "send_request_headers.started":
             self.step = "write"
-            if self._withdrawn:
-                raise Withdrawn
+            self._check()
+        elif self.taken:
+            return
         elif name in ("connect_tcp.started", "connect_unix_socket.started"):
             self.step = "connect"
         elif name in ("connect_tcp.complete", "connect_unix_socket.complete"):
@@ -156,7 +160,7 @@ class Exchange:
 
     Args:
         client: what sends it.
-        request: with `body` as its stream.
+        request: with `body` as its stream, and time-outs of its own.
         body: its body.
         serial: which of the keys it carries.
         ends_at: when its time is up (loop time); None for never.
@@ -189,7 +193,10 @@ class Exchange:
         self._reply: Reply | None = None
         self._answer: asyncio.Future[Reply] = self._loop.create_future()
         self._left = self._cut_off = self._reading = self._sound = False
+        self._detail = "TimeoutError"
         self._alarm = None if ends_at is None else Alarm(ends_at, self._overdue)
+        self._timeouts: dict[str, float | None] = request.extensions["timeout"]
+        self._tell_sent, body.on_written = body.on_written, self._written
         request.extensions["trace"] = body.follow
         self._task: asyncio.Task[None] = self._loop.create_task(self._run(client, request))
         self._task.add_done_callback(self._ended)
@@ -213,6 +220,7 @@ class Exchange:
         if self._reply is not None:
             return
         self._body.withdraw()
+        self._tell_sent = None
         if self._body.taken or (self._expendable and self._body.step != "connect"):
             self.cut()
         elif self._alarm is None:
@@ -223,6 +231,16 @@ class Exchange:
         if not self._cut_off and not self._task.done():
             self._cut_off = True
             self._task.cancel()
+
+    def _written(self) -> None:
+        if self._tell_sent is not None:
+            self._tell_sent()
+        read = self._timeouts["read"]
+        if self._alarm is None and read is not None:
+            # Taken over from httpx, whose timer judges before the loop has read; it looks at this before each read.
+            self._timeouts["read"] = None
+            self._alarm = Alarm(self._loop.time() + read, self._overdue)
+            self._detail = "ReadTimeout"
 
     def _overdue(self) -> None:
         body = self._body
@@ -236,10 +254,12 @@ class Exchange:
 
     def _lateness(self) -> tuple[FailureKind, str]:
         if self._body.taken:
-            return "timeout", "TimeoutError"
+            return "timeout", self._detail
         if self._body.step != "wait":
             return "connect", "ConnectTimeout"
-        return self._unconnected, "PoolTimeout" if self._unconnected == "pool" else "TimeoutError"
+        if self._unconnected == "pool":
+            return "pool", "PoolTimeout"
+        return "timeout", "TimeoutError"
 
     async def _run(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         try:
@@ -316,6 +336,9 @@ class Exchange:
         if not task.cancelled():
             # Looked at, or asyncio would log it.
             task.exception()
+        # Nothing that refers to itself is left to the collector.
+        self._body.withdraw()
+        self._tell_sent = None
         self._over(self, self._sound)
         if not self._answer.done():
             cut = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)

@@ -231,7 +231,7 @@ class HttpxTransport:
         headers["Host"] = url.netloc.decode("ascii")
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(stream.length)
-        request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": self._phases})
+        request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": dict(self._phases)})
         # The constructor keeps a plain copy of the URL.
         request.url = url
         return request
