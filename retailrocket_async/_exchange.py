@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import attrs
 import httpx
 
+from retailrocket_async._foreign import ends_task
 from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
 
 if TYPE_CHECKING:
@@ -266,20 +267,24 @@ class Exchange:
             await self._exchanged(client, request)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing but its name leaves
             self._failed(self._kind_of(error), error)
-        except asyncio.CancelledError as error:
-            if self._reply is None and self._body.step == "secure" and self._body.opened is not None:
+        except BaseException as error:  # noqa: BLE001 - what is no failure passes
+            if (
+                isinstance(error, asyncio.CancelledError)
+                and self._body.step == "secure"
+                and self._body.opened is not None
+            ):
                 # httpcore closes it only for exceptions of other kinds.
                 await self._body.opened.aclose()
-            task = asyncio.current_task()
-            if task is not None and not task.cancelling():
-                # Something that a caller's transport waited for was cancelled, and not the request.
+            if not ends_task(error):
                 self._failed("broken", error)
-            elif not self._cut_off:
+            elif isinstance(error, asyncio.CancelledError):
+                if not self._cut_off:
+                    raise _bare(error)  # noqa: B904 - from itself
+            elif self._left or self._answer.done():
+                # Ctrl-C, and nobody waits who could pass it on.
                 raise _bare(error)  # noqa: B904 - from itself
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C passes
-            if self._left or self._answer.done():
-                raise _bare(error)  # noqa: B904 - from itself
-            self._answer.set_exception(_bare(error))
+            else:
+                self._answer.set_exception(_bare(error))
 
     async def _exchanged(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         response = await client.send(request, stream=True, auth=None, follow_redirects=False)
@@ -309,9 +314,9 @@ class Exchange:
                 start += chunk[: _ANSWER_START - len(start)]
                 if size > _ANSWER_BYTES:
                     return start, False
-        except (Exception, asyncio.CancelledError):
+        except BaseException as error:
             # With a status in hand the rest of the answer does not matter: decisions read the status alone.
-            if not self._cut_off and (task := asyncio.current_task()) is not None and task.cancelling():
+            if ends_task(error) and not self._cut_off:
                 raise
             return start, False
         finally:

@@ -200,9 +200,15 @@ class HttpxTransport:
         client = channel.client if channel is not None else self._client
         assert client is not None  # noqa: S101 - `post` has opened
         content = Body(body, on_sent, once=channel is not None)
+        try:
+            request = self._request(client, path, content)
+        except BaseException:
+            if connections is not None and channel is not None:
+                connections.give_back(channel, sound=True)
+            raise
         exchange = Exchange(
             client,
-            self._request(client, path, content),
+            request,
             content,
             serial=self._credentials.serial,
             ends_at=ends_at,
@@ -377,8 +383,6 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
 async def _forget_target(response: httpx.Response) -> None:
     # httpx reads a redirect's target even where it does not follow it, and raises for one that is no URL.
     response.headers.pop("Location", None)
-
-
 
 
 def _kind(error: Exception, *, closed: bool) -> FailureKind:

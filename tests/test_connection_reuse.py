@@ -64,13 +64,13 @@ async def test_bytes_after_a_response_are_not_the_next_response(
 ) -> None:
     """A second response in the same write is taken for no request's answer: its connection is closed."""
     async with raw_server() as server:
-        server.in_turn(OK + stale)
+        server.in_turn(OK + stale, answer(503))
         transport = _transport(server.url, http_client)
         replies = [await _post(transport) for _ in range(3)]
         await server.until_open(1)
         await transport.aclose()
 
-        assert ([200, 200, 200], 3, 2) == ([reply.status for reply in replies], len(server.arrived), server.connections)
+        assert ([200, 503, 200], 3, 2) == ([reply.status for reply in replies], len(server.arrived), server.connections)
 
 
 async def test_bytes_that_come_later_are_not_the_next_response(http_client: httpx.AsyncClient | None) -> None:
