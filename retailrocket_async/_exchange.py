@@ -268,12 +268,8 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing but its name leaves
             self._failed(self._kind_of(error), error)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
-            if (
-                isinstance(error, asyncio.CancelledError)
-                and self._body.step == "secure"
-                and self._body.opened is not None
-            ):
-                # httpcore closes it only for exceptions of other kinds.
+            if self._body.step == "secure" and self._body.opened is not None:
+                # httpcore closes it only after an `Exception`.
                 await self._body.opened.aclose()
             if not ends_task(error):
                 self._failed("broken", error)
