@@ -69,8 +69,9 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         partner_id: the shop's public id.
         base_url: where the API is; default ``https://apptracking.retailrocket.net/1.0/``.
         http_client: a caller's own `httpx.AsyncClient`: shared, never closed here; its transports, proxies, headers
-            and event hooks apply, its `auth`, `params`, `timeout` and redirects do not. Default: our own, whose pool
-            is as large as `Batching.max_in_flight`, with the environment's proxies as httpx has them.
+            and event hooks apply, its `auth`, `params`, `timeout` and redirects do not. Default: our own, with a
+            connection for each request in flight, renewed after 5 minutes, and the environment's proxies as httpx has
+            them.
         http2: offer HTTP/2 on our own client (extra ``http2``); default False: with HTTP/1.1 uploads cost less and
             idle connections close without a lost request.
         rate_limit: the request limit; default `RateLimit()`, 50 a second; None lifts it. Not together with `limiter`.
@@ -81,7 +82,8 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         spool: a `SqliteSpool`: events are on disk before `track` returns, and outlast crashes, deploys and outages;
             default None: they are in memory alone. Its bounds take the place of those of `buffer`, `retry` outlasts
             every outage, and the client begins to deliver what it finds with ``async with``, or the first event.
-        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts; default 10.
+        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts, `read` being the time from
+            the end of the request to the status; default 10.
         timestamp_precision: ``"seconds"`` (default), ``"milliseconds"`` or ``"microseconds"`` on the wire.
         before_send: given each event at the caller's line, returns the event to send in its place, changed or not (to
             strip personal data, say), or None to drop it; must be quick. It sees the caller's context variables. Where

@@ -1,6 +1,6 @@
-"""One request over the wire; the only module that names `httpx`.
+"""One request over the wire; with `_exchange` and `_connections` the only module that names `httpx`.
 
-Whatever happens comes back as a `Reply`, a value: no exception of httpx leaves this file, since its exceptions hold
+Whatever happens comes back as a `Reply`, a value: no exception of httpx leaves these files, since its exceptions hold
 the request and their tracebacks the URL.
 
 The key belongs in the query string (API document, "Query"), where everything that prints a URL would print it. So
@@ -11,12 +11,12 @@ the request's URL is a `_KeyedURL`: every form of it that is printed, logged, co
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import os
 import socket
 import ssl
-from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 from urllib.parse import unquote
@@ -25,16 +25,18 @@ from weakref import WeakKeyDictionary
 import attrs
 import httpx
 
+from retailrocket_async._connections import KEEPALIVE, Connections
 from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, type_name
+from retailrocket_async._exchange import Body, Exchange
 from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
-from retailrocket_async._reply import FailureKind, Reply, parse_http_date, parse_retry_after
+from retailrocket_async._reply import FailureKind, Reply
 from retailrocket_async._setting_text import has_blanks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from retailrocket_async._credentials import Credentials
 
@@ -52,17 +54,11 @@ TEST_MODE: Final = "RETAILROCKET_TEST_MODE"
 _MAX_URL: Final = 8_000
 """Characters: what every server should take (RFC 9110, 4.1). Beyond 65,536, path and all, httpx raises."""
 
-_ANSWER_BYTES: Final = 64 * 1024
-"""How much of an answer's body is read to keep the connection; the API's are empty."""
+_CLOSING: Final = 0.25
+"""Seconds that requests which were left get at the close, to end without losing a connection of the caller's pool."""
 
-_ANSWER_START: Final = 4096
-"""How much of it is kept, for `RetryPolicy.is_throttled`."""
-
-_ANSWER_SECONDS: Final = 1.0
-"""How long it is read; the status, which decides, is there already."""
-
-_KEEPALIVE_EXPIRY: Final = 4.0
-"""Seconds. Common servers close idle connections after 5 s or later; one of ours must never be reused as they do."""
+_UNBOUNDED: Final[dict[str, float | None]] = {"connect": None, "read": None, "write": None, "pool": None}
+"""The time-outs of httpx if there is one for the request as a whole: its timers would not read before they judge."""
 
 
 class Transport(Protocol):
@@ -107,22 +103,6 @@ class _KeyedURL(httpx.URL):
         return super().copy_with().raw
 
 
-class _Body(httpx.AsyncByteStream):
-    """A request's body that tells when it was handed over, and when it was written."""
-
-    def __init__(self, content: bytes, on_written: Callable[[], None]) -> None:
-        self._content = content
-        self._on_written = on_written
-        self.length = len(content)
-        self.taken = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        self.taken = True
-        yield self._content
-        # The connection comes back for more only once it has written what it got.
-        self._on_written()
-
-
 class HttpxTransport:
     """Sends requests by httpx: over one client of its own, made at first use, or over the caller's.
 
@@ -131,7 +111,8 @@ class HttpxTransport:
         base_url: as checked by `checked_base_url`.
         timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts.
         http_client: the caller's own client, shared and never closed here; None for our own.
-        connections: connections of our own client; unused with the caller's.
+        connections: connections of our own HTTP/2 client if the server speaks HTTP/1.1 after all; HTTP/1.1 alone opens
+            as many as requests are in flight.
         http2: whether our own client offers HTTP/2 (extra ``http2``); unused with the caller's.
 
     Raises:
@@ -156,58 +137,112 @@ class HttpxTransport:
         if http2 and not installed("h2"):
             raise ConfigurationError('http2=True needs its package: pip install "retailrocket-async[http2]"')
         self._client = http_client
-        self._own = http_client is None
-        self._connections = connections
+        self._most_connections = connections
         self._http2 = http2
         self._urls: dict[str, _KeyedURL] = {}
-        self._opening: asyncio.Task[HttpClient] | None = None
+        self._connections: Connections | None = None
+        self._opening: asyncio.Task[ssl.SSLContext] | None = None
+        self._exchanges: set[Exchange] = set()
         _silence_targets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
         """Send `body` to `path` and return what came back; raises nothing but cancellation."""
         if (failure := await self._credentials.ready()) is not None:
             return Reply(failure="key", detail=failure, sent=False)
-        stream = _Body(body, on_sent)
-        reply: Reply | None = None
         serial = self._credentials.serial
+        ends_at = None if self._total is None else asyncio.get_running_loop().time() + self._total
         try:
-            async with asyncio.timeout(self._total):
-                client = self._client or await self._open()
-                request = self._request(client, path, stream)
-                serial = self._credentials.serial
-                response = await client.send(request, stream=True, auth=None, follow_redirects=False)
-                reply = _read(response, serial)
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    reply = attrs.evolve(reply, body=await _drain(response))
-        except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here
-            # With a status in hand the rest of the answer does not matter: decisions read the status alone.
-            if reply is None:
-                closed = self._client is not None and self._client.is_closed
-                kind = _kind(error, closed=closed)
-                detail = _NO_NAMES if _needs_pool(error) else type(error).__name__
-                reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
+            if self._client is None and self._connections is None:
+                await self._open()
+            return await self._begin(path, body, on_sent, ends_at).reply()
+        except Exception as error:  # noqa: BLE001 - no request was made; whatever it is, nothing but its name leaves
+            return attrs.evolve(self._unanswered(error, sent=False), serial=serial)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
             if not ends_task(error):
-                return reply or Reply(failure="broken", detail=type(error).__name__, sent=stream.taken, serial=serial)
+                return Reply(failure="broken", detail=type(error).__name__, sent=False, serial=serial)
             # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
             error.__cause__ = error.__context__ = None
             raise error.with_traceback(None)  # noqa: B904 - from itself
-        return reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Ask for the key again, unless it has changed since the one of `serial`; see `Transport`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
-        """Close our own client, if there is one; the caller's stays open."""
+        """Close our own connections, if there are any; the caller's stay open."""
         self._credentials.close()
         if self._opening is not None:
             self._opening.cancel()
-        if self._own and self._client is not None:
-            client, self._client, self._opening = self._client, None, None
-            await client.aclose()
+        connections, self._connections = self._connections, None
+        try:
+            await self._end_exchanges()
+        finally:
+            # Also if this call is cancelled: what is in use is closed when its last request is over.
+            if connections is not None:
+                connections.retire_all()
+        if connections is not None:
+            await connections.aclose()
 
-    def _request(self, client: HttpClient, path: str, stream: _Body) -> httpx.Request:
+    async def _end_exchanges(self) -> None:
+        for exchange in self._exchanges:
+            exchange.leave()
+        try:
+            if self._exchanges:
+                await asyncio.wait([exchange.task for exchange in self._exchanges], timeout=_CLOSING)
+        finally:
+            for exchange in self._exchanges:
+                exchange.cut()
+        if self._exchanges:
+            await asyncio.wait([exchange.task for exchange in self._exchanges])
+
+    def _begin(self, path: str, body: bytes, on_sent: Callable[[], None], ends_at: float | None) -> Exchange:
+        """Begin a request, on a connection of our own or by the caller's client."""
+        connections = self._connections
+        channel = None if connections is None else connections.take()
+
+        def over(exchange: Exchange, sound: bool) -> None:  # noqa: FBT001 - a callback
+            self._exchanges.discard(exchange)
+            if connections is not None and channel is not None:
+                connections.give_back(channel, sound=sound)
+
+        client = channel.client if channel is not None else self._client
+        assert client is not None  # noqa: S101 - `post` has opened
+        content = Body(body, on_sent, once=channel is not None)
+        try:
+            request = self._request(client, path, content)
+        except BaseException:
+            if connections is not None and channel is not None:
+                connections.give_back(channel, sound=True)
+            raise
+        exchange = Exchange(
+            client,
+            request,
+            content,
+            serial=self._credentials.serial,
+            ends_at=ends_at,
+            unanswered=functools.partial(self._unanswered, client=client),
+            unconnected=self._unconnected(client),
+            expendable=channel is not None,
+            over=over,
+        )
+        self._exchanges.add(exchange)
+        return exchange
+
+    def _unanswered(self, error: Exception, *, sent: bool, client: HttpClient | None = None) -> Reply:
+        """Return what it means that a request ended in `error`, on this client if it had one."""
+        detail = _NO_NAMES if _needs_pool(error) else type(error).__name__
+        return Reply(failure=_kind(error, closed=client is not None and client.is_closed), detail=detail, sent=sent)
+
+    def _unconnected(self, client: HttpClient) -> FailureKind:
+        """Return what it means that the time was up and no connection was even begun."""
+        if self._client is None:
+            return "timeout"
+        # Private, as in `check_verified`: a caller's transport of another make has no pool that we know.
+        transport_for = getattr(client, "_transport_for_url", None)
+        transport = transport_for(httpx.URL(self._base_url)) if callable(transport_for) else None
+        return "pool" if isinstance(transport, httpx.AsyncHTTPTransport) else "timeout"
+
+    def _request(self, client: HttpClient, path: str, stream: Body) -> httpx.Request:
         url = self._urls.get(path)
         if url is None or url.serial != self._credentials.serial:
             url = self._urls[path] = _KeyedURL(self._base_url + path, self._credentials)
@@ -215,42 +250,54 @@ class HttpxTransport:
         headers["Host"] = url.netloc.decode("ascii")
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(stream.length)
-        request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": self._phases})
+        request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": dict(self._phases)})
         # The constructor keeps a plain copy of the URL.
         request.url = url
         return request
 
-    async def _open(self) -> HttpClient:
+    async def _open(self) -> None:
         # Reading the certificate store takes tens of milliseconds: in a thread, once, whoever waits for it.
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            # In an empty context: it must not keep that of the request which happens to be first.
             self._opening = opening = detached(asyncio.create_task, self._opened())
-        self._client = await asyncio.shield(opening)
-        return self._client
+        tls = await asyncio.shield(opening)
+        if self._connections is None:
+            self._connections = Connections(functools.partial(self._make_client, tls), shared=self._http2)
 
-    async def _opened(self) -> HttpClient:
+    async def _opened(self) -> ssl.SSLContext:
         # One at a time: it holds the interpreter's lock, and many threads that do so leave nothing to the loop.
-        async with _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            return await offload(self._make_client)
+        async with (
+            asyncio.timeout(self._total),
+            _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()),
+        ):
+            return await offload(self._make_tls)
 
-    def _make_client(self) -> HttpClient:
-        limits = httpx.Limits(
-            max_connections=self._connections,
-            max_keepalive_connections=self._connections,
-            keepalive_expiry=_KEEPALIVE_EXPIRY,
-        )
+    def _make_tls(self) -> ssl.SSLContext:
+        """Return what all connections verify servers by; takes tens of milliseconds."""
+        return httpx.create_ssl_context(trust_env=self._trust_env)
+
+    def _make_client(self, tls: ssl.SSLContext) -> HttpClient:
+        """Return a client of one connection, or for HTTP/2; takes less than a millisecond."""
+        most = self._most_connections if self._http2 else 1
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE)
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
         return httpx.AsyncClient(
+            verify=tls,
             http2=self._http2,
             limits=limits,
             headers=headers,
             follow_redirects=False,
             event_hooks={"response": [_forget_target]},
             cookies=_NoCookies(),
-            # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
-            trust_env=self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host),
+            trust_env=self._trust_env,
         )
+
+    @property
+    def _trust_env(self) -> bool:
+        # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
+        return self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host)
 
 
 class _NoCookies(CookieJar):
@@ -357,32 +404,12 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
         return None, timeout.as_dict()
     if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
         raise ConfigurationError("timeout must be a number of seconds above 0, or an httpx.Timeout")
-    return timeout, httpx.Timeout(timeout).as_dict()
-
-
-def _read(response: httpx.Response, serial: int) -> Reply:
-    now = parse_http_date(response.headers.get("Date")) or datetime.now(UTC)
-    retry_after = parse_retry_after(response.headers.get("Retry-After"), now=now)
-    return Reply(status=response.status_code, retry_after=retry_after, serial=serial)
+    return timeout, _UNBOUNDED
 
 
 async def _forget_target(response: httpx.Response) -> None:
     # httpx reads a redirect's target even where it does not follow it, and raises for one that is no URL.
     response.headers.pop("Location", None)
-
-
-async def _drain(response: httpx.Response) -> bytes:
-    """Read the rest of the answer, so that its connection can be used again, but not without end; return its start."""
-    try:
-        start, size = b"", 0
-        async for chunk in response.aiter_raw():
-            size += len(chunk)
-            start += chunk[: _ANSWER_START - len(start)]
-            if size > _ANSWER_BYTES:
-                break
-        return start
-    finally:
-        await response.aclose()
 
 
 def _kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR0911 - a table

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
 if TYPE_CHECKING:
@@ -18,19 +19,30 @@ if TYPE_CHECKING:
 
 
 class H2Server:
-    """What the tests talk to: `paths` and `bodies` hold what arrived."""
+    """What the tests talk to: `paths` and `bodies` hold what arrived.
+
+    Attributes:
+        unprocessed: what the next requests meet in place of an answer, each said to be not processed: ``"goaway"`` with
+            last stream 0, ``"goaway-before"`` with the last stream but one, ``"refused"`` for a reset of the stream.
+        connections: how many clients have connected.
+    """
 
     def __init__(self) -> None:
+        self.unprocessed: list[str] = []
+        self.connections = 0
         self.paths: list[str] = []
         self.bodies: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
+        self.connections += 1
         connection = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         connection.initiate_connection()
         while True:
             writer.write(connection.data_to_send())
-            data = await reader.read(65536)
+            data = b""
+            with suppress(ConnectionError):
+                data = await reader.read(65536)
             if not data:
                 break
             for event in connection.receive_data(data):
@@ -40,7 +52,16 @@ class H2Server:
                     self.bodies.append(event.data or b"")
                     connection.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
                 elif isinstance(event, StreamEnded):
-                    connection.send_headers(event.stream_id or 0, [(":status", "200")], end_stream=True)
+                    stream = event.stream_id or 0
+                    match self.unprocessed.pop(0) if self.unprocessed else "":
+                        case "goaway":
+                            connection.close_connection(last_stream_id=0)
+                        case "goaway-before":
+                            connection.close_connection(last_stream_id=stream - 2)
+                        case "refused":
+                            connection.reset_stream(stream, error_code=ErrorCodes.REFUSED_STREAM)
+                        case _:
+                            connection.send_headers(stream, [(":status", "200")], end_stream=True)
         writer.close()
 
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import attrs
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -55,12 +56,23 @@ class RawServer:
     def __init__(self) -> None:
         self.arrived: list[Arrived] = []
         self.connections = 0
+        self.readers: list[asyncio.StreamReader] = []
         self.respond: Callable[[Arrived, asyncio.StreamWriter], Awaitable[bytes | None]] = self._ok
         self.url = ""
 
     @staticmethod
     async def _ok(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         return OK
+
+    @property
+    def open(self) -> int:
+        """How many connections the clients have not closed."""
+        return sum(not reader.at_eof() and reader.exception() is None for reader in self.readers)
+
+    async def until_open(self, count: int) -> None:
+        """Wait until the clients have this many connections open."""
+        while self.open != count:  # noqa: ASYNC110 - what is waited for is in other hands
+            await asyncio.sleep(0.001)
 
     def always(self, reply: bytes) -> None:
         """Answer every request with these bytes."""
@@ -79,9 +91,24 @@ class RawServer:
 
         self.respond = respond
 
+    def all_at_once(self, count: int) -> Callable[[Arrived, asyncio.StreamWriter], Awaitable[bytes | None]]:
+        """Return what answers `count` requests once all of them have arrived."""
+        arrived, complete = 0, asyncio.Event()
+
+        async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+            nonlocal arrived
+            arrived += 1
+            if arrived == count:
+                complete.set()
+            await complete.wait()
+            return OK
+
+        return respond
+
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         self.connections += 1
+        self.readers.append(reader)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -108,8 +135,8 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def raw_server() -> AsyncIterator[RawServer]:
-    """Run a server while the block runs."""
+async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
+    """Run a server while the block runs, over TLS if it is given a context."""
     server = RawServer()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -124,8 +151,8 @@ async def raw_server() -> AsyncIterator[RawServer]:
         finally:
             tasks.discard(task)
 
-    listener = await asyncio.start_server(connected, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/1.0/"
+    listener = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    server.url = f"http{'s' if tls else ''}://127.0.0.1:{listener.sockets[0].getsockname()[1]}/1.0/"
     try:
         yield server
     finally:

@@ -17,6 +17,7 @@ await                       who is cancelled there                        parked
 `Sender._wait`              flight: the limiter is broken                 `retry_with_broken_limiter`
 `Sender._request`           flight: request                               `*_on_wire`
 `Sender._request`           flight: request for a part of it              `half_on_wire`, `between_the_halves`
+`Exchange.reply`            flight: the request itself, in every turn     `test_connections.py`
 `Transport.renew_key`       flight: before a probe, after a 401           `*_renewing_the_key`
 (none)                      before the first step                         `batch_not_started`, `pump_not_started`
 `Dispatcher.flush`          caller of `flush`                             `flush_waiting`

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import ssl
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from retailrocket_async import (
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._credentials import Credentials
 from retailrocket_async._outcome import Receipt, settle
-from retailrocket_async._transport import HttpClient, HttpxTransport
+from retailrocket_async._transport import HttpxTransport
 from retailrocket_async.emulator import Settings, running_emulator
 from tests.fakes import CheckedLoop, Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, event, run, turns
 from tests.virtual_time import block
@@ -457,17 +458,17 @@ def test_clients_share_their_codec() -> None:
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
-    make, making, most = HttpxTransport._make_client, 0, 0
+    make, making, most = HttpxTransport._make_tls, 0, 0
 
-    def counted(transport: HttpxTransport) -> HttpClient:
+    def counted(transport: HttpxTransport) -> ssl.SSLContext:
         nonlocal making, most
         making += 1
         most = max(most, making)
-        client = make(transport)
+        context = make(transport)
         making -= 1
-        return client
+        return context
 
-    monkeypatch.setattr(HttpxTransport, "_make_client", counted)
+    monkeypatch.setattr(HttpxTransport, "_make_tls", counted)
     async with running_emulator(Settings()) as emulator:
         clients = [AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url) for _ in range(5)]
         await asyncio.gather(*(client.send(event(1)) for client in clients))
@@ -477,7 +478,7 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 def test_cookies_are_not_read() -> None:
     """However many cookies an answer sets, they cost nothing, and none is kept."""
-    client = HttpxTransport(Credentials("key", "partner"))._make_client()
+    client = HttpxTransport(Credentials("key", "partner"))._make_client(ssl.create_default_context())
 
     def cost(count: int) -> int:
         headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]

@@ -490,8 +490,9 @@ async def test_cookies_are_not_kept() -> None:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         for _ in range(2):
             await transport.post("view", BODY, on_sent=lambda: None)
-        assert transport._client is not None
-        kept = list(transport._client.cookies.jar)
+        assert transport._connections is not None
+        [channel] = transport._connections._open
+        kept = list(channel.client.cookies.jar)
         await transport.aclose()
 
     assert [] == kept
