@@ -19,12 +19,17 @@ def text_complaint(name: str, value: object, *, spaces: bool = False) -> str | N
         return f"{name} must be a str that is not empty, not {type_name(value)}"
     if not value:
         return f"{name} must be a str that is not empty"
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if has_surrogates(value):
         return f"{name} must not contain a lone surrogate: it was read with the wrong encoding"
     # White space that is no ordinary space, U+00A0 for one, is not printable.
     if has_blanks(value) and not (spaces and value.isprintable() and value == value.strip()):
         return f"{name} must not hold white space or control characters: strip() it"
     return None
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether there is a lone surrogate in a text, which has no encoding."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def has_blanks(text: str) -> bool:

@@ -33,7 +33,7 @@ from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
 from retailrocket_async._reply import FailureKind, Reply
-from retailrocket_async._setting_text import has_blanks
+from retailrocket_async._setting_text import has_blanks, has_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -330,6 +330,8 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
 def _unreadable(base_url: object) -> str | None:
     # httpx strips or encodes blanks, which would then be part of every request's path.
     blanks = "base_url must not hold white space or control characters, nor their encoded forms: strip() it"
+    if isinstance(base_url, str) and has_surrogates(base_url):
+        return f"base_url must be a URL like {DEFAULT_BASE_URL}, without lone surrogates"
     if isinstance(base_url, str) and has_blanks(base_url):
         return blanks
     try:

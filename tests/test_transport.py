@@ -364,7 +364,7 @@ def test_credentials_print_and_pickle_nothing() -> None:
     import pickle
 
     credentials = _credentials()
-    with pytest.raises(TypeError, match="cannot be pickled"):
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
         pickle.dumps(credentials)
 
     assert repr(credentials) == "Credentials(api_key='***', partner_id='partner')"
