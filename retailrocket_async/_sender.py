@@ -36,6 +36,10 @@ _ANYWHERE: Final = frozenset({401, 403, 407})
 """Refusals that no other path would be spared; an address may be wrong for one event's endpoint alone."""
 
 
+_UNMADE: Final = frozenset({"key", "config"})
+"""Failures that come before a request is made."""
+
+
 class Sender:
     """Makes the requests of all flights.
 
@@ -111,7 +115,8 @@ class Sender:
         batches = flight.path == BATCH_PATH
         # Where the address of the batches is wrong, an event's own endpoint says nothing of it.
         tells = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=batches or reply.status in _ANYWHERE, tells=tells)
+        anywhere = reply.status is None or reply.status in _ANYWHERE
+        self._breaker.report(admission, reply, halts=batches or anywhere, tells=tells)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
         """Settle the events that must not be sent again; return their outcome where no others are left."""
@@ -210,12 +215,13 @@ class Sender:
         finally:
             turn.end(answered=answered)
             flight.turn = None
-        if reply.failure == "key":
+        if reply.failure in _UNMADE:
             # No request was made after all.
             flight.attempts -= 1
             self._ledger.requested -= 1
             self._ledger.splits -= flight.divided
-            self._key_failed(reply.detail)
+            if reply.failure == "key":
+                self._key_failed(reply.detail)
             return turn.admission, reply
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1

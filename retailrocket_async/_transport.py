@@ -25,6 +25,13 @@ from weakref import WeakKeyDictionary
 import attrs
 import httpx
 
+from retailrocket_async._environment import (
+    EnvironmentReader,
+    EnvironmentUnusableError,
+    address_of,
+    asks_for_credentials,
+    refused_by_proxy,
+)
 from retailrocket_async._errors import ConfigurationError, type_name
 from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
@@ -160,6 +167,11 @@ class HttpxTransport:
         self._http2 = http2
         self._urls: dict[str, _KeyedURL] = {}
         self._opening: asyncio.Task[HttpClient] | None = None
+        # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
+        trusted = base_url.startswith("https:") or not _is_loopback(httpx.URL(base_url).host)
+        self._environment = EnvironmentReader(base_url, trusted=trusted)
+        self._suspected = False
+        self._retired: list[HttpClient] = []
         _silence_targets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
@@ -171,19 +183,18 @@ class HttpxTransport:
         serial = self._credentials.serial
         try:
             async with asyncio.timeout(self._total):
+                self._follow_environment()
                 client = self._client or await self._open()
                 request = self._request(client, path, stream)
                 serial = self._credentials.serial
                 response = await client.send(request, stream=True, auth=None, follow_redirects=False)
-                reply = _read(response, serial)
+                reply = self._proxied(_read(response, serial))
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     reply = attrs.evolve(reply, body=await _drain(response))
         except Exception as error:  # noqa: BLE001 - the doorway: whatever it is, it stays in here
             # With a status in hand the rest of the answer does not matter: decisions read the status alone.
             if reply is None:
-                closed = self._client is not None and self._client.is_closed
-                kind, detail = _kind(error, closed=closed), type(error).__name__
-                reply = Reply(failure=kind, detail=detail, sent=stream.taken, serial=serial)
+                reply = attrs.evolve(self._unanswered(error, sent=stream.taken), serial=serial)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
             if not ends_task(error):
                 return reply or Reply(failure="broken", detail=type(error).__name__, sent=stream.taken, serial=serial)
@@ -204,6 +215,47 @@ class HttpxTransport:
         if self._own and self._client is not None:
             client, self._client, self._opening = self._client, None, None
             await client.aclose()
+        while self._retired:
+            await self._retired.pop().aclose()
+
+    def _unanswered(self, error: Exception, *, sent: bool) -> Reply:
+        """Return what it means that a request ended in `error`."""
+        if isinstance(error, EnvironmentUnusableError):
+            return Reply(failure="config", detail=str(error), sent=False)
+        address = self._proxy_address()
+        if isinstance(error, httpx.ProxyError):
+            self._suspected = True
+            return refused_by_proxy(str(error), self._environment.proxy, address)
+        closed = self._client is not None and self._client.is_closed
+        kind, detail = _kind(error, closed=closed), type(error).__name__
+        self._suspected = self._suspected or kind in _CONNECTING
+        if address is None or kind not in _CONNECTING:
+            return Reply(failure=kind, detail=detail, sent=sent)
+        return Reply(failure=kind, detail=f"{detail} by way of the proxy {address}", sent=sent, proxy=address)
+
+    def _proxied(self, reply: Reply) -> Reply:
+        """Return a reply with the proxy's name if it is the proxy's own, as a 407 is."""
+        if reply.status != 407 or (address := self._proxy_address()) is None:
+            return reply
+        self._suspected = True
+        return attrs.evolve(reply, detail=asks_for_credentials(self._environment.proxy, address), proxy=address)
+
+    def _proxy_address(self) -> str | None:
+        """Return host and port of the proxy that requests go through; None if there is none, or it is not known."""
+        if self._own:
+            return None if self._environment.proxy is None else self._environment.proxy.address
+        # httpx tells nobody, so it takes private attributes; where they are missing, the name is left out.
+        transport_for = getattr(self._client, "_transport_for_url", None)
+        pool = getattr(transport_for(httpx.URL(self._base_url)), "_pool", None) if callable(transport_for) else None
+        return address_of(getattr(pool, "_proxy_url", None))
+
+    def _follow_environment(self) -> None:
+        """Have this request open another client if the last one could not connect and a variable has changed since."""
+        suspected, self._suspected = self._suspected, False
+        if suspected and self._own and self._client is not None and self._environment.changed():
+            # Not closed yet: other requests may be on their way through it.
+            self._retired.append(self._client)
+            self._client = self._opening = None
 
     def _request(self, client: HttpClient, path: str, stream: _Body) -> httpx.Request:
         url = self._urls.get(path)
@@ -233,6 +285,7 @@ class HttpxTransport:
             return await offload(self._make_client)
 
     def _make_client(self) -> HttpClient:
+        environment = self._environment.read()
         limits = httpx.Limits(
             max_connections=self._connections,
             max_keepalive_connections=self._connections,
@@ -246,8 +299,9 @@ class HttpxTransport:
             follow_redirects=False,
             event_hooks={"response": [_forget_target]},
             cookies=_NoCookies(),
-            # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
-            trust_env=self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host),
+            verify=environment.context,
+            proxy=None if environment.proxy is None else environment.proxy.settings,
+            trust_env=False,
         )
 
 
@@ -387,7 +441,7 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:
     match error:
         case httpx.ConnectError():
             return _connect_kind(error)
-        case httpx.ConnectTimeout() | httpx.ProxyError():
+        case httpx.ConnectTimeout():
             return "connect"
         case httpx.PoolTimeout():
             return "pool"
@@ -397,6 +451,10 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:
             return "closed"
         case _:
             return "broken"
+
+
+_CONNECTING: Final = frozenset({"name", "connect", "tls"})
+"""Failures that may be the proxy's, if there is one."""
 
 
 def _connect_kind(error: BaseException) -> FailureKind:
@@ -416,15 +474,16 @@ _CODED: Final = ("Encoded header block", "Decoding ")
 
 
 class _NoTargets(logging.Filter):
-    """Drops the records in which a library below prints a request target, key and all."""
+    """Drops the records in which a library below prints a request target or a proxy's password."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "apiKey" not in message and not message.startswith(_CODED)
+        # Some servers and proxies repeat what they were sent, in headers or beside the status.
+        return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
 
 
-_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2")
-"""Loggers that do at DEBUG: HTTP/2's header coder always, the others where a redirect's Location repeats the query."""
+_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
+"""Loggers that do: HTTP/2's header coder always, the others if an answer repeats the query or the credentials."""
 
 
 def _silence_targets() -> None:
