@@ -125,20 +125,19 @@ class EnvironmentReader:
         entries = [entry.strip() for entry in values.get("no", "").split(",")]
         if "*" in entries:
             return None
-        # By their text, as with httpx: an exception takes the place of a proxy for the same addresses.
-        rules: dict[str, tuple[httpx.URL, Proxy | None]] = {}
+        # An exception takes the place of a proxy for the same addresses, as with httpx.
+        rules: dict[httpx.URL, Proxy | None] = {}
         for scheme in ("http", "https", "all"):
             if value := values.get(scheme):
                 found = _proxy(_variable(scheme), value)
                 del value
                 if isinstance(found, str):
                     raise EnvironmentUnusableError(found)
-                rules[f"{scheme}://"] = httpx.URL(f"{scheme}://"), found
+                rules[httpx.URL(f"{scheme}://")] = found
         exceptions = [(entry, _pattern(entry)) for entry in entries if entry]
         self._warn([entry for entry, pattern in exceptions if pattern is None])
-        rules |= {str(pattern): (pattern, None) for _, pattern in exceptions if pattern is not None}
-        ranked = sorted(rules.values(), key=lambda rule: _rank(rule[0]))
-        return next((proxy for pattern, proxy in ranked if _matches(pattern, url)), None)
+        rules |= {pattern: None for _, pattern in exceptions if pattern is not None}
+        return next((rules[pattern] for pattern in sorted(rules, key=_rank) if _matches(pattern, url)), None)
 
     def _warn(self, unread: list[str]) -> None:
         """Log the entries that are left out, once."""
