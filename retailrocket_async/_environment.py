@@ -108,6 +108,15 @@ class EnvironmentReader:
         fingerprint = _fingerprint()
         if self._read is not None and self._read[0] == fingerprint:
             return self._read[1]
+        try:
+            environment = self._environment()
+        except EnvironmentUnusableError as fault:
+            # The frames below hold the variables' values, and some tools print those.
+            raise fault.with_traceback(None) from None
+        self._read = fingerprint, environment
+        return environment
+
+    def _environment(self) -> Environment:
         url = httpx.URL(self._url)
         proxy = self._proxy_for(url) if self._trusted else None
         if proxy is not None and proxy.settings.url.scheme == "https":
@@ -116,9 +125,7 @@ class EnvironmentReader:
         # Plain http needs no certificates, so none are read, and no variable for them can be wrong.
         tls = url.scheme == "https"
         context = _context(trusted=self._trusted) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        environment = Environment(context, proxy)
-        self._read = fingerprint, environment
-        return environment
+        return Environment(context, proxy)
 
     def _proxy_for(self, url: httpx.URL) -> Proxy | None:
         values = getproxies()

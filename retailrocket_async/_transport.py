@@ -245,9 +245,11 @@ class HttpxTransport:
         if self._own:
             return None if self._environment.proxy is None else self._environment.proxy.address
         # httpx tells nobody, so it takes private attributes; where they are missing, the name is left out.
-        transport_for = getattr(self._client, "_transport_for_url", None)
-        pool = getattr(transport_for(httpx.URL(self._base_url)), "_pool", None) if callable(transport_for) else None
-        return address_of(getattr(pool, "_proxy_url", None))
+        client = cast("Any", self._client)
+        try:
+            return address_of(client._transport_for_url(httpx.URL(self._base_url))._pool._proxy_url)  # noqa: SLF001
+        except Exception:  # noqa: BLE001 - a caller's client may be of any make
+            return None
 
     def _follow_environment(self) -> None:
         """Have this request open another client if the last one could not connect and a variable has changed since."""

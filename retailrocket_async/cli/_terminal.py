@@ -143,6 +143,9 @@ def _unforeseen(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         name = f"{name}, {error.strerror}"
+    elif isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
+        # Of these the text names code; that of others may hold data, and the key.
+        name = f"{name}, {error}"
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" in {Path(at.filename).name}, line {at.lineno}" for at in frame)
     return f"the command ended by an error that it does not know: {name}{place}; please report it"
