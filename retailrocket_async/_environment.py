@@ -152,8 +152,8 @@ class EnvironmentReader:
         shown = ", ".join(brief(entry.rpartition("@")[2]) for entry in unread)
         if unread and shown != self._warned:
             self._warned = shown
-            # A handler of the application's may raise.
-            with suppress(Exception):
+            # A log handler of the application's may raise anything, and costs no request.
+            with suppress(BaseException):
                 logger.warning(
                     "%s: left out %s, which cannot be read as a host: write host names or single addresses, separated "
                     "by commas; networks of IPv6 are not supported",

@@ -216,17 +216,20 @@ class Sender:
             turn.end(answered=answered)
             flight.turn = None
         if reply.failure in _UNMADE:
-            # No request was made after all.
-            flight.attempts -= 1
-            self._ledger.requested -= 1
-            self._ledger.splits -= flight.divided
-            if reply.failure == "key":
-                self._key_failed(reply.detail)
+            self._uncount(flight, reply)
             return turn.admission, reply
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1
         # An answer may repeat the request, key and all, and nobody else reads it.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
+
+    def _uncount(self, flight: Flight, reply: Reply) -> None:
+        """Take back what was counted for a request that was not made after all."""
+        flight.attempts -= 1
+        self._ledger.requested -= 1
+        self._ledger.splits -= flight.divided
+        if reply.failure == "key":
+            self._key_failed(reply.detail)
 
     async def _watched(self, watch: Watch, flight: Flight, turn: Turn) -> Reply:
         """Make the request, and tell of its beginning and its end."""
