@@ -4,7 +4,9 @@
 
     sending --- five failures in a row ------------------> down
     sending, down --- refused: key, shop or address ----> halted
+    sending, down --- environment or proxy unusable -----> halted
     down, halted --- a probe is answered ----------------> sending
+    halted --- environment or proxy usable, no answer ---> down
 
 While `down` or `halted` one request at a time, a probe, may go out, at growing intervals. It is no request of its own
 but the next one there is, so a probe that succeeds is a batch delivered. Whoever else wants to send waits here. Only
@@ -22,7 +24,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from retailrocket_async._context import detached
-from retailrocket_async._outcome import meaning_of
+from retailrocket_async._outcome import Abandoned, Rejected, meaning_of
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._report import StateChange
 
@@ -45,6 +47,7 @@ _HURRIED = 0.5
 """Seconds between probes at most, once the client closes: there may not be many more."""
 
 _DOWN: Final = "the API does not answer: one request at a time is tried until it does"
+_NO_WAY: Final = "the proxy {} gives no connection to the API: one request at a time is tried until it does"
 _KEYLESS: Final = "the api_key function gives no key: see what it raises"
 
 
@@ -71,7 +74,8 @@ class Breaker:
     Attributes:
         state: as in `Stats.state`.
         since: when it became so (loop time).
-        status: the HTTP status that halted it; None where it is not halted.
+        status: the HTTP status that halted it; None if it is not halted, or by no status.
+        failure: what else halted it, e.g. ``"config: SSL_CERT_FILE ..."``; None if it is not halted, or by a status.
         refused_at: when a request was last refused with it (loop time).
         answered_at: when a request was last answered, in whatever state (loop time).
     """
@@ -86,6 +90,7 @@ class Breaker:
         self.state: State = "sending"
         self.since = 0.0
         self.status: int | None = None
+        self.failure: str | None = None
         self.refused_at = 0.0
         self.answered_at = -math.inf
         self._mended_at = 0.0
@@ -185,6 +190,21 @@ class Breaker:
             # An answer, but not to the question whether key and address are right.
             self._probe_again()
 
+    def refusal(self, *, attempts: int = 0, elapsed: float = 0.0) -> Rejected | Abandoned | None:
+        """Return the outcome of an event that waits for what halted sending; None if it is not halted.
+
+        Args:
+            attempts: requests that carried the event; none of them may have been recorded.
+            elapsed: seconds since the first of them.
+        """
+        if self.status is not None:
+            return Rejected(status=self.status, attempts=attempts, elapsed=elapsed)
+        if self.failure is None:
+            return None
+        return Abandoned(
+            reason="halted", maybe_recorded=False, failure=self.failure, attempts=attempts, elapsed=elapsed
+        )
+
     def counted_from(self, moment: float) -> float:
         """Return from when on the time since `moment` counts for retries.
 
@@ -211,21 +231,29 @@ class Breaker:
 
     def _failed(self, reply: Reply) -> None:
         self._failures += 1
-        failure = f"{reply.failure}: {reply.detail}" if reply.failure is not None else None
-        if self.state != "sending":
-            self._probe_again()
-        elif self._failures >= FAILURES:
-            advice = _KEYLESS if reply.failure == "key" else _DOWN
-            self._become("down", advice, status=reply.status, failure=failure)
-
-    def _halt(self, reply: Reply) -> None:
-        assert reply.status is not None  # noqa: S101 - without a status nothing is refused
-        self.refused_at = self._clock()
-        if self.state == "halted" and self.status == reply.status:
+        if self.state == "halted" and self._is_past(reply):
+            # What halted it is corrected, and now it is another thing that fails.
+            self._failures = FAILURES
+        elif self.state != "sending":
             self._probe_again()
             return
-        self.status = reply.status
-        self._become("halted", meaning_of(reply.status), status=reply.status)
+        if self._failures >= FAILURES:
+            self._become("down", _advice(reply), status=reply.status, failure=_failure_of(reply))
+
+    def _is_past(self, reply: Reply) -> bool:
+        """Whether a request that failed has come further than what halted it would have let it."""
+        if self.failure is None:
+            return False
+        return reply.status is not None or (self.failure.startswith("config:") and reply.failure != "key")
+
+    def _halt(self, reply: Reply) -> None:
+        self.refused_at = self._clock()
+        failure = _failure_of(reply)
+        if self.state == "halted" and (self.status, self.failure) == (reply.status, failure):
+            self._probe_again()
+            return
+        self.status, self.failure = reply.status, failure
+        self._become("halted", _advice(reply), status=reply.status, failure=failure)
 
     def _become(self, state: State, advice: str, *, status: int | None = None, failure: str | None = None) -> None:
         now = self._clock()
@@ -233,7 +261,7 @@ class Breaker:
         if previous in self._excused and state not in self._excused:
             self._mended_at = now
         if state != "halted":
-            self.status = None
+            self.status = self.failure = None
         if state != previous:
             self.since = now
             self._probes = 0
@@ -273,6 +301,19 @@ class Breaker:
         while self._waiting:
             _set_done(self._waiting.popitem(last=False)[0])
         self.nudge()
+
+
+def _failure_of(reply: Reply) -> str | None:
+    return f"{reply.failure}: {reply.detail}" if reply.failure is not None else None
+
+
+def _advice(reply: Reply) -> str:
+    """Return what a reply that halts, or the last of several failures, means and what can be done."""
+    if reply.verdict is Verdict.BLOCKED:
+        return reply.detail or (reply.failure if reply.status is None else meaning_of(reply.status)) or ""
+    if reply.failure == "key":
+        return _KEYLESS
+    return _DOWN if reply.proxy is None else _NO_WAY.format(reply.proxy)
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

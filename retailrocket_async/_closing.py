@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._context import timeout_at
 from retailrocket_async._ledger import AT_ONCE
-from retailrocket_async._outcome import Rejected, error_for
+from retailrocket_async._outcome import error_for
 from retailrocket_async._report import CloseReport
 
 if TYPE_CHECKING:
@@ -162,12 +162,12 @@ class Closing:
                 pass
 
     def _reported(self, started_at: float) -> CloseReport:
-        status = self._breaker.status
+        refusal = self._breaker.refusal(attempts=1)
         return CloseReport(
             stats=self._stats(),
             undelivered=tuple(self._ledger.undelivered),
             elapsed=self._home.now() - started_at,
-            error=None if status is None else error_for(Rejected(status=status)),
+            error=None if refusal is None else error_for(refusal),
         )
 
     async def _end_hooks(self) -> None:

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._ledger import AT_ONCE, EACH
-from retailrocket_async._outcome import Dropped, Outcome, Rejected
+from retailrocket_async._outcome import Dropped, Outcome
 
 if TYPE_CHECKING:
     import asyncio
@@ -122,7 +122,7 @@ class Deadlines:
         refused_by = -math.inf
         if self._breaker.state == "halted" and self._breaker.since <= (moment := now - self._patience()):
             refused_by = moment if self._may_end(moment, now) else -math.inf
-            if not self._end_buffered(refused_by, Rejected(status=self._halted_by(), attempts=0), AT_ONCE):
+            if not self._end_buffered(refused_by, self._refusal(), AT_ONCE):
                 return False
         spent = 0
         for flight in self._flights():
@@ -136,10 +136,16 @@ class Deadlines:
             self._asked_at = math.inf
         return True
 
-    def _halted_by(self) -> int:
-        status = self._breaker.status
-        assert status is not None  # noqa: S101 - a status is what has halted it
-        return status
+    def _refusal(self, *, attempts: int = 0, elapsed: float = 0.0) -> Outcome:
+        refusal = self._breaker.refusal(attempts=attempts, elapsed=elapsed)
+        assert refusal is not None  # noqa: S101 - it is asked only while sending is halted
+        return refusal
+
+    def _refused(self, flight: Flight, now: float) -> Outcome:
+        """Return the outcome of a flight that waits behind one that was refused."""
+        if flight.maybe_recorded:
+            return flight.give_up("not_retryable", now)
+        return self._refusal(attempts=flight.attempts, elapsed=now - flight.started_at)
 
     def _may_end(self, moment: float, now: float) -> bool:
         """Whether what came at `moment` or before, if anything did, may end; where no refusal is fresh, ask first."""
@@ -160,7 +166,7 @@ class Deadlines:
     def _overdue(self, flight: Flight, refused_by: float, now: float) -> Outcome | None:
         """Return the outcome of a flight that has waited too long; None of any other."""
         if _came_at(flight) <= refused_by:
-            return flight.refusal or _refused(flight, self._halted_by(), now)
+            return flight.refusal or self._refused(flight, now)
         if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
             return flight.expired(now)
         waits_since = self._breaker.counted_from(flight.tried_at)
@@ -203,10 +209,3 @@ class Deadlines:
 
 def _came_at(flight: Flight) -> float:
     return flight.started_at if flight.whole is None else flight.whole.opened_at
-
-
-def _refused(flight: Flight, status: int, now: float) -> Outcome:
-    """Return the outcome of a flight that waits behind one that was refused with this status."""
-    if flight.maybe_recorded:
-        return flight.give_up("not_retryable", now)
-    return Rejected(status=status, attempts=flight.attempts, elapsed=now - flight.started_at)

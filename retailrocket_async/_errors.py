@@ -23,7 +23,8 @@
         ├── AbandonedError              retries ran out, or were cut short; see `maybe_recorded`
         │   ├── ThrottledError          429: the shop's limit is used up
         │   ├── ServerError             5xx: the API failed
-        │   └── NoAnswerError           no answer arrived: the network, or a time-out
+        │   ├── NoAnswerError           no answer arrived: the network, or a time-out
+        │   └── HaltedError             a variable of the environment, or a proxy, lets nothing be sent
         ├── DroppedError                never sent: overflow, age, `before_send` or close
         └── KeptError                   the client closed first; the spool has it, and its next user sends it
 
@@ -194,6 +195,10 @@ class ServerError(AbandonedError):
 
 class NoAnswerError(AbandonedError):
     """No answer to the end: the network failed, or the time-out passed."""
+
+
+class HaltedError(AbandonedError):
+    """Nothing can be sent: a variable of the environment cannot be used, or a proxy refuses; the message says which."""
 
 
 class DroppedError(DeliveryError):

@@ -190,8 +190,10 @@ class Flight:
             return None
         # A malformed request was malformed in every attempt; any other refusal speaks for its own attempt only.
         refused = verdict in (Verdict.REFUSED, Verdict.BLOCKED) and (reply.status == 400 or not self._maybe_recorded)
-        if refused and reply.status is not None:
-            outcome: Undelivered = Rejected(status=reply.status, attempts=self.attempts, elapsed=elapsed)
+        if verdict is Verdict.BLOCKED and reply.status is None:
+            outcome: Undelivered = self.give_up("halted", now)
+        elif refused and reply.status is not None:
+            outcome = Rejected(status=reply.status, attempts=self.attempts, elapsed=elapsed)
         else:
             outcome = self.give_up("not_retryable", now)
         self.refusal = outcome if verdict is Verdict.BLOCKED else None
@@ -307,7 +309,9 @@ def _as_for(part: Batch, outcome: Outcome) -> Outcome:
             return Dropped(reason=reason)
         case Abandoned():
             known = part.maybe_recorded
-            return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=None)
+            # What halts one part halts all of them; any other failure was the other part's own.
+            failure = outcome.failure if outcome.reason == "halted" else None
+            return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=failure)
         case Rejected():
             return attrs.evolve(outcome, attempts=part.attempts)
         case _:

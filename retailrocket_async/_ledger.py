@@ -228,7 +228,10 @@ class Ledger:
     def tell_state(self, change: StateChange) -> None:
         """Tell of a change of state, once: in the log and to the hook."""
         level = logging.ERROR if change.state == "halted" else logging.WARNING
-        told = f"HTTP {change.status}" if change.status is not None else change.failure
+        told = f"HTTP {change.status}" if change.status is not None else change.failure or ""
+        if change.advice in told:
+            # What halts sending without a status says itself what to do.
+            told = told.partition(":")[0]
         self.hooks.tell_state(change)
         if change.state == "sending":
             self._log(level, "sending again, after %.1f s %s", change.lasted, change.previous)

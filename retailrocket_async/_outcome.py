@@ -24,6 +24,7 @@ from retailrocket_async._errors import (
     BadRequestError,
     DeliveryError,
     DroppedError,
+    HaltedError,
     KeptError,
     NoAnswerError,
     NotFoundError,
@@ -83,6 +84,7 @@ AbandonReason: TypeAlias = Literal[
     "retries_exhausted",
     "not_retryable",
     "at_most_once",
+    "halted",
     "expired",
     "closed",
     "cancelled",
@@ -93,12 +95,14 @@ AbandonReason: TypeAlias = Literal[
 
 @attrs.frozen(kw_only=True)
 class Abandoned:
-    """The event was sent, perhaps more than once, and its delivery was given up.
+    """The delivery of the event was given up, after it was sent once or more, or as nothing could be sent.
 
     Attributes:
         reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (an answer that no
             retry can mend, yet no clear refusal), ``"at_most_once"`` (it may have been recorded, and
-            `RetryPolicy.at_most_once` forbids to send it again), ``"expired"`` (older than `Buffer.max_age` before its
+            `RetryPolicy.at_most_once` forbids to send it again), ``"halted"`` (a variable of the environment cannot be
+            used, or a proxy refuses to connect to the API: `failure` says which and what to correct; nobody did within
+            `RetryPolicy.max_halt`), ``"expired"`` (older than `Buffer.max_age` before its
             retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled),
             ``"internal_error"`` (a defect: please report it) or ``"untold"`` (with a spool: it was settled by another
             process, and this one was stopped for longer than the spool tells of that).
@@ -106,7 +110,7 @@ class Abandoned:
             that none was.
         status: the HTTP status of the last attempt; None where no answer arrived.
         failure: what went wrong in the last attempt where no answer arrived, e.g. ``"connect: ConnectError"``.
-        attempts: requests that carried the event.
+        attempts: requests that carried the event; 0 if it was never sent.
         elapsed: seconds from the first attempt to the giving up.
     """
 
@@ -161,7 +165,10 @@ _REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
     401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
     403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
     404: (NotFoundError, "no such resource: check the base_url"),
-    407: (RejectedError, "the proxy on the way asks for credentials: check the proxy's URL"),
+    407: (
+        RejectedError,
+        "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
+    ),
 }
 _REFUSED = "the API refused the request"
 _REDIRECTED = "the address redirects, and the key is never sent on: check the base_url"
@@ -187,10 +194,13 @@ def error_for(outcome: Undelivered | Kept) -> DeliveryError:
             known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
             told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
             message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {told}; the event {known}"
-            return _abandoned_error(outcome.status)(message, outcome)
+            return _abandoned_error(outcome)(message, outcome)
 
 
-def _abandoned_error(status: int | None) -> type[AbandonedError]:
+def _abandoned_error(outcome: Abandoned) -> type[AbandonedError]:
+    status = outcome.status
+    if outcome.reason == "halted":
+        return HaltedError
     if status is None:
         return NoAnswerError
     if status == 429:

@@ -5,6 +5,8 @@
     2xx                              ACCEPTED    recorded
     400, other 4xx                   REFUSED     not recorded, and never will be: not retried
     401 403 404 405 407, 3xx         BLOCKED     not recorded, nor is any other until key, shop or address is mended
+    no answer: config, proxy         BLOCKED     not recorded, nor is any other until the environment, or what the
+                                                 proxy allows, is corrected
     429, or what is declared as such THROTTLED   not recorded: retried, and slower by everyone
     408 425                          TRANSIENT   not recorded: retried
     500 502 503 504                  TRANSIENT   may be recorded: retried
@@ -13,6 +15,9 @@
       pool, key, limiter
     no answer: timeout, broken       TRANSIENT   may be recorded if the body was on its way: retried
     no answer: closed                UNCLEAR     the caller closed its own `http_client`: no retry can mend it
+
+A proxy that refuses to connect to the API (CONNECT, or SOCKS) answers in the API's place: 407 is a status like any
+other. 408, 425, 429 and 5xx are `connect`, as a retry may help; 501, 505 and all others are `proxy`, as none can.
 
 Only the status counts: the API's bodies are empty, and a client that looks into them breaks (contract, "Responses").
 A redirect is never followed: its target could be another host, and the key goes to no other host.
@@ -27,9 +32,11 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-FailureKind: TypeAlias = Literal["name", "connect", "tls", "pool", "key", "limiter", "timeout", "broken", "closed"]
-"""Why there is no answer: host unknown; no connection; no handshake; no free one; no key; limiter failed; too slow;
-broken off; client closed."""
+FailureKind: TypeAlias = Literal[
+    "name", "connect", "tls", "pool", "key", "limiter", "config", "proxy", "timeout", "broken", "closed"
+]
+"""Why there is no answer: host unknown; no connection; no handshake; no free one; no key; limiter failed; a variable of
+the environment cannot be used; a proxy refuses; too slow; broken off; client closed."""
 
 
 class Verdict(enum.Enum):
@@ -45,7 +52,13 @@ class Verdict(enum.Enum):
 
 _RETRIED = frozenset({408, 425, 500, 502, 503, 504})
 _BLOCKED = frozenset({401, 403, 404, 405, 407})
-_UNSENT = frozenset({"name", "connect", "tls", "pool", "key", "limiter"})
+_UNSENT = frozenset({"name", "connect", "tls", "pool", "key", "limiter", "config", "proxy"})
+_FAILURES: dict[FailureKind | None, Verdict] = {
+    "config": Verdict.BLOCKED,
+    "proxy": Verdict.BLOCKED,
+    "closed": Verdict.UNCLEAR,
+}
+"""The failures that a retry cannot fix."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,10 +68,12 @@ class Reply:
     Attributes:
         status: the HTTP status; None where no answer arrived.
         failure: why no answer arrived; None where one did.
-        detail: the name of the underlying error, never its text, which could hold a URL; ``""`` with an answer.
+        detail: the name of the underlying error, never its text, which could hold a URL; for `config` and `proxy`, and
+            for a proxy's 407, a sentence that says what to correct; ``""`` with any other answer.
         sent: whether the body was handed to the connection, so that the API may have read it.
         retry_after: seconds the server asked to wait (`Retry-After`), 0 or more; None where it did not.
         throttled: whether the caller's `RetryPolicy.is_throttled` takes this answer for a 429.
+        proxy: host and port of the proxy that failed, or refused, in the API's place; None if none did.
         serial: which of the keys the request carried (`Credentials.serial`).
         body: the start of the answer's body, at most 4 KiB; for `is_throttled` alone.
     """
@@ -69,6 +84,7 @@ class Reply:
     sent: bool = True
     retry_after: float | None = None
     throttled: bool = False
+    proxy: str | None = None
     serial: int = attrs.field(default=0, eq=False)
     body: bytes = attrs.field(default=b"", repr=False, eq=False)
 
@@ -77,7 +93,7 @@ class Reply:
         """What this reply means, by the table above."""
         status = self.status
         if status is None:
-            return Verdict.UNCLEAR if self.failure == "closed" else Verdict.TRANSIENT
+            return _FAILURES.get(self.failure, Verdict.TRANSIENT)
         if 200 <= status <= 299:
             return Verdict.ACCEPTED
         if status == 429 or self.throttled:

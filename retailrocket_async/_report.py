@@ -64,14 +64,14 @@ class Stats:
         waiting: calls of `track` and `track_many` that wait for room in the buffer.
         requests: requests made, retries and direct sends included.
         requests_by_status: requests by the HTTP status of their answer; those without one under their kind of failure
-            (``"name"``, ``"connect"``, ``"tls"``, ``"pool"``, ``"timeout"``, ``"broken"``, ``"closed"``); those on
-            their way, or cut off by a close or a cancellation, are in `requests` alone.
+            (``"name"``, ``"connect"``, ``"tls"``, ``"proxy"``, ``"pool"``, ``"timeout"``, ``"broken"``, ``"closed"``);
+            those on their way, or cut off by a close or a cancellation, are in `requests` alone.
         retries: requests that repeated an earlier one.
         limiter_wait: seconds that requests have waited for the limiter, in sum.
         hook_errors: calls of `before_send`, `on_outcome`, `on_state_change`, an observer or a log handler that raised.
         hook_missed: undelivered events that `on_outcome` was not told of, as it was too slow for them.
         state: ``"sending"`` as ever, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
-            key, the shop or the address; see `StateChange`.
+            key, the shop or the address, or the environment or a proxy lets nothing be sent; see `StateChange`.
         dropped_by: dropped events by reason, and then by the event's name, e.g. ``{"overflow": {"view": 3}}``.
         splits: requests made to find out which events of a refused batch are to blame.
         kept: left in the spool when the client closed.

@@ -42,7 +42,8 @@ class RetryPolicy:
             `Abandoned` with reason ``"at_most_once"``; the rest of its batch is sent again. A direct send follows
             the rule as a whole.
         max_halt: seconds, 0 or more, that events wait for somebody to mend a wrong key, a forbidden shop or a wrong
-            address (401, 403, 404 and the like) before they are `Rejected`; default 30. A last request sees first
+            address (401, 403, 404 and the like) before they are `Rejected`, or the environment or a proxy before they
+            are `Abandoned`; default 30. A last request sees first
             whether it still holds, so it may take up to 2.5 s more. Where `api_key` is a function and the answer is
             401 they wait for a new key as long as the buffer can hold them, or so long into a close.
         is_throttled: told the status of an answer that is no 2xx and the start of its body (bytes, at most 4 KiB),

@@ -38,6 +38,10 @@ _ANYWHERE: Final = frozenset({401, 403, 407})
 """Refusals that no other path would be spared; an address may be wrong for one event's endpoint alone."""
 
 
+_UNMADE: Final = frozenset({"key", "config"})
+"""Failures that come before a request is made."""
+
+
 class Sender:
     """Makes the requests of all flights.
 
@@ -113,7 +117,8 @@ class Sender:
         batches = flight.path == BATCH_PATH
         # Where the address of the batches is wrong, an event's own endpoint says nothing of it.
         tells = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=batches or reply.status in _ANYWHERE, tells=tells)
+        anywhere = reply.status is None or reply.status in _ANYWHERE
+        self._breaker.report(admission, reply, halts=batches or anywhere, tells=tells)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
         """Settle the events that must not be sent again; return their outcome where no others are left."""
@@ -212,17 +217,21 @@ class Sender:
         finally:
             turn.end(answered=answered)
             flight.turn = None
-        if reply.failure == "key":
-            # No request was made after all.
-            flight.attempts -= 1
-            self._ledger.requested -= 1
-            self._ledger.splits -= flight.divided
-            self._key_failed(reply.detail)
+        if reply.failure in _UNMADE:
+            self._uncount(flight, reply)
             return turn.admission, reply
         self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
         self._ledger.retries += flight.attempts > 1
         # An answer may repeat the request, key and all, and nobody else reads it.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
+
+    def _uncount(self, flight: Flight, reply: Reply) -> None:
+        """Take back what was counted for a request that was not made after all."""
+        flight.attempts -= 1
+        self._ledger.requested -= 1
+        self._ledger.splits -= flight.divided
+        if reply.failure == "key":
+            self._key_failed(reply.detail)
 
     async def _watched(self, watch: Watch, flight: Flight, turn: Turn) -> Reply:
         """Make the request, and tell of its beginning and its end."""

@@ -27,6 +27,14 @@ import httpx
 
 from retailrocket_async._connections import KEEPALIVE, Connections
 from retailrocket_async._context import detached
+from retailrocket_async._environment import (
+    Environment,
+    EnvironmentReader,
+    EnvironmentUnusableError,
+    address_of,
+    asks_for_credentials,
+    refused_by_proxy,
+)
 from retailrocket_async._errors import ConfigurationError, type_name
 from retailrocket_async._exchange import Body, Exchange
 from retailrocket_async._extras import installed
@@ -141,8 +149,13 @@ class HttpxTransport:
         self._http2 = http2
         self._urls: dict[str, _KeyedURL] = {}
         self._connections: Connections | None = None
-        self._opening: asyncio.Task[ssl.SSLContext] | None = None
+        self._opening: asyncio.Task[Environment] | None = None
         self._exchanges: set[Exchange] = set()
+        # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
+        trusted = base_url.startswith("https:") or not _is_loopback(httpx.URL(base_url).host)
+        self._environment = EnvironmentReader(base_url, trusted=trusted)
+        self._suspected = False
+        self._retired: list[Connections] = []
         _silence_targets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
@@ -152,9 +165,11 @@ class HttpxTransport:
         serial = self._credentials.serial
         ends_at = None if self._total is None else asyncio.get_running_loop().time() + self._total
         try:
-            if self._client is None and self._connections is None:
-                await self._open()
-            return await self._begin(path, body, on_sent, ends_at).reply()
+            if self._client is None:
+                self._follow_environment()
+                if self._connections is None:
+                    await self._open()
+            return self._proxied(await self._begin(path, body, on_sent, ends_at).reply())
         except Exception as error:  # noqa: BLE001 - no request was made; whatever it is, nothing but its name leaves
             return attrs.evolve(self._unanswered(error, sent=False), serial=serial)
         except BaseException as error:  # noqa: BLE001 - what is no failure passes
@@ -174,14 +189,16 @@ class HttpxTransport:
         if self._opening is not None:
             self._opening.cancel()
         connections, self._connections = self._connections, None
+        if connections is not None:
+            self._retired.append(connections)
         try:
             await self._end_exchanges()
         finally:
             # Also if this call is cancelled: what is in use is closed when its last request is over.
-            if connections is not None:
-                connections.retire_all()
-        if connections is not None:
-            await connections.aclose()
+            for retired in self._retired:
+                retired.retire_all()
+        while self._retired:
+            await self._retired.pop().aclose()
 
     async def _end_exchanges(self) -> None:
         for exchange in self._exchanges:
@@ -230,8 +247,47 @@ class HttpxTransport:
 
     def _unanswered(self, error: Exception, *, sent: bool, client: HttpClient | None = None) -> Reply:
         """Return what it means that a request ended in `error`, on this client if it had one."""
+        if isinstance(error, EnvironmentUnusableError):
+            return Reply(failure="config", detail=str(error), sent=False)
+        if isinstance(error, httpx.ProxyError):
+            return refused_by_proxy(str(error), self._environment.proxy, self._proxy_address())
+        kind = _kind(error, closed=client is not None and client.is_closed)
         detail = _NO_NAMES if _needs_pool(error) else type(error).__name__
-        return Reply(failure=_kind(error, closed=client is not None and client.is_closed), detail=detail, sent=sent)
+        return Reply(failure=kind, detail=detail, sent=sent)
+
+    def _proxied(self, reply: Reply) -> Reply:
+        """Return a reply with the proxy's name if the fault may be the proxy's."""
+        if reply.status != 407 and reply.failure not in _CONNECTING:
+            return reply
+        self._suspected = True
+        address = self._proxy_address()
+        if address is None or reply.proxy is not None:
+            return reply
+        if reply.status == 407:
+            detail = asks_for_credentials(self._environment.proxy, address)
+        else:
+            detail = f"{reply.detail} by way of the proxy {address}"
+        return attrs.evolve(reply, detail=detail, proxy=address)
+
+    def _proxy_address(self) -> str | None:
+        """Return host and port of the proxy that requests go through; None if there is none, or it is not known."""
+        if self._client is None:
+            return None if self._environment.proxy is None else self._environment.proxy.address
+        # httpx tells nobody, so it takes private attributes; where they are missing, the name is left out.
+        client = cast("Any", self._client)
+        try:
+            return address_of(client._transport_for_url(httpx.URL(self._base_url))._pool._proxy_url)  # noqa: SLF001
+        except Exception:  # noqa: BLE001 - a caller's client may be of any make
+            return None
+
+    def _follow_environment(self) -> None:
+        """Have this request open another client if the last one could not connect and a variable has changed since."""
+        suspected, self._suspected = self._suspected, False
+        if suspected and self._connections is not None and self._environment.changed():
+            # What other requests use of it is closed when they are over.
+            self._connections.retire_all()
+            self._retired.append(self._connections)
+            self._connections = self._opening = None
 
     def _unconnected(self, client: HttpClient) -> FailureKind:
         """Return what it means that the time was up and no connection was even begun."""
@@ -262,42 +318,34 @@ class HttpxTransport:
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             # In an empty context: it must not keep that of the request which happens to be first.
             self._opening = opening = detached(asyncio.create_task, self._opened())
-        tls = await asyncio.shield(opening)
+        environment = await asyncio.shield(opening)
         if self._connections is None:
-            self._connections = Connections(functools.partial(self._make_client, tls), shared=self._http2)
+            self._connections = Connections(functools.partial(self._make_client, environment), shared=self._http2)
 
-    async def _opened(self) -> ssl.SSLContext:
+    async def _opened(self) -> Environment:
         # One at a time: it holds the interpreter's lock, and many threads that do so leave nothing to the loop.
         async with (
             asyncio.timeout(self._total),
             _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()),
         ):
-            return await offload(self._make_tls)
+            return await offload(self._environment.read)
 
-    def _make_tls(self) -> ssl.SSLContext:
-        """Return what all connections verify servers by; takes tens of milliseconds."""
-        return httpx.create_ssl_context(trust_env=self._trust_env)
-
-    def _make_client(self, tls: ssl.SSLContext) -> HttpClient:
+    def _make_client(self, environment: Environment) -> HttpClient:
         """Return a client of one connection, or for HTTP/2; takes less than a millisecond."""
         most = self._most_connections if self._http2 else 1
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE)
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
         return httpx.AsyncClient(
-            verify=tls,
+            verify=environment.context,
             http2=self._http2,
             limits=limits,
             headers=headers,
             follow_redirects=False,
             event_hooks={"response": [_forget_target]},
             cookies=_NoCookies(),
-            trust_env=self._trust_env,
+            proxy=None if environment.proxy is None else environment.proxy.settings,
+            trust_env=False,
         )
-
-    @property
-    def _trust_env(self) -> bool:
-        # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
-        return self._base_url.startswith("https:") or not _is_loopback(httpx.URL(self._base_url).host)
 
 
 class _NoCookies(CookieJar):
@@ -418,7 +466,7 @@ def _kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR0911 - 
     match error:
         case httpx.ConnectError():
             return _connect_kind(error)
-        case httpx.ConnectTimeout() | httpx.ProxyError():
+        case httpx.ConnectTimeout():
             return "connect"
         case httpx.PoolTimeout():
             return "pool"
@@ -446,6 +494,9 @@ _POOL_IS_SHUT: Final = (
 
 _NO_NAMES: Final = "asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
 
+_CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
+"""Failures that may be the proxy's, if there is one."""
+
 
 def _connect_kind(error: BaseException) -> FailureKind:
     """Return which step of connecting failed; httpx has one class for all, and the first cause tells."""
@@ -464,15 +515,16 @@ _CODED: Final = ("Encoded header block", "Decoding ")
 
 
 class _NoTargets(logging.Filter):
-    """Drops the records in which a library below prints a request target, key and all."""
+    """Drops the records in which a library below prints a request target or a proxy's password."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "apiKey" not in message and not message.startswith(_CODED)
+        # Some servers and proxies repeat what they were sent, in headers or beside the status.
+        return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
 
 
-_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2")
-"""Loggers that do at DEBUG: HTTP/2's header coder always, the others where a redirect's Location repeats the query."""
+_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
+"""Loggers that do: HTTP/2's header coder always, the others if an answer repeats the query or the credentials."""
 
 
 def _silence_targets() -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     {"_foreign"},
     {"_errors", "_extras", "_loop_end", "_cap", "_context", "_veil", "_file_lock"},
     {"_offload", "_worker_thread", "_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
-    {"_credentials", "_events", "_outcome"},
+    {"_credentials", "_events", "_outcome", "_environment"},
     {"_vetting"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
@@ -39,7 +39,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ON_PAPER = {("_errors", "_outcome")}
 
 FOREIGN = {
-    "httpx": {"_transport", "_exchange", "_connections"},
+    "httpx": {"_transport", "_exchange", "_connections", "_environment"},
     "tenacity": {"_retry"},
     "aiolimiter": {"_limiter"},
     "cattrs": {"_wire"},

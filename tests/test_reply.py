@@ -52,6 +52,8 @@ FAILURES: list[tuple[FailureKind, Verdict, bool]] = [
     ("pool", Verdict.TRANSIENT, False),
     ("key", Verdict.TRANSIENT, False),
     ("limiter", Verdict.TRANSIENT, False),
+    ("config", Verdict.BLOCKED, False),
+    ("proxy", Verdict.BLOCKED, False),
     ("timeout", Verdict.TRANSIENT, True),
     ("broken", Verdict.TRANSIENT, True),
     ("closed", Verdict.UNCLEAR, True),

@@ -15,7 +15,7 @@ with needing("cli"):
     import typer
 
     from retailrocket_async.cli import _check, _demo, _emulate, _relay, _relay_dead, _send, _spool
-    from retailrocket_async.cli._terminal import say
+    from retailrocket_async.cli._terminal import last_resort, say
 
 app = typer.Typer(
     name="retailrocket-async",
@@ -84,4 +84,5 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="retailrocket-async")
+    with last_resort():
+        app(prog_name="retailrocket-async")

@@ -11,13 +11,15 @@ refused for that key, a probe that was not has proved its own.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import attrs
 import typer
 
 from retailrocket_async import (
+    Abandoned,
     AsyncTrackingClient,
     CustomEvent,
     Delivered,
@@ -79,7 +81,7 @@ def check(  # noqa: PLR0913 - one for each option
 
     If so, tell how long an answer takes and whether this machine's clock is right.
     """
-    with one_sentence():
+    with one_sentence(), _warnings():
         key, shop = credentials(partner_id)
 
         def client_of(api_key: str, **options: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
@@ -93,7 +95,7 @@ def check(  # noqa: PLR0913 - one for each option
                 **options,
             )
 
-        findings = asyncio.run(_find_out(key(), client_of, limit=limit))
+        findings = asyncio.run(_find_out(key(), client_of, base_url, limit=limit))
         raise typer.Exit(_tell_json(findings) if as_json else _tell(findings))
 
 
@@ -128,6 +130,8 @@ def _tell(findings: Findings) -> int:
             f"{latency.longest * 1000:.0f} ms, the first one, with its connection, {latency.first * 1000:.0f} ms"
         )
         tell(f"clock: {_clock(findings.skew)}")
+    else:
+        tell("latency: not measured, as httpx cannot read the environment's settings for proxies")
     if (limit := findings.limit) is not None:
         tell(f"limit: {_limit(limit)}")
     return 0
@@ -176,11 +180,13 @@ def _plain(found: Latency | Skew | Limit | None) -> dict[str, object] | None:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
 
 
-async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], *, limit: bool) -> Findings:
-    # What goes wrong is told here; the package's log would tell it a second time.
-    logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
+async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], base_url: str, *, limit: bool) -> Findings:
     answers = Answers()
-    async with answers.http_client() as http_client:
+    http_client = answers.http_client(base_url)
+    if http_client is None:
+        async with client_of(key) as client:
+            return Findings(*await _verdict(client, client_of(secrets.token_hex(12))))
+    async with http_client:
         async with client_of(key, http_client=http_client) as client:
             findings = Findings(*await _verdict(client, client_of(secrets.token_hex(12))))
             if findings.works:
@@ -193,9 +199,40 @@ async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], *, 
     return findings
 
 
+@contextmanager
+def _warnings() -> Generator[None]:
+    """Print what the package warns of before any request, once: an entry of `NO_PROXY` that is left out."""
+    log, handler = logging.getLogger("retailrocket_async"), _Warnings()
+    # What else goes wrong is told here; the package's log would tell it a second time.
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
+            # Each of the two clients of a check says so.
+            self._printed.add(message)
+            note(f"warning: {message}")
+
+
 async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -> tuple[str, bool]:
     """Return what was found out as a sentence, and whether everything works."""
     outcome = await _probe(client)
+    if isinstance(outcome, Abandoned) and (outcome.failure or "").startswith("tls:"):
+        # The certificates may be to blame. The package's own client reads their variables more closely than httpx.
+        async with stranger:
+            closer = await _probe(stranger)
+        if isinstance(closer, Abandoned) and closer.reason == "halted":
+            outcome = closer
     match outcome:
         case Delivered():
             recorded = "it also accepted the probe, an event named connectionCheck"

@@ -1,6 +1,7 @@
 """What answers tell besides their status: how long they took, what time it is at the API, what limit it keeps."""
 
 import asyncio
+import ipaddress
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,9 +54,20 @@ class Answers:
     def __init__(self) -> None:
         self.noted: list[Answer] = []
 
-    def http_client(self) -> httpx.AsyncClient:
-        """Return a client whose answers are noted."""
-        return httpx.AsyncClient(event_hooks={"request": [self._begin], "response": [self._note]})
+    def http_client(self, base_url: str) -> httpx.AsyncClient | None:
+        """Return a client whose answers are noted; None if httpx cannot use the environment as it is.
+
+        The package's own client then works without what httpx cannot read, or says what is wrong.
+        """
+        try:
+            # As the package's own client does: plain http to this host goes through no proxy, which would read the key.
+            url = httpx.URL(base_url)
+            trusted = url.scheme == "https" or not _is_this_host(url.host)
+            return httpx.AsyncClient(
+                event_hooks={"request": [self._begin], "response": [self._note]}, trust_env=trusted
+            )
+        except Exception:  # noqa: BLE001 - httpx raises anything for a variable, password and all
+            return None
 
     async def _begin(self, request: httpx.Request) -> None:
         request.extensions[_BEGUN] = (time.time(), time.perf_counter())
@@ -67,6 +79,13 @@ class Answers:
         self.noted.append(
             Answer(sent_at, took, response.status_code, _moment(headers.get("date")), headers.get("retry-after"))
         )
+
+
+def _is_this_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _moment(text: str | None) -> float | None:

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import sys
+import traceback
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Self, TextIO, TypeAlias, cast
 
+import click
 import typer
 from rich import box
 from rich.console import Console
@@ -108,14 +111,44 @@ def fail(sentence: str, status: int = MISUSED) -> NoReturn:
 
 @contextmanager
 def one_sentence() -> Generator[None]:
-    """Make one sentence and an exit status of wrong configuration and of Ctrl-C, which else would be tracebacks."""
+    """Make one sentence and an exit status of whatever is raised: no command shows a traceback."""
     try:
         yield
+    except (SystemExit, GeneratorExit, typer.Exit, typer.Abort, click.ClickException):
+        # Sentences already, and statuses.
+        raise
     except (ConfigurationError, EventValidationError) as error:
         fail(_in_options(str(error)))
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+    except BaseException as error:  # noqa: BLE001 - a defect, or foreign code; its text may hold the key
+        fail(_unforeseen(error), FAILED)
+
+
+@contextmanager
+def last_resort() -> Generator[None]:
+    """Do the same around all commands, for what is raised before or after them."""
+    try:
+        with one_sentence():
+            yield
+    except typer.Exit as left:
+        raise SystemExit(left.exit_code) from None
+
+
+def _unforeseen(error: BaseException) -> str:
+    """Return what is to be said of an error that nothing foresaw: its type, the system's words, and its place."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{name}, {error.strerror}"
+    elif isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
+        # Of these the text names code; that of others may hold data, and the key.
+        name = f"{name}, {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" in {Path(at.filename).name}, line {at.lineno}" for at in frame)
+    return f"the command ended by an error that it does not know: {name}{place}; please report it"
 
 
 def printable(text: str) -> str:

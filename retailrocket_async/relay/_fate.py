@@ -41,7 +41,7 @@ def fate_of(outcome: Outcome) -> Fate:  # noqa: PLR0911 - a table
             return Fate("filtered")
         case Dropped(reason="expired"):
             return Fate("dead", "expired", "expired: older than Buffer.max_age")
-        case Abandoned(reason=("closed" | "cancelled")) | Dropped() | Kept():
+        case Abandoned(reason=("closed" | "cancelled" | "halted")) | Dropped() | Kept():
             return Fate("back")
         case Abandoned(reason=why):
             told = f"HTTP {outcome.status}" if outcome.status is not None else outcome.failure or "no attempt"

@@ -192,7 +192,7 @@ class Relay(Uncopyable):
         if (trouble := self._link.trouble) is not None:
             return f"the broker is not connected: {trouble}"
         if self._client.stats().state == "halted":
-            return "sending is halted: the API refuses the key, the shop or the address"
+            return "sending is halted: the log says what to correct"
         return None
 
     def stats(self) -> RelayStats:
