@@ -140,7 +140,7 @@ class Alarm:
     Its handle is empty of the caller's context: the loop keeps cancelled handles until their time.
     """
 
-    def __init__(self, at: float, call: Callable[[], None]) -> None:
+    def __init__(self, at: float, call: Callable[[], object]) -> None:
         self._loop = asyncio.get_running_loop()
         self._call = call
         self._handle: asyncio.Handle = self._loop.call_at(at, self._ring, _TURNS, context=contextvars.Context())

@@ -36,7 +36,7 @@ from retailrocket_async._environment import (
     refused_by_proxy,
 )
 from retailrocket_async._errors import ConfigurationError, type_name
-from retailrocket_async._exchange import Body, Exchange
+from retailrocket_async._exchange import Alarm, Body, Exchange
 from retailrocket_async._extras import installed
 from retailrocket_async._foreign import ends_task
 from retailrocket_async._offload import offload
@@ -64,6 +64,8 @@ _MAX_URL: Final = 8_000
 
 _CLOSING: Final = 0.25
 """Seconds that requests which were left get at the close, to end without losing a connection of the caller's pool."""
+
+_TOO_LATE: Final = "the time of a request is up"
 
 _UNBOUNDED: Final[dict[str, float | None]] = {"connect": None, "read": None, "write": None, "pool": None}
 """The time-outs of httpx if there is one for the request as a whole: its timers would not read before they judge."""
@@ -168,7 +170,7 @@ class HttpxTransport:
             if self._client is None:
                 self._follow_environment()
                 if self._connections is None:
-                    await self._open()
+                    await self._open(ends_at)
             return self._proxied(await self._begin(path, body, on_sent, ends_at).reply())
         except Exception as error:  # noqa: BLE001 - no request was made; whatever it is, nothing but its name leaves
             return attrs.evolve(self._unanswered(error, sent=False), serial=serial)
@@ -311,23 +313,31 @@ class HttpxTransport:
         request.url = url
         return request
 
-    async def _open(self) -> None:
+    async def _open(self, ends_at: float | None) -> None:
         # Reading the certificate store takes tens of milliseconds: in a thread, once, whoever waits for it.
         opening = self._opening
         # Anew where it failed, or was cancelled with everything else: the next request may fare better.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             # In an empty context: it must not keep that of the request which happens to be first.
             self._opening = opening = detached(asyncio.create_task, self._opened())
-        environment = await asyncio.shield(opening)
+        waiting = asyncio.shield(opening)
+        # It goes on if this request's time is up: the next one finds it further on.
+        alarm = None if ends_at is None else Alarm(ends_at, functools.partial(waiting.cancel, _TOO_LATE))
+        try:
+            environment = await waiting
+        except asyncio.CancelledError as error:
+            if error.args == (_TOO_LATE,):
+                raise TimeoutError from None
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
         if self._connections is None:
             self._connections = Connections(functools.partial(self._make_client, environment), shared=self._http2)
 
     async def _opened(self) -> Environment:
         # One at a time: it holds the interpreter's lock, and many threads that do so leave nothing to the loop.
-        async with (
-            asyncio.timeout(self._total),
-            _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()),
-        ):
+        async with _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             return await offload(self._environment.read)
 
     def _make_client(self, environment: Environment) -> HttpClient:

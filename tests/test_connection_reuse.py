@@ -344,7 +344,8 @@ async def main(url, timeout, whose):
         timeout = httpx.Timeout(float(timeout)) if whose == "httpx.Timeout" else float(timeout)
         client = AsyncTrackingClient(
             "key", "partner", base_url=url, http_client=http, timeout=timeout, rate_limit=None,
-            batching=Batching(max_events=5, max_in_flight=8, linger=0.01), retry=RetryPolicy(initial_backoff=0.01),
+            batching=Batching(max_events=5, max_in_flight=8, linger=0.01, ordered=False),
+            retry=RetryPolicy(initial_backoff=0.01),
         )
         async with client:
             receipts = [await client.view(session_external_id=f"v{n}", product_id=n + 1) for n in range(40)]

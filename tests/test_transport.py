@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 from tests.virtual_time import run
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
@@ -426,6 +428,28 @@ async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
         await transport.aclose()
 
     assert 200 == second.status
+
+
+async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where reading the certificate store takes longer than a request may, the next request finds it read."""
+    go_on, made = threading.Event(), []
+    make = HttpxTransport._make_tls
+
+    def slow(transport: HttpxTransport) -> ssl.SSLContext:
+        made.append(1)
+        go_on.wait()
+        return make(transport)
+
+    monkeypatch.setattr(HttpxTransport, "_make_tls", slow)
+    async with raw_server() as server:
+        transport = HttpxTransport(_credentials(), base_url=server.url, timeout=0.1)
+        first = await transport.post("view", BODY, on_sent=lambda: None)
+        go_on.set()
+        transport._total = 30.0
+        second = await transport.post("view", BODY, on_sent=lambda: None)
+        await transport.aclose()
+
+    assert ("timeout", False, 200, [1]) == (first.failure, first.sent, second.status, made)
 
 
 async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
