@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 
+WITHOUT = [f"-pno:{plugin}" for plugin in ("anyio", "asyncio", "cacheprovider", "faker", "hypothesispytest")]
 STACKS = ("hang_in_thread", "test_hung_child", "hang_in_wait", "hang_in_task", "hang_in_callback", "hung_teardown")
 
 pytestmark = [
@@ -31,7 +33,14 @@ import pytest
 
 import reached
 
-FOREVER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(3600)"
+FOREVER = """
+import fcntl, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+alive = open("alive", "w")
+fcntl.flock(alive, fcntl.LOCK_SH)
+print(flush=True)
+time.sleep(3600)
+"""
 
 
 def soon():
@@ -57,7 +66,8 @@ def hang_in_thread():
 
 
 def test_hung_child():
-    with subprocess.Popen([sys.executable, "-c", FOREVER]) as child:
+    with subprocess.Popen([sys.executable, "-c", FOREVER], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
         soon()
         child.wait()
 
@@ -184,8 +194,7 @@ def test_a_test_that_hangs_fails_alone(
     pytester.makepyfile(reached=REACHED, test_hanging=HANGING)
     pytester.path.joinpath(".coveragerc").write_text("[run]\nparallel = true\npatch = subprocess, _exit\nsource = .\n")
     ran = pytester.run(
-        *(sys.executable, "-m", "coverage", "run", "-m", "pytest", "-n", processes, "-p", "no:cacheprovider"),
-        timeout=110,
+        *(sys.executable, "-m", "coverage", "run", "-m", "pytest", "-n", processes, *WITHOUT),
     )
     pytester.run(sys.executable, "-m", "coverage", "combine")
     data = CoverageData(str(pytester.path / ".coverage"))
@@ -196,4 +205,7 @@ def test_a_test_that_hangs_fails_alone(
     assert {2, 5, 8, 11} <= set(data.lines(reached) or [])
     ran.stdout.fnmatch_lines_random([f"* in {where}" for where in STACKS])
     ran.stdout.no_fnmatch_line("*crashed*")
+    with (pytester.path / "alive").open("w") as alive:
+        # No child has it any longer.
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert ran.ret == pytest.ExitCode.TESTS_FAILED

@@ -44,6 +44,7 @@ class TimeLimit:
         self._phase = ""
         self._stacks = ""
         self._hung = False
+        self._exitstatus = 0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
@@ -77,20 +78,23 @@ class TimeLimit:
         """Give a debugger all the time it wants."""
         _stop()
 
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Kill the children that a test has left when it hung, before pytest-xdist says that this process is done."""
+        self._exitstatus = exitstatus
+        if self._hung:
+            for child in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
     @pytest.hookimpl(trylast=True)
-    def pytest_unconfigure(self, config: pytest.Config) -> None:
-        """End the process although a test has left a child, or a thread, that does not end."""
-        if not self._hung:
-            return
-        for child in _descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    def pytest_unconfigure(self) -> None:
+        """End the process although a test has left a thread that does not end."""
+        others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if self._hung and not all(thread.daemon for thread in others):
             # The interpreter would wait for them. Coverage writes its data here, too.
             sys.stdout.flush()
             sys.stderr.flush()
-            session = config.pluginmanager.get_plugin("session")
-            os._exit(getattr(session, "exitstatus", 1) or 1)
+            os._exit(self._exitstatus)
 
     def _limited(self, item: pytest.Item, phase: str) -> Generator[None]:
         self._phase, self._stacks = phase, ""
