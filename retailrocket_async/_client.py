@@ -188,7 +188,12 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
             self._dispatcher = SpooledDispatcher(
                 spool,
                 credentials.partner_id,
-                lambda keep: make_engine(buffer=bounds, retry=attrs.evolve(retry, outlast=True), keep=keep),
+                lambda keep, leased: make_engine(
+                    buffer=bounds,
+                    retry=attrs.evolve(retry, outlast=True),
+                    keep=keep,
+                    limiter=leased(limiter if limiter is not None else LocalLimiter(rate_limit)),
+                ),
                 batching=batching,
                 once=retry.once_names,
                 overflow=buffer.overflow,
