@@ -449,7 +449,7 @@ class SpooledDispatcher:
             report = await self._close_engine()
             # One that sends knows what it has sent itself; of another one the file tells.
             sent = None if drain.leads else writer.ask(lambda file: file.read_to())
-            before = drain.read_before
+            before: int | None = drain.read_before
             drain.resign()
             await asyncio.wait({writer.stop()}, timeout=_GRACE)
             writer.join()
