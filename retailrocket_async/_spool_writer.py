@@ -338,6 +338,7 @@ class SpoolWriter:
 
     def _step(self) -> bool:
         """Do what there is to do; return whether to go on. Whatever it raises, the next step tries again."""
+        failed: SpoolError | None = None
         try:
             if not self._goes_on():
                 if self._open:
@@ -349,12 +350,15 @@ class SpoolWriter:
         except BaseException as error:  # noqa: BLE001 - without this thread nothing is accepted or settled any more
             if self._stopping and not self._entries and not self._jobs:
                 return False
-            self._recover(error)
+            failed = _bare(error)
+        # Out of the block, where the error's frames hold statements that would keep the file open.
+        if failed is not None:
+            self._recover(failed)
         return True
 
-    def _recover(self, error: BaseException) -> None:
+    def _recover(self, error: SpoolError) -> None:
         try:
-            self._broken(error if isinstance(error, SpoolError) else _unexpected(error))
+            self._broken(error)
         except BaseException:  # noqa: BLE001 - as in `_step`
             self._open = False
             time.sleep(_MENDING)
@@ -457,7 +461,7 @@ class SpoolWriter:
                 self._keep_house()
         except LeadLostError as error:
             self._lose()
-            self._tell(self._told.lead_lost, error)
+            self._tell(self._told.lead_lost, _bare(error))
         except SpoolFileFullError:
             self._tight = True
             self._file.reuse()
@@ -619,9 +623,16 @@ class SpoolWriter:
 
     def _refuse(self, count: int, error: SpoolError | SpoolFullError | None) -> None:
         """Refuse the first entries, or drop them."""
-        if count:
-            self._tell(self._told.refused, self._entries[:count], error)
-            del self._entries[:count], self._came_at[:count]
+        unsure = () if self._unsure is None else self._unsure[0]
+        known = set(map(id, unsure))
+        certain = [entry for entry in self._entries[:count] if id(entry) not in known]
+        if certain:
+            self._tell(self._told.refused, certain, error)
+        if len(certain) < count:
+            # Taken back by `_resolve`, if the file can be read again.
+            maybe = SpoolError(f"{error}; the event may be in the spool all the same")
+            self._tell(self._told.refused, [entry for entry in self._entries[:count] if id(entry) in known], maybe)
+        del self._entries[:count], self._came_at[:count]
 
     def _forget_withdrawn(self) -> None:
         gone = {number for number, (_, _, admitted) in enumerate(self._entries) if admitted and admitted.cancelled()}
@@ -687,8 +698,12 @@ def _full() -> SpoolFullError:
     )
 
 
-def _unexpected(error: BaseException) -> SpoolError:
-    return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))
+def _bare(error: BaseException) -> SpoolError:
+    """Return an error for callers to keep: without the frames that it came through, and what they hold."""
+    if not isinstance(error, SpoolError):
+        return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def _closed() -> SpoolError:
