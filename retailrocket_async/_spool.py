@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 import attrs
 
-from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._errors import ConfigurationError, SpoolError
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._spool_file import Durability, SpoolFile, now
+from retailrocket_async._spool_salvage import salvaged
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -38,11 +39,18 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def _directory(path: PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ConfigurationError(f"SqliteSpool needs the path of a directory, not {path!r}")
-    if any(letter < " " or letter == "\x7f" for letter in os.fsdecode(path)):
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(f"SqliteSpool needs the path of a directory, as text, not {path!r}")
+    if any(letter < " " or letter == "\x7f" for letter in text):
         raise ConfigurationError(f"SqliteSpool needs a path without control characters, not {path!r}: strip() it")
-    return Path(path).absolute()
+    try:
+        return Path(text).absolute()
+    except OSError as error:
+        # The current directory was removed.
+        raise ConfigurationError(
+            f"SqliteSpool.path is relative to a directory that is gone: {error.strerror}"
+        ) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -205,6 +213,25 @@ class SqliteSpool:
                         id=number, envelope=body, tracked_at=at, died_at=died_at, reason=reason, maybe_recorded=maybe
                     )
 
+    def salvage(self, *, dead: bool = False) -> Iterator[bytes | None]:
+        """Yield what can be read of a damaged spool: the JSON of each event, and None for one that is damaged.
+
+        It reads the files directly, writes nothing, and needs neither an intact file nor a lock; stop the processes
+        that use the spool before. Events of one page are in order, and pages by their first event.
+
+        Args:
+            dead: the dead letters, not the events that wait; default False.
+
+        Raises:
+            SpoolError: there is no spool, or its files cannot be read.
+        """
+        try:
+            for row in salvaged(self.path):
+                if row.dead is dead:
+                    yield row.envelope
+        except OSError as error:
+            raise SpoolError(f"the spool in {self.path} cannot be read: {error.strerror}") from None
+
     def replay_dead(self, most: int | None = None) -> int:
         """Let dead letters wait again, those that died first; return how many. Whoever sends next sends them, too.
 
@@ -254,6 +281,8 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
+            # At least a moment: another process that writes is no failure.
+            patience=max(1.0, self.full_timeout),
         )
 
 

@@ -71,6 +71,9 @@ _PAGE: Final = 4096
 _HEADROOM: Final = 1 << 20
 """Bytes that the engine grants above the bound for events: what makes room must have room itself."""
 
+LOG_PART: Final = 1000
+"""Entries of the log that are read at once."""
+
 _EXAMINED: Final = 32 << 20
 """Bytes of the largest file that is examined whenever it is opened: some 5 ms a MiB."""
 
@@ -634,14 +637,14 @@ class SpoolFile:
         return None if found is None else str(found[0])
 
     def log_after(self, seq: int) -> list[Logged]:
-        """Return what the log tells after an entry, oldest first, 1,000 entries at most; a damaged one names no ids."""
+        """Return what the log tells after an entry, oldest first, `LOG_PART` entries at most; a damaged one names no ids."""
         with self._explained():
             text = (
                 self._opened()
                 .execute(
                     "SELECT json_group_array(json_array(seq, ids, outcome)) FROM"
-                    " (SELECT seq, ids, outcome FROM settled WHERE seq > ? ORDER BY seq LIMIT 1000)",
-                    (seq,),
+                    " (SELECT seq, ids, outcome FROM settled WHERE seq > ? ORDER BY seq LIMIT ?)",
+                    (seq, LOG_PART),
                 )
                 .fetchone()[0]
             )

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from retailrocket_async._errors import SpoolError, SpoolFullError
-from retailrocket_async._spool_file import Settlement, now
+from retailrocket_async._spool_file import LOG_PART, Settlement, now
 from retailrocket_async._spool_place import (
     LeadLostError,
     SpoolBusyError,
@@ -292,12 +292,16 @@ class SpoolWriter:
 
         def run(file: SpoolFile) -> tuple[list[int], list[Logged]]:
             log: list[Logged] = []
-            while more := file.log_after(self._seq or 0):
-                self._seq = more[-1].seq
+            while more := file.log_after(log[-1].seq if log else self._seq or 0):
                 log += more
             return [number for span in spans for number in file.waiting_among(*span)], log
 
-        return self.ask(run)
+        def read(found: tuple[list[int], list[Logged]]) -> None:
+            # Not before the transaction is over: if it fails, the log is read again.
+            if found[1]:
+                self._seq = found[1][-1].seq
+
+        return self.ask(run, read)
 
     def stop(self) -> asyncio.Future[None]:
         """Do what was asked for, close the file, and end; return what is done then."""
@@ -315,6 +319,11 @@ class SpoolWriter:
                     _set_error(item.done, self._why)
             elif item is not None:
                 self._told.refused([item], self._why)
+
+    @property
+    def over(self) -> bool:
+        """Whether the thread has ended."""
+        return self._stopped.done()
 
     def join(self) -> None:
         """Wait for the thread, where it has said that it ends."""
@@ -673,6 +682,12 @@ class SpoolWriter:
             self._tell(self._told.settled, log)
             if forgotten or not all(entry.ids for entry in log):
                 self._tell(self._told.missed)
+            if len(log) < LOG_PART:
+                # At once: whatever fails from here on, nothing is counted twice.
+                self._know()
+        self._know()
+
+    def _know(self) -> None:
         for job in self._logged:
             job.known = True
         self._logged = []

@@ -45,6 +45,9 @@ _LOOK: Final = 0.1
 _GRACE: Final = 1.0
 """Seconds that the file gets to be closed, after the deadline of a close, before it is left to its thread."""
 
+_AGAIN: Final = 0.5
+"""Seconds until the file is asked again what became of own events, if it could not be read."""
+
 _MOST_UNWRITTEN: Final = 10_000
 """Events on their way to the disk from which on nothing is taken that does not wait for it."""
 
@@ -270,11 +273,16 @@ class SpooledDispatcher:
         self.writer.catch_up(self._own.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[Logged]]]) -> None:
-        # Where the file failed, the next gap in the log brings this here again.
-        if not found.cancelled() and found.exception() is None:
-            waiting, log = found.result()
-            self.settled(log)
-            self._own.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
+        if found.cancelled():
+            return
+        if found.exception() is not None:
+            # Nothing else would bring this here again.
+            if self.writer is not None and not self.writer.over:
+                self.home.enter().call_later(_AGAIN, self.missed)
+            return
+        waiting, log = found.result()
+        self.settled(log)
+        self._own.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
 
     def measured(self, usage: Usage) -> None:
         """Note how much is in the file, which can be used."""

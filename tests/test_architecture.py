@@ -19,7 +19,7 @@ FLOORS = [
     {"_errors", "_extras", "_loop_end", "_cap", "_offload", "_veil", "_system"},
     {"_rules", "_reply", "_setting_text", "_uncopyable", "_file_lock"},
     {"_credentials", "_events", "_outcome", "_spool_place"},
-    {"_vetting", "_spool_file"},
+    {"_vetting", "_spool_file", "_spool_salvage"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
     {"_bounds", "_lane", "_spool_writer"},

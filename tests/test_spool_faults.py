@@ -135,9 +135,9 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
 
 async def ended(client: AsyncTrackingClient) -> None:
     """Wait for the thread of a client that was closed, which may still try to write."""
-    writer = client._engine.writer  # type: ignore[union-attr]  # noqa: SLF001 - there is no other way to know
+    writer = client._engine.writer  # type: ignore[union-attr]
     if writer is not None:
-        await asyncio.to_thread(writer._thread.join)  # noqa: SLF001 - as above
+        await asyncio.to_thread(writer._thread.join)
 
 
 def contradictions(run: Run) -> list[str]:
