@@ -257,7 +257,7 @@ class Drain:
         self._engine.spool_failed(
             SpoolError(
                 f"{count} event(s) of the spool were damaged on disk, and are dead letters now, with the reason"
-                " 'damaged': check the disk; 'retailrocket-async spool export --dead' writes what is left of them"
+                " 'damaged': check the disk; 'retailrocket-async spool dead list' shows what is left of them"
             )
         )
 

@@ -283,8 +283,9 @@ class SpoolFile:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(_MIGRATIONS):
             raise SpoolError(f"the spool was written by a newer version of this package (schema {version}): upgrade")
-        # Before the first table, or it has no effect.
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        if not version:
+            # Before the first table, or it has no effect; later it would write to a file that may be damaged.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'commit' else 'NORMAL'}")
         connection.execute(f"PRAGMA journal_size_limit={16 << 20}")
@@ -637,7 +638,7 @@ class SpoolFile:
         return None if found is None else str(found[0])
 
     def log_after(self, seq: int) -> list[Logged]:
-        """Return what the log tells after an entry, oldest first, `LOG_PART` entries at most; a damaged one names no ids."""
+        """Return what the log tells after an entry, oldest first, `LOG_PART` at most; a damaged one names no ids."""
         with self._explained():
             text = (
                 self._opened()

@@ -136,8 +136,6 @@ class _Pages:
                 [at] = struct.unpack_from(">H", page, position)
                 size, at = _varint(page, at)
                 key, at = _varint(page, at)
-                if not 0 < size <= _MOST_BYTES:
-                    raise ValueError(size)
                 yield key, _row(self._content(page, at, size))
             except (IndexError, ValueError, struct.error):
                 yield 0, Row(dead=False, envelope=None)
@@ -145,6 +143,8 @@ class _Pages:
     def _content(self, page: bytes, at: int, size: int) -> bytes:
         """Return the content of a row, of which a large one goes on in other pages."""
         most = _PAGE - 35
+        if size > _MOST_BYTES:
+            raise ValueError(size)
         if size <= most:
             if at + size > _PAGE:
                 raise ValueError(at)
@@ -199,14 +199,15 @@ def _row(content: bytes) -> Row | None:
         return None
     body = values[-1]
     whole = at == len(content) and (is_dead or _integer(kinds[2], values[2]) == len(body))
-    return Row(is_dead, body if whole and _is_envelope(body) else None)
+    return Row(is_dead, body if whole and is_envelope(body) else None)
 
 
 def _integer(kind: int, value: bytes) -> int:
     return kind - 8 if kind in (8, 9) else int.from_bytes(value, "big", signed=True)
 
 
-def _is_envelope(body: bytes) -> bool:
+def is_envelope(body: bytes) -> bool:
+    """Whether this is the JSON of an object, as every event is."""
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

@@ -232,7 +232,7 @@ def send_for_ever(path: Path, url: str, first: int) -> None:
 
 
 async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A sender that is stopped is replaced; once it goes on it sends nothing twice, and learns what became of its own."""
+    """A sender that is stopped is replaced; once it goes on, it sends nothing, and tracks as before."""
     process = multiprocessing.get_context("spawn").Process(target=send_for_ever, args=(tmp_path, emulator.url, 1000))
     process.start()
     try:
@@ -443,7 +443,7 @@ async def test_a_damaged_page_is_found_when_opening(tmp_path: Path, caplog: pyte
     # The header of a page of events: the offsets of its cells.
     flip(database, 40 * 4096 + 9, 0xFF)
     client = client_of(tmp_path)
-    with pytest.raises(SpoolError, match="damaged.*spool export"):
+    with pytest.raises(SpoolError, match=r"damaged.*spool export"):
         await client.__aenter__()
     with pytest.raises(SpoolError, match="damaged"):
         await client.track(event(1))
@@ -461,7 +461,7 @@ async def test_a_page_that_is_damaged_later(emulator: RunningEmulator, tmp_path:
     for page in range(20, database.stat().st_size // 4096, 3):
         flip(database, page * 4096 + 9, 0xFF)
     await until(lambda: "damaged" in str(client.stats().spool.failure))  # type: ignore[union-attr]
-    with pytest.raises(SpoolError, match="damaged.*spool export"):
+    with pytest.raises(SpoolError, match=r"damaged.*spool export"):  # noqa: PT012 - from one moment on
         while True:
             await client.track(event(1))
     await client.aclose(0)
