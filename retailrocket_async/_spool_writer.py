@@ -200,7 +200,9 @@ class SpoolWriter:
         self._seq: int | None = None
         # What may be in the file though its transaction raised: the entries, the last id, and the time they got.
         self._unsure: tuple[list[Entry], int, float] | None = None
-        self._generation = self._term = self.term = 0
+        self._generation: int = 0
+        self._term: int = 0
+        self.term: int = 0
         self._settling: deque[_Job] = deque()
         self._logged: list[_Job] = []
         self._beats_at = self._opening_took = 0.0

@@ -91,16 +91,31 @@ class SpoolIntake:
 
     async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]:
         """Return the receipts of events, given by name and envelope, once all of them are on disk, written together."""
+        receipts, error = await self.accept_group(events)
+        if error is not None:
+            raise error
+        return receipts
+
+    async def accept_group(
+        self, events: Sequence[tuple[str, bytes]]
+    ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]:
+        """Return the receipts of the events that are on disk, and why those behind them are not accepted."""
         loop = self._home.enter()
         waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
         for (name, envelope), admitted in zip(events, waiting, strict=True):
             self._put(name, envelope, admitted)
-        # Those that fail are looked at, too, and all are withdrawn together where this call is cancelled.
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if isinstance(result, Receipt)]
+        receipts: list[Receipt] = []
+        try:
+            for admitted in waiting:
+                receipts.append(await admitted)  # noqa: PERF401 - the receipts so far count if a later one fails
+        except (SpoolError, SpoolFullError) as error:
+            return receipts, error
+        finally:
+            # Those behind one that failed, or all where this call is cancelled, are withdrawn; an error is looked at.
+            for admitted in waiting[len(receipts) :]:
+                if not admitted.cancel() and not admitted.cancelled():
+                    admitted.exception()
+        return receipts, None
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
         """Count an event that `before_send` does not want to be sent."""
