@@ -61,13 +61,28 @@ async def test_a_backlog_larger_than_the_window_is_delivered(emulator: RunningEm
         assert client.stats().requests >= 30
 
 
+class NeverLimiter:
+    """A limiter that grants nothing."""
+
+    async def acquire(self) -> None:
+        """Wait for ever."""
+        await asyncio.get_running_loop().create_future()
+
+    def pause_until(self, deadline: float) -> None:
+        """Do nothing."""
+
+    def throttled(self, sent_at: float) -> None:
+        """Do nothing."""
+
+
 async def test_at_most_once_holds_over_a_crash_and_a_clean_close(emulator: RunningEmulator, tmp_path: Path) -> None:
     """What a killed process may have sent is not sent again, though a process in between has closed without sending."""
     await crashed(tmp_path, emulator)
-    between = client_of(tmp_path)
+    between = client_of(tmp_path, limiter=NeverLimiter())
     await between.__aenter__()
-    await until(lambda: between.stats().requests)
+    await until(lambda: between.stats().pending_bytes)
     await between.aclose(0)
+    assert between.stats().requests == 0
     retry = RetryPolicy(at_most_once=(View,))
     async with client_of(tmp_path, emulator.url, retry=retry):
         await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 6)
@@ -112,15 +127,16 @@ async def test_dead_letters_after_a_takeover(tmp_path: Path) -> None:
 
 
 async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events of an hour that is still to come are sent now, in their order, and with those of the right time."""
+    """Events of an hour that is still to come are sent now, in their order."""
     file = SpoolFile(tmp_path / "spool", shop=SHOP)
     file.open()
-    for number, ahead in ((1, 3600.0), (2, -10.0), (3, 7200.0), (4, 0.0)):
+    for number, ahead in ((1, 7200.0), (2, 3600.0), (3, 3600.0), (4, 1800.0)):
         with file.transaction():
             file.append([CODEC.encode(event(number))], now() + ahead)
     file.close()
     async with client_of(tmp_path, emulator.url, batching=Batching(linger=0.01, ordered=True)):
-        await until(lambda: len(emulator.events()) == 4)
+        async with asyncio.timeout(20):
+            await until(lambda: len(emulator.events()) == 4)
     assert numbers(emulator) == [1, 2, 3, 4]
 
 
