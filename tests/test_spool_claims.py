@@ -140,6 +140,19 @@ async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Pa
     assert numbers(emulator) == [1, 2, 3, 4]
 
 
+async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path) -> None:
+    """An event of an hour that is still to come is as old as its waiting: `Buffer.max_age` ends it as any other."""
+    file = SpoolFile(tmp_path / "spool", shop=SHOP)
+    file.open()
+    with file.transaction():
+        file.append([CODEC.encode(event(number)) for number in (1, 2)], now() + 3600.0)
+    file.close()
+    async with client_of(tmp_path, limiter=NeverLimiter(), buffer=Buffer(max_age=0.5)) as client:
+        await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 2)
+        await client.aclose(0)
+    assert {dead.reason for dead in SqliteSpool(tmp_path / "spool").dead()} == {"expired"}
+
+
 # --- the writer -----------------------------------------------------------------------------------------------------
 
 
