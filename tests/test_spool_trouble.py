@@ -335,6 +335,8 @@ async def test_a_thread_that_ends_all_the_same(
     assert [change.state for change in changes if change.failure == "spool"] == ["halted"]
     assert sum("ended the spool's thread" in record.getMessage() for record in caplog.records) == 1
     assert {type(receipt.outcome) for receipt in receipts} == {Kept}
+    engine = client._engine.engine.stats()  # type: ignore[union-attr]
+    assert (engine.in_flight, engine.pending) == (0, 0)
     requests = client.stats().requests
     emulator.reset()
     async with client_of(tmp_path, emulator.url) as other:
