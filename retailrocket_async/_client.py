@@ -192,7 +192,12 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
             self._dispatcher = SpooledDispatcher(
                 spool,
                 credentials.partner_id,
-                lambda keep: make_engine(buffer=bounds, retry=attrs.evolve(retry, outlast=True), keep=keep),
+                lambda keep, leased: make_engine(
+                    buffer=bounds,
+                    retry=attrs.evolve(retry, outlast=True),
+                    keep=keep,
+                    limiter=leased(limiter if limiter is not None else LocalLimiter(rate_limit)),
+                ),
                 batching=batching,
                 once=retry.once_names,
                 overflow=buffer.overflow,
@@ -312,8 +317,8 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
             allow_custom: take an unknown event name for a `CustomEvent`; default False.
 
         Returns:
-            For each of them its receipt, or the error that says what is wrong with it. Fewer where the client was
-            closed, or its buffer was full with ``overflow="raise"``, in mid-way: the others are not accepted.
+            For each of them its receipt, or the error that says what is wrong with it. Fewer if the client was closed,
+            its buffer was full with ``overflow="raise"``, or its spool failed in mid-way: the others are not accepted.
 
         Raises:
             BufferFullError, ClientClosedError, WrongLoopError: as `track`, where none is accepted.

@@ -30,7 +30,7 @@ from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import AT_ONCE, EACH, Ledger
 from retailrocket_async._outcome import Delivered, Dropped, error_for
-from retailrocket_async._report import consistent
+from retailrocket_async._report import StateChange, consistent
 from retailrocket_async._sender import Sender
 from retailrocket_async._wire import BATCH_PATH, join
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from retailrocket_async._limiter import Limiter
     from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import Outcome
-    from retailrocket_async._report import CloseReport, State, StateChange, Stats
+    from retailrocket_async._report import CloseReport, State, Stats
     from retailrocket_async._retry import RetryPolicy
     from retailrocket_async._transport import Transport
 
@@ -391,6 +391,13 @@ class Dispatcher:
         for batch in self._buffer.drain(AT_ONCE):
             self._ledger.close_batch(batch, Dropped(reason="closed"))
 
+    def recall(self) -> None:
+        """End what waits in the buffer and every batch under way, as a close would; direct sends go on."""
+        self.give_back()
+        for flight in list(self._flights):
+            if flight.outcome is None and flight.whole is not None:
+                self._cut_short(flight, "closed")
+
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
@@ -503,6 +510,12 @@ class Dispatcher:
         """Tell that the spool could not be used, once for each kind of failure."""
         told = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
         self._ledger.tell_once(("spool", told), logging.ERROR, "%s", told)
+
+    def spool_ended(self, error: RetailRocketError) -> None:
+        """Report that nothing from the spool is sent any more."""
+        self._ledger.tell_state(
+            StateChange(state="halted", previous=self._breaker.state, failure="spool", advice=str(error))
+        )
 
     @property
     def state(self) -> State:

@@ -14,6 +14,7 @@ it is sent: whoever comes after a crash knows which events may have been recorde
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._batch import Batch
     from retailrocket_async._dispatcher import Dispatcher
+    from retailrocket_async._limiter import Limiter, Permit
     from retailrocket_async._spool_file import Range, SpoolFile
     from retailrocket_async._spool_writer import Entry, SpoolWriter
 
@@ -45,6 +47,43 @@ _IDLE: Final = 0.05, 0.25
 
 _TELLING: Final = 0.1
 """Seconds between two looks for what became of own events, where another process sends them."""
+
+
+_LOOK: Final = 0.05
+"""Seconds between two looks whether this process is still the one that sends, after it was stopped."""
+
+
+class LeasedLimiter:
+    """A limiter that grants nothing while another process may send from the spool in the place of this one.
+
+    Args:
+        limiter: whose permits are granted.
+        may_send: whether no other process sends, as far as this one knows; asked once the permit is there.
+    """
+
+    def __init__(self, limiter: Limiter, may_send: Callable[[], bool]) -> None:
+        self._limiter = limiter
+        self._may_send = may_send
+
+    async def acquire(self) -> Permit | None:
+        """Wait for a permit, and until this process may send."""
+        permit = await self._limiter.acquire()
+        try:
+            while not self._may_send():  # noqa: ASYNC110 - the thread of the spool finds out
+                await asyncio.sleep(_LOOK)
+        except BaseException:
+            if permit is not None:
+                permit.done()
+            raise
+        return permit
+
+    def pause_until(self, deadline: float) -> None:
+        """Pause the limiter."""
+        self._limiter.pause_until(deadline)
+
+    def throttled(self, sent_at: float) -> None:
+        """Tell the limiter of a 429."""
+        self._limiter.throttled(sent_at)
 
 
 class SpooledReceipt(Receipt):
@@ -74,11 +113,16 @@ class Drain:
         window: events with the engine at most.
         window_bytes: bytes of their JSON at most.
         max_age: seconds after which an event is not fed any more.
+        lease: seconds for which this process may send after it was last sure that no other one does.
+        clock: returns the loop's time in seconds, in any thread.
 
     Attributes:
         leads: whether this process is the one that sends.
         hurries: whether what is fed is to leave before its linger is over.
-        kept: what a close left in the file after it had been fed.
+        kept: what became of events that were fed and did not get as far as an answer: they stay in the file, or were
+            lost with it.
+        gone: whether the file is not there any more, so that nothing stays in it.
+        read_before: up to this id another process may have sent events.
     """
 
     def __init__(  # noqa: PLR0913 - what it has to keep
@@ -91,7 +135,11 @@ class Drain:
         window: int,
         window_bytes: int,
         max_age: float,
+        lease: float,
+        clock: Callable[[], float],
     ) -> None:
+        self._lease = lease
+        self._clock = clock
         self._writer = writer
         self._engine = engine
         self._once = once
@@ -102,14 +150,19 @@ class Drain:
         self._events = self._bytes = 0
         # The writer's thread reads on behind it; nobody else touches it while this process leads.
         self._cursor = 0
-        self._read_before = 0
+        self._led = False
+        self._alive_at = -math.inf
+        self._damaged = 0
+        self.read_before = 0
         self._came_at = 0.0
         self._maybe_left = False
         self._stopped = False
         self._wake: asyncio.Future[None] | None = None
         self.leads = False
         self.hurries = False
-        self.kept: list[tuple[list[Range], Kept]] = []
+        self.kept: list[tuple[list[Range], Kept | Abandoned]] = []
+        self._yields = False
+        self.gone = False
 
     # --- feeding ------------------------------------------------------------------------------------------------------
 
@@ -132,38 +185,91 @@ class Drain:
                 await self._sleep(_ELECTION)
 
     async def _follow(self, waits: Callable[[], bool]) -> None:
-        found = await self._writer.ask(_lead)
-        if found is None:
+        if await self._writer.ask(_lead, self._elected) is None:
             until = asyncio.get_running_loop().time() + _ELECTION
             while (left := until - asyncio.get_running_loop().time()) > 0.0 and not self._stopped:
                 if waits():
                     self._writer.look()
                 await self._sleep(min(_TELLING, left))
-            return
-        self._read_before = found
-        self._cursor = 0
-        self.leads = True
+
+    def _elected(self, found: int | None) -> None:
+        """Note in the writer's thread whether this process sends from now on; `found`: up to where another one did."""
+        if found is not None and not self._led:
+            self.read_before = found
+            self._cursor = 0
+            self._led = True
+            self._alive_at = self._clock()
+            self._writer.call(self._leads_now)
+
+    def _leads_now(self) -> None:
+        self.leads = not self._stopped
+
+    def alive(self, moment: float) -> None:
+        """Note, in the writer's thread, that no other process sent at this moment."""
+        self._alive_at = moment
+
+    def lost(self) -> None:
+        """Read no more, in the writer's thread: another process sends, or another file is there."""
+        self._led = False
+
+    def may_send(self) -> bool:
+        """Whether no other process can have taken the place of this one: it was not stopped for too long."""
+        return not self.leads or self._clock() - self._alive_at <= self._lease
+
+    def lose(self) -> None:
+        """Give up what is with the engine: another process sends it, or it was lost with its file (`gone`)."""
+        self.leads = False
+        self._maybe_left = False
+        self._yields = True
+        try:
+            self._engine.recall()
+        finally:
+            self._yields = False
+        self._rouse()
 
     def _read(self, file: SpoolFile) -> Rows:
         """Read on, in the writer's thread, and write down that what was read is on its way."""
+        if not self._led:
+            return Rows([], [], [])
         most = min(_AT_ONCE, self._window - self._events)
         rows = file.read(self._cursor, most, min(_READ_BYTES, max(1, self._window_bytes - self._bytes)))
         if rows.ids:
-            file.mark_read(max(rows.ids[-1], self._read_before))
+            file.mark_read(max(rows.ids[-1], self.read_before))
+        self._damaged = len(file.damaged)
+        for before in (False, True):
+            # Nothing good comes of sending them: the API would refuse the whole batch.
+            ids = [number for number in file.damaged if (number <= self.read_before) is before]
+            if ids:
+                outcome = Abandoned(reason="damaged", maybe_recorded=before, attempts=0)
+                file.settle(Settlement(ranges(ids), told(outcome), "damaged", before), now())
         return rows
 
     def _was_read(self, rows: Rows) -> None:
         """Go on behind what was read, in the writer's thread, now that it is written down."""
+        if self._damaged:
+            self._writer.call(self._report_damage, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
             # Not by who asked: what is written after it must not reach the engine before it.
             self._writer.call(self._feed_rows, rows)
 
+    def _report_damage(self, count: int) -> None:
+        self._engine.spool_failed(
+            SpoolError(
+                f"{count} event(s) of the spool were damaged on disk, and are dead letters now, with the reason"
+                " 'damaged': check the disk; 'retailrocket-async spool dead list' shows what is left of them"
+            )
+        )
+
     def takes(self, file: SpoolFile, first: int, last: int) -> bool:
         """Whether events that are being written go to the engine from here, in the writer's thread; write it down."""
-        if not self.leads or self._cursor != first - 1 or self._window - self._events < last - first + 1:
+        if (
+            not (self.leads and self._led)
+            or self._cursor != first - 1
+            or self._window - self._events < last - first + 1
+        ):
             return False
-        file.mark_read(max(last, self._read_before))
+        file.mark_read(max(last, self.read_before))
         return True
 
     def taken(self, last: int) -> None:
@@ -192,7 +298,7 @@ class Drain:
         self._fed(len(entries), sum([len(entry[0]) for entry in entries]))
 
     def _feed(self, number: int, name: str, body: bytes, came_at: float, *, expired: bool) -> None:
-        before = number <= self._read_before
+        before = number <= self.read_before
         receipt = SpooledReceipt(name, number, before=before)
         if before and name in self._once:
             outcome = Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0)
@@ -244,9 +350,13 @@ class Drain:
         if self._has_room():
             self._rouse()
         if isinstance(outcome, Kept | Dropped | Abandoned) and _is_cut_short(outcome):
-            self._maybe_left = self._maybe_left or outcome.maybe_recorded or any(each.before for each in receipts)
-            kept = Kept(maybe_recorded=outcome.maybe_recorded, attempts=outcome.attempts)
-            self.kept.append((ranges(receipt.id for receipt in receipts), kept))
+            maybe = outcome.maybe_recorded or any(each.before for each in receipts)
+            self._maybe_left = self._maybe_left or maybe
+            kept: Kept | Abandoned = Kept(maybe_recorded=maybe, attempts=outcome.attempts)
+            if self.gone:
+                kept = Abandoned(reason="lost", maybe_recorded=maybe, attempts=outcome.attempts)
+            if self.gone or not self._yields:
+                self.kept.append((ranges(receipt.id for receipt in receipts), kept))
             return kept
         for before in (False, True):
             ids = [receipt.id for receipt in receipts if receipt.before is before]
@@ -279,7 +389,7 @@ class Drain:
         if self.leads:
             self.leads = False
             certain = not self._maybe_left
-            self._writer.tell(lambda file: _resign(file, certain=certain))
+            self._writer.tell(lambda file: _resign(file, certain=certain), leading=True)
 
 
 def _lead(file: SpoolFile) -> int | None:

@@ -6,7 +6,12 @@ import asyncio
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from retailrocket_async._errors import BufferFullError, ClientClosedError, EventValidationError
+from retailrocket_async._errors import (
+    BufferFullError,
+    ClientClosedError,
+    EventValidationError,
+    RetailRocketError,
+)
 from retailrocket_async._outcome import Receipt
 
 if TYPE_CHECKING:
@@ -124,13 +129,19 @@ async def track_envelopes_on_disk(
             some = envelopes[part : min(part + _AT_ONCE, start + _ON_DISK)]
             read += _examined(some, codec, allow_custom=allow_custom, most_bytes=most_bytes)
             await asyncio.sleep(0)
+        error: RetailRocketError | None
         try:
-            receipts = await intake.accept_many([(each[0], each[2]) for each in read if isinstance(each, tuple)])
-        except (BufferFullError, ClientClosedError):
-            if not results:
-                raise
-            return results
+            receipts, error = await intake.accept_group(
+                [(each[0], each[2]) for each in read if isinstance(each, tuple)]
+            )
+        except ClientClosedError as closed:
+            receipts, error = [], closed
         results += _in_their_places(read, receipts)
+        if error is not None:
+            # What is accepted is returned; a call with the rest raises the error.
+            if not receipts and len(results) == sum(isinstance(each, EventValidationError) for each in results):
+                raise error
+            return results
     return results
 
 
@@ -158,6 +169,14 @@ def _examined(envelopes: Sequence[bytes], codec: Codec, *, allow_custom: bool, m
 def _in_their_places(
     read: Sequence[_Examined], receipts: Iterable[Receipt]
 ) -> Iterator[Receipt | EventValidationError]:
-    """Yield the receipts of what was read, and the errors between them."""
+    """Yield the receipts of what was read, and the errors between them, up to the first event without a receipt."""
     taken = iter(receipts)
-    return (next(taken) if isinstance(each, tuple) else each for each in read)
+    for each in read:
+        if isinstance(each, tuple):
+            receipt = next(taken, None)
+            if receipt is None:
+                # From here on nothing was accepted.
+                return
+            yield receipt
+        else:
+            yield each

@@ -90,6 +90,8 @@ AbandonReason: TypeAlias = Literal[
     "cancelled",
     "internal_error",
     "untold",
+    "lost",
+    "damaged",
 ]
 
 
@@ -104,8 +106,9 @@ class Abandoned:
             used, or a proxy refuses to connect to the API: `failure` says which and what to correct; nobody did within
             `RetryPolicy.max_halt`), ``"expired"`` (older than `Buffer.max_age` before its
             retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled),
-            ``"internal_error"`` (a defect: please report it) or ``"untold"`` (with a spool: it was settled by another
-            process, and this one was stopped for longer than the spool tells of that).
+            ``"internal_error"`` (a defect: please report it); with a spool also ``"untold"`` (it was settled by another
+            process, and this one was stopped for longer than the spool tells of that), ``"lost"`` (somebody removed
+            or replaced the spool's directory while it was in use) or ``"damaged"`` (its bytes on disk have changed).
         maybe_recorded: True where at least one attempt may have been recorded by the API; False where it is certain
             that none was.
         status: the HTTP status of the last attempt; None where no answer arrived.

@@ -35,6 +35,8 @@ class SpoolStats:
         size: bytes in use.
         dead: dead letters.
         oldest_age: seconds since the oldest waiting event was tracked; 0 where none waits.
+        failure: why the spool cannot be used right now, as a sentence; None while it can. It is tried again until it
+            works, unless `Stats.state` is ``"halted"`` with it: then a defect has ended that, and nothing is sent.
     """
 
     sends: bool = False
@@ -42,6 +44,7 @@ class SpoolStats:
     size: int = 0
     dead: int = 0
     oldest_age: float = 0.0
+    failure: str | None = None
 
 
 @attrs.frozen(kw_only=True)

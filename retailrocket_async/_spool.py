@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 import attrs
 
-from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._errors import ConfigurationError, SpoolError
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._spool_file import Durability, SpoolFile, now
+from retailrocket_async._spool_place import SpoolDamagedError
+from retailrocket_async._spool_salvage import is_envelope, salvaged
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -38,11 +40,18 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def _directory(path: PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ConfigurationError(f"SqliteSpool needs the path of a directory, not {path!r}")
-    if any(letter < " " or letter == "\x7f" for letter in os.fsdecode(path)):
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(f"SqliteSpool needs the path of a directory, as text, not {path!r}")
+    if any(letter < " " or letter == "\x7f" for letter in text):
         raise ConfigurationError(f"SqliteSpool needs a path without control characters, not {path!r}: strip() it")
-    return Path(path).absolute()
+    try:
+        return Path(text).absolute()
+    except OSError as error:
+        # The current directory was removed.
+        raise ConfigurationError(
+            f"SqliteSpool.path is relative to a directory that is gone: {error.strerror}"
+        ) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -183,9 +192,17 @@ class SqliteSpool:
         Raises:
             SpoolError: as `stat`.
         """
+        return (event for event in self._events() if event is not None)
+
+    def _events(self) -> Iterator[SpooledEvent | None]:
+        """Yield the events that wait, and None for each that is damaged."""
         with self._opened() as file:
             after = 0
-            while (rows := file.read(after, _PART, _PART_BYTES)).ids:
+            while True:
+                rows = file.read(after, _PART, _PART_BYTES)
+                yield from (None for _ in file.damaged)
+                if not rows.ids:
+                    return
                 after = rows.ids[-1]
                 for number, at, body in zip(*rows, strict=True):
                     yield SpooledEvent(id=number, envelope=body, tracked_at=at)
@@ -204,6 +221,38 @@ class SqliteSpool:
                     yield DeadEvent(
                         id=number, envelope=body, tracked_at=at, died_at=died_at, reason=reason, maybe_recorded=maybe
                     )
+
+    def export(self, *, dead: bool = False) -> Iterator[bytes | None]:
+        """Yield the JSON of each event that waits, oldest first, and None for one that is damaged.
+
+        Where SQLite cannot read the file any more its pages are read directly, without a lock and without writing:
+        stop the processes that use it before. Events are then in the order of their pages.
+
+        Args:
+            dead: the dead letters, not the events that wait; default False.
+
+        Raises:
+            SpoolError: there is no spool, or its files cannot be read at all.
+        """
+        if self._is_readable(dead=dead):
+            for event in self.dead() if dead else self._events():
+                yield event.envelope if event is not None and is_envelope(event.envelope) else None
+            return
+        try:
+            for row in salvaged(self.path):
+                if row.dead is dead:
+                    yield row.envelope
+        except OSError as error:
+            raise SpoolError(f"the spool in {self.path} cannot be read: {error.strerror}") from None
+
+    def _is_readable(self, *, dead: bool) -> bool:
+        """Whether SQLite can read all of it: half way through it would be too late to begin anew."""
+        try:
+            for _ in self.dead() if dead else self._events():
+                pass
+        except SpoolDamagedError:
+            return False
+        return True
 
     def replay_dead(self, most: int | None = None) -> int:
         """Let dead letters wait again, those that died first; return how many. Whoever sends next sends them, too.
@@ -254,6 +303,8 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
+            # At least a moment: another process that writes is no failure.
+            patience=max(1.0, self.full_timeout),
         )
 
 

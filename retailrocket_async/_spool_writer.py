@@ -12,16 +12,23 @@ import itertools
 import queue
 import threading
 import time
-from contextlib import suppress
+from collections import deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from retailrocket_async._context import detached
 from retailrocket_async._errors import SpoolError, SpoolFullError
-from retailrocket_async._spool_file import Settlement, SpoolFileFullError, now
+from retailrocket_async._spool_file import LOG_PART, Settlement, now
+from retailrocket_async._spool_place import (
+    LeadLostError,
+    SpoolBusyError,
+    SpoolDamagedError,
+    SpoolFileFullError,
+)
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from retailrocket_async._outcome import Receipt
     from retailrocket_async._overflow import Overflow
@@ -85,8 +92,17 @@ class Told(Protocol):
     def measured(self, usage: Usage) -> None:
         """Tell how much is in the file."""
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, error: SpoolError) -> None:
         """Tell that the file could not be used; it is tried again."""
+
+    def lead_lost(self, error: SpoolError) -> None:
+        """Tell that another process sends in the place of this one."""
+
+    def replaced(self) -> None:
+        """Tell that another file is in the place of the one that was open: what was in that one is lost."""
+
+    def ended(self, error: SpoolError) -> None:
+        """Tell that a defect has ended the thread: nothing is written any more."""
 
 
 class Reader(Protocol):
@@ -99,21 +115,35 @@ class Reader(Protocol):
     def taken(self, last: int) -> None:
         """Tell that events it has taken are written; `last` is the id of the last."""
 
+    def alive(self, moment: float) -> None:
+        """Tell that at this moment, by the clock, no other process sent."""
+
+    def lost(self) -> None:
+        """Tell that this process does not send any more."""
+
 
 class _Job:
     """Something else to do with the file, in a transaction with whatever there is to write."""
 
-    __slots__ = ("done", "run", "then")
+    __slots__ = ("done", "known", "run", "settlement", "term", "then", "written")
 
     def __init__(
         self,
         run: Callable[[SpoolFile], Any],
-        done: asyncio.Future[Any] | None,
+        done: asyncio.Future[Any] | None = None,
         then: Callable[[Any], None] | None = None,
+        *,
+        term: int | None = None,
+        settlement: Settlement | None = None,
     ) -> None:
         self.run = run
         self.done = done
         self.then = then
+        # Done while this process leads for the time of this number; None for always.
+        self.term = term
+        self.settlement = settlement
+        # Whether it is in the file, and whether the log has told it to the loop.
+        self.written = self.known = False
 
 
 class SpoolWriter:
@@ -135,6 +165,7 @@ class SpoolWriter:
         full: whether there was no room at the last look.
         waiting: events on their way to the disk.
         reader: who reads what is written; None for nobody.
+        term: how often this process has stopped to lead, as the loop knows.
     """
 
     def __init__(  # noqa: PLR0913 - what it has to keep
@@ -168,6 +199,16 @@ class SpoolWriter:
         self._jobs: list[_Job] = []
         self._used = self._written = 0
         self._seq: int | None = None
+        # What may be in the file though its transaction raised: the entries, the last id, and the time they got.
+        self._unsure: tuple[list[Entry], int, float] | None = None
+        self._generation: int = 0
+        self._term: int = 0
+        self.term: int = 0
+        self._settling: deque[_Job] = deque()
+        self._logged: list[_Job] = []
+        self._beats_at = self._opening_took = 0.0
+        self._why = _closed()
+        self._acknowledged = threading.Event()
         self._dirty = False
         self._tight = False
         self._last_group = 0
@@ -206,12 +247,27 @@ class SpoolWriter:
             self._end()
 
     def settle(self, settlement: Settlement) -> None:
-        """Write what became of events."""
-        self.tell(lambda file: file.settle(settlement, now()))
+        """Write what became of events; void if this process stops to lead before that is done."""
+        while self._settling and self._settling[0].known:
+            self._settling.popleft()
+        job = _Job(lambda file: file.settle(settlement, now()), term=self.term, settlement=settlement)
+        self._settling.append(job)
+        self._do(job)
 
-    def tell(self, run: Callable[[SpoolFile], object]) -> None:
-        """Do something with the file; tried again until it is done."""
-        self._queue.put(_Job(run, None))
+    def unsettled(self) -> list[tuple[Settlement, bool]]:
+        """Return what `settle` was given and the log has not told yet, and whether it is in the file; and forget it."""
+        left = [(job.settlement, job.written) for job in self._settling if not job.known and job.settlement is not None]
+        self._settling.clear()
+        return left
+
+    def tell(self, run: Callable[[SpoolFile], object], *, leading: bool = False) -> None:
+        """Do something with the file; tried again until it is done.
+
+        Args:
+            run: what to do.
+            leading: not if this process stops to lead before.
+        """
+        self._do(_Job(run, term=self.term if leading else None))
 
     def ask(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """Do something with the file after all that was asked for before; return what will come of it.
@@ -221,10 +277,13 @@ class SpoolWriter:
             then: told what came of it, in the thread, once that is in the file.
         """
         done: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Job(run, done, then))
+        self._do(_Job(run, done, then))
+        return done
+
+    def _do(self, job: _Job) -> None:
+        self._queue.put(job)
         if self._stopped.done():
             self._end()
-        return done
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call a function in the event loop, after everything that was told before; for the thread."""
@@ -239,12 +298,16 @@ class SpoolWriter:
 
         def run(file: SpoolFile) -> tuple[list[int], list[Logged]]:
             log: list[Logged] = []
-            while more := file.log_after(self._seq or 0):
-                self._seq = more[-1].seq
+            while more := file.log_after(log[-1].seq if log else self._seq or 0):
                 log += more
             return [number for span in spans for number in file.waiting_among(*span)], log
 
-        return self.ask(run)
+        def read(found: tuple[list[int], list[Logged]]) -> None:
+            # Not before the transaction is over: if it fails, the log is read again.
+            if found[1]:
+                self._seq = found[1][-1].seq
+
+        return self.ask(run, read)
 
     def stop(self) -> asyncio.Future[None]:
         """Do what was asked for, close the file, and end; return what is done then."""
@@ -259,9 +322,14 @@ class SpoolWriter:
             item = self._queue.get_nowait()
             if isinstance(item, _Job):
                 if item.done is not None:
-                    _set_error(item.done, _closed())
+                    _set_error(item.done, self._why)
             elif item is not None:
-                self._told.refused([item], _closed())
+                self._told.refused([item], self._why)
+
+    @property
+    def over(self) -> bool:
+        """Whether the thread has ended."""
+        return self._stopped.done()
 
     def join(self) -> None:
         """Wait for the thread, where it has said that it ends."""
@@ -271,21 +339,66 @@ class SpoolWriter:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        defect: BaseException | None = None
         try:
-            while self._goes_on():
-                self._collect()
-                if self._opened():
-                    self._turn()
-            if self._open:
-                self._shrink(most=20)
+            while self._step():
+                pass
         except BaseException as error:  # noqa: BLE001 - nobody else would learn of it, and callers would wait for ever
-            self._tell(self._told.failed, error)
+            defect = error
+        for last in (functools.partial(self._report_end, defect), self._refuse_all, self._file.close):
+            # Each of them, whatever the one before raises.
+            with suppress(BaseException):
+                last()
+        self._tell(self._end)
+
+    def _step(self) -> bool:
+        """Do what there is to do; return whether to go on. Whatever it raises, the next step tries again."""
+        failed: SpoolError | None = None
+        try:
+            if not self._goes_on():
+                if self._open:
+                    self._shrink(most=20)
+                return False
+            self._collect()
+            if self._opened():
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - without this thread nothing is accepted or settled any more
+            if self._stopping and not self._entries and not self._jobs:
+                return False
+            failed = _bare(error)
+        # Out of the block, where the error's frames hold statements that would keep the file open.
+        if failed is not None:
+            self._recover(failed)
+        return True
+
+    def _recover(self, error: SpoolError) -> None:
+        try:
+            self._broken(error)
+        except BaseException:  # noqa: BLE001 - as in `_step`
+            self._open = False
+            time.sleep(_MENDING)
+
+    def _report_end(self, defect: BaseException | None) -> None:
+        """Have the loop stop sending before this process gives its place to another one."""
+        if defect is None:
+            return
+        self._why = SpoolError(
+            f"a defect ({type(defect).__name__}) has ended the spool's thread: restart the process; what was accepted"
+            " is in the spool. Please report this"
+        )
+        self._tell(self._tell_ended)
+        while not self._acknowledged.wait(_REST) and not self._loop.is_closed():
+            pass
+
+    def _tell_ended(self) -> None:
+        try:
+            self._told.ended(self._why)
         finally:
-            self._refuse(len(self._entries), _closed())
-            self._fail_jobs(_closed())
-            with suppress(SpoolError):
-                self._file.close()
-            self._tell(self._end)
+            self._acknowledged.set()
+
+    def _refuse_all(self) -> None:
+        self._refuse(len(self._entries), self._why)
+        self._fail_jobs(self._why)
 
     def _goes_on(self) -> bool:
         if not self._stopping:
@@ -295,26 +408,30 @@ class SpoolWriter:
 
     def _collect(self) -> None:
         """Wait for something to do, and take what there is, up to a group."""
-        waits, size = self._entries or self._jobs, _size(self._entries)
-        get = self._queue.get_nowait
+        waits = self._entries or self._jobs
         try:
-            item = self._queue.get(timeout=_LOOK if waits else _REST)
+            self._take(self._queue.get(timeout=_LOOK if waits else _REST))
+            # What is taken is noted first: anything may raise while more is waited for.
             self._let_more_come()
-            while True:
-                if type(item) is tuple:
-                    self._entries.append(item)
-                    size += len(item[0])
-                    if len(self._entries) >= _GROUP or size >= _GROUP_BYTES:
-                        break
-                elif isinstance(item, _Job):
-                    self._jobs.append(item)
-                else:
-                    self._stopping = True
-                    self._ends_at = self._clock() + self._patience
-                item = get()
+            size = _size(self._entries)
+            while len(self._entries) < _GROUP and size < _GROUP_BYTES:
+                size += self._take(self._queue.get_nowait())
         except queue.Empty:
             pass
-        self._came_at += [self._clock()] * (len(self._entries) - len(self._came_at))
+        finally:
+            self._came_at += [self._clock()] * (len(self._entries) - len(self._came_at))
+
+    def _take(self, item: Entry | _Job | None) -> int:
+        """Note what came from the queue; return its bytes if it is an event."""
+        if type(item) is tuple:
+            self._entries.append(item)
+            return len(item[0])
+        if isinstance(item, _Job):
+            self._jobs.append(item)
+        else:
+            self._stopping = True
+            self._ends_at = self._clock() + self._patience
+        return 0
 
     def _let_more_come(self) -> None:
         """Wait a moment where many small groups follow one another: each costs as much as a hundred events."""
@@ -325,60 +442,119 @@ class SpoolWriter:
     def _opened(self) -> bool:
         if self._open:
             return True
-        if self._clock() >= self._opens_at:
-            try:
-                self._file.open()
-                self._used = self._file.bytes_used()
-                if self._seq is None:
-                    self._seq = self._file.last_logged()
-                self._open = True
-            except SpoolError as error:
-                self._opens_at = self._clock() + _MENDING
-                self._tell(self._told.failed, error)
-                self._refuse(len(self._entries), error)
-                self._fail_jobs(error)
-        return self._open
+        began = self._clock()
+        if began < self._opens_at:
+            return False
+        try:
+            self._file.open()
+            self._used = self._file.bytes_used()
+            if self._file.generation != self._generation:
+                if self._generation:
+                    # Ids of the old file mean other events in this one, or none.
+                    self._seq = self._unsure = None
+                    self._lose()
+                    self._tell(self._told.replaced)
+                self._generation = self._file.generation
+            if self._seq is None:
+                self._seq = self._file.last_logged()
+            self._open = True
+        finally:
+            self._opening_took = self._clock() - began
+        return True
 
     def _turn(self) -> None:
         """Write what there is to write; where nothing is, keep house."""
         self._forget_withdrawn()
         idle = not self._entries and not self._jobs
         try:
+            self._beat()
+            if self._unsure is not None:
+                self._resolve(*self._unsure)
             if not idle:
                 self._write()
             if idle or self._clock() >= self._measures_at:
                 self._keep_house()
+        except LeadLostError as error:
+            self._lose()
+            self._tell(self._told.lead_lost, _bare(error))
         except SpoolFileFullError:
             self._tight = True
             self._file.reuse()
             self._is_full()
-        except SpoolError as error:
-            self._broken(error)
+
+    def _beat(self) -> None:
+        """Show other processes that this one sends, and the reader that no other one does."""
+        began = self._clock()
+        if self.reader is not None and self._file.leads and began >= self._beats_at:
+            self._file.beat()
+            self._beats_at = began + _REST
+            self.reader.alive(began)
+
+    def _lose(self) -> None:
+        """Stop to lead: what was to be written for that is void."""
+        self._term += 1
+        if self.reader is not None:
+            self.reader.lost()
+        self._file.stop_leading()
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        try:
+            with self._file.transaction():
+                yield
+        except BaseException:
+            if not self._file.unsure:
+                self._unsure = None
+            raise
+        self._unsure = None
+
+    def _resolve(self, entries: list[Entry], last: int, at: float) -> None:
+        """Find out whether a transaction that raised is in the file: its events must be there once."""
+        waiting = {id(entry) for entry in self._entries}
+        numbered = list(enumerate(entries, last - len(entries) + 1))
+        refused = [number for number, entry in numbered if id(entry) not in waiting]
+        with self._file.transaction():
+            held = self._file.holds(last, len(entries), at)
+            if held and refused:
+                self._file.withdraw(refused)
+        self._unsure = None
+        if not held:
+            return
+        accepted = [(number, entry) for number, entry in numbered if id(entry) in waiting]
+        known = {id(entry) for _, entry in accepted}
+        stay = [number for number, entry in enumerate(self._entries) if id(entry) not in known]
+        self._entries, self._came_at = [self._entries[n] for n in stay], [self._came_at[n] for n in stay]
+        for _, run in itertools.groupby(enumerate(accepted), lambda each: each[1][0] - each[0]):
+            part = [each for _, each in run]
+            self._committed([entry for _, entry in part], part[-1][0], taken=False)
 
     def _write(self) -> None:
+        self._jobs = [job for job in self._jobs if job.term in (None, self._term)]
         fitting = self._fitting()
         if not fitting and not self._jobs:
-            if self._overflow != "drop_oldest" or not self._make_room():
+            if self._entries and (self._overflow != "drop_oldest" or not self._make_room()):
                 self._is_full()
             return
         # What does not fit waits for what the jobs may remove.
         # On a disk without room one small thing after the other may still be done.
         entries, jobs = self._entries[:fitting], self._jobs[:1] if self._tight else list(self._jobs)
         self._last_group = fitting + len(jobs)
-        with self._file.transaction():
+        with self._transaction():
             # First what may read: it must not come upon events that the reader is about to take.
             results = [job.run(self._file) for job in jobs]
             last, taken = self._append(entries)
+        for job in jobs:
+            job.written = True
+        del self._entries[:fitting], self._came_at[:fitting], self._jobs[: len(jobs)]
         self._dirty = True
-        del self._entries[:fitting], self._came_at[:fitting]
         self._committed(entries, last, taken=taken)
-        del self._jobs[: len(jobs)]
         self._tight = self._tight and bool(self._jobs)
         for job, result in zip(jobs, results, strict=True):
             if job.then is not None:
                 job.then(result)
             if job.done is not None:
                 self._tell(_set_result, job.done, result)
+        self._logged += jobs
         if jobs:
             self._read_log()
 
@@ -386,13 +562,15 @@ class SpoolWriter:
         """Add events; return the id of the last, and whether the reader takes them."""
         if not entries:
             return 0, False
-        last = self._file.append([entry[0] for entry in entries], now())
+        at = now()
+        last = self._file.append([entry[0] for entry in entries], at)
+        self._unsure = (entries, last, at)
         return last, self.reader is not None and self.reader.takes(self._file, last - len(entries) + 1, last)
 
     def _make_room(self) -> bool:
         """Write events in the place of the oldest that are not on their way; return whether there were any."""
         entries = self._entries
-        with self._file.transaction():
+        with self._transaction():
             oldest = self._file.oldest(self._file.read_to(), max(_DROPPED, 2 * len(entries)))
             for name, ids in oldest:
                 spans = [(number, number) for number in ids]
@@ -401,8 +579,8 @@ class SpoolWriter:
         if not oldest:
             return False
         self._entries, self._came_at = [], []
-        self._used = self._file.bytes_used()
         self._committed(entries, last, taken=taken)
+        self._used = self._file.bytes_used()
         self._read_log()
         return True
 
@@ -438,13 +616,20 @@ class SpoolWriter:
 
     def _broken(self, error: SpoolError) -> None:
         """Open the file anew; events wait for it as they wait for room."""
+        ever_open = self._generation > 0
+        if not isinstance(error, SpoolBusyError):
+            self._open = False
+            # A large file that is damaged takes long to open: others need the disk, too.
+            self._opens_at = self._clock() + max(_MENDING, 4 * self._opening_took)
         self._tell(self._told.failed, error)
-        with suppress(SpoolError):
-            self._file.disconnect()
-        self._open = False
-        self._opens_at = self._clock() + _MENDING
-        self._refuse_late(error)
-        self._fail_jobs(error, keep=True)
+        if ever_open and not isinstance(error, SpoolDamagedError):
+            self._refuse_late(error)
+        else:
+            self._refuse(len(self._entries), error)
+        self._fail_jobs(error, keep=ever_open)
+        if not self._open:
+            with suppress(SpoolError):
+                self._file.disconnect()
 
     def _refuse_late(self, error: SpoolError | SpoolFullError) -> None:
         late = self._clock() - self._patience
@@ -453,9 +638,16 @@ class SpoolWriter:
 
     def _refuse(self, count: int, error: SpoolError | SpoolFullError | None) -> None:
         """Refuse the first entries, or drop them."""
-        if count:
-            self._tell(self._told.refused, self._entries[:count], error)
-            del self._entries[:count], self._came_at[:count]
+        unsure = () if self._unsure is None else self._unsure[0]
+        known = set(map(id, unsure))
+        certain = [entry for entry in self._entries[:count] if id(entry) not in known]
+        if certain:
+            self._tell(self._told.refused, certain, error)
+        if len(certain) < count:
+            # Taken back by `_resolve`, if the file can be read again.
+            maybe = SpoolError(f"{error}; the event may be in the spool all the same")
+            self._tell(self._told.refused, [entry for entry in self._entries[:count] if id(entry) in known], maybe)
+        del self._entries[:count], self._came_at[:count]
 
     def _forget_withdrawn(self) -> None:
         gone = {number for number, (_, _, admitted) in enumerate(self._entries) if admitted and admitted.cancelled()}
@@ -474,6 +666,7 @@ class SpoolWriter:
 
     def _keep_house(self) -> None:
         self._measures_at = self._clock() + _REST
+        self._file.check_place()
         if self._flushes and self._dirty:
             self._file.checkpoint()
         self._dirty = False
@@ -493,8 +686,17 @@ class SpoolWriter:
             forgotten = log[0].seq - (self._seq or 0) - 1
             self._seq = log[-1].seq
             self._tell(self._told.settled, log)
-            if forgotten:
+            if forgotten or not all(entry.ids for entry in log):
                 self._tell(self._told.missed)
+            if len(log) < LOG_PART:
+                # At once: whatever fails from here on, nothing is counted twice.
+                self._know()
+        self._know()
+
+    def _know(self) -> None:
+        for job in self._logged:
+            job.known = True
+        self._logged = []
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:
         # A closed loop has nobody left to tell.
@@ -515,6 +717,14 @@ def _full() -> SpoolFullError:
     return SpoolFullError(
         "the spool is full: raise SqliteSpool.max_bytes, make room on its disk, or choose another Buffer.overflow"
     )
+
+
+def _bare(error: BaseException) -> SpoolError:
+    """Return an error for callers to keep: without the frames that it came through, and what they hold."""
+    if not isinstance(error, SpoolError):
+        return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def _closed() -> SpoolError:

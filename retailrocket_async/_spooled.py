@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from retailrocket_async._context import timeout_at
-from retailrocket_async._drain import Drain
+from retailrocket_async._drain import Drain, LeasedLimiter
 from retailrocket_async._errors import (
     ClientClosedError,
     DeliveryError,
@@ -22,6 +22,7 @@ from retailrocket_async._own_events import OwnEvents, OwnReceipt
 from retailrocket_async._report import SpoolStats, consistent
 from retailrocket_async._spool import heard, told
 from retailrocket_async._spool_file import Usage, now
+from retailrocket_async._spool_place import SpoolGoneError
 from retailrocket_async._spool_writer import SpoolWriter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from retailrocket_async._dispatcher import Dispatcher
     from retailrocket_async._events import Event
     from retailrocket_async._home import Home
+    from retailrocket_async._limiter import Limiter
     from retailrocket_async._outcome import Delivered, Outcome
     from retailrocket_async._overflow import Overflow
     from retailrocket_async._report import CloseReport, Stats
@@ -44,11 +46,16 @@ _LOOK: Final = 0.1
 _GRACE: Final = 1.0
 """Seconds that the file gets to be closed, after the deadline of a close, before it is left to its thread."""
 
+_AGAIN: Final = 0.5
+"""Seconds until the file is asked again what became of own events, if it could not be read."""
+
 _MOST_UNWRITTEN: Final = 10_000
 """Events on their way to the disk from which on nothing is taken that does not wait for it."""
 
 
 _NONE: Final[Counter[str]] = Counter()
+
+_LOST: Final = Abandoned(reason="lost", maybe_recorded=True, attempts=0)
 
 
 class SpoolIntake:
@@ -85,16 +92,31 @@ class SpoolIntake:
 
     async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]:
         """Return the receipts of events, given by name and envelope, once all of them are on disk, written together."""
+        receipts, error = await self.accept_group(events)
+        if error is not None:
+            raise error
+        return receipts
+
+    async def accept_group(
+        self, events: Sequence[tuple[str, bytes]]
+    ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]:
+        """Return the receipts of the events that are on disk, and why those behind them are not accepted."""
         loop = self._home.enter()
         waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
         for (name, envelope), admitted in zip(events, waiting, strict=True):
             self._put(name, envelope, admitted)
-        # Those that fail are looked at, too, and all are withdrawn together where this call is cancelled.
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if isinstance(result, Receipt)]
+        receipts: list[Receipt] = []
+        try:
+            for admitted in waiting:
+                receipts.append(await admitted)  # noqa: PERF401 - the receipts so far count if a later one fails
+        except (SpoolError, SpoolFullError) as error:
+            return receipts, error
+        finally:
+            # Those behind one that failed, or all where this call is cancelled, are withdrawn; an error is looked at.
+            for admitted in waiting[len(receipts) :]:
+                if not admitted.cancel() and not admitted.cancelled():
+                    admitted.exception()
+        return receipts, None
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
         """Count an event that `before_send` does not want to be sent."""
@@ -130,7 +152,7 @@ class SpooledDispatcher:
     Args:
         spool: where events wait.
         shop: the partner id.
-        make_engine: makes the engine, given what says how events end.
+        make_engine: makes the engine, given what says how events end, and what makes its limiter of another one.
         batching: caps of a batch.
         once: names of events that are not sent again once they may have been recorded.
         overflow: what a full spool does.
@@ -145,7 +167,7 @@ class SpooledDispatcher:
         self,
         spool: SqliteSpool,
         shop: str,
-        make_engine: Callable[[Callable[..., Outcome]], Dispatcher],
+        make_engine: Callable[[Callable[..., Outcome], Callable[[Limiter], Limiter]], Dispatcher],
         *,
         batching: Batching,
         once: frozenset[str],
@@ -157,7 +179,7 @@ class SpooledDispatcher:
         self._once = once
         self._overflow: Overflow = overflow
         self._own = OwnEvents()
-        self.engine = make_engine(self._keep)
+        self.engine = make_engine(self._keep, lambda limiter: LeasedLimiter(limiter, self._may_send))
         self.engine.kept_elsewhere = lambda: self._own.pending + (0 if self.writer is None else self.writer.waiting)
         self.intake = SpoolIntake(self)
         self.writer: SpoolWriter | None = None
@@ -165,6 +187,8 @@ class SpooledDispatcher:
         self._drain: Drain | None = None
         self._draining: asyncio.Task[None] | None = None
         self._usage = Usage(0, 0, 0, None)
+        self._failure: SpoolError | None = None
+        self._ended = False
         self._tracked_at = 0
         self._closing: asyncio.Task[CloseReport] | None = None
         self._hurry: asyncio.Event = asyncio.Event()
@@ -206,7 +230,11 @@ class SpooledDispatcher:
                 window=2 * batching.max_in_flight * batching.max_events,
                 window_bytes=2 * batching.max_in_flight * batching.max_bytes,
                 max_age=self._spool.max_age,
+                # Half of the time after which another process takes over: less than that is left for the request.
+                lease=self._file.silence / 2,
+                clock=loop.time,
             )
+            # Without its thread nothing would ever come of what it is given.
             writer.start()
             self.writer, self._drain = writer, drain
             self._draining = self.home.create_task(drain.run(lambda: bool(self._own.pending)))
@@ -215,10 +243,15 @@ class SpooledDispatcher:
     def _keep(self, batch: Any, outcome: Outcome) -> Outcome:  # noqa: ANN401 - a Batch, as the drain knows
         return outcome if self._drain is None else self._drain.keep(batch, outcome)
 
+    def _may_send(self) -> bool:
+        return self._drain is None or self._drain.may_send()
+
     def committed(self, entries: Sequence[Entry], last: int, *, taken: bool) -> None:
         """Tell callers that their events are in the file."""
         assert self.writer is not None  # noqa: S101 - it is what calls this
         self.writer.waiting -= len(entries)
+        if self._failure is not None:
+            self._worked()
         self._own.accepted([receipt for _, receipt, _ in entries], last)
         for _, receipt, admitted in entries:
             if admitted is not None and not admitted.done():
@@ -248,8 +281,7 @@ class SpooledDispatcher:
     def settled(self, log: Sequence[Logged]) -> None:
         """Give own events the outcomes that the log tells."""
         for entry in log:
-            outcome, name = heard(entry.outcome)
-            self._own.settled(entry.ids, outcome, name)
+            self._own.settled(entry.ids, *_heard(entry.outcome))
 
     def missed(self) -> None:
         """Find out which own events have an outcome that nobody tells any more."""
@@ -257,19 +289,104 @@ class SpooledDispatcher:
         self.writer.catch_up(self._own.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[Logged]]]) -> None:
-        # Where the file failed, the next gap in the log brings this here again.
-        if not found.cancelled() and found.exception() is None:
-            waiting, log = found.result()
-            self.settled(log)
-            self._own.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
+        if found.cancelled():
+            return
+        if found.exception() is not None:
+            # Nothing else would bring this here again.
+            if self.writer is not None and not self.writer.over:
+                self.home.call_later(_AGAIN, self.missed)
+            return
+        waiting, log = found.result()
+        self.settled(log)
+        self._own.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
 
     def measured(self, usage: Usage) -> None:
-        """Note how much is in the file."""
+        """Note how much is in the file, which can be used."""
         self._usage = usage
+        self._worked()
 
-    def failed(self, error: BaseException) -> None:
+    def _worked(self) -> None:
+        self._failure = None
+        if self._drain is not None:
+            self._drain.gone = False
+
+    def failed(self, error: SpoolError) -> None:
         """Tell that the file could not be used."""
+        self._failure = error
+        if self._drain is not None:
+            self._drain.gone = isinstance(error, SpoolGoneError)
         self.engine.spool_failed(error)
+
+    def lead_lost(self, error: SpoolError) -> None:
+        """Send no more: another process does, and tells what becomes of the events."""
+        assert self.writer is not None  # noqa: S101 - as above
+        assert self._drain is not None  # noqa: S101 - as above
+        self.writer.term += 1
+        # What was not written yet is void: the other process sends those events again.
+        self.writer.unsettled()
+        self._drain.lose()
+        self.engine.spool_failed(error)
+
+    def replaced(self) -> None:
+        """Give every event of the file that is gone its outcome, and go on with the one in its place."""
+        assert self.writer is not None  # noqa: S101 - as above
+        assert self._drain is not None  # noqa: S101 - as above
+        self.writer.term += 1
+        for settlement, _ in self.writer.unsettled():
+            self._own.settled(settlement.ids, *_heard(settlement.outcome))
+        self._drain.gone = True
+        self._drain.lose()
+        self._end_fed()
+        lost = self._own.pending
+        self._own.forget([], _LOST)
+        self._worked()
+        self.engine.spool_failed(
+            SpoolError(
+                f"another spool is in the place of the one that was open: {lost} event(s) of this process that it"
+                " held are lost, unless somebody has the old directory"
+            )
+        )
+
+    def ended(self, error: SpoolError) -> None:
+        """Send no more: what comes of events cannot be written, and another process takes this one's place."""
+        assert self.writer is not None  # noqa: S101 - as above
+        assert self._drain is not None  # noqa: S101 - as above
+        self._failure, self._ended = error, True
+        self.writer.term += 1
+        self._drain.stop()
+        self._drain.leads = False
+        self.engine.recall()
+        self._end_own(None)
+        self.engine.spool_ended(error)
+
+    def _end_fed(self) -> None:
+        """Give events that were with the engine, and are not any more, their outcome."""
+        assert self._drain is not None  # noqa: S101 - as above
+        kept, self._drain.kept = self._drain.kept, []
+        for ids, outcome in kept:
+            self._own.settled(ids, outcome)
+
+    def _end_own(self, sent: int | None) -> None:
+        """Give every event of this process its outcome, as far as it is known.
+
+        Args:
+            sent: up to this id another process may have sent them; None if that is not known.
+        """
+        assert self.writer is not None  # noqa: S101 - as above
+        assert self._drain is not None  # noqa: S101 - as above
+        gone = self._drain.gone
+        for settlement, written in self.writer.unsettled():
+            outcome, name = _heard(settlement.outcome)
+            if not written and not gone:
+                # It is in the file still, and will be sent again.
+                outcome = Kept(maybe_recorded=outcome.maybe_recorded, attempts=outcome.attempts)
+            self._own.settled(settlement.ids, outcome, name)
+        self._end_fed()
+        if gone:
+            self._own.forget([], _LOST)
+        if sent is None or sent > 0:
+            self._own.settled([(1, 1 << 62 if sent is None else sent)], Kept(maybe_recorded=True))
+        self._own.keep(Kept())
 
     def count(self, outcome: Outcome, names: Sequence[str]) -> None:
         """Count events that never were in the file."""
@@ -351,16 +468,20 @@ class SpooledDispatcher:
             await self._or_hurry(self._flushed())
         finally:
             drain.stop()
-            self.engine.give_back()
+            if not drain.gone:
+                self.engine.give_back()
             report = await self._close_engine()
+            # One that sends knows what it has sent itself; of another one the file tells.
+            sent = None if drain.leads else writer.ask(lambda file: file.read_to())
+            before: int | None = drain.read_before
             drain.resign()
             await asyncio.wait({writer.stop()}, timeout=_GRACE)
             writer.join()
             if self._draining is not None:
                 self._draining.cancel()
-            for ids, outcome in drain.kept:
-                self._own.settled(ids, outcome)
-            self._own.keep(Kept())
+            if sent is not None:
+                before = None if not sent.done() or sent.exception() is not None else sent.result()
+            self._end_own(before)
         return attrs.evolve(report, stats=self._with_own(report.stats))
 
     async def _close_engine(self) -> CloseReport:
@@ -403,6 +524,7 @@ class SpooledDispatcher:
             kept=own.kept,
             pending=own.pending,
             in_flight=direct.tracked - ended,
+            state="halted" if self._ended else stats.state,
             waiting=0 if self.writer is None else self.writer.waiting,
             spool=SpoolStats(
                 sends=self._drain is not None and self._drain.leads,
@@ -410,6 +532,7 @@ class SpooledDispatcher:
                 size=usage.bytes,
                 dead=usage.dead,
                 oldest_age=0.0 if usage.oldest_at is None else max(0.0, now() - usage.oldest_at),
+                failure=None if self._failure is None else str(self._failure),
             ),
         )
 
@@ -439,6 +562,14 @@ class SpooledDispatcher:
     def closed(self) -> bool:
         """Whether a close has begun."""
         return self._closing is not None
+
+
+def _heard(text: str) -> tuple[Outcome, str]:
+    """Return the outcome that the log tells; one that is damaged, or a newer version's, is not known."""
+    try:
+        return heard(text)
+    except (ValueError, TypeError, KeyError):
+        return Abandoned(reason="untold", maybe_recorded=True, attempts=0), ""
 
 
 def _overflowed(name: str) -> str:

@@ -16,10 +16,10 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # A room imports from lower floors only.
 FLOORS = [
     {"_foreign"},
-    {"_errors", "_extras", "_loop_end", "_cap", "_context", "_veil", "_file_lock"},
-    {"_offload", "_worker_thread", "_rules", "_reply", "_setting_text", "_spool_file", "_uncopyable"},
-    {"_credentials", "_events", "_outcome", "_environment"},
-    {"_vetting"},
+    {"_errors", "_extras", "_loop_end", "_cap", "_context", "_veil", "_system"},
+    {"_offload", "_worker_thread", "_rules", "_reply", "_setting_text", "_uncopyable", "_file_lock"},
+    {"_credentials", "_events", "_outcome", "_environment", "_spool_place"},
+    {"_vetting", "_spool_file", "_spool_salvage"},
     {"_wire", "_retry", "_batch", "_own_events", "_spool"},
     {"_report", "_limiter", "_overflow", "_bisection", "_home"},
     {"_bounds", "_lane", "_spool_writer", "_connections", "_exchange"},
@@ -44,7 +44,7 @@ FOREIGN = {
     "aiolimiter": {"_limiter"},
     "cattrs": {"_wire"},
     "orjson": {"_wire"},
-    "sqlite3": {"_spool", "_spool_file"},
+    "sqlite3": {"_spool", "_spool_file", "_spool_place"},
 }
 
 

@@ -179,6 +179,33 @@ async def test_a_client_that_closes_in_mid_way(emulator: RunningEmulator) -> Non
     assert 0 < len(results) == report.stats.tracked < 1000
 
 
+async def test_a_client_with_a_spool_that_closes_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Where a client with a spool closes in mid-way, what was accepted has its receipt, and nothing else was."""
+    client = client_of(emulator.url, spool=SqliteSpool(tmp_path / "spool"))
+    tracking = asyncio.create_task(client.track_envelopes(envelopes(range(1, 5001))))
+    async with asyncio.timeout(30):
+        while not client.stats().tracked:  # noqa: ASYNC110 - the first group is enough
+            await asyncio.sleep(0)
+    report = await client.aclose()
+    results = await tracking
+    assert 0 < len(results) == report.stats.tracked < 5000
+    assert all(isinstance(each, Receipt) and each.done() for each in results)
+    with pytest.raises(ClientClosedError):
+        await client.track_envelopes(envelopes([1]))
+
+
+async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Where a spool takes only the first of many, their receipts are returned, and a call with the rest raises."""
+    spool = SqliteSpool(tmp_path / "spool", max_bytes=1 << 20, full_timeout=0.2)
+    client = client_of("http://127.0.0.1:9/", spool=spool)
+    results = await client.track_envelopes(envelopes(range(1, 20_001)))
+    assert 0 < len(results) < 20_000
+    assert client.stats().tracked == len(results)
+    with pytest.raises(BufferFullError):
+        await client.track_envelopes([*envelopes(range(1, 1001)), b"no json"])
+    await client.aclose(0)
+
+
 async def test_hooks_and_spools_see_each(emulator: RunningEmulator, tmp_path: Path) -> None:
     """With `before_send`, or a spool, envelopes are tracked as events are."""
     odd = lambda each: each if each.product_id % 2 else None  # noqa: E731

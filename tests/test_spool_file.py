@@ -346,3 +346,14 @@ broken line
 def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
     """The deepest mount decides, the later one of two at the same place."""
     assert network_mount(MOUNTS.splitlines(), Path(path)) == kind
+
+
+def test_what_is_settled_again_counts_once(file: SpoolFile) -> None:
+    """A settlement that is written again, as its first transaction raised, is logged for what still waited alone."""
+    add(file, numbered(12))
+    settle(file, [1, 2])
+    settle(file, [1, 2])
+    settle(file, [2, 3, 4])
+    settle(file, [number for number in range(1, 13) if number != 6])
+
+    assert [entry.ids for entry in file.log_after(0)] == [[(1, 2)], [(3, 4)], [(5, 5), (7, 12)]]

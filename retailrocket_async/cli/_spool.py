@@ -3,8 +3,9 @@
 import itertools
 import json
 import os
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from retailrocket_async.cli._terminal import (
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
+    from typing import BinaryIO
 
     from retailrocket_async import DeadEvent, SpooledEvent
 
@@ -86,7 +88,7 @@ def list_events(spool: _Spool, *, limit: _Limit = 20, as_json: AsJsonLines = Fal
             return
         _print(
             (
-                f"{event.id}  {_ago(event.tracked_at)}  {event.envelope.decode()}"
+                f"{event.id}  {_ago(event.tracked_at)}  {event.envelope.decode(errors='replace')}"
                 for event in SqliteSpool(spool).events()
             ),
             limit,
@@ -121,24 +123,41 @@ def export(
         typer.Option("--output", "-o", metavar="FILE", help="Where to; a file that is there already is not touched."),
     ] = None,
 ) -> None:
-    """Write events as JSON lines that `send` takes, oldest first. They stay in the spool."""
+    """Write events as JSON lines that `send` takes, oldest first, and skip those that are damaged.
+
+    They stay in the spool. Of a damaged spool it writes what can be read; stop the processes that use it before.
+    """
+    if output is None and sys.stdout.isatty():
+        fail("events are personal data, and are not shown on a terminal: name a file with --output, or use a pipe")
     with _understood():
         opened = SqliteSpool(spool)
-        envelopes = (event.envelope for event in (opened.dead() if dead_letters else opened.events()))
         if output is None:
-            _print((envelope.decode() for envelope in envelopes), None)
-            return
-        try:
-            # For this user alone: events are personal data.
-            file = os.fdopen(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
-        except OSError as error:
-            fail(f"cannot write to {output}: {error.strerror}")
-        count = 0
-        with file:
-            for envelope in envelopes:
+            skipped = _write(opened, sys.stdout.buffer, dead_letters=dead_letters)[1]
+        else:
+            try:
+                # For this user alone: events are personal data.
+                file = os.fdopen(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+            except OSError as error:
+                fail(f"cannot write to {output}: {error.strerror}")
+            with file:
+                count, skipped = _write(opened, file, dead_letters=dead_letters)
+            note(f"wrote {count:,} events to {output}")
+    if skipped:
+        note(f"skipped {skipped:,} events that are damaged; events of pages that cannot be read at all are not counted")
+
+
+def _write(spool: SqliteSpool, file: "BinaryIO", *, dead_letters: bool) -> tuple[int, int]:
+    """Write events as lines; return how many were written, and how many were damaged."""
+    count = skipped = 0
+    with suppress(BrokenPipeError):
+        for envelope in spool.export(dead=dead_letters):
+            if envelope is None:
+                skipped += 1
+            else:
                 file.write(envelope + b"\n")
                 count += 1
-        note(f"wrote {count:,} events to {output}")
+        file.flush()
+    return count, skipped
 
 
 @dead.command("list", epilog=EPILOG)
@@ -151,7 +170,7 @@ def list_dead(spool: _Spool, *, limit: _Limit = 20, as_json: AsJsonLines = False
         _print(
             (
                 f"{event.id}  {_ago(event.died_at)}  {event.reason}"
-                f"{' (perhaps recorded)' if event.maybe_recorded else ''}  {event.envelope.decode()}"
+                f"{' (perhaps recorded)' if event.maybe_recorded else ''}  {event.envelope.decode(errors='replace')}"
                 for event in SqliteSpool(spool).dead()
             ),
             limit,

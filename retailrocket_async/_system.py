@@ -1,0 +1,71 @@
+"""The calls that a spool makes to the operating system, in one place: tests pass a `System` whose calls fail."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class System:
+    """Calls the operating system; every method does what the function of `os`, `fcntl` or `time` of its name does."""
+
+    def stat(self, path: Path) -> os.stat_result:
+        """Return the status of a file."""
+        return path.stat()
+
+    def fstat(self, file: int) -> os.stat_result:
+        """Return the status of an open file."""
+        return os.fstat(file)
+
+    def statvfs(self, path: Path) -> os.statvfs_result:
+        """Return the status of the file system that `path` is on."""
+        return os.statvfs(path)
+
+    def mkdir(self, path: Path, mode: int) -> None:
+        """Make a directory."""
+        path.mkdir(mode)
+
+    def makedirs(self, path: Path) -> None:
+        """Make a directory and its parents; do nothing if it exists."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: Path, flags: int, mode: int) -> int:
+        """Open a file; return its descriptor."""
+        return os.open(path, flags, mode)
+
+    def fchown(self, file: int, user: int, group: int) -> None:
+        """Give an open file to another user."""
+        os.fchown(file, user, group)
+
+    def close(self, file: int) -> None:
+        """Close a descriptor."""
+        os.close(file)
+
+    def flock(self, file: int, operation: int) -> None:
+        """Lock or unlock an open file."""
+        import fcntl  # noqa: PLC0415 - Windows has none
+
+        fcntl.flock(file, operation)
+
+    def touch(self, file: int) -> None:
+        """Set the time of the last change of an open file to now."""
+        os.utime(file)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file over another one."""
+        source.replace(target)
+
+    def read_text(self, path: Path) -> str:
+        """Return the text of a file."""
+        return path.read_text("utf-8", errors="replace")
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+SYSTEM = System()
