@@ -538,6 +538,25 @@ class TestKafka:
 
 
 @needs_kafka
+async def test_fetching_from_a_cluster_that_is_gone() -> None:
+    """A fetch does not go on finding nothing for ever: without any broker it fails, and so does `open`, soon."""
+    with kafka_server() as server:
+        server.create_topic("events", 1)
+        server.create_topic("events-dead", 1)
+        source = on_kafka(server, "events")
+        await source.open()
+        assert await source.fetch(9, 0.2) == []
+        server.down()
+        with pytest.raises(ConnectionError, match="no broker of"):
+            await asyncio.wait_for(fetch_all(source, 1), 60)
+        with pytest.raises(ConnectionError, match="no broker of"):
+            await source.open()
+        server.up()
+        await source.open()
+        await source.aclose()
+
+
+@needs_kafka
 async def test_a_cluster_that_is_gone() -> None:
     """Without any broker a relay says so within seconds, is ready again with it, and ends in order without it."""
     with kafka_server() as server:
