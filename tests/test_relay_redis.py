@@ -357,7 +357,7 @@ def test_wrong_addresses(url: str, told: str | None) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", ["", "redis", "amqp://x", "http://user:s3cret@h"])
+@pytest.mark.parametrize("scheme", ["redis", "amqp://x", "http://user:s3cret@h"])
 def test_unknown_brokers(scheme: str) -> None:
     """An address of no broker that is known is refused, with those that are."""
     with pytest.raises(ConfigurationError, match="redis, rediss, unix, kafka") as caught:
