@@ -13,7 +13,9 @@ Source: API document, "Events" and "Batches".
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -44,6 +46,14 @@ _FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data
 
 _MAYBE_LONG = re.compile(rb"[0-9]{19}")
 _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+_ESCAPED_COLON = rb"\u003"
+"""What a colon looks like that is escaped, among others."""
+
+_WRITTEN_ANEW = 64 * 1024
+"""Bytes of a text up to which it is written anew to look at its keys: orjson takes 50 times as much memory for it."""
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
 """Fields of a type that cattrs would take apart, and orjson takes whole."""
@@ -144,7 +154,8 @@ class Codec:
     def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
-        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which are numbers.
+        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which are numbers. So is
+        an object, at any depth, that has a key twice: readers of JSON differ in which of the values they take.
 
         Raises:
             EventValidationError: not JSON, or as `from_wire`.
@@ -153,6 +164,9 @@ class Codec:
             envelope = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise EventValidationError("event", "", f"must be JSON: {error.msg} at column {error.colno}") from None
+        text = data.encode() if isinstance(data, str) else bytes(data)
+        if _has_key_twice(text, envelope):
+            raise EventValidationError("event", "", _key_twice(text))
         event = self.from_wire(envelope, allow_custom=allow_custom)
         free = _FREE.get(type(event))
         if free is not None and getattr(event, free) and _has_long_integer(data):
@@ -170,8 +184,9 @@ class Codec:
         """
         if self.timestamp_precision == "seconds":
             with suppress(orjson.JSONDecodeError):
-                label = self._vetting.label_of(orjson.loads(data))
-                if label is not None:
+                envelope = orjson.loads(data)
+                label = self._vetting.label_of(envelope)
+                if label is not None and not _has_key_twice(data, envelope):
                     return *label, data
         event = self.decode(data, allow_custom=allow_custom)
         return event.event_name, _visitor(event), self.encode(event)
@@ -265,6 +280,53 @@ def _has_long_integer(data: bytes | str) -> bool:
         number.lstrip(b"-").isdigit() and (len(number) > 20 or not INT64_MIN <= int(number) <= INT64_MAX)
         for number in numbers
     )
+
+
+def _has_key_twice(data: bytes, value: object) -> bool:
+    """Whether an object in a JSON text has a key twice.
+
+    Args:
+        data: the text.
+        value: what orjson made of it: of values with the same key the last one.
+    """
+    # What is written anew has each key once. So there is no key twice if the colons are as many as before: they stand
+    # between key and value, or in strings. Only an escaped colon in a string would be one more.
+    if len(data) <= _WRITTEN_ANEW and _ESCAPED_COLON not in data:
+        try:
+            written = orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            # Nested more deeply than orjson writes.
+            pass
+        else:
+            return written != data and written.count(b":") != data.count(b":")
+    return _STRING.sub(b"", data).count(b":") != _count_keys(value)
+
+
+def _count_keys(value: object) -> int:
+    """Return how many keys the objects in a JSON value have, all together."""
+    count, left = 0, [value]
+    while left:
+        each = left.pop()
+        if type(each) is dict:
+            members = cast("dict[str, object]", each)
+            count += len(members)
+            left += members.values()
+        elif type(each) is list:
+            left += cast("list[object]", each)
+    return count
+
+
+def _key_twice(data: bytes) -> str:
+    """Return what is wrong with a JSON text that has a key twice."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        found.extend(name for name, times in Counter(names).items() if times > 1)
+
+    with suppress(ValueError, RecursionError):
+        json.loads(data, object_pairs_hook=look)
+    return f"must have each key once, but has twice: {brief_names(found[:1])}" if found else "must have each key once"
 
 
 def _as_is(value: object) -> object:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from typer.main import get_command
 
-from retailrocket_async import AsyncTrackingClient
+from retailrocket_async import AsyncTrackingClient, Delivered
 from retailrocket_async.cli._app import app
+from retailrocket_async.emulator import Settings, running_emulator
 from retailrocket_async.relay import MemorySource, MemoryStream, Relay, RelaySettings, serving_health
 
 yaml = pytest.importorskip("yaml")
@@ -186,6 +188,48 @@ class TestCompose:
             options = {option for parameter in command.commands[name].params for option in parameter.opts}
             assert {argument for argument in arguments if argument.startswith("--")} <= options
 
+    def test_the_emulator_lets_the_relay_in(self) -> None:
+        """Relay and emulator have the same key and shop, and the relay's address is where the emulator listens."""
+        services = compose()["services"]
+        relay, emulator = services["relay"]["environment"], services["emulator"]["environment"]
+        for name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID"):
+            assert relay[name] == emulator[name]
+        address = urlsplit(relay["RETAILROCKET_BASE_URL"])
+        command = services["emulator"]["command"]
+        port = command[command.index("--port") + 1]
+        assert (address.hostname, str(address.port)) == ("emulator", port)
+        assert command[command.index("--host") + 1] == "0.0.0.0"
+        assert services["emulator"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+    @pytest.mark.parametrize("given", [{}, {"RETAILROCKET_API_KEY": "mine", "RETAILROCKET_PARTNER_ID": "my-shop"}])
+    def test_an_event_arrives(self, given: dict[str, str]) -> None:
+        """With the two services' environments, as Compose fills them in, a request of the relay's is accepted."""
+        services = compose()["services"]
+
+        def filled_in(service: str) -> dict[str, str]:
+            found = re.compile(r"\$\{(\w+):-([^}]*)\}")
+            environment = services[service]["environment"]
+            return {
+                name: found.sub(lambda match: given.get(match[1]) or match[2], value)
+                for name, value in environment.items()
+                if name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID")
+            }
+
+        emulator = filled_in("emulator")
+        settings = Settings(api_key=emulator["RETAILROCKET_API_KEY"], partner_id=emulator["RETAILROCKET_PARTNER_ID"])
+        relay = filled_in("relay")
+
+        async def send() -> object:
+            async with (
+                running_emulator(settings) as server,
+                AsyncTrackingClient(
+                    relay["RETAILROCKET_API_KEY"], relay["RETAILROCKET_PARTNER_ID"], base_url=server.url
+                ) as client,
+            ):
+                return await (await client.view(session_external_id="a", product_id=1))
+
+        assert isinstance(asyncio.run(send()), Delivered)
+
     def test_the_shop_publishes_where_the_relay_reads(self) -> None:
         """Both name the same server and stream, and the shop's program is one."""
         services = compose()["services"]
@@ -243,6 +287,12 @@ class TestKubernetes:
         """It is not killed before its grace, and what comes after it, are over."""
         [grace] = [float(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_GRACE"]
         assert pod()["terminationGracePeriodSeconds"] >= grace + AFTER_THE_GRACE
+
+    def test_the_limiter_counts_all_replicas(self) -> None:
+        """The limiter is told of all pods that there can be at once, those of a rolling update included."""
+        deployment = documents()["Deployment"]["spec"]
+        [told] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
+        assert told == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
 
     def test_not_root(self) -> None:
         """It runs as the image's user, with no right that it does not need."""

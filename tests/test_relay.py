@@ -129,6 +129,11 @@ class Scene:
             assert now() < end, self.relay.stats()
             await asyncio.sleep(0.01)
 
+    async def until_delivered_besides(self, count: int, unsettled: int) -> None:
+        """Wait until so many messages are delivered and settled, and so many others are not settled."""
+        stats = self.relay.stats
+        await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
+
     async def until_delivered(self, count: int, seconds: float = 600.0) -> None:
         """Wait until so many messages are delivered and settled."""
         await self.until(lambda: self.relay.stats().delivered >= count and not self.relay.stats().unsettled, seconds)
@@ -756,6 +761,155 @@ def test_a_failing_end(method: str, *, hangs: bool) -> None:
         assert await scene.running
         assert (await MemorySource(stream).lag()).pending == 5
         assert tasks() == set()
+
+    run(test())
+
+
+class Stubborn(Shaky):
+    """A source whose library swallows so many cancellations of the named method, and hangs after each."""
+
+    def __init__(self, source: MemorySource, method: str, swallows: int) -> None:
+        super().__init__(source)
+        self.method = method
+        self.swallows = swallows
+        self.let_go = asyncio.Event()
+
+    async def _do(self, method: str, *arguments: Any) -> Any:
+        while method == self.method and self.swallows:
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.swallows -= 1
+                if not self.swallows:
+                    raise
+            else:
+                break
+        return await super()._do(method, *arguments)
+
+
+@pytest.mark.parametrize("swallows", [2, 1000])
+@pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_library_that_swallows_cancellations(
+    method: str, swallows: int, caplog: pytest.LogCaptureFixture, *, cancelled: bool
+) -> None:
+    """A broker's library that swallows cancellations keeps no relay from its end, ordered or cancelled."""
+
+    async def test() -> None:
+        stream = MemoryStream()
+        source = Stubborn(MemorySource(stream, lease=6.0), method, swallows)
+        scene = Scene(ScriptedTransport(), stream=stream, source=source, grace=1.0).start()
+        await stream.publish([*envelopes(range(5)), JUNK])
+        await asyncio.sleep(5.0)
+        began = now()
+        if cancelled:
+            scene.running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await scene.running
+        else:
+            scene.relay.stop()
+            await scene.running
+        assert now() - began <= 45.0
+        source.let_go.set()
+        await turns(20)
+        assert tasks() == set()
+
+    run(test())
+    assert ("goes on although it was cancelled" in caplog.text) == (swallows == 1000)
+
+
+class Odd(BaseException):
+    """What no library should raise."""
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, Odd])
+@pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
+def test_a_library_that_raises_anything(method: str, raised: type[BaseException]) -> None:
+    """A cancellation that is the library's own, or what is no `Exception`, is a failure of the broker, and no end."""
+
+    class Raising(Shaky):
+        async def _do(self, method: str, *arguments: Any) -> Any:
+            if method == self.fails:
+                raise raised
+            return await super()._do(method, *arguments)
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Raising(MemorySource(stream, lease=6.0), method)
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([*envelopes(range(20)), JUNK])
+        await asyncio.sleep(10.0)
+        if method in ("open", "fetch", "settle", "extend"):
+            assert raised.__name__ in (scene.relay.unready or "") or raised is asyncio.CancelledError
+            assert scene.relay.unready is not None
+            source.fails = None
+        await scene.until_delivered(20)
+        await scene.until(lambda: not scene.relay.stats().unsettled)
+        assert await scene.stop()
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_outcomes_of_the_last_moment_are_settled() -> None:
+    """An outcome that comes while the broker keeps the relay waiting at its end is settled all the same."""
+
+    class Slow(Shaky):
+        async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+            if self.hangs:
+                self.hangs = False
+                await asyncio.sleep(1e9)
+            await super().settle(done, dead)
+
+    async def test() -> None:
+        transport = ScriptedTransport(OK, then=Step(latency=3.0))
+        stream = MemoryStream()
+        source = Slow(MemorySource(stream), hangs=True)
+        scene = Scene(transport, stream=stream, source=source, grace=10.0).start()
+        await stream.publish(envelopes(range(20)))
+        # The first batch is delivered, and its settling hangs; the second one is on its way.
+        await scene.until(lambda: scene.relay.stats().unsettled == 10 and scene.client.stats().in_flight == 10)
+        assert await scene.stop()
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert scene.relay.stats().delivered == 20
+
+    run(test())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
+    """While dead letters cannot be kept the relay is unready and delivers what is behind them, as its window allows."""
+
+    class Full(Shaky):
+        async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+            if dead and self.hangs:
+                if after:
+                    await super().settle(done, dead)
+                raise ConnectionError("there is no room")
+            await super().settle(done, dead)
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Full(MemorySource(stream, lease=6.0), hangs=True)
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([JUNK, *envelopes(range(100)), JUNK])
+        await scene.until_delivered_besides(100, 2)
+        assert scene.relay.unready == "dead letters cannot be kept: ConnectionError: there is no room"
+        await stream.publish([JUNK] * 100)
+        await asyncio.sleep(60.0)
+        assert scene.relay.stats().unsettled <= 40
+        if not after:
+            assert (await scene.left()).pending == scene.relay.stats().unsettled
+            assert await source.list_dead(999) == []
+        source.hangs = False
+        await scene.until(lambda: sum(scene.relay.stats().dead.values()) == 102)
+        await scene.until(lambda: scene.relay.unready is None and not scene.relay.stats().unsettled)
+        assert len(await source.list_dead(999)) == 102
+        assert await scene.stop()
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert Counter(transport.recorded_numbers) == Counter(range(100))
 
     run(test())
 

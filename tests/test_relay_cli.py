@@ -18,7 +18,8 @@ import pytest
 from retailrocket_async import ConfigurationError
 from retailrocket_async.emulator import EmulatorProcess, Fault, Settings, emulator_process
 from retailrocket_async.relay import RelaySettings
-from tests.redis_server import RedisServer
+from tests.kafka_server import INSTALLED, kafka_server
+from tests.redis_server import RedisServer, free_port
 from tests.test_cli import finished, invoke, settings_for, started
 
 if TYPE_CHECKING:
@@ -172,6 +173,84 @@ def test_shared_limit(service: Service) -> None:
     assert PASSWORD not in told
     shared: Any = Redis(port=service.server.port, password=PASSWORD, db=1)
     assert shared.dbsize() > 0
+
+
+def wrong_limiter(kind: str, server: RedisServer) -> str:
+    """Return the address of a Redis that cannot be used."""
+    if kind == "nothing listens":
+        return f"redis://127.0.0.1:{free_port()}/1"
+    password = "wrongs3cret" if kind == "wrong password" else PASSWORD
+    return f"redis://:{password}@127.0.0.1:{server.port}/1"
+
+
+@pytest.mark.parametrize("kind", ["nothing listens", "wrong password", "a cluster's node"])
+def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
+    """With a limiter that never worked the relay sends nothing, is unready, says why, and can be ended."""
+    service.publish(*views(1, 2, 3))
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer("--requirepass", PASSWORD, *cluster) as node:
+        limiter = wrong_limiter(kind, node)
+        with service.relay(RETAILROCKET_RELAY_LIMITER=limiter, RETAILROCKET_RELAY_RATE="50") as relay:
+            assert relay.get("/readyz")[0] == 503
+            until(lambda: "the limiter was never reached: " in relay.get("/readyz")[1])
+            until(lambda: "retailrocket_relay_received_total 3.0" in relay.get("/metrics")[1])
+            assert relay.get("/livez")[0] == 200
+            time.sleep(1.0)
+            status, told = relay.end()
+
+    assert status in (0, 1)
+    assert service.emulator.stats()["total_events"] == 0
+    assert told.count("Redis has never answered") == 1
+    assert "s3cret" not in told
+
+
+def test_a_limiter_that_comes_later(service: Service) -> None:
+    """Once its limiter's Redis is there, the relay is ready and delivers; that it goes again is an outage."""
+    service.publish(*views(1, 2, 3))
+    server = RedisServer()
+    options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
+    try:
+        with service.relay(*options, RETAILROCKET_RELAY_LIMITER=server.url, RETAILROCKET_RELAY_RATE="50") as relay:
+            until(lambda: "the limiter was never reached: " in relay.get("/readyz")[1])
+            server.start()
+            until(lambda: service.emulator.stats()["total_events"] == 3)
+            until(lambda: relay.get("/readyz")[0] == 200)
+            server.kill()
+            assert relay.get("/readyz")[0] == 200
+            assert relay.end()[0] == 0
+    finally:
+        server.__exit__()
+
+
+def test_a_cluster(service: Service) -> None:
+    """A stream on a Redis Cluster is refused with one sentence and status 2."""
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer(*cluster) as node:
+        status, _, told = finished(
+            "relay", env={**service.env, "RETAILROCKET_RELAY_SOURCE": f"{node.url}?stream=events"}
+        )
+
+    assert status == 2
+    assert "error: a relay does not read from a Redis Cluster" in told
+
+
+@pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
+def test_a_kafka_that_is_gone(service: Service) -> None:
+    """Without any broker of Kafka the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    with kafka_server() as kafka:
+        kafka.create_topic("events", 1)
+        kafka.create_topic("events-dead", 1)
+        source = f"kafka://{kafka.bootstrap_servers}/events"
+        with service.relay(RETAILROCKET_RELAY_SOURCE=source) as relay:
+            until(lambda: relay.get("/readyz")[0] == 200)
+            kafka.process.kill()
+            kafka.process.wait()
+            until(lambda: relay.get("/readyz")[0] == 503)
+            assert "retailrocket_relay_connected 0.0" in relay.get("/metrics")[1]
+            status, told = relay.end()
+
+    assert status in (0, 1)
+    assert "Traceback" not in told
 
 
 def test_health_and_metrics(service: Service) -> None:
@@ -379,7 +458,18 @@ def test_help_hides_the_source(service: Service) -> None:
 
     assert PASSWORD not in told
     assert KEY not in told
-    for name in ("SOURCE", "NAME", "RATE", "LIMITER", "BATCH", "WINDOW", "GRACE", "HEALTH_HOST", "HEALTH_PORT"):
+    for name in (
+        "SOURCE",
+        "NAME",
+        "RATE",
+        "LIMITER",
+        "LIMITER_REPLICAS",
+        "BATCH",
+        "WINDOW",
+        "GRACE",
+        "HEALTH_HOST",
+        "HEALTH_PORT",
+    ):
         assert f"RETAILROCKET_RELAY_{name}" in told
 
 
@@ -394,6 +484,11 @@ def test_help_hides_the_source(service: Service) -> None:
         ({"rate": -1}, "rate must be"),
         ({"rate": True}, "rate must be"),
         ({"limiter": 1}, "limiter must be"),
+        ({"limiter_replicas": 2}, "need a limiter"),
+        ({"limiter_on_unreachable": "wait"}, "need a limiter"),
+        ({"limiter": "redis://h", "limiter_replicas": 0}, "limiter_replicas must be"),
+        ({"limiter": "redis://h", "limiter_replicas": True}, "limiter_replicas must be"),
+        ({"limiter": "redis://h", "limiter_on_unreachable": "stop"}, "limiter_on_unreachable must be"),
         ({"grace": -1.0}, "grace must be"),
         ({"grace": float("nan")}, "grace must be"),
         ({"health_host": ""}, "health_host must be"),

@@ -432,7 +432,7 @@ class TestSettings:
         assert options["client_id"] == "pod-1"
         monkeypatch.setenv("RETAILROCKET_RELAY_USER", "ann")
         monkeypatch.setenv("RETAILROCKET_RELAY_PASSWORD", "other")
-        cluster = KafkaSource.from_url("kafka://a/e", name="")._cluster
+        cluster = KafkaSource.from_url("kafka://a/e", name="pod-1")._cluster
         assert cluster.options()["security_protocol"] == "SASL_PLAINTEXT"
         assert cluster.options()["sasl_plain_password"] == "other"
         assert "other" not in repr(cluster)

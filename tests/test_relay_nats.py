@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import logging
+import signal
 import subprocess
 import sys
 import traceback
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from retailrocket_async import ConfigurationError
-from retailrocket_async.relay import NatsSource, NatsSubject, Publisher
+from retailrocket_async import AsyncTrackingClient, ConfigurationError
+from retailrocket_async.relay import NatsSource, NatsSubject, Publisher, Relay
 from tests.cancelling import cancel_everywhere
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.nats_server import NatsServer, nats_server
@@ -189,8 +190,13 @@ class TestRestarts:
                 await fresh.open()
             await fresh.aclose()
 
-    async def test_every_restart_in_a_run(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Over restarts in mid-run every message comes once, and is settled."""
+    async def test_every_restart_in_a_run(self, server: NatsServer, stream: str) -> None:
+        """Over restarts in mid-run every message comes once, and is settled.
+
+        What the server had sent into a connection that was killed it hands out again when its lease is over.
+        """
+        source = NatsSource(server.url, stream, ack_wait=5)
+        await source.open()
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(2000))
         seen: list[bytes] = []
@@ -207,15 +213,61 @@ class TestRestarts:
                 except (OSError, nats.errors.Error):
                     await reopen(source)
 
-        async with asyncio.timeout(90):
-            task = asyncio.create_task(work())
+        task = asyncio.create_task(work())
+        try:
             for part in (500, 1000, 1500):
-                await until(lambda part=part: len(set(seen)) >= part)  # type: ignore[misc]
+                await until(lambda part=part: task.done() or len(set(seen)) >= part)  # type: ignore[misc]
                 await server.restart()
+            done, _ = await asyncio.wait({task}, timeout=60)
+            assert done, f"{len(set(seen))} of 2000, {len(source._held)} held, {source._owed} owed"
             await task
+        finally:
+            # nats-py may swallow a cancellation.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=1)
 
         assert sorted(seen) == sorted(numbered(2000))
         assert await source.fetch(50, 0.3) == []
+        await source.aclose()
+
+    @pytest.mark.parametrize("cancelled", [False, True])
+    async def test_the_end_with_a_server_that_hangs(self, server: NatsServer, stream: str, *, cancelled: bool) -> None:
+        """A relay whose server answers nothing any more comes to its end, told to or cancelled."""
+        async with NatsSubject(server.url, stream) as subject:
+            source = NatsSource(server.url, stream, ack_wait=5)
+            await source.open()
+            await subject.publish(numbered(500))
+        client = AsyncTrackingClient("key", "shop", base_url="http://127.0.0.1:1/", allow_insecure_http=True)
+        relay = Relay(source, client, grace=0.5)
+        running = asyncio.create_task(relay.run())
+        await until(lambda: relay.stats().received >= 500)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            if cancelled:
+                running.cancel()
+            else:
+                relay.stop()
+            done, _ = await asyncio.wait({running}, timeout=60)
+            assert done == {running}
+            assert running.cancelled() == cancelled
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+    async def test_the_library_swallows_a_cancellation(self, server: NatsServer) -> None:
+        """nats-py lets a cancellation go by while it waits for its own flush; so the relay asks in tasks of its own."""
+        connection: Any = await nats.connect(server.url)
+        # Nobody flushes any more.
+        connection._flusher_task.cancel()
+        await asyncio.wait({connection._flusher_task})
+        connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
+        flushing = asyncio.create_task(connection._flush_pending(force_flush=True))
+        await asyncio.sleep(0.1)
+        flushing.cancel()
+        await asyncio.wait({flushing})
+
+        assert not flushing.cancelled()
+        await connection.close()
 
     async def test_failure_is_told_once(
         self, server: NatsServer, source: NatsSource, caplog: pytest.LogCaptureFixture
@@ -254,7 +306,7 @@ class TestJetStream:
         await source._jetstream().publish(stream, b"x")
         await source.settle([], [(message, "undecodable") for message in await fetch_all(source, 1)])
         [letter] = await source.list_dead(1)
-        await source._jetstream().publish(stream, letter.body, headers={"Nats-Msg-Id": f"{stream}-dead:{letter.id}"})
+        await source._jetstream().publish(stream, letter.body, headers={"Nats-Msg-Id": source._replay_id(letter)})
 
         assert await source.replay_dead(1) == 1
         assert len(await fetch_all(source, 1)) == 1

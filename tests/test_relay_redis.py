@@ -134,6 +134,32 @@ class TestRedisStreamSource(SourceContract):
         assert (await again.lag()).pending == 1
         assert "2 messages were trimmed from the stream before they were delivered" in caplog.text
 
+    async def test_trimmed_entries_are_pending_no_more(self, redis: Redis) -> None:
+        """What was trimmed leaves the group's pending entries when it is met, not when its lease is over."""
+        await self.publish(numbered(3))
+        first = await self.source(lease=600.0)
+        await self.collect(first, 3)
+        await self.crash(first)
+        await redis.xtrim("events", maxlen=1, approximate=False)
+        again = await self.source(lease=600.0)
+
+        assert bodies_of(await self.collect(again, 1)) == numbered(1, first=2)
+        assert (await again.lag()).pending == 1
+
+    async def test_nothing_settled_is_remembered(self) -> None:
+        """What a source remembers of messages is bounded by those that the relay has."""
+        source = await self.source()
+        for first in range(0, 60, 20):
+            await self.publish(numbered(20, first))
+            found = await self.collect(source, 20)
+            assert len(source._out) == 20
+            await source.settle(found[:10], [(message, "rejected: HTTP 400") for message in found[10:15]])
+            await source.release(found[15:])
+            assert source._out == set()
+            # Given back, they are its own again once they are read anew.
+            await source.settle(await self.all_of(source, numbered(5, first + 15)), [])
+            assert source._out == set()
+
     async def test_settled_entries_are_deleted_on_demand(self, redis: Redis) -> None:
         """With `delete_settled` the stream shrinks as messages are settled; without it nothing is deleted."""
         url = f"{self.server.url}?stream=events"
@@ -331,7 +357,7 @@ def test_wrong_addresses(url: str, told: str | None) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", ["", "redis", "amqp://x", "http://user:s3cret@h"])
+@pytest.mark.parametrize("scheme", ["redis", "amqp://x", "http://user:s3cret@h"])
 def test_unknown_brokers(scheme: str) -> None:
     """An address of no broker that is known is refused, with those that are."""
     with pytest.raises(ConfigurationError, match="redis, rediss, unix, kafka") as caught:

@@ -658,12 +658,84 @@ def test_no_long_integer(data: dict[str, Any]) -> None:
     assert event == CODEC.decode(json.dumps({"newEvent": data}), allow_custom=True)
 
 
-def test_repeated_key() -> None:
-    """Of a repeated key the last one counts, as everywhere; the rules hold for that one."""
-    event = CODEC.decode(b'{"view":{},"view":{"sessionExternalId":"a","productId":"x","productId":7}}')
+TWICE = [
+    (b'{"view":{},"view":{"sessionExternalId":"a","productId":7}}', "'view'"),
+    (b'{"view":{"sessionExternalId":"a","productId":"x","productId":7}}', "'productId'"),
+    (
+        b'{"view":{"sessionExternalId":"a","productId":7,"timestamp":1,"timestamp":"2026-01-01T00:00:00+00:00"}}',
+        "'times",
+    ),
+    (b'{"view":{"sessionExternalId":"a","product\\u0049d":6,"productId":7}}', "'productId'"),
+    # An escaped colon makes up for the one that is lost.
+    (b'{"view":{"sessionExternalId":"\\u003a","productId":6,"productId":7}}', "'productId'"),
+    # So does a number that is longer when it is written anew.
+    (b'{"view":{"sessionExternalId":"a","productId":6,"productId":7,"price":1e12}}', "'productId'"),
+    (b'{"wishlist":{"sessionExternalId":"a","deep":[[{"x":{"a:b":1,"a:b":{}}}]]}}', "'a:b'"),
+    (b'{"wishlist":{"a":' + b"[" * 300 + b'{"x":1,"x":2}' + b"]" * 300 + b"}}", "'x'"),
+    (b'{"wishlist":{"a":"' + b"x" * 70_000 + b'","b":1,"b":2}}', "'b'"),
+]
 
-    assert isinstance(event, View)
-    assert ("a", 7) == (event.session_external_id, event.product_id)
+
+@pytest.mark.parametrize(("text", "named"), TWICE, ids=[text[:60] for text, _ in TWICE])
+def test_a_key_twice(text: bytes, named: str) -> None:
+    """An envelope with a key twice, at whatever depth and however it is spelt, is refused, whoever reads it."""
+    for read in (CODEC.decode, CODEC.examined):
+        for spelt in (text, b" " + text):
+            with pytest.raises(EventValidationError, match=rf"each key once, but has twice: {named}"):
+                read(spelt, allow_custom=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"search":{"sessionExternalId":"a","searchPhrase":"a:b"}}',
+        b'{ "search" : { "sessionExternalId" : "a" , "searchPhrase" : "\\u003a\\u003a" } }',
+        b'{"wishlist":{"productId":1,"more":{"productId":1},"list":[{"productId":1},{"productId":"::"}]}}',
+        b'{"wishlist":{"a":"\\"a\\":\\\\","b":"\\u003A"}}',
+    ],
+)
+def test_a_key_in_several_objects(text: bytes) -> None:
+    """The same key in several objects, and whatever looks like a key in a string, is no key twice."""
+    assert CODEC.decode(text, allow_custom=True) is not None
+    assert CODEC.examined(text, allow_custom=True)[2]
+
+
+class Pairs(list[Any]):
+    """An object's keys and values, which may have a key twice."""
+
+
+def pairs_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Pairs]:
+    """Return objects with few keys."""
+    return st.lists(st.tuples(st.sampled_from(["a", "b", ":", '"', "\u003a"]), values), max_size=4).map(Pairs)
+
+
+def written(value: Any) -> str:
+    """Return JSON, some of it escaped."""
+    if isinstance(value, Pairs):
+        return "{" + ", ".join(f"{json.dumps(name)}:{written(inner)}" for name, inner in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    return json.dumps(value).replace(":", "\\u003a") if isinstance(value, str) and "a" in value else json.dumps(value)
+
+
+@given(st.recursive(st.none() | st.text('ab:"\\'), lambda inner: st.lists(inner) | pairs_of(inner)))
+def test_keys_twice_are_found(value: object) -> None:
+    """Among all JSON, just what the standard library sees a key twice in is refused."""
+    text = b'{"wishlist":{"a":%b}}' % written(value).encode()
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in names if names.count(name) > 1)
+
+    json.loads(text, object_pairs_hook=look)
+    found = False
+    try:
+        CODEC.decode(text, allow_custom=True)
+    except EventValidationError as error:
+        found = "each key once" in str(error)
+
+    assert bool(twice) == found
 
 
 def test_large_search_phrase() -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 SOURCE = "RETAILROCKET_RELAY_SOURCE"
 NAME = "RETAILROCKET_RELAY_NAME"
+
+_PING = 1.0
+"""Seconds between two questions to a limiter's Redis that has never answered."""
 
 _UNSET = RelaySettings(source="unset")
 
@@ -72,6 +76,14 @@ RelayName: TypeAlias = Annotated[
 ]
 
 
+class OnUnreachable(StrEnum):
+    """What `RedisLimiter` takes for its `on_unreachable`."""
+
+    SHARE = "share"
+    WAIT = "wait"
+    RAISE = "raise"
+
+
 def relay(  # noqa: PLR0913 - one for each option
     *,
     source: SourceUrl = "",
@@ -95,6 +107,24 @@ def relay(  # noqa: PLR0913 - one for each option
             help="A Redis in which all programs of the shop share the limit, redis://... (extra redis).",
         ),
     ] = "",
+    limiter_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="RETAILROCKET_RELAY_LIMITER_REPLICAS",
+            metavar="N",
+            show_default=False,
+            help="Programs that share the limit at most, for the time in which that Redis does not answer; default as "
+            "many as were seen in the last minute.",
+        ),
+    ] = None,
+    limiter_on_unreachable: Annotated[
+        OnUnreachable,
+        typer.Option(
+            envvar="RETAILROCKET_RELAY_LIMITER_ON_UNREACHABLE",
+            help="What happens in that time: each program keeps to its share, or waits, or fails and tries again.",
+        ),
+    ] = OnUnreachable.SHARE,
     batch: Annotated[
         int, typer.Option(min=1, envvar="RETAILROCKET_RELAY_BATCH", help="Messages in one fetch.")
     ] = _UNSET.batch,
@@ -151,6 +181,8 @@ def relay(  # noqa: PLR0913 - one for each option
             window=window,
             rate=rate,
             limiter=limiter or None,
+            limiter_replicas=limiter_replicas,
+            limiter_on_unreachable=limiter_on_unreachable.value,
             grace=grace,
             allow_custom=allow_custom,
             health_host=health_host,
@@ -191,7 +223,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
     serving_health = _serving_health()
     source = source_from_url(settings.source, name=settings.name)
     async with _limit(settings, shop) as limit:
-        client = client_of(**limit)
+        client = client_of(**limit.options)
         relay = Relay(
             source,
             client,
@@ -200,6 +232,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
             window_bytes=settings.window_bytes,
             grace=settings.grace,
             allow_custom=settings.allow_custom,
+            trouble=lambda: limit.trouble,
         )
         signals: list[int] = []
         running = asyncio.create_task(_serve(relay, client, settings, serving_health))
@@ -240,11 +273,38 @@ async def _serve(relay: Relay, client: AsyncTrackingClient, settings: RelaySetti
         await serving.__aexit__(None, None, None)
 
 
+class _Limit:
+    """The limit that is the relay's own, or the shop's.
+
+    Attributes:
+        options: the client's keywords for it.
+        trouble: why it cannot be kept, in one line: nothing is sent then. None otherwise.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the client takes them
+        self.options = options
+        self.trouble: str | None = None
+
+    async def reach(self, limiter: Any) -> None:  # noqa: ANN401 - an extra
+        """Ask the limiter's Redis until it answers for the first time: what comes later is an outage."""
+        from retailrocket_async.redis import RedisUnreachableError  # noqa: PLC0415 - an extra
+
+        while True:
+            try:
+                await limiter.ping()
+            except RedisUnreachableError as error:
+                self.trouble = f"the limiter was never reached: {error}"
+                await asyncio.sleep(_PING)
+            else:
+                self.trouble = None
+                return
+
+
 @asynccontextmanager
-async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[dict[str, Any]]:
-    """Give the client's keywords for the limit that is its own, or the shop's."""
+async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
+    """Give the limit that is the relay's own, or the shop's."""
     if settings.limiter is None:
-        yield {"rate_limit": RateLimit(requests=settings.rate) if settings.rate else None}
+        yield _Limit(rate_limit=RateLimit(requests=settings.rate) if settings.rate else None)
         return
     try:
         from redis.asyncio import Redis  # noqa: PLC0415 - an extra
@@ -259,9 +319,21 @@ async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[dict[str,
     except (ValueError, TypeError):
         # Without its cause, which may quote the address.
         raise ConfigurationError("--limiter is not an address that redis-py can read") from None
+    limiter = RedisLimiter(
+        redis,
+        RateLimit(requests=settings.rate),
+        name=shop,
+        replicas=settings.limiter_replicas,
+        on_unreachable=settings.limiter_on_unreachable,
+    )
+    limit = _Limit(limiter=limiter)
+    limit.trouble = "the limiter was not reached yet"
+    reaching = asyncio.create_task(limit.reach(limiter))
     try:
-        yield {"limiter": RedisLimiter(redis, RateLimit(requests=settings.rate), name=shop)}
+        yield limit
     finally:
+        reaching.cancel()
+        await asyncio.wait({reaching})
         await redis.aclose()
 
 

@@ -41,7 +41,10 @@ def list_(
     name: RelayName = "",
     most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="The oldest N at most.")] = 100,
 ) -> None:
-    """Print the oldest dead letters, one line of JSON each: id, message, reason, time, and the envelope as it was."""
+    """Print the oldest dead letters, one line of JSON each: id, message, reason, time, and the envelope as it was.
+
+    If the envelope was shortened, as the broker could not keep all of it, its size and SHA-256 come as well.
+    """
     letters = _ask(source, name, lambda dead: dead.list_dead(most))
     for letter in letters:
         say(
@@ -52,6 +55,7 @@ def list_(
                     "reason": letter.reason,
                     "died_at": datetime.fromtimestamp(letter.died_at, UTC).isoformat(timespec="seconds"),
                     "envelope": letter.body.decode(errors="backslashreplace"),
+                    **({} if letter.size is None else {"size": letter.size, "sha256": letter.sha256}),
                 },
                 ensure_ascii=False,
             )
@@ -62,7 +66,7 @@ def list_(
 def replay(*, source: SourceUrl = "", name: RelayName = "", most: _Most = None, everything: _All = False) -> None:
     """Publish dead letters again, the oldest first, and remove each once it is published.
 
-    What made them dead letters will do so again, unless it was mended meanwhile.
+    What made them dead letters will do so again, unless it was mended meanwhile. Those that were shortened stay.
     """
     count = _how_many(most, everything)
     note(f"{_ask(source, name, lambda dead: dead.replay_dead(count)):,} dead letters published again")

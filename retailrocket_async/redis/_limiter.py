@@ -34,8 +34,9 @@ class RedisLimiter(Uncopyable):
         replicas: how many processes there are at most, 1 or more; None to go by the largest number seen in the last
             minute. Only needed while Redis is away.
         on_unreachable: what happens while Redis does not answer or refuses. ``"share"`` (default): each process sends
-            at most 0.9 × `rate_limit` / `replicas`. ``"wait"``: nothing is sent. ``"raise"``: `acquire` raises, and the
-            client tries again, as often as its retry policy says.
+            at most 0.9 × `rate_limit` / `replicas`; it sends nothing if Redis has never answered and `replicas` is
+            None, as nobody knows how many processes there are. ``"wait"``: nothing is sent. ``"raise"``: `acquire`
+            raises, and the client tries again, as often as its retry policy says.
         timeout: seconds that a command may take, connecting included, above 0; default 0.25.
 
     Raises:
@@ -72,6 +73,14 @@ class RedisLimiter(Uncopyable):
             RedisUnreachableError: with ``on_unreachable="raise"``, where Redis does not answer within `timeout`.
         """
         return await self._bind().acquire()
+
+    async def ping(self) -> None:
+        """Ask Redis whether it can be used, so that a wrong address or password is found before the first event.
+
+        Raises:
+            RedisUnreachableError: it does not answer within `timeout`, or refuses; the message names the kind of error.
+        """
+        await self._bind().ping()
 
     def pause_until(self, deadline: float) -> None:
         """Grant nothing in any process before `deadline` (loop time), nor before a later one; at most 60 s from now."""

@@ -21,7 +21,15 @@ import uuid
 from contextvars import Context
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
 
 from retailrocket_async import LocalLimiter, RetailRocketError
 from retailrocket_async.redis._absence import PROBE, Absence, share
@@ -58,6 +66,10 @@ _LONGEST: Final = 30.0
 """Seconds for which Redis counts a request that has not left yet: its process may have died."""
 
 
+_OUT_OF_ORDER: Final = (BusyLoadingError, ClusterDownError, MasterDownError, OutOfMemoryError, TryAgainError)
+"""Refusals by a Redis that is the right one, and is out of order for a while."""
+
+
 class RedisUnreachableError(RetailRocketError, ConnectionError):
     """Redis does not answer, or refuses, and the limiter was told to raise; the message names the kind of error."""
 
@@ -71,6 +83,7 @@ class Member:
     Attributes:
         generation: what tells a Redis that remembers from one that does not; None before its first answer.
         seen: processes that share the limit, the largest number of the last minute.
+        reached: whether Redis has ever answered, so that its address, user and password are right.
     """
 
     def __init__(  # noqa: PLR0913 - what the limiter was given
@@ -102,6 +115,7 @@ class Member:
         self._failure = ""
         self.generation: int | None = before.generation if before is not None else None
         self.seen: int = before.seen if before is not None else 1
+        self.reached: bool = before is not None and before.reached
         self._seen_at = self._answered_at = self._loop.time()
         self._paused_until = -math.inf
         # What Redis is to be told.
@@ -129,6 +143,15 @@ class Member:
                 self._asking.cancel()
                 self._asking = None
 
+    async def ping(self) -> None:
+        """Ask Redis whether it can be used.
+
+        Raises:
+            RedisUnreachableError: it does not answer, or refuses.
+        """
+        if await self._command(None, wanted=True) is None:
+            raise RedisUnreachableError(f"Redis does not answer: {self._failure}")
+
     async def _permit(self) -> Permit | None:
         while True:
             if (absence := self._absence) is not None and absence.own is not None:
@@ -144,7 +167,7 @@ class Member:
                 return _Permit(self, booking, own)
             if self._on_unreachable == "raise":
                 raise RedisUnreachableError(f"Redis does not answer: {self._failure}")
-            if self._on_unreachable == "wait":
+            if self._absence is None or self._absence.own is None:
                 await asyncio.sleep(PROBE)
 
     def pause_until(self, deadline: float) -> None:
@@ -245,8 +268,13 @@ class Member:
             absence.asked_at = now
             self._tell()
 
-    async def _command(self, book: int | None) -> Answer | None:
-        """Give Redis a command with all that is to be told; return None where it does not answer."""
+    async def _command(self, book: int | None, *, wanted: bool = False) -> Answer | None:
+        """Give Redis a command with all that is to be told; return None if it does not answer.
+
+        Args:
+            book: the number of the request to book for; None to book nothing.
+            wanted: whether a failure counts although nobody waits for a permit.
+        """
         loop = self._loop
         now = loop.time()
         pause = self._paused_until - now if self._untold_pause else None
@@ -269,7 +297,7 @@ class Member:
         except (RedisError, RedisClusterException, OSError) as error:
             self._untold_pause = self._untold_pause or pause is not None
             # Where nobody waits, the caller may have closed the Redis client; whoever comes next will see.
-            if book is not None or self._waiting or self._absence is not None:
+            if wanted or book is not None or self._waiting or self._absence is not None:
                 self._failed(error)
             return None
         self._answered(answer)
@@ -284,6 +312,7 @@ class Member:
 
     def _answered(self, answer: Answer) -> None:
         now = self._answered_at = self._loop.time()
+        self.reached = True
         self.generation = answer.generation
         if answer.pause > 0:
             self._paused_until = max(self._paused_until, now + answer.pause)
@@ -297,6 +326,9 @@ class Member:
     def _failed(self, error: Exception) -> None:
         now = self._loop.time()
         self._failure = _kind(error)
+        if not self.reached and isinstance(error, _OUT_OF_ORDER):
+            self.reached = True
+            self._absence = None
         if self._absence is not None:
             self._absence.failed(now)
         else:
@@ -306,7 +338,8 @@ class Member:
             _detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
     def _begin_absence(self, now: float) -> Absence:
-        if self._on_unreachable != "share":
+        if self._on_unreachable != "share" or not (self.reached or self._replicas):
+            # Of a Redis that was never reached it is not known how many processes there are.
             own = None
             does = "nothing is sent until it does"
         else:
@@ -317,7 +350,11 @@ class Member:
             own.pause_until(max(self._paused_until, now + self.rate_limit.per + self.rate_limit.jitter))
             rate = limit.requests / limit.per
             does = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
-        logger.warning("Redis does not answer (%s): %s", self._failure, does)
+        if self.reached:
+            logger.warning("Redis does not answer (%s): %s", self._failure, does)
+        else:
+            advice = "look at the limiter's address, user and password"
+            logger.error("Redis has never answered (%s): %s; %s", self._failure, does, advice)
         return Absence(now, self.rate_limit.per, own)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import os
 import ssl
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,8 @@ from retailrocket_async import ConfigurationError
 from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
-from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, start
+from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, send_each, start, stop
+from retailrocket_async.relay._letter import letter_of, may_be_replayed, next_limit, raise_first
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 from retailrocket_async.relay._watermark import Watermark
 
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
 _REBALANCE = 1.0
 """Seconds by which a fetch may outlast its wait while the group shares its partitions out anew."""
 
+_SILENCE = 5.0
+"""Seconds without a message after which the cluster is asked whether it is there, and has to answer."""
+
 _MESSAGE_ID, _REASON = "retailrocket-message-id", "retailrocket-reason"
+_SIZE, _SHA256 = "retailrocket-size", "retailrocket-sha256"
+
+_LARGEST = 1024 * 1024 - 16 * 1024
+"""Bytes of a dead letter's body at most: aiokafka's `max_request_size`, less what key, headers and batch take."""
 
 
 @attrs.frozen
@@ -99,6 +108,11 @@ class KafkaSource(Uncopyable):
         self._consumer: Any = None
         self._producer: Any = None
         self._failed = False
+        self._producer_failed = False
+        # What kept the last assignment of partitions from being understood.
+        self._unassigned: str | None = None
+        # When the cluster last answered, on the event loop's clock.
+        self._heard_at = -math.inf
         self._watermarks: dict[Any, Watermark] = {}
         self._polling = asyncio.Lock()
         self._committing = asyncio.Lock()
@@ -150,18 +164,50 @@ class KafkaSource(Uncopyable):
         if self._failed:
             await self._stop()
         if self._consumer is None:
-            self._failed = True
-            self._producer = self._cluster.producer()
-            await start(self._producer)
-            # Here, and not with the first dead letter, it must be found out that its topic does not exist.
-            async with asyncio.timeout(ANSWER):
-                await self._producer.partitions_for(self._dead_topic)
+            self._failed, self._unassigned = True, None
+            await self._ensure_producer()
             self._consumer = self._cluster.consumer(
                 self._group, session_timeout_ms=self._session, heartbeat_interval_ms=self._session // 3
             )
             await start(self._consumer)
             self._consumer.subscribe([self._topic], listener=_listener(self))
+            self._heard_at = asyncio.get_running_loop().time()
+        else:
+            await self._ensure_producer()
+            await self._ask_whether_it_is_there()
         self._failed = False
+
+    async def _ensure_producer(self) -> None:
+        """Start a producer, if there is none that works."""
+        if self._producer_failed:
+            await self._stop_producer()
+        if self._producer is not None:
+            return
+        producer = self._cluster.producer()
+        await start(producer)
+        self._producer = producer
+        # Here, and not with the first dead letter, it must be found out that its topic does not exist.
+        async with asyncio.timeout(ANSWER):
+            await producer.partitions_for(self._dead_topic)
+
+    async def _stop_producer(self) -> None:
+        producer, self._producer, self._producer_failed = self._producer, None, False
+        if producer is not None:
+            await stop(producer)
+
+    async def _ask_whether_it_is_there(self) -> None:
+        """Raise unless the cluster answers: aiokafka reconnects in the background, and tells nobody of it.
+
+        Raises:
+            ConnectionError: no broker has answered within `_SILENCE` seconds.
+        """
+        try:
+            async with asyncio.timeout(_SILENCE):
+                # With nothing to read from there is nothing else that a broker has to answer.
+                await self._member()._client.fetch_all_metadata()  # noqa: SLF001 - `topics` keeps the result
+        except (TimeoutError, aiokafka().errors.KafkaError) as error:
+            raise ConnectionError(f"no broker of {self._cluster.servers} answers") from error
+        self._heard_at = asyncio.get_running_loop().time()
 
     def _member(self) -> Any:
         """Return our consumer."""
@@ -180,12 +226,19 @@ class KafkaSource(Uncopyable):
                         while True:
                             left = max(0, int((end - clock()) * 1000))
                             found = await self._member().getmany(timeout_ms=left, max_records=most)
+                            self._check_assignment()
                             messages = [self._hand_out(record) for records in found.values() for record in records]
+                            if found:
+                                self._heard_at = clock()
+                            elif clock() >= self._heard_at + _SILENCE:
+                                break
                             if any(messages) or not found:
                                 return [message for message in messages if message is not None]
-            except Exception:
-                self._failed = True
+            except BaseException:
+                self._failed = self._failed or not _is_cancelled()
                 raise
+            if clock() >= self._heard_at + _SILENCE:
+                await self._ask_whether_it_is_there()
         return []
 
     def _hand_out(self, record: Any) -> Message | None:
@@ -211,22 +264,37 @@ class KafkaSource(Uncopyable):
         """
         open_ = [(message, reason) for message, reason in dead if self._has(message.handle)]
         if open_:
-            try:
-                async with asyncio.timeout(ANSWER):
-                    await send_all(
-                        self._producer,
-                        self._dead_topic,
-                        [
-                            (message.body, {_MESSAGE_ID: message.id.encode(), _REASON: reason.encode()})
-                            for message, reason in open_
-                        ],
-                    )
-            except Exception:
-                self._failed = True
-                raise
+            await self._keep(open_)
         for message in [*done, *(message for message, _ in open_)]:
             message.handle.watermark.settle(message.handle.offset)
         await self._commit()
+
+    async def _keep(self, dead: Sequence[tuple[Message, str]]) -> None:
+        """Publish dead letters, with bodies as long as the cluster takes."""
+        too_large = aiokafka().errors.MessageSizeTooLargeError
+        left: list[tuple[Message, str]] = list(dead)
+        limit = _LARGEST
+        while left:
+            await self._ensure_producer()
+            try:
+                async with asyncio.timeout(ANSWER):
+                    answers = await send_each(
+                        self._producer, self._dead_topic, [_letter(message, reason, limit) for message, reason in left]
+                    )
+                refused = [pair for pair, answer in zip(left, answers, strict=True) if isinstance(answer, too_large)]
+                smaller = next_limit(limit, max((len(message.body) for message, _ in refused), default=0))
+                if not refused or smaller is None:
+                    raise_first(answers)
+                # A cluster, or a topic, may take less than its client does.
+                raise_first([answer for answer in answers if not isinstance(answer, too_large)])
+            except BaseException:
+                # It leaves a gap in its numbers, and would be refused from then on.
+                self._producer_failed = True
+                raise
+            if not refused or smaller is None:
+                return
+            self._producer_failed = True
+            left, limit = refused, smaller
 
     def _has(self, place: _Place) -> bool:
         """Return whether a message is still ours, and not settled."""
@@ -251,6 +319,7 @@ class KafkaSource(Uncopyable):
                     await self._member().commit(offsets)
                 for watermark, count in counts.items():
                     watermark.committed = count
+                    watermark.was_committed = True
 
     async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - what is ours stays ours
         """Show the group that this member is alive: poll, with everything paused, unless a fetch does so anyway.
@@ -269,6 +338,7 @@ class KafkaSource(Uncopyable):
                             await consumer.getmany(timeout_ms=0)
                 finally:
                     consumer.resume(*(paused & consumer.assignment()))
+            await self._ask_whether_it_is_there()
         await self._commit()
 
     async def release(self, messages: Sequence[Message]) -> None:  # noqa: ARG002
@@ -295,13 +365,11 @@ class KafkaSource(Uncopyable):
 
     async def _stop(self) -> None:
         consumer, self._consumer = self._consumer, None
-        producer, self._producer = self._producer, None
         try:
             if consumer is not None:
-                await consumer.stop()
+                await stop(consumer)
         finally:
-            if producer is not None:
-                await producer.stop()
+            await self._stop_producer()
 
     async def assigned(self, partitions: set[Any]) -> None:
         """Forget the partitions that were lost, and go on in the others without reading anything twice.
@@ -319,13 +387,25 @@ class KafkaSource(Uncopyable):
             committed = await self._cluster.committed(self._group, partitions)
             for partition, (offset, note) in committed.items():
                 watermark = self._watermarks.get(partition)
-                if watermark is not None and offset <= watermark.position:
+                if watermark is not None and offset < 0 and watermark.was_committed:
+                    # The topic, or the group, was removed and made anew: what is there is read from the beginning.
+                    del self._watermarks[partition]
+                elif watermark is not None and offset <= watermark.position:
                     consumer.seek(partition, watermark.position)
                 elif offset >= 0:
                     # New; or another relay had it meanwhile, and has come further.
-                    self._watermarks[partition] = Watermark(offset, note)
+                    self._watermarks[partition] = Watermark(offset, note, was_committed=True)
         finally:
             consumer.resume(*(partitions & consumer.assignment()))
+
+    def _check_assignment(self) -> None:
+        if self._unassigned is not None:
+            # Where to go on is not known: what was found may be in hand, or settled.
+            raise ConnectionError(f"the committed offsets cannot be read: {self._unassigned}")
+
+    def not_assigned(self, error: BaseException) -> None:
+        """Have the next fetch fail, since it is not known where to go on in the partitions."""
+        self._unassigned = f"{type(error).__name__}: {error}"
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""
@@ -333,12 +413,23 @@ class KafkaSource(Uncopyable):
             return letters
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, each published before it is passed over; return how many."""
+        """Publish the oldest dead letters again, each published before it is passed over; return how many.
+
+        Those that were shortened are written to the end of their own topic, where they stay dead letters.
+        """
         async with self._oldest_dead(most) as (letters, commit):
+            whole: list[tuple[bytes, dict[str, bytes]]] = [
+                (letter.body, {}) for letter in letters if may_be_replayed(letter)
+            ]
             async with asyncio.timeout(ANSWER):
-                await send_all(self._producer, self._topic, [(letter.body, {}) for letter in letters])
+                await send_all(self._producer, self._topic, whole)
+                await send_all(
+                    self._producer,
+                    self._dead_topic,
+                    [(letter.body, _headers(letter)) for letter in letters if not may_be_replayed(letter)],
+                )
             await commit()
-            return len(letters)
+            return len(whole)
 
     async def purge_dead(self, most: int) -> int:
         """Pass over the oldest dead letters for good; return how many."""
@@ -350,6 +441,7 @@ class KafkaSource(Uncopyable):
     async def _oldest_dead(self, most: int) -> AsyncGenerator[tuple[list[DeadLetter], Any]]:
         """Give the oldest dead letters, and what commits that they were seen to."""
         kafka = aiokafka()
+        await self._ensure_producer()
         consumer = self._cluster.consumer(f"{self._group}-dead")
         await start(consumer)
         try:
@@ -369,7 +461,7 @@ class KafkaSource(Uncopyable):
 
             yield [_dead_letter(record) for record in records], commit
         finally:
-            await consumer.stop()
+            await stop(consumer)
 
 
 class KafkaTopic(Uncopyable):
@@ -412,7 +504,7 @@ class KafkaTopic(Uncopyable):
     async def __aexit__(self, *_: object) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            await stop(producer)
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
         """Publish envelopes, each visitor's in order; return when all replicas in sync have them."""
@@ -429,9 +521,21 @@ def _listener(source: KafkaSource) -> Any:
             """Nothing: before new ones are assigned it is not known which are lost."""
 
         async def on_partitions_assigned(self, assigned: set[Any]) -> None:
-            await source.assigned(assigned)
+            try:
+                await source.assigned(assigned)
+            except BaseException as error:
+                if _is_cancelled():
+                    raise
+                # It would end the library's task that keeps this member in the group, and nothing would come any more.
+                source.not_assigned(error)
 
     return Listener()
+
+
+def _is_cancelled() -> bool:
+    """Return whether the running task was cancelled, and not a call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
@@ -444,6 +548,25 @@ async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
     return found
 
 
+def _letter(message: Message, reason: str, limit: int) -> tuple[bytes, dict[str, bytes]]:
+    """Return the value and the headers of a dead letter whose body has `limit` bytes at most."""
+    letter = letter_of(message, limit)
+    headers = {_MESSAGE_ID: message.id.encode(), _REASON: reason.encode(errors="replace")}
+    if letter.size is not None:
+        headers |= {_SIZE: b"%d" % letter.size, _SHA256: letter.sha256.encode()}
+    return letter.body, headers
+
+
+def _headers(letter: DeadLetter) -> dict[str, bytes]:
+    """Return the headers of a shortened dead letter that is written once more."""
+    return {
+        _MESSAGE_ID: letter.message_id.encode(),
+        _REASON: letter.reason.encode(),
+        _SIZE: b"%d" % (letter.size or 0),
+        _SHA256: letter.sha256.encode(),
+    }
+
+
 def _dead_letter(record: Any) -> DeadLetter:
     headers: dict[str, bytes] = dict(record.headers)
     return DeadLetter(
@@ -452,4 +575,6 @@ def _dead_letter(record: Any) -> DeadLetter:
         body=record.value or b"",
         reason=headers.get(_REASON, b"").decode(errors="replace"),
         died_at=record.timestamp / 1000,
+        size=int(headers[_SIZE]) if _SIZE in headers else None,
+        sha256=headers.get(_SHA256, b"").decode(errors="replace"),
     )

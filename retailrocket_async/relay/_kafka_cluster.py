@@ -11,6 +11,7 @@ import orjson
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._setting_text import check_texts
+from retailrocket_async.relay._letter import raise_first
 
 if TYPE_CHECKING:
     import ssl
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ANSWER = 10.0
 """Seconds within which the cluster must confirm what it is told."""
+
+_LONGEST_KEY = 1024
+"""Bytes of a message's key at most: it counts in the message's size. No event has a longer `sessionExternalId`."""
 
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
@@ -124,14 +128,33 @@ async def start(client: Any) -> None:
         raise
 
 
+async def stop(client: Any) -> None:
+    """Stop a client, and leave no connection behind."""
+    # In a task of its own: aiokafka may raise its own tasks' CancelledError before it has closed its connections.
+    stopping = asyncio.ensure_future(client.stop())
+    try:
+        await asyncio.wait({stopping})
+    finally:
+        stopping.cancel()
+    if stopping.cancelled():
+        await client._client.close()  # noqa: SLF001 - `stop` does nothing the second time
+    else:
+        stopping.result()
+
+
 async def send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> None:
-    """Publish messages in order, and return when all are confirmed."""
+    """Publish messages in order, and return when all are confirmed; raise the first failure."""
+    raise_first(await send_each(producer, topic, messages))
+
+
+async def send_each(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> list[Any]:
+    """Publish messages in order; return what the cluster answered to each, or the failure."""
     sent: list[Any] = []
     for body, headers in messages:
         future = await producer.send(topic, body, key=_visitor(body), headers=list(headers.items()))
         future.add_done_callback(_seen)
         sent.append(future)
-    await asyncio.gather(*sent)
+    return await asyncio.gather(*sent, return_exceptions=True)
 
 
 def _seen(sent: asyncio.Future[Any]) -> None:
@@ -141,10 +164,11 @@ def _seen(sent: asyncio.Future[Any]) -> None:
 
 
 def _visitor(envelope: bytes) -> bytes | None:
-    """Return whose event it is; None where that cannot be told, which is for the relay to judge."""
+    """Return the visitor of an envelope's event; None if there is none, which is for the relay to judge."""
     try:
         [event] = orjson.loads(envelope).values()
-        return str(event["sessionExternalId"]).encode()
+        key = str(event["sessionExternalId"]).encode()
+        return key if len(key) <= _LONGEST_KEY else None
     except (ValueError, AttributeError, TypeError, KeyError, UnicodeError):
         return None
 

@@ -13,6 +13,7 @@ from retailrocket_async import ConfigurationError
 from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
+from retailrocket_async.relay._letter import letter_of, may_be_replayed, next_limit, raise_first
 from retailrocket_async.relay._nats_servers import ANSWER, NatsServers, publish_all
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
@@ -30,13 +31,26 @@ _GAP = 0.02
 _DUPLICATES = 3600.0
 """Seconds for which the dead-letter stream knows a message again that comes twice."""
 
+_CHUNK = 500
+"""Dead letters that are published again at once."""
+
 _REMEMBERED = 20_000
 """Settled messages that are known again, should the server hand them out once more."""
+
+_HEADERS = 4096
+"""Bytes that the headers of a dead letter take at most."""
+
+_LONGEST_REASON = 2000
+"""Letters of a dead letter's reason at most, once it is ASCII."""
 
 _ACK, _NAK, _PROGRESS, _TERM = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
 _EXPIRED = "408"
 _ABSENT = "404"
 _MESSAGE_ID, _REASON, _DEDUPLICATE = "Retailrocket-Message-Id", "Retailrocket-Reason", "Nats-Msg-Id"
+_SIZE, _SHA256 = "Retailrocket-Size", "Retailrocket-Sha256"
+
+_TOO_LARGE = 10054
+"""JetStream's code for a message larger than its stream takes."""
 
 
 class _Place(NamedTuple):
@@ -296,22 +310,59 @@ class NatsSource(Uncopyable):
             del self._settled[next(iter(self._settled))]
 
     async def _bury(self, dead: Sequence[tuple[Message, str]]) -> None:
-        # One that comes twice, since the relay died between the copy and the answer, is known by its number.
-        await publish_all(
-            self._jetstream(),
-            self._dead,
-            [
-                (
-                    message.body,
-                    {
-                        _DEDUPLICATE: f"{self._stream}:{message.id}",
-                        _MESSAGE_ID: message.id,
-                        _REASON: reason.encode("ascii", "backslashreplace").decode(),
-                    },
-                )
-                for message, reason in dead
-            ],
-        )
+        left, limit = list(dead), self._connected().max_payload - _HEADERS
+        while left:
+            letters = [self._letter(message, reason, limit) for message, reason in left]
+            answers = await publish_all(self._jetstream(), self._dead, letters)
+            refused = [pair for pair, answer in zip(left, answers, strict=True) if _is_too_large(answer)]
+            smaller = next_limit(limit, max((len(message.body) for message, _ in refused), default=0))
+            # The stream may take less than the server does.
+            raise_first(answers if smaller is None else [each for each in answers if not _is_too_large(each)])
+            for letter, answer in zip(letters, answers, strict=True):
+                if getattr(answer, "duplicate", False):
+                    await self._keep_again(answer.seq, *letter)
+            left, limit = ([], 0) if smaller is None else (refused, smaller)
+
+    async def _keep_again(self, number: int, body: bytes, headers: dict[str, str]) -> None:
+        """Publish a dead letter that the server took for a duplicate, unless the first one is still there.
+
+        It may have been removed meanwhile, by a replay or a purge.
+        """
+        if not await self._is_kept(number, headers[_DEDUPLICATE]):
+            rest = {name: value for name, value in headers.items() if name != _DEDUPLICATE}
+            raise_first(await publish_all(self._jetstream(), self._dead, [(body, rest)]))
+
+    def _letter_id(self, message: Message) -> str:
+        """Return what a dead letter is known by, should it be published twice.
+
+        With the moment of publication, as numbers begin again if a stream is removed and made anew; and with the
+        consumer, as several may read one stream.
+        """
+        moment = round((message.published_at or 0.0) * 1_000_000)
+        return f"{self._stream}:{self._durable}:{message.id}:{moment}"
+
+    def _letter(self, message: Message, reason: str, limit: int) -> tuple[bytes, dict[str, str]]:
+        """Return a dead letter whose body has `limit` bytes at most, and its headers."""
+        headers = {
+            _DEDUPLICATE: self._letter_id(message),
+            _MESSAGE_ID: message.id,
+            _REASON: reason.encode("ascii", "backslashreplace").decode()[:_LONGEST_REASON],
+        }
+        letter = letter_of(message, limit)
+        if letter.size is not None:
+            headers |= {_SIZE: f"{letter.size}", _SHA256: letter.sha256}
+        return letter.body, headers
+
+    async def _is_kept(self, number: int, letter_id: str) -> bool:
+        """Return whether the dead letters' stream has this letter at this place."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        try:
+            found = await self._jetstream().get_msg(self._dead, seq=number)
+        except NotFoundError:
+            return False
+        headers: dict[str, str] = found.headers or {}
+        return headers.get(_DEDUPLICATE) == letter_id
 
     async def extend(self, messages: Sequence[Message]) -> None:
         """Tell the server that they are being worked on, those included that have arrived and wait to be fetched."""
@@ -351,11 +402,15 @@ class NatsSource(Uncopyable):
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most; one request each."""
+        return await self._dead_after(0, most)
+
+    async def _dead_after(self, number: int, most: int) -> list[DeadLetter]:
+        """Return the oldest dead letters after a number, `most` at most."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         stream = self._jetstream()
         letters: list[DeadLetter] = []
-        number = 1
+        number += 1
         with suppress(NotFoundError):
             while len(letters) < most:
                 found = await stream.get_msg(self._dead, seq=number, subject=self._dead, next=True)
@@ -367,26 +422,48 @@ class NatsSource(Uncopyable):
                         body=found.data or b"",
                         reason=headers.get(_REASON, ""),
                         died_at=found.time.timestamp(),
+                        size=int(headers[_SIZE]) if _SIZE in headers else None,
+                        sha256=headers.get(_SHA256, ""),
                     )
                 )
                 number = found.seq + 1
         return letters
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again; one that was published and not removed is not published twice."""
-        letters = await self.list_dead(most)
-        again = [(letter.body, {_DEDUPLICATE: f"{self._dead}:{letter.id}"}) for letter in letters]
-        await publish_all(self._jetstream(), self._subject, again)
-        return await self._remove(letters)
+        """Publish the oldest dead letters again; one that was published and not removed is not published twice.
+
+        Those that were shortened stay.
+        """
+        count = number = 0
+        oldest = True
+        while letters := await self._dead_after(number, min(_CHUNK, most - count)):
+            number = int(letters[-1].id)
+            whole = [letter for letter in letters if may_be_replayed(letter)]
+            again = [(letter.body, {_DEDUPLICATE: self._replay_id(letter)}) for letter in whole]
+            raise_first(await publish_all(self._jetstream(), self._subject, again))
+            oldest = oldest and len(whole) == len(letters)
+            await self._remove(whole, oldest=oldest)
+            count += len(whole)
+        return count
+
+    def _replay_id(self, letter: DeadLetter) -> str:
+        """Return what a replayed letter is known by; numbers begin again if the dead letters' stream is made anew."""
+        return f"{self._dead}:{letter.id}:{round(letter.died_at * 1_000_000)}"
 
     async def purge_dead(self, most: int) -> int:
         """Remove the oldest dead letters for good; return how many."""
-        return await self._remove(await self.list_dead(most))
-
-    async def _remove(self, letters: Sequence[DeadLetter]) -> int:
-        if letters:
-            await self._jetstream().purge_stream(self._dead, seq=int(letters[-1].id) + 1)
+        letters = await self.list_dead(most)
+        await self._remove(letters, oldest=True)
         return len(letters)
+
+    async def _remove(self, letters: Sequence[DeadLetter], *, oldest: bool) -> None:
+        """Remove dead letters: in one request if they are the `oldest` that there are, or else one by one."""
+        stream = self._jetstream()
+        if letters and oldest:
+            await stream.purge_stream(self._dead, seq=int(letters[-1].id) + 1)
+            return
+        for letter in letters:
+            await stream.delete_msg(self._dead, int(letter.id))
 
     def _connected(self) -> Client:
         if self._connection is None or not self._connection.is_connected:
@@ -443,7 +520,14 @@ class NatsSubject(Uncopyable):
         if self._connection is None:
             raise RuntimeError("a NatsSubject publishes inside `async with`")
         stream = cast("Any", self._connection).jetstream(timeout=ANSWER)
-        await publish_all(stream, self._subject, [(envelope, {}) for envelope in envelopes])
+        raise_first(await publish_all(stream, self._subject, [(envelope, {}) for envelope in envelopes]))
+
+
+def _is_too_large(answer: Any) -> bool:
+    """Return whether a letter was refused for its size."""
+    from nats.errors import MaxPayloadError  # noqa: PLC0415
+
+    return isinstance(answer, MaxPayloadError) or getattr(answer, "err_code", None) == _TOO_LARGE
 
 
 async def _tell(connection: Client, answers: Iterable[tuple[str, bytes]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -12,6 +13,7 @@ import attrs
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import installed
 from retailrocket_async._setting_text import check_texts
+from retailrocket_async.relay._library_call import answer_of
 
 if TYPE_CHECKING:
     import ssl
@@ -92,8 +94,9 @@ class NatsServers:
 
         connection = Connection()
         try:
-            async with asyncio.timeout(ANSWER):
-                await connection.connect(
+            # It may swallow the cancellation by a time-out, and try to connect for ever.
+            await answer_of(
+                connection.connect(
                     list(self.urls),
                     name=self.name,
                     user=self.user,
@@ -104,29 +107,31 @@ class NatsServers:
                     error_cb=fail,
                     disconnected_cb=disconnected,
                     reconnected_cb=reconnected,
-                )
+                ),
+                ANSWER,
+            )
         except BaseException as error:
             reason = _brief(connection.last_error or error)
-            await connection.close()
+            with suppress(Exception):
+                await answer_of(connection.close(), ANSWER)
             if isinstance(error, TimeoutError):
                 raise ConnectionError(f"NATS at {', '.join(self.urls)} cannot be reached: {reason}") from None
             raise
         return connection
 
 
-async def publish_all(stream: Any, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]) -> None:
-    """Publish messages in order, a few hundred at a time, and raise the first failure after all have an answer."""
+async def publish_all(stream: Any, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]) -> list[Any]:
+    """Publish messages in order, a few hundred at a time; return what the server answered to each, or the failure."""
+    answers: list[Any] = []
     for start in range(0, len(messages), 500):
-        outcomes = await asyncio.gather(
+        answers += await asyncio.gather(
             *(
                 stream.publish(subject, body, headers=headers or None)
                 for body, headers in messages[start : start + 500]
             ),
             return_exceptions=True,
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+    return answers
 
 
 def _brief(error: BaseException) -> str:

@@ -19,12 +19,14 @@ from retailrocket_async._extras import needing
 from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
+from retailrocket_async.relay._letter import letter_of, may_be_replayed
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
 with needing("redis"):
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
     from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ _Entry: TypeAlias = "Sequence[Any]"
 
 _CHUNK = 500
 """Entries in one command, which holds up the server for a millisecond or two."""
+
+_CHUNK_BYTES = 8 * 1024 * 1024
+"""Bytes of dead letters in one command, beyond the first letter: the server holds a command in memory as a whole."""
+
+_SURE = 512 * 1024
+"""Bytes of a body that every Redis takes: `proto-max-bulk-len` is 1 MiB at least."""
 
 _FIRST_MOMENT = 10**12
 """Milliseconds since the epoch; an id below that was not made by the server's clock."""
@@ -61,16 +69,32 @@ redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
 if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], unpack(ids)) end
 """
 
-# Who acknowledges an entry keeps it: so it is kept once, though it be settled twice, or by two relays.
+# Redis does not roll a script back: first the letter is added, then the entry is acknowledged. An entry that is pending
+# no more was kept before, by this relay or by another. If it cannot be acknowledged, the next attempt adds the letter.
 _BURY = """
-for i = 4, #ARGV, 3 do
-  if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
-    redis.call('XADD', KEYS[2], '*', 'envelope', ARGV[i + 1], 'reason', ARGV[i + 2],
-      'message_id', ARGV[i], 'died_at', ARGV[3])
+local pending = {}
+for i = 4, #ARGV, 5 do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], '1') == 1 then
+    local letter = {'XADD', KEYS[2], '*', 'envelope', ARGV[i + 1], 'reason', ARGV[i + 2],
+      'message_id', ARGV[i], 'died_at', ARGV[3]}
+    if ARGV[i + 3] ~= '' then
+      for _, part in ipairs({'size', ARGV[i + 3], 'sha256', ARGV[i + 4]}) do letter[#letter + 1] = part end
+    end
+    local id = redis.call(unpack(letter))
+    local acknowledged = redis.pcall('XACK', KEYS[1], ARGV[1], ARGV[i])
+    if type(acknowledged) == 'table' and acknowledged.err then
+      redis.pcall('XDEL', KEYS[2], id)
+      return acknowledged
+    end
   end
   if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], ARGV[i]) end
 end
 """
+
+_NO_CLUSTER = (
+    "a relay does not read from a Redis Cluster, nor from one of its nodes: keep the stream on a Redis of its own, "
+    "with Sentinel if it has to survive its host"
+)
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -92,6 +116,7 @@ class RedisStream(Uncopyable):
 
     def __init__(self, redis: Redis, stream: str, *, max_len: int | None = None) -> None:
         _check_names(stream=stream)
+        _check_client(redis)
         if max_len is not None and (type(max_len) is not int or max_len < 1):
             raise ConfigurationError(f"max_len must be None or an int of 1 or more, not {max_len!r}")
         self._redis = cast("Any", redis)
@@ -111,14 +136,14 @@ class RedisStreamSource(Uncopyable):
     An entry's field `envelope` is its message, or else its field `data`; an entry with neither becomes a dead letter.
 
     Args:
-        redis: a client of redis-py's asyncio side, with ``decode_responses=False``; closed by `aclose`.
+        redis: a client of redis-py's asyncio side for one server, or for Sentinel's master, with
+            ``decode_responses=False``; closed by `aclose`. A Redis Cluster is refused.
         stream: the stream's key.
         group: the consumer group; created where it is missing, at the stream's beginning.
         name: the relay's consumer name. What it had in its hands when it ended it finds again under the same name, at
             once; another relay, or a new name, has to wait for `lease`. So the name must outlive the process; and two
             relays that run at once must have different names, or each takes the other's entries for its own.
-        dead: the key of the stream of dead letters; default the stream's with ``:dead`` behind it. On a cluster both
-            must be in one slot, e.g. ``{shop}:events``.
+        dead: the key of the stream of dead letters; default the stream's with ``:dead`` behind it.
         lease: seconds, 0.1 or more, that an entry may be idle before another relay may claim it; default 60.
         delete_settled: delete entries from the stream with their acknowledgement; default False: they stay until
             somebody trims the stream, as other groups may have to read them. With one group alone say True.
@@ -140,6 +165,7 @@ class RedisStreamSource(Uncopyable):
     ) -> None:
         dead = f"{stream}:dead" if dead is None else dead
         _check_names(stream=stream, group=group, name=name, dead=dead)
+        _check_client(redis)
         if dead == stream:
             raise ConfigurationError("dead must be another key than stream")
         if type(lease) not in (int, float) or not 0.1 <= lease < math.inf:
@@ -206,15 +232,45 @@ class RedisStreamSource(Uncopyable):
         )
 
     async def open(self) -> None:
-        """Create the group where it is missing; from then on read what is pending first."""
+        """Create the group if it is missing; from then on read what is pending first.
+
+        Raises:
+            ConfigurationError: the stream's key holds something else, or the server is a node of a cluster.
+        """
+        await self._refuse_cluster()
         try:
-            await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+            # A server at its memory limit refuses to create a group, also one that is there.
+            if not await self._has_group():
+                await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):
                 raise ConfigurationError(f"the key {self._stream!r} holds no stream") from None
             if not str(error).startswith("BUSYGROUP"):
                 raise
         self._own, self._others, self._claim_at = b"0-0", b"0-0", -math.inf
+
+    async def _refuse_cluster(self) -> None:
+        try:
+            answer: Any = await self._raw.execute_command("HELLO")
+        except ResponseError:
+            # A proxy, or a service that knows no HELLO: it looks like one server.
+            return
+        # A map, or with the older protocol names and values in turn.
+        about: dict[bytes, Any] = (
+            answer if hasattr(answer, "items") else dict(zip(answer[::2], answer[1::2], strict=False))
+        )
+        if about.get(b"mode") == b"cluster":
+            raise ConfigurationError(_NO_CLUSTER)
+
+    async def _has_group(self) -> bool:
+        try:
+            groups = await self._redis.xinfo_groups(self._stream)
+        except ResponseError as error:
+            if str(error).startswith("WRONGTYPE"):
+                raise
+            # There is no such key; or this user may not ask.
+            return False
+        return any(group["name"] == self._group.encode() for group in groups)
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages: own ones of an earlier life, others' whose lease is over, new ones."""
@@ -238,12 +294,37 @@ class RedisStreamSource(Uncopyable):
         for chunk in _chunks([message.handle for message in done]):
             await self._settle(keys=[self._stream], args=[self._group, delete, b" ".join(chunk)])
             self._out.difference_update(chunk)
-        for some in _chunks(dead):
-            letters = [part for message, reason in some for part in (message.handle, message.body, reason)]
-            await self._bury(
-                keys=[self._stream, self._dead_stream], args=[self._group, delete, f"{time.time():.3f}", *letters]
-            )
+        for some in _by_size(dead):
+            await self._keep(some)
             self._out.difference_update(message.handle for message, _ in some)
+
+    async def _keep(self, dead: Sequence[tuple[Message, str]]) -> None:
+        """Keep the dead in their stream and acknowledge them, with bodies as long as the server takes."""
+        longest = max(len(message.body) for message, _ in dead)
+        # A server whose `proto-max-bulk-len` was lowered refuses a body that it once took, and disconnects; which the
+        # next command may be the first to see.
+        tries = [longest, _SURE, _SURE] if longest > _SURE else [longest]
+        for left, limit in zip(reversed(range(len(tries))), tries, strict=True):
+            try:
+                await self._keep_at_most(dead, limit)
+            except (RedisConnectionError, ResponseError) as error:
+                refused = isinstance(error, RedisConnectionError) or str(error).startswith("Protocol error")
+                if not refused or not left:
+                    raise
+            else:
+                return
+
+    async def _keep_at_most(self, dead: Sequence[tuple[Message, str]], limit: int) -> None:
+        """Keep the dead and acknowledge them; of each body `limit` bytes at most."""
+        letters: list[Any] = []
+        for message, reason in dead:
+            letter = letter_of(message, limit)
+            size = "" if letter.size is None else letter.size
+            letters += [message.handle, letter.body, reason, size, letter.sha256]
+        await self._bury(
+            keys=[self._stream, self._dead_stream],
+            args=[self._group, int(self._delete), f"{time.time():.3f}", *letters],
+        )
 
     async def extend(self, messages: Sequence[Message]) -> None:
         """Reset the idle time of what is still this relay's."""
@@ -269,9 +350,13 @@ class RedisStreamSource(Uncopyable):
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""
+        return await self._dead_after("-", most)
+
+    async def _dead_after(self, start: str, most: int) -> list[DeadLetter]:
+        """Return the oldest dead letters from an id on, `most` at most."""
         entries: list[tuple[bytes, Mapping[bytes, bytes]]] = []
         if most > 0:
-            entries = await self._redis.xrange(self._dead_stream, count=most)
+            entries = await self._redis.xrange(self._dead_stream, min=start, count=most)
         return [
             DeadLetter(
                 id=id_.decode(),
@@ -279,20 +364,28 @@ class RedisStreamSource(Uncopyable):
                 body=fields.get(b"envelope", b""),
                 reason=fields.get(b"reason", b"").decode(errors="replace"),
                 died_at=float(fields.get(b"died_at", b"0")),
+                size=int(fields[b"size"]) if b"size" in fields else None,
+                sha256=fields.get(b"sha256", b"").decode(errors="replace"),
             )
             for id_, fields in entries
         ]
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them, in one step; return how many."""
-        count = 0
-        while letters := await self.list_dead(min(_CHUNK, most - count)):
-            async with self._redis.pipeline(transaction=True) as pipe:
-                for letter in letters:
-                    pipe.xadd(self._stream, {"envelope": letter.body})
-                pipe.xdel(self._dead_stream, *(letter.id for letter in letters))
-                await pipe.execute()
-            count += len(letters)
+        """Publish the oldest dead letters again and remove them, in one step; return how many.
+
+        Those that were shortened stay.
+        """
+        count, start = 0, "-"
+        while letters := await self._dead_after(start, min(_CHUNK, most - count)):
+            start = f"({letters[-1].id}"
+            whole = [letter for letter in letters if may_be_replayed(letter)]
+            if whole:
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    for letter in whole:
+                        pipe.xadd(self._stream, {"envelope": letter.body})
+                    pipe.xdel(self._dead_stream, *(letter.id for letter in whole))
+                    await pipe.execute()
+                count += len(whole)
         return count
 
     async def purge_dead(self, most: int) -> int:
@@ -387,6 +480,27 @@ def _shown(value: bytes) -> str:
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+
+
+def _by_size(dead: Sequence[tuple[Message, str]]) -> Iterator[Sequence[tuple[Message, str]]]:
+    """Yield dead messages in order, as many at once as fit one command."""
+    some: list[tuple[Message, str]] = []
+    size = 0
+    for message, reason in dead:
+        if some and (len(some) == _CHUNK or size + len(message.body) > _CHUNK_BYTES):
+            yield some
+            some, size = [], 0
+        some.append((message, reason))
+        size += len(message.body)
+    if some:
+        yield some
+
+
+def _check_client(redis: object) -> None:
+    if isinstance(redis, RedisCluster):
+        raise ConfigurationError(_NO_CLUSTER)
+    if not isinstance(redis, Redis):
+        raise ConfigurationError(f"redis must be a redis.asyncio.Redis, not {type(redis).__name__}")
 
 
 def _check_names(**names: object) -> None:

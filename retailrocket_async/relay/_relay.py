@@ -41,7 +41,7 @@ from retailrocket_async.relay._link import Link
 from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from retailrocket_async import AsyncTrackingClient, Outcome, Receipt, View
     from retailrocket_async.relay._source import Lag, Message, Source
@@ -72,6 +72,9 @@ _BREATH = 500
 _HEARTBEAT = 20.0
 """Seconds between two signs of life to a broker that knows no leases."""
 
+_REASON = 500
+"""Letters of a dead letter's reason at most: it may quote what a message holds."""
+
 _LAST_WORDS = 5.0
 """Seconds for the last settling, and again for the parting from the broker, after the grace; so that with its default
 the end comes within the 30 s that process managers commonly give, but for a broker that fails just then."""
@@ -96,6 +99,8 @@ class Relay(Uncopyable):
             beyond it.
         grace: seconds, 0 or more, that what was fetched has to be delivered once `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: they become dead letters.
+        trouble: asked by `unready` for one more reason why nothing can be delivered, in one line, e.g. that a limiter
+            was never reached; default None: there is none. It must not block, nor raise.
 
     Raises:
         ConfigurationError: a value out of range.
@@ -111,6 +116,7 @@ class Relay(Uncopyable):
         window_bytes: int = WINDOW_BYTES,
         grace: float = GRACE,
         allow_custom: bool = False,
+        trouble: Callable[[], str | None] | None = None,
     ) -> None:
         for name, value, least in (("batch", batch, 1), ("window", window, batch), ("window_bytes", window_bytes, 1)):
             if type(value) is not int or value < least:
@@ -124,6 +130,7 @@ class Relay(Uncopyable):
         self._window_bytes = window_bytes
         self._grace = grace
         self._allow_custom = allow_custom
+        self._other_trouble = trouble
         self._codec = Codec()
         self._held: deque[Message] = deque()
         self._open: list[tuple[Message, Receipt]] = []
@@ -170,6 +177,7 @@ class Relay(Uncopyable):
             finally:
                 for task in (working, keeping, stopped):
                     task.cancel()
+                await asyncio.wait({working, keeping, stopped}, timeout=_LAST_WORDS)
         if working.done() and not working.cancelled():
             working.result()
         unsettled = len(self._done) + len(self._dead)
@@ -190,10 +198,10 @@ class Relay(Uncopyable):
         if self._stopping.is_set():
             return "stopping"
         if (trouble := self._link.trouble) is not None:
-            return f"the broker is not connected: {trouble}"
+            return trouble
         if self._client.stats().state == "halted":
             return "sending is halted: the log says what to correct"
-        return None
+        return None if self._other_trouble is None else self._other_trouble()
 
     def stats(self) -> RelayStats:
         """Return a snapshot of the counters; never blocks."""
@@ -225,6 +233,8 @@ class Relay(Uncopyable):
                 await self._track()
             elif self._open and not self._may_fetch():
                 await self._wait_for_outcomes()
+            elif self._dead and not self._may_fetch():
+                await self._sleep(_BUSY)
 
     async def _ask_broker(self) -> bool:
         """Connect, settle and fetch, as far as there is reason to; return whether the broker did as it was told."""
@@ -352,18 +362,26 @@ class Relay(Uncopyable):
             self._counts[fate.kind] += 1
 
     def _bury(self, message: Message, why: str, reason: str) -> None:
-        self._dead.append((message, " ".join(reason.split())))
+        self._dead.append((message, " ".join(reason.split())[:_REASON]))
         self._dead_by[why] += 1
 
-    async def _settle(self) -> bool:
-        """Settle what has its outcome; return whether nothing is left to settle."""
-        if not self._done and not self._dead:
+    async def _settle(self, *, at_once: bool = False) -> bool:
+        """Settle what has its outcome; return whether the broker may be asked for more.
+
+        Dead letters that cannot be kept stay here, and count in the window. What is behind them is delivered meanwhile.
+        """
+        if not self._done:
             self._link.unneeded("settle")
-            return True
-        if not await self._link.settle(self._done, self._dead):
+        elif await self._link.settle(self._done, []):
+            self._bytes -= _size(self._done)
+            self._done = []
+        else:
             return False
-        self._bytes -= _size(self._done) + _size(self._buried())
-        self._done, self._dead = [], []
+        if not self._dead:
+            self._link.unneeded("bury")
+        elif await self._link.bury(self._dead, at_once=at_once):
+            self._bytes -= _size(self._buried())
+            self._dead = []
         return True
 
     async def _wait_for_outcomes(self) -> None:
@@ -409,7 +427,7 @@ class Relay(Uncopyable):
         if self._link.open:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
-                    await self._settle()
+                    await self._settle(at_once=True)
         rest = [*self._held]
         if self._link.open and await self._link.release(rest, _LAST_WORDS):
             self._held.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from typing import Literal
 
 import attrs
 
@@ -30,6 +31,10 @@ class RelaySettings:
         rate: requests a second, 0 or more; default 50. 0 lifts the limit.
         limiter: address of a Redis in which all processes of the shop share the limit; default None: `rate` is this
             process's own.
+        limiter_replicas: processes that share the limit at most, 1 or more, for the time in which that Redis does not
+            answer; default None: the largest number seen in the last minute.
+        limiter_on_unreachable: what happens in that time: ``"share"`` (default), ``"wait"`` or ``"raise"``, as
+            `RedisLimiter` takes it.
         grace: seconds that what was fetched has to be delivered at the end, 0 or more; default 25.
         allow_custom: deliver events of unknown names, too; default False.
         health_host: address on which health and metrics are served; default ``"127.0.0.1"``.
@@ -46,6 +51,8 @@ class RelaySettings:
     window_bytes: int = WINDOW_BYTES
     rate: int = 50
     limiter: str | None = attrs.field(default=None, repr=False)
+    limiter_replicas: int | None = None
+    limiter_on_unreachable: Literal["share", "wait", "raise"] = "share"
     grace: float = GRACE
     allow_custom: bool = False
     health_host: str = "127.0.0.1"
@@ -54,10 +61,7 @@ class RelaySettings:
     def __attrs_post_init__(self) -> None:
         check_texts(source=self.source, health_host=self.health_host)
         check_texts(name=self.name, spaces=True)
-        if self.limiter is not None:
-            check_texts(limiter=self.limiter)
-        if self.limiter is not None and "://" not in self.limiter:
-            raise ConfigurationError("limiter must be None or the address of a Redis, e.g. redis://redis:6379/0")
+        self._check_limiter()
         for name, least in (("batch", 1), ("window", self.batch), ("window_bytes", 1), ("rate", 0), ("health_port", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -66,6 +70,19 @@ class RelaySettings:
             raise ConfigurationError(f"health_port must be a port, at most 65535, not {self.health_port!r}")
         if type(self.grace) not in (int, float) or not 0 <= self.grace < math.inf:
             raise ConfigurationError(f"grace must be a number of seconds, 0 or more, not {self.grace!r}")
+
+    def _check_limiter(self) -> None:
+        if self.limiter is not None:
+            check_texts(limiter=self.limiter)
+        if self.limiter is not None and "://" not in self.limiter:
+            raise ConfigurationError("limiter must be None or the address of a Redis, e.g. redis://redis:6379/0")
+        replicas, does = self.limiter_replicas, self.limiter_on_unreachable
+        if replicas is not None and (type(replicas) is not int or replicas < 1):
+            raise ConfigurationError(f"limiter_replicas must be None or an int of 1 or more, not {replicas!r}")
+        if does not in ("share", "wait", "raise"):
+            raise ConfigurationError(f"limiter_on_unreachable must be 'share', 'wait' or 'raise', not {does!r}")
+        if self.limiter is None and (replicas is not None or does != "share"):
+            raise ConfigurationError("limiter_replicas and limiter_on_unreachable need a limiter")
 
     @property
     def buffer(self) -> Buffer:

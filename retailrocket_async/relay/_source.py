@@ -42,9 +42,11 @@ class DeadLetter:
     Attributes:
         id: what the dead-letter store calls it.
         message_id: what the broker called the message.
-        body: the message as it was.
+        body: the message as it was, or its beginning if the broker could not keep all of it.
         reason: why, in one line, e.g. ``"rejected: HTTP 400"`` or ``"undecodable: must be JSON"``; never a secret.
         died_at: when, in seconds since the epoch.
+        size: bytes of the whole message if `body` was shortened; None (default) if `body` is the whole.
+        sha256: digest of the whole message in hexadecimal if `body` was shortened; else ``""``, the default.
     """
 
     id: str
@@ -52,6 +54,8 @@ class DeadLetter:
     body: bytes = attrs.field(repr=False)
     reason: str
     died_at: float
+    size: int | None = None
+    sha256: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -130,7 +134,10 @@ class DeadLetters(Protocol):
         ...
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, each published before it is removed; return how many."""
+        """Publish the oldest dead letters again, each published before it is removed; return how many.
+
+        A letter whose body was shortened is not published: it stays a dead letter.
+        """
         ...
 
     async def purge_dead(self, most: int) -> int:

@@ -20,15 +20,18 @@ class Watermark:
     Args:
         start: the offset that was committed, or of the first message that is handed out.
         note: what was committed with it; anything else than a `note` of this class says nothing.
+        was_committed: whether `start` was committed.
 
     Attributes:
         position: one past the highest offset that was handed out; where reading goes on.
         changes: how often it changed; what was committed at one count need not be committed again.
         committed: the count of what was committed last.
+        was_committed: whether the log ever had a number for this reader.
     """
 
-    def __init__(self, start: int, note: str = "") -> None:
+    def __init__(self, start: int, note: str = "", *, was_committed: bool = False) -> None:
         self.position = start
+        self.was_committed = was_committed
         self.changes = 0
         self.committed = 0
         # In the order of their offsets, since they are handed out in it.

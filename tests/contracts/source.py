@@ -277,6 +277,23 @@ class SourceContract(abc.ABC):
         again = await self.all_of(await self.source("relay-2"), numbered(6, first=4))
         assert set(bodies_of(again)) == set(numbered(6, first=4))
 
+    async def test_takes_over_at_about_the_end_of_the_lease(self) -> None:
+        """What a relay stops working on is another's neither before its lease is over nor long after that."""
+        if self.lease is None:
+            pytest.skip("a lease without an end")
+        clock = asyncio.get_running_loop().time
+        await self.publish(numbered(5))
+        first = await self.source("relay-1")
+        second = await self.source("relay-2")
+        began = clock()
+        await self.collect(first, 5)
+        ended = clock()
+        await self.all_of(second, numbered(5))
+
+        assert clock() - began >= 0.9 * self.lease
+        # A source looks for what has ended every half lease; a slow machine has some seconds more.
+        assert clock() - ended <= 1.6 * self.lease + 2.0
+
     async def test_extended_stays(self) -> None:
         """What is extended in time is handed to nobody else, however long it takes."""
         if self.lease is None:

@@ -1,0 +1,105 @@
+"""Clients of brokers' libraries whose calls fail one at a time, for a source that is given them.
+
+`Faults` counts the calls that go through it. Told so, the call with a certain number fails, once or from then on,
+before it does anything or after it has: then its answer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Broken(BaseException):
+    """What is no `Exception`."""
+
+
+class Faults:
+    """Which call of a library fails, and how.
+
+    Attributes:
+        calls: how many calls there were.
+        names: their names, in order.
+        failed: how many of them failed.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.names: list[str] = []
+        self.failed = 0
+        self._at: int | None = None
+        self._permanent = False
+        self._late = False
+        self._error: Callable[[], BaseException] = OSError
+
+    def arm(self, at: int, error: Callable[[], BaseException], *, permanent: bool = False, late: bool = False) -> None:
+        """Have the call with the number `at`, from now on counted from 0, fail.
+
+        Args:
+            at: which.
+            error: makes what it raises.
+            permanent: whether all calls after it fail as well.
+            late: whether they fail after they have done their work.
+        """
+        self.calls, self.names, self.failed = 0, [], 0
+        self._at, self._permanent, self._late, self._error = at, permanent, late, error
+
+    def mend(self) -> None:
+        """Have no call fail any more."""
+        self._at = None
+
+    def _fails(self, name: str) -> bool:
+        number, self.calls = self.calls, self.calls + 1
+        self.names.append(name)
+        fails = self._at is not None and (number == self._at or (self._permanent and number > self._at))
+        self.failed += fails
+        return fails
+
+    async def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Make a call, or fail."""
+        fails = self._fails(name)
+        # What is to stop has stopped, though it raises: otherwise it would be one more member of its group for ever.
+        if fails and not self._late and name != "stop":
+            raise self._error()
+        answer = await function(*arguments, **options)
+        if fails:
+            raise self._error()
+        return answer
+
+
+class Wrapped:
+    """An object of a library whose named coroutine functions go through `Faults`; all else is the object's.
+
+    Args:
+        inner: the object.
+        faults: what decides.
+        names: the functions; each with what wraps its answer, or None.
+    """
+
+    def __init__(self, inner: Any, faults: Faults, names: dict[str, Callable[[Any], Any] | None]) -> None:
+        self._inner = inner
+        self._faults = faults
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._inner, name)
+        if name not in self._names:
+            return attribute
+        wrap = self._names[name]
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            answer = await self._faults.call(name, attribute, *arguments, **options)
+            return answer if wrap is None else wrap(answer)
+
+        return call
+
+
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "OSError": lambda: OSError("broken"),
+    "CancelledError": asyncio.CancelledError,
+    "BaseException": Broken,
+}
+"""What a call raises: an ordinary failure; a cancellation that is the library's own; what is no `Exception`."""
