@@ -352,13 +352,13 @@ async def test_a_thread_that_cannot_be_started(tmp_path: Path, monkeypatch: pyte
     """Where the system starts no further thread `track` raises, and works once it does."""
 
     def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise RuntimeError("none can be started")
 
     client = client_of(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
-            with pytest.raises(SpoolError, match="can't start new thread"):
+            with pytest.raises(SpoolError, match="none can be started"):
                 await client.track(event(1))
     assert isinstance(await client.track(event(1)), Receipt)
     await client.aclose(0)
