@@ -93,8 +93,9 @@ class Relay(Uncopyable):
         client: delivers the events; the relay's alone, and closed by it. Use ``RetryPolicy(outlast=True)``, or an
             outage makes dead letters.
         batch: messages in one fetch, 1 or more; default 500.
-        window: messages that may be handed out and not settled, `batch` or more; default 6,000. Less starves the
-            client, more makes more duplicates after a crash, which are at most so many.
+        window: messages that may be handed out and not settled, `batch` or more; default 6,000, which is 4,000
+            events a second at 1.5 s a batch. Less starves the client, more makes more duplicates after a crash, which
+            are at most so many.
         window_bytes: bytes of them after which no more are fetched, 1 or more; default 16 MiB. The last fetch may go
             beyond it.
         grace: seconds, 0 or more, that what was fetched has to be delivered once `stop` was called; default 25.
