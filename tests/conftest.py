@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.time_limit import TimeLimit
 
@@ -23,7 +23,10 @@ with suppress(ImportError):
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-settings.register_profile("few", max_examples=15, stateful_step_count=15, deadline=None)
+# A property is a claim about values, not about the time that the machine takes for them.
+settings.register_profile("every", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", settings.get_profile("every"), max_examples=15, stateful_step_count=15)
+settings.load_profile("every")
 
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 

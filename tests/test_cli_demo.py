@@ -103,6 +103,6 @@ def test_interruption_on_a_terminal() -> None:
     status, seen = on_a_terminal(["demo", "--events", "1000000"], {b"events, ": b"\x03"}, {})
     took = perf_counter() - begun
 
-    assert (130, True) == (status, took < 10), seen
+    assert (130, True) == (status, took < 60), seen
     assert b"interrupted" in seen
     assert not re.search(rb"Traceback|attempt|WARNING|undelivered", seen), seen

@@ -52,7 +52,7 @@ async def refusals(client):
 
 async def recipe():
     """Do as the sentence says."""
-    async with AsyncTrackingClient("key", "partner", base_url=URL) as client:
+    async with AsyncTrackingClient("key", "partner", base_url=URL, timeout=90.0) as client:
         receipt = await client.track(view(3))
     return type(receipt.outcome).__name__
 
@@ -73,7 +73,7 @@ def in_child(client, handle, told):
 async def main():
     go_on = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, go_on.set)
-    client = AsyncTrackingClient("key", "partner", base_url=URL)
+    client = AsyncTrackingClient("key", "partner", base_url=URL, timeout=90.0)
     handle = client.threadsafe()
     receipt = await client.track(view(1))
     await go_on.wait()

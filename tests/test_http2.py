@@ -44,9 +44,10 @@ async def test_events_go_over_http2_and_no_logger_tells_the_key(
 async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     """TLS is verified: a server whose certificate nobody vouches for gets nothing, and nothing may be recorded."""
     async with h2_server(trustme.CA()) as (server, url):
-        client = AsyncTrackingClient(KEY, "partner", base_url=url)
-        receipt = await client.track(View(session_external_id="visitor", product_id=1))
-        await client.aclose(timeout=1)
+        once = RetryPolicy(max_attempts=1)
+        async with AsyncTrackingClient(KEY, "partner", base_url=url, retry=once, timeout=60.0) as client:
+            receipt = await client.track(View(session_external_id="visitor", product_id=1))
+            await receipt
 
     assert [] == server.paths
     assert receipt.outcome is not None

@@ -94,7 +94,7 @@ class RaisingAtTheEnd(Raising):
 async def test_a_batch_knows_where_its_events_came_from() -> None:
     """The request of a batch is given what was kept with its events, each once, whichever call they came by."""
     seen = Noting()
-    async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
+    async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
         where.set("page one")
         await client.track_many([event(1), event(2)])
         where.set("page two")

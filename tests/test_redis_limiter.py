@@ -239,7 +239,7 @@ async def test_what_comes_while_a_command_is_under_way_is_told_as_well(redis: Re
 
 async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
     """The window of a request begins when it was written, for other processes as well."""
-    limit = RateLimit(requests=1, per=0.4)
+    limit = RateLimit(requests=1, per=2.0)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permit = await one.acquire()
     [(_, believed)] = await requests(redis)
