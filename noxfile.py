@@ -7,10 +7,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
 from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -21,14 +26,30 @@ nox.options.sessions = ["lint", "typing", "docs", "wheel", "other_python", "test
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
+
+
+def ignored(names: Iterable[str]) -> list[str]:
+    """Return the options by which pytest leaves out the modules of these names."""
+    return [f"--ignore=tests/test_{name}.py" for name in names]
+
+
 # Five processes on two cores: many tests wait for a server. Each has a hash seed of its own, so pytest-xdist reports
 # tests whose parameters depend on the order of a set: the processes do not collect the same ones.
-SPREAD = ("-n", "5")
+# Each takes its share of the list from the beginning, and what others have not come to at the end: so the tests of one
+# module, and the servers that they share, are seldom in more than one process.
+SPREAD = ("-n", "5", "--dist", "worksteal")
 # Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
 ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")
+# What says little of a Python, but takes a third of the time: other modules that start processes.
+PROCESSES = ("cli", "cli_check", "cli_demo", "emulator_process", "package", "power_cut", "pytest_plugin", "sigterm")
 # What needs servers, or starts processes by the dozen, the `tests` session has.
-SHORT = ("-m", "not endurance and not needs_server", *(f"--ignore=tests/test_{name}.py" for name in ELSEWHERE))
+SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
+
+
+def marked(path: Path) -> bool:
+    """Return whether that module may have endurance tests."""
+    return "endurance" in path.read_text("utf-8")
 
 
 def group(name: str) -> list[str]:
@@ -85,8 +106,11 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
-    session.run("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "examples", "tests/typing")
-    session.run("pyright")
+    mypy = ("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "examples", "tests/typing")
+    # Side by side, as each of them uses one core; what one says is printed if it fails.
+    with ThreadPoolExecutor() as both:
+        for judged in [both.submit(session.run, *judge, silent=True) for judge in (mypy, ("pyright",))]:
+            session.log(str(judged.result()).strip().splitlines()[-1])
 
 
 @nox.session
@@ -142,7 +166,9 @@ def other_python(session: nox.Session) -> None:
     if "Wheels are required for" in str(answer):
         session.skip(f"not everything has a wheel for it: {answer}")
     session.install(*wanted)
-    session.run("python", "-m", "pytest", *SPREAD, "--hypothesis-profile=few", *SHORT, *session.posargs)
+    session.run(
+        "python", "-m", "pytest", *SPREAD, "--hypothesis-profile=few", *SHORT, *ignored(PROCESSES), *session.posargs
+    )
 
 
 @nox.session
@@ -156,7 +182,9 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *SPREAD, *traced, *session.posargs)
     # With arguments of one's own there may be none of them.
     codes = [0, 5] if session.posargs else [0]
-    session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance", *session.posargs, success_codes=codes)
+    # Five processes take a while to collect the modules that have none.
+    only = session.posargs or [str(path) for path in sorted(Path("tests").glob("test_*.py")) if marked(path)]
+    session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance", *only, success_codes=codes)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 
