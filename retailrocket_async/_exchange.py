@@ -197,6 +197,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._reply: Reply | None = None
         self._answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._start: Callable[[], bytes] = bytes
         self._left = self._cut_off = self._reading = self._sound = False
         self._detail = "TimeoutError"
         self._alarm = None if ends_at is None else Alarm(ends_at, self._overdue)
@@ -214,10 +215,11 @@ class Exchange:
     async def reply(self) -> Reply:
         """Return what came back; raises nothing but cancellation, and what ends the interpreter."""
         try:
-            return await self._answer
+            reply = await self._answer
         except BaseException:
             self.leave()
             raise
+        return attrs.evolve(reply, body=self._start())
 
     def leave(self) -> None:
         """Wait for it no longer: end it as soon as that costs no connection."""
@@ -291,9 +293,10 @@ class Exchange:
     async def _exchanged(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         response = await client.send(request, stream=True, auth=None, follow_redirects=False)
         try:
-            self._reply = reply = _read(response, self._serial)
+            self._reply = _read(response, self._serial)
             start, ended = await self._rest(response)
-            self._reply = attrs.evolve(reply, body=start)
+            # In a function, as printers of attributes do not look into one: an answer may repeat the key.
+            self._start = lambda: start
             if ended and has_leftover(response):
                 # It would be taken for the answer to the next request.
                 await response.extensions["network_stream"].aclose()

@@ -228,7 +228,8 @@ class SpooledDispatcher:
                 keyed=batching.ordered or batching.by_session,
                 # What is on the wire, and as much again to fill the next batches from.
                 window=2 * batching.max_in_flight * batching.max_events,
-                window_bytes=2 * batching.max_in_flight * batching.max_bytes,
+                # A quarter of a small spool at most, so that the oldest events can give way to new ones.
+                window_bytes=min(2 * batching.max_in_flight * batching.max_bytes, self._spool.max_bytes // 4),
                 max_age=self._spool.max_age,
                 # Half of the time after which another process takes over: less than that is left for the request.
                 lease=self._file.silence / 2,

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from retailrocket_async import (
     Abandoned,
@@ -216,7 +216,8 @@ class _Readings:
 
     def __init__(self, meter: Meter) -> None:
         self._lock = threading.Lock()
-        self._clients: WeakSet[ObservedClient] = WeakSet()
+        # By identity: two clients of one shop are equal.
+        self._clients: WeakValueDictionary[int, ObservedClient] = WeakValueDictionary()
         self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
         self._bytes: Counter[str] = Counter()
         meter.create_observable_counter(
@@ -248,7 +249,7 @@ class _Readings:
     def add(self, client: ObservedClient) -> None:
         """Read a client, too, as long as it lives."""
         with self._lock:
-            self._clients.add(client)
+            self._clients[id(client)] = client
 
     def sent(self, partner_id: str, size: int) -> None:
         """Count the bytes of a request."""
@@ -280,7 +281,7 @@ class _Readings:
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
-                clients = list(self._clients)
+                clients = list(self._clients.values())
             found: defaultdict[str, list[float]] = defaultdict(list)
             for client in clients:
                 stats = client.stats()

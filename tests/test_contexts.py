@@ -513,7 +513,7 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
     """Bookings, timers and the connection to Redis keep nobody, whoever's request is the first to ask or to give up."""
     url = redis_server.url if reachable else f"redis://127.0.0.1:{free_port()}"
     async with Redis.from_url(url) as redis:
-        limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0))
+        limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
 
         async def asks() -> None:
             permit = await limiter.acquire()

@@ -29,6 +29,7 @@ from retailrocket_async import (
 )
 from retailrocket_async._buffer import EventBuffer
 from retailrocket_async._credentials import Credentials
+from retailrocket_async._environment import Environment, EnvironmentReader
 from retailrocket_async._outcome import Receipt, settle
 from retailrocket_async._transport import HttpxTransport
 from retailrocket_async.emulator import Settings, running_emulator
@@ -458,17 +459,17 @@ def test_clients_share_their_codec() -> None:
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
-    make, making, most = HttpxTransport._make_tls, 0, 0
+    read, reading, most = EnvironmentReader.read, 0, 0
 
-    def counted(transport: HttpxTransport) -> ssl.SSLContext:
-        nonlocal making, most
-        making += 1
-        most = max(most, making)
-        context = make(transport)
-        making -= 1
-        return context
+    def counted(reader: EnvironmentReader) -> Environment:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        environment = read(reader)
+        reading -= 1
+        return environment
 
-    monkeypatch.setattr(HttpxTransport, "_make_tls", counted)
+    monkeypatch.setattr(EnvironmentReader, "read", counted)
     async with running_emulator(Settings()) as emulator:
         clients = [AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url) for _ in range(5)]
         await asyncio.gather(*(client.send(event(1)) for client in clients))
@@ -478,7 +479,8 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 def test_cookies_are_not_read() -> None:
     """However many cookies an answer sets, they cost nothing, and none is kept."""
-    client = HttpxTransport(Credentials("key", "partner"))._make_client(ssl.create_default_context())
+    environment = Environment(ssl.create_default_context(), None)
+    client = HttpxTransport(Credentials("key", "partner"))._make_client(environment)
 
     def cost(count: int) -> int:
         headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]

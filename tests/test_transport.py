@@ -15,6 +15,7 @@ import pytest
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._credentials import Credentials
+from retailrocket_async._environment import Environment, EnvironmentReader
 from retailrocket_async._reply import Reply, Verdict
 from retailrocket_async._transport import HttpxTransport, checked_base_url
 from tests.fakes import ROUNDING
@@ -22,7 +23,6 @@ from tests.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 from tests.virtual_time import run
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
@@ -434,14 +434,14 @@ async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
 async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where reading the certificate store takes longer than a request may, the next request finds it read."""
     go_on, made = threading.Event(), []
-    make = HttpxTransport._make_tls
+    read = EnvironmentReader.read
 
-    def slow(transport: HttpxTransport) -> ssl.SSLContext:
+    def slow(reader: EnvironmentReader) -> Environment:
         made.append(1)
         go_on.wait()
-        return make(transport)
+        return read(reader)
 
-    monkeypatch.setattr(HttpxTransport, "_make_tls", slow)
+    monkeypatch.setattr(EnvironmentReader, "read", slow)
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=0.1)
         first = await transport.post("view", BODY, on_sent=lambda: None)
