@@ -251,27 +251,31 @@ class SpoolFile:
         if not there and not create:
             raise SpoolError(f"there is no spool in {self._directory}")
         prepare(self._directory, self._system, create=not there)
+        connection: sqlite3.Connection | None = None
         with self._explained():
-            with self._lock.held(self._patience):
-                # Never made by SQLite: a file that is removed at this moment would come back empty.
-                connection = self._connect(
-                    f"{(self._directory / DATABASE).as_uri()}?mode=rw",
-                    uri=True,
-                    timeout=10.0,
-                    isolation_level=None,
-                    check_same_thread=False,
-                )
-                try:
-                    self._configure(connection)
-                    found = {name: self._identity(name) for name in (DATABASE, f"{DATABASE}-wal")}
-                except BaseException:
-                    connection.close()
-                    raise
             try:
+                with self._lock.held(self._patience):
+                    # Never made by SQLite: a file that is removed at this moment would come back empty.
+                    connection = self._connect(
+                        f"{(self._directory / DATABASE).as_uri()}?mode=rw",
+                        uri=True,
+                        timeout=10.0,
+                        isolation_level=None,
+                        check_same_thread=False,
+                    )
+                    try:
+                        self._configure(connection)
+                        found = {name: self._identity(name) for name in (DATABASE, f"{DATABASE}-wal")}
+                    except BaseException:
+                        connection.close()
+                        connection = None
+                        raise
                 # Without the lock: reading is safe, and takes a moment.
                 self._examine(connection)
             except BaseException:
-                self._close(connection)
+                # The release of the lock may fail, too.
+                if connection is not None:
+                    self._close(connection)
                 raise
         if not self.generation or found[DATABASE] != self._found[DATABASE]:
             self.generation += 1

@@ -150,7 +150,19 @@ def connector(faults: Faults) -> Callable[..., Any]:
     """Return what makes connections whose calls go through `faults`."""
 
     def connect(*arguments: Any, **named: Any) -> FaultyConnection:
-        real = faults.call("connect", "", sqlite3.connect, *arguments, **named)
+        made: list[sqlite3.Connection] = []
+
+        def open_database(*arguments: Any, **named: Any) -> sqlite3.Connection:
+            made.append(sqlite3.connect(*arguments, **named))
+            return made[-1]
+
+        try:
+            real = faults.call("connect", "", open_database, *arguments, **named)
+        except BaseException:
+            # What fails after its work hands out nothing that its caller could close.
+            for connection in made:
+                connection.close()
+            raise
         return FaultyConnection(faults, real)
 
     return connect
