@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from _fault import KEY, Fault
 from _scenario import scenario
 
-from retailrocket_async import AuthenticationError, Rejected, RetryPolicy
+from retailrocket_async import AuthenticationError, Batching, Rejected, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _stage import Stage
 
 _NEW_KEY = "the-new-key"
-_ON_THEIR_WAY = 8
+_ON_THEIR_WAY = Batching().max_in_flight
 """Requests that may have left before the first refusal arrived: `Batching.max_in_flight`."""
 
 

@@ -22,6 +22,7 @@ import _fleet_brokers
 import _recorder
 import attrs
 from _fleet_brokers import BROKERS, free_port
+from _fleet_relay import WINDOW
 from _progress import tell
 from _section import Demand, Section, Table
 
@@ -37,8 +38,8 @@ _EVENTS = 600_000
 _BAD = 60
 _KILLS = 6
 _VISITORS = 5_000
-_IN_FLIGHT = 500 * 8
-"""Events that may be on their way, and recorded without the relay's knowing, when it is killed."""
+_IN_FLIGHT = WINDOW
+"""Events that may be recorded without the relay's knowing when it is killed."""
 
 _OUTAGE_EVENTS = 200_000
 _LEASE = 5.0

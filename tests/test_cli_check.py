@@ -65,14 +65,14 @@ def test_latency_and_clock(emulator: EmulatorProcess) -> None:
 
 def test_limit_that_is_enforced(emulator: EmulatorProcess) -> None:
     """Asked to, the check finds out how many requests a second are let in."""
-    emulator.configure(limit=20)
+    emulator.configure(limit=10)
 
     told = json.loads(checked(emulator, "--limit", "--json")[1])
     assert told["works"]
-    assert (20, True) == (told["limit"]["taken"], told["limit"]["refused"])
+    assert (10, True) == (told["limit"]["taken"], told["limit"]["refused"])
     # Its window forgets the first run: a second one within a second would find the limit used up.
     emulator.reset()
-    assert "limit: 20 requests within " in checked(emulator, "--limit")[1]
+    assert "limit: 10 requests within " in checked(emulator, "--limit")[1]
 
 
 def test_json_of_a_failure(emulator: EmulatorProcess) -> None:
