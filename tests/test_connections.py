@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from retailrocket_async._reply import Reply
 
+# Once, without a tracer: it takes half a minute.
+pytestmark = pytest.mark.endurance
+
+
 BODY = b'{"productId":1}'
 WAYS = ["http", "https", "http-proxy", "https-proxy"]
 WHOSE = ["own", "callers"]

@@ -36,7 +36,8 @@ from tests.redis_server import RedisServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-pytestmark = pytest.mark.leaves_connections("redis-py, nats-py, aiokafka")
+# Once, without a tracer: it takes half a minute.
+pytestmark = [pytest.mark.endurance, pytest.mark.leaves_connections("redis-py, nats-py, aiokafka")]
 
 JUNK = b'{"view":{"productId":'
 GOOD = 3

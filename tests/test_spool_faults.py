@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
     from retailrocket_async import Outcome, Receipt
 
+# Once, without a tracer: it takes half a minute.
+pytestmark = pytest.mark.endurance
+
+
 AT_ONCE = 24
 """Runs that go on at the same time: each spends most of its time waiting."""
 
