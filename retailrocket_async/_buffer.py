@@ -333,9 +333,11 @@ class EventBuffer:
         batch = self._take_from(next(iter(self._ready)))
         if self._merging:
             # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
-            misses = 0
+            misses, opened_at = 0, batch.opened_at
             for lane, batches in list(self._ready.items()):
-                if self._fit_together(batch, batches.first):
+                # Young events would be rejected with the old ones of their batch.
+                alike = not self._fine or abs(batches.first.opened_at - opened_at) <= _FINE
+                if alike and self._fit_together(batch, batches.first):
                     self._take_from(lane, batch)
                 elif (misses := misses + 1) >= _LOOKED_AT:
                     break

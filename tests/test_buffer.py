@@ -584,3 +584,21 @@ def test_events_that_come_while_others_expire_are_counted() -> None:
     assert (buffer.events, buffer.bytes) == (9, 9 * 21)
     assert [numbers(batch) for batch in buffer.drain()] == [[9, 10, 11, 100, 200, 101, 201, 102, 202]]
     assert (buffer.events, buffer.bytes, buffer.batches) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("batching", [{"ordered": True}, {"by_session": True}, {}])
+def test_while_fine_is_wanted_no_batch_is_of_several_ages(batching: dict[str, Any]) -> None:
+    """While sending is halted old and young events of different visitors leave in different batches."""
+    clock = Clock()
+    buffer = make(clock, **batching)
+    buffer.fine = True
+    for number in range(8):
+        # Lanes 0 to 7: no two visitors share one.
+        buffer.append(envelope(number, 20), Receipt("view"), None if batching == {} else number)
+        clock.time += 0.2
+    taken = []
+    while (batch := buffer.take()) is not None:
+        taken.append(numbers(batch))
+
+    assert [number for batch in taken for number in batch] == list(range(8))
+    assert max(map(len, taken)) <= 2
