@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +24,7 @@ from retailrocket_async._context import detached, timeout_at
 from retailrocket_async._deadlines import Deadlines
 from retailrocket_async._errors import FlushTimeoutError, RetailRocketError
 from retailrocket_async._flight import Flight
-from retailrocket_async._foreign import ends_task, ensure_stack
+from retailrocket_async._foreign import ends_task, ensure_stack, write_log
 from retailrocket_async._home import Home
 from retailrocket_async._intake import Intake
 from retailrocket_async._ledger import AT_ONCE, EACH, Ledger
@@ -291,14 +290,8 @@ class Dispatcher:
         if self._lost or not count:
             return
         self._lost = True
-        # A handler of the application's may raise; nobody is here who could take it.
-        with suppress(Exception):
-            logger.error(
-                "%s before the client was closed: %d undelivered event(s) %s; use 'async with', or await aclose()",
-                how,
-                count,
-                what,
-            )
+        message = "%s before the client was closed: %d undelivered event(s) %s; use 'async with', or await aclose()"
+        write_log(logger, logging.ERROR, message, how, count, what)
 
     async def _fly(self, flight: Flight) -> None:
         """Bring a flight to its outcome, or its parts to theirs, and settle them."""

@@ -16,7 +16,6 @@ import os
 import re
 import ssl
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.request import getproxies
@@ -25,6 +24,7 @@ import attrs
 import httpx
 
 from retailrocket_async._errors import brief
+from retailrocket_async._foreign import write_log
 from retailrocket_async._reply import Reply
 
 logger = logging.getLogger("retailrocket_async")
@@ -152,14 +152,14 @@ class EnvironmentReader:
         shown = ", ".join(brief(entry.rpartition("@")[2]) for entry in unread)
         if unread and shown != self._warned:
             self._warned = shown
-            # A log handler of the application's may raise anything, and costs no request.
-            with suppress(BaseException):
-                logger.warning(
-                    "%s: left out %s, which cannot be read as a host: write host names or single addresses, separated "
-                    "by commas; networks of IPv6 are not supported",
-                    _variable("no"),
-                    shown,
-                )
+            write_log(
+                logger,
+                logging.WARNING,
+                "%s: left out %s, which cannot be read as a host: write host names or single addresses, separated by "
+                "commas; networks of IPv6 are not supported",
+                _variable("no"),
+                shown,
+            )
 
 
 def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> Reply:

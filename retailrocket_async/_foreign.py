@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import logging
     from types import TracebackType
 
 _RAISING: Final = frozenset({"RAISE_VARARGS", "RERAISE"})
@@ -86,6 +87,17 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def write_log(logger: logging.Logger, level: int, message: str, *args: object) -> bool:
+    """Write a log record; return whether the application's log handlers and filters took it without an error."""
+    try:
+        logger.log(level, message, *args)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return False
+    return True
 
 
 def ensure_stack() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._batch import Batch
 from retailrocket_async._context import detached
-from retailrocket_async._foreign import is_interrupt
+from retailrocket_async._foreign import write_log
 from retailrocket_async._hooks import Hooks
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected, error_for, settle
 from retailrocket_async._report import Stats, UndeliveredEvent
@@ -180,11 +180,7 @@ class Ledger:
 
     def _log(self, level: int, message: str, *args: object) -> None:
         """Log a record; count what the application's log handlers and filters raise."""
-        try:
-            logger.log(level, message, *args)
-        except BaseException as error:  # it must not stop the settling half way
-            if is_interrupt(error):
-                raise
+        if not write_log(logger, level, message, *args):
             self._hook_errors += 1
 
     def stats(self, buffer: EventBuffer, *, waiting: int, state: State) -> Stats:

@@ -160,12 +160,12 @@ def test_no_room_knows_the_door() -> None:
 
 
 # What names a missing extra, refuses copies of what lives in one process, and checks the text of a setting.
-SHARED_ROOMS = {f"retailrocket_async.{room}" for room in ("_extras", "_uncopyable", "_setting_text")}
+SHARED_ROOMS = {f"retailrocket_async.{room}" for room in ("_extras", "_foreign", "_uncopyable", "_setting_text")}
 
 
 @pytest.mark.parametrize("module", sorted(EMULATOR))
 def test_the_emulator_is_a_witness_of_its_own(module: str) -> None:
-    """The emulator imports nothing of ours but itself, and the three that all share."""
+    """The emulator imports nothing of ours but itself, and the four that all share."""
     imported = imports_of(EMULATOR[module], "retailrocket_async.emulator")
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
 
@@ -184,7 +184,7 @@ SHARED = {
 
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_use_the_front_door(module: str) -> None:
-    """An edge imports public names only, the emulator's public names, itself, and the three that all share."""
+    """An edge imports public names only, the emulator's public names, itself, and the four that all share."""
     edge = "retailrocket_async." + module.split(".")[1]
     imported = imports_of(EDGES[module], module.rpartition(".")[0])
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from redis.asyncio import Redis
 
 from retailrocket_async import (
     AsyncTrackingClient,
@@ -23,6 +24,7 @@ from retailrocket_async import (
     Observer,
     Order,
     Outcome,
+    RateLimit,
     Rejected,
     RetryPolicy,
     SetContact,
@@ -30,7 +32,9 @@ from retailrocket_async import (
     order_lines,
 )
 from retailrocket_async._foreign import ends_task, ensure_stack, is_interrupt
+from retailrocket_async.redis import RedisLimiter
 from tests.fakes import RecordingLimiter, ScriptedTransport, check_balance, event, make_client, run, status
+from tests.redis_server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -299,6 +303,20 @@ def test_a_log_handler_that_raises_anything_leaves_the_state_machine_alone(
 
     assert ["down", "sending"] == states
     assert [Delivered] == list(map(type, outcomes))
+
+
+@raising_anything
+async def test_a_log_handler_that_raises_anything_stops_no_shared_limit(
+    error: type[BaseException], handled_by: Callable[[logging.Handler], None]
+) -> None:
+    """A limiter whose Redis is away grants its share, though the log handler that hears of it raises."""
+    handled_by(FailingHandler(error))
+    async with Redis.from_url(f"redis://127.0.0.1:{free_port()}") as redis:
+        limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
+
+        permit = await limiter.acquire()
+
+    assert permit is not None
 
 
 # --- values ---

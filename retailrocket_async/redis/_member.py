@@ -32,6 +32,7 @@ from redis.exceptions import (
 )
 
 from retailrocket_async import LocalLimiter, RetailRocketError
+from retailrocket_async._foreign import write_log
 from retailrocket_async.redis._absence import PROBE, Absence, share
 from retailrocket_async.redis._reservation import MEMORY, Answer, Reservations
 
@@ -321,7 +322,7 @@ class Member:
             self._seen_at = now
         if self._absence is not None and self._absence.answered(now):
             self._absence = None
-            logger.info("Redis answers again: the limit is shared as before")
+            write_log(logger, logging.INFO, "Redis answers again: the limit is shared as before")
 
     def _failed(self, error: Exception) -> None:
         now = self._loop.time()
@@ -351,10 +352,10 @@ class Member:
             rate = limit.requests / limit.per
             does = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
         if self.reached:
-            logger.warning("Redis does not answer (%s): %s", self._failure, does)
+            write_log(logger, logging.WARNING, "Redis does not answer (%s): %s", self._failure, does)
         else:
             advice = "look at the limiter's address, user and password"
-            logger.error("Redis has never answered (%s): %s; %s", self._failure, does, advice)
+            write_log(logger, logging.ERROR, "Redis has never answered (%s): %s; %s", self._failure, does, advice)
         return Absence(now, self.rate_limit.per, own)
 
 

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from retailrocket_async._foreign import write_log
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
@@ -58,7 +60,11 @@ async def _cancel(asking: asyncio.Task[Any]) -> None:
                 return
     finally:
         if not asking.done():
-            logger.error("a call of the broker's library goes on although it was cancelled: it is left behind")
+            write_log(
+                logger,
+                logging.ERROR,
+                "a call of the broker's library goes on although it was cancelled: it is left behind",
+            )
 
 
 def _seen(asking: asyncio.Task[Any]) -> None:

@@ -9,6 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any, cast
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._foreign import write_log
 from retailrocket_async.relay._address import without_secrets
 from retailrocket_async.relay._library_call import answer_of
 
@@ -148,13 +149,20 @@ class Link:
         self._in_a_row += 1
         if not self._failing:
             self._lost_at = asyncio.get_running_loop().time()
-            logger.warning("the broker is lost, and asked again until it is back: %s", self._trouble)
+            write_log(
+                logger, logging.WARNING, "the broker is lost, and asked again until it is back: %s", self._trouble
+            )
         self._failing[call] = self._trouble
 
     def _recover(self) -> None:
         if self._in_a_row and not self._failing:
             self._in_a_row = 0
-            logger.warning("the broker is back, after %.1f s", asyncio.get_running_loop().time() - self._lost_at)
+            write_log(
+                logger,
+                logging.WARNING,
+                "the broker is back, after %.1f s",
+                asyncio.get_running_loop().time() - self._lost_at,
+            )
 
 
 def _backoff(failures: int) -> float:

@@ -12,6 +12,7 @@ import attrs
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import installed
+from retailrocket_async._foreign import write_log
 from retailrocket_async._setting_text import check_texts
 from retailrocket_async.relay._library_call import answer_of
 
@@ -82,7 +83,9 @@ class NatsServers:
             nonlocal told
             if not told:
                 told = True
-                logger.warning("The connection to NATS fails, and is tried again: %s", _brief(error))
+                write_log(
+                    logger, logging.WARNING, "The connection to NATS fails, and is tried again: %s", _brief(error)
+                )
 
         async def disconnected() -> None:
             lost()
@@ -90,7 +93,7 @@ class NatsServers:
         async def reconnected() -> None:
             nonlocal told
             told = False
-            logger.info("The connection to NATS is there again")
+            write_log(logger, logging.INFO, "The connection to NATS is there again")
 
         connection = Connection()
         try:

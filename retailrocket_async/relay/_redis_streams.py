@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async._extras import needing
+from retailrocket_async._foreign import write_log
 from retailrocket_async._setting_text import check_texts
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
@@ -440,7 +441,12 @@ class RedisStreamSource(Uncopyable):
         new = [entry for entry in entries if entry is not None and entry[0] not in self._out]
         trimmed = [id_ for id_, fields in new if not fields]
         if trimmed:
-            logger.error("%d messages were trimmed from the stream before they were delivered", len(trimmed))
+            write_log(
+                logger,
+                logging.ERROR,
+                "%d messages were trimmed from the stream before they were delivered",
+                len(trimmed),
+            )
             await self._redis.xack(self._stream, self._group, *trimmed)
         messages = [_message(id_, fields, deliveries) for id_, fields in new if fields]
         # Last, as whoever is cancelled before has not got them.

@@ -35,6 +35,7 @@ from retailrocket_async import (
     EventValidationError,
     UsageError,
 )
+from retailrocket_async._foreign import write_log
 from retailrocket_async._uncopyable import Uncopyable
 from retailrocket_async.relay._fate import fate_of
 from retailrocket_async.relay._link import Link
@@ -183,7 +184,12 @@ class Relay(Uncopyable):
             working.result()
         unsettled = len(self._done) + len(self._dead)
         if unsettled:
-            logger.error("%d messages could not be settled at the end, and will be delivered again", unsettled)
+            write_log(
+                logger,
+                logging.ERROR,
+                "%d messages could not be settled at the end, and will be delivered again",
+                unsettled,
+            )
         return not unsettled
 
     def stop(self) -> None:
