@@ -332,6 +332,7 @@ async def test_a_thread_that_ends_all_the_same(
         await client.flush(5)
     assert "ended the spool's thread" in str(client.stats().spool.failure)  # type: ignore[union-attr]
     assert not client.stats().spool.sends  # type: ignore[union-attr]
+    await until(lambda: any(change.failure == "spool" for change in changes))
     assert [change.state for change in changes if change.failure == "spool"] == ["halted"]
     assert sum("ended the spool's thread" in record.getMessage() for record in caplog.records) == 1
     assert {type(receipt.outcome) for receipt in receipts} == {Kept}
