@@ -264,8 +264,11 @@ class Dispatcher:
                 self._ledger.quiet = True
                 self._cut_off += flight.count
                 self._home.call_later(_SOON, self._tell_cut_off)
-            self._settle(flight, flight.give_up("cancelled", self._home.now()))
-            self._ledger.quiet = False
+            try:
+                self._settle(flight, flight.give_up("cancelled", self._home.now()))
+            finally:
+                # Also after Ctrl-C in an observer: later records must not be missing.
+                self._ledger.quiet = False
 
     def _tell_cut_off(self) -> None:
         count, self._cut_off = self._cut_off, 0
