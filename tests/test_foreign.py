@@ -449,6 +449,45 @@ def test_ctrl_c_ends_a_program_that_waits_in_an_observer() -> None:
         assert b"interrupted" in done.stdout, done.stderr.decode()
 
 
+def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
+    """After Ctrl-C in an observer that sees the end of a cancelled request, the client logs later failures."""
+    program = textwrap.dedent("""
+        import asyncio, os, signal
+        from retailrocket_async import Batching, Observer
+        from tests.fakes import PARKED, ScriptedTransport, event, make_client
+
+        class Interrupted(Observer):
+            def settled(self, names, outcome):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(10):
+                    pass
+
+        async def main():
+            await client.track(event(1))
+            while not client.stats().requests:
+                await asyncio.sleep(0.001)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(60)
+
+        client = make_client(ScriptedTransport(then=PARKED), observer=Interrupted(), batching=Batching(linger=0.0))
+        try:
+            asyncio.new_event_loop().run_until_complete(main())
+        except KeyboardInterrupt:
+            print("muted" if client._engine._ledger.quiet else "open", flush=True)
+        os._exit(0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout == b"open\n", done.stderr.decode()
+
+
 def test_ctrl_c_is_told_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """`KeyboardInterrupt` is the user's only in the main thread, and only while Python's own handler is installed."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
