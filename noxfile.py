@@ -22,7 +22,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 # The quick ones first, the one whose summary matters most last.
-nox.options.sessions = ["lint", "typing", "docs", "wheel", "other_python", "tests"]
+nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
@@ -41,8 +41,6 @@ SPREAD = ("-n", "5", "--dist", "worksteal")
 # Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
 ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")
-# What says little of a Python, but takes a third of the time: other modules that start processes.
-PROCESSES = ("cli", "cli_check", "cli_demo", "emulator_process", "package", "power_cut", "pytest_plugin", "sigterm")
 # What needs servers, or starts processes by the dozen, the `tests` session has.
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
 
@@ -120,9 +118,18 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
 
 
-@nox.session
+OTHER_PYTHON = newest_other_python()
+
+
+@nox.session(python=OTHER_PYTHON, venv_backend="uv")
 def wheel(session: nox.Session) -> None:
-    """Run the tests on the built wheel and the oldest dependencies allowed, with nothing but the sdist around."""
+    """Run a short form of the tests on the built wheel, with nothing of the package but the sdist around.
+
+    It runs on the newest other Python at hand that the package supports, or on this one if there is none, without a
+    tracer. Every dependency is at its lower bound, if that version has a wheel for this Python. `nox -s pythons` runs
+    all tests on every Python at hand.
+    """
+    session.log(f"the newest other Python is {OTHER_PYTHON}")
     session.install(*group("wheel"))
     tmp = Path(session.create_tmp()).resolve()
     shutil.rmtree(tmp)
@@ -138,37 +145,18 @@ def wheel(session: nox.Session) -> None:
     # Without the sources only the wheel can be what is tested.
     (tree / "retailrocket_async").rename(tmp / "sources")
     (tree / "pytest_retailrocket_async.py").unlink()
+    wanted = (f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"))
     # The `tests` session has the newest ones.
-    session.install(f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"), "--constraint", str(pins))
+    constraint = ("--constraint", str(pins))
+    dry = ("uv", "pip", "install", "--dry-run", "--only-binary", ":all:")
+    if "Wheels are required for" in str(session.run(*dry, *wanted, *constraint, silent=True, success_codes=[0, 1, 2])):
+        session.log("not every lower bound has a wheel for this Python: taking the newest versions")
+        constraint = ()
+    session.install(*wanted, *constraint)
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
     session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
-
-
-OTHER_PYTHON = newest_other_python()
-
-
-@nox.session(python=OTHER_PYTHON or False, venv_backend="uv" if OTHER_PYTHON else "none")
-def other_python(session: nox.Session) -> None:
-    """Run a short form of the tests on the newest other Python at hand, without a tracer.
-
-    Left out are the endurance tests, those that need servers or start processes by the dozen, and most examples of
-    each property. `nox -s pythons` runs all of that on every Python at hand. If there is no other Python, or not
-    every dependency has a wheel for it, there is nothing to run.
-    """
-    if OTHER_PYTHON is None:
-        session.skip("there is no other Python on the path or under a pyenv root that the package supports")
-    session.log(f"the newest other Python is {OTHER_PYTHON}")
-    wanted = ("-e", f".{EXTRAS}", *group("test"))
-    dry = ("uv", "pip", "install", "--dry-run", "--only-binary", ":all:")
-    answer = session.run(*dry, *wanted, silent=True, success_codes=[0, 1, 2]) or ""
-    if "Wheels are required for" in str(answer):
-        session.skip(f"not everything has a wheel for it: {answer}")
-    session.install(*wanted)
-    session.run(
-        "python", "-m", "pytest", *SPREAD, "--hypothesis-profile=few", *SHORT, *ignored(PROCESSES), *session.posargs
-    )
 
 
 @nox.session
