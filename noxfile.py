@@ -30,7 +30,7 @@ EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starle
 
 def ignored(names: Iterable[str]) -> list[str]:
     """Return the options by which pytest leaves out the modules of these names."""
-    return [f"--ignore=tests/test_{name}.py" for name in names]
+    return [f"--ignore=tests/{name}.py" for name in names]
 
 
 # Five processes on two cores: many tests wait for a server. Each has a hash seed of its own, so pytest-xdist reports
@@ -40,7 +40,10 @@ def ignored(names: Iterable[str]) -> list[str]:
 SPREAD = ("-n", "5", "--dist", "worksteal")
 # Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
 # tests, which warns of its own leaks where Starlette is at its lower bound.
-ELSEWHERE = ("cli_emulate", "cli_send", "examples_recording", "examples_workers", "fastapi", "starlette")
+ELSEWHERE = (
+    *("cli/test_emulate", "cli/test_send", "project/test_examples_recording", "project/test_examples_workers"),
+    *("integrations/test_fastapi", "integrations/test_starlette"),
+)
 # What needs servers, or starts processes by the dozen, the `tests` session has.
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
 
@@ -171,7 +174,7 @@ def tests(session: nox.Session) -> None:
     # With arguments of one's own there may be none of them.
     codes = [0, 5] if session.posargs else [0]
     # Five processes take a while to collect the modules that have none.
-    only = session.posargs or [str(path) for path in sorted(Path("tests").glob("test_*.py")) if marked(path)]
+    only = session.posargs or [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if marked(path)]
     session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance", *only, success_codes=codes)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
@@ -189,7 +192,7 @@ def pythons(session: nox.Session) -> None:
 def extras(session: nox.Session, extra: str) -> None:
     """Install each extra alone, none, and all of them, and see that what it promises is there."""
     session.install({"none": ".", "all": f".{EXTRAS}"}.get(extra, f".[{extra}]"))
-    session.run("python", "-I", "tests/extras.py", extra)
+    session.run("python", "-I", "tests/support/extras.py", extra)
 
 
 @nox.session(default=False)

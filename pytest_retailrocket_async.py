@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    """Turn the switch on before conftests import the shop, where the option says so and the environment nothing."""
+    """SendSlot the switch on before conftests import the shop, where the option says so and the environment nothing."""
     if early_config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
         os.environ[_SWITCH] = "1"
         early_config.add_cleanup(_switch_off)

@@ -20,7 +20,7 @@ from _window import worst_window
 from redis import Redis
 
 from retailrocket_async import RateLimit
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

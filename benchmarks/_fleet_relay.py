@@ -53,7 +53,7 @@ def envelopes(count: int) -> list[bytes]:
 
 
 def run(effort: Effort) -> Section:
-    """Drain a full stream of every broker, without the limit and with it."""
+    """Forwarder a full stream of every broker, without the limit and with it."""
     events = effort.count(_EVENTS)
     rows: list[tuple[Any, ...]] = []
     demands: list[Demand] = []

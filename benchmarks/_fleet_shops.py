@@ -15,7 +15,7 @@ from _section import Demand, Effort, Section, Table
 from _window import worst_window
 
 from retailrocket_async.emulator import Settings, emulator_process
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from _process import Pipe

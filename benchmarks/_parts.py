@@ -26,11 +26,11 @@ from _contestants import BATCH, VISITORS
 from aiolimiter import AsyncLimiter
 
 from retailrocket_async import Batching, Buffer, Codec, LocalLimiter, Permit, RateLimit, Receipt, RetryPolicy, View
-from retailrocket_async._buffer import EventBuffer
-from retailrocket_async._credentials import Credentials
-from retailrocket_async._dispatcher import Dispatcher
-from retailrocket_async._reply import Reply
-from retailrocket_async._transport import HttpxTransport
+from retailrocket_async._delivery.dispatcher import Dispatcher
+from retailrocket_async._http.credentials import Credentials
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._http.transport import HttpxTransport
+from retailrocket_async._queue.buffer import EventBuffer
 
 PORT = "RETAILROCKET_BENCH_PORT"
 

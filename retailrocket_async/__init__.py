@@ -6,8 +6,9 @@ mend the failure, and get exactly one outcome each: delivered, rejected, abandon
 
 from __future__ import annotations
 
-from retailrocket_async._bounds import Batching, Buffer
 from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, Permit, RateLimit
+from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import (
     AbandonedError,
     AccessDeniedError,
@@ -35,7 +36,8 @@ from retailrocket_async._errors import (
     UsageError,
     WrongLoopError,
 )
-from retailrocket_async._events import (
+from retailrocket_async._events.codec import Codec
+from retailrocket_async._events.models import (
     EVENT_TYPES,
     AddToBasket,
     CategoryView,
@@ -54,15 +56,14 @@ from retailrocket_async._events import (
     new_session_id,
     order_lines,
 )
-from retailrocket_async._limiter import Limiter, LocalLimiter, Permit, RateLimit
 from retailrocket_async._observer import ObservedClient, ObservedRequest, Observer
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Receipt, Rejected
-from retailrocket_async._overflow import DEFAULT_RANKING
-from retailrocket_async._report import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
-from retailrocket_async._retry import RetryPolicy
-from retailrocket_async._spool import DeadEvent, SpoolContents, SpooledEvent, SqliteSpool
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
+from retailrocket_async._queue.eviction import DEFAULT_RANKING
+from retailrocket_async._queue.options import Batching, Buffer
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._spool.spool import DeadEvent, SpoolContents, SpooledEvent, SqliteSpool
+from retailrocket_async._stats import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
 from retailrocket_async._threads import ThreadsafeHandle
-from retailrocket_async._wire import Codec
 
 __all__ = [
     "DEFAULT_RANKING",

@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 
-from retailrocket_async._bounds import Batching, Buffer
-from retailrocket_async._credentials import ApiKey, Credentials
-from retailrocket_async._dispatcher import Dispatcher
-from retailrocket_async._errors import BufferFullError, ClientClosedError, ConfigurationError, EventValidationError
-from retailrocket_async._events import Event
-from retailrocket_async._foreign import is_interrupt
+from retailrocket_async._delivery.dispatcher import Dispatcher
+from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, RateLimit
+from retailrocket_async._delivery.retry import RetryPolicy
+from retailrocket_async._errors import (
+    BufferFullError,
+    ClientClosedError,
+    ConfigurationError,
+    EventValidationError,
+    error_for,
+)
+from retailrocket_async._events.codec import BATCH_PATH, Codec, TimestampPrecision, join
+from retailrocket_async._events.methods import EventMethods
+from retailrocket_async._events.models import Event
 from retailrocket_async._groups import track_envelopes, track_envelopes_on_disk, track_on_disk
-from retailrocket_async._limiter import Limiter, LocalLimiter, RateLimit
-from retailrocket_async._observer import ObservedClient, Observer, Watch
-from retailrocket_async._outcome import Dropped, Receipt, error_for
-from retailrocket_async._retry import RetryPolicy
-from retailrocket_async._spool import SqliteSpool
-from retailrocket_async._spooled import SpooledDispatcher
-from retailrocket_async._threads import ThreadsafeHandle
-from retailrocket_async._transport import (
+from retailrocket_async._http.credentials import ApiKey, Credentials
+from retailrocket_async._http.transport import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT,
     HttpClient,
@@ -36,16 +37,22 @@ from retailrocket_async._transport import (
     check_verified,
     checked_base_url,
 )
-from retailrocket_async._uncopyable import Uncopyable
-from retailrocket_async._verbs import EventMethods
-from retailrocket_async._wire import BATCH_PATH, Codec, TimestampPrecision, join
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._observer import ObservedClient, Observer, Watch
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._queue.options import Batching, Buffer
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._runtime.uncopyable import Uncopyable
+from retailrocket_async._spool.dispatcher import SpooledDispatcher
+from retailrocket_async._spool.spool import SqliteSpool
+from retailrocket_async._threads import ThreadsafeHandle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
     from retailrocket_async._outcome import Delivered
-    from retailrocket_async._report import CloseReport, StateChange, Stats, UndeliveredEvent
+    from retailrocket_async._stats import CloseReport, StateChange, Stats, UndeliveredEvent
 
 DEFAULT_CLOSE_TIMEOUT = 15.0
 """Seconds; half of the grace that process managers commonly give."""
@@ -404,7 +411,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         """Refuse new events, flush, close; the one deadline covers buffer, limiter, retries and requests.
 
         Whatever has no outcome when it passes, or when this call is cancelled, becomes `Dropped` (never sent) or
-        `Abandoned` (sent, unanswered). Closing again returns the same report.
+        `Abandoned` (sent, unanswered). Shutdown again returns the same report.
 
         Args:
             timeout: seconds; default 15. None waits as long as the retries take.

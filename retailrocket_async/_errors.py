@@ -38,12 +38,13 @@ import itertools
 import reprlib
 from typing import TYPE_CHECKING, Final
 
-from retailrocket_async._foreign import is_interrupt
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._outcome import Abandoned, Dropped, Kept, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._outcome import Outcome, Undelivered
 
 
 class RetailRocketError(Exception):
@@ -249,3 +250,51 @@ def brief_names(names: Iterable[object]) -> str:
     """Return the first of `names`, sorted, each as briefly as any value."""
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
+
+
+_REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
+    400: (BadRequestError, "the request is malformed"),
+    401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
+    403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
+    404: (NotFoundError, "no such resource: check the base_url"),
+    407: (
+        RejectedError,
+        "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
+    ),
+}
+_REFUSED = "the API refused the request"
+_REDIRECTED = "the address redirects, and the key is never sent on: check the base_url"
+
+
+def meaning_of(status: int) -> str:
+    """Return what a refusal by `status` means, and what can mend it."""
+    default = _REDIRECTED if 300 <= status <= 399 else _REFUSED
+    return _REJECTIONS.get(status, (RejectedError, default))[1]
+
+
+def error_for(outcome: Undelivered | Kept) -> DeliveryError:
+    """Return the typed error that says the same as `outcome`, ready to be raised."""
+    match outcome:
+        case Rejected(status=status):
+            kind = _REJECTIONS.get(status, (RejectedError, ""))[0]
+            return kind(f"{meaning_of(status)} (HTTP {status})", outcome)
+        case Dropped(reason=reason):
+            return DroppedError(f"the event was never sent: {reason}", outcome)
+        case Kept():
+            return KeptError("the client closed first: the event is in the spool, whose next user sends it", outcome)
+        case Abandoned():
+            known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
+            told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
+            message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {told}; the event {known}"
+            return _abandoned_error(outcome)(message, outcome)
+
+
+def _abandoned_error(outcome: Abandoned) -> type[AbandonedError]:
+    status = outcome.status
+    if outcome.reason == "halted":
+        return HaltedError
+    if status is None:
+        return NoAnswerError
+    if status == 429:
+        return ThrottledError
+    return ServerError if status >= 500 else AbandonedError

@@ -12,15 +12,15 @@ from retailrocket_async._errors import (
     EventValidationError,
     RetailRocketError,
 )
-from retailrocket_async._outcome import Receipt
+from retailrocket_async._receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from retailrocket_async._events import Event
-    from retailrocket_async._intake import Intake
-    from retailrocket_async._spooled import SpoolIntake
-    from retailrocket_async._wire import Codec
+    from retailrocket_async._delivery.intake import Intake
+    from retailrocket_async._events.codec import Codec
+    from retailrocket_async._events.models import Event
+    from retailrocket_async._spool.dispatcher import SpoolIntake
 
 _ON_DISK: Final = 500
 """Events that are written to a spool at once."""

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
-from retailrocket_async._foreign import is_interrupt
+from retailrocket_async._interrupt import is_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from retailrocket_async._outcome import Outcome, Receipt
-    from retailrocket_async._report import Stats
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._receipt import Receipt
+    from retailrocket_async._stats import Stats
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""What became of an event: exactly one `Outcome` each, and the `Receipt` that tells it.
+"""What became of an event: exactly one `Outcome` each.
 
 ::
 
@@ -8,34 +8,11 @@ An undelivered event is an expected thing, so it is a value and not an exception
 for it. `await receipt.delivered()` is for callers who prefer an exception.
 """
 
-# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import attrs
-
-from retailrocket_async._errors import (
-    AbandonedError,
-    AccessDeniedError,
-    AuthenticationError,
-    BadRequestError,
-    DeliveryError,
-    DroppedError,
-    HaltedError,
-    KeptError,
-    NoAnswerError,
-    NotFoundError,
-    RejectedError,
-    ServerError,
-    ThrottledError,
-)
-from retailrocket_async._uncopyable import Uncopyable
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
 
 
 @attrs.frozen(kw_only=True)
@@ -162,151 +139,3 @@ class Kept:
 
 Outcome: TypeAlias = Delivered | Rejected | Abandoned | Dropped | Kept
 Undelivered: TypeAlias = Rejected | Abandoned | Dropped
-
-_REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
-    400: (BadRequestError, "the request is malformed"),
-    401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
-    403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
-    404: (NotFoundError, "no such resource: check the base_url"),
-    407: (
-        RejectedError,
-        "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
-    ),
-}
-_REFUSED = "the API refused the request"
-_REDIRECTED = "the address redirects, and the key is never sent on: check the base_url"
-
-
-def meaning_of(status: int) -> str:
-    """Return what a refusal by `status` means, and what can mend it."""
-    default = _REDIRECTED if 300 <= status <= 399 else _REFUSED
-    return _REJECTIONS.get(status, (RejectedError, default))[1]
-
-
-def error_for(outcome: Undelivered | Kept) -> DeliveryError:
-    """Return the typed error that says the same as `outcome`, ready to be raised."""
-    match outcome:
-        case Rejected(status=status):
-            kind = _REJECTIONS.get(status, (RejectedError, ""))[0]
-            return kind(f"{meaning_of(status)} (HTTP {status})", outcome)
-        case Dropped(reason=reason):
-            return DroppedError(f"the event was never sent: {reason}", outcome)
-        case Kept():
-            return KeptError("the client closed first: the event is in the spool, whose next user sends it", outcome)
-        case Abandoned():
-            known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
-            told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
-            message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {told}; the event {known}"
-            return _abandoned_error(outcome)(message, outcome)
-
-
-def _abandoned_error(outcome: Abandoned) -> type[AbandonedError]:
-    status = outcome.status
-    if outcome.reason == "halted":
-        return HaltedError
-    if status is None:
-        return NoAnswerError
-    if status == 429:
-        return ThrottledError
-    return ServerError if status >= 500 else AbandonedError
-
-
-class Receipt(Uncopyable):
-    """The awaitable stub that `track` hands out for one event.
-
-    ``await receipt`` gives the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
-    await it; cancelling one of them cancels neither the delivery nor the others. A receipt that nobody awaits
-    costs nothing and never warns.
-
-    Attributes:
-        event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
-    """
-
-    _instead = "await it where it is, and hand on the outcome"
-
-    # `mark` is an observer's, and is not there without one.
-    __slots__ = ("_outcome", "_waiters", "event_name", "mark")
-
-    mark: object
-
-    def __init__(self, event_name: str) -> None:
-        self.event_name = event_name
-        self._outcome: Outcome | None = None
-        # A dict for its order: thousands may await one receipt, and be cancelled together.
-        self._waiters: dict[asyncio.Future[None], None] | None = None
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """The outcome, or None while there is none yet; never blocks."""
-        return self._outcome
-
-    def done(self) -> bool:
-        """Whether the event has its outcome; never blocks."""
-        return self._outcome is not None
-
-    def __await__(self) -> Generator[asyncio.Future[None], None, Outcome]:
-        if self._outcome is None:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if self._waiters is None:
-                self._waiters = {}
-            self._waiters[waiter] = None
-            try:
-                # Looked at again: in another thread's loop the outcome may have come meanwhile.
-                if self._outcome is None:
-                    yield from waiter
-            finally:
-                # Cancelled: whoever polls with a time-out would leave a waiter behind every time.
-                if self._waiters is not None:
-                    self._waiters.pop(waiter, None)
-        assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
-        return self._outcome
-
-    async def delivered(self) -> Delivered:
-        """Wait for the outcome and return it if the event was delivered.
-
-        Raises:
-            DeliveryError: the subclass that matches the outcome otherwise.
-        """
-        outcome = await self
-        if isinstance(outcome, Delivered):
-            return outcome
-        raise error_for(outcome)
-
-    def __repr__(self) -> str:
-        return f"<Receipt {self.event_name} {self._outcome or 'pending'}>"
-
-
-def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
-    """Give every receipt its outcome and wake who awaits it; a receipt that has one keeps it."""
-    here: asyncio.AbstractEventLoop | None = None
-    for receipt in receipts:
-        if receipt._outcome is not None:
-            continue
-        receipt._outcome = outcome
-        if receipt._waiters is not None:
-            waiters, receipt._waiters = receipt._waiters, None
-            here = here or _running_loop()
-            # A copy, as another thread may be adding one, which will find the outcome itself.
-            for waiter in list(waiters):
-                _wake(waiter, here)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _wake(waiter: asyncio.Future[None], here: asyncio.AbstractEventLoop | None) -> None:
-    if (loop := waiter.get_loop()) is here:
-        _set_done(waiter)
-        return
-    # Another thread's loop, which may be closed by now.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(_set_done, waiter)
-
-
-def _set_done(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -20,18 +20,19 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from retailrocket_async._context import detached
 from retailrocket_async._errors import ConfigurationError, FlushTimeoutError, HandleTimeoutError, WrongLoopError
-from retailrocket_async._foreign import is_interrupt
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 
-    from retailrocket_async._dispatcher import Dispatcher
-    from retailrocket_async._events import Event
-    from retailrocket_async._outcome import Outcome, Receipt
-    from retailrocket_async._spooled import SpooledDispatcher
+    from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._events.models import Event
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._receipt import Receipt
+    from retailrocket_async._spool.dispatcher import SpooledDispatcher
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class ThreadsafeHandle(Uncopyable):
     __slots__ = ("_engine", "_loop", "_prepare")
 
     def __init__(self, engine: Dispatcher | SpooledDispatcher, prepare: Callable[[Event], _Accept]) -> None:
-        self._loop = engine.home.enter()
+        self._loop = engine.affinity.enter()
         self._engine = engine
         self._prepare = prepare
 
@@ -174,9 +175,9 @@ class ThreadsafeHandle(Uncopyable):
 
     def _check(self, *, accepting: bool = False) -> None:
         """Raise where the loop can never answer."""
-        if self._engine.home.loop is not self._loop:
+        if self._engine.affinity.loop is not self._loop:
             # Only a fork changes it; this raises, and says so.
-            self._engine.home.enter()
+            self._engine.affinity.enter()
         if _runs_here(self._loop):
             raise WrongLoopError(
                 "this is the event loop's own thread, which would wait for itself: await the client's own methods here"

@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from retailrocket_async import AsyncTrackingClient, UsageError
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 from retailrocket_async.application import RetailRocket as Anywhere
 from retailrocket_async.session import DEFAULT_COOKIE, Session, checked_cookie_name
 

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator

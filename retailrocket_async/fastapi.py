@@ -21,7 +21,7 @@ rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. 
 from typing import Annotated, TypeAlias
 
 from retailrocket_async import AsyncTrackingClient, ThreadsafeHandle
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 from retailrocket_async.asgi import SessionCookie, client_of, threadsafe_of
 from retailrocket_async.asgi import session_id as session_of
 

@@ -29,8 +29,8 @@ from retailrocket_async import (
     Observer,
     Rejected,
 )
-from retailrocket_async._extras import needing
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.extras import needing
+from retailrocket_async._runtime.uncopyable import Uncopyable
 
 with needing("otel"):
     from opentelemetry import context as contexts

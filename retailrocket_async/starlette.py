@@ -28,7 +28,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError, ThreadsafeHandle
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 from retailrocket_async.application import RetailRocket as Anywhere
 from retailrocket_async.asgi import SessionCookie, client_of, lifespan_state, threadsafe_of
 from retailrocket_async.asgi import session_id as session_of

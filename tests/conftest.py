@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.time_limit import TimeLimit
+from tests.support.time_limit import TimeLimit
 
 with suppress(ImportError):
     # Not on Windows, whose permissions bind everybody.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from retailrocket_async._extras import installed
+from retailrocket_async._runtime.extras import installed
 
 __all__ = ["main"]
 

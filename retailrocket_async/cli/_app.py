@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from typing import Annotated
 
 import retailrocket_async
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 
 with needing("cli"):
     import typer

@@ -21,7 +21,7 @@ In a process of its own::
 On the command line: ``python -m retailrocket_async.emulator --port 8080``. Needs the extra ``emulator``.
 """
 
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 
 with needing("emulator"):
     from ._app import create_app

@@ -8,7 +8,7 @@ Needs the extra `redis`::
 
 from __future__ import annotations
 
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 
 with needing("redis"):
     from retailrocket_async.redis._limiter import RedisLimiter

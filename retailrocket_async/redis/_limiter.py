@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from redis.asyncio import Redis, RedisCluster
 
 from retailrocket_async import ConfigurationError, RateLimit, WrongLoopError
-from retailrocket_async._setting_text import check_texts
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.setting_text import check_texts
+from retailrocket_async._runtime.uncopyable import Uncopyable
 from retailrocket_async.redis._member import Member
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from redis.exceptions import (
 )
 
 from retailrocket_async import LocalLimiter, RetailRocketError
-from retailrocket_async._foreign import write_log
-from retailrocket_async.redis._absence import PROBE, Absence, share
+from retailrocket_async._runtime.foreign_code import write_log
+from retailrocket_async.redis._outage import PROBE, Outage, share
 from retailrocket_async.redis._reservation import MEMORY, Answer, Reservations
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Member:
         # What a waiter that was cancelled has left for the next one.
         self._booked: _Booking | None = None
         self._own: Permit | None = None
-        self._absence: Absence | None = None
+        self._absence: Outage | None = None
         self._failure = ""
         self.generation: int | None = before.generation if before is not None else None
         self.seen: int = before.seen if before is not None else 1
@@ -338,7 +338,7 @@ class Member:
             # Whoever waits for a share of its own does not ask meanwhile.
             _detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
-    def _begin_absence(self, now: float) -> Absence:
+    def _begin_absence(self, now: float) -> Outage:
         if self._on_unreachable != "share" or not (self.reached or self._replicas):
             # Of a Redis that was never reached it is not known how many processes there are.
             own = None
@@ -356,7 +356,7 @@ class Member:
         else:
             advice = "look at the limiter's address, user and password"
             write_log(logger, logging.ERROR, "Redis has never answered (%s): %s; %s", self._failure, does, advice)
-        return Absence(now, self.rate_limit.per, own)
+        return Outage(now, self.rate_limit.per, own)
 
 
 class _Booking(NamedTuple):

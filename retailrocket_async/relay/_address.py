@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._extras import installed
-from retailrocket_async._setting_text import check_texts
+from retailrocket_async._runtime.extras import installed
+from retailrocket_async._runtime.setting_text import check_texts
 
 if TYPE_CHECKING:
     from retailrocket_async.relay._source import Source

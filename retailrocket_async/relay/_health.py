@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 
 with needing("relay"):
     from starlette.applications import Starlette

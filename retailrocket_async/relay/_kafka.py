@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._setting_text import check_texts
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.setting_text import check_texts
+from retailrocket_async._runtime.uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._kafka_cluster import ANSWER, KafkaCluster, aiokafka, send_all, send_each, start, stop
 from retailrocket_async.relay._letter import letter_of, may_be_replayed, next_limit, raise_first

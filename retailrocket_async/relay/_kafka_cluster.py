@@ -10,7 +10,7 @@ import attrs
 import orjson
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._setting_text import check_texts
+from retailrocket_async._runtime.setting_text import check_texts
 from retailrocket_async.relay._letter import raise_first
 
 if TYPE_CHECKING:

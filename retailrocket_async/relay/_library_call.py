@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from retailrocket_async._foreign import write_log
+from retailrocket_async._runtime.foreign_code import write_log
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

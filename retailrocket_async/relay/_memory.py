@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.uncopyable import Uncopyable
 from retailrocket_async.relay._source import DeadLetter, Lag, Message
 
 if TYPE_CHECKING:

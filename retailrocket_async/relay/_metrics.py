@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
-from retailrocket_async._extras import needing
+from retailrocket_async._runtime.extras import needing
 from retailrocket_async.relay._source import Lag
 
 with needing("relay"):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._setting_text import check_texts
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.setting_text import check_texts
+from retailrocket_async._runtime.uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._letter import letter_of, may_be_replayed, next_limit, raise_first
 from retailrocket_async.relay._nats_servers import ANSWER, NatsServers, publish_all

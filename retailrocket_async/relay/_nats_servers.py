@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._extras import installed
-from retailrocket_async._foreign import write_log
-from retailrocket_async._setting_text import check_texts
+from retailrocket_async._runtime.extras import installed
+from retailrocket_async._runtime.foreign_code import write_log
+from retailrocket_async._runtime.setting_text import check_texts
 from retailrocket_async.relay._library_call import answer_of
 
 if TYPE_CHECKING:

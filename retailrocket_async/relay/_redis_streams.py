@@ -15,10 +15,10 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from retailrocket_async import ConfigurationError
-from retailrocket_async._extras import needing
-from retailrocket_async._foreign import write_log
-from retailrocket_async._setting_text import check_texts
-from retailrocket_async._uncopyable import Uncopyable
+from retailrocket_async._runtime.extras import needing
+from retailrocket_async._runtime.foreign_code import write_log
+from retailrocket_async._runtime.setting_text import check_texts
+from retailrocket_async._runtime.uncopyable import Uncopyable
 from retailrocket_async.relay._address import split_url
 from retailrocket_async.relay._letter import letter_of, may_be_replayed
 from retailrocket_async.relay._source import DeadLetter, Lag, Message

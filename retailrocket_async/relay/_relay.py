@@ -35,10 +35,10 @@ from retailrocket_async import (
     EventValidationError,
     UsageError,
 )
-from retailrocket_async._foreign import write_log
-from retailrocket_async._uncopyable import Uncopyable
-from retailrocket_async.relay._fate import fate_of
-from retailrocket_async.relay._link import Link
+from retailrocket_async._runtime.foreign_code import write_log
+from retailrocket_async._runtime.uncopyable import Uncopyable
+from retailrocket_async.relay._disposition import disposition_of
+from retailrocket_async.relay._reconnecting_source import ReconnectingSource
 from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Relay(Uncopyable):
                 raise ConfigurationError(f"{name} must be an int of {least} or more, not {value!r}")
         if type(grace) not in (int, float) or not 0 <= grace < math.inf:
             raise ConfigurationError(f"grace must be a number of seconds, 0 or more, not {grace!r}")
-        self._link = Link(source)
+        self._source = ReconnectingSource(source)
         self._client = client
         self._batch = batch
         self._window = window
@@ -204,7 +204,7 @@ class Relay(Uncopyable):
         """
         if self._stopping.is_set():
             return "stopping"
-        if (trouble := self._link.trouble) is not None:
+        if (trouble := self._source.trouble) is not None:
             return trouble
         if self._client.stats().state == "halted":
             return "sending is halted: the log says what to correct"
@@ -220,13 +220,13 @@ class Relay(Uncopyable):
             unsettled=len(self._done) + len(self._dead),
             size=self._bytes,
             oldest_age=0.0 if first is None else max(0.0, time.time() - first),
-            broker_failures=self._link.failures,
-            connected=self._link.trouble is None,
+            broker_failures=self._source.failures,
+            connected=self._source.trouble is None,
         )
 
     async def lag(self) -> Lag:
         """Return how far the relay is behind, as the broker tells it; raises what the broker's library raises."""
-        return await self._link.lag()
+        return await self._source.lag()
 
     # --- the work ---
 
@@ -245,15 +245,15 @@ class Relay(Uncopyable):
 
     async def _ask_broker(self) -> bool:
         """Connect, settle and fetch, as far as there is reason to; return whether the broker did as it was told."""
-        if not self._link.open:
-            await self._link.connect(self._sleep)
-            if not self._link.open:
+        if not self._source.open:
+            await self._source.connect(self._sleep)
+            if not self._source.open:
                 return False
         if not await self._settle():
             return False
         if self._may_fetch():
             return await self._fetch()
-        self._link.unneeded("fetch")
+        self._source.unneeded("fetch")
         return True
 
     def _may_track(self) -> bool:
@@ -277,7 +277,7 @@ class Relay(Uncopyable):
     async def _fetch(self) -> bool:
         """Fetch what there is room for; return whether that worked."""
         wait = _BUSY if self._open else _IDLE
-        messages = await self._link.fetch(min(self._batch, self._room()), wait)
+        messages = await self._source.fetch(min(self._batch, self._room()), wait)
         if messages:
             self._held.extend(messages)
             size = _size(messages)
@@ -359,14 +359,14 @@ class Relay(Uncopyable):
         self._counts["maybe_duplicates"] += maybe_duplicates
 
     def _judge(self, message: Message, outcome: Outcome) -> None:
-        fate = fate_of(outcome)
-        if fate.kind == "back":
+        disposition = disposition_of(outcome)
+        if disposition.kind == "back":
             self._held.append(message)
-        elif fate.kind == "dead":
-            self._bury(message, fate.why, fate.reason)
+        elif disposition.kind == "dead":
+            self._bury(message, disposition.why, disposition.reason)
         else:
             self._done.append(message)
-            self._counts[fate.kind] += 1
+            self._counts[disposition.kind] += 1
 
     def _bury(self, message: Message, why: str, reason: str) -> None:
         self._dead.append((message, " ".join(reason.split())[:_REASON]))
@@ -378,15 +378,15 @@ class Relay(Uncopyable):
         Dead letters that cannot be kept stay here, and count in the window. What is behind them is delivered meanwhile.
         """
         if not self._done:
-            self._link.unneeded("settle")
-        elif await self._link.settle(self._done, []):
+            self._source.unneeded("settle")
+        elif await self._source.settle(self._done, []):
             self._bytes -= _size(self._done)
             self._done = []
         else:
             return False
         if not self._dead:
-            self._link.unneeded("bury")
-        elif await self._link.bury(self._dead, at_once=at_once):
+            self._source.unneeded("bury")
+        elif await self._source.bury(self._dead, at_once=at_once):
             self._bytes -= _size(self._buried())
             self._dead = []
         return True
@@ -407,14 +407,14 @@ class Relay(Uncopyable):
 
     async def _keep_leases(self) -> None:
         """Tell the broker again and again that what is not settled is being worked on."""
-        lease = self._link.lease
+        lease = self._source.lease
         beat = _HEARTBEAT if lease is None else lease / 3
         while True:
             # Soon after a failure: the leases may be about to end.
-            await asyncio.sleep(beat if self._link.trouble is None else min(beat, 1.0))
-            if self._link.open:
+            await asyncio.sleep(beat if self._source.trouble is None else min(beat, 1.0))
+            if self._source.open:
                 held = [*(message for message, _ in self._open), *self._held, *self._done, *self._buried()]
-                await self._link.extend(held, max(1.0, beat))
+                await self._source.extend(held, max(1.0, beat))
 
     def _buried(self) -> list[Message]:
         return [message for message, _ in self._dead]
@@ -431,16 +431,16 @@ class Relay(Uncopyable):
             await asyncio.wait({working}, timeout=_LAST_WORDS)
         self._thorough_at = -math.inf
         self._sweep()
-        if self._link.open:
+        if self._source.open:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     await self._settle(at_once=True)
         rest = [*self._held]
-        if self._link.open and await self._link.release(rest, _LAST_WORDS):
+        if self._source.open and await self._source.release(rest, _LAST_WORDS):
             self._held.clear()
             self._counts["released"] += len(rest)
             self._bytes -= _size(rest)
-        await self._link.aclose(_LAST_WORDS)
+        await self._source.aclose(_LAST_WORDS)
 
 
 def _size(messages: Sequence[Message]) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 import attrs
 
 from retailrocket_async import Batching, Buffer, ConfigurationError
-from retailrocket_async._setting_text import check_texts
+from retailrocket_async._runtime.setting_text import check_texts
 from retailrocket_async.relay._relay import BATCH, GRACE, WINDOW, WINDOW_BYTES
 
 

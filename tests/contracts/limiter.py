@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from retailrocket_async._limiter import Limiter, RateLimit
-from tests import virtual_time
+from retailrocket_async._delivery.rate_limiter import Limiter, RateLimit
+from tests.support import virtual_time
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable

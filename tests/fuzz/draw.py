@@ -15,7 +15,18 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from retailrocket_async import EVENT_TYPES
-from tests.strategies import HOSTILE, MINIMAL, MOMENT, SESSION, Daylight, Exact, FadingZone, Fractional, Text, Whole
+from tests.support.strategies import (
+    HOSTILE,
+    MINIMAL,
+    MOMENT,
+    SESSION,
+    Daylight,
+    Exact,
+    FadingZone,
+    Fractional,
+    Text,
+    Whole,
+)
 
 T = TypeVar("T")
 

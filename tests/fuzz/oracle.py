@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from retailrocket_async import Codec, CustomEvent, Event
-from retailrocket_async._wire import join
+from retailrocket_async._events.codec import join
 from retailrocket_async.emulator import Settings
 from retailrocket_async.emulator._judge import Refusal, judge_body
 from retailrocket_async.emulator._records import RequestRecord

@@ -7,11 +7,11 @@ import random
 from hypothesis import HealthCheck, given, settings
 
 from retailrocket_async import EVENT_TYPES, Codec, Event
-from retailrocket_async._wire import join
+from retailrocket_async._events.codec import join
+from tests.events.test_api_examples import SINGLE
 from tests.fuzz.cases import SMALL
 from tests.fuzz.targets import DRAWN, TARGETS
-from tests.strategies import custom_events, events, fields_of
-from tests.test_api_examples import SINGLE
+from tests.support.strategies import custom_events, events, fields_of
 
 PREFIXES: dict[str, list[bytes]] = {
     "lines": [b"\x02", b"\x01"],

@@ -22,17 +22,17 @@ import attrs
 import httpx
 
 from retailrocket_async import EVENT_TYPES, ConfigurationError, CustomEvent, EventValidationError, order_lines
-from retailrocket_async._credentials import Credentials
-from retailrocket_async._reply import parse_http_date, parse_retry_after
-from retailrocket_async._transport import checked_base_url
-from retailrocket_async._wire import join
+from retailrocket_async._events.codec import join
+from retailrocket_async._http.credentials import Credentials
+from retailrocket_async._http.reply import parse_http_date, parse_retry_after
+from retailrocket_async._http.transport import checked_base_url
 from retailrocket_async.emulator import Settings, create_app
 from retailrocket_async.emulator._judge import Refusal
 from tests.fuzz import draw as drawn
 from tests.fuzz.draw import Draw
 from tests.fuzz.files import lines, lines_drawn, row, source
 from tests.fuzz.oracle import EXACT, GROWTH, MAX_BODY, OVERHEAD, brief, faithful, judged, sound
-from tests.strategies import MINIMAL
+from tests.support.strategies import MINIMAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""The engine: takes batches off the queue, sends them, and settles every event."""

@@ -1,0 +1,542 @@
+"""The engine: the only owner of tasks and of the clock.
+
+::
+
+    intake -> buffer -> pump [permit, take] -> flight -> sender [attempt, judge, wait]* -> settle -> receipts
+
+State changes happen in methods that do not await, so that whatever is cancelled, no event is between two places. An
+event is in the buffer, or in one flight, or settled. The pump is a task that lives only while the buffer holds
+events: an idle client has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Literal
+
+from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
+from retailrocket_async._delivery.expiry import Expiry
+from retailrocket_async._delivery.flight import Flight
+from retailrocket_async._delivery.intake import Intake
+from retailrocket_async._delivery.ledger import AT_ONCE, EACH, Ledger
+from retailrocket_async._delivery.sender import Sender
+from retailrocket_async._delivery.shutdown import Shutdown
+from retailrocket_async._errors import FlushTimeoutError, RetailRocketError, error_for
+from retailrocket_async._events.codec import BATCH_PATH, join
+from retailrocket_async._outcome import Delivered, Dropped
+from retailrocket_async._queue.buffer import EventBuffer
+from retailrocket_async._runtime.context import detached, timeout_at
+from retailrocket_async._runtime.foreign_code import ends_task, ensure_stack, write_log
+from retailrocket_async._runtime.loop_affinity import LoopAffinity
+from retailrocket_async._stats import StateChange, consistent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from retailrocket_async._delivery.flight import SendSlot
+    from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._delivery.ledger import Keep
+    from retailrocket_async._delivery.rate_limiter import Limiter
+    from retailrocket_async._delivery.retry import RetryPolicy
+    from retailrocket_async._http.transport import Transport
+    from retailrocket_async._observer import Watch
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._queue.batch import Batch
+    from retailrocket_async._queue.options import Batching, Buffer
+    from retailrocket_async._stats import CloseReport, State, Stats
+
+logger = logging.getLogger("retailrocket_async")
+
+_SOON = 1.0
+"""Seconds for which what was cancelled from outside waits to be told of."""
+
+_LIMITER_RETRY = 1.0
+"""Seconds until a limiter that raised is asked again."""
+
+_MOST_TOLD = 10_000
+"""Undelivered events that may wait for the hook, where the buffer is smaller: batches in flight end, too."""
+
+
+class Dispatcher:
+    """Runs the rooms below it; see the module's text.
+
+    Args:
+        batching: caps of a batch, and its ordering.
+        buffer: bounds of the buffer, and what happens there.
+        retry: when to try again.
+        limiter: asked once for every attempt.
+        transport: carries the requests; closed at the end.
+        renewable: whether the transport's key may change.
+        on_outcome: told of every buffered event that was not delivered; None for nobody.
+        on_state_change: told whenever sending is halted, the API is down, or requests go out again; None for nobody.
+        keep: says how events end that a spool holds, too; None without one.
+        watch: told of every request and every end; None for nobody.
+
+    Attributes:
+        intake: takes the events.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root fills it in
+        self,
+        *,
+        batching: Batching,
+        buffer: Buffer,
+        retry: RetryPolicy,
+        limiter: Limiter,
+        transport: Transport,
+        renewable: bool = False,
+        on_outcome: OutcomeHook | None = None,
+        on_state_change: StateHook | None = None,
+        keep: Keep | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self._affinity = LoopAffinity(self.loses)
+        self._lost = False
+        self._cut_off = 0
+        # What a spool holds is not lost; it says how many events these are.
+        self.kept_elsewhere: Callable[[], int] | None = None
+        self._buffer = EventBuffer(batching, buffer, self._affinity.now)
+        self._ledger = Ledger(
+            self._affinity,
+            on_outcome,
+            on_state_change,
+            most_told=max(_MOST_TOLD, buffer.max_events),
+            keep=keep,
+            watch=watch,
+        )
+        self._breaker = CircuitBreaker(retry, self._affinity.now, self._state_changed)
+        self._expiry = Expiry(
+            self._affinity,
+            self._buffer,
+            self._ledger,
+            self._breaker,
+            retry=retry,
+            max_age=buffer.max_age,
+            renewable=renewable,
+            flights=lambda: list(self._flights),
+            end=self._end,
+            ended=lambda: self.intake.admit_waiters(),  # noqa: PLW0108 - there is none yet
+        )
+        self._sender = Sender(
+            self._affinity,
+            self._ledger,
+            breaker=self._breaker,
+            limiter=limiter,
+            retry=retry,
+            transport=transport,
+            at_once=batching.max_in_flight,
+            max_age=buffer.max_age,
+            part_over=self._part_over,
+            blocked=self._expiry.look,
+            watch=watch,
+        )
+        self.intake = Intake(
+            self._affinity,
+            self._buffer,
+            self._ledger,
+            keyed=batching.ordered or batching.by_session,
+            overflow=buffer.overflow,
+            arrived=self._arrived,
+            expire=self._expiry.expire,
+            max_age=buffer.max_age,
+        )
+        # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
+        # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
+        self._timed = buffer.max_age is not None
+        # With lanes an event may come to one that is busy, and make nothing due, after the pump has ended.
+        self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
+        self._max_in_flight = batching.max_in_flight
+        self._batches = 0
+        self._aborted = False
+        self._pump: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._flights: dict[Flight, asyncio.Task[None] | None] = {}
+        self._shutdown = Shutdown(
+            self._affinity,
+            self._ledger,
+            self._breaker,
+            begins=self._close_begins,
+            flushed=self._flushed,
+            leftovers=self._settle_leftovers,
+            left=self._cost_of_leftovers,
+            disconnect=self._sender.aclose,
+            stats=self.stats,
+        )
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
+        """Send one request past the buffer, and return when the API has accepted it.
+
+        Args:
+            path: where to, relative to the base URL.
+            body: what.
+            names: the names of its events.
+
+        Raises:
+            DeliveryError: the subclass that matches the outcome, where it has not.
+        """
+        loop = self._affinity.enter()
+        self.intake.check_open()
+        ensure_stack()
+        landed: asyncio.Future[Outcome] = loop.create_future()
+        self._ledger.tracked += len(names)
+        flight = Flight(
+            path,
+            body,
+            names,
+            started_at=loop.time(),
+            opened_in=[self._buffer.generation],
+            landed=landed,
+            context=copy_context(),
+        )
+        self._launch(flight)
+        try:
+            outcome = await landed
+        except asyncio.CancelledError:
+            self._cut_short(flight, "cancelled")
+            raise
+        if isinstance(outcome, Delivered):
+            return outcome
+        raise error_for(outcome)
+
+    async def _run_pump(self) -> None:
+        """Take batches as permits come, until the buffer is empty."""
+        # Under an eager task factory this runs before `_pump` is set, and would be started twice.
+        if asyncio.current_task() is not self._pump:
+            await asyncio.sleep(0)
+        while self._buffer.events:
+            if not self._expiry.expire():
+                await asyncio.sleep(0)
+                continue
+            due_in = self._buffer.due_in() if self._batches < self._max_in_flight else None
+            if due_in is None or due_in > 0:
+                await self._sleep(due_in)
+                continue
+            try:
+                turn = await self._sender.next_turn()
+            except BaseException as error:  # a limiter may be anybody's; without it nothing may leave
+                if ends_task(error):
+                    raise
+                self._sender.limiter_failed(error)
+                await asyncio.sleep(_LIMITER_RETRY)
+                continue
+            self._take_off(turn)
+
+    def _take_off(self, turn: SendSlot) -> None:
+        """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
+        batch = self._buffer.take() if self._expiry.expire() else None
+        if batch is None:
+            turn.end()
+            return
+        self._batches += 1
+        flight = Flight(
+            BATCH_PATH,
+            join(batch.envelopes),
+            [receipt.event_name for receipt in batch.receipts],
+            started_at=self._affinity.now(),
+            opened_in=batch.opened_in,
+            batch=batch,
+            turn=turn,
+        )
+        self._launch(flight)
+        self.intake.admit_waiters()
+
+    def _launch(self, flight: Flight) -> None:
+        self._ledger.in_flight += flight.count
+        # Entered first: under an eager task factory the flight may be over before `create_task` returns.
+        self._flights[flight] = None
+        self._expiry.arrived()
+        task = self._affinity.create_task(self._fly(flight))
+        if flight in self._flights:
+            self._flights[flight] = task
+        detached(task.add_done_callback, functools.partial(self._landed, flight))
+
+    def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
+        # Whoever cancels settles first; what is left is a loop that shuts down with the client open. The task cannot
+        # do this itself: it may be cancelled before its first step.
+        if flight.outcome is None:
+            if self.kept_elsewhere is None and self._affinity.loop is not None:
+                # Logged in a moment, unless the loop ends by then: its end logs all that is lost with it, once.
+                self._ledger.quiet = True
+                self._cut_off += flight.count
+                self._affinity.call_later(_SOON, self._tell_cut_off)
+            try:
+                self._settle(flight, flight.give_up("cancelled", self._affinity.now()))
+            finally:
+                # Also after Ctrl-C in an observer: later records must not be missing.
+                self._ledger.quiet = False
+
+    def _tell_cut_off(self) -> None:
+        count, self._cut_off = self._cut_off, 0
+        if count and not self._lost:
+            message = "%d event(s): given up, cancelled: somebody cancelled the tasks that sent them"
+            self._ledger.tell_once(("cancelled",), logging.ERROR, message, count)
+
+    def nothing_to_lose(self) -> None:
+        """Never log undelivered events that are left at an end: nobody wants them to be delivered."""
+        self._lost = True
+
+    def loses(self, how: str) -> None:
+        """Tell, once, how many events are lost with the end of the client, its loop or its process; in any thread.
+
+        Args:
+            how: what ended, the start of a sentence.
+        """
+        if self.kept_elsewhere is None:
+            count, what = self._buffer.events + self._ledger.in_flight + self._cut_off, "are lost"
+        else:
+            count, what = self.kept_elsewhere(), "are in the spool, whose next user sends them"
+        if self._lost or not count:
+            return
+        self._lost = True
+        message = "%s before the client was closed: %d undelivered event(s) %s; use 'async with', or await aclose()"
+        write_log(logger, logging.ERROR, message, how, count, what)
+
+    async def _fly(self, flight: Flight) -> None:
+        """Bring a flight to its outcome, or its parts to theirs, and settle them."""
+        goes_on = True
+        while goes_on:
+            flight.fit(self._buffer.cap.bytes, self._affinity.now())
+            try:
+                outcome = await self._sender.outcome_of(flight)
+            except BaseException as error:  # a defect, of ours or of a transport passed in
+                if ends_task(error):
+                    raise
+                self._ledger.tell_once(
+                    ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
+                )
+                outcome = flight.give_up("internal_error", self._affinity.now())
+            goes_on = self._goes_on(flight, outcome)
+
+    def _goes_on(self, flight: Flight, outcome: Outcome) -> bool:
+        """Divide what was refused, or settle it; return whether there is something left to send."""
+        if flight.outcome is not None:
+            return False
+        part, now = flight.batch, self._affinity.now()
+        if part is not None:
+            self._learn_cap(part, outcome, now)
+            if flight.divide(outcome, now):
+                return True
+        outcome = flight.part_refused(outcome)
+        if part is not None and flight.go_on(outcome, now):
+            self._part_over(flight, part, outcome)
+            return True
+        self._settle(flight, outcome)
+        return False
+
+    def _learn_cap(self, part: Batch, outcome: Outcome, now: float) -> None:
+        if isinstance(outcome, Delivered):
+            self._buffer.cap.accepted(part.size, now)
+        elif outcome.status == 413 and len(part) > 1:
+            self._buffer.cap.refused(part.size, now)
+
+    async def _sleep(self, delay: float | None) -> None:
+        """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
+        wake = self._wake = self._affinity.enter().create_future()
+        timer = None if delay is None else self._affinity.call_later(delay, self._rouse)
+        try:
+            await wake
+        finally:
+            self._wake = None
+            if timer is not None:
+                timer.cancel()
+
+    def _arrived(self, *, due_sooner: bool) -> None:
+        self._expiry.arrived()
+        if due_sooner or self._pump is None or self._pump.done():
+            self._kick()
+
+    def _pump_ended(self, _: asyncio.Task[None]) -> None:
+        # Where it was cancelled (some shutdowns cancel every task) the next event needs another one.
+        self.intake.watched = True
+
+    def _kick(self) -> None:
+        """Have the pump look at the buffer, starting it where there is none."""
+        if self._aborted:
+            # A flush may still come while a full buffer is settled: nothing leaves it any more.
+            return
+        if self._pump is None or self._pump.done():
+            ensure_stack()
+            self._pump = self._affinity.create_task(self._run_pump())
+            detached(self._pump.add_done_callback, self._pump_ended)
+            self.intake.watched = self._watchful
+        else:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _state_changed(self, change: StateChange) -> None:
+        self._buffer.short_batches = change.state == "halted"
+        self._ledger.tell_state(change)
+        self._expiry.watch()
+
+    def hurry(self) -> None:
+        """Have what waits in the buffer leave as soon as it may, before its linger is over."""
+        if self._buffer.events:
+            self._buffer.begin_flush()
+            self._kick()
+
+    def give_back(self) -> None:
+        """End what waits in the buffer, as a close would; what is on its way goes on."""
+        for batch in self._buffer.drain(AT_ONCE):
+            self._ledger.close_batch(batch, Dropped(reason="closed"))
+
+    def recall(self) -> None:
+        """End what waits in the buffer and every batch under way, as a close would; direct sends go on."""
+        self.give_back()
+        for flight in list(self._flights):
+            if flight.outcome is None and flight.whole is not None:
+                self._cut_short(flight, "closed")
+
+    # --- settling -----------------------------------------------------------------------------------------------------
+
+    def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
+        """End a flight now: it gets its outcome here, whatever its task is waiting for."""
+        if reason == "closed" and not flight.attempts:
+            self._end(flight, Dropped(reason="closed"))
+        else:
+            self._end(flight, flight.give_up(reason, self._affinity.now()))
+
+    def _end(self, flight: Flight, outcome: Outcome) -> None:
+        """Settle a flight from outside of its task."""
+        task = self._flights.get(flight)
+        self._settle(flight, outcome)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _part_over(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
+        """Settle events of a flight that goes on with others."""
+        if flight.outcome is None:
+            self._ledger.in_flight -= len(part)
+            self._ledger.close_batch(part, outcome)
+
+    def _settle(self, flight: Flight, outcome: Outcome) -> None:
+        """Give a flight its outcome, once: the first one stands."""
+        if flight.outcome is not None:
+            return
+        flight.outcome = outcome
+        self._flights.pop(flight, None)
+        if flight.turn is not None:
+            flight.turn.end()
+        self._ledger.in_flight -= flight.count
+        if flight.whole is None or flight.batch is None:
+            # In the context of the caller of `send`, which is kept no longer.
+            context, flight.context = flight.context or Context(), None
+            context.run(self._ledger.close, outcome, flight.count, flight.opened_in, flight.names)
+        else:
+            self._batches -= 1
+            self._buffer.release(flight.whole)
+            # With its last part the flight is over for those who flush.
+            flight.batch.opened_in = flight.opened_in
+            for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
+                self._ledger.in_flight -= len(part) if part is not flight.batch else 0
+                self._ledger.close_batch(part, its_outcome)
+            self._rouse()
+        if flight.landed is not None and not flight.landed.done():
+            flight.landed.set_result(outcome)
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------------
+
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - a deadline of the API, told in its error
+        """Return when everything tracked so far has its outcome.
+
+        Raises:
+            FlushTimeoutError: `timeout` seconds passed first.
+        """
+        loop = self._affinity.enter()
+        ensure_stack()
+        try:
+            async with timeout_at(None if timeout is None else loop.time() + timeout):
+                await self._flushed()
+        except TimeoutError:
+            left = self._buffer.events + self._ledger.in_flight
+            raise FlushTimeoutError(
+                f"{left} event(s) had no outcome after {timeout} s; they go on being sent"
+            ) from None
+
+    async def _flushed(self) -> None:
+        still_open = self._buffer.batches + sum(len(flight.opened_in) for flight in self._flights)
+        generation = self._buffer.begin_flush()
+        if not still_open:
+            return
+        if self._buffer.events:
+            self._kick()
+        await self._ledger.flushed(generation, still_open, self._affinity.enter().create_future())
+
+    async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
+        """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
+        self._affinity.enter()
+        ensure_stack()
+        return await self._shutdown.close(timeout)
+
+    def _close_begins(self) -> None:
+        self.intake.close()
+        self._expiry.close_begins()
+        self._breaker.hurry()
+
+    def _settle_leftovers(self) -> Iterator[int]:
+        """Settle everything, piece by piece; yield what each has cost, counted in events."""
+        self._expiry.close()
+        self._aborted = True
+        if self._pump is not None:
+            self._pump.cancel()
+        for flight in list(self._flights):
+            if flight.outcome is None:
+                self._cut_short(flight, "closed")
+                yield EACH + flight.count
+        dropped = Dropped(reason="closed")
+        for batch in self._buffer.drain(AT_ONCE):
+            self._ledger.close_batch(batch, dropped)
+            yield len(batch) + len(batch.opened_in)
+
+    def _cost_of_leftovers(self) -> int:
+        return self._buffer.events + self._buffer.batches + self._ledger.in_flight + EACH * len(self._flights)
+
+    def hook_failed(self, name: str, error: BaseException) -> None:
+        """Count what a user's hook raised at the caller's line, and tell of the first time."""
+        self._ledger.hook_failed(name, error)
+
+    def spool_failed(self, error: BaseException) -> None:
+        """Tell that the spool could not be used, once for each kind of failure."""
+        told = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
+        self._ledger.tell_once(("spool", told), logging.ERROR, "%s", told)
+
+    def spool_ended(self, error: RetailRocketError) -> None:
+        """Report that nothing from the spool is sent any more."""
+        self._ledger.tell_state(
+            StateChange(state="halted", previous=self._breaker.state, failure="spool", advice=str(error))
+        )
+
+    @property
+    def state(self) -> State:
+        """Whether requests go out; see `Stats.state`."""
+        return self._breaker.state
+
+    @property
+    def affinity(self) -> LoopAffinity:
+        """The one loop that all of this belongs to."""
+        return self._affinity
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has been used."""
+        return self._affinity.loop is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a close has begun."""
+        return self._shutdown.begun
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the counters, in whatever thread."""
+        return self.counters() if self._affinity.here() else consistent(self.counters)
+
+    def counters(self) -> Stats:
+        """Return the counters as they are; in another thread than the loop's they may be of two moments."""
+        return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

@@ -1,0 +1,322 @@
+"""The caller's side of the buffer: who gets in, who waits for room, who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol
+
+from retailrocket_async._errors import BufferFullError, ClientClosedError
+from retailrocket_async._events.models import CustomEvent
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.foreign_code import ensure_stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from retailrocket_async._delivery.ledger import Ledger
+    from retailrocket_async._events.models import Event
+    from retailrocket_async._outcome import DropReason, Outcome
+    from retailrocket_async._queue.buffer import EventBuffer
+    from retailrocket_async._queue.eviction import Overflow
+    from retailrocket_async._runtime.loop_affinity import LoopAffinity
+
+_FEW = 20
+"""Events that are dropped at once to make room for another one, so that no caller pays for all."""
+
+_WOKEN_AT_ONCE = 200
+"""Callers that are let in, or turned away, before others may run: each of them has something to do then."""
+
+_FULL = 3
+"""Events that it costs as much as, if one comes where there is no room: another one is dropped, and told of."""
+
+_YIELD_EVERY = 250
+"""Events dealt with in a row before the caller's task lets others run, a KiB counts as one more: a millisecond."""
+
+
+class _Arrived(Protocol):
+    def __call__(self, *, due_sooner: bool) -> None: ...
+
+
+class Intake:
+    """Puts events in the buffer, in order, and makes callers wait where it is full.
+
+    Args:
+        affinity: the loop that the client belongs to.
+        buffer: where the events go.
+        ledger: counts them.
+        keyed: whether the buffer has a lane for each visitor.
+        overflow: what happens where there is no room; see `Buffer.overflow`.
+        arrived: called where a batch may be due sooner (`due_sooner`) by an event that was put in.
+        expire: drops what waits in the buffer and is too old, about so many events; returns whether that was all.
+        max_age: seconds after which an event is too old; None for never.
+
+    Attributes:
+        left_in_a_row: how many events more may be dealt with before it is time to yield; with 0 or less it is.
+        watched: whether `arrived` is called for every event.
+    """
+
+    def __init__(  # noqa: PLR0913 - the rooms it stands between
+        self,
+        affinity: LoopAffinity,
+        buffer: EventBuffer,
+        ledger: Ledger,
+        *,
+        keyed: bool,
+        overflow: Overflow,
+        arrived: _Arrived,
+        expire: Callable[[int], bool],
+        max_age: float | None,
+    ) -> None:
+        self._affinity = affinity
+        self._buffer = buffer
+        self._ledger = ledger
+        self._keyed = keyed
+        self._overflow = overflow
+        self._expire = expire
+        self._max_age = math.inf if max_age is None else max_age
+        self._arrived = arrived
+        # A queue out of whose middle those go who wait no longer: their events must not be kept.
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self._waking: asyncio.Handle | None = None
+        self._closed = False
+        self.left_in_a_row = _YIELD_EVERY
+        self.watched = False
+
+    async def accept(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer; where there is no room, wait for it in order, or do as `overflow` says."""
+        receipt = self.accept_now(event, envelope)
+        if receipt is None:
+            return await self.wait_for_room(event, envelope)
+        if self.left_in_a_row <= 0:
+            await self.let_others_run()
+        return receipt
+
+    async def wait_for_room(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, for which there was no room, as soon as there is; or raise, see `overflow`."""
+        if self._overflow == "raise":
+            raise self._full()
+        loop = self._affinity.enter()
+        waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
+        self._waiters[waiter] = None
+        try:
+            # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+            return await waiter.admitted
+        except asyncio.CancelledError:
+            self._waiters.pop(waiter, None)
+            # There may be room for those behind, if not for this one.
+            self.admit_waiters()
+            raise
+
+    async def let_others_run(self) -> None:
+        """Yield where so many events were dealt with in a row that it is time to."""
+        if self.left_in_a_row <= 0:
+            self.left_in_a_row = _YIELD_EVERY
+            await asyncio.sleep(0)
+
+    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
+        """Put one event in the buffer, or raise `BufferFullError`."""
+        receipt = self.accept_now(event, envelope)
+        if receipt is None:
+            raise self._full()
+        return receipt
+
+    def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
+        """Count an event that the user's `before_send` does not want to be sent; `tell` the hook of it, or not."""
+        self._affinity.enter()
+        self.check_open()
+        ensure_stack()
+        self.left_in_a_row -= 1
+        return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
+
+    def accept_group(self, events: Sequence[tuple[str, str, bytes]]) -> list[Receipt] | None:
+        """Put events in the buffer, in order; None, and none put in, where there is no room for all, or it is closed.
+
+        Args:
+            events: name, visitor and envelope of each.
+        """
+        self._affinity.enter()
+        if self._closed:
+            return None
+        size = sum([len(envelope) for _, _, envelope in events]) + len(events)
+        if self._waiters or not self._buffer.holds(len(events), size):
+            return None
+        ensure_stack()
+        receipts = [Receipt(name) for name, _, _ in events]
+        lanes: dict[Hashable, tuple[list[bytes], list[Receipt]]] = {}
+        lane_of = self._buffer.lane_of if self._keyed else _no_lane
+        for receipt, (_, session, envelope) in zip(receipts, events, strict=True):
+            lane = lane_of(session)
+            found = lanes.get(lane)
+            if found is None:
+                found = lanes[lane] = ([], [])
+            found[0].append(envelope)
+            found[1].append(receipt)
+        self._ledger.tracked += len(events)
+        sooner = [self._buffer.extend(*found, lane) for lane, found in lanes.items()]
+        if any(sooner) or self.watched:
+            self._arrived(due_sooner=any(sooner))
+        return receipts
+
+    def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
+        """Put in an event that was accepted elsewhere, bounds or not: whoever feeds knows how much is on its way."""
+        if self.watched:
+            self._arrived(due_sooner=False)
+        if self._buffer.grow(envelope, receipt):
+            self._ledger.tracked += 1
+            return
+        self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
+
+    def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
+        """Count an event that was accepted elsewhere, and has its outcome without ever being in the buffer."""
+        self._ledger.tracked += 1
+        self._ledger.end(envelope, receipt, outcome)
+
+    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
+        """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
+        self._affinity.enter()
+        if self._closed:
+            raise _closed_error()
+        # An event that is not documented knows its name itself.
+        receipt = Receipt(event.wire_name or event.event_name)
+        if self.watched:
+            # Before the event is put in: if the stack ends here, nothing has changed.
+            self._arrived(due_sooner=False)
+        if self._waiters or not self._buffer.grow(envelope, receipt):
+            return self._accept_at_length(event, envelope, receipt)
+        self._ledger.tracked += 1
+        return receipt
+
+    def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt) -> Receipt | None:
+        size = len(envelope) + 1
+        if self._waiters or not self._buffer.fits(size):
+            ensure_stack()
+            self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
+            self._expire_some(size)
+            if self._overflow in ("wait", "raise"):
+                if self._waiters or not self._buffer.fits(size):
+                    return None
+            elif not self._makes_room(size, receipt.event_name):
+                return self._drop(envelope, receipt, "overflow")
+        return self._put(envelope, receipt, self._lane_of(event) if self._keyed else None)
+
+    def _expire_some(self, size: int) -> None:
+        while not self._expire(_FEW):
+            # What room there is belongs to those who wait.
+            if self._waiters or self._buffer.fits(size):
+                return
+
+    def _makes_room(self, size: int, event_name: str) -> bool:
+        # For a large event very many small ones may give way: they are settled together.
+        given_way = None
+        for batch in self._buffer.make_room(size, event_name):
+            if given_way is None:
+                given_way = batch
+            else:
+                given_way.absorb(batch)
+        if given_way is not None:
+            self._ledger.close_batch(given_way, Dropped(reason="overflow"))
+        return self._buffer.fits(size)
+
+    def _drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> Receipt:
+        self._ledger.tracked += 1
+        self._ledger.drop(envelope, receipt, reason, tell=tell)
+        return receipt
+
+    def _full(self) -> BufferFullError:
+        return BufferFullError(
+            f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
+            f"{len(self._waiters)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
+        )
+
+    def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
+        left = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
+        # The event after which it is time to yield must come through here, and not through `EventBuffer.grow`.
+        growth = (left if left > 0 else _YIELD_EVERY) - 1
+        due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
+        self.left_in_a_row = left
+        self._ledger.tracked += 1
+        if due_sooner:
+            try:  # noqa: SIM105 - suppress() is one more call
+                self._arrived(due_sooner=True)
+            except RecursionError:
+                # The event is accepted. The pump looks at the buffer again by itself, if a little later.
+                pass
+        return receipt
+
+    def admit_waiters(self) -> None:
+        """Let those in for whom there is room now, in the order in which they came; of very many, some at a time."""
+        if self._waking is None:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        self._waking = None
+        if self.watched and self._waiters:
+            self._arrived(due_sooner=False)
+        for _ in range(_WOKEN_AT_ONCE):
+            waiter = next(iter(self._waiters), None)
+            if waiter is None:
+                return
+            if self._closed:
+                waiter.refuse()
+            elif not waiter.admitted.done():
+                if self._affinity.now() - waiter.came_at >= self._max_age:
+                    waiter.admitted.set_result(self._drop(waiter.envelope, Receipt(waiter.event_name), "expired"))
+                elif self._buffer.fits(len(waiter.envelope) + 1):
+                    waiter.admitted.set_result(
+                        self._put(waiter.envelope, Receipt(waiter.event_name), waiter.lane, waiter.came_at)
+                    )
+                else:
+                    return
+            self._waiters.pop(waiter, None)
+        self._waking = detached(self._affinity.enter().call_soon, self._wake_some)
+
+    def _lane_of(self, event: Event) -> Hashable:
+        if isinstance(event, CustomEvent):
+            return self._buffer.lane_of(str(event.fields.get("sessionExternalId", "")))
+        return self._buffer.lane_of(getattr(event, "session_external_id", ""))
+
+    def check_open(self) -> None:
+        """Raise `ClientClosedError` where nothing is taken any more."""
+        if self._closed:
+            raise _closed_error()
+
+    def close(self) -> None:
+        """Take nothing any more, and turn away who waits."""
+        self._closed = True
+        self.admit_waiters()
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for room."""
+        return 0 if self._closed else len(self._waiters)
+
+
+class _Waiter:
+    """A caller that waits for room in the buffer."""
+
+    __slots__ = ("admitted", "came_at", "envelope", "event_name", "lane")
+
+    def __init__(
+        self, event_name: str, envelope: bytes, lane: Hashable, came_at: float, admitted: asyncio.Future[Receipt]
+    ) -> None:
+        self.came_at = came_at
+        self.event_name = event_name
+        self.envelope = envelope
+        self.lane = lane
+        self.admitted = admitted
+
+    def refuse(self) -> None:
+        if not self.admitted.done():
+            self.admitted.set_exception(_closed_error())
+
+
+def _no_lane(_: str) -> Hashable:
+    return None
+
+
+def _closed_error() -> ClientClosedError:
+    return ClientClosedError("the client is closed, or is closing, and takes no new events")

@@ -1,0 +1,284 @@
+"""The request limit: at most so many requests in any window, as the *server* sees them arrive.
+
+A token bucket alone does not keep that promise: `AsyncLimiter(50, 1)` lets 99 through in its first second. Two
+parts do, together:
+
+- an aiolimiter bucket with a small burst paces the grants; the burst makes up for late timers;
+- a guard counts the requests that may still lie in the server's last window, and never lets there be more than
+  `requests`. A request takes a slot at its grant. The slot's time runs from the moment its body was written, not
+  from the grant, so a blocked event loop or a slow connect cannot squeeze arrivals together; it is free again
+  `per + jitter` after the writing or `per` after the answer, whichever is earlier. A request that ends without an
+  answer may still be on its way: the answer's shortcut is not for it. So the promise holds whenever the
+  network's delays differ by no more than `jitter`.
+
+A pause (`Retry-After`) is a deadline that only ever moves later: no answer can reopen the gate for another.
+
+Where the server says 429 all the same, its limit is lower than ours, or others share it. Every incident (all the
+answers to requests sent before the last one ended) pauses everyone, longer each time in a row, and cuts the pace
+once; the pace comes back little by little. So a stream of 429 never makes more requests, and a limit that is lower
+than believed is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import attrs
+from aiolimiter import AsyncLimiter
+
+from retailrocket_async._errors import ConfigurationError, WrongLoopError
+from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.uncopyable import Uncopyable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_PAUSE = 60.0
+"""Seconds a pause may last at most, whatever the server asks for."""
+
+_CUT = 0.7
+"""What an incident leaves of the pace."""
+
+_SLOWEST = 0.1
+"""The least of the full pace."""
+
+_RECOVERY = 0.02
+"""How much of the full pace comes back in a second: from one cut in 15 s, from the slowest pace in 45 s."""
+
+_LONGEST_PENALTY = 8.0
+"""Seconds that an incident pauses for at most, where the server names no time: the limit may be another process's."""
+
+
+@attrs.frozen(kw_only=True)
+class RateLimit:
+    """How many requests the shop may make.
+
+    Attributes:
+        requests: requests in any window of `per` seconds, 1 or more; default 50 (API document, "Limits"). The shop's
+            account manager can raise it. All processes of a shop share it: with N of them give each its part.
+        per: length of the window in seconds, above 0; default 1.
+        burst: requests that may leave at once after a quiet moment, 1 to `requests`; default a tenth of `requests`,
+            at least 1: enough to make up for timers that fire late, too few to be a burst to the server.
+        jitter: the spread of the network's delay in seconds that the promise allows for, 0 or more; default 0.025.
+            More is safer and slower: about `requests / (per + jitter)` requests a second are used, 97.5 % by
+            default, and more where answers come back sooner than that.
+
+    Raises:
+        ConfigurationError: a value outside its range.
+    """
+
+    requests: int = 50
+    per: float = 1.0
+    burst: int = attrs.field(default=attrs.Factory(lambda self: _tenth(self.requests), takes_self=True))
+    jitter: float = 0.025
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.requests) is not int or self.requests < 1:
+            raise ConfigurationError(f"RateLimit.requests must be an int of 1 or more, not {self.requests!r}")
+        if not _is_seconds(self.per) or self.per <= 0:
+            raise ConfigurationError(f"RateLimit.per must be a number of seconds above 0, not {self.per!r}")
+        if type(self.burst) is not int or not 1 <= self.burst <= self.requests:
+            raise ConfigurationError(f"RateLimit.burst must be an int from 1 to requests, not {self.burst!r}")
+        if not _is_seconds(self.jitter):
+            raise ConfigurationError(f"RateLimit.jitter must be a number of seconds, 0 or more, not {self.jitter!r}")
+
+
+class Permit(Protocol):
+    """The right to make one request; told when the request left and when it was over."""
+
+    def sent(self) -> None:
+        """Tell that the request's body was written; called at most once."""
+        ...
+
+    def done(self, *, answered: bool = False) -> None:
+        """Tell that the request is over; called exactly once, last.
+
+        Args:
+            answered: whether the server answered, so that it has surely counted the request; False where the request
+                failed or was cancelled, when it may still be on its way.
+        """
+        ...
+
+
+@runtime_checkable
+class Limiter(Protocol):
+    """What paces a client; one limiter may be shared by several clients of one event loop."""
+
+    async def acquire(self) -> Permit | None:
+        """Wait for the right to make one request, and take it; in the order of the calls.
+
+        Called once for every attempt, retries included. Cancelling the wait takes nothing. None where the limiter
+        does not care when the request was sent and answered.
+        """
+        ...
+
+    def pause_until(self, deadline: float) -> None:
+        """Grant nothing before `deadline` (seconds on the event loop's clock), nor before an earlier, later one."""
+        ...
+
+    def throttled(self, sent_at: float) -> None:
+        """Tell that the server refused a request as one too many (429), so that fewer are made.
+
+        Args:
+            sent_at: when that request was sent (seconds on the event loop's clock): several sent at once are one
+                incident.
+        """
+        ...
+
+
+class LocalLimiter(Uncopyable):
+    """The limit of one process, on a token bucket with a guard; see the module's text.
+
+    Args:
+        rate_limit: the limit to keep; None lifts it, and only pauses hold requests back.
+
+    Raises:
+        WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
+    """
+
+    _instead = "make one in each process; RedisLimiter shares a limit between processes"
+
+    def __init__(self, rate_limit: RateLimit | None) -> None:
+        self.rate_limit = rate_limit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._paused_until = -math.inf
+        self._slots: list[_Slot] = []
+        self._woken: asyncio.Future[None] | None = None
+        self._drawn = False
+        self._granted_at = -math.inf
+        self._slow_until = self._incident_over = -math.inf
+        self._penalty = 0.0
+
+    async def acquire(self) -> Permit | None:
+        """Wait for the right to make one request, and take it; in the order of the calls."""
+        loop = self._bind()
+        # One at a time: the lock's queue is fair, where aiolimiter's is not, and the guard needs a single mind.
+        async with self._turn:
+            if self._bucket is not None and not self._drawn:
+                await self._bucket.acquire()
+                # The bucket takes nothing back: should this waiter be cancelled below, the next one goes on from here.
+                self._drawn = True
+            while (wake_at := self._open_at(loop.time())) > loop.time():
+                await self._sleep_until(loop, wake_at)
+            if self.rate_limit is None:
+                return None
+            self._drawn = False
+            self._granted_at = loop.time()
+            slot = _Slot(loop.time, self._changed, self.rate_limit)
+            self._slots.append(slot)
+            return slot
+
+    def pause_until(self, deadline: float) -> None:
+        """Grant nothing before `deadline` (loop time), nor before an earlier, later one; at most 60 s from now."""
+        now = self._bind().time()
+        self._paused_until = max(self._paused_until, min(deadline, now + MAX_PAUSE))
+
+    def throttled(self, sent_at: float) -> None:
+        """Pause and slow down for a request that the server refused as one too many; see the module's text."""
+        now = self._bind().time()
+        if sent_at > self._incident_over:
+            per = self.rate_limit.per if self.rate_limit is not None else 1.0
+            in_a_row = now < self._incident_over + 2 * per
+            self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
+            pace = max(_SLOWEST, self.pace(now) * _CUT)
+            self.pause_until(now + self._penalty)
+            # The pace is a straight line, known by the moment in which it will be full again.
+            self._incident_over = now
+            self._slow_until = now + (1.0 - pace) / _RECOVERY
+        # Nobody recovers in a pause, also where a later answer of the same incident has made it longer.
+        longer = max(0.0, self._paused_until - self._incident_over)
+        self._incident_over += longer
+        self._slow_until += longer
+
+    def pace(self, now: float) -> float:
+        """Return the part of the full pace that is used at `now` (loop time): from 0.1 to 1."""
+        before_full = self._slow_until - max(now, self._incident_over)
+        return min(1.0, 1.0 - before_full * _RECOVERY)
+
+    def _open_at(self, now: float) -> float:
+        """Return when the next grant may be made, on what is known now; infinity where an answer must come first."""
+        if self.rate_limit is None:
+            return self._paused_until
+        opens = self._paused_until
+        if now < self._slow_until:
+            opens = max(opens, self._granted_at + self.rate_limit.per / self.rate_limit.requests / self.pace(now))
+        self._slots = [slot for slot in self._slots if slot.expires > now]
+        if len(self._slots) < self.rate_limit.requests:
+            return opens
+        return max(opens, min(slot.expires for slot in self._slots))
+
+    async def _sleep_until(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        woken = self._woken = loop.create_future()
+        timer = None if math.isinf(when) else detached(loop.call_at, when, self._changed)
+        try:
+            await woken
+        finally:
+            if self._woken is woken:
+                self._woken = None
+            if timer is not None:
+                timer.cancel()
+
+    def _changed(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise WrongLoopError("this limiter belongs to another event loop: create one limiter for each loop")
+            self._start(loop)
+        return loop
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin on a new loop, with what the server may still remember of the closed one's requests."""
+        self._loop = loop
+        self._turn = asyncio.Lock()
+        self._bucket: AsyncLimiter | None = None
+        self._drawn = False
+        self._woken = None
+        # Another loop's clock may read anything. Nothing can leave a closed loop, so no slot or pause lasts longer
+        # than one that begins now.
+        now = loop.time()
+        self._paused_until = min(self._paused_until, now + MAX_PAUSE)
+        self._granted_at = min(self._granted_at, now)
+        self._incident_over = min(self._incident_over, now)
+        self._slow_until = min(self._slow_until, now + (1.0 - _SLOWEST) / _RECOVERY)
+        if (limit := self.rate_limit) is not None:
+            self._bucket = AsyncLimiter(limit.burst, limit.burst * limit.per / limit.requests)
+            for slot in self._slots:
+                slot.expires = min(slot.expires, now + limit.per + limit.jitter)
+
+
+class _Slot:
+    """One request that may lie in the server's last window until `expires` (loop time)."""
+
+    __slots__ = ("_changed", "_clock", "_limit", "expires")
+
+    def __init__(self, clock: Callable[[], float], changed: Callable[[], None], limit: RateLimit) -> None:
+        self._clock = clock
+        self._changed = changed
+        self._limit = limit
+        # Not sent yet: no time can be named before which the server has seen it.
+        self.expires = math.inf
+
+    def sent(self) -> None:
+        self._expire_at(self._clock() + self._limit.per + self._limit.jitter)
+
+    def done(self, *, answered: bool = False) -> None:
+        self._expire_at(self._clock() + self._limit.per + (0.0 if answered else self._limit.jitter))
+
+    def _expire_at(self, when: float) -> None:
+        if when < self.expires:
+            self.expires = when
+            self._changed()
+
+
+def _tenth(requests: object) -> int:
+    return max(1, requests // 10) if isinstance(requests, int) else 1
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]

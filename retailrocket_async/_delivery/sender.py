@@ -1,0 +1,356 @@
+"""Requests: asks breaker and limiter, uses the transport, follows the retry policy, until a flight has its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from contextvars import Context
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from retailrocket_async._delivery.flight import SendSlot
+from retailrocket_async._delivery.rate_limiter import MAX_PAUSE
+from retailrocket_async._events.codec import BATCH_PATH
+from retailrocket_async._http.reply import Reply, Verdict
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._runtime.context import changes_of
+from retailrocket_async._runtime.foreign_code import ends_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from retailrocket_async._delivery.circuit_breaker import Admission, CircuitBreaker
+    from retailrocket_async._delivery.flight import Flight
+    from retailrocket_async._delivery.ledger import Ledger
+    from retailrocket_async._delivery.rate_limiter import Limiter, Permit
+    from retailrocket_async._delivery.retry import RetryPolicy
+    from retailrocket_async._http.transport import Transport
+    from retailrocket_async._observer import Watch
+    from retailrocket_async._outcome import Outcome, Undelivered
+    from retailrocket_async._queue.batch import Batch
+    from retailrocket_async._runtime.loop_affinity import LoopAffinity
+
+_RENEWALS: Final = 2
+"""How often one batch is sent again at once for a changed key: a function may return a new wrong one every time."""
+
+_ANYWHERE: Final = frozenset({401, 403, 407})
+"""Refusals that no other path would be spared; an address may be wrong for one event's endpoint alone."""
+
+
+_UNMADE: Final = frozenset({"key", "config"})
+"""Failures that come before a request is made."""
+
+
+class Sender:
+    """Makes the requests of all flights.
+
+    Args:
+        affinity: the loop that the client belongs to.
+        ledger: counts requests, retries and waits.
+        breaker: asked before the limiter, and told what every request brought.
+        limiter: asked once for every attempt.
+        retry: when to try again.
+        transport: carries the requests.
+        at_once: requests on the wire at most.
+        max_age: seconds after which an event is not sent again; None for never.
+        part_over: settles events of a flight that end before the others.
+        blocked: called when a batch was refused for its key, shop or address.
+        watch: told of every request; None for nobody.
+    """
+
+    def __init__(  # noqa: PLR0913 - the rooms it brings together
+        self,
+        affinity: LoopAffinity,
+        ledger: Ledger,
+        *,
+        breaker: CircuitBreaker,
+        limiter: Limiter,
+        retry: RetryPolicy,
+        transport: Transport,
+        at_once: int,
+        max_age: float | None,
+        part_over: Callable[[Flight, Batch, Outcome], None],
+        blocked: Callable[[], None],
+        watch: Watch | None = None,
+    ) -> None:
+        self._affinity = affinity
+        self._ledger = ledger
+        self._breaker = breaker
+        self._limiter = limiter
+        self._retry = retry
+        self._transport = transport
+        self._wire_slots = asyncio.Semaphore(at_once)
+        self._max_age = max_age
+        self._part_over = part_over
+        self._blocked = blocked
+        self._watch = watch
+        self._refused_serial = 0
+
+    async def outcome_of(self, flight: Flight) -> Outcome:
+        """Attempt, judge and wait until there is an outcome, for all events of the part that is on its way."""
+        while True:
+            answer = await self._request(flight)
+            if not isinstance(answer, tuple):
+                return answer
+            admission, reply = answer
+            if flight.outcome is not None:
+                # It was cut short, and something that it awaited swallowed the cancellation.
+                return flight.outcome
+            outcome = flight.judge(reply, self._affinity.now())
+            again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
+            if admission is not None and not again:
+                self._report(flight, admission, reply)
+            if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
+                # It waits in the queue for the next turn like all others, and as long as `blocked` lets it.
+                flight.tries -= 1
+                self._blocked()
+                again = True
+            if flight.outcome is not None:
+                return flight.outcome
+            if not again:
+                outcome = outcome or self._doomed(flight, reply) or await self._wait(flight, reply)
+                if outcome is not None:
+                    return outcome
+
+    def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
+        batches = flight.path == BATCH_PATH
+        # Where the address of the batches is wrong, an event's own endpoint says nothing of it.
+        tells = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
+        anywhere = reply.status is None or reply.status in _ANYWHERE
+        self._breaker.report(admission, reply, halts=batches or anywhere, tells=tells)
+
+    def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
+        """Settle the events that must not be sent again; return their outcome where no others are left."""
+        once = self._retry.once_names
+        if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
+            return None
+        outcome = flight.give_up("at_most_once", self._affinity.now())
+        # A direct send has one outcome: with one such event in it, it is not sent again.
+        doomed = [position for position, name in enumerate(flight.names) if name in once]
+        return self._without(flight, doomed, outcome)
+
+    def _expired(self, flight: Flight) -> Undelivered | None:
+        """Settle the events that are too old by now; return their outcome where no others are left."""
+        if self._max_age is None or flight.batch is None:
+            return None
+        now = self._affinity.now()
+        expired = [position for position, at in enumerate(flight.batch.times) if at <= now - self._max_age]
+        return self._without(flight, expired, flight.expired(now)) if expired else None
+
+    def _too_late(self, flight: Flight) -> bool:
+        return self._affinity.now() - self._breaker.counted_from(flight.tried_at) > self._retry.max_elapsed
+
+    def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
+        if flight.batch is None or len(positions) == len(flight.batch):
+            return outcome
+        self._part_over(flight, flight.take_out(positions), outcome)
+        return None
+
+    async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
+        """Wait as the policy says before another attempt; return the outcome where there is to be none."""
+        now = self._affinity.now()
+        if reply.retry_after is not None:
+            # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
+            pause = min(reply.retry_after, MAX_PAUSE)
+            reply = attrs.evolve(reply, retry_after=pause)
+            self._tell_limiter(lambda: self._limiter.pause_until(now + pause))
+        if reply.verdict is Verdict.THROTTLED:
+            self._tell_limiter(lambda: self._limiter.throttled(flight.departed_at))
+        if self._is_excused(flight, reply):
+            # The wait still grows with the attempts.
+            flight.excused += 1
+            flight.tried_at = now
+        flight.failed_at = now
+        elapsed = now - self._breaker.counted_from(flight.tried_at)
+        wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed, excused=flight.excused)
+        if wait is None:
+            return flight.give_up("retries_exhausted", now)
+        if reply.failure == "limiter":
+            await asyncio.sleep(wait)
+        else:
+            await self._breaker.rest(wait)
+        return flight.outcome
+
+    def _is_excused(self, flight: Flight, reply: Reply) -> bool:
+        """Whether an attempt counts for nothing: the policy outlasts what it has met."""
+        if not self._retry.outlast:
+            return False
+        if reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending":
+            return True
+        # An outage takes some failures to be seen as one; a batch that fails by itself does so while others do not.
+        return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
+
+    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
+        """Make one request, as soon as breaker and limiter allow it; return an outcome where it is too late then."""
+        if flight.turn is None:
+            try:
+                flight.turn = await self.next_turn()
+            except BaseException as error:  # a limiter may be anybody's
+                if ends_task(error):
+                    raise
+                self.limiter_failed(error)
+                # There was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+                flight.tries += 1
+                return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
+        turn = flight.turn
+        answered = False
+        try:
+            if turn.admission.probe and self._breaker.status == 401:
+                await self._renewed(self._refused_serial)
+            # It may have waited long for its turn.
+            if flight.outcome is None and (stale := self._expired(flight)) is not None:
+                return stale
+            if flight.outcome is not None:
+                return None, Reply(failure="closed", sent=False)
+            if turn.admission.probe and flight.tries and self._too_late(flight):
+                # While the API is down the breaker says when: later than the policy had reckoned with.
+                return flight.give_up("retries_exhausted", self._affinity.now())
+            flight.depart(self._affinity.now())
+            self._ledger.requested += 1
+            self._ledger.splits += flight.divided
+            if self._watch is None:
+                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            else:
+                reply = await self._watched(self._watch, flight, turn)
+            answered = reply.status is not None
+        finally:
+            turn.end(answered=answered)
+            flight.turn = None
+        if reply.failure in _UNMADE:
+            self._uncount(flight, reply)
+            return turn.admission, reply
+        self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
+        self._ledger.retries += flight.attempts > 1
+        # An answer may repeat the request, key and all, and nobody else reads it.
+        return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
+
+    def _uncount(self, flight: Flight, reply: Reply) -> None:
+        """Take back what was counted for a request that was not made after all."""
+        flight.attempts -= 1
+        self._ledger.requested -= 1
+        self._ledger.splits -= flight.divided
+        if reply.failure == "key":
+            self._key_failed(reply.detail)
+
+    async def _watched(self, watch: Watch, flight: Flight, turn: SendSlot) -> Reply:
+        """Make the request, and tell of its beginning and its end."""
+        # A direct send's caller has a context of its own; what the observer sets there holds for this request alone.
+        context = Context() if flight.context is None else flight.context.copy()
+        before = context.copy()
+        begun = context.run(
+            watch.began,
+            flight.path,
+            attempt=flight.attempts,
+            events=len(flight.names),
+            size=len(flight.body),
+            receipts=None if flight.batch is None else flight.batch.receipts,
+        )
+        status: int | None = None
+        failure: str | None = "cancelled"
+        try:
+            with changes_of(context, before):
+                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+            status, failure = reply.status, reply.failure
+            return reply
+        finally:
+            context.run(watch.ended, begun, status=status, failure=failure)
+
+    def _as_declared(self, reply: Reply) -> Reply:
+        """Return the reply as the user's policy sees it."""
+        ask = self._retry.is_throttled
+        if ask is None or reply.status is None or 200 <= reply.status <= 299:
+            return reply
+        try:
+            throttled = bool(ask(reply.status, reply.body))
+        except BaseException as error:  # a user's function may raise anything
+            if is_interrupt(error):
+                raise
+            name = type(error).__name__
+            self._ledger.tell_once(("is_throttled",), logging.ERROR, "RetryPolicy.is_throttled raised %s", name)
+            return reply
+        return attrs.evolve(reply, throttled=True) if throttled else reply
+
+    async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
+        """Whether a flight that was refused for its key goes again at once, as there is another key."""
+        self._refused_serial = reply.serial
+        if admission is None or flight.renewals >= _RENEWALS:
+            return False
+        if admission.probe and self._breaker.status == 401:
+            # It was asked for just before.
+            return False
+        self._breaker.hold(admission)
+        try:
+            changed = await self._renewed(reply.serial)
+        finally:
+            self._breaker.over(admission)
+        flight.renewals += changed
+        return changed
+
+    async def _renewed(self, serial: int) -> bool:
+        changed, failure = await self._transport.renew_key(serial)
+        if failure is not None:
+            self._key_failed(failure)
+        return changed
+
+    async def next_turn(self) -> SendSlot:
+        """Wait for the right to make one request; raises what the limiter raises."""
+        while True:
+            # The place on the wire first: a permit that then waited for one would let requests bunch.
+            await self._wire_slots.acquire()
+            admission: Admission | None = None
+            try:
+                admission = self._breaker.admit()
+                permit = await self._permit() if admission is not None else None
+            except BaseException:
+                self._leave(admission)
+                raise
+            if admission is not None:
+                turn = SendSlot(admission, permit, functools.partial(self._leave, admission), self.limiter_failed)
+                if self._breaker.still_admits(admission):
+                    return turn
+                # The state has changed while the permit was waited for.
+                turn.end()
+            else:
+                self._leave(None)
+                await self._breaker.wait()
+
+    def _leave(self, admission: Admission | None) -> None:
+        self._wire_slots.release()
+        if admission is not None:
+            self._breaker.over(admission)
+        else:
+            self._breaker.nudge()
+
+    async def _permit(self) -> Permit | None:
+        asked_at = self._affinity.now()
+        try:
+            return await self._limiter.acquire()
+        finally:
+            self._ledger.limiter_wait += self._affinity.now() - asked_at
+
+    def _tell_limiter(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except BaseException as error:  # noqa: BLE001 - the batch must not pay for it
+            self.limiter_failed(error)
+
+    def limiter_failed(self, error: BaseException) -> None:
+        """Log that a limiter raised; raise the user's Ctrl-C again."""
+        if is_interrupt(error):
+            raise error
+        self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
+
+    def _key_failed(self, name: str) -> None:
+        self._ledger.tell_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)
+
+    async def aclose(self) -> None:
+        """Close the connections; raises nothing, as nothing is left that could fail."""
+        try:
+            await self._transport.aclose()
+        except BaseException as error:  # every event has its outcome already
+            if ends_task(error):
+                raise
+            name = type(error).__name__
+            self._ledger.tell_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)

@@ -1,0 +1,361 @@
+"""Events as bytes, and bytes as events: the API's JSON, both ways.
+
+::
+
+    Event  --encode-->  b'{"view":{"sessionExternalId":...}}'   an envelope: what `visitorEvents` holds a list of
+    Event  --encode_bare-->  b'{"sessionExternalId":...}'       the body of the event's own endpoint
+    envelopes  --join-->  b'[{"view":...},{"search":...}]'      the body of `visitorEvents`
+    object from JSON  --from_wire-->  Event                     files and brokers
+
+cattrs generates the two functions of each event class once, at construction of the codec; orjson makes the bytes.
+Source: API document, "Events" and "Batches".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+import attrs
+import orjson
+from cattrs import Converter
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from retailrocket_async._errors import ConfigurationError, EventValidationError, brief_names
+from retailrocket_async._events.models import EVENT_TYPES, CustomEvent, Event, SetContact
+from retailrocket_async._events.passthrough import Passthrough, camel
+from retailrocket_async._events.validators import INT64_MAX, INT64_MIN, on_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TimestampPrecision: TypeAlias = Literal["seconds", "milliseconds", "microseconds"]
+"""How finely `timestamp` goes on the wire; the API document shows whole seconds only."""
+
+BATCH_PATH = "visitorEvents"
+"""The batch endpoint, relative to the base URL."""
+
+
+_FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data"}
+"""Fields that hold any JSON, so that no rule tells an integer from a fraction there."""
+
+_MAYBE_LONG = re.compile(rb"[0-9]{19}")
+_STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+_ESCAPED_COLON = rb"\u003"
+"""What a colon looks like that is escaped, among others."""
+
+_WRITTEN_ANEW = 64 * 1024
+"""Bytes of a text up to which it is written anew to look at its keys: orjson takes 50 times as much memory for it."""
+
+_NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
+"""Fields of a type that cattrs would take apart, and orjson takes whole."""
+
+
+class Codec:
+    """Turns events into the API's JSON and back; stateless once built, so one may serve many clients.
+
+    Args:
+        timestamp_precision: ``"seconds"`` (default: the only documented pattern), ``"milliseconds"`` or
+            ``"microseconds"``. Finer parts are cut off, not rounded, so no event moves into the future.
+
+    Raises:
+        ConfigurationError: another `timestamp_precision`.
+    """
+
+    def __init__(self, timestamp_precision: TimestampPrecision = "seconds") -> None:
+        if timestamp_precision not in get_args(TimestampPrecision):
+            allowed = ", ".join(map(repr, get_args(TimestampPrecision)))
+            raise ConfigurationError(f"timestamp_precision must be one of {allowed}, not {timestamp_precision!r}")
+        self.timestamp_precision: TimestampPrecision = timestamp_precision
+        self._option = orjson.OPT_OMIT_MICROSECONDS if timestamp_precision == "seconds" else 0
+        # One error, not a group of groups: a wire object has one level.
+        converter = Converter(detailed_validation=False)
+        self._to_object: dict[type[Event], Callable[[Any], dict[str, Any]]] = {CustomEvent: _custom_fields}
+        self._from_object: dict[str, Callable[[Any, Any], Event]] = {}
+        for name, cls in EVENT_TYPES.items():
+            self._to_object[cls] = self._unstructure_fn(cls, converter)
+            self._from_object[name] = _structure_fn(cls, converter)
+        self._passthrough = Passthrough()
+        self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
+
+    def __reduce__(self) -> tuple[type[Codec], tuple[TimestampPrecision]]:
+        # Its functions are generated, which a pickle cannot hold; another codec with the same precision is the same.
+        return type(self), (self.timestamp_precision,)
+
+    def encode(self, event: Event) -> bytes:
+        """Return the envelope of `event`, e.g. ``b'{"view":{...}}'``.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        encoder = self._encoders.get(type(event))  # type: ignore[arg-type]
+        if encoder is None:
+            return b'{"%b":%b}' % (self._name_of(event).encode(), self.encode_bare(event))
+        return encoder(event)
+
+    def encode_bare(self, event: Event) -> bytes:
+        """Return the event object alone, the body of the event's own endpoint.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        self._name_of(event)
+        return orjson.dumps(self._to_object[type(event)](event), None, self._option)
+
+    def to_wire(self, event: Event) -> dict[str, Any]:
+        """Return the envelope of `event` as plain JSON values, e.g. ``{"view": {"productId": 1, ...}}``.
+
+        Raises:
+            EventValidationError: `event` is not an event of this package.
+        """
+        envelope: dict[str, Any] = orjson.loads(self.encode(event))
+        return envelope
+
+    def from_wire(self, envelope: object, *, allow_custom: bool = False) -> Event:
+        """Return the event that `envelope`, an object with exactly one key, describes.
+
+        Args:
+            envelope: plain JSON values, as `to_wire` returns them.
+            allow_custom: read an unknown event name as a `CustomEvent`; default False, since a mistyped name would
+                pass for one.
+
+        Raises:
+            EventValidationError: not an envelope, an unknown event, an unknown or missing field, or a broken rule.
+        """
+        members = _plain(envelope)
+        if members is None or len(members) != 1:
+            raise EventValidationError("event", "", 'must be an object with exactly one key, e.g. {"view": {...}}')
+        [(name, body)] = members.items()
+        structure = self._from_object.get(cast("str", name))
+        if structure is None:
+            if allow_custom:
+                return CustomEvent(name=cast("str", name), fields=cast("dict[str, Any]", body))
+            known = ", ".join(EVENT_TYPES)
+            raise EventValidationError("event", "", f"must have one of these names: {known}", name)
+        name = cast("str", name)
+        fields = _plain(body)
+        if fields is None:
+            raise EventValidationError(name, "", f"must be an object, not {type(body).__name__}")
+        try:
+            return structure(fields, None)
+        except ForbiddenExtraKeysError as error:
+            raise EventValidationError(name, "", f"has unknown fields: {brief_names(error.extra_fields)}") from None
+        except KeyError as error:
+            raise EventValidationError(name, _snake(str(error.args[0])), "is required") from None
+
+    def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
+        """Return the event that the JSON text of an envelope describes; see `from_wire`.
+
+        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which are numbers. So is
+        an object, at any depth, that has a key twice: readers of JSON differ in which of the values they take.
+
+        Raises:
+            EventValidationError: not JSON, or as `from_wire`.
+        """
+        try:
+            envelope = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise EventValidationError("event", "", f"must be JSON: {error.msg} at column {error.colno}") from None
+        text = data.encode() if isinstance(data, str) else bytes(data)
+        if _has_key_twice(text, envelope):
+            raise EventValidationError("event", "", _key_twice(text))
+        event = self.from_wire(envelope, allow_custom=allow_custom)
+        free = _FREE.get(type(event))
+        if free is not None and getattr(event, free) and _has_long_integer(data):
+            raise EventValidationError(event.event_name, free, "must hold integers of at most 64 bits")
+        return event
+
+    def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
+        """Return the name of the event that an envelope describes, its visitor, and its envelope.
+
+        The visitor is ``""`` where the event names none. The envelope is as this codec would make it, or, where the one
+        given says the same, that one.
+
+        Raises:
+            EventValidationError: as `decode`.
+        """
+        if self.timestamp_precision == "seconds":
+            with suppress(orjson.JSONDecodeError):
+                envelope = orjson.loads(data)
+                label = self._passthrough.label_of(envelope)
+                if label is not None and not _has_key_twice(data, envelope):
+                    return *label, data
+        event = self.decode(data, allow_custom=allow_custom)
+        return event.event_name, _visitor(event), self.encode(event)
+
+    def _name_of(self, event: Event) -> str:
+        if type(event) not in self._to_object:
+            rule = f"must be an event of this package, e.g. View(...), not {type(event).__name__}"
+            raise EventValidationError("event", "", rule)
+        return event.event_name
+
+    def _unstructure_fn(self, cls: type[Event], converter: Converter) -> Callable[[Any], dict[str, Any]]:
+        overrides: dict[str, Any] = {
+            field.name: override(
+                rename=camel(field.name),
+                omit_if_default=field.default is None,
+                unstruct_hook=self._unstructure_hook(field.name),
+            )
+            for field in attrs.fields(cls)
+        }
+        return make_dict_unstructure_fn(cls, converter, **overrides)
+
+    def _unstructure_hook(self, field: str) -> Callable[[Any], Any] | None:
+        if field in ("price", "quantity"):
+            return on_wire
+        if field == "timestamp" and self.timestamp_precision == "milliseconds":
+            return lambda moment: cast("datetime", moment).isoformat(timespec="milliseconds")
+        # None leaves plain values to cattrs, which then reads the attribute without a call.
+        return _as_is if field in _NOT_PLAIN else None
+
+
+def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
+    """Return the function that makes the envelope of one event class; what it needs is at hand, not looked up."""
+    head, dumps = b'{"%b":' % name.encode(), orjson.dumps
+
+    def encode(event: Any) -> bytes:  # noqa: ANN401 - of the class that it was made for
+        # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
+        return head + dumps(to_object(event), None, option) + b"}"
+
+    return encode
+
+
+def label_of(envelope: bytes) -> tuple[str, str]:
+    """Return the name of the event in an envelope, and its visitor, ``""`` where it names none."""
+    members: dict[str, dict[str, Any]] = orjson.loads(envelope)
+    [(name, fields)] = members.items()
+    return name, str(fields.get("sessionExternalId", ""))
+
+
+def name_of(envelope: bytes) -> str:
+    """Return the name of the event in an envelope of our own making."""
+    name = envelope[2 : envelope.index(b'"', 2)]
+    return name.decode() if b"\\" not in name else label_of(envelope)[0]
+
+
+def join(envelopes: Iterable[bytes]) -> bytes:
+    """Return the body of `visitorEvents` that holds `envelopes`, in order."""
+    return b"[%b]" % b",".join(envelopes)
+
+
+def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any], Event]:
+    # Values pass as they are: the class's own rules judge them, where cattrs would turn "1" into 1.
+    overrides: dict[str, Any] = {
+        field.name: override(
+            rename=camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
+        )
+        for field in attrs.fields(cls)
+    }
+    structure = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+    return cast("Callable[[Any, Any], Event]", structure)
+
+
+def _plain(value: object) -> dict[object, object] | None:
+    """Return a dict, or the members of one that is more than that; None for anything else."""
+    # Asked of the type, and by dict's own method: an object's answers for itself may be made to raise.
+    if not issubclass(type(value), dict):
+        return None
+    members = cast("dict[object, object]", value)
+    return members if type(members) is dict else dict(dict[object, object].items(members))
+
+
+def _has_long_integer(data: bytes | str) -> bool:
+    """Whether JSON holds an integer of more than 64 bits.
+
+    orjson makes the nearest double of it, so that another id would be recorded than was sent.
+    """
+    text = data.encode() if isinstance(data, str) else bytes(data)
+    if not _MAYBE_LONG.search(text):
+        return False
+    numbers = (found[1] for found in _STRING_OR_LONG.finditer(text) if found[1])
+    return any(
+        number.lstrip(b"-").isdigit() and (len(number) > 20 or not INT64_MIN <= int(number) <= INT64_MAX)
+        for number in numbers
+    )
+
+
+def _has_key_twice(data: bytes, value: object) -> bool:
+    """Whether an object in a JSON text has a key twice.
+
+    Args:
+        data: the text.
+        value: what orjson made of it: of values with the same key the last one.
+    """
+    # What is written anew has each key once. So there is no key twice if the colons are as many as before: they stand
+    # between key and value, or in strings. Only an escaped colon in a string would be one more.
+    if len(data) <= _WRITTEN_ANEW and _ESCAPED_COLON not in data:
+        try:
+            written = orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            # Nested more deeply than orjson writes.
+            pass
+        else:
+            return written != data and written.count(b":") != data.count(b":")
+    return _STRING.sub(b"", data).count(b":") != _count_keys(value)
+
+
+def _count_keys(value: object) -> int:
+    """Return how many keys the objects in a JSON value have, all together."""
+    count, left = 0, [value]
+    while left:
+        each = left.pop()
+        if type(each) is dict:
+            members = cast("dict[str, object]", each)
+            count += len(members)
+            left += members.values()
+        elif type(each) is list:
+            left += cast("list[object]", each)
+    return count
+
+
+def _key_twice(data: bytes) -> str:
+    """Return what is wrong with a JSON text that has a key twice."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        found.extend(name for name, times in Counter(names).items() if times > 1)
+
+    with suppress(ValueError, RecursionError):
+        json.loads(data, object_pairs_hook=look)
+    return f"must have each key once, but has twice: {brief_names(found[:1])}" if found else "must have each key once"
+
+
+def _as_is(value: object) -> object:
+    return value
+
+
+def _structured_as_is(value: object, _: object) -> object:
+    return value
+
+
+def _moment(value: object, _: object) -> object:
+    # Printable, since Python takes a NUL for the end of the text and whatever follows for nothing.
+    if type(value) is str and value.isprintable():
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _visitor(event: Event) -> str:
+    if isinstance(event, CustomEvent):
+        return str(event.fields.get("sessionExternalId", ""))
+    return str(getattr(event, "session_external_id", ""))
+
+
+def _custom_fields(event: CustomEvent) -> dict[str, Any]:
+    return event.fields
+
+
+def _snake(camel: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)

@@ -1,0 +1,298 @@
+"""The rules of the contract, one attrs validator each, for the fields of the events.
+
+The accepted case comes first in every rule and costs a comparison or two: the rules run at the caller's line, for
+every event. Types are exact: a `bool` is no integer, and a subclass of `str` may not be what it prints.
+Source: API document, "Fields".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
+
+from retailrocket_async._errors import EventValidationError, type_name
+from retailrocket_async._interrupt import is_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import attrs
+
+Number: TypeAlias = int | float | Decimal
+"""What `price` and `quantity` take."""
+
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+"""A JSON value, as `custom_data` and `CustomEvent.fields` hold it."""
+
+INT64_MIN = -(2**63)
+INT64_MAX = 2**63 - 1
+MAX_DEPTH = 32
+"""Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
+
+MAX_VALUES = 5_000
+"""Values that they may hold, themselves and all within: checking more would hold up the event loop."""
+
+MAX_IDS = 100_000
+"""Ids that `product_ids` may hold, for the same reason; and a lazy sequence, a `range` say, may name billions."""
+
+PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
+"""Fields whose values are in no message: they are, or may hold, personal data."""
+
+_MINUTE = timedelta(minutes=1)
+_E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
+
+
+class Named(Protocol):
+    """An event, as far as a rule needs to know it."""
+
+    @property
+    def event_name(self) -> str: ...
+
+
+def fail(event: Named, field: str, rule: str, value: object) -> NoReturn:
+    """Raise the error for a broken `rule`, withholding the value of personal fields."""
+    if field not in PERSONAL:
+        raise EventValidationError(event.event_name, field, rule, value)
+    raise EventValidationError(event.event_name, field, f"{rule}{_why_not(value, rule)}")
+
+
+def identifier(event: Named, field: attrs.Attribute[str], value: str) -> None:
+    if type(value) is str and value.isalnum() and value.isascii() and len(value) <= 50:
+        return
+    fail(event, field.name, f"must be a str of 1-50 ASCII letters and digits{_unlike(value)}", value)
+
+
+def short_text(event: Named, field: attrs.Attribute[str], value: str) -> None:
+    if type(value) is str and 0 < len(value) <= 50 and _encodable(value):
+        return
+    fail(event, field.name, f"must be a str of 1-50 characters{_unlike(value)}", value)
+
+
+def optional_short_text(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
+    if value is None or (type(value) is str and 0 < len(value) <= 50 and _encodable(value)):
+        return
+    fail(event, field.name, f"must be None or a str of 1-50 characters{_unlike(value)}", value)
+
+
+def phrase(event: Named, field: attrs.Attribute[str], value: str) -> None:
+    if type(value) is str and value and _encodable(value):
+        return
+    fail(event, field.name, f"must be a str that is not empty{_unlike(value)}", value)
+
+
+def int64(event: Named, field: attrs.Attribute[int], value: int) -> None:
+    if type(value) is int and INT64_MIN <= value <= INT64_MAX:
+        return
+    fail(event, field.name, f"must be an int of at most 64 bits{_unlike(value)}", value)
+
+
+def int64s(event: Named, field: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]) -> None:
+    if type(value) is not tuple or not value:
+        unlike = "" if type(value) is tuple else _unlike(value)
+        fail(event, field.name, f"must be a sequence of at least one int{unlike}", value)
+    if len(value) > MAX_IDS:
+        fail(event, field.name, f"must hold at most {MAX_IDS:,} ids", value)
+    for position, item in enumerate(value):
+        if type(item) is not int or not INT64_MIN <= item <= INT64_MAX:
+            fail(event, f"{field.name}[{position}]", f"must be an int of at most 64 bits{_unlike(item)}", item)
+
+
+def price(event: Named, field: attrs.Attribute[Number], value: Number) -> None:
+    if type(value) not in (int, float, Decimal) or not math.isfinite(on_wire(value)) or value < 0:
+        fail(event, field.name, f"must be a finite int, float or Decimal, 0 or more{_unlike(value)}", value)
+
+
+def quantity(event: Named, field: attrs.Attribute[Number], value: Number) -> None:
+    if type(value) not in (int, float, Decimal) or not math.isfinite(number := on_wire(value)) or number <= 0:
+        fail(event, field.name, f"must be a finite int, float or Decimal above 0{_unlike(value)}", value)
+
+
+def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> None:
+    # UTC first: it is the default, and asking any other zone for its offset is a call.
+    zone = value.tzinfo if type(value) is datetime else None
+    if zone is UTC or (type(zone) is timezone and not zone.utcoffset(None) % _MINUTE):
+        return
+    rule = "must be an aware datetime with an offset in whole minutes, e.g. datetime.now(timezone.utc)"
+    fail(event, field.name, f"{rule}{_unlike(value)}", value)
+
+
+def email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
+    # The contract says only "string". One "@" with something on both sides catches swapped arguments; more would
+    # refuse addresses that work.
+    if value is None:
+        return
+    if type(value) is str and len(value) <= 254 and _encodable(value):
+        local, at, domain = value.rpartition("@")
+        if at and local and domain and not any(map(str.isspace, value)):
+            return
+    fail(event, field.name, f"must be None or an e-mail address{_unlike(value)}", value)
+
+
+def phone(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
+    if value is None or (type(value) is str and _E164.fullmatch(value)):
+        return
+    fail(event, field.name, f"must be None or a phone number in E.164 form, e.g. +79161234567{_unlike(value)}", value)
+
+
+def json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
+    fault = _NO_OBJECT if value is None else value
+    if isinstance(fault, _NotJson):
+        raise EventValidationError(event.event_name, field.name + fault.path, fault.rule)
+
+
+def optional_json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        json_object(event, field, value)
+
+
+def _why_not(value: object, rule: str) -> str:
+    """Return what can be said of a personal value that no message shows: its type, or that it has no UTF-8 form."""
+    # By its type: an object may call itself whatever it likes.
+    if not issubclass(type(value), str):
+        return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
+    return "" if _encodable(cast("str", value)) else "; it contains a lone surrogate"
+
+
+def _unlike(value: object) -> str:
+    # A subclass is named too: Django's SafeString, say, prints like the str that is asked for.
+    kind = type(value)
+    plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
+    return "" if plain else f", not {type_name(value)}"
+
+
+def _encodable(text: str) -> bool:
+    """Whether `text` has a UTF-8 form: a lone surrogate has none."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def on_wire(value: Number) -> int | float:
+    """Return `value` as the JSON number that is sent: whole numbers without a fraction, the rest as a double.
+
+    An early edition of the API document asks for an integer `quantity`, so `Decimal("2.00")` goes out as ``2``.
+    A value no double can hold comes back as infinity or NaN.
+    """
+    if type(value) is int:
+        return value if INT64_MIN <= value <= INT64_MAX else math.inf
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # an enormous exponent, or a signalling NaN
+        return math.nan
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+
+
+class _NotJson(Exception):  # noqa: N818 - never leaves this module
+    """What JSON cannot say, and where; the field's validator makes the public error of it."""
+
+    def __init__(self, path: str, rule: str) -> None:
+        super().__init__(path, rule)
+        self.path = path
+        self.rule = rule
+
+
+_NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
+
+
+def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson: see the validator
+    if value is None:
+        return None
+    try:
+        if isinstance(value, Mapping):
+            return _frozen_json(value, "", 0, iter(range(MAX_VALUES)))
+    except _NotJson as fault:
+        return fault.with_traceback(None)
+    except BaseException as error:  # a caller's mapping may raise anything; to us it holds nothing
+        if is_interrupt(error):
+            raise
+        return _NotJson("", f"must be a mapping that can be read: it raised {type(error).__name__}")
+    return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
+
+
+def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> Json:
+    """Return a deep copy of `value` made of plain JSON values, or raise `_NotJson`.
+
+    A copy, since the event is frozen and the caller's object is not. By hand, since `orjson` writes NaN as null
+    and dates as strings, and neither would come back as it went. `left` runs out with the last value that is allowed.
+    """
+    if next(left, None) is None:
+        raise _NotJson("", f"must hold at most {MAX_VALUES:,} values")
+    if not isinstance(value, Mapping | list | tuple):
+        return _frozen_scalar(value, path)
+    if depth >= MAX_DEPTH:
+        raise _NotJson("", f"must not be nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        members = cast("Mapping[object, object]", value)
+        # A key may be personal data itself, so the path stops at the object that holds it.
+        return {
+            _frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1, left) for key, item in members.items()
+        }
+    items = cast("Sequence[object]", value)
+    return [_frozen_json(item, f"{path}[{position}]", depth + 1, left) for position, item in enumerate(items)]
+
+
+def _frozen_key(key: object, path: str) -> str:
+    if type(key) is str and _encodable(key):
+        return key
+    raise _NotJson(path, f"must have strings as keys, without lone surrogates; not {type(key).__name__}")
+
+
+def _frozen_scalar(value: object, path: str) -> Json:
+    if value is None or type(value) is bool:
+        return value
+    if type(value) is str:
+        if _encodable(value):
+            return value
+        raise _NotJson(path, "must not contain a lone surrogate")
+    if type(value) is int:
+        if INT64_MIN <= value <= INT64_MAX:
+            return value
+        raise _NotJson(path, "must be an int of at most 64 bits")
+    if type(value) is float:
+        if math.isfinite(value):
+            return value
+        raise _NotJson(path, "must be finite: JSON has no NaN and no infinity")
+    raise _NotJson(path, f"must hold JSON values only, not {type(value).__name__}")
+
+
+def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
+    """Return a sequence of ids as a tuple; what is no sequence stays as it came, for the validator to name.
+
+    One that is too long is cut where the validator sees that it is: a sequence may have no end.
+    """
+    try:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+            return tuple(islice(value, MAX_IDS + 1))
+    except BaseException as error:  # a caller's sequence may raise anything; to us it is none
+        if is_interrupt(error):
+            raise
+    return cast("tuple[int, ...]", value)
+
+
+def fixed_moment(value: datetime) -> datetime:
+    """Return an aware datetime as a plain one with a fixed offset; what is none stays as it came, for the validator.
+
+    Subclasses (pandas, pendulum, freezegun) and zones are the caller's code. It runs here, once, and never in the
+    encoder: `orjson` refuses subclasses, and where a zone raises it takes the whole process down. Nor do moments
+    in the repeated hour of a zone with daylight saving equal themselves once they have been on the wire (PEP 495).
+    """
+    try:
+        if type(value) is datetime and type(value.tzinfo) is timezone:
+            return value
+        if isinstance(value, datetime):
+            zone = timezone(cast("timedelta", value.utcoffset()))
+            time_of_day = value.hour, value.minute, value.second, value.microsecond
+            return datetime(value.year, value.month, value.day, *time_of_day, tzinfo=zone)
+    except BaseException as error:  # a caller's class may raise anything; to us it has no offset
+        if is_interrupt(error):
+            raise
+    return value

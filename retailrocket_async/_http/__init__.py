@@ -1,0 +1,1 @@
+"""One request to the tracking API, and what its answer means."""

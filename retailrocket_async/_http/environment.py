@@ -1,0 +1,365 @@
+"""The proxy and the certificates that the environment names for one address, checked when they are first needed.
+
+httpx reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (each in lower case, too), `SSL_CERT_FILE` and
+`SSL_CERT_DIR`; Python's ssl reads `SSLKEYLOGFILE`. What they raise for a bad value looks like a broken connection and
+may hold a proxy's password. So the variables are read here, by httpx's rules, and what is wrong becomes an
+`EnvironmentUnusableError`: one sentence that names the variable and what to write, without its value.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import ipaddress
+import logging
+import os
+import re
+import ssl
+import sys
+from pathlib import Path
+from typing import Final
+from urllib.request import getproxies
+
+import attrs
+import httpx
+
+from retailrocket_async._errors import brief
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._runtime.foreign_code import write_log
+
+logger = logging.getLogger("retailrocket_async")
+
+_PROXY: Final = "write it as http://host:port"
+_SCHEMES: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
+"""How OpenSSL names the certificates that it looks for in a directory."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
+"""Errors of a system that is out of something, for which no variable is to blame."""
+
+_LASTING: Final = frozenset({501, 505})
+"""Answers of 500 and above to CONNECT that no retry can fix: what answers there is no proxy for TLS."""
+
+_PASSING: Final = frozenset({408, 425, 429})
+"""Answers below 500 to CONNECT that a retry can fix."""
+
+
+class EnvironmentUnusableError(Exception):
+    """A variable of the environment cannot be used; its text names the variable and what to write, not the value."""
+
+
+@attrs.frozen
+class Proxy:
+    """The proxy for one address.
+
+    Attributes:
+        variable: the variable that names it, as it is spelled there, e.g. ``"https_proxy"``.
+        address: its host and port.
+        settings: what httpx is given; holds the credentials.
+    """
+
+    variable: str
+    address: str
+    settings: httpx.Proxy = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Environment:
+    """What the environment says about one address.
+
+    Attributes:
+        context: the certificates to verify by.
+        proxy: the proxy to use; None for a direct connection.
+    """
+
+    context: ssl.SSLContext = attrs.field(repr=False)
+    proxy: Proxy | None
+
+
+class EnvironmentReader:
+    """Reads the environment for `url` when asked, and again after a variable has changed; safe to call in a thread.
+
+    Args:
+        url: where requests go.
+        trusted: whether the environment counts; otherwise there is no proxy, and the certificates are certifi's.
+    """
+
+    def __init__(self, url: str, *, trusted: bool) -> None:
+        self._url = url
+        self._trusted = trusted
+        self._read: tuple[int, Environment] | None = None
+        self._warned = ""
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy that was found by the last `read`, if any."""
+        return None if self._read is None else self._read[1].proxy
+
+    def changed(self) -> bool:
+        """Whether a variable has changed since the last `read`; does not block."""
+        return self._read is not None and self._read[0] != _fingerprint()
+
+    def read(self) -> Environment:
+        """Return what the environment says; takes tens of milliseconds the first time, for the certificates.
+
+        Raises:
+            EnvironmentUnusableError: a variable cannot be used.
+        """
+        fingerprint = _fingerprint()
+        if self._read is not None and self._read[0] == fingerprint:
+            return self._read[1]
+        try:
+            environment = self._environment()
+        except EnvironmentUnusableError as fault:
+            # The frames below hold the variables' values, and some tools print those.
+            raise fault.with_traceback(None) from None
+        self._read = fingerprint, environment
+        return environment
+
+    def _environment(self) -> Environment:
+        url = httpx.URL(self._url)
+        proxy = self._proxy_for(url) if self._trusted else None
+        if proxy is not None and proxy.settings.url.scheme == "https":
+            # Not shared with the tunnel: each sets its own protocols on its context.
+            proxy.settings.ssl_context = _context(trusted=True)
+        # Plain http needs no certificates, so none are read, and no variable for them can be wrong.
+        tls = url.scheme == "https"
+        context = _context(trusted=self._trusted) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return Environment(context, proxy)
+
+    def _proxy_for(self, url: httpx.URL) -> Proxy | None:
+        values = getproxies()
+        entries = [entry.strip() for entry in values.get("no", "").split(",")]
+        if "*" in entries:
+            return None
+        # An exception takes the place of a proxy for the same addresses, as with httpx.
+        rules: dict[httpx.URL, Proxy | None] = {}
+        for scheme in ("http", "https", "all"):
+            if value := values.get(scheme):
+                found = _proxy(_variable(scheme), value)
+                del value
+                if isinstance(found, str):
+                    raise EnvironmentUnusableError(found)
+                rules[httpx.URL(f"{scheme}://")] = found
+        exceptions = [(entry, _pattern(entry)) for entry in entries if entry]
+        self._warn([entry for entry, pattern in exceptions if pattern is None])
+        rules |= {pattern: None for _, pattern in exceptions if pattern is not None}
+        return next((rules[pattern] for pattern in sorted(rules, key=_rank) if _matches(pattern, url)), None)
+
+    def _warn(self, unread: list[str]) -> None:
+        """Log the entries that are left out, once."""
+        # An entry may be a URL, with somebody's password in it.
+        shown = ", ".join(brief(entry.rpartition("@")[2]) for entry in unread)
+        if unread and shown != self._warned:
+            self._warned = shown
+            write_log(
+                logger,
+                logging.WARNING,
+                "%s: left out %s, which cannot be read as a host: write host names or single addresses, separated by "
+                "commas; networks of IPv6 are not supported",
+                _variable("no"),
+                shown,
+            )
+
+
+def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> Reply:
+    """Return what it means that a proxy refused to connect to the API.
+
+    Args:
+        answer: how httpx's `ProxyError` begins: the status of the answer to CONNECT, or words for a SOCKS proxy.
+        proxy: the proxy of the environment; None with a caller's own client.
+        address: host and port of the proxy; None if they are not known.
+    """
+    where = f"the proxy {address}" if address else "the proxy"
+    variable = proxy.variable if proxy is not None else "the proxy of your http_client"
+    status = int(answer[:3]) if answer[:3].isascii() and answer[:3].isdigit() else None
+    if status == 407:
+        return Reply(status=407, detail=asks_for_credentials(proxy, address), sent=False, proxy=address)
+    if status is None and answer.startswith(("Invalid username", "Requested ")):
+        detail = f"{where} does not take this user and password: correct them in {variable}"
+        return Reply(failure="proxy", detail=detail, sent=False, proxy=address)
+    if status is None:
+        return Reply(failure="connect", detail=f"refused by {where}", sent=False, proxy=address)
+    if status in _PASSING or (status >= 500 and status not in _LASTING):
+        return Reply(failure="connect", detail=f"HTTP {status} from {where} to CONNECT", sent=False, proxy=address)
+    detail = (
+        f"{where} refuses to connect to the API (HTTP {status} to CONNECT): have it allow the API's host, or correct "
+        f"{variable}"
+    )
+    return Reply(failure="proxy", detail=detail, sent=False, proxy=address)
+
+
+def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
+    """Return the sentence for a proxy that answers 407."""
+    where = f"the proxy {address}" if address else "the proxy on the way"
+    variable = f"{proxy.variable}=" if proxy is not None else "its URL, as "
+    scheme = proxy.settings.url.scheme if proxy is not None else "http"
+    return (
+        f"{where} asks for credentials: write them into {variable}{scheme}://user:password@{address or 'host:port'}, "
+        "percent-encoded"
+    )
+
+
+def address_of(url: object) -> str | None:
+    """Return host and port of a proxy's URL, of httpx or of httpcore; None if it has none."""
+    host, port, scheme = (getattr(url, name, None) for name in ("host", "port", "scheme"))
+    if isinstance(host, bytes) and isinstance(scheme, bytes):
+        host, scheme = host.decode("ascii", "replace"), scheme.decode("ascii", "replace")
+    if not isinstance(host, str) or not host:
+        return None
+    port = port or _SCHEMES.get(str(scheme), 80)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _fingerprint() -> int:
+    # A hash, as the values hold passwords.
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+    return hash((tuple(sorted(getproxies().items())), *map(os.environ.get, names)))
+
+
+def _variable(scheme: str) -> str:
+    """Return the name of the variable for `scheme` as it is set; urllib prefers the lower case."""
+    lower = f"{scheme}_proxy"
+    for name in (lower, lower.upper(), *os.environ):
+        if name.lower() == lower and os.environ.get(name):
+            return name
+    # Windows and macOS have settings of their own.
+    return f"the system's setting for {lower.upper()}"
+
+
+def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sentence for each rule
+    """Return the proxy that `value` names, or what is wrong with it."""
+    if not value.isprintable():
+        return f"{variable} holds characters that no URL has, such as a line break: {_PROXY}"
+    text = value if "://" in value else f"http://{value}"
+    scheme = text.partition("://")[0].lower()
+    if scheme not in _SCHEMES:
+        return f"{variable} does not begin with http://, https:// or socks5://: {_PROXY}"
+    try:
+        settings = httpx.Proxy(text)
+        host, port = settings.url.host, settings.url.port
+        credentials = settings.raw_auth
+    except Exception:  # noqa: BLE001 - what it raises may hold the password
+        return f"{variable} is no URL: {_PROXY}; in a user or password write @ : / ? # percent-encoded"
+    del credentials
+    if not host or "%" in host or " " in host:
+        return f"{variable} names no host: {_PROXY}"
+    if port is not None and not 1 <= port <= 65_535:
+        return f"{variable} must have a port from 1 to 65535: {_PROXY}"
+    if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        return f"{variable} names a SOCKS proxy, whose package is missing: pip install httpx[socks], or {_PROXY}"
+    return Proxy(variable, address_of(settings.url) or host, settings)
+
+
+def _pattern(entry: str) -> httpx.URL | None:
+    """Return what httpx makes of an entry of `NO_PROXY`; None if it cannot read it."""
+    if any(letter.isspace() for letter in entry):
+        return None
+    if "://" in entry:
+        text = entry
+    elif _is_address(ipaddress.IPv4Address, entry) or entry.lower() == "localhost":
+        text = f"all://{entry}"
+    elif _is_address(ipaddress.IPv6Address, entry):
+        text = f"all://[{entry}]"
+    else:
+        text = f"all://*{entry}"
+    try:
+        return httpx.URL(text)
+    except Exception:  # noqa: BLE001 - `InvalidURL`, or a host that has no encoding
+        return None
+
+
+def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], entry: str) -> bool:
+    try:
+        kind(entry.split("/", maxsplit=1)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _rank(pattern: httpx.URL) -> tuple[bool, int, int]:
+    """Return what rules are sorted by, as httpx sorts its own: the most specific come first."""
+    host = "" if pattern.host == "*" else pattern.host
+    scheme = "" if pattern.scheme == "all" else pattern.scheme
+    return pattern.port is None, -len(host), -len(scheme)
+
+
+def _matches(pattern: httpx.URL, url: httpx.URL) -> bool:
+    """Whether a rule is about `url`, as httpx decides it."""
+    host = pattern.host
+    if pattern.scheme not in ("", "all", url.scheme) or pattern.port not in (None, url.port):
+        return False
+    if host.startswith("*."):
+        return url.host.endswith(host[1:]) and url.host != host[1:]
+    if host.startswith("*"):
+        return host == "*" or url.host == host[1:] or url.host.endswith(f".{host[1:]}")
+    return host in ("", url.host)
+
+
+def _context(*, trusted: bool) -> ssl.SSLContext:
+    """Return a context that verifies by the certificates of the environment, or of certifi."""
+    file = os.environ.get("SSL_CERT_FILE") if trusted else None
+    folder = os.environ.get("SSL_CERT_DIR") if trusted and not file else None
+    if folder and (complaint := _complaint_of_folder(folder)):
+        raise EnvironmentUnusableError(complaint)
+    try:
+        if file or folder:
+            context = ssl.create_default_context(cafile=file or None, capath=folder)
+        else:
+            context = httpx.create_ssl_context(trust_env=False)
+        complaint = None if folder or context.cert_store_stats()["x509"] else "holds no certificate"
+    except ssl.SSLError:
+        # Before `OSError`, of which it is one.
+        complaint = "holds no certificate in PEM form"
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise
+        if keylog := _complaint_of_keylog():
+            raise EnvironmentUnusableError(keylog) from None
+        complaint = f"cannot be read ({_words(error)})"
+    else:
+        if complaint is None:
+            return context
+    if file:
+        raise EnvironmentUnusableError(
+            f"SSL_CERT_FILE {complaint}: write the path of a file of certificates in PEM form, or unset it"
+        )
+    raise EnvironmentUnusableError(
+        f"the certificates of the package certifi cannot be used (the file {complaint}): install certifi again, or "
+        "write the path of a file of certificates into SSL_CERT_FILE"
+    )
+
+
+def _complaint_of_folder(value: str) -> str | None:
+    """Return what is wrong with `SSL_CERT_DIR`; OpenSSL takes several directories, and says nothing if none serves."""
+    advice = "write the path of a directory that `openssl rehash` has prepared, or unset it"
+    failure = "names no directory"
+    for folder in filter(None, value.split(os.pathsep)):
+        try:
+            if any(_HASHED.fullmatch(entry.name) for entry in Path(folder).iterdir()):
+                return None
+            failure = "holds no certificate that OpenSSL can find"
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+                raise
+            failure = f"cannot be read ({_words(error)})"
+    return f"SSL_CERT_DIR {failure}: {advice}"
+
+
+def _complaint_of_keylog() -> str | None:
+    path = os.environ.get("SSLKEYLOGFILE")
+    if not path or sys.flags.ignore_environment:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
+    except (OSError, ValueError) as error:
+        return (
+            f"SSLKEYLOGFILE names a file that cannot be written ({_words(error)}): write the path of one that can, or "
+            "unset it"
+        )
+    return None
+
+
+def _words(error: Exception) -> str:
+    """Return the system's words for an error, which do not repeat the path."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

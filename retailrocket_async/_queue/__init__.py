@@ -1,0 +1,1 @@
+"""What waits, bounded: no await, no clock, no input or output."""

@@ -1,0 +1,521 @@
+"""Where events wait for a permit: appended one by one, taken as batches.
+
+The limit counts requests, not events, so a batch is taken *after* its permit is granted. Until then it grows up to
+the caps: scarce permits make large batches, an idle shop's event leaves after the linger.
+
+Events stand in lanes, each a queue of batches of which the last is open. By default (`ordered`) a visitor belongs to
+one of a fixed number of lanes, with `by_session` each visitor has one of their own. A lane with a batch in flight is
+busy and gives no other, so a visitor's events are never in two requests at once. Without ordering there is one lane.
+
+Nothing here awaits, and the clock comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+import math
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+from retailrocket_async._queue.batch import Batch
+from retailrocket_async._queue.body_limit import BodyLimit
+from retailrocket_async._queue.lane import Lane
+from retailrocket_async._runtime.foreign_code import ensure_stack
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Callable, Hashable, Iterator
+
+    from retailrocket_async._queue.options import Batching, Buffer
+    from retailrocket_async._receipt import Receipt
+
+_FINE = 0.25
+"""Seconds that a batch stays open where `short_batches` is asked for."""
+
+_LANES = 512
+"""Lanes of ordered batching: several for each batch in flight, so that enough lanes stay free to fill the next one."""
+
+_LOOKED_AT = 32
+"""Lanes that do not fit into a batch, or that may be the oldest, which are looked at in one call."""
+
+
+class EventBuffer:
+    """The waiting events; see the module's text.
+
+    Args:
+        batching: caps of a batch, and its ordering.
+        buffer: bounds of the whole.
+        clock: returns the time in seconds; only differences matter.
+
+    Attributes:
+        cap: how large a body may be by what is known of the server.
+        generation: how many flushes have begun.
+        batches: waiting batches.
+    """
+
+    def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
+        self._max_events = batching.max_events
+        self._linger = batching.linger
+        self._exclusive = batching.ordered or batching.by_session
+        self._merging = batching.ordered and not batching.by_session
+        self._by_session = batching.by_session
+        self._bounds = buffer
+        self._clock = clock
+        self._timed = buffer.max_age is not None
+        self._ranks = buffer.ranks()
+        self.cap = BodyLimit(batching.max_bytes)
+        self._lanes: dict[Hashable, Lane] = {}
+        # All waiting batches, oldest first, and when their first event came; with a constant cost at its front, where
+        # a dict's grows.
+        self._order: OrderedDict[Batch, float] = OrderedDict()
+        # The same for `max_age`: a heap by the time of their first events. What waits no more may still be in it.
+        self._ages: list[tuple[float, int, Batch]] = []
+        self._opened = itertools.count()
+        self._busy: set[Hashable] = set()
+        # Lanes that could give a batch now, in the order in which they could; a dict for its order.
+        self._ready: dict[Hashable, Lane] = {}
+        self._ready_events = 0
+        self._ready_bytes = 0
+        # Ready batches, and those of them that a flush waits for.
+        self._ready_batches = 0
+        self._urgent_batches = 0
+        # No ready batch was opened before then.
+        self._oldest_ready = math.inf
+        # The batch that the next event goes to without further ado; how far it may grow in this way, and how much of it
+        # is in the counters.
+        self._growing: Batch | None = None
+        self._full_events = self._full_size = 0
+        self._counted_events = self._counted_size = 0
+        self._plain = not self._timed and self._ranks is None
+        self._fine = False
+        self.generation = 0
+        self.batches = 0
+        self._events = 0
+        self._bytes = 0
+
+    def lane_of(self, session: str) -> Hashable:
+        """Return the key of the lane that a visitor's events go to."""
+        if not self._exclusive:
+            return None
+        return session if self._by_session else hash(session) % _LANES
+
+    @property
+    def events(self) -> int:
+        """Waiting events."""
+        batch = self._growing
+        return self._events if batch is None else self._events + len(batch.receipts) - self._counted_events
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of their JSON."""
+        batch = self._growing
+        return self._bytes if batch is None else self._bytes + batch.size - self._counted_size
+
+    @property
+    def short_batches(self) -> bool:
+        """Whether batches are small in time, so that young events are told from old ones; set while it is wanted."""
+        return self._fine
+
+    @short_batches.setter
+    def short_batches(self, value: bool) -> None:
+        self._fine = value
+        self.end_growth()
+
+    def fits(self, size: int) -> bool:
+        """Whether one more envelope of `size` bytes is within the buffer's bounds."""
+        return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+
+    def holds(self, count: int, size: int) -> bool:
+        """Whether so many more events, of so many bytes together, are within the buffer's bounds."""
+        return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+
+    def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
+        """Add one event where that changes nothing else: no batch is opened, is full, or becomes due; or return False.
+
+        That is what becomes of nearly every event, so it is all that is done for it; even the counters follow later.
+        Whatever else happens to the buffer ends it, until `append` finds a batch again that may go on growing.
+        """
+        batch = self._growing
+        # A large event is more than one to those who count them.
+        if batch is None or (length := len(envelope)) >= 1024:
+            return False
+        size, receipts = batch.size + length + 1, batch.receipts
+        count = len(receipts)
+        if size > self._full_size or count >= self._full_events:
+            return False
+        try:
+            batch.envelopes.append(envelope)
+            receipts.append(receipt)
+        except RecursionError:
+            del batch.envelopes[count:]
+            raise
+        batch.size = size
+        return True
+
+    def _let_grow(self, batch: Batch, most: int) -> None:
+        """Have `grow` add what comes next to `batch`, as long as nothing would happen by it."""
+        events, size = len(batch.receipts), batch.size
+        self._counted_events, self._counted_size = events, size
+        most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
+        most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
+        # The event that makes a batch due has more to do; where one is due already there is no such event.
+        if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
+            most_events = min(most_events, self._max_events - self._ready_events - 1)
+            most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
+        self._full_events, self._full_size = events + most_events, size + most_bytes
+        self._growing = batch
+
+    def end_growth(self) -> int:
+        """Let nothing grow any more, and count what has; return how many events that is."""
+        batch = self._growing
+        if batch is None:
+            return 0
+        events, size = len(batch.receipts) - self._counted_events, batch.size - self._counted_size
+        lane = self._lanes[None]
+        self._growing = None
+        lane.events += events
+        lane.bytes += size
+        self._ready_events += events
+        self._ready_bytes += size
+        self._events += events
+        self._bytes += size
+        return events
+
+    def append(
+        self,
+        envelope: builtins.bytes,
+        receipt: Receipt,
+        lane: Hashable = None,
+        *,
+        came_at: float | None = None,
+        growth: int = sys.maxsize,
+    ) -> bool:
+        """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
+
+        Args:
+            envelope: its JSON.
+            receipt: its receipt.
+            lane: where it goes, see `lane_of`.
+            came_at: when it came, if it had to wait for room; default now.
+            growth: events by which its batch may `grow` then; default any number.
+        """
+        self.end_growth()
+        size = len(envelope) + 1
+        batches = self._lanes.get(lane)
+        batch = None if batches is None else next(reversed(batches), None)
+        ready = lane not in self._busy
+        if batches is None or batch is None or self._is_closed(batch, size):
+            ensure_stack()
+            if batches is None:
+                batches = self._lanes[lane] = Lane()
+            batch = self._open(batches, lane, self._clock() if came_at is None else came_at, ready=ready)
+        count = len(batch.receipts)
+        try:
+            batch.envelopes.append(envelope)
+            batch.receipts.append(receipt)
+            if self._timed:
+                batch.times.append(self._clock() if came_at is None else came_at)
+            if self._ranks is not None:
+                self._ranks.add(batch, receipt, size)
+        except RecursionError:
+            del batch.envelopes[count:], batch.receipts[count:], batch.times[count:]
+            raise
+        batch.size += size
+        batches.events += 1
+        batches.bytes += size
+        self._events += 1
+        self._bytes += size
+        if not ready:
+            return False
+        self._ready_events += 1
+        self._ready_bytes += size
+        if growth > 0 and self._plain and lane is None and not self._fine:
+            try:  # noqa: SIM105 - suppress() is one more call
+                self._let_grow(batch, growth)
+            except RecursionError:
+                # The event is in; the next one takes the longer way.
+                pass
+        if lane not in self._ready:
+            self._make_ready(lane, batches)
+            return True
+        return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
+
+    def extend(self, envelopes: list[builtins.bytes], receipts: list[Receipt], lane: Hashable) -> bool:
+        """Add events of one lane, as `append` would one by one, at a fraction of the cost."""
+        if self._timed or self._ranks is not None:
+            sooner = [self.append(*event, lane) for event in zip(envelopes, receipts, strict=True)]
+            return any(sooner)
+        self.end_growth()
+        sooner_by_events, sooner_by_bytes = self._ready_events, self._ready_bytes
+        batches = self._lanes.get(lane)
+        if batches is None:
+            batches = self._lanes[lane] = Lane()
+        ready, position, added = lane not in self._busy, 0, 0
+        while position < len(envelopes):
+            batch = next(reversed(batches), None)
+            if batch is None or self._is_closed(batch, len(envelopes[position]) + 1):
+                batch = self._open(batches, lane, self._clock(), ready=ready)
+            count, size = self._fitting(batch, envelopes, position)
+            batch.envelopes += envelopes[position : position + count]
+            batch.receipts += receipts[position : position + count]
+            batch.size += size
+            position += count
+            added += size
+        batches.events += position
+        batches.bytes += added
+        self._events += position
+        self._bytes += added
+        if not ready:
+            return False
+        self._ready_events += position
+        self._ready_bytes += added
+        if lane not in self._ready:
+            self._make_ready(lane, batches)
+            return True
+        by_events = sooner_by_events < self._max_events <= self._ready_events
+        return by_events or sooner_by_bytes < self.cap.bytes <= self._ready_bytes
+
+    def _is_closed(self, batch: Batch, size: int) -> bool:
+        """Whether an event of `size` bytes needs another batch than this, the last of its lane."""
+        return (
+            len(batch.receipts) >= self._max_events
+            or batch.size + size > self.cap.bytes
+            or (self._fine and self._clock() - batch.opened_at > _FINE)
+        )
+
+    def _open(self, batches: Lane, lane: Hashable, came_at: float, *, ready: bool) -> Batch:
+        batch = Batch(self._clock(), self.generation, lane)
+        batches.open(batch)
+        self._order[batch] = came_at
+        if self._timed:
+            heapq.heappush(self._ages, (came_at, next(self._opened), batch))
+        self.batches += 1
+        self._ready_batches += ready
+        return batch
+
+    def _fitting(self, batch: Batch, envelopes: list[builtins.bytes], position: int) -> tuple[int, int]:
+        """Return how many of the envelopes from `position` on fit in a batch, one at least, and their bytes there."""
+        most = envelopes[position : position + self._max_events - len(batch.receipts)]
+        room = self.cap.bytes - batch.size
+        size = sum(map(len, most)) + len(most)
+        while size > room and len(most) > 1:
+            size -= len(most.pop()) + 1
+        return len(most), size
+
+    def due_in(self) -> float | None:
+        """Return the seconds until a batch should be taken, 0 for now; None while there is none to take.
+
+        Sometimes less, where there are many lanes: ask again then.
+        """
+        if not self._ready:
+            return None
+        if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
+            return 0.0
+        now = self._clock()
+        # A lane that was busy can come after a younger one. Of many, and each event may make one ready, all are looked
+        # at only once the oldest may be due.
+        if len(self._ready) <= _LOOKED_AT or self._oldest_ready + self._linger <= now:
+            self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
+        return max(0.0, self._oldest_ready + self._linger - now)
+
+    def take(self) -> Batch | None:
+        """Remove and return the next batch; None where every lane is empty or busy.
+
+        Its lanes are busy until `release` where order is kept.
+        """
+        if not self._ready:
+            return None
+        self.end_growth()
+        batch = self._take_from(next(iter(self._ready)))
+        if self._merging:
+            # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
+            misses, opened_at = 0, batch.opened_at
+            for lane, batches in list(self._ready.items()):
+                # Young events would be rejected with the old ones of their batch.
+                alike = not self._fine or abs(batches.first.opened_at - opened_at) <= _FINE
+                if alike and self._fit_together(batch, batches.first):
+                    self._take_from(lane, batch)
+                elif (misses := misses + 1) >= _LOOKED_AT:
+                    break
+        return batch
+
+    def release(self, batch: Batch) -> bool:
+        """Free the lanes of a batch that has its outcomes; return whether that made another one ready."""
+        if not self._exclusive:
+            return False
+        became_ready = False
+        for lane in batch.lanes:
+            self._busy.discard(lane)
+            if batches := self._lanes.get(lane):
+                self._make_ready(lane, batches)
+                self._count_ready(batches, 1)
+                became_ready = True
+            else:
+                self._lanes.pop(lane, None)
+        return became_ready
+
+    def begin_flush(self) -> int:
+        """Make everything that waits now due at once; return the generation that ends here."""
+        self.generation += 1
+        self._urgent_batches = self._ready_batches
+        return self.generation - 1
+
+    def drain(self, most: int | None = None) -> Iterator[Batch]:
+        """Remove and yield all that waits, oldest first, `most` events at once; they wait until yielded.
+
+        None: each batch as it is. Small ones come together otherwise: to end thousands of them one by one takes three
+        times as long.
+        """
+        self.end_growth()
+        self._lanes.clear()
+        self._ready.clear()
+        self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
+        while self._order:
+            batch = next(iter(self._order))
+            if most is not None and len(batch) > most:
+                head = batch.cut_head(most)
+                self._events -= most
+                self._bytes -= head.size - 1
+                if self._ranks is not None:
+                    self._ranks.forget(head)
+                yield head
+            else:
+                self._forget(batch)
+                while most and self._order and len(batch) + len(following := next(iter(self._order))) <= most:
+                    self._forget(following)
+                    batch.join_end(following)
+                yield batch
+
+    def oldest_age(self) -> float:
+        """Return the age of the longest waiting event in seconds; 0 where none waits."""
+        # Counters may be read in another thread, while this one changes what is looked at.
+        with suppress(RuntimeError, IndexError):
+            for oldest in self._order:
+                came_at = oldest.times[0] if self._timed else oldest.opened_at
+                return max(0.0, self._clock() - came_at)
+        return 0.0
+
+    # --- events that leave by another door ----------------------------------------------------------------------------
+
+    def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
+        """Remove and yield events, one by one, until an envelope of `size` bytes fits; none where that cannot be."""
+        ranks = self._ranks
+        # Nothing is dropped in vain: for an event that is dropped itself in the end.
+        if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
+            return
+        while not self.fits(size) and (found := ranks.first(event_name)) is not None:
+            batch, position = found
+            yield self._remove(batch, batch.pop(position))
+
+    def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
+        """Remove and yield what came at `moment` or before, at most `most` events at once.
+
+        Without `max_age` the time of each event is not known: whole batches go by their oldest one.
+        """
+        while (batch := self._oldest_by(moment)) is not None:
+            # Each time: whoever is told of the last one may have tracked another.
+            self.end_growth()
+            count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
+            yield self._remove(batch, batch.cut_head(min(count, most)))
+
+    def _oldest_by(self, moment: float) -> Batch | None:
+        """Return the waiting batch with the oldest event, if that came at `moment` or before."""
+        if not self._timed:
+            batch, came_at = next(iter(self._order.items()), (None, math.inf))
+            return batch if came_at <= moment else None
+        while self._ages and self._ages[0][0] <= moment:
+            _, number, batch = self._ages[0]
+            if batch not in self._order:
+                heapq.heappop(self._ages)
+            elif batch.times[0] <= moment:
+                return batch
+            else:
+                # Its first events have left since.
+                heapq.heapreplace(self._ages, (batch.times[0], number, batch))
+        return None
+
+    def _remove(self, batch: Batch, removed: Batch) -> Batch:
+        """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
+        lane = batch.lanes[0]
+        batches = self._lanes[lane]
+        size = removed.size - 1
+        batches.events -= len(removed)
+        batches.bytes -= size
+        self._events -= len(removed)
+        self._bytes -= size
+        if self._ranks is not None:
+            self._ranks.forget(removed)
+        if ready := lane not in self._busy:
+            self._ready_events -= len(removed)
+            self._ready_bytes -= size
+        if batch:
+            return removed
+        removed.opened_in = batch.opened_in
+        self._forget(batch)
+        batches.remove(batch)
+        if ready:
+            self._ready_batches -= 1
+            self._urgent_batches -= batch.generation != self.generation
+            if not batches:
+                del self._ready[lane], self._lanes[lane]
+        return removed
+
+    def _forget(self, batch: Batch) -> None:
+        """Take a batch that waits no more off the books."""
+        del self._order[batch]
+        if self._ranks is not None:
+            self._ranks.forget(batch)
+        if len(self._ages) > 2 * len(self._order) + _LOOKED_AT:
+            self._ages = [age for age in self._ages if age[2] in self._order]
+            heapq.heapify(self._ages)
+        self.batches -= 1
+        self._events -= len(batch)
+        self._bytes -= batch.size - 1
+
+    def _fit_together(self, batch: Batch, other: Batch) -> bool:
+        return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
+
+    def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
+        """Take the first batch of a lane, and what fits in with it; all of it into `batch`, if there is one."""
+        batches = self._ready[lane]
+        # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
+        if self._exclusive:
+            self._count_ready(batches, -1)
+        first = self._take_first(batches)
+        if batch is None:
+            batch = first
+        else:
+            batch.absorb(first)
+        # Batches that events have left by another door, or that were closed early, make a full one together.
+        while not self.short_batches and batches and self._fit_together(batch, batches.first):
+            batch.absorb(self._take_first(batches))
+        if self._exclusive:
+            self._busy.add(lane)
+        if self._exclusive or not batches:
+            del self._ready[lane]
+        return batch
+
+    def _take_first(self, batches: Lane) -> Batch:
+        batch = batches.first
+        if not self._exclusive:
+            self._ready_events -= len(batch)
+            self._ready_bytes -= batch.size - 1
+            self._ready_batches -= 1
+            self._urgent_batches -= batch.generation != self.generation
+        batches.remove(batch)
+        self._forget(batch)
+        return batch
+
+    def _make_ready(self, lane: Hashable, batches: Lane) -> None:
+        self._ready[lane] = batches
+        self._oldest_ready = min(self._oldest_ready, batches.first.opened_at)
+
+    def _count_ready(self, batches: Lane, sign: Literal[1, -1]) -> None:
+        self._ready_events += sign * batches.events
+        self._ready_bytes += sign * batches.bytes
+        self._ready_batches += sign * len(batches)
+        self._urgent_batches += sign * batches.urgent(self.generation)

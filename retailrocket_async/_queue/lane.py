@@ -1,0 +1,47 @@
+"""The batches of one lane: what waits of one visitor, of some, or of all."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from retailrocket_async._queue.batch import Batch
+
+
+class Lane(OrderedDict[Batch, None]):
+    """The waiting batches of one lane, oldest first, and what they hold: a long lane is never gone through.
+
+    Attributes:
+        events: events in them.
+        bytes: bytes of their JSON.
+    """
+
+    __slots__ = ("_generation", "_newest", "bytes", "events")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events = self.bytes = 0
+        # The last generation in which a batch was opened, and how many there are of it.
+        self._generation = self._newest = 0
+
+    @property
+    def first(self) -> Batch:
+        """The oldest batch."""
+        return next(iter(self))
+
+    def open(self, batch: Batch) -> None:
+        """Add a new batch at the end."""
+        self[batch] = None
+        if batch.generation != self._generation:
+            self._generation, self._newest = batch.generation, 0
+        self._newest += 1
+
+    def remove(self, batch: Batch) -> None:
+        """Remove a batch."""
+        del self[batch]
+        self.events -= len(batch)
+        self.bytes -= batch.size - 1
+        self._newest -= batch.generation == self._generation
+
+    def urgent(self, generation: int) -> int:
+        """Return how many batches were opened before `generation` began."""
+        return len(self) - (self._newest if self._generation == generation else 0)

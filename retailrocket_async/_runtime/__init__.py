@@ -1,0 +1,1 @@
+"""What the client needs of asyncio, threads and the process: one event loop, detached tasks, foreign code."""

@@ -1,0 +1,1 @@
+"""Events on disk until they have an outcome, across restarts and processes."""

@@ -1,0 +1,297 @@
+"""A lock that one process at a time holds, and that the system gives back when the process dies, however it dies."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import threading
+import time
+import weakref
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from retailrocket_async._spool.system import SYSTEM
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from retailrocket_async._spool.system import System
+
+_SHORT: Final = 0.0005
+"""Seconds between the first attempts to take a lock that is held; a transaction takes about as long."""
+
+_ATTEMPTS: Final = 5
+"""Attempts before a caller waits in the system's queue, which is fair and costs a thread."""
+
+_CHANGES: Final = 5
+"""Times that the file may be replaced while one call takes the lock."""
+
+
+class LockTimeoutError(OSError):
+    """Another process has held the lock for longer than the caller waits."""
+
+
+class FileLock:
+    """An advisory lock on a file of its own; fair: who waits for longer than some ms waits in the system's queue.
+
+    The lock counts only while its file is the one at `path`: if somebody removes or replaces the file, a holder of the
+    old one holds nothing (`is_current`).
+
+    Args:
+        path: the file; created for this user alone if it does not exist, never removed.
+        system: makes the calls.
+    """
+
+    def __init__(self, path: Path, system: System = SYSTEM) -> None:
+        self._path = path
+        self._system = system
+        self._file: int | None = None
+        self._queue: _Queue | None = None
+        self.mine = False
+        _locks.add(self)
+        _watch_forks()
+
+    @contextmanager
+    def held(self, timeout: float | None = None) -> Generator[None]:
+        """Hold the lock.
+
+        Args:
+            timeout: seconds to wait for it; default None, for ever.
+
+        Raises:
+            LockTimeoutError: another process has held it for `timeout` seconds.
+        """
+        self._take(timeout)
+        try:
+            yield
+        finally:
+            self._unlock()
+
+    def _take(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for _ in range(_CHANGES):
+            file = self._opened()
+            if not self._taken(file, deadline):
+                raise LockTimeoutError(
+                    errno.ETIMEDOUT, f"another process has held {self._path.name} for {timeout:g} s: is it stopped?"
+                )
+            try:
+                if self.is_current():
+                    return
+            except BaseException:
+                self.release()
+                raise
+            # Others lock the file that replaced this one.
+            self.release()
+        raise LockTimeoutError(errno.ETIMEDOUT, f"{self._path.name} is replaced again and again")
+
+    def _taken(self, file: int, deadline: float | None) -> bool:
+        import fcntl  # noqa: PLC0415 - Windows has none
+
+        # With a thread in the queue this call must not take the lock beside it: that thread would give it back.
+        queued = self._queue is not None and self._queue.pending
+        for attempt in range(0 if queued else _ATTEMPTS):
+            try:
+                self._system.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._system.sleep(_SHORT * attempt)
+            else:
+                return True
+        if self._queue is None:
+            self._queue = _Queue(file, self._system)
+        return self._queue.wait(None if deadline is None else deadline - time.monotonic())
+
+    def _unlock(self) -> None:
+        """Give the lock back; closing the file does so, too, if unlocking fails: what was written stays written."""
+        import fcntl  # noqa: PLC0415 - as above
+
+        if self._file is not None:
+            try:
+                self._system.flock(self._file, fcntl.LOCK_UN)
+            except OSError:
+                self.release()
+
+    def acquire_now(self) -> bool:
+        """Take the lock, unless another process has it; return whether this one has it now."""
+        import fcntl  # noqa: PLC0415 - as above
+
+        for _ in range(_CHANGES):
+            if self.mine and self.is_current():
+                return True
+            held = True
+            try:
+                self._system.flock(self._opened(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = False
+            try:
+                if self.is_current():
+                    self.mine = held
+                    return held
+            except BaseException:
+                self.release()
+                raise
+            self.release()
+        return False
+
+    def seize(self) -> None:
+        """Take the lock from a process that is stopped: put a new file, locked, in the place of the one it holds.
+
+        The caller sees to it that one process at a time does this.
+        """
+        import fcntl  # noqa: PLC0415 - as above
+
+        self.release()
+        new = self._path.with_name(f"{self._path.name}.new")
+        file = open_private(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._system)
+        try:
+            self._system.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._system.replace(new, self._path)
+        except BaseException:
+            self._close(file)
+            raise
+        self._file, self.mine = file, True
+
+    def is_current(self) -> bool:
+        """Whether the file that is open is the one at `path`."""
+        if self._file is None:
+            return False
+        try:
+            there = self._system.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        here = self._system.fstat(self._file)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def beat(self) -> None:
+        """Show others that the holder is alive: see `last_beat`."""
+        if self._file is not None:
+            self._system.touch(self._file)
+
+    def last_beat(self) -> tuple[int, int]:
+        """Return a value that changes whenever the holder calls `beat`."""
+        found = self._system.stat(self._path)
+        return found.st_ino, found.st_mtime_ns
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens if it is not held."""
+        file, self._file, self.mine = self._file, None, False
+        queue, self._queue = self._queue, None
+        # A thread that waits for the lock closes the file when it has it.
+        if file is not None and (queue is None or queue.leave()):
+            self._close(file)
+
+    def after_fork(self) -> None:
+        """Forget what belongs to the parent: a child shares the lock, and would hold it on when the parent dies."""
+        file, self._file, self.mine, self._queue = self._file, None, False, None
+        if file is not None:
+            self._close(file)
+
+    def _close(self, file: int) -> None:
+        with suppress(OSError):
+            self._system.close(file)
+
+    def _opened(self) -> int:
+        if self._file is None:
+            self._file = open_private(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._system)
+        return self._file
+
+
+class _Queue:
+    """A place in the system's queue for a lock: a thread waits there, as that call has no time-out of its own."""
+
+    def __init__(self, file: int, system: System) -> None:
+        self._file = file
+        self._system = system
+        self._changed = threading.Condition()
+        self._asked = self._wanted = self._left = self._taken = False
+        self._error: BaseException | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the thread waits for the lock, or gives it back."""
+        with self._changed:
+            return self._asked
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the lock; return whether this process has it now."""
+        with self._changed:
+            self._wanted = True
+            if not self._asked:
+                threading.Thread(target=self._run, name="retailrocket-lock", daemon=True).start()
+                self._asked = True
+            self._changed.wait_for(
+                lambda: self._taken or self._error is not None, None if timeout is None else max(0.0, timeout)
+            )
+            self._wanted = False
+            taken, self._taken = self._taken, False
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return taken
+
+    def leave(self) -> bool:
+        """Give the place up; return whether the caller closes the file."""
+        with self._changed:
+            self._left = True
+            return not self._asked
+
+    def _run(self) -> None:
+        import fcntl  # noqa: PLC0415 - Windows has none
+
+        error: BaseException | None = None
+        try:
+            self._system.flock(self._file, fcntl.LOCK_EX)
+        except BaseException as raised:  # noqa: BLE001 - it is the caller's
+            error = raised
+        with self._changed:
+            self._asked = False
+            if self._wanted and not self._left:
+                self._taken, self._error = error is None, error
+                self._changed.notify_all()
+                return
+            # Nobody waits any more.
+            with suppress(OSError):
+                if self._left:
+                    self._system.close(self._file)
+                elif error is None:
+                    self._system.flock(self._file, fcntl.LOCK_UN)
+
+
+def open_private(path: Path, flags: int, system: System = SYSTEM) -> int:
+    """Open a file, making it for the owner of its directory alone if it is new: root may be there only to look."""
+    new = not exists(path, system)
+    file = system.open(path, flags, 0o600)
+    if new and os.geteuid() == 0:
+        try:
+            owner = system.stat(path.parent)
+            system.fchown(file, owner.st_uid, owner.st_gid)
+        except BaseException:
+            with suppress(OSError):
+                system.close(file)
+            raise
+    return file
+
+
+def exists(path: Path, system: System = SYSTEM) -> bool:
+    """Return whether there is a file at `path`."""
+    try:
+        system.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Register the one handler for all locks, with the first."""
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for lock in list(_locks):
+        lock.after_fork()

@@ -1,0 +1,214 @@
+"""Reads what can be read of a damaged spool, straight from its pages: SQLite gives up at the first damaged one.
+
+The format is https://www.sqlite.org/fileformat2.html. A page that holds rows says where each of them begins, so each
+row is read by itself. Pages that are free hold rows that were removed, and are passed over. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from retailrocket_async._spool.place import DATABASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+_PAGE: Final = 4096
+"""Bytes of a page: SQLite's default, which a spool has."""
+
+_HEADER: Final = 100
+"""Bytes before the content of the first page."""
+
+_ROWS: Final = 0x0D
+"""What the first byte says of a page that holds rows."""
+
+_MAP_ENTRIES: Final = _PAGE // 5
+"""Pages that a page of the pointer map describes, in five bytes each."""
+
+_FREE: Final = 2
+"""What the pointer map says of a page that is free."""
+
+_MOST_BYTES: Final = 64 << 20
+"""Bytes of the largest row that is believed."""
+
+
+class Row(NamedTuple):
+    """A row: an event or a dead letter, or None for one whose content is damaged."""
+
+    dead: bool
+    envelope: bytes | None
+
+
+def salvaged(directory: Path) -> Iterator[Row]:
+    """Yield the events and the dead letters that the files hold, oldest page first.
+
+    Raises:
+        OSError: the files cannot be read.
+    """
+    with (directory / DATABASE).open("rb") as database:
+        log = _Log(directory / f"{DATABASE}-wal")
+        try:
+            yield from _Pages(database, log).rows()
+        finally:
+            log.close()
+
+
+class _Log:
+    """The pages that are committed and not in the database yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._at: dict[int, int] = {}
+        self.count: int | None = None
+        try:
+            self._file: BinaryIO | None = path.open("rb")
+        except FileNotFoundError:
+            self._file = None
+        if self._file is not None:
+            self._index(self._file)
+
+    def _index(self, file: BinaryIO) -> None:
+        salt = file.read(32)[16:24]
+        pending: dict[int, int] = {}
+        while len(header := file.read(24)) == 24 and header[8:16] == salt:
+            number, count = struct.unpack(">II", header[:8])
+            pending[number] = file.tell()
+            if file.seek(_PAGE, 1) and count:
+                # The last page of a transaction.
+                self._at.update(pending)
+                self.count = count
+                pending = {}
+
+    def page(self, number: int) -> bytes | None:
+        """Return a page; None if it is not here."""
+        if self._file is None or number not in self._at:
+            return None
+        self._file.seek(self._at[number])
+        return self._file.read(_PAGE)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class _Pages:
+    """The pages of a database."""
+
+    def __init__(self, database: BinaryIO, log: _Log) -> None:
+        self._database = database
+        self._log = log
+        self._count = log.count or database.seek(0, 2) // _PAGE
+
+    def _page(self, number: int) -> bytes:
+        page = self._log.page(number)
+        if page is None:
+            self._database.seek((number - 1) * _PAGE)
+            page = self._database.read(_PAGE)
+        return page.ljust(_PAGE, b"\0")
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows, by the first id of their page."""
+        found: list[tuple[int, int]] = []
+        described, free = 0, b""
+        for number in range(1, self._count + 1):
+            if (number - 2) % (_MAP_ENTRIES + 1) == 0:
+                # A page of the pointer map tells which of those behind it are free.
+                described, free = number + 1, self._page(number)[0::5][:_MAP_ENTRIES]
+                continue
+            page = self._page(number)
+            if page[0] == _ROWS and not (described and free[number - described] == _FREE):
+                found.append((min((key for key, _ in self._cells(page)), default=0), number))
+        for _, number in sorted(found):
+            page = self._page(number)
+            for _, row in self._cells(page):
+                if row is not None:
+                    yield row
+
+    def _cells(self, page: bytes) -> Iterator[tuple[int, Row | None]]:
+        """Yield the id and the content of each row of a page; None for a row of another table."""
+        [count] = struct.unpack_from(">H", page, 3)
+        for position in range(8, min(8 + 2 * count, _PAGE), 2):
+            try:
+                [at] = struct.unpack_from(">H", page, position)
+                size, at = _varint(page, at)
+                key, at = _varint(page, at)
+                yield key, _row(self._content(page, at, size))
+            except (IndexError, ValueError, struct.error):
+                yield 0, Row(dead=False, envelope=None)
+
+    def _content(self, page: bytes, at: int, size: int) -> bytes:
+        """Return the content of a row, of which a large one goes on in other pages."""
+        most = _PAGE - 35
+        if size > _MOST_BYTES:
+            raise ValueError(size)
+        if size <= most:
+            if at + size > _PAGE:
+                raise ValueError(at)
+            return page[at : at + size]
+        least = (_PAGE - 12) * 32 // 255 - 23
+        local = least + (size - least) % (_PAGE - 4)
+        local = local if local <= most else least
+        content = page[at : at + local]
+        [following] = struct.unpack_from(">I", page, at + local)
+        while len(content) < size:
+            if not 1 <= following <= self._count:
+                raise ValueError(following)
+            page = self._page(following)
+            [following] = struct.unpack_from(">I", page, 0)
+            content += page[4 : 4 + size - len(content)]
+        return content
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return an integer of one to nine bytes, and where it ends."""
+    value = 0
+    for number in range(9):
+        byte = data[at + number]
+        if number == 8:
+            return value << 8 | byte, at + 9
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, at + number + 1
+    raise ValueError(at)
+
+
+_SIZES: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
+
+
+def _row(content: bytes) -> Row | None:
+    """Return an event or a dead letter; None for another table's row."""
+    end, at = _varint(content, 0)
+    kinds: list[int] = []
+    while at < end:
+        kind, at = _varint(content, at)
+        kinds.append(kind)
+    values: list[bytes] = []
+    at = end
+    for kind in kinds:
+        size = _SIZES[kind] if kind < len(_SIZES) else (kind - 12) // 2
+        values.append(content[at : at + size])
+        at += size
+    # Both have their JSON last; an event's size stands before it, a dead letter's reason is the fourth of six.
+    is_event = len(kinds) == 4 and kinds[0] == 0 and kinds[2] < len(_SIZES)
+    is_dead = len(kinds) == 6 and kinds[0] == 0
+    if not is_event and not is_dead:
+        return None
+    body = values[-1]
+    whole = at == len(content) and (is_dead or _integer(kinds[2], values[2]) == len(body))
+    return Row(is_dead, body if whole and is_envelope(body) else None)
+
+
+def _integer(kind: int, value: bytes) -> int:
+    return kind - 8 if kind in (8, 9) else int.from_bytes(value, "big", signed=True)
+
+
+def is_envelope(body: bytes) -> bool:
+    """Whether this is the JSON of an object, as every event is."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,123 @@
+"""``emulate``: the emulator on a port, with lines to paste, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.test_cli import FULL, GONE, MAIN, NO_SPACE, PLAIN, UNSET, invoke, started
+
+if TYPE_CHECKING:
+    import subprocess
+
+KEYS = {"RETAILROCKET_API_KEY": "dev-api-key", "RETAILROCKET_PARTNER_ID": "dev-partner"}
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def announced(process: subprocess.Popen[bytes]) -> list[str]:
+    """Return what an emulator prints when it is ready."""
+    assert process.stdout is not None
+    return [process.stdout.readline().decode().rstrip("\n") for _ in range(8)]
+
+
+def pasted(lines: list[str]) -> dict[str, str]:
+    """Return the environment that the printed lines make."""
+    return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
+    """With the printed lines pasted the other commands reach the emulator; a signal ends it in order."""
+    line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
+    with started("emulate", "--port", "0") as process:
+        lines = announced(process)
+        env = {**PLAIN, **pasted(lines)}
+        result = invoke("send", "-", env=env, stdin=line)
+        process.send_signal(number)
+        told = process.communicate()[1]
+
+    assert (0, 0) == (result.exit_code, process.returncode), result.stderr
+    assert told == b"stopped: 1 events in 1 requests\n"
+    assert f"Watch it live at {env['RETAILROCKET_BASE_URL'].removesuffix('1.0/')}" in lines
+
+
+@posix
+def test_key_of_the_environment() -> None:
+    """A key from the environment is the one that is let in, and is not printed."""
+    own = {"RETAILROCKET_API_KEY": "s3cret", "RETAILROCKET_PARTNER_ID": "my-shop"}
+    with started("emulate", "--port", "0", env=own) as process:
+        lines = announced(process)
+        env = {**PLAIN, **pasted(lines)}
+        right, wrong = (invoke("check", env={**env, "RETAILROCKET_API_KEY": key}) for key in ("s3cret", "dev-api-key"))
+        process.send_signal(signal.SIGINT)
+        rest = b"".join(process.communicate())
+
+    assert (0, 1) == (right.exit_code, wrong.exit_code)
+    assert env["RETAILROCKET_PARTNER_ID"] == "my-shop"
+    assert "s3cret" not in "".join(lines) + rest.decode()
+
+
+@posix
+def test_options_reach_the_emulator() -> None:
+    """Latency and unknown events are what the options say."""
+    line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
+    with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
+        env = {**PLAIN, **pasted(announced(process))}
+        slow = invoke("check", "--timeout", "0.1", env=env)
+        sent = invoke("send", "-", "--allow-custom", env=env, stdin=line)
+
+    assert (1, 0) == (slow.exit_code, sent.exit_code)
+    assert "no answer" in slow.stderr
+
+
+def test_port_that_is_taken() -> None:
+    """A port that is taken is a sentence, not a traceback."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = invoke("emulate", "--port", port, env=UNSET)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1, port {port}: ")
+
+
+def test_wrong_setting() -> None:
+    """A setting that the emulator refuses is a sentence, not a traceback."""
+    result = invoke("emulate", "--latency", "inf")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: latency must be a finite number of seconds")
+
+
+@posix
+@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+def test_output_that_takes_nothing(output: str, complaint: str) -> None:
+    """Where the output takes nothing the emulator serves all the same, and says on the other one where."""
+    with started("emulate", "--port", "0", code=f"{output}; {MAIN}") as process:
+        assert process.stderr is not None
+        begin = b"".join(process.stderr.readline() for _ in range(1 + bool(complaint))).decode()
+        url = begin.removeprefix(f"{complaint}Emulator of the tracking API at ").removesuffix(", until Ctrl-C.\n")
+        checked = invoke("check", env={**PLAIN, **KEYS, "RETAILROCKET_BASE_URL": url})
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate()[1]
+
+    assert (0, 0) == (checked.exit_code, process.returncode), checked.stderr
+    assert rest == b"stopped: 0 events in 7 requests\n"
+
+
+def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails once the emulator listens is not told to be the port's fault."""
+
+    def unannounced(_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("retailrocket_async.cli._emulate._announce", unannounced)
+
+    assert "cannot listen" not in invoke("emulate", "--port", "0", env=UNSET).stderr

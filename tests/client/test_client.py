@@ -1,0 +1,694 @@
+"""The client as a shop uses it, against a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import traceback
+import warnings
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import httpx
+import pytest
+
+from retailrocket_async import (
+    EVENT_TYPES,
+    Abandoned,
+    AccessDeniedError,
+    AddToBasket,
+    AsyncTrackingClient,
+    AuthenticationError,
+    BadRequestError,
+    Batching,
+    Buffer,
+    ClientClosedError,
+    ConfigurationError,
+    CustomEvent,
+    Delivered,
+    DeliveryError,
+    Event,
+    EventValidationError,
+    LocalLimiter,
+    NoAnswerError,
+    NotFoundError,
+    Order,
+    RateLimit,
+    Rejected,
+    RejectedError,
+    RetailRocketError,
+    RetryPolicy,
+    ServerError,
+    ThrottledError,
+    View,
+    order_lines,
+)
+from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+KEY = "s3cr3tk3y"
+QUICK = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0)
+
+
+def _client(server: RawServer, **options: Any) -> AsyncTrackingClient:
+    options.setdefault("retry", QUICK)
+    return AsyncTrackingClient(KEY, "partner", base_url=server.url, **options)
+
+
+def _views(count: int) -> list[Event]:
+    return [View(session_external_id="visitor", product_id=number) for number in range(count)]
+
+
+def _ids(server: RawServer) -> list[int]:
+    return [next(iter(envelope.values()))["productId"] for request in server.arrived for envelope in request.json]
+
+
+async def test_the_example_of_the_readme_holds() -> None:
+    """A tracked event is accepted at once, and its receipt tells that the API recorded it."""
+    async with raw_server() as server, _client(server) as client:
+        await client.view(session_external_id="visitor", product_id=123456)
+        receipt = await client.order(
+            session_external_id="visitor", product_id=1, quantity=1, price=Decimal("1321.43"), transaction="135243"
+        )
+        outcome = await receipt
+
+        assert isinstance(outcome, Delivered)
+        assert ["view", "order"] == [next(iter(envelope)) for envelope in server.arrived[0].json]
+
+
+async def test_a_thousand_events_leave_in_two_batches() -> None:
+    """Events tracked in one go are coalesced up to the cap, in order, none missing and none twice."""
+    async with raw_server() as server, _client(server) as client:
+        await client.track_many(_views(1000))
+        await client.flush()
+
+        assert (2, list(range(1000))) == (len(server.arrived), _ids(server))
+
+
+async def test_track_many_takes_iterables_of_both_kinds() -> None:
+    """Lists, generators and async generators are all tracked, and every event has its receipt."""
+
+    async def generate() -> AsyncIterator[Event]:
+        for event in _views(3):
+            await asyncio.sleep(0)
+            yield event
+
+    async with raw_server() as server, _client(server) as client:
+        receipts = [
+            *await client.track_many(_views(3)),
+            *await client.track_many(iter(_views(3))),
+            *await client.track_many(generate()),
+        ]
+
+        assert [True] * 9 == [isinstance(await receipt, Delivered) for receipt in receipts]
+
+
+async def test_the_lines_of_an_order_can_be_tracked_together() -> None:
+    """`order_lines` and `track_many` record every line of a basket with the order's transaction."""
+    lines = [{"product_id": 1, "quantity": 2, "price": 10}, {"product_id": 2, "quantity": 1, "price": Decimal("0.5")}]
+    async with raw_server() as server, _client(server) as client:
+        await client.track_many(order_lines(lines, session_external_id="visitor", transaction="T-1"))
+        await client.flush()
+
+        sold = [(line["order"]["transaction"], line["order"]["price"]) for line in server.arrived[0].json]
+        assert [("T-1", 10), ("T-1", 0.5)] == sold
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, BadRequestError),
+        (401, AuthenticationError),
+        (403, AccessDeniedError),
+        (404, NotFoundError),
+        (409, RejectedError),
+        (307, RejectedError),
+        (429, ThrottledError),
+        (503, ServerError),
+        (501, ServerError),
+    ],
+)
+async def test_each_status_raises_its_typed_error(status: int, error: type[DeliveryError]) -> None:
+    """`send`, `send_batch` and `receipt.delivered()` raise the same error for the same status."""
+    retry = RetryPolicy(max_attempts=1, max_halt=0.0)
+    async with raw_server() as server, _client(server, retry=retry) as client:
+        server.always(answer(status))
+        receipt = await client.track(_views(1)[0])
+        await receipt
+        for attempt in (client.send(_views(1)[0]), client.send_batch(_views(2)), receipt.delivered()):
+            with pytest.raises(error) as caught:
+                await attempt
+
+            assert (status, error) == (caught.value.status, type(caught.value))
+        assert isinstance(await receipt, Rejected | Abandoned)
+
+
+async def test_a_server_that_resets_gives_no_answer_error() -> None:
+    """Resets to the end are `NoAnswerError`, which says that the event may have been recorded."""
+
+    async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async with raw_server() as server, _client(server) as client:
+        server.respond = rst
+        with pytest.raises(NoAnswerError) as caught:
+            await client.send(_views(1)[0])
+
+        assert (True, 2, None) == (caught.value.maybe_recorded, caught.value.attempts, caught.value.status)
+
+
+async def test_what_a_retry_can_mend_is_mended() -> None:
+    """A 503 and a 429 followed by a 200 are one delivery, counted as retries."""
+    retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
+    async with raw_server() as server, _client(server, retry=retry) as client:
+        server.in_turn(answer(503), answer(429))
+        outcome = await (await client.track(_views(1)[0]))
+
+        assert isinstance(outcome, Delivered)
+        assert (3, True) == (outcome.attempts, outcome.maybe_duplicate)
+        stats = client.stats()
+        assert ({503: 1, 429: 1, 200: 1}, 2) == (stats.requests_by_status, stats.retries)
+
+
+async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
+    """A keep-alive connection that the server closed costs no event and no visible error."""
+
+    async def answer_and_close(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await writer.drain()
+
+    async with raw_server() as server, _client(server) as client:
+        server.respond = answer_and_close
+        for event in _views(5):
+            await client.send(event)
+
+        assert (5, 5) == (client.stats().delivered, len(server.arrived))
+
+
+async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
+    """Neither text, cause, context nor locals of what the package raises hold httpx or the key."""
+
+    async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    raised: list[BaseException] = []
+    async with raw_server() as server:
+        client = _client(server, timeout=5.0)
+        for respond in (rst, stall):
+            server.respond = respond
+            try:
+                async with asyncio.timeout(0.3):
+                    await client.send(_views(1)[0])
+            except (DeliveryError, TimeoutError) as error:
+                raised.append(error)
+        server.always(answer(401))
+        sends = [asyncio.ensure_future(send) for send in (client.send(_views(1)[0]), client.send_batch(_views(1)))]
+        raised += [error for error in await asyncio.gather(*sends, return_exceptions=True) if error is not None]
+        await client.aclose()
+
+    assert 4 == len(raised)
+    for error in raised:
+        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        # The test's own frame and the client's hold the constructor's arguments no more: only the wire needs the key.
+        assert not [word for word in (KEY, "httpx.", "httpcore") if word in told]
+
+
+async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    """With every logger at DEBUG, a run through success, refusal, throttling and resets logs no key."""
+
+    async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    caplog.set_level(logging.DEBUG)
+    asyncio.get_running_loop().set_debug(enabled=True)
+    async with raw_server() as server, _client(server, retry=RetryPolicy(max_attempts=1, max_halt=0.0)) as client:
+        for status in (200, 401, 429, 503):
+            server.always(answer(status))
+            await (await client.track(_views(1)[0]))
+        server.respond = rst
+        await (await client.track(_views(1)[0]))
+
+    told = "\n".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
+    assert "retailrocket_async" in {record.name for record in caplog.records}
+    assert KEY not in told
+    assert "visitor" not in "\n".join(
+        r.getMessage() for r in caplog.records if r.levelno >= logging.INFO and r.name != "httpx"
+    )
+
+
+async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten refused batches make one record, which says what to mend."""
+    async with raw_server() as server, _client(server, batching=Batching(max_events=1, linger=0.0)) as client:
+        server.always(answer(400))
+        for event in _views(10):
+            await (await client.track(event))
+
+    records = [record for record in caplog.records if record.name == "retailrocket_async"]
+    assert 1 == len(records)
+    assert "malformed" in records[0].getMessage()
+
+
+async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> None:
+    """`on_outcome` gets every undelivered event with its outcome, its JSON and, on demand, the event itself."""
+    told: list[Any] = []
+    events = _views(3)
+    async with raw_server() as server, _client(server, on_outcome=told.extend) as client:
+        server.always(answer(400))
+        await client.track_many(events)
+        await client.flush()
+
+    assert [400] * 3 == [undelivered.outcome.status for undelivered in told]
+    whole_seconds = [attrs.evolve(event, timestamp=event.timestamp.replace(microsecond=0)) for event in events]
+    assert whole_seconds == [undelivered.event for undelivered in told]
+
+
+async def test_a_lost_wire_is_reported_at_close() -> None:
+    """`aclose` reports what was in flight as maybe recorded and what still waited as never sent; it adds up."""
+    arrived = asyncio.Event()
+
+    async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        arrived.set()
+        await asyncio.get_running_loop().create_future()
+        return OK
+
+    batching = Batching(max_events=2, max_in_flight=1)
+    async with raw_server() as server:
+        server.respond = stall
+        client = _client(server, batching=batching)
+        receipts = await client.track_many(_views(5))
+        await arrived.wait()
+        report = await client.aclose(timeout=0.1)
+
+    outcomes = [receipt.outcome for receipt in receipts]
+    assert ["Abandoned"] * 2 + ["Dropped"] * 3 == [type(outcome).__name__ for outcome in outcomes]
+    assert [True, True] == [outcome.maybe_recorded for outcome in outcomes[:2] if outcome]
+    assert (5, 2, 3) == (report.stats.tracked, report.stats.abandoned, report.stats.dropped)
+    assert [0, 1, 2, 3, 4] == [undelivered.event.product_id for undelivered in report.undelivered]  # type: ignore[attr-defined]
+
+
+async def test_after_the_close_nothing_is_taken() -> None:
+    """Every way to track or send refuses after the close, and says so; `stats` still answers."""
+    async with raw_server() as server:
+        client = _client(server)
+        await client.track(_views(1)[0])
+        first = await client.aclose()
+        for attempt in (client.track(_views(1)[0]), client.send(_views(1)[0]), client.send_batch(_views(1))):
+            with pytest.raises(ClientClosedError, match="closed"):
+                await attempt
+        with pytest.raises(ClientClosedError):
+            client.track_nowait(_views(1)[0])
+
+        assert first is await client.aclose()
+        assert (1, True, "closed") == (client.stats().delivered, first.clean, repr(client).split()[-1].rstrip(">"))
+
+
+async def test_an_error_in_the_block_still_delivers() -> None:
+    """Leaving `async with` by an exception delivers what was tracked, and lets the exception through."""
+    async with raw_server() as server:
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the subject
+            async with _client(server) as client:
+                await client.track(_views(1)[0])
+                raise ZeroDivisionError
+
+        assert [0] == _ids(server)
+
+
+async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
+    """Two clients share one `httpx.AsyncClient`, which is open when both are closed."""
+    async with raw_server() as server, httpx.AsyncClient() as shared:
+        for partner in ("one", "two"):
+            async with AsyncTrackingClient("key", partner, base_url=server.url, http_client=shared) as client:
+                await client.send(_views(1)[0])
+
+        assert (["one", "two"], False) == ([r.query["partnerId"][0] for r in server.arrived], shared.is_closed)
+
+
+async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
+    """A limiter is asked once for every request, whatever made it."""
+
+    class Counting(LocalLimiter):
+        asked = 0
+
+        async def acquire(self) -> Any:
+            self.asked += 1
+            return await super().acquire()
+
+    limiter = Counting(RateLimit())
+    async with raw_server() as server, _client(server, limiter=limiter, rate_limit=None) as client:
+        server.in_turn(answer(503))
+        await (await client.track(_views(1)[0]))
+        await client.send(_views(1)[0])
+        await client.send_batch(_views(1))
+
+        assert (4, 4) == (limiter.asked, len(server.arrived))
+
+
+async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
+    """Each event class goes to the endpoint of its name, and so does an event newer than the package."""
+    async with raw_server() as server, _client(server) as client:
+        await client.send(CustomEvent(name="somethingNew", fields={"sessionExternalId": "visitor", "x": [1, None]}))
+        await client.send(AddToBasket(session_external_id="visitor", product_id=1))
+
+        assert ["/1.0/somethingNew", "/1.0/addToBasket"] == [request.path for request in server.arrived]
+        assert {"sessionExternalId": "visitor", "x": [1, None]} == server.arrived[0].json
+
+
+async def test_a_custom_event_travels_in_batches() -> None:
+    """A `CustomEvent` is coalesced like any other."""
+    async with raw_server() as server, _client(server) as client:
+        receipt = await client.track(CustomEvent(name="somethingNew", fields={"a": "б"}))
+        await receipt.delivered()
+
+        assert ("somethingNew", [{"somethingNew": {"a": "б"}}]) == (receipt.event_name, server.arrived[0].json)
+
+
+@pytest.mark.parametrize("not_an_event", [None, {"view": {}}, "view", View], ids=["none", "dict", "str", "class"])
+async def test_what_is_no_event_is_refused_before_anything_is_queued(not_an_event: Any) -> None:
+    """Only events of the package are taken; the refusal comes at the call and counts nothing."""
+    async with raw_server() as server, _client(server) as client:
+        for attempt in (client.track(not_an_event), client.send(not_an_event), client.track_many([not_an_event])):
+            with pytest.raises(EventValidationError, match="must be an event of this package"):
+                await attempt
+
+        assert 0 == client.stats().tracked
+
+
+async def test_an_event_larger_than_a_batch_is_refused_at_the_call() -> None:
+    """An event that could never leave is refused with its size and the cap, before it is queued."""
+    event = CustomEvent(name="large", fields={"x": "a" * 2000})
+    async with raw_server() as server, _client(server, batching=Batching(max_bytes=1024)) as client:
+        with pytest.raises(EventValidationError, match=r"large must be at most 1024 bytes .*Batching\.max_bytes"):
+            await client.track(event)
+        with pytest.raises(EventValidationError, match="at most 1024 bytes"):
+            client.track_nowait(event)
+
+        assert 0 == client.stats().tracked
+
+
+async def test_an_explicit_batch_keeps_to_the_caps() -> None:
+    """`send_batch` refuses none, too many and too much, and names the cap."""
+    async with raw_server() as server, _client(server, batching=Batching(max_events=20, max_bytes=1024)) as client:
+        for events, says in (([], "1 to 20"), (_views(21), "1 to 20"), (_views(15), "1024 bytes")):
+            with pytest.raises(EventValidationError, match=says):
+                await client.send_batch(events)
+
+        assert [] == server.arrived
+
+
+def test_every_event_has_its_typed_method() -> None:
+    """The client has one method per event class, whose keywords are the class's fields with the same defaults."""
+    for name, cls in EVENT_TYPES.items():
+        method = getattr(AsyncTrackingClient, "".join(f"_{c.lower()}" if c.isupper() else c for c in name))
+        parameters = inspect.signature(method).parameters
+        required = {f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING}
+
+        assert {f.name for f in attrs.fields(cls)} == set(parameters) - {"self"}
+        assert required == {p.name for p in parameters.values() if p.default is p.empty} - {"self"}
+
+
+@pytest.mark.parametrize("name", EVENT_TYPES)
+async def test_every_typed_method_tracks_its_event(name: str) -> None:
+    """A typed method makes the very event that its class would make of the same fields."""
+    values: dict[str, Any] = {
+        "session_external_id": "visitor", "product_id": 1, "group_id": 2, "product_ids": [3], "quantity": 1,
+        "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
+        "email": "a@b.ru", "phone": "+79161234567", "custom_data": {"k": [1]}, "recom_block_id": "r",
+        "impression_content_id": "i", "stock_id": "Moscow", "timestamp": datetime.now(UTC),
+    }  # fmt: skip
+    cls = EVENT_TYPES[name]
+    fields = {field.name: values[field.name] for field in attrs.fields(cls)}
+    tracked: list[Event] = []
+
+    class Recorder(AsyncTrackingClient):
+        async def track(self, event: Event) -> Any:
+            tracked.append(event)
+
+    method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
+    await getattr(Recorder("key", "partner"), method)(**fields)
+
+    assert [cls(**fields)] == tracked
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batching": 500}, r"batching must be a Batching"),
+        ({"buffer": {}}, r"buffer must be a Buffer"),
+        ({"retry": 3}, r"retry must be a RetryPolicy"),
+        ({"rate_limit": 50}, r"rate_limit must be a RateLimit\(\.\.\.\) or None"),
+        ({"limiter": object()}, "acquire, pause_until and throttled"),
+        ({"limiter": LocalLimiter(None), "rate_limit": RateLimit(requests=5)}, "either rate_limit or limiter"),
+        ({"buffer": Buffer(max_bytes=1024)}, r"at least Batching\.max_bytes"),
+        ({"timestamp_precision": "hours"}, "'seconds', 'milliseconds', 'microseconds'"),
+        ({"on_outcome": 5}, "on_outcome must be a function"),
+        ({"on_state_change": 5}, "on_state_change must be a function"),
+        ({"before_send": 5}, "before_send must be a plain function"),
+        ({"base_url": "http://example.com/"}, "https://"),
+        ({"timeout": 0}, "timeout"),
+        ({"http_client": object()}, "http_client"),
+    ],
+)
+def test_wrong_configuration_fails_at_construction(options: dict[str, Any], says: str) -> None:
+    """Every impossible argument is refused by the constructor with a sentence that says what to write."""
+    with pytest.raises(ConfigurationError, match=says):
+        AsyncTrackingClient("key", "partner", **options)
+
+
+def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment gives key, id and address; keywords win over it; what is missing is named."""
+    for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
+        monkeypatch.delenv(f"RETAILROCKET_{name}", raising=False)
+    with pytest.raises(ConfigurationError, match="RETAILROCKET_API_KEY"):
+        AsyncTrackingClient.from_env()
+    monkeypatch.setenv("RETAILROCKET_API_KEY", KEY)
+    with pytest.raises(ConfigurationError, match="RETAILROCKET_PARTNER_ID"):
+        AsyncTrackingClient.from_env()
+    monkeypatch.setenv("RETAILROCKET_PARTNER_ID", "shop")
+    assert "https://apptracking.retailrocket.net/1.0/" in repr(AsyncTrackingClient.from_env())
+    monkeypatch.setenv("RETAILROCKET_BASE_URL", "http://localhost:1/1.0")
+
+    assert "<AsyncTrackingClient partner_id='shop' base_url='http://localhost:1/1.0/' new>" == repr(
+        AsyncTrackingClient.from_env()
+    )
+    assert "partner_id='other'" in repr(AsyncTrackingClient.from_env(partner_id="other"))
+
+
+async def test_an_unclosed_client_warns() -> None:
+    """A client that was used and is collected open warns, naming the remedy; an unused one is silent."""
+    async with raw_server() as server, httpx.AsyncClient() as connections:
+        unused = _client(server)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            del unused
+            gc.collect()
+        client = _client(server, http_client=connections)
+        await (await client.track(_views(1)[0]))
+        warns = pytest.warns(ResourceWarning, match=r"unclosed <AsyncTrackingClient.*aclose")
+        with warns as caught:
+            del client
+            gc.collect()
+
+    assert KEY not in str(caught[0].message)
+
+
+def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
+    """Collecting a client whose construction failed is silent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigurationError):
+            AsyncTrackingClient("", "partner")
+        with pytest.raises(TypeError):
+            AsyncTrackingClient("key", "partner", ratelimit=None)  # type: ignore[call-arg]
+        gc.collect()
+
+
+async def test_the_key_is_in_no_repr() -> None:
+    """Neither the client nor anything it holds prints the key."""
+    async with raw_server() as server, _client(server) as client:
+        await client.send(_views(1)[0])
+        parts = [client, *vars(client).values(), client.stats(), *vars(client._engine).values()]
+
+        assert KEY not in "".join(map(repr, parts))
+
+
+async def test_ordered_batching_keeps_every_visitors_order_through_failures() -> None:
+    """With `ordered`, a visitor's events arrive as tracked, though every third request is answered 503 first."""
+    seen: list[tuple[str, int]] = []
+    requests = 0
+
+    async def flaky(request: Arrived, _: asyncio.StreamWriter) -> bytes:
+        nonlocal requests
+        requests += 1
+        if requests % 3 == 0:
+            return answer(503)
+        seen.extend((e["view"]["sessionExternalId"], e["view"]["productId"]) for e in request.json)
+        return OK
+
+    retry = RetryPolicy(initial_backoff=0.001, max_backoff=0.01)
+    batching = Batching(max_events=7, ordered=True)
+    async with raw_server() as server, _client(server, retry=retry, batching=batching, rate_limit=None) as client:
+        server.respond = flaky
+        await client.track_many(View(session_external_id=f"v{n % 13}", product_id=n) for n in range(500))
+        await client.flush()
+
+    by_visitor: dict[str, list[int]] = {}
+    for visitor, number in seen:
+        by_visitor.setdefault(visitor, []).append(number)
+    assert 500 == len(seen)
+    assert all(numbers == sorted(numbers) for numbers in by_visitor.values())
+
+
+async def test_by_session_never_mixes_visitors() -> None:
+    """With `by_session` every request holds one visitor's events only."""
+    batching = Batching(by_session=True)
+    async with raw_server() as server, _client(server, batching=batching, rate_limit=None) as client:
+        await client.track_many(View(session_external_id=f"v{n % 5}", product_id=n) for n in range(50))
+        await client.flush()
+
+        visitors = [{e["view"]["sessionExternalId"] for e in request.json} for request in server.arrived]
+        assert [1] * 5 == [len(names) for names in visitors]
+
+
+def test_two_runs_of_a_program_need_two_clients() -> None:
+    """A client used in a second `asyncio.run` is refused with a sentence; nothing hangs."""
+
+    async def use(client: AsyncTrackingClient) -> None:
+        await client.aclose()
+
+    client = AsyncTrackingClient("key", "partner")
+    asyncio.run(use(client))
+    with pytest.raises(RetailRocketError, match="one client for each loop"):
+        asyncio.run(use(client))
+
+
+async def test_equal_orders_stay_equal_on_the_wire() -> None:
+    """A price arrives as the number that was given, whichever of the three types gave it."""
+    async with raw_server() as server, _client(server) as client:
+        for price in (1321.43, Decimal("1321.43"), 7, Decimal("7.00")):
+            await client.track(
+                Order(session_external_id="v", product_id=1, quantity=Decimal(2), price=price, transaction="T")
+            )
+        await client.flush()
+
+        sold = [(e["order"]["price"], e["order"]["quantity"]) for e in server.arrived[0].json]
+        assert [(1321.43, 2), (1321.43, 2), (7, 2), (7, 2)] == sold
+
+
+async def test_many_flushes_do_not_make_many_requests() -> None:
+    """Two hundred tasks that track and flush at once share a few requests."""
+    async with raw_server() as server, _client(server) as client:
+
+        async def handler(number: int) -> None:
+            await client.view(session_external_id="visitor", product_id=number)
+            await client.flush()
+
+        await asyncio.gather(*map(handler, range(200)))
+
+        assert list(range(200)) == sorted(_ids(server))
+        assert len(server.arrived) <= 10
+
+
+async def test_a_log_handler_that_raises_stops_nothing() -> None:
+    """An application's broken log handler costs a record; receipts, flush and close end as ever."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError(record.name)
+
+    handler = Broken()
+    logging.getLogger("retailrocket_async").addHandler(handler)
+    try:
+        async with raw_server() as server, _client(server) as client:
+            server.always(answer(400))
+            receipt = await client.track(_views(1)[0])
+            await client.flush()
+            report = await client.aclose()
+    finally:
+        logging.getLogger("retailrocket_async").removeHandler(handler)
+
+    assert (Rejected, 1) == (type(receipt.outcome), report.stats.rejected)
+
+
+async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
+    """A receipt that is handed to another thread wakes its awaiter there, and the others of the batch here."""
+    async with raw_server() as server, _client(server) as client:
+        first, second = await client.track_many(_views(2))
+
+        async def there() -> Any:
+            return await first
+
+        outcome = await asyncio.to_thread(asyncio.run, there())
+
+        assert [True, True] == [isinstance(got, Delivered) for got in (outcome, await second)]
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1, "5", True])
+async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
+    """`flush` and `aclose` take None or seconds; anything else is refused before it does harm."""
+    async with raw_server() as server, _client(server) as client:
+        for attempt in (client.flush(seconds), client.aclose(seconds)):
+            with pytest.raises(ConfigurationError, match="timeout must be None or a number of seconds"):
+                await attempt
+        receipt = await client.track(_views(1)[0])
+
+        assert isinstance(await receipt, Delivered)
+
+
+def test_an_async_before_send_is_refused() -> None:
+    """`before_send` is called at the caller's line, not awaited: a coroutine function would never run."""
+
+    async def hook(event: Any) -> Any:
+        return event
+
+    with pytest.raises(ConfigurationError, match="plain function"):
+        AsyncTrackingClient("key", "partner", before_send=hook)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"api_key": KEY + "\n"}, {"partner_id": ""}, {"base_url": "ftp://x"}, {"timeout": None}, {"retry": 1}],
+)
+@pytest.mark.parametrize("how", [AsyncTrackingClient, AsyncTrackingClient.from_env])
+def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -> None:
+    """The frames of a configuration error hold the key in no variable of this package's."""
+    given = {"api_key": KEY, "partner_id": "partner", **options}
+    with pytest.raises(ConfigurationError) as caught:
+        how(**given)
+    frames = list(traceback.walk_tb(caught.value.__traceback__))[1:]
+
+    assert len(frames) >= 1
+    assert KEY not in "".join(repr(frame.f_locals) for frame, _ in frames)
+
+
+def test_custom_data_is_bounded() -> None:
+    """More values than could be checked in a moment are refused at once, however they are nested or shared."""
+    shared: Any = {}
+    for _ in range(20):
+        shared = {"a": shared, "b": shared}
+    for fields in ({"x": [0] * 5000}, shared):
+        with pytest.raises(EventValidationError, match="at most 5,000 values"):
+            CustomEvent(name="large", fields=fields)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
+async def test_an_eager_task_factory_changes_nothing() -> None:
+    """Where tasks start at once and the transport answers at once, every event still gets its outcome."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    async with httpx.AsyncClient(transport=transport) as http_client:
+        client = AsyncTrackingClient(KEY, "partner", base_url="http://127.0.0.1:9/", http_client=http_client)
+        await client.send(_views(1)[0])
+        await client.track_many(_views(1000))
+        report = await client.aclose()
+
+    assert (1001, 1001) == (report.stats.tracked, report.stats.delivered)

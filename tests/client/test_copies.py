@@ -1,0 +1,292 @@
+"""Every public record can be copied, deep-copied and pickled; what lives in one process says what to do instead."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+import inspect
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import redis.asyncio
+
+import retailrocket_async as rr
+from retailrocket_async import AsyncTrackingClient, UncopyableError
+from retailrocket_async._errors import REDACTED, error_for
+from retailrocket_async.asgi import RetailRocket
+from retailrocket_async.emulator import EmulatorProcess, EventRecord, Fault, RequestRecord, RunningEmulator, Settings
+from retailrocket_async.otel import OpenTelemetryObserver
+from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
+from retailrocket_async.relay import (
+    DeadLetter,
+    KafkaSource,
+    KafkaTopic,
+    Lag,
+    MemorySource,
+    MemoryStream,
+    Message,
+    NatsSource,
+    NatsSubject,
+    RedisStream,
+    RedisStreamSource,
+    Relay,
+    RelaySettings,
+    RelayStats,
+)
+from retailrocket_async.testing import RecordingClient
+from tests.runtime.test_extras import public_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SESSION = "a1"
+REDIS = redis.asyncio.Redis()
+ABANDONED = rr.Abandoned(reason="closed", maybe_recorded=True)
+
+
+def throttled(status: int, body: bytes) -> bool:
+    """Stand for a user's function, which is found by its name."""
+    return False
+
+
+def _filled(cls: type[Any]) -> Any:
+    """Return a record whose fields are all told apart by their values: nothing checks these classes."""
+    return cls(**{field.name: f"{field.name}" for field in attrs.fields(cls) if field.init})
+
+
+def _observed() -> Any:
+    observer = _Observer()
+    RecordingClient(observer=observer)
+    return observer.client
+
+
+class _Observer(rr.Observer):
+    client: rr.ObservedClient
+
+    def opened(self, client: rr.ObservedClient) -> None:
+        self.client = client
+
+
+RECORDS: dict[str, Callable[[], Any]] = {
+    "Abandoned": lambda: ABANDONED,
+    "AddToBasket": lambda: rr.AddToBasket(session_external_id=SESSION, product_id=1),
+    "Batching": lambda: rr.Batching(max_events=5),
+    "Buffer": lambda: rr.Buffer(overflow="shed", ranking={"view": 5}),
+    "CategoryView": lambda: rr.CategoryView(session_external_id=SESSION, category_id=1),
+    "CloseReport": lambda: rr.CloseReport(
+        stats=rr.Stats(tracked=1), undelivered=(RECORDS["UndeliveredEvent"](),), elapsed=1.0, error=error_for(ABANDONED)
+    ),
+    "CustomEvent": lambda: rr.CustomEvent(name="wish", fields={"sessionExternalId": SESSION, "n": [1]}),
+    "DeadEvent": lambda: _filled(rr.DeadEvent),
+    "Delivered": lambda: rr.Delivered(status=200),
+    "Dropped": lambda: rr.Dropped(reason="closed"),
+    "GroupView": lambda: rr.GroupView(session_external_id=SESSION, group_id=1, product_ids=[1, 2]),
+    "ImpressionContentClicked": lambda: rr.ImpressionContentClicked(
+        session_external_id=SESSION, impression_content_id="i"
+    ),
+    "ImpressionContentViewed": lambda: rr.ImpressionContentViewed(
+        session_external_id=SESSION, impression_content_id="i"
+    ),
+    "Kept": lambda: rr.Kept(attempts=2),
+    "ObservedClient": _observed,
+    "ObservedRequest": lambda: rr.ObservedRequest(
+        path="view", attempt=1, events=1, size=2, direct=True, tracked=("span",)
+    ),
+    "Order": lambda: rr.Order(session_external_id=SESSION, product_id=1, quantity=1, price=2, transaction="T"),
+    "RateLimit": lambda: rr.RateLimit(requests=5),
+    "RecomAddToBasket": lambda: rr.RecomAddToBasket(session_external_id=SESSION, product_id=1, recom_block_id="b"),
+    "RecomBlockViewed": lambda: rr.RecomBlockViewed(session_external_id=SESSION, recom_block_id="b"),
+    "RecomTap": lambda: rr.RecomTap(session_external_id=SESSION, product_id=1, recom_block_id="b"),
+    "Rejected": lambda: rr.Rejected(status=400),
+    "RetryPolicy": lambda: rr.RetryPolicy(is_throttled=throttled),
+    "Search": lambda: rr.Search(session_external_id=SESSION, search_phrase="чай"),
+    "SetContact": lambda: rr.SetContact(
+        session_external_id=SESSION, contact_external_id="c", email="a@b", custom_data={"a": {"b": 1}}
+    ),
+    "SpoolContents": lambda: _filled(rr.SpoolContents),
+    "SpoolStats": lambda: rr.SpoolStats(events=3),
+    "SpooledEvent": lambda: _filled(rr.SpooledEvent),
+    "SqliteSpool": lambda: rr.SqliteSpool("/nowhere"),
+    "StateChange": lambda: rr.StateChange(state="down", previous="sending", advice="wait"),
+    "Stats": lambda: rr.Stats(tracked=1, dropped=1, dropped_by={"overflow": {"view": 1}}, requests_by_status={200: 1}),
+    "UndeliveredEvent": lambda: rr.UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=ABANDONED),
+    "View": lambda: rr.View(session_external_id=SESSION, product_id=1, timestamp=datetime(2026, 1, 2, tzinfo=UTC)),
+    "EmulatorProcess": lambda: EmulatorProcess("http://127.0.0.1:1", 1),
+    "EventRecord": lambda: _filled(EventRecord),
+    "Fault": lambda: Fault(kind="status", status=503),
+    "RequestRecord": lambda: _filled(RequestRecord),
+    "Settings": lambda: Settings(limit=3),
+    "DeadLetter": lambda: _filled(DeadLetter),
+    "Lag": lambda: _filled(Lag),
+    "Message": lambda: Message(id="1", body=b"{}", handle=("a", 1)),
+    "RelaySettings": lambda: RelaySettings(source="redis://h", limiter="redis://h"),
+    "RelayStats": lambda: _filled(RelayStats),
+}
+"""One of each public class of attrs, by its name."""
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "EventValidationError": lambda: rr.EventValidationError("view", "product_id", "must be an int", "x"),
+    "HandleTimeoutError": lambda: rr.HandleTimeoutError("no room", 3),
+}
+"""Errors that are not made of a message alone, nor of a message and an outcome."""
+
+
+def public_classes(kind: Callable[[type[Any]], bool]) -> dict[str, type[Any]]:
+    """Return the classes of a kind that the public modules export."""
+    found = {}
+    for name in public_modules():
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            cls = getattr(module, public)
+            if inspect.isclass(cls) and cls.__module__.startswith("retailrocket_async") and kind(cls):
+                found[public] = cls
+    return found
+
+
+def copies(original: Any) -> list[Any]:
+    """Return copies, made in every way."""
+    pickled = [pickle.loads(pickle.dumps(original, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    return [copy.copy(original), copy.deepcopy(original), *pickled]
+
+
+# Wholly abstract, or the process's own emulator with all that it has seen.
+NO_RECORDS = {rr.Event, RunningEmulator}
+
+
+@pytest.mark.parametrize("name", sorted(public_classes(attrs.has)))
+def test_a_record(name: str) -> None:
+    """Every public record equals its copy, its deep copy and what comes back from a pickle."""
+    if public_classes(attrs.has)[name] in NO_RECORDS:
+        return
+    record = RECORDS[name]()
+
+    if type(record).__eq__ is object.__eq__:
+        assert [attrs.asdict(record)] * 7 == [attrs.asdict(record), *map(attrs.asdict, copies(record))]
+    else:
+        assert [record] * 6 == copies(record)
+    assert {type(record)} == {type(copied) for copied in copies(record)}
+
+
+@pytest.mark.parametrize("name", sorted(public_classes(lambda cls: issubclass(cls, Exception))))
+def test_an_error(name: str) -> None:
+    """Every public error keeps its type, its message and its attributes when it is copied or pickled."""
+    cls = public_classes(lambda cls: issubclass(cls, Exception))[name]
+    if name in ERRORS:
+        error = ERRORS[name]()
+    else:
+        error = cls("told", ABANDONED) if issubclass(cls, rr.DeliveryError) else cls("told")
+
+    assert [(type(error), str(error), vars(error))] * 6 == [
+        (type(copied), str(copied), vars(copied)) for copied in copies(error)
+    ]
+
+
+def test_a_withheld_value_stays_so() -> None:
+    """A copied error that withholds a value holds the same mark in its place."""
+    error = rr.EventValidationError("view", "email", "must be one")
+
+    assert all(copied.value is REDACTED for copied in copies(error))
+
+
+def test_the_default_ranking() -> None:
+    """The default ranking can be copied, and cannot be changed."""
+    assert all(copied == rr.DEFAULT_RANKING for copied in copies(rr.DEFAULT_RANKING))
+    assert not hasattr(rr.DEFAULT_RANKING, "__setitem__")
+
+
+def test_a_codec() -> None:
+    """A copied codec writes what the original writes."""
+    codec, event = rr.Codec("milliseconds"), RECORDS["View"]()
+
+    assert {codec.encode(event)} == {copied.encode(event) for copied in copies(codec)}
+
+
+def test_an_observed_client_elsewhere() -> None:
+    """What an observer knows of a client has no counters in another process."""
+    assert pickle.loads(pickle.dumps(_observed())).stats() is None
+
+
+async def _handle() -> Any:
+    return AsyncTrackingClient("key", "shop").threadsafe()
+
+
+def _client() -> AsyncTrackingClient:
+    return AsyncTrackingClient("key", "shop")
+
+
+KAFKA = ("127.0.0.1:9", "topic")
+NATS = ("nats://127.0.0.1:9", "stream")
+UNCOPYABLE: dict[str, Callable[[], Any]] = {
+    "AsyncTrackingClient": _client,
+    "RecordingClient": RecordingClient,
+    "ThreadsafeHandle": lambda: asyncio.run(_handle()),
+    "Receipt": lambda: rr.Receipt("view"),
+    "LocalLimiter": lambda: rr.LocalLimiter(rr.RateLimit()),
+    "RedisLimiter": lambda: RedisLimiter(REDIS),
+    "Relay": lambda: Relay(MemorySource(MemoryStream()), _client()),
+    "MemoryStream": MemoryStream,
+    "MemorySource": lambda: MemorySource(MemoryStream()),
+    "KafkaSource": lambda: KafkaSource(*KAFKA),
+    "KafkaTopic": lambda: KafkaTopic(*KAFKA),
+    "NatsSource": lambda: NatsSource(*NATS),
+    "NatsSubject": lambda: NatsSubject(*NATS),
+    "RedisStream": lambda: RedisStream(REDIS, "stream"),
+    "RedisStreamSource": lambda: RedisStreamSource(REDIS, stream="s", group="g", name="n"),
+    "RetailRocket": lambda: RetailRocket(api_key="key"),
+    "OpenTelemetryObserver": OpenTelemetryObserver,
+}
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNCOPYABLE.items()])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_lives_in_one_process(make: Callable[[], Any]) -> None:
+    """A client, and whatever else lives in one process, cannot be copied, and says so in a sentence."""
+    thing = make()
+
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(UncopyableError, match=rf"^{type(thing).__name__} cannot be copied or pickled: \w+ .*"):
+            attempt(thing)
+
+
+@pytest.mark.parametrize("name", sorted(public_classes(lambda cls: not attrs.has(cls))))
+def test_nothing_is_forgotten(name: str) -> None:
+    """Whatever public class is neither a record nor an error can be copied, or is in the table above."""
+    cls = public_classes(lambda cls: not attrs.has(cls))[name]
+    known = {"Codec", "Observer", "SessionCookie", "Session", "Ranking", "Emulator", "FaultScript", "Ledger"}
+
+    assert (
+        issubclass(cls, Exception)
+        or getattr(cls, "_is_protocol", False)
+        or name in {*UNCOPYABLE, *known, "SlidingWindow"}
+    )
+
+
+def test_a_child_that_is_spawned() -> None:
+    """A client, or a method of one, that is given to a spawned process is refused with the sentence, at the start."""
+    client = _client()
+    spawning = multiprocessing.get_context("spawn")
+
+    for work, arguments in ((print, (client,)), (client.stats, ())):
+        process = spawning.Process(target=work, args=arguments)
+        with pytest.raises(UncopyableError, match="make a client in each process"):
+            process.start()
+
+
+def test_a_pool_of_processes() -> None:
+    """A client that is given to a pool of processes is refused with the sentence, by the future."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(print, _client())
+
+        with pytest.raises(UncopyableError, match="make a client in each process"):
+            future.result()
+
+
+def test_the_limiter_of_redis_is_an_error_of_its_own() -> None:
+    """The error of Redis can be pickled as all others."""
+    assert "away" in str(pickle.loads(pickle.dumps(RedisUnreachableError("away"))))

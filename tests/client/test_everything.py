@@ -1,0 +1,565 @@
+"""Everything at once, on a virtual clock: whatever meets whatever, every outcome is true and nothing stays behind.
+
+The server is consistent: an event that it minds makes it refuse every request with that event, so it records none of
+them; a body that is too large, a wrong key and a closed shop are always refused; everything else may fail in any way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retailrocket_async._delivery.rate_limiter import LocalLimiter, RateLimit
+from retailrocket_async._delivery.retry import RetryPolicy
+from retailrocket_async._errors import BufferFullError, ClientClosedError, DeliveryError, FlushTimeoutError
+from retailrocket_async._events.models import AddToBasket, ImpressionContentViewed, Order, View
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
+from retailrocket_async._queue.options import Batching, Buffer
+from tests.contracts.limiter import worst_window
+from tests.support.effort import most
+from tests.support.fakes import (
+    ROUNDING,
+    CheckedLoop,
+    Engine,
+    Request,
+    ScriptedTransport,
+    Step,
+    now,
+    number_of,
+    run,
+    tasks,
+    turns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retailrocket_async._events.models import Event
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._receipt import Receipt
+    from retailrocket_async._stats import CloseReport, StateChange, UndeliveredEvent
+
+pytestmark = pytest.mark.endurance
+
+PATIENCE = 20_000.0
+"""Virtual seconds that anything without a deadline may take."""
+
+KINDS = (View, View, AddToBasket, ImpressionContentViewed, Order)
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Nature:
+    """What a server is like.
+
+    Attributes:
+        culprits: of the events' numbers, modulo 16, those it minds.
+        largest: events in the largest body it takes.
+        closed: when the shop is closed, from and to, and with which status.
+        rotated: when the key changes.
+        lag: seconds until the key's function knows.
+        ask: seconds that this function takes.
+        keyless: how many of its first calls fail.
+        faults: what becomes of requests that it does not refuse, one after the other; then it takes all.
+    """
+
+    culprits: frozenset[int] = frozenset()
+    largest: int = 1000
+    closed: tuple[tuple[float, float, int], ...] = ()
+    rotated: tuple[float, ...] = ()
+    lag: float = 0.0
+    ask: float = 0.0
+    keyless: int = 0
+    faults: tuple[Step, ...] = ()
+
+
+class Server(ScriptedTransport):
+    """A consistent server; see the module's text."""
+
+    def __init__(self, nature: Nature) -> None:
+        super().__init__(then=self._answer)
+        self._nature = nature
+        self._faults = list(nature.faults)
+        self._keyless = nature.keyless
+        self._serial = 1
+
+    def _answer(self, request: Request) -> Step:
+        nature = self._nature
+        fault = self._faults.pop(0) if self._faults else Step(latency=0.02)
+        reply = fault.reply
+        recorded = fault.recorded
+        takes = recorded or (recorded is None and isinstance(reply, Reply) and reply.status == 200)
+        if isinstance(reply, Reply) and not reply.sent:
+            return fault
+        if self._serial != self._key_at(now(), 0.0):
+            step: int | None = 401
+        elif closed := [status for since, until, status in nature.closed if since <= now() < until]:
+            step = closed[0]
+        elif len(request.numbers) > nature.largest:
+            step = 413
+        elif any(number % 16 in nature.culprits for number in request.numbers):
+            step = 400
+        else:
+            step = None
+        if step is None or (not takes and not (isinstance(reply, Reply) and reply.status == 200)):
+            # It fails before it looks, or takes the events.
+            if step is not None:
+                fault = attrs.evolve(fault, recorded=False)
+            answer = fault.reply
+            return (
+                attrs.evolve(fault, reply=attrs.evolve(answer, serial=self._serial))
+                if isinstance(answer, Reply)
+                else fault
+            )
+        return Step(reply=Reply(status=step, serial=self._serial), latency=fault.latency)
+
+    def _key_at(self, moment: float, lag: float) -> int:
+        return 1 + sum(rotated + lag <= moment for rotated in self._nature.rotated)
+
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:
+        """Ask for the key."""
+        if self._serial != serial:
+            return True, None
+        await asyncio.sleep(self._nature.ask)
+        if self._keyless:
+            self._keyless -= 1
+            return False, "OSError"
+        self._serial = max(self._serial, self._key_at(now(), self._nature.lag))
+        return self._serial != serial, None
+
+
+LATENCIES = st.sampled_from([0.05, 0.05, 0.001, 0.0, 0.3, 2.0, 9.0])
+UNCLEAR = st.builds(
+    Step,
+    reply=st.sampled_from(
+        [Reply(status=503), Reply(status=503), Reply(failure="timeout", detail="T"), Reply(status=501)]
+    ),
+    latency=LATENCIES,
+    recorded=st.booleans(),
+)
+FINE = st.builds(Step, latency=LATENCIES)
+FAULTS = st.one_of(
+    UNCLEAR,
+    UNCLEAR,
+    UNCLEAR,
+    st.builds(
+        Step,
+        reply=st.builds(Reply, status=st.sampled_from([429, 408]), retry_after=st.sampled_from([None, 0.0, 3.0])),
+        latency=LATENCIES,
+    ),
+    st.builds(
+        Step,
+        reply=st.builds(Reply, status=st.sampled_from([400, 403, 413, 503]), body=st.just(b"slow down")),
+        latency=LATENCIES,
+        recorded=st.just(value=False),
+    ),
+    st.builds(Step, reply=st.just(Reply(failure="connect", detail="ConnectError", sent=False)), latency=LATENCIES),
+    st.builds(Step, reply=st.just(ZeroDivisionError()), latency=LATENCIES, recorded=st.booleans()),
+    st.builds(Step, reply=st.just(Reply(status=503)), latency=LATENCIES, stubborn=st.just(value=True)),
+)
+CULPRITS = [frozenset[int](), frozenset[int](), frozenset({3}), frozenset({1, 6, 7, 12}), frozenset(range(16))]
+CLOSED = st.tuples(
+    st.sampled_from([3.0, 0.5, 0.0]), st.sampled_from([4.0, 6.0, 50.0, 1e9]), st.sampled_from([403, 404, 401, 301])
+)
+NATURES = st.builds(
+    Nature,
+    culprits=st.sampled_from(CULPRITS),
+    largest=st.sampled_from([1000, 1000, 1000, 5, 3, 1]),
+    closed=st.one_of(st.just(()), st.just(()), st.just(()), st.tuples(CLOSED)),
+    rotated=st.sampled_from([(), (), (1.0,), (0.1, 5.0)]),
+    lag=st.sampled_from([0.0, 0.0, 0.3, 20.0]),
+    ask=st.sampled_from([0.0, 0.1, 10.0]),
+    keyless=st.integers(0, 2),
+    faults=st.one_of(
+        st.lists(FAULTS | FINE, min_size=1, max_size=6).map(tuple),
+        st.lists(FINE | FINE | FAULTS, min_size=3, max_size=40).map(tuple),
+        st.builds(lambda fault, count: (fault,) * count, FAULTS, st.integers(1, 40)),
+    ),
+)
+
+# --- the limiter ------------------------------------------------------------------------------------------------------
+
+
+class FailingLimiter:
+    """A limiter that is slow, and fails now and then; shared by all requests."""
+
+    def __init__(self, script: Sequence[float | None]) -> None:
+        self._script = list(script)
+        self.open = 0
+
+    async def acquire(self) -> FailingLimiter:
+        """Grant after a while, or fail."""
+        step = self._script.pop(0) if self._script else 0.0
+        if step is None:
+            raise OSError
+        if step:
+            await asyncio.sleep(step)
+        self.open += 1
+        return self
+
+    def sent(self) -> None:
+        """Do nothing."""
+
+    def done(self, *, answered: bool = False) -> None:
+        """Count."""
+        self.open -= 1
+
+    def pause_until(self, deadline: float) -> None:
+        """Do nothing."""
+
+    def throttled(self, sent_at: float) -> None:
+        """Do nothing."""
+
+
+LIMITERS = (
+    st.none()
+    | st.builds(RateLimit, requests=st.integers(1, 50))
+    | st.just(RateLimit(requests=1, per=60.0))
+    | st.lists(st.sampled_from([None, 0.0, 0.01, 0.5, 5.0]), max_size=20)
+)
+
+# --- the client -------------------------------------------------------------------------------------------------------
+
+BATCHINGS = st.builds(
+    Batching,
+    max_events=st.sampled_from([20, 20, 5, 3, 2, 1]),
+    max_bytes=st.sampled_from([4096, 1024]),
+    max_in_flight=st.integers(1, 4),
+    linger=st.sampled_from([0.1, 0.0]),
+    ordered=st.booleans(),
+    by_session=st.booleans(),
+)
+BUFFERS = st.builds(
+    Buffer,
+    max_events=st.sampled_from([100, 100, 20, 5, 2, 1]),
+    max_bytes=st.sampled_from([100_000, 4096]),
+    overflow=st.sampled_from(["wait"] * 5 + ["raise", "drop_newest", "drop_oldest", "shed"]),
+    max_age=st.sampled_from([None] * 6 + [40.0, 3.0, 0.5, 0.01]),
+)
+
+
+def is_slow_down(_: int, body: bytes) -> bool:
+    """Whether an answer is declared to be a 429."""
+    return body == b"slow down"
+
+
+BACKOFFS = st.sampled_from([(0.5, 30.0), (0.0, 1.0), (0.0, 0.0)])
+RETRIES = st.builds(
+    lambda backoff, **rest: RetryPolicy(initial_backoff=backoff[0], max_backoff=backoff[1], **rest),
+    BACKOFFS,
+    max_attempts=st.sampled_from([20, 20, 3, 2, 1]),
+    max_elapsed=st.sampled_from([300.0, 300.0, 30.0, 1.0, 0.0]),
+    at_most_once=st.sampled_from([(), (), (Order,), (Order, View)]),
+    max_halt=st.sampled_from([30.0, 2.0, 0.1, 0.0]),
+    is_throttled=st.sampled_from([None, is_slow_down]),
+)
+ACTIONS = st.one_of(
+    st.tuples(st.just("track"), st.integers(1, 12)),
+    st.tuples(st.just("track"), st.integers(5, 40)),
+    st.tuples(st.just("hasty"), st.sampled_from([0.0, 0.05, 1.0])),
+    st.tuples(st.just("send"), st.sampled_from([1e4, 1.5, 0.4, 0.05, 0.0])),
+    st.tuples(st.just("send_batch"), st.sampled_from([1e4, 1.5, 0.4, 0.05, 0.0])),
+    st.tuples(st.just("flush"), st.sampled_from([None, None, 5.0, 0.3, 0.0])),
+    st.tuples(st.just("cancel"), st.integers(0, 5)),
+)
+LAST_ACTIONS = st.tuples(st.just("aclose"), st.sampled_from([None, 20.0, 3.0, 0.2, 0.0]))
+
+
+def _plans(actions: st.SearchStrategy[tuple[str, Any]], least: int, most: int) -> st.SearchStrategy[list[Any]]:
+    pauses = st.sampled_from([0.1, 0.5, 3.0, 0.02, 0.0])
+    step = st.tuples(pauses, st.sampled_from("abcde"), st.sampled_from(KINDS), actions)
+    return st.lists(step, min_size=least, max_size=most)
+
+
+PLANS = st.builds(lambda life, end: life + end, _plans(ACTIONS, 4, 25), _plans(ACTIONS | LAST_ACTIONS, 0, 4))
+HOOKS = st.sampled_from(["none", "quiet", "raises", "slow", "tracks", "flushes", "closes", "cancelled"])
+
+
+class Story:
+    """One client's life, and what is known of it."""
+
+    def __init__(
+        self,
+        *,
+        nature: Nature,
+        batching: Batching,
+        buffer: Buffer,
+        retry: RetryPolicy,
+        limit: RateLimit | Sequence[float | None] | None,
+        hook: str,
+        renewable: bool,
+        close_timeout: float | None,
+    ) -> None:
+        self.server = Server(nature)
+        self.server.checks.append(self._fresh)
+        self.buffer, self.batching, self.retry, self.hook = buffer, batching, retry, hook
+        self.limiter: Any = (
+            LocalLimiter(limit) if limit is None or isinstance(limit, RateLimit) else FailingLimiter(limit)
+        )
+        self.limit = limit
+        self.close_timeout = close_timeout
+        self.told: list[UndeliveredEvent] = []
+        self.changes: list[StateChange] = []
+        self.engine = Engine(
+            self.server,
+            limiter=self.limiter,
+            batching=batching,
+            buffer=buffer,
+            retry=retry,
+            renewable=renewable,
+            on_outcome=None if hook == "none" else self._on_outcome,
+            on_state_change=None if hook == "none" else self._on_state_change,
+        )
+        self.receipts: dict[int, Receipt] = {}
+        self.came_at: dict[int, float] = {}
+        self.sent: dict[int, Outcome] = {}
+        self.visitors: dict[int, str] = {}
+        self.kinds: dict[int, type[Event]] = {}
+        self.reports: list[CloseReport] = []
+        self.jobs: list[asyncio.Task[None]] = []
+        self.number = 0
+        self.hooked = 0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, CheckedLoop)
+        loop.checks.append(self._add_up)
+
+    def _add_up(self) -> None:
+        assert now() < PATIENCE, "it never ends"
+        assert asyncio.get_running_loop().turns < 400_000, "it spins"  # type: ignore[attr-defined]
+
+    def _fresh(self) -> None:
+        request = self.server.requests[-1]
+        if self.buffer.max_age is not None and request.at == now():
+            for number in request.numbers:
+                if number in self.receipts:
+                    assert now() - self.came_at[number] < self.buffer.max_age + ROUNDING, number
+
+    def _next(self, visitor: str, kind: type[Event]) -> int:
+        self.number += 1
+        self.came_at[self.number] = now()
+        self.visitors[self.number] = visitor
+        self.kinds[self.number] = kind
+        return self.number
+
+    # --- what callers do ----------------------------------------------------------------------------------------------
+
+    async def track(self, visitor: str, kind: type[Event]) -> None:
+        """Track an event."""
+        number = self._next(visitor, kind)
+        with contextlib.suppress(ClientClosedError, BufferFullError):
+            self.receipts[number] = await self.engine.track(number, visitor, kind)
+
+    async def hasty(self, visitor: str, kind: type[Event], patience: float) -> None:
+        """Track an event, but not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self.track(visitor, kind)
+
+    async def send(self, numbers: list[int], patience: float) -> None:
+        """Send events directly."""
+        outcome: Outcome | None = None
+        try:
+            async with asyncio.timeout(patience):
+                outcome = await (self.engine.send(numbers[0]) if len(numbers) == 1 else self.engine.send_batch(numbers))
+        except DeliveryError as error:
+            outcome = error.outcome
+        except (TimeoutError, ClientClosedError):
+            pass
+        if outcome is not None:
+            self.sent.update(dict.fromkeys(numbers, outcome))
+
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Flush."""
+        before = [receipt for receipt in self.receipts.values() if not receipt.done()]
+        began = now()
+        try:
+            await self.engine.flush(timeout)
+        except FlushTimeoutError:
+            assert timeout is not None
+            assert now() - began >= timeout - ROUNDING
+        else:
+            assert all(receipt.done() for receipt in before)
+        assert timeout is None or now() - began <= timeout + ROUNDING
+
+    async def aclose(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Close."""
+        began = now()
+        report = await self.engine.aclose(timeout)
+        assert timeout is None or now() - began <= timeout + ROUNDING, (now() - began, timeout)
+        self.reports.append(report)
+        assert all(receipt.done() for receipt in self.receipts.values())
+        assert (report.stats.pending, report.stats.in_flight) == (0, 0)
+
+    # --- hooks --------------------------------------------------------------------------------------------------------
+
+    async def _on_outcome(self, events: Sequence[UndeliveredEvent]) -> None:
+        self.told += events
+        await self._hooked()
+
+    async def _on_state_change(self, change: StateChange) -> None:
+        self.changes.append(change)
+        await self._hooked()
+
+    async def _hooked(self) -> None:
+        self.hooked += 1
+        match self.hook:
+            case "raises":
+                raise ZeroDivisionError
+            case "slow":
+                await asyncio.sleep(0.7)
+            case "tracks" if self.hooked < 5:
+                await self.track("a", View)
+            case "flushes":
+                await self.flush(None)
+            case "closes":
+                await self.aclose(self.close_timeout)
+            case "cancelled":
+                future = asyncio.get_running_loop().create_future()
+                future.cancel()
+                await future
+
+    # --- the plot -----------------------------------------------------------------------------------------------------
+
+    def do(self, visitor: str, kind: type[Event], action: tuple[str, Any]) -> None:
+        """Have an action begin."""
+        verb, argument = action
+        match verb:
+            case "track":
+                for index in range(argument):
+                    self._start(
+                        self.track(visitor if index % 3 else "abcde"[index % 5], KINDS[index % 5] if index else kind)
+                    )
+            case "hasty":
+                self._start(self.hasty(visitor, kind, argument))
+            case "send":
+                self._start(self.send([self._next(visitor, View)], argument))
+            case "send_batch":
+                self._start(self.send([self._next(visitor, View) for _ in range(3)], argument))
+            case "flush":
+                self._start(self.flush(argument))
+            case "aclose":
+                self._start(self.aclose(argument))
+            case "cancel":
+                flying = [task for task in self.engine.dispatcher._flights.values() if task is not None]
+                if flying:
+                    flying[argument % len(flying)].cancel()
+
+    def _start(self, coroutine: Any) -> None:
+        self.jobs.append(asyncio.create_task(coroutine))
+
+    async def live(self, plan: list[tuple[float, str, type[Event], tuple[str, Any]]]) -> None:
+        """Do all of it, and see that nothing is left."""
+        for pause, visitor, kind, action in plan:
+            self.do(visitor, kind, action)
+            await asyncio.sleep(pause)
+        await self.aclose(self.close_timeout)
+        for job in self.jobs:
+            await job
+        dispatcher = self.engine.dispatcher
+        await dispatcher._ledger.hooks.drained()
+        await asyncio.sleep(1.0)
+        await turns(5)
+        assert tasks() == set()
+        assert self.server.in_flight == 0
+        assert dispatcher._sender._wire_slots._value == self.batching.max_in_flight
+        assert not dispatcher._sender._wire_slots._waiters
+        assert not dispatcher._flights
+        assert dispatcher._batches == 0
+        assert not dispatcher._buffer._lanes
+        assert not dispatcher._buffer._busy
+        assert not dispatcher._ledger._flushes
+        breaker = dispatcher._breaker
+        assert (len(breaker._waiting), len(breaker._resting), breaker._timer) == (0, 0, None)
+        assert dispatcher._expiry._timer is None
+        if isinstance(self.limiter, FailingLimiter):
+            assert self.limiter.open == 0
+        elif isinstance(self.limit, RateLimit):
+            assert worst_window(self.server.times, self.limit.per) <= self.limit.requests
+        stats = dispatcher.stats()
+        assert not any(report.stats != self.reports[0].stats for report in self.reports)
+        assert stats.tracked == stats.delivered + stats.rejected + stats.abandoned + stats.dropped
+        if self.hook != "none":
+            undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
+            told = Counter(map(number_of, self.told))
+            # A caller who was cancelled has no receipt of an event that may have been accepted.
+            assert not undelivered - told
+            assert max(told.values(), default=1) == 1
+        self.judge()
+
+    def judge(self) -> None:
+        """Compare what is said with what was recorded."""
+        recorded = Counter(self.server.recorded_numbers)
+        carried = Counter(self.server.sent_numbers)
+        outcomes = {number: receipt.outcome for number, receipt in self.receipts.items()} | self.sent
+        for number, outcome in outcomes.items():
+            assert outcome is not None, number
+            times = recorded[number]
+            told = (number, outcome, times, carried[number])
+            if isinstance(outcome, Delivered):
+                assert times >= 1, told
+                assert times == 1 or outcome.maybe_duplicate, told
+            else:
+                assert times == 0 or outcome.maybe_recorded, told
+            assert outcome.attempts == carried[number], told
+            assert not isinstance(outcome, Dropped) or carried[number] == 0, told
+            assert not isinstance(outcome, Abandoned) or outcome.attempts or outcome.reason != "closed", told
+            if isinstance(outcome, Rejected) and outcome.status == 400 and outcome.isolated and number in self.receipts:
+                assert number % 16 in self.server._nature.culprits or not self.retry.is_throttled, told
+            if self.kinds[number].wire_name in self.retry.once_names and number in self.receipts:
+                assert times <= 1, told
+        if self.batching.ordered or self.batching.by_session:
+            orders: dict[str, list[int]] = defaultdict(list)
+            for visitor, number in self.server.recorded:
+                if number in self.receipts and number not in orders[visitor]:
+                    orders[visitor].append(number)
+            assert all(order == sorted(order) for order in orders.values()), orders
+
+
+@settings(max_examples=most(150), deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    nature=NATURES,
+    batching=BATCHINGS,
+    buffer=BUFFERS,
+    retry=RETRIES,
+    limit=LIMITERS,
+    hook=HOOKS,
+    renewable=st.booleans(),
+    plan=PLANS,
+    close_timeout=st.sampled_from([None, None, None, 15.0, 0.5, 0.0]),
+)
+def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
+    nature: Nature,
+    batching: Batching,
+    buffer: Buffer,
+    retry: RetryPolicy,
+    limit: RateLimit | Sequence[float | None] | None,
+    hook: str,
+    renewable: bool,  # noqa: FBT001 - Hypothesis names it
+    plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
+    close_timeout: float | None,
+) -> None:
+    """Whatever meets whatever: each event has one outcome, it is true, everything ends in time, and nothing stays."""
+
+    async def test() -> None:
+        story = Story(
+            nature=nature,
+            batching=batching,
+            buffer=buffer,
+            retry=retry,
+            limit=limit,
+            hook=hook,
+            renewable=renewable,
+            close_timeout=close_timeout,
+        )
+        await story.live(plan)
+
+    run(test())

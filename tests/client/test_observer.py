@@ -1,0 +1,267 @@
+"""An observer sees every request and every outcome, and can harm neither."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import (
+    Batching,
+    ConfigurationError,
+    Delivered,
+    Observer,
+    Rejected,
+    RejectedError,
+    SqliteSpool,
+    View,
+)
+from retailrocket_async.testing import RecordingClient
+from tests.support.fakes import check_balance, event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from retailrocket_async import ObservedClient, ObservedRequest, Outcome
+
+where: ContextVar[str | None] = ContextVar("where", default=None)
+
+
+class Noting(Observer):
+    """Notes all that it sees."""
+
+    def __init__(self) -> None:
+        self.clients: list[ObservedClient] = []
+        self.begun: list[ObservedRequest] = []
+        self.ended: list[tuple[object, int | None, str | None]] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+
+    def opened(self, client: ObservedClient) -> None:
+        """Note the client."""
+        self.clients.append(client)
+
+    def tracked(self) -> object:
+        """Return where the caller is."""
+        return where.get()
+
+    def request_began(self, request: ObservedRequest) -> object:
+        """Note a request."""
+        self.begun.append(request)
+        return len(self.begun)
+
+    def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
+        """Note its end."""
+        self.ended.append((begun, status, failure))
+
+    def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
+        """Count outcomes."""
+        for name, count in names.items():
+            self.outcomes[name, type(outcome).__name__] += count
+
+
+class Raising(Observer):
+    """Fails in every way that it can."""
+
+    def tracked(self) -> object:
+        """Raise."""
+        raise ValueError("tracked")
+
+    def request_began(self, request: ObservedRequest) -> object:
+        """Raise."""
+        raise ValueError("request_began")
+
+    def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
+        """Raise."""
+        raise ValueError("request_ended")
+
+    def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
+        """Raise."""
+        raise ValueError("settled")
+
+
+class RaisingAtTheEnd(Raising):
+    """Fails where the request ends."""
+
+    def request_began(self, request: ObservedRequest) -> object:
+        """Do nothing."""
+        return None
+
+
+async def test_a_batch_knows_where_its_events_came_from() -> None:
+    """The request of a batch is given what was kept with its events, each once, whichever call they came by."""
+    seen = Noting()
+    async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
+        where.set("page one")
+        await client.track_many([event(1), event(2)])
+        where.set("page two")
+        client.track_nowait(event(3))
+        where.set(None)
+        await client.track(event(4))
+        where.set("a thread")
+        await asyncio.to_thread(client.threadsafe().track, event(5))
+        await client.flush()
+
+    [request] = seen.begun
+    assert ("visitorEvents", 1, 5, False) == (request.path, request.attempt, request.events, request.direct)
+    assert ("page one", "page two", "a thread") == request.tracked
+    assert [(1, 200, None)] == seen.ended
+    assert {("view", "Delivered"): 5} == seen.outcomes
+
+
+class Asked(Noting):
+    """Says what its answers depend on, and counts the questions."""
+
+    origin = where
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def tracked(self) -> object:
+        """Return where the caller is."""
+        self.asked += 1
+        return super().tracked()
+
+
+async def test_an_observer_is_asked_once_for_one_origin() -> None:
+    """One that names a variable is asked where that has another value, and all events keep what they should."""
+    seen = Asked()
+    async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
+        for page in ["one", "two", "one", None, "two"]:
+            where.set(page)
+            for number in range(1, 10):
+                await client.track(event(number))
+        await client.flush()
+    assert 5 == seen.asked
+    assert [("one", "two")] == [request.tracked for request in seen.begun]
+
+
+async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
+    """Where it has raised, it is asked for the next event, and what it said before is not kept with this one."""
+
+    class Failing(Asked):
+        def tracked(self) -> object:
+            if where.get() == "two" and self.asked < 4:
+                self.asked += 1
+                raise ValueError
+            return super().tracked()
+
+    seen = Failing()
+    async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
+        for page in ["one", "two"]:
+            where.set(page)
+            for number in range(1, 6):
+                await client.track(event(number))
+        await client.flush()
+        assert 3 == client.stats().hook_errors
+    assert 5 == seen.asked
+    assert [("one", "two")] == [request.tracked for request in seen.begun]
+
+
+@pytest.mark.parametrize("origin", ["where", ContextVar[int]("without")], ids=["a name", "no default"])
+def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
+    """What could not be asked for every event is refused by the constructor."""
+    observer = Observer()
+    observer.origin = origin
+    with pytest.raises(ConfigurationError, match=r"Observer\.origin must be a ContextVar"):
+        RecordingClient(observer=observer)
+
+
+async def test_a_caller_who_waited_for_room_is_seen() -> None:
+    """An event that had to wait for room keeps what its caller's line had."""
+    seen = Noting()
+    client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
+    async with client:
+        where.set("here")
+        await client.track_many([event(number) for number in range(1, 6)])
+        await client.flush()
+    assert {("here",)} == {request.tracked for request in seen.begun}
+
+
+async def test_direct_requests_and_retries() -> None:
+    """A direct request is told as one, a retry as a further attempt, a refusal by its status."""
+    seen = Noting()
+    async with RecordingClient(observer=seen) as client:
+        client.fail_with(status=503)
+        await client.send(event(1))
+        client.fail_with("connect")
+        await client.send_batch([event(2), event(3)])
+        client.fail_with(rejected=View)
+        with pytest.raises(RejectedError):
+            await client.send(event(4))
+
+    assert [1, 2, 1, 2, 1] == [request.attempt for request in seen.begun]
+    assert {True} == {request.direct for request in seen.begun}
+    assert [(503, None), (200, None), (None, "connect"), (200, None), (400, None)] == [end[1:] for end in seen.ended]
+    assert {("view", "Delivered"): 3, ("view", "Rejected"): 1} == seen.outcomes
+
+
+async def test_a_request_that_is_cut_short_has_an_end() -> None:
+    """Whatever is cancelled, every request that began is told to have ended."""
+    seen = Noting()
+    client = RecordingClient(observer=seen)
+    client.fail_with("stall", times=None)
+    await client.track(event(1))
+    await client.aclose(0.05)
+
+    assert len(seen.begun) == len(seen.ended) > 0
+    assert {("view", "Abandoned"): 1} == seen.outcomes
+
+
+async def test_the_client_is_shown_and_not_held() -> None:
+    """An observer can read the client's counters, and does not keep it alive."""
+    seen = Noting()
+    client = RecordingClient(observer=seen)
+    async with client:
+        await client.track(event(1))
+        [shown] = seen.clients
+        assert ("test-partner", "http://localhost/1.0/") == (shown.partner_id, shown.base_url)
+        stats = shown.stats()
+        assert stats is not None
+        assert 1 == stats.tracked
+    assert "test-api-key" not in repr(shown)
+
+
+@pytest.mark.parametrize("observer", [Raising(), RaisingAtTheEnd()], ids=["throughout", "at the end"])
+async def test_what_an_observer_raises_changes_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
+    """Every event is delivered all the same; the errors are counted, and told of once."""
+    async with RecordingClient(observer=observer) as client:
+        receipt = await client.track(event(1))
+        client.track_nowait(event(2))
+        await asyncio.to_thread(client.threadsafe().track, event(3))
+        assert isinstance(await receipt, Delivered)
+        await client.flush()
+        stats = client.stats()
+    check_balance(stats)
+    assert 3 == stats.delivered
+    assert stats.hook_errors >= 5
+    assert 1 == sum("observer raised ValueError" in record.getMessage() for record in caplog.records)
+
+
+async def test_events_of_a_spool_are_seen(tmp_path: Path) -> None:
+    """With a spool the requests and outcomes are seen, too."""
+    seen = Noting()
+    async with RecordingClient(observer=seen, spool=SqliteSpool(tmp_path / "spool")) as client:
+        await client.track_many([event(1), event(2)])
+        await client.flush()
+    assert {("view", "Delivered"): 2} == seen.outcomes
+    assert 2 == sum(request.events for request in seen.begun)
+
+
+def test_only_an_observer_is_one() -> None:
+    """Something else in its place is told at construction."""
+    wrong: Any = object()
+    with pytest.raises(ConfigurationError, match="observer must be an Observer, not object"):
+        RecordingClient(observer=wrong)
+
+
+async def test_an_observer_that_does_nothing_is_one() -> None:
+    """The base class may be used as it is."""
+    async with RecordingClient(observer=Observer()) as client:
+        assert isinstance(await (await client.track(event(1))), Delivered)
+        client.fail_with(rejected=View)
+        assert isinstance(await (await client.track(event(2))), Rejected)

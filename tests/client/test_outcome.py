@@ -1,0 +1,481 @@
+"""What became of an event: the outcome as a value, the receipt that tells it, the error that says the same."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import pickle
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, get_args
+
+import attrs
+import pytest
+
+from retailrocket_async import (
+    Abandoned,
+    AbandonedError,
+    AccessDeniedError,
+    AuthenticationError,
+    BadRequestError,
+    Delivered,
+    DeliveryError,
+    Dropped,
+    DroppedError,
+    Kept,
+    NoAnswerError,
+    NotFoundError,
+    Outcome,
+    Receipt,
+    Rejected,
+    RejectedError,
+    ServerError,
+    ThrottledError,
+)
+from retailrocket_async._errors import error_for
+from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered
+from retailrocket_async._receipt import settle
+from tests.support.ids import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+DELIVERED = Delivered(status=200, attempts=2, elapsed=0.5)
+
+
+def abandoned(status: int | None, **fields: Any) -> Abandoned:
+    """Return an event given up after an answer of `status`."""
+    return Abandoned(
+        **{"reason": "retries_exhausted", "maybe_recorded": True, "status": status, "attempts": 3, **fields}
+    )
+
+
+ERRORS: list[tuple[Undelivered, type[DeliveryError], str]] = [
+    (Rejected(status=400), BadRequestError, "the request is malformed (HTTP 400)"),
+    (
+        Rejected(status=401),
+        AuthenticationError,
+        "authentication failed: check the api_key, and that it belongs to this partner_id (HTTP 401)",
+    ),
+    (
+        Rejected(status=403),
+        AccessDeniedError,
+        "access denied: ask the account manager to open the tracking API for this shop (HTTP 403)",
+    ),
+    (Rejected(status=404), NotFoundError, "no such resource: check the base_url (HTTP 404)"),
+    (
+        Rejected(status=302),
+        RejectedError,
+        "the address redirects, and the key is never sent on: check the base_url (HTTP 302)",
+    ),
+    (Rejected(status=413, attempts=2, elapsed=0.25), RejectedError, "the API refused the request (HTTP 413)"),
+    (
+        abandoned(429, maybe_recorded=False),
+        ThrottledError,
+        "given up after 3 attempt(s), retries_exhausted: HTTP 429; the event was certainly not recorded",
+    ),
+    (
+        abandoned(500),
+        ServerError,
+        "given up after 3 attempt(s), retries_exhausted: HTTP 500; the event may have been recorded",
+    ),
+    (
+        abandoned(503, reason="closed", elapsed=2.5),
+        ServerError,
+        "given up after 3 attempt(s), closed: HTTP 503; the event may have been recorded",
+    ),
+    (
+        abandoned(408, maybe_recorded=False),
+        AbandonedError,
+        "given up after 3 attempt(s), retries_exhausted: HTTP 408; the event was certainly not recorded",
+    ),
+    (
+        abandoned(101, reason="not_retryable", attempts=1),
+        AbandonedError,
+        "given up after 1 attempt(s), not_retryable: HTTP 101; the event may have been recorded",
+    ),
+    (
+        abandoned(None, failure="connect: ConnectError", maybe_recorded=False),
+        NoAnswerError,
+        "given up after 3 attempt(s), retries_exhausted: connect: ConnectError; the event was certainly not recorded",
+    ),
+    (
+        abandoned(None, reason="cancelled", attempts=0, maybe_recorded=False),
+        NoAnswerError,
+        "given up after 0 attempt(s), cancelled: no attempt; the event was certainly not recorded",
+    ),
+    (Dropped(reason="closed"), DroppedError, "the event was never sent: closed"),
+    (Dropped(reason="overflow"), DroppedError, "the event was never sent: overflow"),
+]
+
+OUTCOMES: list[Outcome] = [DELIVERED, *(outcome for outcome, _, _ in ERRORS)]
+
+
+async def settled() -> None:
+    """Let every task run until it waits."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# --- outcomes ---
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
+def test_outcome_is_a_value(outcome: Outcome) -> None:
+    """An outcome is a frozen value: equal to its copies, hashable, without a dict, and it travels."""
+    assert outcome == pickle.loads(pickle.dumps(outcome)) == attrs.evolve(outcome)
+    assert 1 == len({outcome, attrs.evolve(outcome)})
+    assert not hasattr(outcome, "__dict__")
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        outcome.reason = "other"  # type: ignore[union-attr,misc]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
+def test_every_outcome_tells_the_same_things(outcome: Outcome) -> None:
+    """Status, attempts, elapsed time and whether the event may be recorded can be read from any outcome."""
+    assert outcome.status is None or 100 <= outcome.status <= 599
+    assert outcome.attempts >= 0
+    assert outcome.elapsed >= 0
+    assert outcome.maybe_recorded in (False, True)
+
+
+def test_recorded() -> None:
+    """A delivered event is recorded, a rejected or dropped one is not, and for an abandoned one it depends."""
+    assert DELIVERED.maybe_recorded is True
+    assert Rejected(status=400).maybe_recorded is False
+    assert Dropped(reason="closed").maybe_recorded is False
+    assert [False, True] == [abandoned(500, maybe_recorded=known).maybe_recorded for known in (False, True)]
+
+
+def test_keyword_only() -> None:
+    """Outcomes are made by keyword, so that no number is taken for another."""
+    classes: list[Any] = [Delivered, Rejected, Dropped, Abandoned, Kept]
+    for make in classes:
+        with pytest.raises(TypeError):
+            make(200)
+
+
+def test_outcome_union() -> None:
+    """There are five outcomes; three of them say that an event will not be delivered any more."""
+    assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
+    assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
+def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
+    """Each undelivered outcome has its error: the type says whose fault it is, the message what to do."""
+    error = error_for(outcome)
+
+    assert (kind, message) == (type(error), str(error))
+    assert outcome is error.outcome
+
+
+def test_error_for_status() -> None:
+    """Whatever the last status was, an abandoned event has the error that its answer, or its lack, stands for."""
+    expected: dict[int | None, type[AbandonedError]] = dict.fromkeys(range(100, 500), AbandonedError)
+    expected |= dict.fromkeys(range(500, 600), ServerError)
+    expected |= {429: ThrottledError, None: NoAnswerError}
+
+    assert expected == {status: type(error_for(abandoned(status))) for status in expected}
+
+
+@pytest.mark.parametrize("reason", get_args(AbandonReason))
+def test_error_names_reason_of_giving_up(reason: AbandonReason) -> None:
+    """The message of the error says why the event was given up."""
+    assert f", {reason}: " in str(error_for(abandoned(500, reason=reason)))
+
+
+@pytest.mark.parametrize("reason", get_args(DropReason))
+def test_error_names_reason_of_drop(reason: DropReason) -> None:
+    """The message of the error says why the event was dropped."""
+    assert str(error_for(Dropped(reason=reason))).endswith(reason)
+
+
+# --- receipts ---
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
+async def test_await_gives_the_outcome(outcome: Outcome) -> None:
+    """Awaiting a receipt gives its outcome as a value, before and after it is there, any number of times."""
+    receipt = Receipt("view")
+    waiter = asyncio.ensure_future(receipt)
+    await settled()
+    settle([receipt], outcome)
+
+    assert [outcome] * 3 == [await waiter, await receipt, await receipt]
+
+
+@pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
+async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
+    """`delivered()` raises the error that matches the outcome, a new one for each caller."""
+    receipt = Receipt("view")
+    early = asyncio.ensure_future(receipt.delivered())
+    await settled()
+    settle([receipt], outcome)
+    errors = []
+    for attempt in (early, receipt.delivered()):
+        with pytest.raises(kind) as caught:
+            await attempt
+        errors.append(caught.value)
+
+    assert [kind, kind] == [type(error) for error in errors]
+    assert [message, message] == [str(error) for error in errors]
+    assert errors[0] is not errors[1]
+
+
+async def test_delivered_returns() -> None:
+    """`delivered()` returns the outcome of a delivered event."""
+    receipt = Receipt("view")
+    settle([receipt], DELIVERED)
+
+    assert await receipt.delivered() is DELIVERED
+
+
+def test_nothing_blocks() -> None:
+    """What a receipt tells without being awaited needs no event loop, and is None while there is no outcome."""
+    receipt = Receipt("addToBasket")
+    before = (receipt.event_name, receipt.done(), receipt.outcome, repr(receipt))
+    settle([receipt], DELIVERED)
+    after = (receipt.event_name, receipt.done(), receipt.outcome)
+
+    assert ("addToBasket", False, None, "<Receipt addToBasket pending>") == before
+    assert ("addToBasket", True, DELIVERED) == after
+    assert f"<Receipt addToBasket {DELIVERED!r}>" == repr(receipt)
+
+
+def test_settled_receipt_needs_no_loop() -> None:
+    """A receipt that has its outcome gives it at once, without a turn of any loop."""
+    receipt = Receipt("view")
+    settle([receipt], DELIVERED)
+    with pytest.raises(StopIteration) as caught:
+        next(receipt.__await__())
+
+    assert caught.value.value is DELIVERED
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
+async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
+    """An event has exactly one outcome: the first."""
+    receipt = Receipt("view")
+    waiter = asyncio.ensure_future(receipt)
+    await settled()
+    settle([receipt], first)
+    settle([receipt], second)
+
+    assert first is await waiter is receipt.outcome
+
+
+def test_settle_takes_many() -> None:
+    """One outcome settles a whole batch, and leaves what has an outcome alone."""
+    receipts = [Receipt("view") for _ in range(3)]
+    dropped = Dropped(reason="overflow")
+    settle(receipts[:1], dropped)
+    settle(iter(receipts), DELIVERED)
+    settle([], DELIVERED)
+
+    assert [dropped, DELIVERED, DELIVERED] == [receipt.outcome for receipt in receipts]
+
+
+async def test_many_waiters() -> None:
+    """Any number of tasks may await one receipt, and all get the same outcome, in the order they came."""
+    receipt = Receipt("view")
+    order: list[int] = []
+
+    async def wait(number: int) -> Outcome:
+        outcome = await receipt
+        order.append(number)
+        return outcome
+
+    tasks = [asyncio.create_task(wait(number)) for number in range(100)]
+    await settled()
+    settle([receipt], DELIVERED)
+
+    assert [DELIVERED] * 100 == await asyncio.gather(*tasks)
+    assert list(range(100)) == order
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+async def test_cancelled_waiter(victim: int) -> None:
+    """Cancelling one who waits cancels neither the others nor the delivery."""
+    receipt = Receipt("view")
+    doors: list[Coroutine[Any, Any, Outcome]] = [_wait(receipt), receipt.delivered(), _wait(receipt)]
+    tasks = [asyncio.create_task(door) for door in doors]
+    await settled()
+    tasks[victim].cancel()
+    await settled()
+    pending = (receipt.done(), [task.done() for task in tasks])
+    settle([receipt], DELIVERED)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert (False, [number == victim for number in range(3)]) == pending
+    assert isinstance(results.pop(victim), asyncio.CancelledError)
+    assert [DELIVERED] * 2 == results
+
+
+async def test_waiter_cancelled_with_the_outcome_there() -> None:
+    """A cancel that comes together with the outcome still reaches its task, and breaks nothing."""
+    receipt = Receipt("view")
+    tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
+    await settled()
+    settle([receipt], DELIVERED)
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [asyncio.CancelledError, Delivered] == [type(result) for result in results]
+
+
+async def test_waiter_cancelled_just_before_the_outcome() -> None:
+    """A cancel that the task has not noticed yet when the outcome arrives takes nothing from the others."""
+    receipt = Receipt("view")
+    tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
+    await settled()
+    tasks[0].cancel()
+    settle([receipt], DELIVERED)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [asyncio.CancelledError, Delivered] == [type(result) for result in results]
+
+
+async def test_everyone_cancelled() -> None:
+    """A receipt that everyone stopped waiting for gets its outcome all the same."""
+    receipt = Receipt("view")
+    tasks = [asyncio.create_task(_wait(receipt)) for _ in range(3)]
+    await settled()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    settle([receipt], DELIVERED)
+
+    assert await receipt is DELIVERED
+
+
+async def test_polling_leaves_nothing_behind() -> None:
+    """Who polls with a time-out, over and over, does not make the receipt grow."""
+    receipt = Receipt("view")
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(receipt, 0)
+        task = asyncio.create_task(_wait(receipt))
+        await settled()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    assert not receipt._waiters
+
+
+def test_outcome_wakes_another_threads_idle_loop() -> None:
+    """A receipt that is awaited in another thread's loop, which has nothing else to do, wakes that loop."""
+    receipt = Receipt("view")
+    waits = threading.Event()
+    outcomes: list[Outcome] = []
+
+    async def wait() -> None:
+        # Called once the loop has run everything that was ready, right before it looks for more.
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, waits.set)
+        outcomes.append(await receipt)
+
+    thread = threading.Thread(target=asyncio.run, args=(wait(),), daemon=True)
+    thread.start()
+    assert waits.wait(60.0)
+
+    async def settle_here() -> None:
+        settle([receipt], DELIVERED)
+
+    asyncio.run(settle_here())
+    # A limit for a test that fails: the loop wakes at once, or never.
+    thread.join(60.0)
+
+    assert [DELIVERED] == outcomes
+
+
+def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
+    """A receipt that is settled by a thread without a loop wakes whoever awaits it in a loop."""
+
+    async def main() -> Outcome:
+        receipt = Receipt("view")
+        waiter = asyncio.ensure_future(receipt)
+        await settled()
+        # Joined at once: nothing else wakes this loop afterwards.
+        thread = threading.Thread(target=settle, args=([receipt], DELIVERED))
+        thread.start()
+        thread.join()
+        return await asyncio.wait_for(waiter, 60.0)
+
+    assert asyncio.run(main()) is DELIVERED
+
+
+def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
+    """A receipt that was awaited in a loop which is closed now is settled, and so are those who await it elsewhere."""
+    receipts = [Receipt("view") for _ in range(2)]
+    gone = asyncio.new_event_loop()
+    left = _wait(receipts[0])
+    task = gone.create_task(left)
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+
+    async def main() -> list[Outcome]:
+        waiters = [asyncio.ensure_future(receipt) for receipt in receipts]
+        await settled()
+        settle(receipts, DELIVERED)
+        return await asyncio.gather(*waiters)
+
+    assert [DELIVERED, DELIVERED] == asyncio.run(main())
+    assert not task.done()
+    # Nobody runs it any more.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    left.close()
+
+
+async def test_closed_coroutine_leaves_nothing_behind() -> None:
+    """A coroutine that is closed while it waits leaves the receipt as it was."""
+    receipt = Receipt("view")
+    coroutine = _wait(receipt)
+    coroutine.send(None)
+    coroutine.close()
+    settle([receipt], DELIVERED)
+
+    assert await receipt is DELIVERED
+
+
+def test_unawaited_receipt_never_warns() -> None:
+    """A receipt that nobody awaits goes silently: pending, settled, failed, or left by who waited."""
+    reports: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+        for outcome in (None, *OUTCOMES):
+            receipt = Receipt("view")
+            left = asyncio.create_task(_wait(receipt))
+            await settled()
+            left.cancel()
+            await settled()
+            if outcome is not None:
+                settle([receipt, Receipt("view")], outcome)
+            del receipt, left
+
+    with warnings.catch_warnings():
+        # What other tests have left is theirs.
+        warnings.simplefilter("ignore")
+        gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+
+    assert ([], []) == (caught, reports)
+
+
+def test_receipt_is_slim() -> None:
+    """A receipt has no dict and makes nothing for those who never come: there is one for each event."""
+    receipt = Receipt("view")
+
+    assert not hasattr(receipt, "__dict__")
+    assert receipt._waiters is None
+
+
+async def _wait(receipt: Receipt) -> Outcome:
+    return await receipt

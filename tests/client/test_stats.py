@@ -1,0 +1,96 @@
+"""What the client tells about itself: counters, events it did not deliver, its end."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from hypothesis import given
+
+from retailrocket_async import (
+    CloseReport,
+    Codec,
+    CustomEvent,
+    Dropped,
+    DroppedError,
+    Event,
+    Rejected,
+    Search,
+    Stats,
+    UndeliveredEvent,
+)
+from tests.support.strategies import CODECS, PROPERTY, custom_events, events, fields_of
+
+DROPPED = Dropped(reason="closed")
+
+
+def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
+    """Return `event` as the client reports it."""
+    envelope = (codec or CODECS["seconds"]).encode(event)
+    return UndeliveredEvent(event_name=event.event_name, envelope=envelope, outcome=DROPPED)
+
+
+@given(events() | custom_events())
+@PROPERTY
+def test_event_is_read_back(event: Event) -> None:
+    """An undelivered event can be had again, custom ones too, as precise as it was sent."""
+    assert event == undelivered(event, CODECS["microseconds"]).event
+
+
+def test_event_of_an_unknown_type_is_read_back() -> None:
+    """A custom event comes back as one."""
+    event = CustomEvent(name="newEvent", fields={"a": 1})
+
+    assert event == undelivered(event).event
+
+
+def test_repr_withholds_the_event() -> None:
+    """The repr of a report, which lands in logs, tells counts and names, and nothing of what a visitor did."""
+    lost = undelivered(Search(**fields_of(Search, search_phrase="a secret wish")))
+    report = CloseReport(stats=Stats(), undelivered=(lost, lost), elapsed=0.5)
+
+    assert "UndeliveredEvent(event_name='search', outcome=Dropped(reason='closed'))" == repr(lost)
+    assert "undelivered=<2 events>" in repr(report)
+    assert "secret" not in repr(report)
+
+
+def test_clean() -> None:
+    """A close is clean if nothing that was open at its beginning was left undelivered."""
+    lost = undelivered(CustomEvent(name="newEvent", fields={}))
+
+    assert CloseReport(stats=Stats(), undelivered=(), elapsed=0.0).clean is True
+    assert CloseReport(stats=Stats(rejected=9), undelivered=(), elapsed=0.0).clean is True
+    assert CloseReport(stats=Stats(), undelivered=(lost,), elapsed=0.0).clean is False
+
+
+def test_new_stats() -> None:
+    """A client that did nothing has counted nothing, and two of them share no table."""
+    first, second = Stats(), Stats()
+
+    assert first == second
+    assert {0, "sending", None} >= {value for value in attrs.asdict(first).values() if value != {}}
+    assert first.requests_by_status is not second.requests_by_status
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Stats(),
+        UndeliveredEvent(event_name="view", envelope=b"{}", outcome=Rejected(status=400)),
+        CloseReport(stats=Stats(), undelivered=(), elapsed=0.0),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_records_are_frozen(record: object) -> None:
+    """No part of a report can be changed, and none carries a dict."""
+    for field in attrs.fields_dict(type(record)):  # type: ignore[arg-type]
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(record, field, None)
+
+    assert not hasattr(record, "__dict__")
+
+
+def test_error_says_the_same_as_the_outcome() -> None:
+    """An undelivered event's error is the one that its receipt would raise."""
+    lost = undelivered(CustomEvent(name="newEvent", fields={}))
+
+    assert (DroppedError, DROPPED) == (type(lost.error), lost.error.outcome)

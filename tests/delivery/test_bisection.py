@@ -1,0 +1,366 @@
+"""The search for the events that make the API refuse a batch: it finds them, in few requests, and harms no other."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from retailrocket_async._delivery.bisection import MOST_CULPRITS, Bisection
+from retailrocket_async._delivery.retry import RetryPolicy
+from retailrocket_async._errors import BadRequestError
+from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
+from retailrocket_async._queue.batch import Batch
+from retailrocket_async._queue.options import Batching
+from retailrocket_async._receipt import Receipt
+from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, run, status
+from tests.support.strategies import PROPERTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+
+def batch_of(count: int) -> Batch:
+    """Return a batch whose envelopes are numbered."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes = [b"%d" % number for number in range(count)]
+    batch.receipts = [Receipt("view") for _ in range(count)]
+    batch.size = 1 + sum(len(envelope) + 1 for envelope in batch.envelopes)
+    return batch
+
+
+def numbers(batch: Batch) -> list[int]:
+    """Return the numbers of a batch's events."""
+    return [int(envelope) for envelope in batch.envelopes]
+
+
+@attrs.frozen
+class Search:
+    """How a search went: what was accepted, refused alone and refused together, in order, and its requests."""
+
+    accepted: list[int] = attrs.field(factory=list[int])
+    alone: list[int] = attrs.field(factory=list[int])
+    together: list[int] = attrs.field(factory=list[int])
+    requests: list[list[int]] = attrs.field(factory=list[list[int]])
+
+    @property
+    def all(self) -> list[int]:
+        """The numbers of all events that have an end."""
+        return sorted(self.accepted + self.alone + self.together)
+
+
+def search(count: int, culprits: Collection[int]) -> Search:
+    """Run the search among `count` events, after the first refusal."""
+    done = Search()
+    bisection = Bisection()
+    part: Batch | None = batch_of(count)
+    first = True
+    while part is not None:
+        inside = numbers(part)
+        if not first:
+            done.requests.append(inside)
+        first = False
+        if not set(inside) & set(culprits):
+            done.accepted.extend(inside)
+            part = bisection.after(accepted=len(part))
+            continue
+        divided = bisection.divide(part, blames=True)
+        if divided is None:
+            (done.alone if len(inside) == 1 else done.together).extend(inside)
+            divided = bisection.after(accepted=None)
+        part = divided
+    return done
+
+
+CASES = st.integers(1, 700).flatmap(
+    lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1, max_size=12))
+)
+
+
+@given(CASES)
+@example((500, {0}))
+@example((500, {499}))
+@example((5, {2, 4}))
+@example((700, set(range(600, 608))))
+@PROPERTY
+def test_it_finds_all_of_few_culprits(case: tuple[int, set[int]]) -> None:
+    """As many culprits as are looked for are all found, each refused alone, and everything else is accepted, once."""
+    count, culprits = case
+    done = search(count, culprits)
+
+    assert done.all == list(range(count))
+    if len(culprits) <= MOST_CULPRITS:
+        assert (set(done.alone), done.together) == (culprits, [])
+    assert set(done.accepted) <= set(range(count)) - culprits
+
+
+@given(CASES)
+@example((500, {250}))
+@example((3, {2}))
+@example((5, {4}))
+@PROPERTY
+def test_it_takes_few_requests(case: tuple[int, set[int]]) -> None:
+    """For k culprits among n events it takes at most 2 k log2(n) + 1 requests, whatever k is and wherever they are."""
+    count, culprits = case
+
+    assert len(search(count, culprits).requests) <= 2 * len(culprits) * math.log2(count) + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 500, 2000])
+def test_bad_throughout(count: int) -> None:
+    """A batch that is bad throughout is given up after eight culprits and as many parts as its halvings left."""
+    done = search(count, range(count))
+
+    assert done.all == list(range(count))
+    assert len(done.alone) <= MOST_CULPRITS + 1
+    assert len(done.requests) <= 2 * (MOST_CULPRITS + math.ceil(math.log2(count)) + 1)
+
+
+def test_culprits_side_by_side_cost_nobody_else() -> None:
+    """Eight bad events in a row at the front, of one order say, do not make the other 492 pass for bad."""
+    done = search(500, range(8))
+
+    assert (len(done.accepted), len(done.together)) == (492, 0)
+
+
+@given(CASES)
+@PROPERTY
+def test_it_keeps_the_order(case: tuple[int, set[int]]) -> None:
+    """Events are accepted in the order in which they came."""
+    accepted = search(*case).accepted
+
+    assert accepted == sorted(accepted)
+
+
+@given(CASES)
+@PROPERTY
+def test_what_was_accepted_is_not_sent_again(case: tuple[int, set[int]]) -> None:
+    """No event is in a request after one that was accepted with it."""
+    done = search(*case)
+    seen: set[int] = set()
+    for request in done.requests:
+        assert not seen & set(request)
+        if not set(request) & case[1]:
+            seen |= set(request)
+
+
+def test_a_part_too_large_is_halved_as_often_as_needed() -> None:
+    """What is larger than it may be is sent in parts that fit, in order, and none of them is blamed for that."""
+    bisection = Bisection()
+    parts = [bisection.fitting(batch_of(100), 40)]
+    while (part := bisection.after(accepted=len(parts[-1]))) is not None:
+        parts.append(bisection.fitting(part, 40))
+
+    assert [number for part in parts for number in numbers(part)] == list(range(100))
+    assert all(part.size <= 40 for part in parts)
+    assert len(parts) <= 16
+
+
+# --- through the engine ---
+
+
+def refusing(*culprits: int, status: int = 400) -> Callable[[Request], Step | int]:
+    """Return a server that refuses every request with one of these events."""
+    return lambda request: status if set(request.numbers) & set(culprits) else OK
+
+
+def outcomes(count: int, then: Callable[[Request], Step | int], **options: object) -> tuple[list[Outcome], Engine]:
+    """Return what becomes of `count` events that are tracked at once."""
+
+    async def test() -> tuple[list[Outcome], Engine]:
+        engine = Engine(ScriptedTransport(then=then), **options)  # type: ignore[arg-type]
+        receipts = await engine.track_all(range(count))
+        return [await receipt for receipt in receipts], engine
+
+    return run(test())
+
+
+def test_one_bad_event_does_not_poison_its_batch() -> None:
+    """The bad event alone is rejected, after a request of its own; the others are delivered and recorded once."""
+    told, engine = outcomes(500, refusing(77))
+
+    assert [number for number, outcome in enumerate(told) if not isinstance(outcome, Delivered)] == [77]
+    assert isinstance(told[77], Rejected)
+    assert (told[77].status, told[77].isolated, told[77].maybe_recorded) == (400, True, False)
+    assert engine.transport.recorded_numbers == [number for number in range(500) if number != 77]
+    assert [77] in [request.numbers for request in engine.transport.requests]
+    assert len(engine.transport.requests) - 1 == engine.stats().splits <= 2 * math.log2(500) + 1
+
+
+def test_attempts_are_those_of_the_event() -> None:
+    """An event counts the requests that carried it, not those of its batch's other parts."""
+    told, engine = outcomes(8, refusing(7))
+    carried = [sum(number in request.numbers for request in engine.transport.requests) for number in range(8)]
+
+    assert [outcome.attempts for outcome in told] == carried
+
+
+def test_a_batch_bad_throughout_is_given_up_early() -> None:
+    """Where every event is refused, all are rejected after a bounded number of requests, most of them together."""
+    told, engine = outcomes(500, lambda _: 400)
+
+    assert all(isinstance(outcome, Rejected) for outcome in told)
+    assert engine.stats().rejected == 500
+    # One more may have been left as a part of its own.
+    assert sum(outcome.isolated for outcome in told if isinstance(outcome, Rejected)) <= MOST_CULPRITS + 1
+    assert len(engine.transport.requests) <= 2 * (MOST_CULPRITS + 9)
+
+
+def test_other_batches_keep_flowing() -> None:
+    """While one batch is searched, others are delivered: the search holds one place on the wire at a time."""
+
+    async def test() -> tuple[float, float]:
+        engine = Engine(
+            ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
+        )
+        receipts = await engine.track_all(range(100))
+        await receipts[99]
+        others = now()
+        await receipts[3]
+        return others, now()
+
+    others, searched = run(test())
+
+    # The bad batch takes 7 requests one after the other; the nine others take nine, side by side with them.
+    assert others < 0.5
+    assert 0.3 < searched < 0.5
+
+
+@pytest.mark.parametrize("failure", [503, Step(latency=0.01, reply=OK.reply, recorded=True)])
+def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
+    """A part that fails for another reason is sent again, and tells of its own attempts only."""
+    script = iter([400, failure])
+
+    def then(request: Request) -> Step | int:
+        return next(script, 400 if 3 in request.numbers else OK)
+
+    told, engine = outcomes(4, then)
+
+    assert [type(outcome) for outcome in told] == [Delivered, Delivered, Delivered, Rejected]
+    duplicates = [outcome.maybe_duplicate for outcome in told if isinstance(outcome, Delivered)]
+    assert duplicates == [failure == 503, failure == 503, False]
+    assert len(engine.transport.recorded) == 3
+
+
+def test_an_ordered_visitor_stays_in_order() -> None:
+    """With order kept, a refused batch is recorded in the order in which its events came, and before its successors."""
+    options = {"batching": Batching(max_events=8, ordered=True)}
+    _, engine = outcomes(40, refusing(2, 13, 30), **options)
+
+    assert engine.transport.recorded_numbers == [number for number in range(40) if number not in (2, 13, 30)]
+
+
+def test_a_flush_waits_for_all_parts() -> None:
+    """A flush ends when the last part of a divided batch has its outcome, not with the first."""
+
+    async def test() -> int:
+        engine = Engine(ScriptedTransport(then=refusing(5)))
+        await engine.track_all(range(6))
+        await engine.flush()
+        assert engine.stats().in_flight == 0
+        return engine.stats().delivered
+
+    assert run(test()) == 5
+
+
+def test_a_close_gives_every_part_its_outcome() -> None:
+    """A close in the middle of a search: what was accepted is delivered, what waits was refused with others."""
+
+    async def test() -> None:
+        script = iter([400])
+        transport = ScriptedTransport(then=lambda _: next(script, OK))
+        engine = Engine(transport)
+        receipts = await engine.track_all(range(8))
+        await engine.flush()
+        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+        script = iter([400, 400, Step(latency=1e9)])
+        receipts = await engine.track_all(range(8))
+        report = await engine.aclose(1.0)
+        told = [receipt.outcome for receipt in receipts]
+        assert [(type(outcome).__name__, outcome.maybe_recorded) for outcome in told if outcome] == (
+            [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
+        )
+        assert len(report.undelivered) == 8
+
+    run(test())
+
+
+@pytest.mark.parametrize("step", [Step(reply=ZeroDivisionError()), status(503)])
+def test_what_one_part_meets_is_not_told_of_another(step: Step) -> None:
+    """A half that waits for its turn was refused with the whole and no more, however its other half has ended."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
+        receipts = await engine.track_all(range(4))
+        for _ in range(2):
+            await asyncio.sleep(0.2)
+            limiter.grant()
+        await asyncio.sleep(0.2)
+        await engine.aclose(0.0)
+        for receipt, known in zip(receipts, [True, True, False, False], strict=True):
+            assert isinstance(receipt.outcome, Abandoned)
+            assert receipt.outcome.maybe_recorded is known
+            if not known:
+                assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
+
+    run(test())
+
+
+def test_too_large_is_divided_without_blame() -> None:
+    """A 413 divides, too, and where both halves fit both are delivered, in two more requests."""
+
+    def then(request: Request) -> Step | int:
+        return 413 if len(request.body) > 600 else OK
+
+    told, engine = outcomes(8, then)
+
+    assert all(isinstance(outcome, Delivered) for outcome in told)
+    assert len(engine.transport.requests) == 3
+    assert engine.transport.recorded_numbers == list(range(8))
+
+
+def test_an_event_too_large_alone_is_rejected() -> None:
+    """An event that is too large on its own is rejected, the others of its batch are delivered."""
+    told, _ = outcomes(5, refusing(4, status=413))
+
+    assert [type(outcome) for outcome in told] == [Delivered] * 4 + [Rejected]
+    assert told[4].status == 413
+
+
+def test_later_batches_stay_below_what_was_too_large() -> None:
+    """After a 413 no later body is as large as the one that failed, also of what had been batched before."""
+
+    async def test() -> list[int]:
+        transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
+        engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
+        receipts = await engine.track_all(range(500))
+        for receipt in receipts:
+            assert isinstance(await receipt, Delivered)
+        assert sorted(transport.recorded_numbers) == list(range(500))
+        return [len(request.body) for request in transport.requests]
+
+    sizes = run(test())
+
+    too_large = [size for size in sizes if size > 3000]
+    assert len(too_large) <= 2
+    assert sizes.index(too_large[-1]) <= 2
+
+
+def test_direct_sends_are_not_divided() -> None:
+    """`send_batch` promises one request: it is refused as a whole."""
+
+    async def test() -> tuple[int, int]:
+        engine = Engine(ScriptedTransport(then=refusing(1)))
+        with pytest.raises(BadRequestError) as caught:
+            await engine.send_batch([0, 1, 2])
+        assert isinstance(caught.value.outcome, Rejected)
+        assert not caught.value.outcome.isolated
+        return len(engine.transport.requests), engine.stats().rejected
+
+    assert run(test()) == (1, 3)

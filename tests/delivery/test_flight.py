@@ -1,0 +1,398 @@
+"""One request's way: what its attempts brought decides its outcome, and its turn is given back once."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retailrocket_async._delivery.circuit_breaker import Admission
+from retailrocket_async._delivery.flight import Flight, SendSlot
+from retailrocket_async._http.reply import FailureKind, Reply, Verdict
+from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Dropped, Outcome, Rejected
+from retailrocket_async._queue.batch import Batch
+from retailrocket_async._receipt import Receipt
+
+NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
+NO_ANSWER = Reply(failure="timeout", detail="ReadTimeout")
+ADMITTED = Admission(0, probe=False)
+CLOSED = Reply(failure="closed", detail="RuntimeError", sent=False)
+
+
+def reply(status: int) -> Reply:
+    """Return the reply with that status."""
+    return Reply(status=status)
+
+
+def flight() -> Flight:
+    """Return a flight that began at 10."""
+    return Flight("visitorEvents", b"[]", ["view"] * 3, started_at=10.0, opened_in=[0])
+
+
+def fly(*replies: Reply) -> Outcome | None:
+    """Return what a flight ends in that brings these replies, at 11, 12, 13, ..."""
+    it = flight()
+    outcome = None
+    for index, brought in enumerate(replies):
+        assert outcome is None
+        it.depart(10.0)
+        outcome = it.judge(brought, 11.0 + index)
+    return outcome
+
+
+def abandoned(
+    *, maybe_recorded: bool, status: int | None = None, failure: str | None = None, attempts: int
+) -> Abandoned:
+    """Return what a flight ends in that no retry can mend."""
+    return Abandoned(
+        reason="not_retryable",
+        maybe_recorded=maybe_recorded,
+        status=status,
+        failure=failure,
+        attempts=attempts,
+        elapsed=float(attempts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome"),
+    [
+        ([reply(200)], Delivered(status=200, attempts=1, elapsed=1.0)),
+        ([reply(204)], Delivered(status=204, attempts=1, elapsed=1.0)),
+        ([reply(429), NOT_SENT, reply(200)], Delivered(status=200, attempts=3, elapsed=3.0)),
+        ([reply(503), reply(200)], Delivered(status=200, attempts=2, elapsed=2.0, maybe_duplicate=True)),
+        ([NO_ANSWER, reply(429), reply(200)], Delivered(status=200, attempts=3, elapsed=3.0, maybe_duplicate=True)),
+        ([reply(400)], Rejected(status=400, attempts=1, elapsed=1.0)),
+        ([reply(301)], Rejected(status=301, attempts=1, elapsed=1.0)),
+        ([reply(429), reply(401)], Rejected(status=401, attempts=2, elapsed=2.0)),
+        ([NOT_SENT, reply(403)], Rejected(status=403, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(400)], Rejected(status=400, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(401)], abandoned(maybe_recorded=True, status=401, attempts=2)),
+        ([reply(500), reply(404)], abandoned(maybe_recorded=True, status=404, attempts=2)),
+        ([reply(500), NOT_SENT, reply(307)], abandoned(maybe_recorded=True, status=307, attempts=3)),
+        ([reply(501)], abandoned(maybe_recorded=True, status=501, attempts=1)),
+        ([reply(101)], abandoned(maybe_recorded=True, status=101, attempts=1)),
+        ([CLOSED], abandoned(maybe_recorded=False, failure="closed: RuntimeError", attempts=1)),
+        ([NO_ANSWER, CLOSED], abandoned(maybe_recorded=True, failure="closed: RuntimeError", attempts=2)),
+        ([reply(429), NO_ANSWER, reply(502)], None),
+    ],
+)
+def test_history(replies: list[Reply], outcome: Outcome | None) -> None:
+    """The last reply decides, and what came before it says whether the events may be recorded all the same."""
+    assert fly(*replies) == outcome
+
+
+REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
+    Reply,
+    failure=st.sampled_from(get_args(FailureKind)),
+    detail=st.just("Error"),
+    sent=st.booleans(),
+)
+
+
+@given(
+    st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES
+)
+def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
+    """Whatever the history, an outcome claims nothing that the replies do not show."""
+    it = flight()
+    for brought in transient:
+        it.depart(10.0)
+        assert it.judge(brought, 11.0) is None
+    it.depart(10.0)
+    outcome = it.judge(last, 12.0) or it.give_up("retries_exhausted", 12.0)
+    ambiguous = any(brought.maybe_recorded for brought in transient)
+
+    assert outcome.attempts == len(transient) + 1
+    assert outcome.status == last.status
+    if isinstance(outcome, Delivered):
+        assert outcome.maybe_duplicate == ambiguous
+    elif isinstance(outcome, Rejected):
+        assert outcome.status == 400 or not ambiguous
+    else:
+        assert outcome.maybe_recorded == (ambiguous or last.maybe_recorded)
+
+
+def test_cut_off_in_the_air() -> None:
+    """A request that is cut off without an answer may have arrived, and tells nothing of an earlier one's answer."""
+    it = flight()
+    it.depart(10.0)
+    it.judge(reply(429), 11.0)
+    it.depart(10.0)
+
+    assert it.give_up("closed", 12.0) == Abandoned(
+        reason="closed", maybe_recorded=True, status=None, failure="unanswered", attempts=2, elapsed=2.0
+    )
+
+
+def test_cut_off_between_attempts() -> None:
+    """Between two attempts the last answer is what is known."""
+    it = flight()
+    it.depart(10.0)
+    it.judge(reply(429), 11.0)
+
+    assert it.give_up("closed", 12.0) == Abandoned(
+        reason="closed", maybe_recorded=False, status=429, attempts=1, elapsed=2.0
+    )
+
+
+def test_given_up_before_any_attempt() -> None:
+    """A flight that never left is certainly not recorded."""
+    assert flight().give_up("cancelled", 10.0) == Abandoned(reason="cancelled", maybe_recorded=False, attempts=0)
+
+
+def test_departures_are_counted() -> None:
+    """Each departure is an attempt and a try, and the time of the last one is known."""
+    it = flight()
+    before = (it.attempts, it.tries, it.departed_at, it.tried_at, it.failed_at, it.on_wire)
+    for now in (11.0, 13.0):
+        it.depart(now)
+        assert it.on_wire
+        it.judge(reply(503), now + 1.0)
+
+    assert (0, 0, 10.0, 10.0, -math.inf, False) == before
+    assert (2, 2, 13.0, 10.0, False) == (it.attempts, it.tries, it.departed_at, it.tried_at, it.on_wire)
+
+
+def test_too_old_before_and_after_the_first_attempt() -> None:
+    """An event that grows too old was never sent if there was no attempt, and is given up if there was one."""
+    it = flight()
+    never_sent = it.expired(12.0)
+    it.depart(13.0)
+    it.judge(NO_ANSWER, 14.0)
+
+    assert Dropped(reason="expired") == never_sent
+    assert it.expired(15.0) == Abandoned(
+        reason="expired", maybe_recorded=True, failure="timeout: ReadTimeout", attempts=1, elapsed=5.0
+    )
+
+
+# --- parts ---
+
+
+def batch_flight(count: int) -> Flight:
+    """Return the flight of a batch of so many events that began at 0."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes += [b"{}"] * count
+    batch.receipts += [Receipt("view") for _ in range(count)]
+    batch.size += 3 * count
+    return Flight("visitorEvents", b"[]", ["view"] * count, started_at=0.0, opened_in=[0], batch=batch)
+
+
+def bring(it: Flight, brought: Reply, now: float) -> Outcome | None:
+    """Make one more attempt of a flight that brings this."""
+    it.depart(now)
+    return it.judge(brought, now)
+
+
+def test_each_part_has_its_own_attempts() -> None:
+    """A half has the attempts that carried its events, whichever half was sent before, and its tries begin anew."""
+    it = batch_flight(2)
+    for now in (1.0, 2.0):
+        bring(it, reply(503), now)
+        it.excused += 1
+    refused = bring(it, reply(400), 3.0)
+    assert refused is not None
+    assert (3, 3) == (it.attempts, it.tries)
+    assert it.divide(refused, 4.0)
+    left = (it.attempts, it.tries, it.excused, it.tried_at)
+    bring(it, reply(503), 5.0)
+    delivered = bring(it, reply(200), 6.0)
+    assert delivered is not None
+    assert it.go_on(delivered, 7.0)
+    right = (it.attempts, it.tries, it.excused, it.tried_at)
+    rejected = bring(it, reply(400), 8.0)
+
+    assert ((3, 0, 0, 4.0), (3, 0, 0, 7.0)) == (left, right)
+    assert Delivered(status=200, attempts=5, elapsed=6.0, maybe_duplicate=True) == delivered
+    assert Rejected(status=400, attempts=4, elapsed=8.0) == rejected
+
+
+def test_what_one_half_may_have_recorded_is_not_the_others() -> None:
+    """After a 400 nothing of the whole was recorded; what the left half then meets says nothing of the right one."""
+    it = batch_flight(2)
+    bring(it, NO_ANSWER, 1.0)
+    refused = bring(it, reply(400), 2.0)
+    assert refused is not None
+    assert it.divide(refused, 2.0)
+    assert not it.maybe_recorded
+    bring(it, NO_ANSWER, 3.0)
+    assert it.maybe_recorded
+    given_up = it.give_up("retries_exhausted", 4.0)
+    assert it.go_on(given_up, 4.0)
+
+    assert not it.maybe_recorded
+    assert Abandoned(reason="closed", maybe_recorded=False, attempts=2, elapsed=5.0) == it.give_up("closed", 5.0)
+
+
+def test_a_part_that_fits_keeps_what_the_whole_has_met() -> None:
+    """A batch that is parted for its size alone keeps its attempts, and whether it may have been recorded."""
+    it = batch_flight(4)
+    bring(it, NO_ANSWER, 1.0)
+    it.fit(7, 2.0)
+
+    assert (2, 1, True, 0, 2.0) == (it.count, it.attempts, it.maybe_recorded, it.tries, it.tried_at)
+    assert it.divided
+    assert b"[{},{}]" == it.body
+
+
+@pytest.mark.parametrize(("size", "count"), [(14, 4), (13, 4), (12, 2), (7, 2), (6, 1), (1, 1)])
+def test_a_flight_carries_what_fits(size: int, count: int) -> None:
+    """A body of exactly the size is carried whole; one byte more, and it is halved until it fits or is one event."""
+    it = batch_flight(4)
+    it.fit(size, 1.0)
+
+    assert (count, count < 4) == (it.count, it.divided)
+
+
+def test_one_event_is_never_parted() -> None:
+    """A single event is carried as it is, however small the server's bodies are."""
+    it = batch_flight(1)
+    it.fit(1, 1.0)
+
+    assert (1, False) == (it.count, it.divided)
+
+
+# --- refusals that somebody may lift ---
+
+
+@pytest.mark.parametrize(
+    ("brought", "refusal"),
+    [
+        ([reply(403)], Rejected(status=403, attempts=1, elapsed=1.0)),
+        ([reply(400)], None),
+        ([reply(501)], None),
+        ([reply(403), reply(503)], None),
+        ([reply(403), reply(404)], Rejected(status=404, attempts=2, elapsed=2.0)),
+        ([NO_ANSWER, reply(403)], abandoned(maybe_recorded=True, status=403, attempts=2)),
+    ],
+)
+def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outcome | None) -> None:
+    """What a flight ends in if nobody lifts its refusal is kept for a refusal by key, shop or address, and no other."""
+    it = flight()
+    for index, each in enumerate(brought):
+        it.depart(10.0)
+        it.judge(each, 11.0 + index)
+
+    assert refusal == it.refusal
+
+
+def test_a_new_part_has_no_refusal() -> None:
+    """What a half was refused for is not what the next one was."""
+    it = batch_flight(2)
+    refused = bring(it, reply(400), 1.0)
+    assert refused is not None
+    assert it.divide(refused, 1.0)
+    refused = bring(it, reply(403), 2.0)
+    assert refused is not None
+    assert refused is it.refusal
+    assert it.go_on(refused, 2.0)
+
+    assert it.refusal is None
+
+
+# --- turns ---
+
+
+class Permit:
+    """A permit that writes down what it is told, and raises where it is `broken`."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.told: list[str] = []
+
+    def sent(self) -> None:
+        """Note it."""
+        self._note("sent")
+
+    def done(self, *, answered: bool = False) -> None:
+        """Note it."""
+        self._note(f"answered={answered}")
+
+    def _note(self, what: str) -> None:
+        self.told.append(what)
+        if self.broken:
+            raise ZeroDivisionError
+
+
+def turn(permit: Permit | None) -> tuple[SendSlot, list[str]]:
+    """Return a turn, and the list of what it tells the dispatcher."""
+    told: list[str] = []
+    return SendSlot(
+        ADMITTED, permit, lambda: told.append("left"), lambda error: told.append(type(error).__name__)
+    ), told
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
+    """A turn gives back its place and its permit, tells whether there was an answer, and does so only once."""
+    permit = Permit()
+    it, told = turn(permit)
+    it.sent()
+    it.end(answered=answered)
+    it.end(answered=not answered)
+    it.end()
+
+    assert (permit.told, told) == (["sent", f"answered={answered}"], ["left"])
+
+
+def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
+    """What is woken by a place given back may end the same turn, which is over by then."""
+    permit = Permit()
+    left: list[int] = []
+
+    def leave() -> None:
+        left.append(1)
+        it.end()
+
+    it = SendSlot(ADMITTED, permit, leave, lambda _: None)
+    it.end(answered=True)
+
+    assert ([1], ["answered=True"]) == (left, permit.told)
+
+
+def test_late_sent_is_not_told() -> None:
+    """A body that is written after its turn was ended is nobody's business any more."""
+    permit = Permit()
+    it, _ = turn(permit)
+    it.end()
+    it.sent()
+
+    assert permit.told == ["answered=False"]
+
+
+def test_turn_without_a_permit() -> None:
+    """A limiter that wants to know nothing is told nothing."""
+    it, told = turn(None)
+    it.sent()
+    it.end()
+
+    assert told == ["left"]
+
+
+def test_broken_permit_stops_nothing() -> None:
+    """What a permit raises is told, and the place is given back all the same."""
+    it, told = turn(Permit(broken=True))
+    it.sent()
+    it.end()
+
+    assert told == ["ZeroDivisionError", "left", "ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("reason", ["retries_exhausted", "at_most_once", "expired", "closed", "cancelled"])
+@pytest.mark.parametrize("status", [400, 413])
+def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> None:
+    """A batch that is given up is not divided, even where its last answer, taken for a throttle, was a 400 or 413."""
+    batch = Batch(0.0, 0, None)
+    batch.envelopes += [b"{}"] * 4
+    batch.receipts += [Receipt("view") for _ in range(4)]
+    it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=batch)
+
+    it.depart(0.0)
+    it.judge(Reply(status=status, throttled=True), 1.0)
+    assert not it.divide(Abandoned(reason=reason, maybe_recorded=False, status=status), 1.0)
+    it.depart(1.0)
+    assert it.divide(it.judge(reply(status), 1.0) or Dropped(reason="closed"), 1.0)

@@ -1,0 +1,511 @@
+"""The user's hooks: told of everything, in order, one call at a time, and never in the way of the delivery."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async._delivery.hooks import Hooks
+from retailrocket_async._delivery.ledger import Ledger
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._outcome import Delivered, Rejected
+from retailrocket_async._queue.batch import Batch
+from retailrocket_async._queue.options import Batching
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._runtime.loop_affinity import LoopAffinity
+from retailrocket_async._stats import StateChange, UndeliveredEvent
+from tests.support.fakes import (
+    NO_CONNECTION,
+    ROUNDING,
+    Engine,
+    ScriptedTransport,
+    Step,
+    event,
+    into,
+    make_client,
+    now,
+    number_of,
+    run,
+    tasks,
+    turns,
+)
+from tests.support.ids import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+REFUSED = Rejected(status=400)
+
+
+def undelivered(*numbers: int) -> list[UndeliveredEvent]:
+    """Return these events, refused."""
+    return [
+        UndeliveredEvent(
+            event_name="view", envelope=b'{"view":{"sessionExternalId":"a","productId":%d}}' % n, outcome=REFUSED
+        )
+        for n in numbers
+    ]
+
+
+def change(number: int) -> StateChange:
+    """Return a change of state that is known by a number."""
+    return StateChange(state="down", previous="sending", status=number, advice="wait")
+
+
+def at_once(status: int) -> Step:
+    """Return the step that answers at once with this status."""
+    return Step(reply=Reply(status=status), latency=0.0)
+
+
+class Teller:
+    """Hooks that write down what they are told; a plain one blocks where it is asked to, until `release` is set.
+
+    Attributes:
+        calls: the numbers of each call, and the thread that it ran in.
+    """
+
+    def __init__(self, *, blocks: bool = False, most: int = 10_000, hook: Callable[..., object] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.calls: list[tuple[list[int], str]] = []
+        self.failures: list[tuple[str, BaseException]] = []
+        self.begun = asyncio.Event()
+        self.release = threading.Event()
+        self.running = self.worst = 0
+        if not blocks:
+            self.release.set()
+        self.hooks = Hooks(
+            LoopAffinity(),
+            hook or self.plainly,
+            hook or self.plainly,
+            most=most,
+            failed=lambda name, error: self.failures.append((name, error)),
+        )
+
+    def plainly(self, told: Sequence[UndeliveredEvent] | StateChange) -> None:
+        """Write down, in whatever thread this is, and block."""
+        self.running += 1
+        self.worst = max(self.worst, self.running)
+        self.loop.call_soon_threadsafe(self.begun.set)
+        assert self.release.wait(60.0)
+        numbers = [told.status or 0] if isinstance(told, StateChange) else list(map(number_of, told))
+        self.calls.append((numbers, threading.current_thread().name))
+        self.running -= 1
+
+    @property
+    def numbers(self) -> list[int]:
+        """Everything told, in order."""
+        return [number for numbers, _ in self.calls for number in numbers]
+
+
+def own_threads() -> list[threading.Thread]:
+    """Return the threads that hooks run in."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("retailrocket-hooks")]
+
+
+# --- plain functions ---
+
+
+async def test_plain_hooks_share_one_thread() -> None:
+    """Plain functions are called in a thread of their own, one call at a time, in the order of what happened."""
+    teller = Teller(blocks=True)
+    for number in range(0, 30, 3):
+        teller.hooks.tell_outcomes(undelivered(number, number + 1))
+        teller.hooks.tell_state(change(number + 2))
+    await teller.begun.wait()
+    teller.release.set()
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert teller.numbers == list(range(30))
+    assert teller.worst == 1
+    assert len({thread for _, thread in teller.calls}) == 1
+    assert teller.calls[0][1].startswith("retailrocket-hooks")
+    assert teller.failures == []
+
+
+async def test_blocking_hook_does_not_block_the_loop() -> None:
+    """While a plain hook blocks, events are tracked, sent and settled: it waits for the loop, not the loop for it."""
+    loop = asyncio.get_running_loop()
+    begun, delivered = asyncio.Event(), threading.Event()
+
+    def hook(_: Sequence[UndeliveredEvent]) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        assert delivered.wait(60.0)
+
+    engine = Engine(
+        ScriptedTransport(at_once(400), then=at_once(200)),
+        batching=Batching(linger=0.0),
+        on_outcome=hook,
+    )
+    await (await engine.track(1))
+    await begun.wait()
+    assert isinstance(await (await engine.track(2)), Delivered)
+    delivered.set()
+    report = await engine.aclose()
+
+    assert (report.stats.hook_errors, report.stats.rejected, report.stats.delivered) == (0, 1, 1)
+
+
+async def test_no_thread_without_failures() -> None:
+    """No thread is started before a failure, nor for a coroutine function; after a close it is gone."""
+    # Those of other tests may end meanwhile.
+    before = own_threads()
+    told: list[Sequence[UndeliveredEvent]] = []
+    transport = ScriptedTransport(then=at_once(200))
+    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=told.append)
+    await (await engine.track(1))
+    assert set(own_threads()) <= set(before)
+    transport.then = at_once(400)
+    await (await engine.track(2))
+    while not told:  # noqa: ASYNC110 - the thread has no other way to tell than this list
+        await asyncio.sleep(0)
+    (thread,) = set(own_threads()) - set(before)
+    await engine.aclose()
+    thread.join(60.0)
+    assert not thread.is_alive()
+
+    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=into([]))
+    await (await engine.track(3))
+    await engine.aclose()
+    assert set(own_threads()) <= set(before)
+
+
+async def test_plain_function_that_returns_an_awaitable() -> None:
+    """A callable that returns a coroutine, as an object with an async `__call__` does, has it awaited in the loop."""
+    seen: list[bool] = []
+
+    class Hook:
+        async def __call__(self, _: object) -> None:
+            seen.append(asyncio.get_running_loop() is teller.loop)
+
+    teller = Teller(hook=Hook())
+    teller.hooks.tell_outcomes(undelivered(1))
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert seen == [True]
+
+
+# --- coroutine functions ---
+
+
+def test_coroutine_hooks_are_awaited_in_turn() -> None:
+    """Coroutine functions are awaited in the loop, one at a time, in the order of what happened."""
+
+    async def test() -> None:
+        calls: list[tuple[float, int]] = []
+
+        async def hook(told: Any) -> None:
+            calls.append((now(), told.status if isinstance(told, StateChange) else number_of(told[0])))
+            await asyncio.sleep(1.0)
+
+        hooks = Teller(hook=hook).hooks
+        for number in range(0, 6, 2):
+            hooks.tell_outcomes(undelivered(number))
+            hooks.tell_state(change(number + 1))
+        await hooks.drained()
+        assert [number for _, number in calls] == list(range(6))
+        assert [at for at, _ in calls] == pytest.approx(range(6), abs=ROUNDING)
+        assert threading.active_count() == 1 + len(own_threads())
+
+    run(test())
+
+
+def test_hook_is_told_of_changes_of_state() -> None:
+    """`on_state_change` gets each change once, in order, with what it means."""
+
+    async def test() -> None:
+        changes: list[StateChange] = []
+
+        async def hook(told: StateChange) -> None:
+            changes.append(told)
+
+        transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
+        engine = Engine(
+            transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook
+        )
+        await engine.track_all(range(3))
+        await engine.flush()
+        await engine.aclose()
+        assert [(told.previous, told.state, told.status) for told in changes] == [
+            ("sending", "down", None),
+            ("down", "halted", 401),
+            ("halted", "sending", None),
+        ]
+        assert all(told.advice for told in changes)
+
+    run(test())
+
+
+# --- hooks that raise ---
+
+
+def _raising(error: BaseException, *, coroutine: bool) -> Callable[[object], object]:
+    def plainly(_: object) -> None:
+        raise error
+
+    async def later(_: object) -> None:
+        raise error
+
+    return later if coroutine else plainly
+
+
+@pytest.mark.parametrize("coroutine", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError(), asyncio.CancelledError(), concurrent.futures.CancelledError(), TimeoutError()],
+    ids=shown,
+)
+async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseException, coroutine: bool) -> None:  # noqa: FBT001
+    """Hooks that raise, be it a cancellation of something of their own, are counted, logged once, and called again."""
+    hook = _raising(error, coroutine=coroutine)
+    script = [at_once(code) for code in (400, 401, 200, 400)]
+    engine = Engine(
+        ScriptedTransport(*script, then=at_once(200)),
+        batching=Batching(linger=0.0),
+        renewable=True,
+        on_outcome=hook,
+        on_state_change=hook,
+    )
+    engine.transport.renewals = []
+    await (await engine.track(1))
+    await engine.dispatcher._ledger.hooks.drained()
+    receipt = await engine.track(2)
+    while engine.stats().state != "halted":  # noqa: ASYNC110 - turns of the loop, not time
+        await asyncio.sleep(0)
+    engine.dispatcher._breaker.hurry()
+    await receipt
+    await (await engine.track(3))
+    report = await engine.aclose()
+
+    assert (report.stats.rejected, report.stats.delivered) == (2, 1)
+    assert engine.stats().hook_errors == 4
+    for name in ("on_outcome", "on_state_change"):
+        assert sum(f"{name} raised {type(error).__name__}" in record.message for record in caplog.records) <= 1
+    assert sum(" raised " in record.message for record in caplog.records) == 2
+
+
+# --- hooks that are slow ---
+
+
+async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits for a slow hook is bounded; what does not fit in is counted and complained of once."""
+    teller = Teller(blocks=True)
+    ledger = Ledger(LoopAffinity(), teller.plainly, None, most_told=10)
+    for size in (3, 4, 5, 6):
+        batch = Batch(0.0, 0, None)
+        batch.envelopes += [kept.envelope for kept in undelivered(*range(size))]
+        batch.receipts += [Receipt("view") for _ in range(size)]
+        ledger.close_batch(batch, REFUSED)
+    assert ledger.hooks.missed == 8
+    teller.release.set()
+    await ledger.hooks.drained()
+    ledger.hooks.close()
+
+    assert len(teller.numbers) == 10
+    assert [record.levelno for record in caplog.records if "too slow" in record.message] == [logging.ERROR]
+
+
+async def test_missed_events_are_counted_while_the_hook_runs() -> None:
+    """What a running call was given takes no room of those who wait."""
+    teller = Teller(blocks=True, most=2)
+    teller.hooks.tell_outcomes(undelivered(1, 2))
+    await teller.begun.wait()
+    teller.hooks.tell_outcomes(undelivered(3))
+    teller.hooks.tell_outcomes(undelivered(4, 5))
+    teller.release.set()
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert teller.numbers == [1, 2, 3, 4]
+    assert teller.hooks.missed == 1
+
+
+@pytest.mark.parametrize("sizes", [[2500], [1] * 2500, [600, 600, 600, 700], [999, 2, 1499]])
+async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
+    """Events that come in a row are told of together, a thousand in a call and no more."""
+    teller = Teller()
+    begin = 0
+    for size in sizes:
+        teller.hooks.tell_outcomes(undelivered(*range(begin, begin + size)))
+        begin += size
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert [len(numbers) for numbers, _ in teller.calls] == [1000, 1000, 500]
+    assert teller.numbers == list(range(2500))
+
+
+async def test_changes_of_state_are_bounded() -> None:
+    """A hook that is slow misses the oldest changes of state, and learns of the latest."""
+    teller = Teller(blocks=True)
+    teller.hooks.tell_outcomes(undelivered(0))
+    for number in range(1, 501):
+        teller.hooks.tell_state(change(number))
+    assert len(teller.hooks._queue) == 101
+    teller.release.set()
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert teller.numbers == [0, *range(401, 501)]
+
+
+# --- cancellation ---
+
+
+async def test_cancelled_while_the_thread_is_busy() -> None:
+    """A shutdown that cancels every task, and again, loses nothing that waits for the thread, nor its order."""
+    teller = Teller(blocks=True)
+    teller.hooks.tell_outcomes(undelivered(1))
+    await teller.begun.wait()
+    for number in range(2, 6):
+        teller.hooks.tell_outcomes(undelivered(number))
+        teller.hooks.tell_state(change(number * 10))
+        await turns()
+        task = teller.hooks._task
+        assert task is not None
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+    teller.release.set()
+    await teller.hooks.drained()
+    teller.hooks.close()
+
+    assert teller.numbers == [1, 2, 20, 3, 30, 4, 40, 5, 50]
+    assert teller.worst == 1
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_cancelled_in_a_coroutine_hook(before: int) -> None:
+    """A hook's task that is cancelled, in whatever turn, costs at most the call that it is in, which has begun."""
+
+    async def test() -> None:
+        begun: list[int] = []
+
+        async def hook(told: Sequence[UndeliveredEvent]) -> None:
+            begun.extend(map(number_of, told))
+            await asyncio.sleep(1.0)
+
+        teller = Teller(hook=hook)
+        teller.hooks.tell_outcomes(undelivered(1))
+        await turns(before)
+        teller.hooks.tell_outcomes(undelivered(2))
+        for task in tasks():
+            task.cancel()
+        await turns()
+        await teller.hooks.drained()
+        assert begun == [1, 2]
+
+    run(test())
+
+
+async def test_close_after_everything_was_cancelled() -> None:
+    """Where a shutdown cancels every task and then closes the client, the hook still gets what it was not told."""
+    told: list[Sequence[UndeliveredEvent]] = []
+    engine = Engine(
+        ScriptedTransport(then=at_once(400)),
+        batching=Batching(linger=0.0),
+        on_outcome=told.append,
+    )
+    await (await engine.track(1))
+    for task in tasks():
+        task.cancel()
+    await turns()
+    assert told == []
+    await engine.aclose()
+
+    assert [list(map(number_of, each)) for each in told] == [[1]]
+
+
+# --- closing ---
+
+
+@pytest.mark.parametrize(("takes", "timeout", "returns"), [(3.0, 10.0, 3.0), (1e6, 10.0, 10.0), (50.0, None, 50.0)])
+def test_close_waits_for_the_hook(takes: float, timeout: float | None, returns: float) -> None:
+    """A close waits for the hook to be told of everything, within its deadline and not beyond it."""
+
+    async def test() -> None:
+        told: list[int] = []
+
+        async def hook(events: Sequence[UndeliveredEvent]) -> None:
+            await asyncio.sleep(takes)
+            told.extend(map(number_of, events))
+
+        engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
+        await (await engine.track(1))
+        begin = now()
+        report = await engine.aclose(timeout)
+        assert now() - begin == pytest.approx(returns, abs=ROUNDING)
+        assert told == ([1] if takes < 1e6 else [])
+        assert report.stats.rejected == 1
+
+    run(test())
+
+
+async def test_close_leaves_a_blocked_thread_behind() -> None:
+    """A plain hook that blocks does not hold a close beyond its deadline; its thread ends when the hook does."""
+    release, begun = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def hook(_: Sequence[UndeliveredEvent]) -> None:
+        threads.append(threading.current_thread())
+        begun.set()
+        assert release.wait(60.0)
+
+    engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
+    await (await engine.track(1))
+    await asyncio.to_thread(begun.wait)
+    report = await engine.aclose(0.1)
+    assert not release.is_set()
+    assert threads[0].is_alive()
+    release.set()
+    await engine.dispatcher._shutdown._last_tasks[1]
+    threads[0].join(60.0)
+
+    assert report.stats.rejected == 1
+    assert not threads[0].is_alive()
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
+async def test_hooks_under_an_eager_task_factory() -> None:
+    """Where tasks begin at once, a hook is called no sooner: all is settled when it looks, and it is told all."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    seen: list[tuple[int, int]] = []
+
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        seen.extend((number_of(each), engine.stats().in_flight) for each in events)
+
+    engine = Engine(
+        ScriptedTransport(then=at_once(400)),
+        batching=Batching(max_events=1, linger=0.0),
+        on_outcome=hook,
+    )
+    receipts = await engine.track_all(range(5))
+    await engine.flush()
+    await engine.aclose()
+
+    assert sorted(number for number, _ in seen) == list(range(5))
+    assert all(receipt.outcome is not None for receipt in receipts)
+
+
+async def test_client_calls_both_hooks() -> None:
+    """A real client hands both hooks on."""
+    outcomes: list[UndeliveredEvent] = []
+    changes: list[StateChange] = []
+
+    async def changed(told: StateChange) -> None:
+        changes.append(told)
+
+    transport = ScriptedTransport(then=at_once(403))
+    client = make_client(transport, on_outcome=into(outcomes), on_state_change=changed)
+    await client.track(event(1))
+    report = await client.aclose(5.0)
+
+    assert [number_of(told) for told in outcomes] == [1]
+    assert [told.status for told in changes] == [403]
+    assert report.stats.hook_errors == 0

@@ -1,0 +1,399 @@
+"""The books: they add up after every entry, tell each kind of failure once, and wait for the right events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from retailrocket_async._delivery.ledger import Ledger
+from retailrocket_async._observer import Observer, Watch
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
+from retailrocket_async._queue.batch import Batch
+from retailrocket_async._queue.buffer import EventBuffer
+from retailrocket_async._queue.options import Batching, Buffer
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._runtime.loop_affinity import LoopAffinity
+from retailrocket_async._stats import StateChange, UndeliveredEvent
+from tests.support.fakes import check_balance, into, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._stats import State, Stats
+
+OUTCOMES: list[Outcome] = [
+    Delivered(status=200),
+    Rejected(status=400),
+    Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
+    Dropped(reason="closed"),
+]
+
+
+def new_ledger(
+    on_outcome: OutcomeHook | None = None, on_state_change: StateHook | None = None, *, watch: Watch | None = None
+) -> Ledger:
+    """Return empty books."""
+    return Ledger(LoopAffinity(), on_outcome, on_state_change, most_told=100, watch=watch)
+
+
+class RaisingHandler(logging.Handler):
+    """A log handler of the application's that raises for every record, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise."""
+        self.records += 1
+        raise ZeroDivisionError(record.msg)
+
+
+@pytest.fixture
+def raising_handler() -> Iterator[RaisingHandler]:
+    """Attach a handler that raises to the client's logger, for one test."""
+    logger, handler = logging.getLogger("retailrocket_async"), RaisingHandler()
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+
+
+def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
+    """Return a batch of so many events."""
+    batch = Batch(0.0, generation, None)
+    batch.envelopes += [b'{"view":{"n":%d}}' % number for number in range(count)]
+    batch.receipts += [Receipt(name) for _ in range(count)]
+    return batch
+
+
+def close(ledger: Ledger, batch: Batch, outcome: Outcome) -> None:
+    """Track, send and close a batch."""
+    ledger.tracked += len(batch)
+    ledger.close_batch(batch, outcome)
+
+
+def stats(ledger: Ledger) -> Stats:
+    """Return the ledger's snapshot beside an empty buffer."""
+    return ledger.stats(EventBuffer(Batching(), Buffer(), lambda: 0.0), waiting=0, state="sending")
+
+
+def test_every_outcome_is_counted() -> None:
+    """Each kind of outcome has a counter of its own, and they add up."""
+    ledger = new_ledger()
+    for count, outcome in enumerate(OUTCOMES, start=1):
+        close(ledger, batch_of(count), outcome)
+        check_balance(stats(ledger))
+    end = stats(ledger)
+
+    assert (end.delivered, end.rejected, end.abandoned, end.dropped) == (1, 2, 3, 4)
+
+
+def test_receipts_are_settled() -> None:
+    """Shutdown a batch settles its receipts."""
+    for outcome in OUTCOMES:
+        batch = batch_of(3)
+        new_ledger().close_batch(batch, outcome)
+
+        assert [receipt.outcome for receipt in batch.receipts] == [outcome] * 3
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_hook_is_told_of_the_undelivered(outcome: Outcome) -> None:
+    """The hook gets every undelivered event with its outcome, once, and never a delivered one."""
+    batch = batch_of(3)
+
+    async def test() -> list[UndeliveredEvent]:
+        told: list[UndeliveredEvent] = []
+        ledger = new_ledger(into(told))
+        ledger.close_batch(batch, outcome)
+        await ledger.hooks.drained()
+        return told
+
+    expected = [UndeliveredEvent(event_name="view", envelope=body, outcome=outcome) for body in batch.envelopes]  # type: ignore[arg-type]
+
+    assert run(test()) == ([] if isinstance(outcome, Delivered) else expected)
+
+
+def test_hook_finds_its_receipts_settled() -> None:
+    """When the hook is called, the receipts have their outcome and the books add up."""
+    batch = batch_of(2)
+
+    async def test() -> list[object]:
+        seen: list[object] = []
+
+        async def hook(_: Sequence[UndeliveredEvent]) -> None:
+            seen.append([receipt.done() for receipt in batch.receipts])
+            check_balance(stats(ledger))
+
+        ledger = new_ledger(hook)
+        close(ledger, batch, OUTCOMES[1])
+        await ledger.hooks.drained()
+        return seen
+
+    assert run(test()) == [[True, True]]
+
+
+def test_drops_are_counted_by_reason_and_name() -> None:
+    """What is dropped is counted by reason and event; what the user's own hook drops is not logged."""
+    ledger = new_ledger()
+    for _ in range(3):
+        ledger.tracked += 1
+        ledger.drop(b"{}", Receipt("search"), "before_send")
+    close(ledger, batch_of(2), Dropped(reason="overflow"))
+
+    assert stats(ledger).dropped_by == {"before_send": {"search": 3}, "overflow": {"view": 2}}
+
+
+def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has one record for each kind of failure, however often it happens, and none of a delivery."""
+    caplog.set_level(logging.DEBUG)
+    ledger = new_ledger()
+    for outcome in [*OUTCOMES, *OUTCOMES, Rejected(status=401)]:
+        close(ledger, batch_of(1), outcome)
+
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING", "ERROR"]
+
+
+def test_undelivered_are_kept_on_demand() -> None:
+    """Only what is not delivered after `keep_undelivered` is kept."""
+    ledger = new_ledger()
+    close(ledger, batch_of(1), OUTCOMES[1])
+    ledger.keep_undelivered()
+    close(ledger, batch_of(2), OUTCOMES[0])
+    close(ledger, batch_of(3), OUTCOMES[3])
+
+    assert [kept.outcome for kept in ledger.undelivered] == [OUTCOMES[3]] * 3
+
+
+def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """One record for each reason and status says how many events, and why; of a `before_send` drop there is none."""
+    caplog.set_level(logging.DEBUG)
+    ledger = new_ledger()
+    outcomes: list[Outcome] = [
+        Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
+        Abandoned(reason="retries_exhausted", maybe_recorded=False, status=429),
+        Abandoned(reason="expired", maybe_recorded=True, status=503),
+        Rejected(status=400),
+        Rejected(status=413),
+        Dropped(reason="overflow"),
+        Dropped(reason="before_send"),
+        Dropped(reason="expired"),
+        Kept(),
+        Delivered(status=200),
+    ]
+    for outcome in outcomes * 2:
+        close(ledger, batch_of(3), outcome)
+
+    assert 7 == len(caplog.records)
+    assert ["ERROR"] * 5 + ["WARNING"] * 2 == [record.levelname for record in caplog.records]
+    assert all(record.getMessage().startswith("3 event(s): ") for record in caplog.records)
+    assert "the request is malformed (HTTP 400)" in caplog.records[3].getMessage()
+    assert "logged once" in caplog.records[3].getMessage()
+
+
+@pytest.mark.parametrize(("state", "level"), [("halted", "ERROR"), ("down", "WARNING"), ("sending", "WARNING")])
+@pytest.mark.parametrize("status", [403, None])
+def test_how_changes_of_state_are_logged(
+    state: State, level: str, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A halt is an error, other changes are warnings; the record says what happened, and each change has its own."""
+    ledger = new_ledger()
+    change = StateChange(
+        state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
+    )
+    for _ in range(2):
+        ledger.tell_state(change)
+    says = f"sending is {state}: do this ({'HTTP 403' if status else 'connect: X'})"
+
+    assert [level, level] == [record.levelname for record in caplog.records]
+    assert ("sending again, after 1.2 s down" if state == "sending" else says) == caplog.records[1].getMessage()
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, Kept()])
+def test_events_that_the_caller_is_told_of_are_told_nobody_else(outcome: Outcome) -> None:
+    """With `tell=False` events are counted and settled, and neither the hook nor the close report has them."""
+
+    async def test() -> tuple[list[UndeliveredEvent], list[UndeliveredEvent], Stats]:
+        told: list[UndeliveredEvent] = []
+        ledger = new_ledger(into(told))
+        ledger.keep_undelivered()
+        ledger.tracked += 2
+        ledger.end(b"{}", receipts[0], outcome, tell=False)
+        ledger.end(b"{}", receipts[1], outcome)
+        await ledger.hooks.drained()
+        return told, ledger.undelivered, stats(ledger)
+
+    receipts = [Receipt("view"), Receipt("view")]
+    told, kept, counted = run(test())
+    undelivered = int(not isinstance(outcome, Delivered | Kept))
+
+    assert (undelivered, undelivered) == (len(told), len(kept))
+    assert [outcome, outcome] == [receipt.outcome for receipt in receipts]
+    check_balance(counted)
+
+
+def test_what_keeps_events_says_how_they_end() -> None:
+    """What a spool keeps is asked before anybody is told, and the outcome that it returns is the events' own."""
+    asked: list[tuple[int, Outcome]] = []
+
+    def keep(batch: Batch, outcome: Outcome) -> Outcome:
+        asked.append((len(batch), outcome))
+        assert not any(receipt.done() for receipt in batch.receipts)
+        return Kept(attempts=2)
+
+    batch = batch_of(3)
+    ledger = Ledger(LoopAffinity(), None, None, most_told=100, keep=keep)
+    ledger.keep_undelivered()
+    close(ledger, batch, OUTCOMES[2])
+
+    assert [(3, OUTCOMES[2])] == asked
+    assert [Kept(attempts=2)] * 3 == [receipt.outcome for receipt in batch.receipts]
+    assert (3, 0, []) == (stats(ledger).kept, stats(ledger).abandoned, ledger.undelivered)
+
+
+def test_missed_events_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What a hook misses, as more waits for it than its bound, is counted each time and logged once."""
+
+    async def test() -> int:
+        ledger = new_ledger(into([]))
+        for _ in range(3):
+            close(ledger, batch_of(60), OUTCOMES[1])
+        return stats(ledger).hook_missed
+
+    assert 80 == run(test())
+    assert 1 == sum("on_outcome is too slow" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES[1:])
+def test_log_handler_that_raises_costs_the_hook_no_event(outcome: Outcome, raising_handler: RaisingHandler) -> None:
+    """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
+    batch = batch_of(3)
+
+    async def test() -> tuple[int, int, Stats]:
+        told: list[UndeliveredEvent] = []
+        ledger = new_ledger(into(told))
+        ledger.keep_undelivered()
+        close(ledger, batch, outcome)
+        await ledger.hooks.drained()
+        return len(told), len(ledger.undelivered), stats(ledger)
+
+    told, kept, counted = run(test())
+
+    assert (3, 3, 1) == (told, kept, raising_handler.records)
+    assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
+    check_balance(counted)
+
+
+def test_log_handler_that_raises_ends_a_flush(raising_handler: RaisingHandler) -> None:
+    """A log handler that raises does not leave a flush waiting for events that have their outcome."""
+
+    async def test() -> None:
+        ledger = new_ledger()
+        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        close(ledger, batch_of(1), OUTCOMES[1])
+        await flush
+
+    run(test())
+
+    assert raising_handler.records == 1
+
+
+@pytest.mark.parametrize("state", ["halted", "sending"])
+def test_log_handler_that_raises_costs_no_change_of_state(state: State, raising_handler: RaisingHandler) -> None:
+    """A log handler that raises keeps no change of state from `on_state_change`."""
+    change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
+
+    async def test() -> list[StateChange]:
+        told: list[StateChange] = []
+
+        async def hook(change: StateChange) -> None:
+            told.append(change)
+
+        ledger = new_ledger(None, hook)
+        ledger.tell_state(change)
+        await ledger.hooks.drained()
+        return told
+
+    assert [change] == run(test())
+    assert raising_handler.records == 1
+
+
+def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
+    """What a hook raises is counted each time, and so is what the log handler raises when it is told of the first."""
+    ledger = new_ledger()
+    for _ in range(3):
+        ledger.hook_failed("on_outcome", ValueError("x"))
+
+    assert (3 + 1, 1) == (stats(ledger).hook_errors, raising_handler.records)
+
+
+class Noting(Observer):
+    """Notes the outcomes that it is given."""
+
+    def __init__(self) -> None:
+        self.settlements: list[tuple[dict[str, int], Outcome]] = []
+
+    def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
+        """Note them."""
+        self.settlements.append((dict(names), outcome))
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
+    """With an observer attached the names of dropped events are in `dropped_by`, and the observer has all names."""
+    observer = Noting()
+    ledger = new_ledger(watch=Watch(observer, lambda *_: None))
+    close(ledger, batch_of(2), outcome)
+    close(ledger, batch_of(3, name="search"), outcome)
+    ledger.tracked += 1
+    ledger.drop(b"{}", Receipt("order"), "before_send")
+    dropped_by = {"before_send": {"order": 1}} | (
+        {"closed": {"view": 2, "search": 3}} if isinstance(outcome, Dropped) else {}
+    )
+
+    assert dropped_by == stats(ledger).dropped_by
+    assert [({"view": 2}, outcome), ({"search": 3}, outcome), ({"order": 1}, Dropped(reason="before_send"))] == (
+        observer.settlements
+    )
+    check_balance(stats(ledger))
+
+
+def test_flush_waits_for_its_generation() -> None:
+    """A flush ends with the last batch of its generation, and later ones neither hold nor end it."""
+
+    async def test() -> None:
+        ledger = new_ledger()
+        finished = asyncio.get_running_loop().create_future()
+        flush = asyncio.create_task(ledger.flushed(1, 4, finished))
+        await asyncio.sleep(0)
+        for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
+            ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
+            await asyncio.sleep(0)
+            assert not flush.done()
+        ledger.close(OUTCOMES[2], 1, [1], ["view"])
+        await flush
+        ledger.close(OUTCOMES[0], 1, [1], ["view"])
+
+    run(test())
+
+
+def test_cancelled_flush_is_forgotten() -> None:
+    """A flush that nobody waits for any more leaves nothing behind."""
+
+    async def test() -> list[object]:
+        ledger = new_ledger()
+        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        flush.cancel()
+        await asyncio.wait({flush})
+        ledger.close(OUTCOMES[0], 1, [0], ["view"])
+        return list(ledger._flushes)
+
+    assert run(test()) == []

@@ -1,0 +1,273 @@
+"""Events that are left when a client, its loop or its process ends are logged: once, with their number."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import subprocess
+import sys
+import weakref
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retailrocket_async import AsyncTrackingClient, Batching, RateLimit, SqliteSpool, View
+from retailrocket_async.testing import RecordingClient
+
+ROOT = Path(__file__).parents[2]
+VIEW = View(session_external_id="a", product_id=1)
+# Nothing answers there, and nothing is sent before the first second has passed.
+NOWHERE = "http://127.0.0.1:9/"
+LATE = Batching(linger=60.0)
+
+
+def made(**options: Any) -> AsyncTrackingClient:
+    """Return a client that sends nothing for a minute."""
+    return AsyncTrackingClient("THE-KEY", "shop", base_url=NOWHERE, batching=LATE, **options)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged as an error by anybody but asyncio itself."""
+    return [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and record.name != "asyncio"
+    ]
+
+
+async def tracked(client: AsyncTrackingClient, count: int = 7) -> AsyncTrackingClient:
+    """Track events."""
+    for _ in range(count):
+        await client.track(VIEW)
+    return client
+
+
+def told(how: str, count: int, what: str = "are lost") -> list[str]:
+    """Return what is to be logged."""
+    return [
+        f"{how} before the client was closed: {count} undelivered event(s) {what}; use 'async with', or await aclose()"
+    ]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+def test_the_loop_is_closed_by_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Events in the buffer at the end of `asyncio.run` are one record, and the client's own end later adds none."""
+    client = made()
+    asyncio.run(tracked(client))
+
+    assert told("its event loop was closed", 7) == errors(caplog)
+    del client
+    gc.collect()
+    assert len(errors(caplog)) == 1
+    assert "THE-KEY" not in caplog.text
+
+
+def test_the_loop_is_closed_by_hand(caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that is closed without a word to its tasks is one record as well."""
+    loop = asyncio.new_event_loop()
+    client = made()
+    loop.run_until_complete(tracked(client))
+    loop.close()
+
+    assert told("its event loop was closed", 7) == errors(caplog)
+    assert client.stats().pending == 7
+
+
+async def test_the_client_is_collected(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that nobody keeps any more while its loop runs is one record."""
+    client = await tracked(made())
+    del client
+    gc.collect()
+
+    assert told("the client was garbage-collected", 7) == errors(caplog)
+
+
+async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that is closed, or was never used, or has nothing left, is no record."""
+    async with made() as client:
+        await client.track(VIEW)
+        await client.aclose(timeout=0)
+    before = len(errors(caplog))
+    unused = made()
+    used = made()
+    used.threadsafe()
+    del client, unused, used
+    gc.collect()
+
+    assert before == len(errors(caplog))
+
+
+def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> None:
+    """What the end of the loop cuts off in mid-request is in the one record, together with what still waits."""
+
+    async def main(client: AsyncTrackingClient) -> None:
+        listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        client = clients[0] = AsyncTrackingClient(
+            "key",
+            "shop",
+            base_url=f"http://127.0.0.1:{port}/",
+            batching=Batching(max_events=5, max_in_flight=1, linger=0.0),
+            rate_limit=RateLimit(requests=50),
+        )
+        await tracked(client, 12)
+        while not client.stats().requests:  # noqa: ASYNC110 - nothing tells of a request's beginning
+            await asyncio.sleep(0)
+
+    clients: list[Any] = [None]
+    asyncio.run(main(clients[0]))
+
+    assert told("its event loop was closed", 12) == errors(caplog)
+    assert clients[0].stats().abandoned == 5
+
+
+def test_a_spool_keeps_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a spool the record says that the events are kept."""
+    client = made(spool=SqliteSpool(tmp_path))
+    asyncio.run(tracked(client))
+
+    expected = told("its event loop was closed", 7, "are in the spool, whose next user sends them")
+    assert expected == errors(caplog)
+
+
+def test_the_events_of_other_threads(caplog: pytest.LogCaptureFixture) -> None:
+    """Events that threads track by a handle are counted like all others."""
+
+    async def main() -> None:
+        clients.append(made())
+        await asyncio.to_thread(clients[0].threadsafe().track_many, [VIEW] * 3)
+
+    clients: list[AsyncTrackingClient] = []
+    asyncio.run(main())
+
+    assert told("its event loop was closed", 3) == errors(caplog)
+
+
+def test_a_test_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A `RecordingClient` that is left open loses nothing, and logs nothing."""
+
+    async def main() -> None:
+        RecordingClient(batching=LATE).track_nowait(VIEW)
+
+    asyncio.run(main())
+    gc.collect()
+
+    assert errors(caplog) == []
+
+
+async def test_tasks_are_cancelled_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Where somebody cancels every task, and the loop goes on, what was cut off is logged in a moment."""
+    listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+    client = AsyncTrackingClient("key", "shop", base_url=address, batching=Batching(linger=0.0))
+    await tracked(client)
+    while not client.stats().requests:  # noqa: ASYNC110 - nothing tells of a request's beginning
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    while not errors(caplog):  # noqa: ASYNC110 - nor of a record
+        await asyncio.sleep(0.01)
+    await client.aclose()
+    listening.close()
+
+    assert ["7 event(s): given up, cancelled: somebody cancelled the tasks that sent them"] == [
+        line.partition(" (logged once")[0] for line in errors(caplog)
+    ]
+
+
+def test_a_log_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """A log handler that raises does not stop the loop from being closed."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError
+
+    broken, logger = Broken(), logging.getLogger("retailrocket_async")
+    logger.addHandler(broken)
+    client = made()
+    try:
+        asyncio.run(tracked(client))
+    finally:
+        logger.removeHandler(broken)
+
+    assert client.stats().pending == 7
+
+
+def test_no_context_is_kept() -> None:
+    """What watches a loop keeps nothing of the visitor who was the first."""
+
+    class Visitor:
+        pass
+
+    variable: ContextVar[Visitor] = ContextVar("visitor")
+
+    async def first(client: AsyncTrackingClient) -> weakref.ref[Visitor]:
+        variable.set(visitor := Visitor())
+        client.threadsafe()
+        return weakref.ref(visitor)
+
+    async def main() -> object:
+        client = made()
+        visitor = await asyncio.create_task(first(client))
+        await asyncio.sleep(0)
+        gc.collect()
+        return visitor()
+
+    assert asyncio.run(main()) is None
+
+
+AT_EXIT = """
+import asyncio, logging, os, sys, threading, warnings
+warnings.simplefilter("ignore")
+logging.basicConfig(format="%(levelname)s %(message)s")
+from retailrocket_async import AsyncTrackingClient, Batching, View
+VIEW = View(session_external_id="a", product_id=1)
+
+def made():
+    return AsyncTrackingClient("key", "shop", base_url="http://127.0.0.1:9/", batching=Batching(linger=60))
+
+async def tracked(client, count=7):
+    for _ in range(count):
+        await client.track(VIEW)
+
+client, loop = made(), asyncio.new_event_loop()
+"""
+EXITS = {
+    "a loop that is left": ("loop.run_until_complete(tracked(client))", 1),
+    "a loop in a daemon thread": (
+        (
+            "threading.Thread(target=loop.run_forever, daemon=True).start();"
+            "asyncio.run_coroutine_threadsafe(tracked(client), loop).result()"
+        ),
+        1,
+    ),
+    "closed by a handler of the application": (
+        (
+            "import atexit; loop.run_until_complete(tracked(client));"
+            "atexit.register(lambda: loop.run_until_complete(client.aclose(0)))"
+        ),
+        0,
+    ),
+    "a copy in a forked child": (
+        (
+            "loop.run_until_complete(tracked(client)); pid = os.fork();\n"
+            "if pid == 0: sys.exit()\n"
+            "os.waitpid(pid, 0); loop.run_until_complete(client.aclose(0))"
+        ),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXITS))
+def test_the_process_ends(name: str) -> None:
+    """Events that are left when the process ends are one record, unless a handler of the application closes first."""
+    code, records = EXITS[name]
+
+    done = subprocess.run([sys.executable, "-c", AT_EXIT + code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR the process ended")]
+    assert [f"ERROR {line}" for line in told("the process ended", 7) * records] == lines

@@ -1,0 +1,557 @@
+"""Nothing holds the event loop for long: what is much is done in parts, and nothing costs more the more there is.
+
+Nothing here measures time. Parts are counted by turns of the loop, costs by calls of functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import ssl
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from retailrocket_async import (
+    AsyncTrackingClient,
+    Batching,
+    Buffer,
+    ClientClosedError,
+    Dropped,
+    EventValidationError,
+    Rejected,
+    RetryPolicy,
+    View,
+)
+from retailrocket_async._http.credentials import Credentials
+from retailrocket_async._http.environment import Environment, EnvironmentReader
+from retailrocket_async._http.transport import HttpxTransport
+from retailrocket_async._queue.buffer import EventBuffer
+from retailrocket_async._receipt import Receipt, settle
+from retailrocket_async.emulator import Settings, running_emulator
+from tests.support.fakes import (
+    CheckedLoop,
+    Engine,
+    RecordingLimiter,
+    ScriptedTransport,
+    Step,
+    check_balance,
+    event,
+    run,
+    turns,
+)
+from tests.support.virtual_time import block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async import Receipt as PublicReceipt
+    from retailrocket_async import UndeliveredEvent
+
+MOST = 1500
+"""Events that may be settled in one turn: a few milliseconds' worth."""
+
+NEVER = Step(latency=1e9)
+ONE_EACH = Batching(ordered=False, max_events=1)
+LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
+
+
+class Pace:
+    """Notes the most that a counter has grown by in one turn of the loop."""
+
+    def __init__(self, counter: Callable[[], int]) -> None:
+        self._counter = counter
+        self._last = counter()
+        self.worst = 0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, CheckedLoop)
+        loop.checks.append(self._look)
+
+    def _look(self) -> None:
+        count = self._counter()
+        self.worst = max(self.worst, count - self._last)
+        self._last = count
+
+
+def settled(engine: Engine) -> Pace:
+    """Return the pace at which events get their outcomes."""
+
+    def counter() -> int:
+        stats = engine.stats()
+        return stats.delivered + stats.rejected + stats.abandoned + stats.dropped
+
+    return Pace(counter)
+
+
+def calls(function: Callable[[], object]) -> int:
+    """Return how many functions, in Python and in C, a call of `function` calls."""
+    count = 0
+
+    def profile(_frame: object, what: str, _argument: object) -> None:
+        nonlocal count
+        count += what in ("call", "c_call")
+
+    before, collecting = sys.getprofile(), gc.isenabled()
+    # The collector may run at any moment, and calls those who listen to it: Hypothesis is one, with four calls a round.
+    gc.disable()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+        if collecting:
+            gc.enable()
+    return count
+
+
+async def fill(engine: Engine, count: int, batching: Batching) -> list[PublicReceipt]:
+    """Track events, of a visitor each where every visitor has batches of their own."""
+    return [await engine.track(number, f"v{number}" if batching.by_session else "v") for number in range(count)]
+
+
+async def begun(engine: Engine) -> None:
+    """Wait until a close of a second's time has begun to drop."""
+    await asyncio.sleep(0.7)
+    while not engine.stats().dropped:
+        # The clock does not move while a task is ready.
+        block(0.0001)
+        await asyncio.sleep(0)
+
+
+async def nothing(_: Sequence[UndeliveredEvent]) -> None:
+    """Do nothing of what is told."""
+
+
+SHAPES: list[Any] = [
+    pytest.param(Batching(ordered=False), 20_000, MOST, id="batches"),
+    pytest.param(LARGE, 20_000, MOST, id="large"),
+    pytest.param(Batching(by_session=True), 2_000, 150, id="by_session"),
+    pytest.param(ONE_EACH, 2_000, 150, id="one_each"),
+]
+
+
+@pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
+def test_a_full_buffer_expires_in_parts(batching: Batching, count: int, most: int) -> None:
+    """However many events become too old in the same moment, others run in between, and all of them are dropped."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(),
+            limiter=RecordingLimiter(gated=True),
+            batching=batching,
+            buffer=Buffer(max_age=10.0),
+            on_outcome=nothing,
+        )
+        receipts = await fill(engine, count, batching)
+        pace = settled(engine)
+        await asyncio.sleep(10.3)
+        assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
+        assert pace.worst <= most
+
+    run(test())
+
+
+@pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
+def test_a_halt_ends_in_parts(batching: Batching, count: int, most: int) -> None:
+    """A full buffer whose time for a mended key is over is rejected in parts."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing
+        )
+        receipts = await fill(engine, count, batching)
+        pace = settled(engine)
+        await asyncio.sleep(6.0)
+        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+        assert engine.stats().pending == engine.stats().in_flight == 0
+        # A batch that is on its way ends as a whole.
+        assert pace.worst <= max(most, 2 * batching.max_events)
+
+    run(test())
+
+
+@pytest.mark.parametrize(("batching", "count"), [pytest.param(*shape.values[:2], id=shape.id) for shape in SHAPES])
+def test_a_full_buffer_is_closed_in_parts(batching: Batching, count: int) -> None:
+    """What a close drops it drops in parts, small batches together, and reports all of it in order."""
+
+    async def test() -> None:
+        engine = Engine(
+            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing
+        )
+        await fill(engine, count, batching)
+        pace = settled(engine)
+        report = await engine.aclose(1.0)
+        assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
+        check_balance(report.stats)
+        assert pace.worst <= MOST
+
+    run(test())
+
+
+@pytest.mark.parametrize("ends", ["halted", "down", "closed"])
+def test_direct_sends_end_in_parts(ends: str) -> None:
+    """Thousands of direct sends that end for the same reason do not all end in one turn."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
+        transport = ScriptedTransport(then=403 if ends == "halted" else 503)
+        engine = Engine(transport, limiter=limiter, retry=retry)
+        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+        await turns()
+        if ends == "closed":
+            pace = settled(engine)
+            await engine.aclose(1.0)
+        else:
+            limiter.open_gate()
+            pace = settled(engine)
+            await asyncio.sleep(20.0)
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        assert all(isinstance(outcome, Exception) for outcome in outcomes)
+        assert pace.worst <= 250
+
+    run(test())
+
+
+def test_many_who_wait_are_let_in_in_parts() -> None:
+    """Where room is made for thousands of callers at once, they are let in in order, and some at a time."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(
+            ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
+        )
+        await engine.track_all(range(2000))
+        callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
+        await turns()
+        assert engine.stats().waiting == 2000
+        pace = Pace(lambda: -engine.stats().waiting)
+        limiter.grant()
+        await turns(20)
+        assert engine.stats().waiting == 0
+        assert pace.worst <= 250
+        await asyncio.gather(*callers)
+        limiter.open_gate()
+        await engine.flush()
+        assert engine.transport.recorded_numbers == list(range(4000))
+
+    run(test())
+
+
+def test_many_who_wait_are_turned_away_in_parts() -> None:
+    """A close turns thousands of callers away some at a time, and none of their events is accepted."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+        await engine.track(0)
+        callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
+        await turns()
+        pace = Pace(lambda: sum(caller.done() for caller in callers))
+        report = await engine.aclose(0.0)
+        assert (report.stats.tracked, report.stats.waiting) == (1, 0)
+        assert all(
+            isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True)
+        )
+        assert pace.worst <= 250
+
+    run(test())
+
+
+def test_a_flush_starts_nothing_in_the_middle_of_a_close() -> None:
+    """While a full buffer is dropped in parts, a flush does not get more of it sent."""
+
+    async def test() -> None:
+        limiter = RecordingLimiter(gated=True)
+        engine = Engine(ScriptedTransport(), limiter=limiter)
+        await fill(engine, 20_000, Batching(ordered=False))
+        closing = asyncio.create_task(engine.aclose(1.0))
+        await begun(engine)
+        await turns()
+        assert 0 < engine.stats().pending < 20_000
+        limiter.open_gate()
+        await engine.flush()
+        report = await closing
+        assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
+
+    run(test())
+
+
+def test_a_cancelled_close_still_ends_everything() -> None:
+    """Cancelled in the middle of its parts a close settles the rest at once."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
+        await fill(engine, 20_000, Batching(ordered=False))
+        closing = asyncio.create_task(engine.aclose(1.0))
+        await begun(engine)
+        assert engine.stats().pending > 0
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        stats = engine.stats()
+        assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
+
+    run(test())
+
+
+# --- costs ---
+
+
+def buffer_of(
+    batching: Batching, lanes: int, per_lane: int, clock: Callable[[], float], **bounds: Any
+) -> tuple[EventBuffer, list[Receipt]]:
+    """Return a buffer with so many lanes and events in each, and the receipts of the events, lane by lane in turn."""
+    buffer = EventBuffer(batching, Buffer(**bounds), clock)
+    receipts = [Receipt("view") for _ in range(lanes * per_lane)]
+    for number, receipt in enumerate(receipts):
+        buffer.append(b"{}", receipt, buffer.lane_of(f"v{number % lanes}"))
+    return buffer, receipts
+
+
+def test_expiry_does_not_look_at_young_events() -> None:
+    """Where every visitor's batch was opened long ago and holds young events only, an expiry looks at none of them."""
+    now = 0.0
+    buffer, _ = buffer_of(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
+    now = 9.0
+    for number in range(1000):
+        buffer.append(b"{}", Receipt("view"), buffer.lane_of(f"v{number}"))
+    assert len(list(buffer.expire(5.0))) == 1000
+    assert buffer.events == buffer.batches == 1000
+
+    assert calls(lambda: list(buffer.expire(5.0))) < 20
+
+
+def test_the_ages_of_what_has_left_are_forgotten() -> None:
+    """Batches that were taken leave nothing behind that grows."""
+    now = 0.0
+    buffer, _ = buffer_of(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
+    for _ in range(1000):
+        buffer.append(b"{}", Receipt("view"))
+        assert buffer.take() is not None
+    assert len(buffer._ages) < 100
+
+
+@pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
+def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
+    """However many batches of one visitor wait behind one on its way, taking and releasing cost the same."""
+
+    def cost(length: int) -> int:
+        buffer, _ = buffer_of(batching, 1, length, lambda: 0.0)
+        buffer.begin_flush()
+
+        def turn() -> None:
+            batch = buffer.take()
+            assert batch is not None
+            assert buffer.release(batch)
+            assert buffer.due_in() == 0.0
+
+        return calls(turn)
+
+    assert cost(5000) == cost(5)
+
+
+@pytest.mark.parametrize("waiting", [10, 510, 90_010])
+@pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(ordered=False), 15)])
+def test_an_event_that_fills_no_batch_costs_few_calls(waiting: int, batching: Batching, most: int) -> None:
+    """From `track` to the receipt few functions are called, however much waits: each one that is added here shows."""
+
+    async def test() -> None:
+        client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
+        view = View(session_external_id="visitor", product_id=1)
+        await client.track_many(itertools.repeat(view, waiting))
+
+        def track() -> None:
+            with pytest.raises(StopIteration):
+                client.track(view).send(None)
+
+        def nothing() -> None:
+            with pytest.raises(StopIteration):
+                next(iter(()))
+
+        assert calls(track) - calls(nothing) <= most
+        assert client.stats().tracked == waiting + 1
+        await client.aclose(0)
+
+    run(test())
+
+
+def test_many_lanes_are_not_gone_through_for_every_event() -> None:
+    """When the next batch is due is known without a look at all visitors, until the oldest one's may be."""
+    now = 0.0
+    buffer, _ = buffer_of(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
+    assert buffer.due_in() == 1.0
+    for number in range(1000, 1010):
+        now += 0.01
+        buffer.append(b"{}", Receipt("view"), f"v{number}")
+        assert calls(buffer.due_in) < 10
+    assert buffer.due_in() == pytest.approx(0.9)
+    # The oldest thousand leave: nothing is due before those who came later.
+    for _ in range(1000):
+        buffer.take()
+    now = 1.0
+    assert buffer.due_in() == pytest.approx(0.01)
+
+
+def test_stats_do_not_count_who_waits() -> None:
+    """A snapshot costs the same with thousands of callers who wait for room."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+        await engine.track(0)
+        alone = calls(engine.stats)
+        callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
+        await turns()
+        assert engine.stats().waiting == 2000
+        assert calls(engine.stats) <= alone
+        await engine.aclose(0.0)
+        await asyncio.gather(*callers, return_exceptions=True)
+
+    run(test())
+
+
+async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked, a function that does not come back is called once, and its late answer is taken."""
+    monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
+    called = 0
+    go_on = threading.Event()
+
+    def ask() -> str:
+        nonlocal called
+        called += 1
+        go_on.wait()
+        return f"key{called}"
+
+    credentials = Credentials(ask, "partner")
+    for _ in range(5):
+        assert await credentials.ready() == "TimeoutError"
+    assert called == 1
+    go_on.set()
+    monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 60.0)
+    assert await credentials.ready() is None
+    assert (called, credentials.serial) == (1, 1)
+    assert await credentials.renew(1) == (True, None)
+    assert called == 2
+
+
+async def test_a_key_function_that_fails_late_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a function raises when nobody waits for it any more is in no log: it may hold the key."""
+    monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
+    go_on = threading.Event()
+
+    def ask() -> str:
+        go_on.wait()
+        raise SystemExit("secret")
+
+    credentials = Credentials(ask, "partner")
+    assert await credentials.ready() == "TimeoutError"
+    calling = credentials._calling
+    assert calling is not None
+    go_on.set()
+    await asyncio.wait({calling})
+    await turns()
+    del calling
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_clients_share_their_codec() -> None:
+    """A second client builds no second codec, but for another precision of timestamps."""
+    first, second = AsyncTrackingClient("key", "partner"), AsyncTrackingClient("key", "partner")
+    third = AsyncTrackingClient("key", "partner", timestamp_precision="milliseconds")
+    assert first._codec is second._codec is not third._codec
+
+
+async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
+    read, reading, most = EnvironmentReader.read, 0, 0
+
+    def counted(reader: EnvironmentReader) -> Environment:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        environment = read(reader)
+        reading -= 1
+        return environment
+
+    monkeypatch.setattr(EnvironmentReader, "read", counted)
+    async with running_emulator(Settings()) as emulator:
+        clients = [AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url) for _ in range(5)]
+        await asyncio.gather(*(client.send(event(1)) for client in clients))
+        assert most == 1
+        await asyncio.gather(*(client.aclose() for client in clients))
+
+
+def test_cookies_are_not_read() -> None:
+    """However many cookies an answer sets, they cost nothing, and none is kept."""
+    environment = Environment(ssl.create_default_context(), None)
+    client = HttpxTransport(Credentials("key", "partner"))._make_client(environment)
+
+    def cost(count: int) -> int:
+        headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]
+        response = httpx.Response(200, headers=headers, request=httpx.Request("POST", "https://host/"))
+        return calls(lambda: client.cookies.extract_cookies(response))
+
+    cost(1)
+    assert cost(500) == cost(1)
+    assert len(client.cookies) == 0
+
+
+def test_a_batch_that_is_too_long_is_not_encoded() -> None:
+    """`send_batch` refuses an endless feed after the first event too many, and encodes none of it."""
+    client = AsyncTrackingClient("key", "partner", batching=Batching(ordered=False, max_events=3))
+    made = []
+
+    async def test() -> None:
+        with pytest.raises(EventValidationError, match="1 to 3 events"):
+            await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
+
+    run(test())
+    assert made == [0, 1, 2, 3]
+
+
+def test_sends_that_are_cancelled_in_an_outage_are_forgotten() -> None:
+    """Direct sends that wait for the API and are cancelled, the last first, leave nothing behind."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(then=503))
+        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+        await asyncio.sleep(3.0)
+        waiting = engine.dispatcher._breaker._waiting
+        assert engine.stats().state == "down"
+        assert len(waiting) > 1900
+        for send in reversed(sends):
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        assert (len(waiting), engine.stats().in_flight) == (0, 0)
+
+    run(test())
+
+
+def test_a_receipt_forgets_who_was_cancelled() -> None:
+    """Of thousands who await one receipt those who are cancelled leave, and the others are woken in order."""
+
+    async def test() -> None:
+        receipt, woken = Receipt("view"), []
+
+        async def wait(number: int) -> None:
+            await receipt
+            woken.append(number)
+
+        waits = [asyncio.create_task(wait(number)) for number in range(2000)]
+        await turns()
+        for task in reversed(waits[5:]):
+            task.cancel()
+        await asyncio.gather(*waits[5:], return_exceptions=True)
+        assert receipt._waiters is not None
+        assert len(receipt._waiters) == 5
+        settle([receipt], Dropped(reason="closed"))
+        await asyncio.gather(*waits[:5])
+        assert woken == [0, 1, 2, 3, 4]
+
+    run(test())

@@ -1,0 +1,158 @@
+"""When a failed request is tried again, and what each answer says about the events it was to carry."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retailrocket_async._delivery.retry import RetryPolicy
+from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._http.reply import FailureKind, Reply, Verdict
+
+# --- the table ---
+
+
+# --- whether there is another attempt ---
+
+TRANSIENT = Reply(status=503)
+FINAL = [Reply(status=status) for status in (200, 204, 301, 400, 401, 403, 404, 413, 501, 505, 101)]
+
+
+@pytest.mark.parametrize("reply", [*FINAL, Reply(failure="closed")])
+def test_final_replies_end_it(reply: Reply) -> None:
+    """What is accepted, refused or unclear is never tried again."""
+    assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(Reply(status=status) for status in (408, 425, 429, 500, 502, 503, 504)),
+        *(Reply(failure=kind) for kind in get_args(FailureKind) if Reply(failure=kind).verdict is Verdict.TRANSIENT),
+    ],
+)
+def test_transient_replies_are_tried_again(reply: Reply) -> None:
+    """What may yet succeed is tried again."""
+    assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is not None
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 20])
+def test_attempts_are_limited(max_attempts: int) -> None:
+    """There are `max_attempts` attempts, the first one among them, and not one more."""
+    policy = RetryPolicy(max_attempts=max_attempts, max_elapsed=1e9)
+    waits = [policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0) for attempt in range(1, max_attempts + 3)]
+
+    assert max_attempts - 1 == sum(wait is not None for wait in waits)
+    assert waits[max_attempts - 1 :] == [None] * 3
+
+
+@pytest.mark.parametrize(("elapsed", "again"), [(0.0, True), (9.9, True), (10.0, False), (11.0, False)])
+def test_time_is_limited(elapsed: float, again: bool) -> None:  # noqa: FBT001
+    """No attempt starts once `max_elapsed` seconds have passed since the first."""
+    policy = RetryPolicy(max_elapsed=10.0, initial_backoff=0.0)
+
+    assert again == (policy.wait_before_next(TRANSIENT, attempt=1, elapsed=elapsed) is not None)
+
+
+@pytest.mark.parametrize(("retry_after", "again"), [(9.0, True), (11.0, False)])
+def test_no_wait_beyond_the_time(retry_after: float, again: bool) -> None:  # noqa: FBT001
+    """Where the next attempt would start too late, the end is now and not after a wait in vain."""
+    policy = RetryPolicy(max_elapsed=20.0, initial_backoff=0.0)
+    reply = Reply(status=429, retry_after=retry_after)
+
+    assert again == (policy.wait_before_next(reply, attempt=1, elapsed=10.0) is not None)
+
+
+def test_no_time_no_second_attempt() -> None:
+    """With ``max_elapsed=0`` nothing is tried twice."""
+    policy = RetryPolicy(max_elapsed=0.0, initial_backoff=0.0)
+
+    assert policy.wait_before_next(TRANSIENT, attempt=1, elapsed=0.0) is None
+
+
+# --- how long the wait is ---
+
+seconds = st.floats(0.0, 100.0)
+attempts = st.integers(1, 1000)
+
+
+@settings(deadline=None)
+@given(initial=seconds, longest=seconds, attempt=attempts)
+def test_wait_is_within_its_bounds(initial: float, longest: float, attempt: int) -> None:
+    """The wait is at least 0, and at most the initial backoff, doubled with every attempt up to the longest."""
+    policy = RetryPolicy(
+        max_attempts=10_000, max_elapsed=1e9, initial_backoff=min(initial, longest), max_backoff=max(initial, longest)
+    )
+    wait = policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0)
+
+    assert wait is not None
+    assert 0.0 <= wait <= min(policy.max_backoff, policy.initial_backoff * 2.0 ** (attempt - 1))
+
+
+@settings(deadline=None, max_examples=10)
+@given(attempt=st.integers(1, 12))
+def test_wait_is_anywhere_between_its_bounds(attempt: int) -> None:
+    """The jitter is full: clients that failed together come back spread over the whole wait."""
+    policy = RetryPolicy(initial_backoff=1.0, max_backoff=8.0)
+    bound = min(8.0, 2.0 ** (attempt - 1))
+    waits = [policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0) or 0.0 for _ in range(300)]
+
+    assert min(waits) < 0.1 * bound
+    assert max(waits) > 0.9 * bound
+
+
+@settings(deadline=None)
+@given(retry_after=st.floats(0.0, 1000.0), attempt=st.integers(1, 100))
+def test_retry_after_is_a_minimum(retry_after: float, attempt: int) -> None:
+    """The wait is never shorter than the server asked for, and the longest backoff does not cap that."""
+    policy = RetryPolicy(max_attempts=1000, max_elapsed=1e9, initial_backoff=0.5, max_backoff=2.0)
+    wait = policy.wait_before_next(Reply(status=429, retry_after=retry_after), attempt=attempt, elapsed=0.0)
+
+    assert wait is not None
+    assert retry_after <= wait <= max(retry_after, 2.0)
+
+
+def test_retry_after_does_not_mend_a_refusal() -> None:
+    """`Retry-After` makes no final answer a transient one."""
+    assert RetryPolicy().wait_before_next(Reply(status=404, retry_after=1.0), attempt=1, elapsed=0.0) is None
+
+
+# --- the values ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *itertools.product(["max_attempts"], [0, -1, 1.0, True, "3", None, math.inf]),
+        *itertools.product(
+            ["max_elapsed", "initial_backoff", "max_backoff"], [-0.1, math.inf, math.nan, True, "1", None]
+        ),
+    ],
+)
+def test_impossible_value(field: str, value: Any) -> None:
+    """A value outside its range is refused where it is given, with the name of its field."""
+    with pytest.raises(ConfigurationError, match=rf"^RetryPolicy\.{field} must be .*, not "):
+        RetryPolicy(**{field: value})
+
+
+def test_backoffs_in_order() -> None:
+    """The first backoff must not be above the longest."""
+    with pytest.raises(ConfigurationError, match="initial_backoff must not be above max_backoff"):
+        RetryPolicy(initial_backoff=2.0, max_backoff=1.0)
+
+
+def test_possible_values() -> None:
+    """The ends of the ranges are within them."""
+    policy = RetryPolicy(max_attempts=1, max_elapsed=0, initial_backoff=0, max_backoff=0)
+
+    assert policy.wait_before_next(TRANSIENT, attempt=1, elapsed=0.0) is None
+
+
+def test_defaults() -> None:
+    """The defaults are those that the documentation names."""
+    assert RetryPolicy(max_attempts=20, max_elapsed=300.0, initial_backoff=0.5, max_backoff=30.0) == RetryPolicy()

@@ -1,0 +1,140 @@
+"""The messages of a broker: their JSON Schema says what the package writes and reads, and the emulator takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import jsonschema
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from retailrocket_async import EVENT_TYPES, EventValidationError
+from retailrocket_async.emulator._schema import EVENTS, check_batch
+from tests.support.strategies import CLASSES, CODECS, MINIMAL, PROPERTY, events, fields_of
+
+if TYPE_CHECKING:
+    from retailrocket_async import Event
+
+DOCS = Path(__file__).parents[2] / "docs"
+SCHEMA: dict[str, Any] = json.loads(DOCS.joinpath("envelope.schema.json").read_text("utf-8"))
+PAGE = DOCS.joinpath("message-format.md").read_text("utf-8")
+
+
+@cache
+def validator() -> jsonschema.Draft202012Validator:
+    """Return the schema, ready to judge."""
+    return jsonschema.Draft202012Validator(SCHEMA)
+
+
+def test_the_schema_is_one() -> None:
+    """The file is a JSON Schema of the draft that it names."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", EVENT_TYPES)
+def test_fields(name: str) -> None:
+    """Every event has the fields of its class, and requires those of the emulator's contract."""
+    described = SCHEMA["properties"][name]
+    camel = {re.sub("_(.)", lambda found: found[1].upper(), field.name) for field in attrs.fields(EVENT_TYPES[name])}
+
+    assert set(described["properties"]) == camel == set(EVENTS[name].rules)
+    assert set(described["required"]) == set(EVENTS[name].required)
+
+
+def test_names() -> None:
+    """The schema knows the documented events, and no others."""
+    assert SCHEMA["properties"].keys() == EVENT_TYPES.keys() == EVENTS.keys()
+
+
+@PROPERTY
+@given(event=events(), precision=st.sampled_from(["seconds", "milliseconds", "microseconds"]))
+def test_what_is_encoded_is_valid(event: Event, precision: Any) -> None:
+    """Whatever the codec encodes is valid by the schema."""
+    envelope = json.loads(CODECS[precision].encode(event))
+
+    assert [error.message for error in validator().iter_errors(envelope)] == []
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=60)
+    | st.from_regex(r"[A-Za-z0-9]{1,60}", fullmatch=True)
+    | st.from_regex(r"\+?[0-9]{1,20}", fullmatch=True)
+    | st.from_regex(r"[a-z]*@[a-z]*", fullmatch=True)
+    | st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=2), max_size=3)
+    | st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)
+    | st.sampled_from(["2026-03-01T10:15:00Z", "2026-03-01T10:15:00", "2026-03-01", "2026-03-01T10:15:00.5+03:00"])
+)
+
+
+@PROPERTY
+@given(cls=st.sampled_from(CLASSES), data=st.data())
+def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -> None:
+    """An envelope with one field that is anything is valid where the emulator takes it; the codec does not differ."""
+    envelope = json.loads(CODECS["seconds"].encode(cls(**fields_of(cls))))
+    [fields] = envelope.values()
+    field = data.draw(st.sampled_from([*SCHEMA["$defs"], "other"]))
+    value = data.draw(VALUES)
+    # To JSON Schema 1.0 is an integer, and to nobody else.
+    assume(not (isinstance(value, float) and value.is_integer()))
+    fields[field] = value
+    if data.draw(st.booleans()):
+        del fields[data.draw(st.sampled_from(sorted(fields)))]
+    # As whoever reads it has it: beyond 64 bits an integer is a float to them.
+    valid = validator().is_valid(envelope)
+    try:
+        CODECS["seconds"].decode(json.dumps(envelope))
+    except EventValidationError:
+        decoded = False
+    else:
+        decoded = True
+
+    assert valid == (check_batch([envelope]) == [])
+    # The codec looks closer at some texts, and takes null for a field that is left out.
+    assert decoded or not valid or field in ("email", "phone", "timestamp")
+    assert valid or not decoded or value is None
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {},
+        [],
+        "view",
+        {"wishlist": {"sessionExternalId": "a"}},
+        {"view": {"sessionExternalId": "a", "productId": 1}, "search": {"sessionExternalId": "a", "searchPhrase": "b"}},
+        {"view": [{"sessionExternalId": "a", "productId": 1}]},
+        {"view": None},
+    ],
+)
+def test_what_is_no_envelope(envelope: Any) -> None:
+    """What is no object with one known key is neither valid nor decoded."""
+    assert not validator().is_valid(envelope)
+    with pytest.raises(EventValidationError):
+        CODECS["seconds"].decode(json.dumps(envelope))
+
+
+def blocks() -> list[Any]:
+    """Return the envelopes that the page shows."""
+    return [
+        json.loads(line) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
+    ]
+
+
+def test_the_page_shows_every_event() -> None:
+    """The page shows one valid envelope for each event, which the codec reads and writes as it is."""
+    shown = blocks()
+    assert [name for envelope in shown for name in envelope] == [cls.wire_name for cls in MINIMAL]
+    for envelope in shown:
+        validator().validate(envelope)
+        assert json.loads(CODECS["seconds"].encode(CODECS["seconds"].decode(json.dumps(envelope)))) == envelope
+    assert check_batch(shown) == []

@@ -1,0 +1,444 @@
+"""The events: the contract's twelve, custom ones, and what makes them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+from hypothesis import given
+
+from retailrocket_async import (
+    EVENT_TYPES,
+    Codec,
+    CustomEvent,
+    Event,
+    EventValidationError,
+    GroupView,
+    Order,
+    SetContact,
+    View,
+    new_session_id,
+    order_lines,
+)
+from retailrocket_async._events.models import StockEvent, VisitorEvent, utc_now
+from tests.fuzz.draw import EndlessMapping, FickleMapping
+from tests.support.ids import shown
+from tests.support.strategies import (
+    BY_CLASS,
+    CLASSES,
+    HOSTILE,
+    MINIMAL,
+    MOMENT,
+    PROPERTY,
+    SESSION,
+    BrokenMapping,
+    Daylight,
+    FadingZone,
+    Liar,
+    Moment,
+    custom_events,
+    events,
+    fields_of,
+    json_objects,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The contract's table of events: required fields, then optional ones.
+CONTRACT = {
+    "view": ("sessionExternalId productId", "stockId timestamp"),
+    "groupView": ("sessionExternalId groupId productIds", "stockId timestamp"),
+    "addToBasket": ("sessionExternalId productId", "stockId timestamp"),
+    "order": ("sessionExternalId productId quantity price transaction", "stockId timestamp"),
+    "categoryView": ("sessionExternalId categoryId", "timestamp"),
+    "search": ("sessionExternalId searchPhrase", "stockId timestamp"),
+    "setContact": ("sessionExternalId contactExternalId", "email phone stockId customData timestamp"),
+    "recomBlockViewed": ("sessionExternalId recomBlockId", "timestamp"),
+    "recomTap": ("sessionExternalId productId recomBlockId", "stockId timestamp"),
+    "recomAddToBasket": ("sessionExternalId productId recomBlockId", "stockId timestamp"),
+    "impressionContentViewed": ("sessionExternalId impressionContentId", "timestamp"),
+    "impressionContentClicked": ("sessionExternalId impressionContentId", "timestamp"),
+}
+
+
+def snake(camel: str) -> str:
+    """Return a wire name in this package's spelling."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_fields_are_the_contracts(name: str) -> None:
+    """Every event has the contract's fields, and requires those the contract requires."""
+    fields = attrs.fields(EVENT_TYPES[name])
+    required, optional = CONTRACT[name]
+
+    assert set(map(snake, required.split())) == {field.name for field in fields if field.default is attrs.NOTHING}
+    assert set(map(snake, optional.split())) == {field.name for field in fields if field.default is not attrs.NOTHING}
+
+
+def test_types_are_the_contracts() -> None:
+    """There is one class for each event of the contract, under its wire name, and each has samples here."""
+    assert list(CONTRACT) == list(EVENT_TYPES)
+    assert list(CONTRACT) == [cls.wire_name for cls in EVENT_TYPES.values()]
+    assert CLASSES == list(BY_CLASS) == list(MINIMAL)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_wire_name(cls: type[VisitorEvent]) -> None:
+    """An event tells its name as the API spells it: the class's own, with a small first letter."""
+    event = cls(**fields_of(cls))
+
+    assert cls.__name__[0].lower() + cls.__name__[1:] == event.event_name
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_missing_field(cls: type[VisitorEvent]) -> None:
+    """Without any one of the required fields there is no event."""
+    for field in ("session_external_id", *MINIMAL[cls]):
+        fields = fields_of(cls)
+        del fields[field]
+        with pytest.raises(TypeError, match=field):
+            cls(**fields)
+
+
+@given(events() | custom_events())
+@PROPERTY
+def test_frozen(event: Event) -> None:
+    """No attribute of an event can be changed, added or deleted."""
+    for field in attrs.fields_dict(type(event)):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(event, field, getattr(event, field))
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            delattr(event, field)
+    with pytest.raises(AttributeError):
+        event.note = "x"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, CustomEvent, Event, VisitorEvent, StockEvent])
+def test_slotted(cls: type[Event]) -> None:
+    """No event carries a dict: they are held by the hundred thousand."""
+    assert "__slots__" in vars(cls)
+    assert 0 == cls.__dictoffset__
+
+
+@given(events() | custom_events())
+@PROPERTY
+def test_hash(event: Event) -> None:
+    """An event is hashable, and a copy of it is equal and hashes alike, also after a trip to another process."""
+    for other in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event)), attrs.evolve(event)):
+        assert (event, hash(event)) == (other, hash(other))
+
+
+OTHER: dict[str, Any] = {
+    "session_external_id": "other",
+    "timestamp": MOMENT + timedelta(microseconds=1),
+    "stock_id": "other",
+    "product_id": 7,
+    "group_id": 7,
+    "product_ids": (7,),
+    "quantity": 7,
+    "price": 7,
+    "transaction": "other",
+    "category_id": 7,
+    "search_phrase": "other",
+    "contact_external_id": "other",
+    "email": "other@example.org",
+    "phone": "+70000000000",
+    "custom_data": {"other": 7},
+    "recom_block_id": "other",
+    "impression_content_id": "other",
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_differing_events(cls: type[VisitorEvent]) -> None:
+    """Events that differ in any field are not equal."""
+    event = cls(**fields_of(cls))
+    for field in attrs.fields_dict(cls):
+        assert event != cls(**fields_of(cls, **{field: OTHER[field]}))
+
+
+def test_same_fields_of_another_event() -> None:
+    """Events of two classes are never equal, whatever their fields."""
+    viewed, clicked = EVENT_TYPES["impressionContentViewed"], EVENT_TYPES["impressionContentClicked"]
+
+    assert viewed(**fields_of(viewed)) != clicked(**fields_of(clicked))
+
+
+@pytest.mark.parametrize("amounts", [(Decimal("9.90"), 9.9), (Decimal(2), 2, 2.0), (0, -0.0, Decimal("1e-400"))])
+def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
+    """Orders whose amounts are the same JSON number are equal and hash alike, whatever Python type they came in."""
+    orders = {Order(**fields_of(Order, price=amount)) for amount in amounts}
+
+    assert 1 == len(orders)
+
+
+# --- timestamp ---
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_default_timestamp(cls: type[VisitorEvent]) -> None:
+    """Left out, the timestamp is the moment of construction, in UTC."""
+    fields = fields_of(cls)
+    del fields["timestamp"]
+    before = datetime.now(UTC)
+    event = cls(**fields)
+    after = datetime.now(UTC)
+
+    assert before <= event.timestamp <= after
+    assert UTC is event.timestamp.tzinfo
+
+
+def test_utc_now() -> None:
+    """Now is aware, and in UTC."""
+    assert UTC is utc_now().tzinfo
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        MOMENT,
+        MOMENT.replace(tzinfo=timezone(timedelta(hours=3))),
+        MOMENT.replace(tzinfo=Daylight()),
+        MOMENT.replace(tzinfo=Daylight(), fold=1),
+        Moment(2018, 9, 15, 18, 53, 0, 1, tzinfo=timezone(timedelta(hours=3))),
+    ],
+    ids=shown,
+)
+def test_timestamp_is_fixed(moment: datetime) -> None:
+    """A timestamp keeps its instant and its offset, and none of the caller's classes."""
+    kept = View(**fields_of(View, timestamp=moment)).timestamp
+
+    assert (moment.isoformat(), datetime, timezone) == (kept.isoformat(), type(kept), type(kept.tzinfo))
+    assert timedelta(0) == moment - kept
+
+
+def test_zone_is_asked_once() -> None:
+    """A zone that works at construction cannot fail later: the encoder would take the process down with it."""
+    event = View(**fields_of(View, timestamp=MOMENT.replace(tzinfo=FadingZone())))
+
+    assert b'"timestamp":"2018-09-15T15:53:00+03:00"' in Codec().encode(event)
+
+
+# --- what the caller keeps ---
+
+
+def test_custom_data_is_copied() -> None:
+    """What the caller does to its object after construction does not reach the event."""
+    inner: dict[str, Any] = {"size": [1, 2]}
+    data = {"basket": inner, "list": [inner]}
+    contact = SetContact(**fields_of(SetContact, custom_data=data))
+    custom = CustomEvent(name="newEvent", fields=data)
+    inner["size"].append(3)
+    inner["new"] = 1
+    data["more"] = []
+    expected = {"basket": {"size": [1, 2]}, "list": [{"size": [1, 2]}]}
+
+    assert expected == contact.custom_data
+    assert expected == custom.fields
+
+
+@given(json_objects())
+@PROPERTY
+def test_custom_data_is_plain(data: dict[str, Any]) -> None:
+    """An event's object equals the caller's, and is made of plain dicts and lists of its own."""
+    kept = SetContact(**fields_of(SetContact, custom_data=data)).custom_data
+
+    assert data == kept
+    assert kept is not data
+
+
+def test_product_ids_are_copied() -> None:
+    """A list of ids is kept as a tuple, so that a later change of the list does not reach the event."""
+    ids = [1, 2]
+    event = GroupView(**fields_of(GroupView, product_ids=ids))
+    ids.append(3)
+
+    assert (1, 2) == event.product_ids
+
+
+# --- custom events ---
+
+
+@pytest.mark.parametrize("name", ["a", "newEvent", "View", "X" * 50, "v2"])
+def test_custom_name(name: str) -> None:
+    """A custom event takes any name of letters and digits, a letter first, and tells it."""
+    event = CustomEvent(name=name, fields={})
+
+    assert name == event.event_name
+
+
+@pytest.mark.parametrize("name", ["", "2v", "a" * 51, "a-b", "a/b", "../x", "a?b", "é", "a\n", "a b", b"a", None, 1])
+def test_custom_name_refused(name: Any) -> None:
+    """A name that is none, and could change the URL, is refused and shown."""
+    with pytest.raises(EventValidationError) as caught:
+        CustomEvent(name=name, fields={})
+
+    assert ("CustomEvent", "name", name) == (caught.value.event, caught.value.field, caught.value.value)
+
+
+def test_custom_name_of_a_liar() -> None:
+    """A name that raises whatever it is asked is refused like any other that is no str."""
+    with pytest.raises(EventValidationError, match=r"^CustomEvent\.name must be 1-50 ASCII letters"):
+        CustomEvent(name=HOSTILE["liar"], fields={})
+
+
+@pytest.mark.parametrize("name", EVENT_TYPES)
+def test_custom_name_of_documented_event(name: str) -> None:
+    """The name of a documented event is refused, and the class to use is named."""
+    with pytest.raises(EventValidationError, match=f"construct {EVENT_TYPES[name].__name__} instead"):
+        CustomEvent(name=name, fields={})
+
+
+def test_custom_name_of_batch() -> None:
+    """The batch endpoint is no event."""
+    with pytest.raises(EventValidationError, match="is the batch endpoint"):
+        CustomEvent(name="visitorEvents", fields={})
+
+
+@pytest.mark.parametrize("fields", [None, [], "x", {1: 1}, {"a": math.nan}, {"a": object()}], ids=shown)
+def test_custom_fields_refused(fields: Any) -> None:
+    """The fields of a custom event must be a JSON object; the error names the event and never shows them."""
+    with pytest.raises(EventValidationError) as caught:
+        CustomEvent(name="newEvent", fields=fields)
+
+    assert ("newEvent", "fields") == (caught.value.event, caught.value.field[:6])
+    assert "got" not in str(caught.value)
+
+
+def test_custom_event_has_no_timestamp() -> None:
+    """Nothing is added to the fields of a custom event."""
+    assert b'{"newEvent":{}}' == Codec().encode(CustomEvent(name="newEvent", fields={}))
+
+
+# --- order_lines ---
+
+
+LINE: dict[Any, Any] = {"product_id": 1, "quantity": 2, "price": Decimal("9.90")}
+
+
+def test_order_lines() -> None:
+    """Each line of a basket becomes one order, all with the same transaction, visitor and timestamp."""
+    lines = [LINE, {"product_id": 2, "quantity": 0.5, "price": 1, "stock_id": "Moscow"}, {**LINE, "stock_id": None}]
+    orders = order_lines(lines, session_external_id=SESSION, transaction="135243", stock_id="NewYork", timestamp=MOMENT)
+    shared: dict[str, Any] = {"session_external_id": SESSION, "transaction": "135243", "timestamp": MOMENT}
+    expected = [
+        Order(product_id=1, quantity=2, price=Decimal("9.90"), stock_id="NewYork", **shared),
+        Order(product_id=2, quantity=0.5, price=1, stock_id="Moscow", **shared),
+        Order(product_id=1, quantity=2, price=Decimal("9.90"), **shared),
+    ]
+
+    assert expected == orders
+
+
+def test_order_lines_now() -> None:
+    """Left out, the timestamp of an order is one moment, the same for all its lines."""
+    before = utc_now()
+    orders = order_lines((LINE for _ in range(100)), session_external_id=SESSION, transaction="1")
+    [moment] = {order.timestamp for order in orders}
+
+    assert before <= moment <= utc_now()
+    assert [None] * 100 == [order.stock_id for order in orders]
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "said"),
+    [
+        ({}, "lines[1]", "(missing: 'price', 'product_id', 'quantity')"),
+        ({"product_id": 1, "price": 1}, "lines[1]", "(missing: 'quantity')"),
+        ({**LINE, "sku": 1}, "lines[1]", "(unknown: 'sku')"),
+        ({**LINE, "transaction": "2", 7: 1}, "lines[1]", "(unknown: 'transaction', 7)"),
+        ({"price": 1, "quantity": 1, "productId": 1}, "lines[1]", "(unknown: 'productId'; missing: 'product_id')"),
+        (1, "lines[1]", "must be a mapping, not int"),
+        ("product_id", "lines[1]", "must be a mapping, not str"),
+        (["product_id", "quantity", "price"], "lines[1]", "must be a mapping, not list"),
+        (None, "lines[1]", "must be a mapping, not NoneType"),
+        (Liar(), "lines[1]", "must be a mapping that can be read: it raised RuntimeError"),
+        (BrokenMapping(LINE), "lines[1]", "must be a mapping that can be read: it raised KeyError"),
+        (FickleMapping(), "lines[1]", "must be a mapping that can be read: it raised LookupError"),
+        (EndlessMapping(), "lines[1]", "(unknown: "),
+        ({**LINE, "price": -1}, "price", "0 or more"),
+        ({**LINE, "quantity": True}, "quantity", "above 0"),
+        ({**LINE, "stock_id": ""}, "stock_id", "1-50 characters"),
+    ],
+    ids=shown,
+)
+def test_order_lines_refused(line: Any, field: str, said: str) -> None:
+    """A line with an unknown key, a missing key or a broken rule is refused and told."""
+    with pytest.raises(EventValidationError) as caught:
+        order_lines([LINE, line], session_external_id=SESSION, transaction="1")
+
+    assert ("order", field) == (caught.value.event, caught.value.field)
+    assert said in caught.value.rule
+
+
+@pytest.mark.parametrize("name", ["none", "int", "true", "moment", "function", "liar", "broken list"])
+def test_no_lines_at_all(name: str) -> None:
+    """What is no iterable is refused by our own error: where a page sends null for a basket, there is none."""
+    lines = HOSTILE[name]
+    with pytest.raises(EventValidationError) as caught:
+        order_lines(lines, session_external_id=SESSION, transaction="1")
+
+    assert f"order.lines must be an iterable, not {type(lines).__name__}" == str(caught.value)
+
+
+def test_a_callers_own_error_is_not_hidden() -> None:
+    """What the caller's generator raises while it makes the lines comes out as it is."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield LINE
+        raise ConnectionError("database")
+
+    with pytest.raises(ConnectionError):
+        order_lines(rows(), session_external_id=SESSION, transaction="1")
+
+
+def test_order_lines_with_many_unknown_keys() -> None:
+    """However many and long the unknown keys are, the error is brief."""
+    line: dict[str, Any] = {**LINE, **{f"{number}{'x' * 1000}": 1 for number in range(1000)}}
+    with pytest.raises(EventValidationError) as caught:
+        order_lines([line], session_external_id=SESSION, transaction="1")
+
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("lines", [[], (), {}, iter(())])
+def test_empty_order(lines: Any) -> None:
+    """An order without a line is refused: nothing would be sent, and nobody would know."""
+    with pytest.raises(EventValidationError, match="at least one line"):
+        order_lines(lines, session_external_id=SESSION, transaction="1")
+
+
+@pytest.mark.parametrize(
+    ("shared", "field"),
+    [
+        ({"session_external_id": "a-b"}, "session_external_id"),
+        ({"transaction": ""}, "transaction"),
+        ({"stock_id": ""}, "stock_id"),
+        ({"timestamp": datetime(2018, 9, 15)}, "timestamp"),  # noqa: DTZ001
+    ],
+)
+def test_order_lines_shared_field(shared: dict[str, Any], field: str) -> None:
+    """What all lines share is held to the same rules."""
+    with pytest.raises(EventValidationError) as caught:
+        order_lines([LINE], **{"session_external_id": SESSION, "transaction": "1", **shared})
+
+    assert field == caught.value.field
+
+
+# --- new_session_id ---
+
+
+def test_new_session_id() -> None:
+    """A thousand new session ids are a thousand different ones, and every one is valid."""
+    ids = {new_session_id() for _ in range(1000)}
+    valid = {View(**fields_of(View, session_external_id=new)).session_external_id for new in ids}
+
+    assert 1000 == len(valid)

@@ -1,0 +1,274 @@
+"""Connections survive whatever ends their requests: after any storm the next request has an answer at once.
+
+Over HTTP and TLS, with and without a proxy, with a client of our own and with a caller's. What is open is counted by
+the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import httpx
+import pytest
+import trustme
+
+from retailrocket_async import AsyncTrackingClient, View
+from retailrocket_async._http.credentials import Credentials
+from retailrocket_async._http.transport import HttpxTransport
+from tests.support.proxy_server import proxy_server
+from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from retailrocket_async._http.reply import Reply
+
+# Once, without a tracer: it takes half a minute.
+pytestmark = pytest.mark.endurance
+
+
+BODY = b'{"productId":1}'
+WAYS = ["http", "https", "http-proxy", "https-proxy"]
+WHOSE = ["own", "callers"]
+EVENT = View(session_external_id="visitor", product_id=1)
+LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
+
+CLOSING = answer(200, "Connection: close")
+"""An answer after which every request needs a new connection."""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
+    """A certificate authority, and the file that clients trust it by."""
+    authority, file = trustme.CA(), tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return authority, file
+
+
+@attrs.frozen
+class Scene:
+    """A server, and a way to it."""
+
+    server: RawServer
+    base_url: str
+    http_client: httpx.AsyncClient | None
+
+    def transport(self, seconds: float = 30.0) -> HttpxTransport:
+        """Return a transport to the server."""
+        credentials = Credentials("key", "partner")
+        return HttpxTransport(credentials, base_url=self.base_url, timeout=seconds, http_client=self.http_client)
+
+    def client(self, **options: Any) -> AsyncTrackingClient:
+        """Return a client of the server."""
+        return AsyncTrackingClient(
+            "key",
+            "partner",
+            base_url=self.base_url,
+            http_client=self.http_client,
+            allow_insecure_http=True,
+            rate_limit=None,
+            **options,
+        )
+
+
+Open = Any
+
+
+@pytest.fixture
+def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Return what makes a scene: the way to the server, and whose HTTP client takes it."""
+
+    @asynccontextmanager
+    async def make(way: str, whose: str) -> AsyncIterator[Scene]:
+        context: ssl.SSLContext | None = None
+        proxy = None
+        if way.startswith("https"):
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            authority[0].issue_cert("127.0.0.1").configure_cert(context)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority[1]))
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.lower(), raising=False)
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(raw_server(context))
+            base_url = server.url
+            if way.endswith("proxy"):
+                proxy = await stack.enter_async_context(proxy_server(server.url))
+                monkeypatch.setenv("HTTP_PROXY", proxy)
+                monkeypatch.setenv("HTTPS_PROXY", proxy)
+                # No proxy of the environment is asked for this host over plain HTTP.
+                base_url = base_url if context else "http://shop.test/1.0/"
+            http_client = None
+            if whose == "callers":
+                trust = ssl.create_default_context(cafile=str(authority[1]))
+                http_client = httpx.AsyncClient(verify=trust, proxy=proxy, limits=LIMITS)
+                await stack.enter_async_context(http_client)
+            yield Scene(server, base_url, http_client)
+
+    return make
+
+
+async def _post(transport: HttpxTransport) -> Reply:
+    return await transport.post("view", BODY, on_sent=lambda: None)
+
+
+async def _in_every_turn(
+    act: Callable[[], asyncio.Task[Any]], stop: Callable[[asyncio.Task[Any]], Awaitable[None]]
+) -> int:
+    """Begin a request and stop it after 0, 1, 2... turns of the loop, until one has ended before; return how many."""
+    turns = 0
+    while True:
+        posting = act()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if posting.done():
+            await posting
+            return turns
+        await stop(posting)
+        turns += 1
+
+
+@pytest.mark.parametrize("reply", [CLOSING, OK], ids=["new", "kept"])
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
+    """In whichever turn a request is cancelled, the next one has its answer at once, and nothing else stays open."""
+    async with asyncio.timeout(60), scene(way, whose) as at:
+        at.server.always(reply)
+        transport = at.transport()
+        assert 200 == (await _post(transport)).status
+        replies: list[Reply] = []
+
+        async def stop(posting: asyncio.Task[Reply]) -> None:
+            posting.cancel()
+            await asyncio.wait({posting})
+            replies.append(await _post(transport))
+
+        turns = await _in_every_turn(lambda: asyncio.create_task(_post(transport)), stop)
+        await at.server.until_open(0 if reply is CLOSING else 1)
+        await transport.aclose()
+
+    assert turns > 8
+    assert {200} == {reply.status for reply in replies}
+
+
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("way", ["http", "https-proxy"])
+async def test_all_cancelled_in_every_turn(way: str, whose: str, scene: Open) -> None:
+    """Many requests that are cancelled in the same turn lose nothing, nor do those which waited for a connection."""
+    async with asyncio.timeout(60), scene(way, whose) as at:
+        transport = at.transport()
+        replies: list[Reply] = []
+        many: list[asyncio.Task[Reply]] = []
+
+        def begin() -> asyncio.Task[Reply]:
+            many[:] = [asyncio.create_task(_post(transport)) for _ in range(10)]
+            return many[-1]
+
+        async def stop(_: asyncio.Task[Reply]) -> None:
+            for posting in many:
+                posting.cancel()
+            await asyncio.wait(many)
+            replies.append(await _post(transport))
+
+        await _in_every_turn(begin, stop)
+        at.server.respond = at.server.all_at_once(8)
+        replies += await asyncio.gather(*(_post(transport) for _ in range(8)))
+        await at.server.until_open(8)
+        await transport.aclose()
+
+    assert {200} == {reply.status for reply in replies}
+
+
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("way", ["http", "https-proxy"])
+async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
+    """In whichever turn a request is cancelled and the transport closed, our own connections are closed."""
+    async with asyncio.timeout(60), scene(way, whose) as at:
+        at.server.always(CLOSING)
+        transport = at.transport()
+        # What takes a thread is done before the turns are counted.
+        await _post(transport)
+
+        async def stop(posting: asyncio.Task[Reply]) -> None:
+            posting.cancel()
+            await asyncio.wait({posting})
+            await transport.aclose()
+
+        await _in_every_turn(lambda: asyncio.create_task(_post(transport)), stop)
+        await transport.aclose()
+        await at.server.until_open(0)
+        left = [task for task in asyncio.all_tasks() if "Exchange" in repr(task)]
+
+    assert [] == left
+
+
+@pytest.mark.parametrize("reply", [CLOSING, OK], ids=["new", "kept"])
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("way", WAYS)
+async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
+    """Where the loop is blocked beyond our own time-out, in whichever turn, the next request has its answer at once."""
+    seconds = 0.02
+    async with asyncio.timeout(60), scene(way, whose) as at:
+        at.server.always(reply)
+        short, patient = at.transport(seconds), at.transport()
+        statuses: set[int | None] = set()
+
+        async def stop(posting: asyncio.Task[Reply]) -> None:
+            time.sleep(seconds * 1.1)  # noqa: ASYNC251 - that is the point
+            await posting
+            statuses.add((await _post(patient)).status)
+
+        assert (await _post(patient)).status == 200
+        await _post(short)
+        await _in_every_turn(lambda: asyncio.create_task(_post(short)), stop)
+        await short.aclose()
+        await patient.aclose()
+        if at.http_client is not None:
+            await at.http_client.aclose()
+        await at.server.until_open(0)
+
+    assert {200} == statuses
+
+
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("way", ["http", "https-proxy"])
+async def test_a_storm_of_cancelled_sends(way: str, whose: str, scene: Open) -> None:
+    """After hundreds of sends that were given a few milliseconds each, the next is delivered at its first attempt."""
+    chance = random.Random(13)
+    turn = 0
+
+    async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
+        nonlocal turn
+        turn += 1
+        await asyncio.sleep(turn % 7 * 0.004)
+        return CLOSING if turn % 5 == 0 else OK
+
+    async with asyncio.timeout(60), scene(way, whose) as at:
+        at.server.respond = respond
+        client = at.client()
+        await client.send(EVENT)
+
+        async def sends() -> None:
+            for _ in range(10):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(client.send(EVENT), chance.uniform(0.001, 0.03))
+
+        await asyncio.gather(*(sends() for _ in range(40)))
+        outcome = await client.send(EVENT)
+        at.server.respond = at.server.all_at_once(8)
+        outcomes = await asyncio.gather(*(client.send(EVENT) for _ in range(8)))
+        await at.server.until_open(8)
+        await client.aclose()
+        if at.http_client is not None:
+            await at.http_client.aclose()
+        await at.server.until_open(0)
+
+    assert {1} == {delivered.attempts for delivered in [outcome, *outcomes]}

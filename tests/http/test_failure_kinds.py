@@ -1,0 +1,293 @@
+"""Every way in which a request can fail, for real: certainly not recorded or perhaps, retried, told truly."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import httpx
+import pytest
+import trustme
+
+from retailrocket_async import (
+    Abandoned,
+    AsyncTrackingClient,
+    Batching,
+    Delivered,
+    Order,
+    RetryPolicy,
+    View,
+    new_session_id,
+)
+from retailrocket_async.emulator import Fault, RunningEmulator, Settings, running_emulator
+from tests.support.fakes import OK, TIMED_OUT, Engine, ScriptedTransport, run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from retailrocket_async import Outcome
+
+ONCE = RetryPolicy(max_attempts=1)
+PATIENT = 60.0
+"""Seconds that no machine needs for a request, nor to open a client, which counts as part of its first request."""
+IMPATIENT = httpx.Timeout(PATIENT, read=0.5)
+"""Only the wait for an answer is short: what comes before it may take its time."""
+QUICK = RetryPolicy(initial_backoff=0.01, max_backoff=0.01)
+
+
+@attrs.frozen
+class Kind:
+    """One way to fail, and what is to be known of it.
+
+    Attributes:
+        fault: what the emulator is to do.
+        failure: the kind that is told; None where there is an answer.
+        recorded: whether the server records the events.
+        perhaps: whether the client must say that they may be recorded.
+    """
+
+    fault: Fault
+    failure: str | None
+    recorded: bool
+    perhaps: bool
+
+
+KINDS = {
+    "reset before recording": Kind(Fault(kind="reset_before"), "broken", recorded=False, perhaps=True),
+    "reset after recording": Kind(Fault(kind="reset_after"), "broken", recorded=True, perhaps=True),
+    "closed before recording": Kind(Fault(kind="close_before"), "broken", recorded=False, perhaps=True),
+    "closed after recording": Kind(Fault(kind="close_after"), "broken", recorded=True, perhaps=True),
+    "stalled": Kind(Fault(kind="stall"), "timeout", recorded=False, perhaps=True),
+    "stalled after recording": Kind(Fault(kind="stall", record=True), "timeout", recorded=True, perhaps=True),
+    "garbage": Kind(Fault(kind="garbage"), "broken", recorded=False, perhaps=True),
+    "garbage after recording": Kind(Fault(kind="garbage", record=True), "broken", recorded=True, perhaps=True),
+    "500": Kind(Fault(kind="status", status=500), None, recorded=False, perhaps=True),
+    "502 after recording": Kind(Fault(kind="status", status=502, record=True), None, recorded=True, perhaps=True),
+    "503": Kind(Fault(kind="status", status=503), None, recorded=False, perhaps=True),
+    "504 after recording": Kind(Fault(kind="status", status=504, record=True), None, recorded=True, perhaps=True),
+    "408": Kind(Fault(kind="status", status=408), None, recorded=False, perhaps=False),
+    "429": Kind(Fault(kind="status", status=429), None, recorded=False, perhaps=False),
+}
+
+
+@asynccontextmanager
+async def shop(
+    fault: Fault | None = None, **options: Any
+) -> AsyncIterator[tuple[RunningEmulator, AsyncTrackingClient]]:
+    """Run an emulator that fails so, and a client of it."""
+    async with running_emulator(Settings(limit=None)) as emulator:
+        if fault is not None:
+            emulator.faults.add(fault)
+        timeout = IMPATIENT if fault is not None and fault.kind == "stall" else PATIENT
+        async with AsyncTrackingClient(
+            "dev-api-key", "dev-partner", base_url=emulator.url, timeout=timeout, **options
+        ) as client:
+            yield emulator, client
+
+
+def times_recorded(emulator: RunningEmulator, kind: Kind) -> int:
+    """Return how often what was in every request was recorded, if the first failed and nothing else did."""
+    requests: int = emulator.stats()["requests"]
+    # On a slow machine an impatient client sends more often.
+    assert requests == 2 or kind.failure == "timeout"
+    return requests - 1 + kind.recorded
+
+
+def order(number: int) -> Order:
+    """Return an order of that product."""
+    return Order(session_external_id="visitor", product_id=number, quantity=1, price=1, transaction=f"T{number}")
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_given_up(name: str) -> None:
+    """Without a retry the outcome says what is known: perhaps recorded, or certainly not."""
+    kind = KINDS[name]
+    async with shop(kind.fault, retry=ONCE) as (emulator, client):
+        outcome = await (await client.view(session_external_id="visitor", product_id=1))
+
+        assert isinstance(outcome, Abandoned)
+        assert (outcome.maybe_recorded, len(emulator.events())) == (kind.perhaps, int(kind.recorded))
+        assert kind.failure is None or (outcome.failure or "").startswith(kind.failure + ":")
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By default it is sent again: nothing is lost, recorded twice only where that is told, no error is seen."""
+    kind = KINDS[name]
+    async with shop(kind.fault, retry=QUICK) as (emulator, client):
+        receipts = await client.track_many([View(session_external_id="visitor", product_id=n) for n in range(20)])
+        outcomes = [await receipt for receipt in receipts]
+
+        assert all(isinstance(outcome, Delivered) for outcome in outcomes)
+        assert {outcome.maybe_duplicate for outcome in outcomes if isinstance(outcome, Delivered)} == {kind.perhaps}
+        counts = Counter(event.fields["productId"] for event in emulator.events())
+        assert counts == dict.fromkeys(range(20), times_recorded(emulator, kind))
+    assert [record for record in caplog.records if record.name == "retailrocket_async"] == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_at_most_once(name: str) -> None:
+    """Events that are to go at most once are never recorded twice; the others of their batch go again as ever."""
+    kind = KINDS[name]
+    retry = attrs.evolve(QUICK, at_most_once=(Order,))
+    async with shop(kind.fault, retry=retry) as (emulator, client):
+        view = await client.view(session_external_id="visitor", product_id=1)
+        receipt = await client.track(order(2))
+        outcome = await receipt
+
+        assert isinstance(await view, Delivered)
+        recorded = Counter(event.name for event in emulator.events())
+        if kind.perhaps:
+            assert isinstance(outcome, Abandoned)
+            assert (outcome.reason, outcome.maybe_recorded, outcome.attempts) == ("at_most_once", True, 1)
+            assert recorded["order"] == int(kind.recorded)
+        else:
+            assert isinstance(outcome, Delivered)
+            assert recorded["order"] == 1
+        assert recorded["view"] == times_recorded(emulator, kind)
+
+
+async def test_a_truncated_answer_is_an_answer() -> None:
+    """A status whose body breaks off counts: the bodies say nothing."""
+    async with shop(Fault(kind="truncate"), retry=ONCE) as (emulator, client):
+        assert isinstance(await (await client.view(session_external_id="visitor", product_id=1)), Delivered)
+        assert len(emulator.events()) == 1
+
+
+async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixture) -> None:
+    """A keep-alive connection that the server closes just as it is used again costs no event and shows no error."""
+    batching = Batching(max_in_flight=1)
+    async with shop(Fault(kind="close_idle", times=5), retry=QUICK, batching=batching) as (emulator, client):
+        for number in range(12):
+            assert isinstance(await (await client.view(session_external_id="visitor", product_id=number)), Delivered)
+
+        assert sorted(event.fields["productId"] for event in emulator.events()) == list(range(12))
+        assert client.stats().retries >= 1
+    assert [record for record in caplog.records if record.name == "retailrocket_async"] == []
+
+
+# --- before any byte could count ---
+
+
+def unused_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def outcome_at(url: str, **options: Any) -> Outcome:
+    """Return what becomes of an event that is sent there once."""
+    async with AsyncTrackingClient("key", "partner", base_url=url, retry=ONCE, timeout=PATIENT, **options) as client:
+        return await (await client.view(session_external_id=new_session_id(), product_id=1))
+
+
+async def test_nobody_listens() -> None:
+    """Where nobody listens nothing was recorded."""
+    outcome = await outcome_at(f"http://127.0.0.1:{unused_port()}/1.0/")
+
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.maybe_recorded, outcome.failure) == (False, "connect: ConnectError")
+
+
+class NoNames(asyncio.SelectorEventLoop):
+    """An event loop to which every name is unknown."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
+        """Know nothing."""
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def test_an_unknown_name() -> None:
+    """Where the host has no address nothing was recorded, and the failure says that it is the name."""
+    with asyncio.Runner(loop_factory=NoNames) as runner:
+        outcome = runner.run(outcome_at("http://shop.localhost/1.0/", allow_insecure_http=True))
+
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.maybe_recorded, outcome.failure) == (False, "name: ConnectError")
+
+
+async def test_an_untrusted_certificate() -> None:
+    """A server whose certificate nobody vouches for gets no byte of the request, and the failure says it is TLS."""
+    got = bytearray()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.extend(await reader.read())
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+    async with server:
+        outcome = await outcome_at(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/1.0/")
+
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.maybe_recorded, outcome.failure, bytes(got)) == (False, "tls: ConnectError", b"")
+
+
+async def test_no_free_connection() -> None:
+    """A caller's own client whose connections are all taken has sent nothing."""
+    async with running_emulator(Settings()) as emulator:
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(PATIENT, pool=0.05)) as http:
+            await http.get(emulator.url)
+            holding = await http.send(http.build_request("POST", emulator.url), stream=True)
+            timeout = httpx.Timeout(PATIENT, pool=0.05)
+            client = AsyncTrackingClient(
+                "dev-api-key", "dev-partner", base_url=emulator.url, http_client=http, retry=ONCE, timeout=timeout
+            )
+            async with client:
+                outcome = await (await client.view(session_external_id="visitor", product_id=1))
+            await holding.aclose()
+
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.maybe_recorded, outcome.failure) == (False, "pool: PoolTimeout")
+
+
+async def test_no_key() -> None:
+    """Where the function gives no key nothing was sent."""
+
+    def no_key() -> str:
+        raise KeyError
+
+    async with shop() as (emulator, _):
+        client = AsyncTrackingClient(no_key, "dev-partner", base_url=emulator.url, retry=ONCE)
+        async with client:
+            outcome = await (await client.view(session_external_id="visitor", product_id=1))
+
+        assert isinstance(outcome, Abandoned)
+        assert (outcome.maybe_recorded, outcome.failure) == (False, "key: KeyError")
+        assert emulator.stats()["requests"] == 0
+
+
+# --- at most once, through the engine ---
+
+
+def test_direct_sends_follow_the_rule() -> None:
+    """A direct send with an event that goes at most once is not sent again after an ambiguous failure."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(429, TIMED_OUT, then=OK), retry=RetryPolicy(at_most_once={"view"}))
+        with pytest.raises(Exception, match="at_most_once") as caught:
+            await engine.send(1)
+        assert (caught.value.attempts, caught.value.maybe_recorded) == (2, True)  # type: ignore[attr-defined]
+
+    run(test())
+
+
+def test_certain_failures_do_not_count() -> None:
+    """An event that goes at most once is sent again as long as it was certainly not recorded."""
+
+    async def test() -> None:
+        engine = Engine(ScriptedTransport(429, 408, 429, then=OK), retry=RetryPolicy(at_most_once={"view"}))
+        outcome = await (await engine.track(1))
+        assert isinstance(outcome, Delivered)
+        assert not outcome.maybe_duplicate
+
+    run(test())

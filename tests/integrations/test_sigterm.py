@@ -1,0 +1,164 @@
+"""The documented worker under a real SIGTERM, sent from outside while it works."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
+from tests.project.test_docs import ROOT, examples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+
+WORK = """
+import asyncio, itertools, json, signal
+from retailrocket_async import AsyncTrackingClient
+
+
+async def work(client):
+    for number in itertools.count(1):
+        await client.view(session_external_id="visitor", product_id=number)
+        print(number, flush=True)
+        await asyncio.sleep(0.001)
+
+
+def tell(report):
+    stats = report.stats
+    settled = {name: getattr(stats, name) for name in ("delivered", "rejected", "abandoned", "dropped")}
+    left = stats.pending + stats.in_flight + stats.waiting
+    print(json.dumps([stats.tracked, settled, left, len(report.undelivered), report.clean]))
+
+
+"""
+
+
+def recipe() -> str:
+    """Return the `main` of the page's worker."""
+    page = ROOT / "docs" / "how-to" / "shutting-down.md"
+    [source] = [example.source for example in examples(page) if "signal.SIGTERM" in example.source]
+    [main] = [node for node in ast.parse(source).body if getattr(node, "name", "") == "main"]
+    return ast.get_source_segment(source, main) or ""
+
+
+def patient(main: str) -> str:
+    """Return that `main` with time to deliver everything on a machine that has much else to do."""
+    for told, instead in (("timeout=10", "timeout=90"), ("from_env()", "from_env(timeout=90)")):
+        assert main.count(told) == 1
+        main = main.replace(told, instead)
+    return main
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorProcess]:
+    """An emulator in a process of its own."""
+    with emulator_process() as emulator:
+        yield emulator
+
+
+@contextmanager
+def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[str]]:
+    """Run a worker; one that hangs is killed."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "RETAILROCKET_API_KEY": Settings().api_key,
+        "RETAILROCKET_PARTNER_ID": Settings().partner_id,
+        "RETAILROCKET_BASE_URL": emulator.url,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{WORK}{main}\n\nasyncio.run(main())"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        killer = threading.Timer(100, process.kill)
+        killer.start()
+        try:
+            yield process
+        finally:
+            killer.cancel()
+            process.kill()
+
+
+def accepted_until_ended(
+    process: subprocess.Popen[str], number: signal.Signals, when: Callable[[], object] = lambda: True
+) -> tuple[list[int], str, str]:
+    """Send the signal in the middle of the work; return what was accepted, the last line, and the errors."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first = [process.stdout.readline() for _ in range(200)]
+    while not when():
+        first.append(process.stdout.readline())
+    process.send_signal(number)
+    # Not by `communicate`, which knows nothing of what `readline` has read ahead.
+    *others, last = process.stdout.read().splitlines()
+    errors = process.stderr.read()
+    process.wait()
+    return [int(line) for line in first + others], last, errors
+
+
+def test_the_recipe_is_short() -> None:
+    """The recipe has ten lines at most."""
+    assert 0 < len(recipe().splitlines()) <= 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_loses_nothing(number: signal.Signals, emulator: EmulatorProcess) -> None:
+    """Every event that the worker called accepted before the signal was recorded, once, and the exit status is 0."""
+    with worker(patient(recipe()), emulator) as process:
+        accepted, last, errors = accepted_until_ended(process, number)
+    recorded = Counter(record["fields"]["productId"] for record in emulator.events())
+
+    assert ("everything delivered: True", "", 0) == (last, errors, process.returncode)
+    assert {1} == set(recorded.values())
+    # The signal may come between the accepting and the printing.
+    assert set(accepted) <= recorded.keys() <= set(range(1, len(accepted) + 2))
+
+
+def test_a_server_that_stalls_does_not_hold_the_worker(emulator: EmulatorProcess) -> None:
+    """Where the server never answers the worker ends all the same, by its deadline, with a report that adds up."""
+    emulator.add_faults([{"kind": "stall", "times": 1_000}])
+    main = recipe()
+    for told, instead in (
+        ("timeout=10", "timeout=1"),
+        ('print("everything delivered:", report.clean)', "tell(report)"),
+    ):
+        assert main.count(told) == 1
+        main = main.replace(told, instead)
+    with worker(main, emulator) as process:
+        accepted, last, errors = accepted_until_ended(
+            process, signal.SIGTERM, when=lambda: emulator.faults()[0]["times"] < 1_000
+        )
+    tracked, settled, left, undelivered, clean = json.loads(last)
+
+    assert (0, False, 0) == (process.returncode, clean, left), errors
+    assert tracked in (len(accepted), len(accepted) + 1)
+    assert (0, 0) == (settled["delivered"], settled["rejected"])
+    assert tracked == settled["abandoned"] + settled["dropped"] == undelivered
+    assert settled["abandoned"]
+    assert [] == emulator.events()
+
+
+def test_work_that_fails_is_not_hidden(emulator: EmulatorProcess) -> None:
+    """Where the work itself fails the client is closed first, and then the error ends the process."""
+    failing = patient(recipe()).replace("work(client)", "asyncio.wait_for(work(client), 0.5)")
+    with worker(failing, emulator) as process:
+        printed, errors = process.communicate()
+    *accepted, last = printed.splitlines()
+
+    assert ("everything delivered: True", 1) == (last, process.returncode)
+    assert "TimeoutError" in errors.splitlines()[-1]
+    assert len(accepted) <= len(emulator.events()) <= len(accepted) + 1

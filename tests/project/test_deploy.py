@@ -1,0 +1,320 @@
+"""The files in deploy/ are well-formed, and say of the relay what it says of itself. No container engine runs here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from typer.main import get_command
+
+from retailrocket_async import AsyncTrackingClient, Delivered
+from retailrocket_async.cli._app import app
+from retailrocket_async.emulator import Settings, running_emulator
+from retailrocket_async.relay import MemorySource, MemoryStream, Relay, RelaySettings, serving_health
+
+yaml = pytest.importorskip("yaml")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+DEFAULTS = RelaySettings(source="unset")
+PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text("utf-8")
+
+AFTER_THE_GRACE = 15.0
+"""Seconds that the relay takes at most after its grace: to come to an end, to settle, to part from the broker."""
+
+
+def documents() -> dict[str, Any]:
+    """Return the manifests by their kinds."""
+    found = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text("utf-8"))]
+    return {document["kind"]: document for document in found}
+
+
+def pod() -> Any:
+    """Return the pod's specification."""
+    return documents()["Deployment"]["spec"]["template"]["spec"]
+
+
+def container() -> Any:
+    """Return the one container."""
+    [only] = pod()["containers"]
+    return only
+
+
+def compose() -> Any:
+    """Return the Compose file."""
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+
+
+def dockerfile() -> list[str]:
+    """Return the Dockerfile's instructions, continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
+
+
+def known_variables() -> set[str]:
+    """Return the environment variables that the command `relay` reads."""
+    command: Any = get_command(app)
+    options = command.commands["relay"].params
+    named = {option.envvar for option in options if isinstance(option.envvar, str)}
+    # Never an option, which everyone on the machine could read.
+    return named | {"RETAILROCKET_API_KEY", "RETAILROCKET_RELAY_USER", "RETAILROCKET_RELAY_PASSWORD"}
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a duration as Docker writes it."""
+    match = re.fullmatch(r"(\d+)s", text)
+    assert match, text
+    return float(match[1])
+
+
+class TestDockerfile:
+    """deploy/Dockerfile."""
+
+    def test_lint(self) -> None:
+        """Hadolint finds nothing."""
+        linter = shutil.which("hadolint")
+        if linter is None:
+            pytest.skip("hadolint is not installed")
+        ended = subprocess.run([linter, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (0, "")
+
+    def test_not_root_and_no_secrets(self) -> None:
+        """It runs as a number that is not 0, and no key, shop or address is built in."""
+        assert [line for line in dockerfile() if line.startswith("USER")] == ["USER 10001:10001"]
+        text = (DEPLOY / "Dockerfile").read_text("utf-8")
+        assert not re.search(r"API_KEY|PARTNER_ID|RELAY_SOURCE|RELAY_PASSWORD|^ARG", text, re.MULTILINE)
+
+    def test_in_stages(self) -> None:
+        """What builds is not in the image that runs, and nothing but the project's files is looked at for it."""
+        assert sum(line.startswith("FROM") for line in dockerfile()) == 2
+        ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+        assert "*" in ignored
+        copied = {
+            name
+            for line in dockerfile()
+            if (m := re.match(r"COPY ([\w.]+(?: [\w.]+)*) \./?", line))
+            for name in m[1].split()
+        }
+        assert copied == {line[1:] for line in ignored if line.startswith("!")}
+        # The package itself is out of the way where the built wheel is tested.
+        assert all((ROOT / name).exists() for name in copied - {"retailrocket_async"})
+
+    def test_extras_exist(self) -> None:
+        """The extras that are installed are the package's."""
+        import tomllib
+
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+        [wanted] = re.findall(r'"\.\[(.+)\]"', (DEPLOY / "Dockerfile").read_text("utf-8"))
+        assert set(wanted.split(",")) <= extras.keys()
+
+    def test_port(self) -> None:
+        """The port that is told is the relay's, and health is served to the outside, which is not the default."""
+        assert f"EXPOSE {DEFAULTS.health_port}" in dockerfile()
+        assert DEFAULTS.health_host == "127.0.0.1"
+        assert any("RETAILROCKET_RELAY_HEALTH_HOST=0.0.0.0" in line for line in dockerfile())
+
+    async def test_health_check(self) -> None:
+        """The health check succeeds while a relay works, and fails while nobody listens."""
+        [line] = [line for line in dockerfile() if line.startswith("HEALTHCHECK")]
+        python, *arguments = json.loads(line[line.index("[") :])
+        assert python == "/opt/relay/bin/python"
+        assert f":{DEFAULTS.health_port}/livez" in arguments[-1]
+
+        async def check(port: int) -> int:
+            program = arguments[-1].replace(f":{DEFAULTS.health_port}/", f":{port}/")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments[:-1], program, stderr=asyncio.subprocess.DEVNULL
+            )
+            return await process.wait()
+
+        client = AsyncTrackingClient("key", "shop")
+        relay = Relay(MemorySource(MemoryStream()), client)
+        async with serving_health(relay, client, port=0) as url:
+            port = int(url.rpartition(":")[2])
+            assert await check(port) == 0
+        assert await check(port) != 0
+        await client.aclose()
+
+
+class TestCompose:
+    """deploy/compose.yaml."""
+
+    def test_schema(self) -> None:
+        """It is a Compose file by the specification's schema, which lies beside the tests."""
+        jsonschema = pytest.importorskip("jsonschema")
+        schema = json.loads((ROOT / "tests" / "compose-spec" / "compose-spec.json").read_text("utf-8"))
+        assert "draft-07" in schema["$schema"]
+        jsonschema.Draft7Validator(schema).validate(compose())
+
+    def test_who_is_there(self) -> None:
+        """A shop, a broker, the relay and the emulator."""
+        assert compose()["services"].keys() == {"shop", "redis", "relay", "emulator"}
+
+    def test_variables(self) -> None:
+        """The relay's variables are those that it reads, and what it needs is there."""
+        given = compose()["services"]["relay"]["environment"]
+        assert given.keys() <= known_variables()
+        assert {"RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID", "RETAILROCKET_RELAY_SOURCE"} <= given.keys()
+
+    def test_time_to_end(self) -> None:
+        """It is not killed before its grace, and what comes after it, are over."""
+        relay = compose()["services"]["relay"]
+        assert (
+            seconds(relay["stop_grace_period"])
+            >= float(relay["environment"]["RETAILROCKET_RELAY_GRACE"]) + AFTER_THE_GRACE
+        )
+
+    def test_port(self) -> None:
+        """Health is published to this machine alone."""
+        assert compose()["services"]["relay"]["ports"] == [f"127.0.0.1:{DEFAULTS.health_port}:{DEFAULTS.health_port}"]
+
+    def test_commands(self) -> None:
+        """The commands and their options exist."""
+        command: Any = get_command(app)
+        for service in ("relay", "emulator"):
+            name, *arguments = compose()["services"][service]["command"]
+            options = {option for parameter in command.commands[name].params for option in parameter.opts}
+            assert {argument for argument in arguments if argument.startswith("--")} <= options
+
+    def test_the_emulator_lets_the_relay_in(self) -> None:
+        """Relay and emulator have the same key and shop, and the relay's address is where the emulator listens."""
+        services = compose()["services"]
+        relay, emulator = services["relay"]["environment"], services["emulator"]["environment"]
+        for name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID"):
+            assert relay[name] == emulator[name]
+        address = urlsplit(relay["RETAILROCKET_BASE_URL"])
+        command = services["emulator"]["command"]
+        port = command[command.index("--port") + 1]
+        assert (address.hostname, str(address.port)) == ("emulator", port)
+        assert command[command.index("--host") + 1] == "0.0.0.0"
+        assert services["emulator"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+    @pytest.mark.parametrize("given", [{}, {"RETAILROCKET_API_KEY": "mine", "RETAILROCKET_PARTNER_ID": "my-shop"}])
+    def test_an_event_arrives(self, given: dict[str, str]) -> None:
+        """With the two services' environments, as Compose fills them in, a request of the relay's is accepted."""
+        services = compose()["services"]
+
+        def filled_in(service: str) -> dict[str, str]:
+            found = re.compile(r"\$\{(\w+):-([^}]*)\}")
+            environment = services[service]["environment"]
+            return {
+                name: found.sub(lambda match: given.get(match[1]) or match[2], value)
+                for name, value in environment.items()
+                if name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID")
+            }
+
+        emulator = filled_in("emulator")
+        settings = Settings(api_key=emulator["RETAILROCKET_API_KEY"], partner_id=emulator["RETAILROCKET_PARTNER_ID"])
+        relay = filled_in("relay")
+
+        async def send() -> object:
+            async with (
+                running_emulator(settings) as server,
+                AsyncTrackingClient(
+                    relay["RETAILROCKET_API_KEY"], relay["RETAILROCKET_PARTNER_ID"], base_url=server.url
+                ) as client,
+            ):
+                return await (await client.view(session_external_id="a", product_id=1))
+
+        assert isinstance(asyncio.run(send()), Delivered)
+
+    def test_the_shop_publishes_where_the_relay_reads(self) -> None:
+        """Both name the same server and stream, and the shop's program is one."""
+        services = compose()["services"]
+        shop, relay = services["shop"]["environment"], services["relay"]["environment"]
+        address, _, query = relay["RETAILROCKET_RELAY_SOURCE"].partition("?")
+        assert shop["SHOP_REDIS"] == address == relay["RETAILROCKET_RELAY_LIMITER"]
+        assert f"stream={shop['SHOP_STREAM']}" in query.split("&")
+        compile((DEPLOY / "shop.py").read_text("utf-8"), "shop.py", "exec")
+
+
+class TestKubernetes:
+    """deploy/kubernetes/."""
+
+    @pytest.mark.parametrize("version", ["1.28", "1.30", "1.33"])
+    @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+    def test_schema(self, path: Path, version: str) -> None:
+        """Each manifest is valid by the schemas of several releases, without a field that does not exist."""
+        validator = pytest.importorskip("kubernetes_validate")
+        for document in yaml.safe_load_all(path.read_text("utf-8")):
+            validator.validate(document, version, strict=True)
+
+    def test_all_is_there(self) -> None:
+        """A deployment, a service for its metrics, and a budget for disruptions, all of the same pods."""
+        found = documents()
+        assert found.keys() == {"Deployment", "Service", "PodDisruptionBudget"}
+        labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+        assert found["Service"]["spec"]["selector"] == labels
+        assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+        # One that allows none to go would block every drain of a node.
+        assert found["PodDisruptionBudget"]["spec"]["minAvailable"] < found["Deployment"]["spec"]["replicas"]
+
+    def test_probes(self) -> None:
+        """The probes ask where the relay answers."""
+        [port] = container()["ports"]
+        assert port == {"name": "health", "containerPort": DEFAULTS.health_port}
+        assert container()["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
+        assert container()["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
+        [service] = documents()["Service"]["spec"]["ports"]
+        assert service["targetPort"] == "health"
+        annotations = documents()["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+        assert annotations["prometheus.io/port"] == str(DEFAULTS.health_port)
+
+    def test_variables(self) -> None:
+        """The variables are those that the relay reads, and whatever may hold a secret comes from a Secret."""
+        given = {variable["name"]: variable for variable in container()["env"]}
+        assert given.keys() <= known_variables()
+        for name in ("API_KEY", "PARTNER_ID", "RELAY_SOURCE", "RELAY_LIMITER"):
+            assert given[f"RETAILROCKET_{name}"]["valueFrom"]["secretKeyRef"]["name"] == "retailrocket"
+        assert given["RETAILROCKET_RELAY_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+        assert given["RETAILROCKET_RELAY_HEALTH_HOST"]["value"] == "0.0.0.0"
+        assert not [document for document in documents().values() if document["kind"] == "Secret"]
+
+    def test_time_to_end(self) -> None:
+        """It is not killed before its grace, and what comes after it, are over."""
+        [grace] = [float(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_GRACE"]
+        assert pod()["terminationGracePeriodSeconds"] >= grace + AFTER_THE_GRACE
+
+    def test_the_limiter_counts_all_replicas(self) -> None:
+        """The limiter is told of all pods that there can be at once, those of a rolling update included."""
+        deployment = documents()["Deployment"]["spec"]
+        [told] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
+        assert told == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
+
+    def test_not_root(self) -> None:
+        """It runs as the image's user, with no right that it does not need."""
+        assert pod()["securityContext"]["runAsNonRoot"] is True
+        assert f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}" in dockerfile()
+        assert container()["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert pod()["automountServiceAccountToken"] is False
+
+
+def mentioned() -> Iterator[str]:
+    """Give the variables that the page names."""
+    yield from re.findall(r"RETAILROCKET_\w+", PAGE)
+
+
+def test_the_page_names_what_there_is() -> None:
+    """The page's variables are the relay's, and its files exist."""
+    assert set(mentioned()) <= known_variables()
+    for path in re.findall(r"`(deploy/[\w./-]+)`", PAGE):
+        assert (ROOT / path).exists(), path
+    for key in re.findall(r"--from-literal=([\w-]+)=", PAGE):
+        assert key in (DEPLOY / "kubernetes" / "deployment.yaml").read_text("utf-8")

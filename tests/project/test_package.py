@@ -1,0 +1,150 @@
+"""The package as a whole: its front door, its metadata, and what holds for all tests."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+import types
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import retailrocket_async
+
+TESTS = Path(__file__).parents[1]
+PUBLIC = {name: getattr(retailrocket_async, name) for name in retailrocket_async.__all__}
+DOCUMENTABLE = {name: thing for name, thing in PUBLIC.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+
+
+def test_all_is_complete() -> None:
+    """`__all__` names everything public that can be imported from the front door."""
+    public = {
+        name
+        for name, thing in vars(retailrocket_async).items()
+        if not name.startswith("_") and not isinstance(thing, types.ModuleType) and name != "annotations"
+    }
+
+    assert set(retailrocket_async.__all__) == public
+
+
+def test_all_is_sorted() -> None:
+    """`__all__` is sorted: constants, classes, functions."""
+    names = retailrocket_async.__all__
+
+    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTABLE))
+def test_public_names_are_documented(name: str) -> None:
+    """Every public class and function has a docstring, and so has every public method and property of its own."""
+    thing = DOCUMENTABLE[name]
+    members = vars(thing) if inspect.isclass(thing) else {}
+    undocumented = [
+        member
+        for member, value in members.items()
+        if not member.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod))
+        and not inspect.getdoc(value)
+    ]
+
+    assert inspect.getdoc(thing)
+    assert undocumented == []
+
+
+IMPORT_AND_LOOK = """
+import asyncio, gc, logging, signal, sys, threading, warnings
+warnings.simplefilter("error")
+# The policy that is set, if any; asking for it by its public name makes one, and is deprecated from Python 3.14 on.
+def globals_of_others():
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), asyncio.events._event_loop_policy
+before = globals_of_others()
+import retailrocket_async
+after = globals_of_others()
+alive = gc.get_objects()
+print([
+    before == after,
+    threading.active_count(),
+    logging.getLogger().handlers,
+    logging.getLogger("retailrocket_async").handlers,
+    [type(thing).__name__ for thing in alive if isinstance(thing, asyncio.AbstractEventLoop | asyncio.Task)],
+    [name for name in (type(thing).__name__ for thing in alive) if name in ("AsyncClient", "Client")],
+    sorted({"starlette", "typer", "uvicorn"} & sys.modules.keys()),
+])
+"""
+
+
+def test_import_creates_nothing() -> None:
+    """Importing the package starts no task, thread or client, touches no signal or log handler, and loads no extra."""
+    told = subprocess.run([sys.executable, "-c", IMPORT_AND_LOOK], capture_output=True, text=True, check=True)
+
+    assert told.stdout == "[True, 1, [], [], [], [], []]\n"
+
+
+def test_version() -> None:
+    """`__version__` is the version of the installed distribution."""
+    assert retailrocket_async.__version__ == metadata.version("retailrocket-async")
+
+
+def test_no_other_dunder() -> None:
+    """A name that does not exist is an AttributeError, as from any module."""
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = retailrocket_async.nonsense  # type: ignore[attr-defined]
+
+
+def test_typed() -> None:
+    """`py.typed` is shipped, so that type checkers of others read our annotations."""
+    assert resources.files("retailrocket_async").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_are_claims(path: Path) -> None:
+    """Every test has a docstring: the claim that it proves."""
+    tests = [
+        node
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    ]
+
+    assert [node.name for node in tests if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("path", ["noxfile.py", ".ci/run"])
+def test_every_process_has_a_hash_seed_of_its_own(path: str) -> None:
+    """No check fixes the hash seed, so pytest-xdist refuses tests whose parameters come out of a set in any order."""
+    assert "PYTHONHASHSEED" not in (TESTS.parent / path).read_text("utf-8")
+
+
+REQUIRING = """
+import pytest
+
+@pytest.mark.needs_server("no-such-program")
+def test_absent():
+    raise AssertionError("never run")
+
+@pytest.mark.needs_server("python3")
+def test_skipped_inside():
+    pytest.skip("the server does not start")
+
+def test_skipped_otherwise():
+    pytest.skip("not on this system")
+"""
+
+
+@pytest.mark.parametrize(
+    ("required", "outcomes"), [("0", {"passed": 0, "skipped": 3}), ("1", {"failed": 1, "errors": 1, "skipped": 1})]
+)
+def test_a_missing_server_is_a_failure_where_servers_are_required(
+    required: str, outcomes: dict[str, int], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With RETAILROCKET_REQUIRE_SERVERS=1 no test that needs a real server can be skipped, whatever the reason."""
+    monkeypatch.setenv("RETAILROCKET_REQUIRE_SERVERS", required)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
+    pytester.makeconftest((TESTS / "conftest.py").read_text("utf-8"))
+    pytester.makeini("[pytest]\nmarkers = needs_server(program)\n")
+    pytester.makepyfile(REQUIRING)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(**outcomes)

@@ -1,0 +1,101 @@
+"""How large a body may be: below what was refused, and slowly up again."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retailrocket_async._queue.body_limit import LEAST, BodyLimit
+from tests.support.strategies import PROPERTY
+
+MOST = 512 * 1024
+
+
+def fill(
+    cap: BodyLimit, limit: int, seconds: float, *, start: float = 0.0, every: float = 0.5
+) -> list[tuple[float, int]]:
+    """Send full bodies to a server that takes `limit` bytes; return when a body was refused, and its size."""
+    refused: list[tuple[float, int]] = []
+    for step in range(int(seconds / every)):
+        now, size = start + step * every, cap.bytes
+        if size > limit:
+            refused.append((now, size))
+            cap.refused(size, now)
+        else:
+            cap.accepted(size, now)
+    return refused
+
+
+def test_it_begins_as_configured() -> None:
+    """Nothing is known of a new server, so nothing is cut."""
+    assert BodyLimit(MOST).bytes == MOST
+
+
+def test_refused_bodies_halve_it() -> None:
+    """Each refusal halves the cap, but never below a kilobyte."""
+    cap = BodyLimit(MOST)
+    sizes = []
+    for _ in range(12):
+        cap.refused(cap.bytes, 0.0)
+        sizes.append(cap.bytes)
+
+    assert sizes[:3] == [MOST // 2, MOST // 4, MOST // 8]
+    assert sizes[-1] == LEAST
+
+
+def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None:
+    """Whatever small bodies are taken meanwhile, a refusal no more than halves the cap."""
+    cap = BodyLimit(MOST)
+    cap.refused(MOST, 0.0)
+    cap.accepted(300, 1.0)
+    cap.refused(MOST // 2, 2.0)
+
+    assert cap.bytes == MOST // 4
+
+
+def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
+    """Against a server that takes 100 kB an hour of full bodies meets few refusals, further and further apart."""
+    cap = BodyLimit(MOST)
+    refused = fill(cap, 100_000, 3600.0)
+    later = [at for at, _ in refused if at > 10.0]
+
+    assert len(later) <= 8
+    gaps = [after - before for before, after in itertools.pairwise(later)]
+    assert gaps == sorted(gaps)
+    assert cap.bytes <= 100_000
+    assert cap.bytes > 75_000
+
+
+def test_it_comes_back_when_the_server_does() -> None:
+    """Once the server takes everything again, the cap grows to the configured one, without a refusal."""
+    cap = BodyLimit(MOST)
+    fill(cap, 100_000, 60.0)
+
+    assert fill(cap, MOST, 7200.0, start=60.0) == []
+    assert cap.bytes == MOST
+
+
+def test_small_bodies_do_not_raise_it() -> None:
+    """Bodies that do not fill the cap say nothing of the room beyond it."""
+    cap = BodyLimit(MOST)
+    cap.refused(MOST, 0.0)
+    for step in range(10_000):
+        cap.accepted(2000, step * 10.0)
+
+    assert cap.bytes == MOST // 2
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(2, MOST), st.floats(0, 1e6)), max_size=60))
+@PROPERTY
+def test_it_stays_within_its_bounds(history: list[tuple[bool, int, float]]) -> None:
+    """Whatever is refused and accepted, the cap is between a kilobyte and the configured one, and below what failed."""
+    cap = BodyLimit(MOST)
+    for refused, size, now in history:
+        if refused:
+            cap.refused(size, now)
+            assert cap.bytes < max(size, LEAST + 1)
+        else:
+            cap.accepted(size, now)
+        assert LEAST <= cap.bytes <= MOST

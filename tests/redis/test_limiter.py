@@ -1,0 +1,824 @@
+"""The limit that a fleet shares, on a real Redis: kept, shared fairly, and outliving whatever happens to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis, RedisCluster
+
+from retailrocket_async import ConfigurationError, RateLimit, RetailRocketError, WrongLoopError
+from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
+from retailrocket_async.redis._outage import share
+from tests.contracts.limiter import LimiterContract, now, take, worst_window
+from tests.support.redis_server import RedisServer, free_port, redis_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+    from retailrocket_async import Limiter
+
+__all__ = ["redis_server"]
+
+pytestmark = [pytest.mark.needs_server("redis-server"), pytest.mark.leaves_connections("redis-py")]
+
+T = TypeVar("T")
+
+KEY = "retailrocket:{shop}:limit"
+PATIENCE = 30.0
+"""Seconds in which even a busy machine gets there."""
+
+
+class TestRedisLimiter(LimiterContract):
+    """`RedisLimiter` keeps the contract."""
+
+    per = 0.5
+    lateness = 0.5
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: RedisServer) -> None:
+        self.url = redis_server.url
+        self.clients: list[Redis] = []
+
+    def make(self, rate_limit: RateLimit) -> Limiter:
+        """Return a new one, in a fleet of its own."""
+        client = Redis.from_url(self.url)
+        self.clients.append(client)
+        return RedisLimiter(client, rate_limit)
+
+    def run(self, test: Coroutine[Any, Any, T]) -> T:
+        """Run `test` in real time; close the clients."""
+
+        async def main() -> T:
+            try:
+                return await test
+            finally:
+                for client in self.clients:
+                    await client.aclose()
+
+        return asyncio.run(main())
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """Give a client of the test's server."""
+    async with Redis.from_url(redis_server.url) as client:
+        yield client
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.005)
+
+
+async def saturate(limiters: list[RedisLimiter], seconds: float, *, senders: int = 3) -> list[list[float]]:
+    """Make requests for so long through each limiter, as fast as it allows; return when each granted them."""
+    end = now() + seconds
+
+    async def sender(limiter: RedisLimiter, times: list[float]) -> None:
+        while now() < end:
+            times.append(await take(limiter))
+
+    times: list[list[float]] = [[] for _ in limiters]
+    await asyncio.gather(
+        *(sender(limiter, own) for limiter, own in zip(limiters, times, strict=True) for _ in range(senders))
+    )
+    return times
+
+
+async def commands(client: Redis) -> int:
+    """Return how many scripts were run."""
+    statistics = await client.info("commandstats")
+    return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the package has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
+
+
+# --- one limit for all ---
+
+
+async def test_several_processes_share_one_limit(redis: Redis) -> None:
+    """Whatever the number of limiters, no window holds more than the one limit, and each gets its part."""
+    limit = RateLimit(requests=20, per=0.5)
+    limiters = [RedisLimiter(redis, limit) for _ in range(4)]
+
+    times = await saturate(limiters, 2.5)
+
+    assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
+    # One booking at a time: nobody is ahead of another by more than the burst.
+    assert max(map(len, times)) - min(map(len, times)) <= limit.burst + 1
+
+
+async def test_a_permit_costs_one_command(redis: Redis) -> None:
+    """What becomes of a request is told along with the next booking."""
+    limiters = [RedisLimiter(redis, RateLimit(requests=20, per=0.5)) for _ in range(4)]
+    before = await commands(redis)
+
+    times = await saturate(limiters, 2.0)
+
+    # One booking of each may be left, and the script is loaded by a second command.
+    assert await commands(redis) - before <= 1.1 * sum(map(len, times)) + 2 * len(limiters)
+
+
+async def test_shops_do_not_share(redis: Any) -> None:
+    """Limiters of different names have nothing to do with each other."""
+    limit = RateLimit(requests=1, per=60.0)
+    async with asyncio.timeout(PATIENCE):
+        for name in ("a", "b"):
+            await take(RedisLimiter(redis, limit, name=name))
+
+    assert {key.decode().split("}")[0] for key in await redis.keys("*")} == {"retailrocket:{a", "retailrocket:{b"}
+
+
+async def test_a_pause_holds_all_processes(redis: Redis) -> None:
+    """What one process was asked to wait for, another waits for."""
+    one, other = RedisLimiter(redis), RedisLimiter(redis)
+    end = now() + 0.7
+    one.pause_until(end)
+    await until_told(redis, "open")
+
+    assert await take(other) >= end
+
+
+async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
+    """A 429 that one process met pauses the others, and cuts their pace once for an incident."""
+    limit = RateLimit(requests=20, per=0.2)
+    one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
+    begin = await take(one)
+    one.throttled(begin)
+    one.throttled(begin)
+    await until_told(redis, "slow")
+    first = await take(other)
+    times = [await take(other) for _ in range(10)]
+
+    assert first >= begin + limit.per
+    state = await state_of(redis)
+    # One cut of 0.3 takes 15 s of recovery, which begins when the pause is over.
+    assert state["slow"] - state["over"] == pytest.approx(15e6, rel=0, abs=1_000)
+    assert times[-1] - first >= 10 * 0.95 * limit.per / limit.requests / 0.72
+
+
+async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
+    """Every incident in a row doubles the pause, up to 8 s, and cuts the pace, never under a tenth."""
+    limiter = RedisLimiter(redis, RateLimit(requests=20, per=1.0))
+    penalties, paces = [], []
+    for _ in range(8):
+        before = float(await redis.hget(KEY, "over") or 0)
+        limiter.throttled(now())
+        await until_told(redis, "over", above=before)
+        state = await state_of(redis)
+        penalties.append(state["penalty"] / 1e6)
+        paces.append(1 - (state["slow"] - state["over"]) / 1e6 * 0.02)
+        # As if the pause were over, and the next request sent after it.
+        await redis.hset(
+            KEY, mapping={"over": state["seen"] - 1, "slow": state["slow"] - state["over"] + state["seen"], "open": 0}
+        )
+        await asyncio.sleep(0.001)
+
+    assert penalties == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0, 8.0]
+    assert paces == pytest.approx([max(0.1, 0.7**number) for number in range(1, 9)], abs=0.05)
+
+
+async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> None:
+    """Who was granted a request and has not written it yet keeps others from taking its place."""
+    limit = RateLimit(requests=2, per=0.4, burst=2)
+    one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
+    permits = [await one.acquire() for _ in range(2)]
+
+    async def both_are_held() -> bool:
+        return sum(score > time.time() * 1e6 + 10e6 for _, score in await requests(redis)) == 2
+
+    await until(both_are_held)
+    waiter = asyncio.create_task(take(other))
+    await asyncio.sleep(2 * limit.per)
+    assert not waiter.done()
+
+    sent_at = now()
+    for permit in permits:
+        assert permit is not None
+        permit.sent()
+        permit.done(answered=True)
+    async with asyncio.timeout(PATIENCE):
+        assert await waiter >= sent_at + limit.per
+
+
+async def test_what_comes_while_a_command_is_under_way_is_told_as_well(redis: Redis) -> None:
+    """Requests that are late one after the other are all told of, though nobody books again."""
+    limiter = RedisLimiter(redis, RateLimit(requests=2, per=0.4, burst=2))
+    permits = [await limiter.acquire() for _ in range(2)]
+
+    async def all_are_held() -> bool:
+        return sum(score > time.time() * 1e6 + 10e6 for _, score in await requests(redis)) == len(permits)
+
+    await until(all_are_held)
+    for permit in permits:
+        assert permit is not None
+        permit.done()
+        await asyncio.sleep(0)
+
+    async def none_is_held() -> bool:
+        return not any(score > time.time() * 1e6 + 10e6 for _, score in await requests(redis))
+
+    await until(none_is_held)
+
+
+async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
+    """The window of a request begins when it was written, for other processes as well."""
+    limit = RateLimit(requests=1, per=2.0)
+    one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
+    permit = await one.acquire()
+    [(_, believed)] = await requests(redis)
+    await asyncio.sleep(0.05)
+    assert permit is not None
+    permit.sent()
+    sent_at = now()
+
+    async def is_told() -> bool:
+        return any(score > believed for _, score in await requests(redis))
+
+    await until(is_told)
+
+    assert await take(other) >= sent_at + limit.per
+    permit.done()
+
+
+async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
+    """A process that wakes late for its bookings does not make up for them at once."""
+    limit = RateLimit(requests=20, per=0.5)
+    limiters = [RedisLimiter(redis, limit) for _ in range(4)]
+    block = time.sleep
+
+    async def blocker() -> None:
+        while True:
+            block(0.15)
+            await asyncio.sleep(0.2)
+
+    task = asyncio.create_task(blocker())
+    # A machine that is busy elsewhere stops this process for longer than `jitter` allows for: one of three runs counts.
+    for _ in range(3):
+        times = await saturate(limiters, 3.0)
+        worst = worst_window([at for own in times for at in own], limit.per)
+        if worst <= limit.requests:
+            break
+    task.cancel()
+
+    assert worst <= limit.requests
+
+
+# --- waiters ---
+
+
+async def test_a_cancelled_waiter_leaves_its_booking_to_the_next(redis: Redis) -> None:
+    """Who waits behind a cancelled waiter takes over what that one has booked."""
+    limit = RateLimit(requests=4, per=1.2, burst=1)
+    limiter = RedisLimiter(redis, limit)
+    await take(limiter)
+    waiter, last = (asyncio.create_task(take(limiter)) for _ in range(2))
+
+    async def is_booked() -> bool:
+        return len(await requests(redis)) == 2
+
+    await until(is_booked)
+    waiter.cancel()
+
+    async with asyncio.timeout(PATIENCE):
+        await last
+    assert len(await requests(redis)) == 2
+
+
+async def test_a_booking_that_comes_to_nothing_is_given_back(redis: Redis) -> None:
+    """Where nobody was there for a booking in time, the next one is no later for it."""
+    limit = RateLimit(requests=4, per=8.0, burst=1)
+    limiter = RedisLimiter(redis, limit)
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+
+    async def is_booked() -> bool:
+        return len(await requests(redis)) == 2
+
+    async def has_come() -> bool:
+        return limiter._member is not None and limiter._member._booked is not None
+
+    await until(is_booked)
+    await until(has_come)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    member = limiter._member
+    assert member is not None
+    assert member._booked is not None
+    # As if its moment were long over.
+    member._booked = member._booked._replace(at=now() - limit.per)
+    before = await state_of(redis)
+    waiter = asyncio.create_task(take(limiter))
+    await until_told(redis, "seen", above=before["seen"])
+    waiter.cancel()
+
+    assert await is_booked()
+    # In microseconds since the epoch: a slot that was kept would be 2 s.
+    assert (await state_of(redis))["next"] == pytest.approx(before["next"], rel=0, abs=1_000)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) -> None:
+    """Wherever a waiter is cancelled, those behind it are granted."""
+    limiter = RedisLimiter(redis, RateLimit(requests=50, per=0.5))
+    waiters = [asyncio.create_task(take(limiter)) for _ in range(3)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiters[0].cancel()
+
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*waiters[1:])
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_where_nobody_waits_any_more_nothing_goes_on(redis: Redis, turns: int) -> None:
+    """The last waiter takes its command along, so the Redis client may be closed; the next one is granted."""
+    limiter = RedisLimiter(redis)
+    waiter = asyncio.create_task(limiter.acquire())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    async with asyncio.timeout(PATIENCE):
+        await take(limiter)
+
+
+# --- construction, and event loops ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"redis": object()}, r"redis must be a redis\.asyncio\.Redis"),
+        ({"rate_limit": None}, "rate_limit must be a RateLimit"),
+        ({"name": ""}, "name must be"),
+        ({"name": "a{b"}, "name must be"),
+        ({"name": 5}, "name must be"),
+        ({"replicas": 0}, "replicas must be"),
+        ({"replicas": True}, "replicas must be"),
+        ({"on_unreachable": "ignore"}, "on_unreachable must be"),
+        ({"timeout": 0}, "timeout must be"),
+        ({"timeout": math.inf}, "timeout must be"),
+        ({"timeout": "1"}, "timeout must be"),
+    ],
+)
+def test_what_is_impossible_is_refused(settings: dict[str, Any], told: str) -> None:
+    """A wrong value fails at construction, and the message names the field and its rule."""
+    arguments: dict[str, Any] = {"redis": Redis(), **settings}
+    with pytest.raises(ConfigurationError, match=told):
+        RedisLimiter(**arguments)
+
+
+def test_construction_does_nothing() -> None:
+    """A limiter can be made where no event loop runs and no Redis is there."""
+    RedisLimiter(Redis.from_url("redis://127.0.0.1:1"))
+
+
+def test_one_loop(redis_server: RedisServer) -> None:
+    """Another loop is refused while the first one lives, and welcome when it is closed."""
+
+    async def once(limiter: RedisLimiter, client: Redis) -> None:
+        await take(limiter)
+        await client.aclose()
+
+    client = Redis.from_url(redis_server.url)
+    # A connection that is given up while it is being made leaves its socket to the collector.
+    limiter = RedisLimiter(client, timeout=10.0)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(once(limiter, client))
+        for call in (limiter.acquire(), told(limiter.pause_until, 0.0), told(limiter.throttled, 0.0)):
+            with pytest.raises(WrongLoopError, match="one limiter for each loop"):
+                second.run(call)
+    asyncio.run(once(limiter, client))
+
+
+async def told(method: Any, moment: float) -> None:
+    """Call a method that does not wait, in a loop."""
+    method(moment)
+
+
+async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
+    """It does not matter whether the caller's client decodes what it reads."""
+    async with Redis.from_url(redis_server.url, decode_responses=True) as client:
+        await take(RedisLimiter(client))
+
+
+async def test_a_cluster() -> None:
+    """All keys of a limit lie on one node of a cluster, and a cluster that is away is an outage like any other."""
+    # The bus has a port of its own: ten thousand above the other there may be none.
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer(*cluster) as server:
+        node: Any
+        async with Redis.from_url(server.url) as node:
+            await node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+            async def is_ready() -> bool:
+                return b"cluster_state:ok" in await node.execute_command("CLUSTER", "INFO")
+
+            await until(is_ready)
+            client = RedisCluster.from_url(server.url)
+            try:
+                limiter = RedisLimiter(client, on_unreachable="raise", timeout=PATIENCE)
+                times = [await take(limiter) for _ in range(60)]
+                assert len(await node.keys("*")) == 3
+                server.kill()
+                with pytest.raises(RedisUnreachableError):
+                    await RedisLimiter(client, on_unreachable="raise").acquire()
+            finally:
+                await client.aclose()
+    assert worst_window(times, 1.0) <= 50
+
+
+async def test_what_was_forgotten_in_time_is_not_waited_for(redis: Redis) -> None:
+    """A fleet that has been quiet until its keys expired sends at once."""
+    limiter = RedisLimiter(redis, RateLimit(per=PATIENCE))
+    await take(limiter)
+    member = limiter._member
+    assert member is not None
+    # As if minutes had gone by.
+    member._answered_at -= 200.0
+    await redis.flushall()
+
+    async with asyncio.timeout(PATIENCE / 2):
+        await take(limiter)
+
+
+async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection of the caller's pool that the server has closed meanwhile is replaced, and nobody notices."""
+    limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
+    await take(limiter)
+    async with Redis.from_url(f"redis://127.0.0.1:{redis.connection_pool.connection_kwargs['port']}") as other:
+        await other.client_kill_filter(_type="normal", skipme=True)
+
+    await take(limiter)
+    assert records(caplog) == []
+
+
+async def test_keys_expire(redis: Redis) -> None:
+    """What a fleet leaves in Redis goes by itself."""
+    await take(RedisLimiter(redis))
+
+    keys = await redis.keys("*")
+    assert len(keys) == 3
+    assert all([0 < await redis.ttl(key) <= 300 for key in keys])
+
+
+async def test_a_clock_that_went_back(redis: Redis) -> None:
+    """A Redis whose clock is behind what it has stored, as after a failover, makes nobody wait for it."""
+    limiter = RedisLimiter(redis)
+    await take(limiter)
+    hour = 3600 * 10**6
+    state = await state_of(redis)
+    await redis.hset(KEY, mapping={field: state[field] + hour for field in ("seen", "next")})
+
+    async with asyncio.timeout(PATIENCE):
+        await take(limiter)
+    assert (await state_of(redis))["seen"] < state["seen"] + hour / 2
+
+
+# --- when something happens to Redis ---
+
+
+async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
+    """A Redis that has lost what it knew lets one window pass before it grants anything."""
+    limit = RateLimit(requests=20, per=0.5)
+    limiters = [RedisLimiter(redis, limit) for _ in range(2)]
+
+    async def flush() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.85)
+            await redis.flushall()
+
+    times, _ = await asyncio.gather(saturate(limiters, 3.0), flush())
+
+    assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
+
+
+@pytest.mark.parametrize("on_unreachable", ["share", "wait"])
+async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisServer, on_unreachable: Any) -> None:
+    """An empty Redis in the place of the one that was there does not know the last window, and lets it pass."""
+    limit = RateLimit(requests=20, per=0.5)
+    limiters = [RedisLimiter(redis, limit, on_unreachable=on_unreachable) for _ in range(2)]
+
+    async def fail_over() -> None:
+        for _ in range(2):
+            await asyncio.sleep(0.85)
+            redis_server.restart()
+
+    times, _ = await asyncio.gather(saturate(limiters, 4.0), fail_over())
+
+    assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
+    assert max(at for own in times for at in own) >= now() - 1.0
+
+
+async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that has lost the script gets it again, and nobody notices."""
+    caplog.set_level(logging.INFO)
+    limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
+    for _ in range(3):
+        await take(limiter)
+        await redis.script_flush()
+
+    assert records(caplog) == []
+
+
+class Outage:
+    """Something that makes a Redis useless, and its end."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+
+    async def begin(self) -> None:
+        """Kill it."""
+        self.server.kill()
+
+    async def end(self) -> None:
+        """Start it, empty."""
+        self.server.start()
+
+
+class Frozen(Outage):
+    """It takes connections and answers nothing."""
+
+    async def begin(self) -> None:
+        """Stop it."""
+        self.server.freeze()
+
+    async def end(self) -> None:
+        """Let it go on."""
+        self.server.thaw()
+
+
+class WrongType(Outage):
+    """Somebody else uses the key."""
+
+    async def begin(self) -> None:
+        """Put a string there."""
+        async with Redis.from_url(self.server.url) as client:
+            await client.set(KEY, "mine")
+
+    async def end(self) -> None:
+        """Delete it."""
+        async with Redis.from_url(self.server.url) as client:
+            await client.delete(KEY)
+
+
+class ReadOnly(Outage):
+    """It became a replica."""
+
+    async def begin(self) -> None:
+        """Let it follow a server that does not exist."""
+        async with Redis.from_url(self.server.url) as client:
+            await client.replicaof("127.0.0.1", 1)
+
+    async def end(self) -> None:
+        """Let it follow nobody."""
+        async with Redis.from_url(self.server.url) as client:
+            await client.replicaof("NO", "ONE")
+
+
+OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
+
+
+@pytest.mark.endurance
+@OUTAGES
+async def test_an_outage_with_shares(
+    redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Redis is of no use each process sends its share; no window is overfull, then or at the return."""
+    caplog.set_level(logging.INFO)
+    limit = RateLimit(requests=24, per=0.4)
+    limiters = [RedisLimiter(redis, limit) for _ in range(3)]
+    outage = kind(redis_server)
+    granted: list[float] = []
+    stop = asyncio.Event()
+
+    async def sender(limiter: RedisLimiter) -> None:
+        while not stop.is_set():
+            granted.append(await take(limiter))
+
+    def more(count: int) -> Any:
+        target = len(granted) + count
+        return lambda: len(granted) >= target
+
+    senders = [asyncio.create_task(sender(limiter)) for limiter in limiters for _ in range(3)]
+    await until(more(60))
+    await outage.begin()
+    await until(lambda: len(records(caplog)) == len(limiters))
+    await until(more(40))
+    await outage.end()
+    await until(lambda: len(records(caplog)) == 2 * len(limiters))
+    await until(more(60))
+    stop.set()
+    await asyncio.gather(*senders)
+
+    assert worst_window(granted, limit.per) <= limit.requests
+    said = records(caplog)
+    # One record for each change of each process; 0.9 of 24 requests in 0.4 s is 54 a second.
+    assert all("this process sends 18 requests a second until it does, as one of 3" in text for text in said[:3])
+    assert said[3:] == ["Redis answers again: the limit is shared as before"] * 3
+
+
+@pytest.mark.endurance
+@OUTAGES
+async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
+    """With "wait" nothing is granted until Redis is back."""
+    limiter = RedisLimiter(redis, on_unreachable="wait")
+    await take(limiter)
+    outage = kind(redis_server)
+    await outage.begin()
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(0.5)
+    assert not waiter.done()
+
+    await outage.end()
+    async with asyncio.timeout(PATIENCE):
+        await waiter
+
+
+@pytest.mark.endurance
+@OUTAGES
+async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
+    """With "raise" a permit fails within the time-out, as a connection does, and is granted when Redis is back."""
+    limiter = RedisLimiter(redis, on_unreachable="raise")
+    await take(limiter)
+    outage = kind(redis_server)
+    await outage.begin()
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            with pytest.raises(RedisUnreachableError) as caught:
+                await limiter.acquire()
+            assert isinstance(caught.value, ConnectionError)
+            assert isinstance(caught.value, RetailRocketError)
+            assert caught.value.__cause__ is caught.value.__context__ is None
+
+    await outage.end()
+    async with asyncio.timeout(PATIENCE):
+        await granted_at_last(limiter)
+
+
+async def granted_at_last(limiter: RedisLimiter) -> None:
+    """Ask until there is a permit: a connection that a new server does not know fails once."""
+    while True:
+        try:
+            await take(limiter)
+        except RedisUnreachableError:
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServer) -> None:
+    """A pause that was asked for holds a process's own share as well."""
+    limiter = RedisLimiter(redis, RateLimit(per=0.1))
+    await take(limiter)
+    redis_server.kill()
+    end = now() + 1.0
+    limiter.pause_until(end)
+    limiter.throttled(now())
+
+    async with asyncio.timeout(PATIENCE):
+        assert await take(limiter) >= end
+
+
+async def test_replicas_are_the_configured_ones(
+    redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the caller says of the fleet is believed, also where Redis was never seen."""
+    redis_server.kill()
+
+    async with asyncio.timeout(PATIENCE):
+        await take(RedisLimiter(redis, RateLimit(per=0.1), replicas=10))
+
+    assert "sends 45 requests a second until it does, as one of 10" in records(caplog)[0]
+
+
+async def never_reached(kind: str, server: RedisServer) -> Any:
+    """Return a client that cannot be right: of a port where nobody listens, or with a wrong password."""
+    if kind == "nothing listens":
+        return Redis.from_url(f"redis://127.0.0.1:{free_port()}/0")
+    async with Redis.from_url(server.url) as admin:
+        await admin.config_set("requirepass", "the-right-one")
+    return Redis.from_url(server.url.replace("//", "//:the-wrong-one@"))
+
+
+@pytest.mark.parametrize("kind", ["nothing listens", "wrong password"])
+async def test_a_redis_that_was_never_reached(
+    kind: str, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a Redis that has never answered nothing is granted, as nobody knows how many would share; it says so."""
+    async with await never_reached(kind, redis_server) as client:
+        limiter = RedisLimiter(client, RateLimit(per=0.1))
+        with pytest.raises(RedisUnreachableError, match=r"Redis does not answer: \w+Error"):
+            await limiter.ping()
+        waiter = asyncio.create_task(take(limiter))
+        done, _ = await asyncio.wait([waiter], timeout=1.5)
+        assert done == set()
+        waiter.cancel()
+        await asyncio.wait([waiter])
+
+    [record] = [record for record in caplog.records if record.name == "retailrocket_async"]
+    assert record.levelname == "ERROR"
+    assert "Redis has never answered" in record.getMessage()
+    assert "nothing is sent until it does" in record.getMessage()
+
+
+async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
+    """Who waits for a Redis that has never answered is granted a permit once it does."""
+    server = RedisServer()
+    try:
+        async with Redis.from_url(server.url) as client:
+            limiter = RedisLimiter(client, RateLimit(per=0.1))
+            waiter = asyncio.create_task(take(limiter))
+            await until(lambda: "never answered" in caplog.text)
+            await asyncio.to_thread(server.start)
+            async with asyncio.timeout(PATIENCE):
+                await waiter
+                await limiter.ping()
+    finally:
+        server.__exit__()
+
+    assert "Redis answers again" not in records(caplog)[0]
+
+
+async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that refuses as it is out of memory was reached: that is an outage, with a share for each process."""
+    await redis.config_set("maxmemory", 1)
+
+    async with asyncio.timeout(PATIENCE):
+        await take(RedisLimiter(redis, RateLimit(per=0.1)))
+
+    assert "sends 450 requests a second until it does, as one of 1" in records(caplog)[0]
+
+
+@pytest.mark.parametrize("on_unreachable", ["share", "raise"])
+async def test_no_password_is_told(on_unreachable: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong password is told of, and neither a log record nor an error repeats it."""
+    caplog.set_level(logging.DEBUG)
+    with RedisServer("--requirepass", "the-right-one") as server:
+        async with Redis.from_url(server.url.replace("//", "//:the-wrong-one@")) as client:
+            limiter = RedisLimiter(client, RateLimit(per=0.1), replicas=1, on_unreachable=on_unreachable)
+            async with asyncio.timeout(PATIENCE):
+                if on_unreachable == "raise":
+                    with pytest.raises(RedisUnreachableError) as caught:
+                        await take(limiter)
+                    assert "the-" not in "".join(traceback.format_exception(caught.value))
+                else:
+                    await take(limiter)
+
+    assert "AuthenticationError" in records(caplog)[0]
+    assert "the-" not in caplog.text
+    assert "the-" not in repr(limiter)
+
+
+@given(requests=st.integers(1, 200), replicas=st.integers(1, 200), per=st.sampled_from([0.1, 1.0, 60.0]))
+def test_shares_keep_the_limit_together(requests: int, replicas: int, per: float) -> None:
+    """Where each process keeps its share, all together keep 0.9 of the limit, and no window holds more than it."""
+    limit = RateLimit(requests=requests, per=per)
+    own = share(limit, replicas)
+
+    assert replicas * own.requests / own.per <= 0.9 * requests / per * (1 + 1e-9)
+    if replicas <= requests:
+        assert own.per >= per
+        assert replicas * own.requests <= requests
+
+
+# --- what the tests look at ---
+
+
+async def until_told(client: Any, field: str, above: float = 0.0) -> None:
+    """Wait until Redis knows of something."""
+
+    async def is_told() -> bool:
+        return (await state_of(client)).get(field, 0.0) > above
+
+    await until(is_told)
+
+
+async def state_of(client: Any) -> dict[str, float]:
+    """Return what Redis knows of the limit."""
+    return {field.decode(): float(value) for field, value in (await client.hgetall(KEY)).items()}
+
+
+async def requests(client: Any) -> list[tuple[bytes, float]]:
+    """Return the requests that Redis counts, and by when, in microseconds."""
+    found: list[tuple[bytes, float]] = await client.zrange(KEY.replace("limit", "requests"), 0, -1, withscores=True)
+    return found

@@ -1,0 +1,509 @@
+"""``relay`` and ``relay-dead``: the commands as a service runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from retailrocket_async import ConfigurationError
+from retailrocket_async.emulator import EmulatorProcess, Fault, Settings, emulator_process
+from retailrocket_async.relay import RelaySettings
+from tests.cli.test_cli import finished, invoke, settings_for, started
+from tests.support.kafka_server import INSTALLED, kafka_server
+from tests.support.redis_server import RedisServer, free_port
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Generator, Iterator
+
+pytestmark = [
+    pytest.mark.needs_server("redis-server"),
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"),
+]
+
+PASSWORD = "s3cretpassw0rd"
+KEY = "dev-api-key"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A server with a password, for all tests."""
+    with RedisServer("--requirepass", PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    """An emulator without a limit, for all tests."""
+    with emulator_process(Settings(limit=None)) as emulator:
+        yield emulator
+
+
+class Service:
+    """The relay's surroundings, for one test: an empty database and an empty emulator.
+
+    Attributes:
+        env: the environment that configures the commands.
+    """
+
+    def __init__(self, server: RedisServer, emulator: EmulatorProcess) -> None:
+        from redis import Redis
+
+        self.server = server
+        self.emulator = emulator
+        self.redis: Any = Redis(port=server.port, password=PASSWORD)
+        self.redis.flushall()
+        emulator.reset()
+        self.env = {
+            **settings_for(emulator),
+            "RETAILROCKET_RELAY_SOURCE": f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0?stream=events",
+            "RETAILROCKET_RELAY_NAME": "relay-1",
+            "RETAILROCKET_RELAY_RATE": "0",
+            "RETAILROCKET_RELAY_HEALTH_PORT": "0",
+        }
+
+    def publish(self, *bodies: bytes) -> None:
+        """Publish messages."""
+        for body in bodies:
+            self.redis.xadd("events", {"envelope": body})
+
+    def dead(self) -> int:
+        """Return how many dead letters there are."""
+        return int(self.redis.xlen("events:dead"))
+
+    @contextmanager
+    def relay(self, *arguments: object, **env: str) -> Generator[Process]:
+        """Run the relay while the block runs."""
+        with started("relay", *arguments, env={**self.env, **env}) as process:
+            yield Process(process)
+
+
+class Process:
+    """A relay that is running.
+
+    Attributes:
+        first: the line it prints when it is there.
+        root: where its health is served.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        assert process.stderr is not None
+        self.first = process.stderr.readline().decode()
+        found = re.search(r"health and metrics at (\S+)", self.first)
+        assert found is not None, self.first + process.stderr.read().decode()
+        self.root = found[1]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Return the status and the body of an answer."""
+        try:
+            with urlopen(f"{self.root}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; return the exit status and all it printed."""
+        self.process.send_signal(number)
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        # Not `communicate`, which would leave out what was read ahead of the first line.
+        rest = self.process.stderr.read() + self.process.stdout.read()
+        return self.process.wait(60), self.first + rest.decode()
+
+
+@pytest.fixture
+def service(server: RedisServer, emulator: EmulatorProcess) -> Service:
+    """The relay's surroundings."""
+    return Service(server, emulator)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until `condition` holds."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def views(*numbers: int) -> list[bytes]:
+    """Return envelopes."""
+    return [b'{"view":{"sessionExternalId":"a","productId":%d}}' % number for number in numbers]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_from_broker_to_api(service: Service, number: int) -> None:
+    """What was published before and while the relay runs arrives; a signal ends it in order, with status 0."""
+    service.publish(*views(1, 2, 3), b"junk")
+    with service.relay() as relay:
+        until(lambda: service.emulator.stats()["total_events"] == 3)
+        service.publish(*views(4))
+        until(lambda: service.emulator.stats()["total_events"] == 4)
+        status, told = relay.end(number)
+
+    assert (status, service.dead()) == (0, 1)
+    assert "stopped: 4 delivered, 1 dead letters, 0 given back, 0 not settled\n" in told
+    assert service.redis.xpending("events", "relay")["pending"] == 0
+    assert PASSWORD not in told
+    assert KEY not in told
+
+
+def test_shared_limit(service: Service) -> None:
+    """With `--limiter` the relay asks a Redis for its permits, and delivers."""
+    pytest.importorskip("retailrocket_async.redis")
+    service.publish(*views(1, 2, 3))
+    limiter = f"redis://:{PASSWORD}@127.0.0.1:{service.server.port}/1"
+    with service.relay(RETAILROCKET_RELAY_LIMITER=limiter, RETAILROCKET_RELAY_RATE="50") as relay:
+        until(lambda: service.emulator.stats()["total_events"] == 3)
+        status, told = relay.end()
+
+    from redis import Redis
+
+    assert status == 0
+    assert PASSWORD not in told
+    shared: Any = Redis(port=service.server.port, password=PASSWORD, db=1)
+    assert shared.dbsize() > 0
+
+
+def wrong_limiter(kind: str, server: RedisServer) -> str:
+    """Return the address of a Redis that cannot be used."""
+    if kind == "nothing listens":
+        return f"redis://127.0.0.1:{free_port()}/1"
+    password = "wrongs3cret" if kind == "wrong password" else PASSWORD
+    return f"redis://:{password}@127.0.0.1:{server.port}/1"
+
+
+@pytest.mark.parametrize("kind", ["nothing listens", "wrong password", "a cluster's node"])
+def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
+    """With a limiter that never worked the relay sends nothing, is unready, says why, and can be ended."""
+    service.publish(*views(1, 2, 3))
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer("--requirepass", PASSWORD, *cluster) as node:
+        limiter = wrong_limiter(kind, node)
+        with service.relay(RETAILROCKET_RELAY_LIMITER=limiter, RETAILROCKET_RELAY_RATE="50") as relay:
+            assert relay.get("/readyz")[0] == 503
+            until(lambda: "the limiter was never reached: " in relay.get("/readyz")[1])
+            until(lambda: "retailrocket_relay_received_total 3.0" in relay.get("/metrics")[1])
+            assert relay.get("/livez")[0] == 200
+            time.sleep(1.0)
+            status, told = relay.end()
+
+    assert status in (0, 1)
+    assert service.emulator.stats()["total_events"] == 0
+    assert told.count("Redis has never answered") == 1
+    assert "s3cret" not in told
+
+
+def test_a_limiter_that_comes_later(service: Service) -> None:
+    """Once its limiter's Redis is there, the relay is ready and delivers; that it goes again is an outage."""
+    service.publish(*views(1, 2, 3))
+    server = RedisServer()
+    options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
+    try:
+        with service.relay(*options, RETAILROCKET_RELAY_LIMITER=server.url, RETAILROCKET_RELAY_RATE="50") as relay:
+            until(lambda: "the limiter was never reached: " in relay.get("/readyz")[1])
+            server.start()
+            until(lambda: service.emulator.stats()["total_events"] == 3)
+            until(lambda: relay.get("/readyz")[0] == 200)
+            server.kill()
+            assert relay.get("/readyz")[0] == 200
+            assert relay.end()[0] == 0
+    finally:
+        server.__exit__()
+
+
+def test_a_cluster(service: Service) -> None:
+    """A stream on a Redis Cluster is refused with one sentence and status 2."""
+    cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
+    with RedisServer(*cluster) as node:
+        status, _, told = finished(
+            "relay", env={**service.env, "RETAILROCKET_RELAY_SOURCE": f"{node.url}?stream=events"}
+        )
+
+    assert status == 2
+    assert "error: a relay does not read from a Redis Cluster" in told
+
+
+@pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
+def test_a_kafka_that_is_gone(service: Service) -> None:
+    """Without any broker of Kafka the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    with kafka_server() as kafka:
+        kafka.create_topic("events", 1)
+        kafka.create_topic("events-dead", 1)
+        source = f"kafka://{kafka.bootstrap_servers}/events"
+        with service.relay(RETAILROCKET_RELAY_SOURCE=source) as relay:
+            until(lambda: relay.get("/readyz")[0] == 200)
+            kafka.process.kill()
+            kafka.process.wait()
+            until(lambda: relay.get("/readyz")[0] == 503)
+            assert "retailrocket_relay_connected 0.0" in relay.get("/metrics")[1]
+            status, told = relay.end()
+
+    assert status in (0, 1)
+    assert "Traceback" not in told
+
+
+def test_health_and_metrics(service: Service) -> None:
+    """The relay is alive and ready, and its metrics say what it did."""
+    service.publish(*views(1, 2), b"junk")
+    with service.relay() as relay:
+        until(lambda: "retailrocket_relay_delivered_total 2.0" in relay.get("/metrics")[1])
+        until(lambda: "retailrocket_relay_unsettled 0.0" in relay.get("/metrics")[1])
+        assert relay.get("/livez") == (200, "alive\n")
+        assert relay.get("/readyz") == (200, "ready\n")
+        assert relay.get("/other")[0] == 404
+        _, metrics = relay.get("/metrics")
+        relay.end()
+
+    for line in (
+        "retailrocket_relay_received_total 3.0",
+        'retailrocket_relay_dead_total{reason="undecodable"} 1.0',
+        "retailrocket_relay_in_hand 0.0",
+        "retailrocket_relay_connected 1.0",
+        "retailrocket_relay_lag_waiting 0.0",
+        "retailrocket_relay_lag_pending 0.0",
+        "retailrocket_requests_total 1.0",
+        'retailrocket_answers_total{status="200"} 1.0',
+        'retailrocket_state{state="sending"} 1.0',
+        'retailrocket_state{state="halted"} 0.0',
+    ):
+        assert line in metrics
+    assert PASSWORD not in metrics
+    assert KEY not in metrics
+
+
+def test_wrong_key(service: Service) -> None:
+    """With a wrong key the relay is unready, and alive; nothing is acknowledged, and nothing becomes a dead letter."""
+    service.publish(*views(1, 2))
+    with service.relay("--grace", "0.5", RETAILROCKET_API_KEY="wrong") as relay:
+        until(lambda: relay.get("/readyz")[0] == 503)
+        until(lambda: "halted" in relay.get("/readyz")[1])
+        assert relay.get("/livez")[0] == 200
+        status, told = relay.end()
+
+    assert status == 0
+    assert "0 delivered, 0 dead letters, 2 given back" in told
+    assert service.redis.xpending("events", "relay")["pending"] == 2
+    assert service.emulator.stats()["total_events"] == 0
+
+
+def test_a_broker_that_is_not_there(service: Service) -> None:
+    """Without its broker the relay waits for it, unready, says why once, and can be ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
+        with service.relay(RETAILROCKET_RELAY_SOURCE=url) as relay:
+            until(lambda: "ConnectionError" in relay.get("/readyz")[1])
+            assert relay.get("/livez")[0] == 200
+            assert "retailrocket_relay_connected 0.0" in relay.get("/metrics")[1]
+            status, told = relay.end()
+
+    assert status == 0
+    assert told.count("the broker is lost") == 1
+    assert PASSWORD not in told
+
+
+def test_grace(service: Service) -> None:
+    """What cannot be delivered within the grace is given back; a second signal does not wait for it."""
+    service.publish(*views(1, 2))
+    service.emulator.add_faults([Fault(kind="stall", times=None)])
+    with service.relay("--grace", "0.5") as relay:
+        until(lambda: "retailrocket_in_flight 2.0" in relay.get("/metrics")[1])
+        status, told = relay.end()
+    assert (status, "2 given back" in told) == (0, True)
+
+    with service.relay("--grace", "500") as relay:
+        until(lambda: "retailrocket_in_flight 2.0" in relay.get("/metrics")[1])
+        relay.process.send_signal(signal.SIGTERM)
+        assert relay.process.stderr is not None
+        line = b""
+        while b"delivering what was read, 500 s at most" not in line:
+            line = relay.process.stderr.readline()
+        status, told = relay.end()
+    assert (status, "2 given back" in told) == (143, True)
+    service.emulator.reset()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "told"),
+    [
+        ((), {"RETAILROCKET_RELAY_SOURCE": ""}, "give the broker's address: --source URL, or the environment"),
+        (("--source", "amqp://u:s3cretpassw0rd@h"), {}, "the source must be an address that begins with one of redis"),
+        (("--source", "redis://:s3cretpassw0rd@h/0"), {}, "must name the stream"),
+        (("--batch", "7000"), {}, "window must be an int of 7000 or more"),
+        (("--limiter", "redis://h"), {}, "--limiter shares a limit: --rate says which, and must not be 0"),
+        (("--limiter", "s3cretpassw0rd"), {}, "limiter must be None or the address of a Redis"),
+        ((), {"RETAILROCKET_PARTNER_ID": ""}, "give the shop's public id"),
+        ((), {"RETAILROCKET_BASE_URL": "ftp://x"}, "--base-url"),
+    ],
+)
+def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: dict[str, str], told: str) -> None:
+    """Wrong configuration is one sentence and status 2, without any password in it."""
+    result = invoke("relay", *arguments, env={**service.env, **env})
+
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert PASSWORD not in result.output
+
+
+def test_a_key_that_is_no_stream(service: Service) -> None:
+    """A stream's name that is taken by something else is one sentence and status 2."""
+    service.redis.set("events", "text")
+    status, _, told = finished("relay", env=service.env)
+
+    assert status == 2
+    assert "error: the key 'events' holds no stream" in told
+
+
+def test_port_that_is_taken(service: Service) -> None:
+    """A port for health that is taken is a sentence, not a traceback."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, told = finished("relay", "--health-port", port, env=service.env)
+
+    assert status == 2
+    assert f"error: cannot listen on 127.0.0.1, port {port}: " in told
+
+
+@pytest.mark.parametrize("library", ["prometheus_client", "starlette", "uvicorn"])
+def test_missing_extra(service: Service, library: str) -> None:
+    """Without the extra the command says how to install it."""
+    code = f"import sys; sys.modules['{library}'] = None; from retailrocket_async.cli import main; main()"
+    status, _, told = finished("relay", env=service.env, code=code)
+
+    name = library.replace("_", "-")
+    assert (status, told) == (2, f'error: this command needs {name}: pip install "retailrocket-async[relay]"\n')
+
+
+def test_missing_library_of_the_broker(service: Service) -> None:
+    """Without the broker's library the command says which extra brings it."""
+    code = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "redis" else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+from retailrocket_async.cli import main; main()
+"""
+    status, _, told = finished("relay", env=service.env, code=code)
+
+    assert status == 2
+    assert 'this source needs redis, which is not installed: pip install "retailrocket-async[redis]"' in told
+
+
+def test_dead_letters(service: Service) -> None:
+    """Dead letters are listed as lines of JSON, published again, and removed."""
+    service.publish(b"junk", b"\xff", *views(1))
+    with service.relay() as relay:
+        until(lambda: service.dead() == 2 and service.emulator.stats()["total_events"] == 1)
+        relay.end()
+
+    listed = invoke("relay-dead", "list", env=service.env)
+    lines = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [line["envelope"] for line in lines] == ["junk", "\\xff"]
+    assert all(line["reason"].startswith("undecodable: event must be JSON") for line in lines)
+    assert lines[0].keys() == {"id", "message_id", "reason", "died_at", "envelope"}
+    assert listed.stderr == "2 dead letters\n"
+    assert len(invoke("relay-dead", "list", "--most", "1", env=service.env).stdout.splitlines()) == 1
+
+    replayed = invoke("relay-dead", "replay", "--most", "1", env=service.env)
+    assert (replayed.exit_code, replayed.stderr) == (0, "1 dead letters published again\n")
+    assert (service.dead(), service.redis.xlen("events")) == (1, 4)
+    purged = invoke("relay-dead", "purge", "--all", env=service.env)
+    assert (purged.exit_code, purged.stderr) == (0, "1 dead letters removed\n")
+    assert service.dead() == 0
+
+
+@pytest.mark.parametrize("verb", ["replay", "purge"])
+@pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
+def test_how_many(service: Service, verb: str, options: tuple[str, ...]) -> None:
+    """What removes dead letters wants to be told how many."""
+    result = invoke("relay-dead", verb, *options, env=service.env)
+
+    assert (result.exit_code, result.stderr) == (2, "error: say how many: either --most N or --all\n")
+
+
+def test_dead_letters_of_a_broker_that_is_not_there() -> None:
+    """A broker that fails is one sentence and status 1, without its password."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
+        result = invoke("relay-dead", "list", "--source", url)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the broker failed: ConnectionError: ")
+    assert PASSWORD not in result.output
+
+
+def test_help_hides_the_source(service: Service) -> None:
+    """The help names every variable, and shows the value of none."""
+    told = invoke("relay", "--help", env=service.env).stdout
+
+    assert PASSWORD not in told
+    assert KEY not in told
+    for name in (
+        "SOURCE",
+        "NAME",
+        "RATE",
+        "LIMITER",
+        "LIMITER_REPLICAS",
+        "BATCH",
+        "WINDOW",
+        "GRACE",
+        "HEALTH_HOST",
+        "HEALTH_PORT",
+    ):
+        assert f"RETAILROCKET_RELAY_{name}" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"source": ""}, "source must be"),
+        ({"name": ""}, "name must be"),
+        ({"batch": 0}, "batch must be"),
+        ({"window": 1}, "window must be an int of 500 or more"),
+        ({"window_bytes": 0}, "window_bytes must be"),
+        ({"rate": -1}, "rate must be"),
+        ({"rate": True}, "rate must be"),
+        ({"limiter": 1}, "limiter must be"),
+        ({"limiter_replicas": 2}, "need a limiter"),
+        ({"limiter_on_unreachable": "wait"}, "need a limiter"),
+        ({"limiter": "redis://h", "limiter_replicas": 0}, "limiter_replicas must be"),
+        ({"limiter": "redis://h", "limiter_replicas": True}, "limiter_replicas must be"),
+        ({"limiter": "redis://h", "limiter_on_unreachable": "stop"}, "limiter_on_unreachable must be"),
+        ({"grace": -1.0}, "grace must be"),
+        ({"grace": float("nan")}, "grace must be"),
+        ({"health_host": ""}, "health_host must be"),
+        ({"health_port": -1}, "health_port must be"),
+        ({"health_port": 65536}, "health_port must be a port"),
+    ],
+)
+def test_wrong_settings(options: dict[str, Any], told: str) -> None:
+    """A setting that cannot work is refused by its name."""
+    with pytest.raises(ConfigurationError, match=told):
+        RelaySettings(**({"source": "redis://h?stream=a"} | options))
+
+
+def test_settings_hide_their_addresses() -> None:
+    """What prints the settings prints no password."""
+    settings = RelaySettings(source=f"redis://:{PASSWORD}@h", limiter=f"redis://:{PASSWORD}@h")
+
+    assert PASSWORD not in repr(settings)

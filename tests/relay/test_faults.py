@@ -1,0 +1,312 @@
+"""Every call of a source to its broker's library fails, one at a time: no message is lost, none is acknowledged early.
+
+The library's client is passed in, wrapped by `tests.support.broken_library`. A run of a few messages is made once to
+count the calls; then once more for each of them, with that call failing. See docs/relay-faults.md for what is promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Connection, ConnectionPool, Redis
+
+from retailrocket_async import Batching, RetryPolicy, View
+from retailrocket_async.relay import (
+    KafkaSource,
+    KafkaTopic,
+    NatsSource,
+    NatsSubject,
+    RedisStream,
+    RedisStreamSource,
+    Relay,
+)
+from retailrocket_async.testing import RecordingClient
+from tests.contracts.source import bodies_of, numbered
+from tests.support.broken_library import ERRORS, Faults, Wrapped
+from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
+from tests.support.nats_server import NatsServer, nats_server
+from tests.support.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+# Once, without a tracer: it takes half a minute.
+pytestmark = [pytest.mark.endurance, pytest.mark.leaves_connections("redis-py, nats-py, aiokafka")]
+
+JUNK = b'{"view":{"productId":'
+GOOD = 3
+_names = itertools.count(1)
+
+
+class Broker:
+    """A broker with a stream of a test's own, and a library that fails on demand.
+
+    Attributes:
+        faults: what decides which call fails.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.faults = Faults()
+        self.stream = f"faults{next(_names)}"
+
+    def source(self, *, whole: bool = False) -> Any:
+        """Return a source of the stream, whose library fails on demand unless it is to be `whole`."""
+        raise NotImplementedError
+
+    async def publish(self, *bodies: bytes) -> None:
+        """Publish messages."""
+        raise NotImplementedError
+
+
+class OnRedis(Broker):
+    """Redis Streams: each command that is sent, and its answer, may fail."""
+
+    def source(self, *, whole: bool = False) -> Any:
+        """Return a source."""
+        faults = self.faults
+
+        class Failing(Connection):
+            """A connection whose commands fail."""
+
+            async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+                await faults.call("send", super().send_packed_command, command, check_health)
+
+            async def read_response(self, *arguments: Any, **options: Any) -> Any:
+                return await faults.call("read", super().read_response, *arguments, **options)
+
+        pool: Any = ConnectionPool(
+            connection_class=Connection if whole else Failing, host="127.0.0.1", port=self.server.port, protocol=2
+        )
+        return RedisStreamSource(Redis.from_pool(pool), stream=self.stream, group="relay", name="relay-1", lease=0.5)
+
+    async def publish(self, *bodies: bytes) -> None:
+        """Publish messages."""
+        async with Redis.from_url(self.server.url) as redis:
+            await RedisStream(redis, self.stream).publish(bodies)
+
+
+class OnNats(Broker):
+    """NATS: connecting, subscribing, publishing, requests, and JetStream's own calls may fail."""
+
+    def source(self, *, whole: bool = False) -> Any:
+        """Return a source."""
+        source = NatsSource(self.server.url, self.stream, ack_wait=0.5)
+        if not whole:
+            source._servers = Wrapped(source._servers, self.faults, {"connect": self._connection})  # type: ignore[assignment]
+        return source
+
+    def _connection(self, connection: Any) -> Any:
+        wrapped = Wrapped(connection, self.faults, {"subscribe": None, "publish": None, "request": None, "close": None})
+        names = ("stream_info", "add_stream", "consumer_info", "add_consumer", "publish", "get_msg")
+        wrapped.jetstream = lambda **options: Wrapped(  # type: ignore[attr-defined]
+            connection.jetstream(**options), self.faults, dict.fromkeys(names)
+        )
+        return wrapped
+
+    async def publish(self, *bodies: bytes) -> None:
+        """Publish messages, to a stream that is made first."""
+        source = self.source(whole=True)
+        await source.open()
+        await source.aclose()
+        async with NatsSubject(self.server.url, self.stream) as subject:
+            await subject.publish(bodies)
+
+
+class OnKafka(Broker):
+    """Kafka: starting, stopping, fetching, committing and producing may fail."""
+
+    def source(self, *, whole: bool = False) -> Any:
+        """Return a source."""
+        source = KafkaSource(self.server.bootstrap_servers, self.stream, f"relay-{self.stream}", session_timeout=1.2)
+        if not whole:
+            source._cluster = _FailingCluster(source._cluster, self.faults)  # type: ignore[assignment]
+        return source
+
+    async def publish(self, *bodies: bytes) -> None:
+        """Publish messages, to a topic that is made first."""
+        self.server.create_topic(self.stream, 1)
+        self.server.create_topic(f"{self.stream}-dead", 1)
+        async with KafkaTopic(self.server.bootstrap_servers, self.stream) as topic:
+            await topic.publish(bodies)
+
+
+class _FailingCluster:
+    """A `KafkaCluster` whose consumers and producers fail on demand."""
+
+    def __init__(self, cluster: Any, faults: Faults) -> None:
+        self._cluster = cluster
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cluster, name)
+
+    def producer(self) -> Any:
+        """Return a producer."""
+        names = ("start", "stop", "send", "partitions_for")
+        return Wrapped(self._cluster.producer(), self._faults, dict.fromkeys(names))
+
+    def consumer(self, group: str, **options: Any) -> Any:
+        """Return a consumer."""
+        names = ("start", "stop", "getmany", "commit", "end_offsets", "position")
+        return Wrapped(self._cluster.consumer(group, **options), self._faults, dict.fromkeys(names))
+
+    async def committed(self, group: str, partitions: set[Any]) -> Any:
+        """Return what is committed."""
+        return await self._faults.call("committed", self._cluster.committed, group, partitions)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for all tests."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nats() -> Iterator[NatsServer]:
+    """One server for all tests."""
+    with nats_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaServer]:
+    """One broker for all tests."""
+    with kafka_server() as server:
+        yield server
+
+
+BROKERS = [
+    pytest.param((OnRedis, "redis_server"), id="redis", marks=pytest.mark.needs_server("redis-server")),
+    pytest.param((OnNats, "nats"), id="nats", marks=pytest.mark.needs_server("nats-server")),
+    pytest.param(
+        (OnKafka, "kafka"),
+        id="kafka",
+        marks=pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed"),
+    ),
+]
+
+
+@pytest.fixture(params=BROKERS)
+def make_broker(request: pytest.FixtureRequest) -> Callable[[], Broker]:
+    """What makes a broker, one after the other, on one server."""
+    kind, fixture = request.param
+    server = request.getfixturevalue(fixture)
+    return lambda: kind(server)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient]]:
+    """Run a relay while the block runs; cancel it."""
+    async with RecordingClient(batching=Batching(ordered=True, linger=0), retry=RetryPolicy(outlast=True)) as client:
+        relay = Relay(broker.source(), client, grace=5.0)
+        running = asyncio.create_task(relay.run())
+        try:
+            yield relay, client
+        finally:
+            relay.stop()
+            await running
+
+
+def products(client: RecordingClient) -> set[int]:
+    """Return which products were tracked; the API in memory accepts all."""
+    return {event.product_id for event in client.of(View)}
+
+
+async def calls_of_a_run(make_broker: Callable[[], Broker]) -> int:
+    """Return how many calls a run without a failure makes until all is settled."""
+    broker = make_broker()
+    await broker.publish(*numbered(GOOD), JUNK)
+    async with relaying(broker) as (relay, client):
+        await until(lambda: len(products(client)) == GOOD and relay.stats().dead != {})
+        await until(lambda: not relay.stats().unsettled and not relay.stats().in_hand)
+        return broker.faults.calls
+
+
+async def run_with(
+    make_broker: Callable[[], Broker], at: int, error: Callable[[], BaseException], *, late: bool, permanent: bool
+) -> None:
+    """Run a relay whose library fails at a call; check that nothing is lost, and that it recovers."""
+    broker = make_broker()
+    await broker.publish(*numbered(GOOD), JUNK)
+    broker.faults.arm(at, error, late=late, permanent=permanent)
+    async with relaying(broker) as (relay, client):
+        if permanent:
+            await until(lambda: broker.faults.failed >= 2 and relay.unready is not None)
+            # What has an outcome is safe, or still there: nobody is told that it is settled.
+            broker.faults.mend()
+        await until(lambda: len(products(client)) == GOOD)
+        await until(lambda: relay.stats().dead != {} and relay.unready is None)
+        await until(lambda: not relay.stats().unsettled and not relay.stats().in_hand)
+    source = broker.source(whole=True)
+    await source.open()
+    try:
+        letters = await source.list_dead(99)
+        assert set(bodies_of(letters)) == {JUNK}, (at, broker.faults.names)
+        # Once, but on Kafka, which knows no letter again.
+        assert len(letters) == 1 or isinstance(broker, OnKafka)
+    finally:
+        await source.aclose()
+
+
+MOST_AT_ONCE = 8
+
+
+async def for_each(numbers: range, run: Callable[[int], Any]) -> None:
+    """Make a run for each number, a few at a time."""
+    slots = asyncio.Semaphore(MOST_AT_ONCE)
+
+    async def one(number: int) -> None:
+        async with slots:
+            try:
+                await run(number)
+            except BaseException as error:
+                error.add_note(f"with call {number} failing")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        for number in numbers:
+            group.create_task(one(number))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+async def test_each_call_fails_once(make_broker: Callable[[], Broker], *, late: bool) -> None:
+    """Whichever call fails once, before or after it has done its work, all is delivered and the dead letter is kept."""
+    calls = await calls_of_a_run(make_broker)
+
+    await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS["OSError"], late=late, permanent=False))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_each_call_fails_for_a_while(make_broker: Callable[[], Broker], error: str) -> None:
+    """From whichever call on all fail, with whatever: the relay is unready meanwhile, and recovers without a loss."""
+    calls = await calls_of_a_run(make_broker)
+
+    await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS[error], late=False, permanent=True))
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    """Every test that the page of promises names is one."""
+    root = Path(__file__).parents[1]
+    page = (root.parent / "docs" / "relay-faults.md").read_text("utf-8")
+    there = "".join(
+        path.read_text("utf-8") for path in [*root.glob("relay/test_*.py"), root / "contracts" / "source.py"]
+    )
+    named = set(re.findall(r"`(test_\w+)`", page))
+
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in there} == set()

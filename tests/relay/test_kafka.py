@@ -1,0 +1,487 @@
+"""`KafkaSource` on librdkafka's mock cluster: the contract of every source, and what is Kafka's own.
+
+tests/support/kafka_server.py tells what the mock cluster cannot do, and so is not tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import ConfigurationError
+from retailrocket_async.relay import KafkaSource, KafkaTopic, Publisher
+from tests.contracts.source import SourceContract, bodies_of, numbered
+from tests.support.cancelling import cancel_everywhere
+from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+aiokafka = pytest.importorskip("aiokafka")
+pytestmark = [
+    pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed"),
+    pytest.mark.leaves_connections("aiokafka"),
+]
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KafkaServer]:
+    """A broker for the tests of this module, each with topics of its own."""
+    with kafka_server() as running:
+        yield running
+
+
+@pytest.fixture
+def topic(server: KafkaServer) -> str:
+    """A topic that no other test has, of one partition, and one for its dead letters."""
+    name = f"events{next(_names)}"
+    server.create_topic(name, 1)
+    server.create_topic(f"{name}-dead", 1)
+    return name
+
+
+def make(server: KafkaServer, topic: str) -> KafkaSource:
+    """Return a source of a topic, in a group that no other topic has."""
+    # The mock cluster has whoever comes after another one wait for the session time-out, less a second.
+    return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
+
+
+async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[Any]:
+    """Fetch until there are `count` messages, and connect again where the cluster fails, as the relay does.
+
+    The mock cluster refuses a member that is late in a rebalance, which Kafka does not.
+    """
+    found: list[Any] = []
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            try:
+                found += await source.fetch(most, 0.1)
+            except aiokafka.errors.KafkaError:
+                await source.open()
+    return found
+
+
+async def committed(source: KafkaSource, partition: Any) -> int:
+    """Return the offset that is committed; 0 where none is."""
+    found = await source._cluster.committed(source._group, {partition})
+    return max(0, found[partition][0])
+
+
+class TestKafkaSource(SourceContract):
+    """The contract of every source."""
+
+    lease = None
+
+    @pytest.fixture(autouse=True)
+    async def _topic(self, server: KafkaServer, topic: str) -> AsyncIterator[None]:
+        self.server, self.topic = server, topic
+        async with KafkaTopic(server.bootstrap_servers, topic) as self.publisher:
+            yield
+
+    async def make(self, name: str = "relay-1", lease: float | None = None) -> KafkaSource:
+        """Return a source of this test's topic."""
+        return make(self.server, self.topic)
+
+    async def publish(self, bodies: Sequence[bytes]) -> None:
+        """Publish to this test's topic."""
+        await self.publisher.publish(bodies)
+
+    async def test_settled_is_gone(self) -> None:
+        """What is settled is never handed out again, in this life or the next.
+
+        Of two members of a group only one has the one partition, so a third source would wait in vain.
+        """
+        await self.publish(numbered(10))
+        source = await self.source()
+        await source.settle(await self.collect(source, 10), [])
+        await self.crash(source)
+
+        source = await self.source()
+        await self.nothing_left(source)
+        await self.publish(numbered(1, first=10))
+        assert bodies_of(await self.collect(source, 1)) == numbered(1, first=10)
+
+
+@pytest.fixture
+async def source(server: KafkaServer, topic: str) -> AsyncIterator[KafkaSource]:
+    """An open source of a topic of its own."""
+    made = make(server, topic)
+    await made.open()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def publisher(server: KafkaServer, topic: str) -> AsyncIterator[KafkaTopic]:
+    """What publishes to the same topic."""
+    async with KafkaTopic(server.bootstrap_servers, topic) as made:
+        yield made
+
+
+@pytest.fixture
+def wide(server: KafkaServer) -> str:
+    """A topic of four partitions."""
+    name = f"wide{next(_names)}"
+    server.create_topic(name, 4)
+    server.create_topic(f"{name}-dead", 4)
+    return name
+
+
+def by_visitors(visitors: int, each: int) -> list[bytes]:
+    """Return envelopes of so many visitors, in turn."""
+    return [
+        b'{"view":{"sessionExternalId":"v%d","productId":%d}}' % (visitor, number)
+        for number in range(each)
+        for visitor in range(visitors)
+    ]
+
+
+class TestPartitions:
+    """Several partitions, and several relays."""
+
+    async def test_visitors_stay_in_order(self, server: KafkaServer, wide: str) -> None:
+        """Each visitor's events are in one partition, and come in their order; all partitions are used."""
+        envelopes = by_visitors(30, 10)
+        async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
+            await publisher.publish(envelopes)
+        source = make(server, wide)
+        await source.open()
+        found = await fetch_all(source, len(envelopes))
+        await source.aclose()
+
+        for visitor in range(30):
+            mark = b'"v%d"' % visitor
+            own = [message for message in found if mark in message.body]
+            assert bodies_of(own) == [envelope for envelope in envelopes if mark in envelope]
+            assert len({message.id.partition(":")[0] for message in own}) == 1
+        assert len({message.id.partition(":")[0] for message in found}) == 4
+
+    async def test_another_relay_comes(self, server: KafkaServer, wide: str) -> None:
+        """The partitions that a relay keeps go on where they were; those it lost are the other's, unsettled ones too.
+
+        So what is settled after it was lost is settled by the other, and a dead letter is kept by it alone.
+        """
+        async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
+            await publisher.publish(by_visitors(30, 10))
+        first, second = make(server, wide), make(server, wide)
+        await first.open()
+        held = await fetch_all(first, 300)
+        await second.open()
+        # Until they have come to terms; a member that does not poll does not see that it has to join again.
+        theirs: list[Any] = []
+        again: list[Any] = []
+        async with asyncio.timeout(60):
+            while not theirs or not first._consumer or len(first._consumer.assignment()) != 2:
+                for source, found in ((first, again), (second, theirs)):
+                    try:
+                        found.extend(await source.fetch(500, 0.1))
+                    except aiokafka.errors.KafkaError:
+                        await source.open()
+        lost = [message for message in held if not first._has(message.handle)]
+        theirs += await fetch_all(second, len(lost) - len(theirs))
+        await first.settle([m for m in held if m not in lost[:1]], [(lost[0], "rejected: HTTP 400")])
+        assert await first.list_dead(9) == []
+        await second.settle(theirs[1:], [(theirs[0], "rejected: HTTP 400")])
+        assert again == []
+        assert sorted(bodies_of(theirs)) == sorted(bodies_of(lost))
+        assert 0 < len(lost) < 300
+        assert len(await second.list_dead(9)) == 1
+        await first.aclose()
+        await second.aclose()
+
+        third = make(server, wide)
+        await third.open()
+        async with asyncio.timeout(60):
+            while not third._consumer.assignment():
+                with suppress(aiokafka.errors.KafkaError):
+                    assert await third.fetch(500, 0.1) == []
+        assert await third.fetch(500, 0.5) == []
+        assert (await third.lag()).waiting == 0
+        await third.aclose()
+
+    async def test_dead_letters_of_several_partitions(self, server: KafkaServer, wide: str) -> None:
+        """Dead letters in several partitions are listed by their time, each once, and removed from all."""
+        async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
+            await publisher.publish(by_visitors(20, 1))
+        source = make(server, wide)
+        await source.open()
+        for message in await fetch_all(source, 20):
+            await source.settle([], [(message, "rejected: HTTP 400")])
+        letters = await source.list_dead(99)
+        assert len(letters) == 20
+        assert [letter.died_at for letter in letters] == sorted(letter.died_at for letter in letters)
+        assert len({letter.id.partition(":")[0] for letter in letters}) > 1
+        assert await source.list_dead(7) == letters[:7]
+        assert await source.purge_dead(7) == 7
+        assert await source.list_dead(99) == letters[7:]
+        assert await source.replay_dead(99) == 13
+        assert sorted(bodies_of(await fetch_all(source, 13))) == sorted(bodies_of(letters[7:]))
+        await source.aclose()
+
+
+COMMIT, PRODUCE = 8, 0
+REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
+
+
+class TestNotes:
+    """What is settled above the committed offset is noted beside it."""
+
+    async def test_settled_out_of_order(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
+        """The next life is handed out what was not settled, and nothing else; dead letters are kept once."""
+        await publisher.publish(numbered(20))
+        source = make(server, topic)
+        await source.open()
+        found = await fetch_all(source, 20)
+        await source.settle(found[1:4], [(message, "rejected: HTTP 400") for message in found[10:15]])
+        await source.aclose()
+        source = make(server, topic)
+        await source.open()
+        left = [found[0], *found[4:10], *found[15:]]
+        again = await fetch_all(source, len(left))
+        await source.settle(again, [])
+
+        assert bodies_of(again) == bodies_of(left)
+        assert await source.fetch(99, 0.3) == []
+        assert (await committed(source, found[0].handle.partition)) == 20
+        assert len(await source.list_dead(99)) == 5
+        await source.aclose()
+
+
+class TestFailures:
+    """A cluster that fails."""
+
+    async def test_commit_during_a_rebalance(
+        self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str
+    ) -> None:
+        """What is settled while the group takes no commits is committed by the next sign of life."""
+        await publisher.publish(numbered(10))
+        found = await fetch_all(source, 10)
+        server.fail(COMMIT, REBALANCE, 1)
+        await source.settle(found, [])
+        assert (await committed(source, found[0].handle.partition)) == 0
+        await source.extend([])
+        assert (await committed(source, found[0].handle.partition)) == 10
+
+    async def test_refused_commit(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """A commit that is refused is raised, and made when it is tried again; a dead letter is kept once."""
+        await publisher.publish(numbered(10))
+        found = await fetch_all(source, 10)
+        server.fail(COMMIT, REFUSED, 1)
+        with pytest.raises(aiokafka.errors.KafkaError):
+            await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
+        await source.open()
+        await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
+
+        assert (await committed(source, found[0].handle.partition)) == 10
+        assert len(await source.list_dead(9)) == 1
+
+    async def test_dead_letter_that_is_refused(
+        self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic
+    ) -> None:
+        """Where a dead letter cannot be kept, nothing is committed, and it is kept when it is tried again."""
+        await publisher.publish(numbered(3))
+        found = await fetch_all(source, 3)
+        server.fail(PRODUCE, TOO_LARGE, 1)
+        with pytest.raises(aiokafka.errors.KafkaError):
+            await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
+        assert (await committed(source, found[0].handle.partition)) == 0
+        await source.open()
+        assert await source.fetch(9, 1.0) == []
+        await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
+
+        assert (await committed(source, found[0].handle.partition)) == 3
+        assert len(await source.list_dead(9)) == 1
+
+    async def test_broker_away(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """What is settled while the broker is away is committed when it is back, and the relay goes on."""
+        await publisher.publish(numbered(10))
+        found = await fetch_all(source, 10)
+        server.down()
+        settling = asyncio.create_task(source.settle(found[1:], [(found[0], "rejected: HTTP 400")]))
+        await asyncio.sleep(0.3)
+        assert not settling.done()
+        server.up()
+        async with asyncio.timeout(30):
+            await settling
+        await publisher.publish(numbered(1, first=10))
+
+        assert bodies_of(await fetch_all(source, 1)) == numbered(1, first=10)
+        assert bodies_of(await source.list_dead(9)) == bodies_of(found[:1])
+
+    async def test_no_broker(self) -> None:
+        """Without a broker `open` fails, and so does everything else, until it has succeeded."""
+        source = KafkaSource("127.0.0.1:1", "events", user="bob", password="s3cret")
+        with pytest.raises(aiokafka.errors.KafkaConnectionError) as failure:
+            await source.open()
+        assert "s3cret" not in "".join(traceback.format_exception(failure.value))
+        for call in (source.fetch(1, 0.0), source.extend([]), source.lag()):
+            with pytest.raises(ConnectionError, match="not connected"):
+                await call
+        await source.aclose()
+
+    async def test_log_that_was_cut_off(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """Offsets that come again hold other messages, which are handed out; what was in hand settles nothing."""
+        await publisher.publish(numbered(5))
+        found = await fetch_all(source, 5)
+        partition = found[0].handle.partition
+        source._consumer.seek(partition, 0)
+        again = await fetch_all(source, 5)
+        await source.settle(found, [])
+        assert (await committed(source, partition)) == 0
+        await source.settle(again, [])
+        assert (await committed(source, partition)) == 5
+
+    async def test_signs_of_life(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """With nothing fetched `extend` polls in its place, and nothing is handed out or lost by it."""
+        await publisher.publish(numbered(5))
+        first = await fetch_all(source, 2, most=2)
+        await asyncio.sleep(0.05)
+        idle = source._consumer._subscription.fetcher_idle_time
+        await source.extend(first)
+        assert source._consumer._subscription.fetcher_idle_time < idle
+        assert source._consumer.paused() == set()
+        assert bodies_of(first + await fetch_all(source, 3)) == numbered(5)
+
+
+class TestCancelling:
+    """Every await is cancelled, and nothing is lost by it."""
+
+    async def test_open(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
+        """A cancelled `open` can be called again."""
+        source = make(server, topic)
+        await cancel_everywhere(source.open)
+        await publisher.publish(numbered(1))
+        assert bodies_of(await fetch_all(source, 1)) == numbered(1)
+        await source.aclose()
+
+    async def test_settle(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """A cancelled `settle` can be called again: all is committed; a dead letter may be there twice, never not."""
+        await publisher.publish(numbered(20))
+        found = await fetch_all(source, 20)
+        await cancel_everywhere(lambda: source.settle(found[:10], [(m, "rejected: HTTP 400") for m in found[10:]]))
+
+        assert (await committed(source, found[0].handle.partition)) == 20
+        assert {letter.message_id for letter in await source.list_dead(9999)} == {message.id for message in found[10:]}
+
+    async def test_everything_else(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """Cancelled reads and signs of life leave the source usable."""
+        await publisher.publish(numbered(20))
+        found = await fetch_all(source, 20)
+        await source.settle(found[:18], [(m, "rejected: HTTP 400") for m in found[18:]])
+        await cancel_everywhere(lambda: source.extend(found))
+        await cancel_everywhere(source.lag)
+        assert len(await cancel_everywhere(lambda: source.list_dead(9))) == 2
+        await cancel_everywhere(lambda: source.purge_dead(2))
+        await cancel_everywhere(lambda: source.release(found))
+        assert await source.list_dead(9) == []
+        await publisher.publish(numbered(5, first=20))
+        assert bodies_of(await fetch_all(source, 5)) == numbered(5, first=20)
+
+
+@pytest.mark.endurance
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay killed twice loses nothing, repeats no more than was on its way, and every dead letter is there.
+
+    One may be there again: killed between its copy's arrival and the commit, a relay makes the copy a second time.
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    harness = importlib.import_module("_fleet_crash")
+    found = harness.crash(harness.BROKERS["kafka"], events=6_000, bad=3, kills=2)
+
+    assert (found["lost"], found["dead_missing"], found["status"]) == (0, 0, 0)
+    assert found["dead_wrong"] <= 2 * 6
+    assert found["duplicates"] <= 2 * 500 * 8
+
+
+class TestSettings:
+    """What the constructors and the address refuse; no broker is needed for it."""
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("kafka://kafka:9092/events", "KafkaSource(kafka:9092, topic='events', group='relay')"),
+            ("kafka://a:1,b:2/events?group=g&dead=x", "KafkaSource(a:1,b:2, topic='events', group='g')"),
+            (
+                "kafkas://bob:s3cret@a:9093/e?sasl=SCRAM-SHA-512&session_timeout=45",
+                "KafkaSource(a:9093, topic='e', group='relay')",
+            ),
+        ],
+    )
+    def test_from_url(self, url: str, shown: str) -> None:
+        """An address says it all, and the password in it is not shown."""
+        assert repr(KafkaSource.from_url(url, name="pod-1")) == shown
+
+    def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """User and password come from the environment or the address, and are told to the library alone."""
+        options = KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")._cluster.options()
+        assert options["sasl_plain_username"] == "b@b"
+        assert options["sasl_plain_password"] == "s:cret"
+        assert options["security_protocol"] == "SASL_SSL"
+        assert options["client_id"] == "pod-1"
+        monkeypatch.setenv("RETAILROCKET_RELAY_USER", "ann")
+        monkeypatch.setenv("RETAILROCKET_RELAY_PASSWORD", "other")
+        cluster = KafkaSource.from_url("kafka://a/e", name="pod-1")._cluster
+        assert cluster.options()["security_protocol"] == "SASL_PLAINTEXT"
+        assert cluster.options()["sasl_plain_password"] == "other"
+        assert "other" not in repr(cluster)
+
+    def test_no_account(self) -> None:
+        """Without user and password there is no SASL."""
+        assert KafkaSource("a", "e")._cluster.options()["security_protocol"] == "PLAINTEXT"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "kafka://u:s3cret@a/",
+            "kafka://u:s3cret@/events",
+            "http://u:s3cret@a/events",
+            "kafka://s3cret@a/events",
+            "kafka://u:s3cret@a/events?nonsense=1",
+            "kafka://u:s3cret@a/events?sasl=NONE",
+            "kafka://u:s3cret@a/events?session_timeout=soon",
+            "kafka://u:s3cret@a/events?session_timeout=0",
+            "kafka://u:s3cret@[a/events",
+        ],
+    )
+    def test_bad_url(self, url: str) -> None:
+        """An address that cannot work is refused, without a word of it."""
+        with pytest.raises(ConfigurationError) as refused:
+            KafkaSource.from_url(url, name="pod-1")
+        assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+    @pytest.mark.parametrize("settings", [{"topic": ""}, {"group": ""}, {"bootstrap_servers": ""}, {"user": "bob"}])
+    def test_bad_settings(self, settings: dict[str, Any]) -> None:
+        """Settings that cannot work are refused by name."""
+        with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            KafkaSource(**{"bootstrap_servers": "a:9092", "topic": "events", **settings})
+
+    async def test_publishes_only_when_connected(self) -> None:
+        """A publisher says where it works, and that it needs a topic."""
+        publisher = KafkaTopic("a:9092", "events")
+        assert isinstance(publisher, Publisher)
+        with pytest.raises(RuntimeError, match="async with"):
+            await publisher.publish([b"x"])
+        with pytest.raises(ConfigurationError, match="topic"):
+            KafkaTopic("a:9092", "")
+
+    def test_without_the_library(self) -> None:
+        """Where aiokafka is not installed, the constructor says what to install; importing needs nothing."""
+        program = (
+            "import sys; sys.modules['aiokafka'] = None\n"
+            "from retailrocket_async.relay._kafka import KafkaSource\n"
+            "KafkaSource('a', 'events')"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert 'pip install "retailrocket-async[kafka]"' in ended.stderr.splitlines()[-1]

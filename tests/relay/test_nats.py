@@ -1,0 +1,550 @@
+"""`NatsSource` on a real nats-server with JetStream: the contract of every source, and what is NATS's own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import logging
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retailrocket_async import AsyncTrackingClient, ConfigurationError
+from retailrocket_async.relay import NatsSource, NatsSubject, Publisher, Relay
+from tests.contracts.source import SourceContract, bodies_of, numbered
+from tests.support.cancelling import cancel_everywhere
+from tests.support.nats_server import NatsServer, nats_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+nats = pytest.importorskip("nats")
+
+pytestmark = pytest.mark.leaves_connections("nats-py")
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NatsServer]:
+    """A server for the tests of this module, each with a stream of its own."""
+    with nats_server() as running:
+        yield running
+
+
+@pytest.fixture
+def stream() -> str:
+    """The name of a stream that no other test has."""
+    return f"events{next(_names)}"
+
+
+@pytest.mark.needs_server("nats-server")
+class TestNatsSource(SourceContract):
+    """The contract of every source."""
+
+    @pytest.fixture(autouse=True)
+    async def _stream(self, server: NatsServer, stream: str) -> AsyncIterator[None]:
+        self.server, self.stream = server, stream
+        # The stream has to be there before anything is published.
+        source = await self.make()
+        await source.open()
+        await source.aclose()
+        async with NatsSubject(server.url, stream) as self.subject:
+            yield
+
+    async def make(self, name: str = "relay-1", lease: float | None = None) -> NatsSource:
+        """Return a source of this test's stream."""
+        return NatsSource(self.server.url, self.stream, ack_wait=lease or 1.0)
+
+    async def publish(self, bodies: Sequence[bytes]) -> None:
+        """Publish to this test's stream."""
+        await self.subject.publish(bodies)
+
+    async def test_unsettled_comes_again(self) -> None:
+        """What was handed out and not settled before a crash comes again, all of it, once its lease is over.
+
+        Not first: to the server a relay in a new life is any relay, and what is newer does not wait for a lease.
+        """
+        await self.publish(numbered(10))
+        source = await self.source()
+        found = await self.collect(source, 10)
+        settled = [*found[:3], found[6]]
+        await source.settle(settled, [])
+        await self.crash(source)
+        await self.publish(numbered(2, first=10))
+        left = [body for body in numbered(10) if body not in bodies_of(settled)]
+
+        again = await self.all_of(await self.source(), left + numbered(2, first=10))
+        assert sorted(bodies_of(again)) == sorted(left + numbered(2, first=10))
+        assert {m.body: m.deliveries for m in again} == dict.fromkeys(left, 2) | dict.fromkeys(numbered(2, first=10), 1)
+
+
+@pytest.fixture
+async def source(server: NatsServer, stream: str) -> AsyncIterator[NatsSource]:
+    """An open source with a lease that no test outlasts, on a stream of its own."""
+    made = NatsSource(server.url, stream, ack_wait=60)
+    await made.open()
+    yield made
+    await made.aclose()
+
+
+async def fetch_all(source: NatsSource, count: int, most: int = 500) -> list[Any]:
+    """Fetch until there are `count` messages, over failures of the server."""
+    found: list[Any] = []
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            try:
+                found += await source.fetch(most, 0.2)
+            except (OSError, nats.errors.Error):
+                await asyncio.sleep(0.05)
+    return found
+
+
+async def fetch_for_ever(source: NatsSource) -> None:
+    """Fetch until that fails."""
+    while True:
+        await source.fetch(1, 0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when `condition` is true."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - it is another task's, or another process's
+            await asyncio.sleep(0.005)
+
+
+async def reopen(source: NatsSource) -> None:
+    """Open a source, as often as the server fails."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await source.open()
+            except (OSError, nats.errors.Error):
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+@pytest.mark.needs_server("nats-server")
+class TestRestarts:
+    """The server is killed and started again on what it had stored."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[NatsServer]:
+        """A server of the test's own."""
+        with nats_server() as running:
+            yield running
+
+    async def test_what_is_in_hand_stays_in_hand(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """Messages in hand while the server is away can be settled, and no other is lost or comes twice."""
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(20))
+        held = await fetch_all(source, 10, most=10)
+        await server.restart(0.5)
+        await reopen(source)
+        rest = await fetch_all(source, 10)
+        await source.settle([*held, *rest[1:]], [(rest[0], "rejected: HTTP 400")])
+
+        assert bodies_of(held + rest) == numbered(20)
+        assert await source.fetch(10, 0.3) == []
+        assert bodies_of(await source.list_dead(9)) == bodies_of(rest[:1])
+        assert (await source.lag()).pending == 0
+
+    async def test_lease_that_ran_out_meanwhile(self, server: NatsServer, stream: str) -> None:
+        """What the server hands out again to the very relay that still has it does not come twice."""
+        source = NatsSource(server.url, stream, ack_wait=0.5)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(10))
+            held = await fetch_all(source, 10)
+            await server.restart(1.0)
+            await reopen(source)
+            assert await source.fetch(10, 2.0) == []
+            await source.settle(held, [])
+            assert await source.fetch(10, 1.0) == []
+            assert await source.lag() == await source.lag()
+            assert (await source.lag()).pending == 0
+        await source.aclose()
+
+    async def test_fails_while_the_server_is_away(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """Without a server everything fails, soon, and says so; nothing hangs."""
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(1))
+        held = await fetch_all(source, 1)
+        server.kill()
+        async with asyncio.timeout(30):
+            # The connection's end has to be noticed first.
+            with pytest.raises(ConnectionError, match="NATS"):
+                await fetch_for_ever(source)
+            for call in (source.settle(held, []), source.extend(held), source.lag(), source.release(held)):
+                with pytest.raises(ConnectionError, match="not connected"):
+                    await call
+            fresh = NatsSource(server.url, stream)
+            with pytest.raises(ConnectionError, match="cannot be reached"):
+                await fresh.open()
+            await fresh.aclose()
+
+    async def test_every_restart_in_a_run(self, server: NatsServer, stream: str) -> None:
+        """Over restarts in mid-run every message comes once, and is settled.
+
+        What the server had sent into a connection that was killed it hands out again when its lease is over.
+        """
+        source = NatsSource(server.url, stream, ack_wait=5)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(2000))
+        seen: list[bytes] = []
+
+        async def work() -> None:
+            held: Sequence[Any] = []
+            while held or len(set(seen)) < 2000:
+                try:
+                    if not held:
+                        held = await source.fetch(50, 0.2)
+                        seen.extend(bodies_of(held))
+                    await source.settle(held, [])
+                    held = []
+                except (OSError, nats.errors.Error):
+                    await reopen(source)
+
+        task = asyncio.create_task(work())
+        try:
+            for part in (500, 1000, 1500):
+                await until(lambda part=part: task.done() or len(set(seen)) >= part)  # type: ignore[misc]
+                await server.restart()
+            done, _ = await asyncio.wait({task}, timeout=60)
+            assert done, f"{len(set(seen))} of 2000, {len(source._held)} held, {source._owed} owed"
+            await task
+        finally:
+            # nats-py may swallow a cancellation.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=1)
+
+        assert sorted(seen) == sorted(numbered(2000))
+        assert await source.fetch(50, 0.3) == []
+        await source.aclose()
+
+    @pytest.mark.parametrize("cancelled", [False, True])
+    async def test_the_end_with_a_server_that_hangs(self, server: NatsServer, stream: str, *, cancelled: bool) -> None:
+        """A relay whose server answers nothing any more comes to its end, told to or cancelled."""
+        async with NatsSubject(server.url, stream) as subject:
+            source = NatsSource(server.url, stream, ack_wait=5)
+            await source.open()
+            await subject.publish(numbered(500))
+        client = AsyncTrackingClient("key", "shop", base_url="http://127.0.0.1:1/", allow_insecure_http=True)
+        relay = Relay(source, client, grace=0.5)
+        running = asyncio.create_task(relay.run())
+        await until(lambda: relay.stats().received >= 500)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            if cancelled:
+                running.cancel()
+            else:
+                relay.stop()
+            done, _ = await asyncio.wait({running}, timeout=60)
+            assert done == {running}
+            assert running.cancelled() == cancelled
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+    async def test_the_library_swallows_a_cancellation(self, server: NatsServer) -> None:
+        """nats-py lets a cancellation go by while it waits for its own flush; so the relay asks in tasks of its own."""
+        connection: Any = await nats.connect(server.url)
+        # Nobody flushes any more.
+        connection._flusher_task.cancel()
+        await asyncio.wait({connection._flusher_task})
+        connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
+        flushing = asyncio.create_task(connection._flush_pending(force_flush=True))
+        await asyncio.sleep(0.1)
+        flushing.cancel()
+        await asyncio.wait({flushing})
+
+        assert not flushing.cancelled()
+        await connection.close()
+
+    async def test_failure_is_told_once(
+        self, server: NatsServer, source: NatsSource, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A lost connection is told once, however often it is tried, and its return too."""
+        caplog.set_level(logging.INFO, "retailrocket_async")
+        await server.restart(2.5)
+        await until(lambda: any("is there again" in message for message in caplog.messages))
+
+        assert [record.levelname for record in caplog.records if "NATS" in record.message] == ["WARNING", "INFO"]
+
+
+@pytest.mark.needs_server("nats-server")
+class TestJetStream:
+    """What is JetStream's own."""
+
+    async def test_dead_letter_of_a_crash_is_kept_once(self, server: NatsServer, stream: str) -> None:
+        """A message that is dead in two lives, since the first ended before it was settled, is one dead letter."""
+        source = NatsSource(server.url, stream, ack_wait=0.5)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(1))
+        [message] = await fetch_all(source, 1)
+        await source._bury([(message, "rejected: HTTP 400")])
+        await source.aclose()
+        await source.open()
+        [again] = await fetch_all(source, 1)
+        await source.settle([], [(again, "rejected: HTTP 400")])
+
+        assert again.deliveries == 2
+        assert [letter.message_id for letter in await source.list_dead(9)] == [message.id]
+        await source.aclose()
+
+    async def test_replay_that_broke_off_publishes_nothing_twice(self, source: NatsSource, stream: str) -> None:
+        """A dead letter that was published again but not removed is not published a second time."""
+        await source._jetstream().publish(stream, b"x")
+        await source.settle([], [(message, "undecodable") for message in await fetch_all(source, 1)])
+        [letter] = await source.list_dead(1)
+        await source._jetstream().publish(stream, letter.body, headers={"Nats-Msg-Id": source._replay_id(letter)})
+
+        assert await source.replay_dead(1) == 1
+        assert len(await fetch_all(source, 1)) == 1
+        assert await source.fetch(1, 0.3) == []
+
+    async def test_reason_with_odd_letters(self, source: NatsSource, stream: str) -> None:
+        """A reason of any letters is kept as ASCII, on one line."""
+        await source._jetstream().publish(stream, b"x")
+        await source.settle([], [(message, "плохо: a=b; c") for message in await fetch_all(source, 1)])
+
+        [letter] = await source.list_dead(1)
+        assert letter.reason == "\\u043f\\u043b\\u043e\\u0445\\u043e: a=b; c"
+
+    async def test_what_arrived_late_is_given_back(self, server: NatsServer, stream: str) -> None:
+        """What the server sent after the last fetch is given back at the end, too, and does not come back to it.
+
+        The server of these tests keeps some of what is given back until its lease is over.
+        """
+        source, other = NatsSource(server.url, stream, ack_wait=1), NatsSource(server.url, stream, ack_wait=1)
+        await source.open()
+        await other.open()
+        await source._ask(10, 60.0)
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(3))
+        await until(lambda: len(source._arrived) == 3)
+        await source.release([])
+        found = await fetch_all(other, 3)
+
+        assert sorted(bodies_of(found)) == numbered(3)
+        assert source._arrived == {}
+        await source.aclose()
+        await other.aclose()
+
+    async def test_consumer_that_was_removed(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """A consumer that somebody removes is a failure of the broker, and is there again after the next `open`."""
+        await source._jetstream().delete_consumer(stream, "relay")
+        with pytest.raises(ConnectionError, match="does not answer"):
+            await asyncio.wait_for(fetch_for_ever(source), 20)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(1))
+        assert bodies_of(await fetch_all(source, 1)) == numbered(1)
+
+    async def test_creates_nothing_unless_told_to(self, server: NatsServer, stream: str) -> None:
+        """With `create=False` what is missing is a failure, and stays missing."""
+        source = NatsSource(server.url, stream, create=False)
+        with pytest.raises(nats.js.errors.NotFoundError):
+            await source.open()
+        with pytest.raises(nats.js.errors.NotFoundError):
+            await source._jetstream().stream_info(stream)
+        await source.aclose()
+
+    async def test_consumer_with_too_short_a_lease(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """A consumer whose lease is shorter than what the relay goes by is refused."""
+        other = NatsSource(server.url, stream, ack_wait=120)
+        with pytest.raises(ConfigurationError, match="ack_wait of 60 s"):
+            await other.open()
+        await other.aclose()
+
+    async def test_push_consumer_is_refused(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """A consumer that pushes is none for a relay."""
+        stream_ = source._jetstream()
+        await stream_.add_stream(name=f"{stream}x", subjects=[f"{stream}x"])
+        await stream_.add_consumer(f"{stream}x", durable_name="relay", deliver_subject="somewhere")
+        other = NatsSource(server.url, f"{stream}x")
+        with pytest.raises(ConfigurationError, match="pull consumer"):
+            await other.open()
+        await other.aclose()
+
+    async def test_window_of_the_consumer(self, server: NatsServer, stream: str) -> None:
+        """No more than `max_ack_pending` messages are handed out unsettled; the rest comes as they are settled."""
+        source = NatsSource(server.url, stream, ack_wait=60, max_ack_pending=10)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(25))
+        first = await fetch_all(source, 10)
+        assert len(first) == 10
+        assert await source.fetch(10, 0.2) == []
+        await source.settle(first, [])
+        assert len(await fetch_all(source, 10)) == 10
+        await source.aclose()
+
+    async def test_publishing_fails_loudly(self, server: NatsServer) -> None:
+        """Where no stream listens to a subject, publishing to it raises; outside `async with` as well."""
+        async with NatsSubject(server.url, "nobody.listens") as subject:
+            assert isinstance(subject, Publisher)
+            with pytest.raises(nats.js.errors.NoStreamResponseError):
+                await subject.publish([b"x"])
+        with pytest.raises(RuntimeError, match="async with"):
+            await subject.publish([b"x"])
+
+
+@pytest.mark.needs_server("nats-server")
+class TestCancelling:
+    """Every await is cancelled, and nothing is lost by it."""
+
+    async def test_open(self, server: NatsServer, stream: str) -> None:
+        """A cancelled `open` can be called again."""
+        source = NatsSource(server.url, stream)
+        await cancel_everywhere(source.open)
+        await source._jetstream().publish(stream, b"x")
+        assert bodies_of(await fetch_all(source, 1)) == [b"x"]
+        await source.aclose()
+
+    async def test_settle(self, server: NatsServer, source: NatsSource, stream: str) -> None:
+        """A cancelled `settle` can be called again: every message is settled, each dead one kept once."""
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(20))
+        found = await fetch_all(source, 20)
+        await cancel_everywhere(lambda: source.settle(found[:10], [(m, "rejected: HTTP 400") for m in found[10:]]))
+
+        assert sorted(bodies_of(await source.list_dead(99))) == sorted(bodies_of(found[10:]))
+        assert (await source.lag()).pending == 0
+
+    async def test_everything_else(self, server: NatsServer, stream: str) -> None:
+        """Cancelled reads and renewals leave the source usable."""
+        source = NatsSource(server.url, stream, ack_wait=1)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(20))
+            found = await fetch_all(source, 20)
+            await source.settle(found[:18], [(m, "rejected: HTTP 400") for m in found[18:]])
+            await subject.publish(numbered(5, first=20))
+        found = await fetch_all(source, 5)
+        await cancel_everywhere(lambda: source.extend(found))
+        await cancel_everywhere(source.lag)
+        assert len(await cancel_everywhere(lambda: source.list_dead(9))) == 2
+        await cancel_everywhere(lambda: source.replay_dead(1))
+        await cancel_everywhere(lambda: source.purge_dead(1))
+        await cancel_everywhere(lambda: source.release(found))
+        await cancel_everywhere(source.open)
+
+        assert await source.list_dead(9) == []
+        # And what was replayed, once or, where the cancelled call had come to its end, twice.
+        seen: set[bytes] = set()
+        async with asyncio.timeout(60):
+            while not set(numbered(5, first=20)) <= seen:
+                seen.update(bodies_of(await source.fetch(9, 0.2)))
+        await source.aclose()
+
+
+@pytest.mark.needs_server("nats-server")
+@pytest.mark.endurance
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    harness = importlib.import_module("_fleet_crash")
+    found = harness.crash(harness.BROKERS["nats"], events=6_000, bad=3, kills=2)
+
+    assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
+    assert found["duplicates"] <= 2 * 500 * 8
+
+
+class TestSettings:
+    """What the constructors and the address refuse; no server is needed for it."""
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("nats://nats/events", "NatsSource(nats://nats, stream='events', durable='relay')"),
+            (
+                "nats://a:1,b:2/events?durable=d&dead=x",
+                "NatsSource(nats://a:1, nats://b:2, stream='events', durable='d')",
+            ),
+            ("tls://bob:s3cret@a:4222/e?create=no", "NatsSource(tls://a:4222, stream='e', durable='relay')"),
+            ("nats://bob:s3cret@[::1]:4222/e?ack_wait=5", "NatsSource(nats://[::1]:4222, stream='e', durable='relay')"),
+        ],
+    )
+    def test_from_url(self, url: str, shown: str) -> None:
+        """An address says it all, and the password in it is not shown."""
+        assert repr(NatsSource.from_url(url, name="pod-1")) == shown
+
+    def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """User and password come from the environment or the address."""
+        servers = NatsSource.from_url("nats://b%40b:s%3Acret@a/e", name="")._servers
+        assert (servers.user, servers.password) == ("b@b", "s:cret")
+        monkeypatch.setenv("RETAILROCKET_RELAY_USER", "ann")
+        monkeypatch.setenv("RETAILROCKET_RELAY_PASSWORD", "other")
+        servers = NatsSource.from_url("nats://a/e", name="")._servers
+        assert (servers.user, servers.password) == ("ann", "other")
+        assert "other" not in repr(servers)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "nats://s3cret@a/",
+            "nats://:s3cret@/events",
+            "http://u:s3cret@a/events",
+            "nats://u:s3cret@a/events?nonsense=1",
+            "nats://u:s3cret@a/events?create=perhaps",
+            "nats://u:s3cret@a/events?ack_wait=soon",
+            "nats://u:s3cret@a/events?ack_wait=0",
+            "nats://u:s3cret@a/events?ack_wait=nan",
+            "nats://u:s3cret@a/two.words",
+            "nats://u:s3cret@a/events?durable=a.b",
+            "nats://u:s3cret@[a/events",
+            "nats://u:s3cret℀@a/events",
+        ],
+    )
+    def test_bad_url(self, url: str) -> None:
+        """An address that cannot work is refused, without a word of it."""
+        with pytest.raises(ConfigurationError) as refused:
+            NatsSource.from_url(url, name="pod-1")
+        assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+    @pytest.mark.parametrize("settings", [{"max_ack_pending": 0}, {"max_ack_pending": 1.5}, {"ack_wait": "1"}])
+    def test_bad_settings(self, settings: dict[str, Any]) -> None:
+        """Settings out of range are refused by name."""
+        with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            NatsSource("nats://a", "events", **settings)
+
+    def test_no_servers(self) -> None:
+        """Neither no server nor no subject is taken."""
+        with pytest.raises(ConfigurationError, match="servers"):
+            NatsSource([], "events")
+        with pytest.raises(ConfigurationError, match="subject"):
+            NatsSubject("nats://a", "")
+
+    @pytest.mark.needs_server("nats-server")
+    async def test_refused_account(self, stream: str) -> None:
+        """A wrong password is a failure that says so, and does not show it."""
+        with nats_server("--user", "bob", "--pass", "right") as server:
+            source = NatsSource(server.url.replace("//", "//bob:s3cret@"), stream)
+            with pytest.raises(ConnectionError, match="Authorization") as failure:
+                await source.open()
+            assert "s3cret" not in repr(failure.value)
+            await source.aclose()
+            source = NatsSource(server.url.replace("//", "//bob:right@"), stream)
+            await source.open()
+            await source.aclose()
+
+    def test_without_the_library(self) -> None:
+        """Where nats-py is not installed, the constructor says what to install; importing needs nothing."""
+        program = (
+            "import sys; sys.modules['nats'] = None\n"
+            "from retailrocket_async.relay._nats import NatsSource\n"
+            "NatsSource('nats://a', 'events')"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert 'pip install "retailrocket-async[nats]"' in ended.stderr.splitlines()[-1]

@@ -1,0 +1,1000 @@
+"""The relay's core on a broker in memory and a server that does as it is told, on a virtual clock.
+
+==============================  ==========================================  =======================================
+await                           who is cancelled there, or what fails       shown by
+==============================  ==========================================  =======================================
+`Relay.run`                     whoever runs it, in any turn                `test_cancelled_in_any_turn`
+`source.open`                   fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.fetch`                  fails, or hangs                             the same
+`source.settle`                 fails, or hangs                             the same
+`source.extend`                 fails, or hangs                             the same
+`source.release`, `.aclose`     fails, or hangs, at the end                 the same
+`client.track`                  waits for room                              `test_a_smaller_buffer`
+`client.aclose`                 waits for the grace                         `test_cancelled_while_it_ends`
+==============================  ==========================================  =======================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from retailrocket_async import (
+    Abandoned,
+    Batching,
+    Buffer,
+    ConfigurationError,
+    Delivered,
+    Dropped,
+    Order,
+    Rejected,
+    RetryPolicy,
+    UsageError,
+)
+from retailrocket_async._http.reply import Reply
+from retailrocket_async.relay import DeadLetter, Lag, MemorySource, MemoryStream, Message, Relay
+from retailrocket_async.relay._disposition import disposition_of
+from tests.support.fakes import (
+    CODEC,
+    NO_CONNECTION,
+    OK,
+    PARKED,
+    TIMED_OUT,
+    Request,
+    ScriptedTransport,
+    Step,
+    event,
+    make_client,
+    now,
+    run,
+    tasks,
+    turns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async import Outcome
+
+HOURS = 900.0
+"""Seconds: many times longer than any time-out, lease or backoff."""
+PATIENT = RetryPolicy(outlast=True)
+JUNK = b'{"view":{"sessionExternalId":"a","productId":"1"}}'
+
+
+def envelopes(numbers: range, visitors: int = 7) -> list[bytes]:
+    """Return the envelopes of these events, of a few visitors in turn."""
+    return [CODEC.encode(event(number, f"v{number % visitors}")) for number in numbers]
+
+
+class Scene:
+    """A relay between a stream in memory and a scripted server.
+
+    Attributes:
+        running: the task that runs the relay, from `start` on.
+    """
+
+    def __init__(
+        self,
+        transport: ScriptedTransport,
+        *,
+        stream: MemoryStream | None = None,
+        source: Any = None,
+        name: str = "relay-1",
+        lease: float = 60.0,
+        client: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.transport = transport
+        self.stream = stream or MemoryStream()
+        self.source = source or MemorySource(self.stream, name=name, lease=lease)
+        settings: dict[str, Any] = {"batching": Batching(ordered=True, max_events=10), "retry": PATIENT}
+        self.client = make_client(transport, **(settings | (client or {})))
+        self.relay = Relay(self.source, self.client, **({"batch": 10, "window": 40} | options))
+        self.running: asyncio.Task[bool]
+
+    def start(self) -> Scene:
+        """Run the relay."""
+        self.running = asyncio.create_task(self.relay.run())
+        return self
+
+    async def stop(self) -> bool:
+        """Have the relay come to its end, and check that its books add up."""
+        self.relay.stop()
+        clean = await self.running
+        self.check()
+        return clean
+
+    def check(self) -> None:
+        """Raise unless every message is counted in one place."""
+        stats = self.relay.stats()
+        settled = stats.delivered + stats.filtered + sum(stats.dead.values()) + stats.released
+        assert stats.received == settled + stats.in_hand, stats
+
+    async def left(self) -> Lag:
+        """Return what is in the broker."""
+        return await self.source.lag()
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
+        """Wait until `condition` holds."""
+        end = now() + seconds
+        while not condition():
+            assert now() < end, self.relay.stats()
+            await asyncio.sleep(0.01)
+
+    async def until_delivered_besides(self, count: int, unsettled: int) -> None:
+        """Wait until so many messages are delivered and settled, and so many others are not settled."""
+        stats = self.relay.stats
+        await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
+
+    async def until_delivered(self, count: int, seconds: float = 600.0) -> None:
+        """Wait until so many messages are delivered and settled."""
+        await self.until(lambda: self.relay.stats().delivered >= count and not self.relay.stats().unsettled, seconds)
+
+
+# --- what becomes of messages ---
+
+
+def test_delivers_and_acknowledges() -> None:
+    """Every message is delivered once and acknowledged, each visitor's in their order."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(200)))
+        await scene.until_delivered(200)
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert sorted(transport.recorded_numbers) == list(range(200))
+        for visitor in range(7):
+            own = [number for name, number in transport.recorded if name == f"v{visitor}"]
+            assert own == sorted(own)
+        assert await scene.stop()
+        assert scene.relay.stats().maybe_duplicates == 0
+        assert tasks() == set()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xff\x00", "undecodable: event must be JSON"),
+        (b"", "undecodable: event must be JSON"),
+        (b"[]", "undecodable: event must be an object"),
+        (b'{"wishlist":{"sessionExternalId":"a"}}', "undecodable: event must have one of these names"),
+        (JUNK, "undecodable: view.product_id must be"),
+        (b'{"search":{"sessionExternalId":"a","searchPhrase":"%b"}}' % (b"x" * 600_000), "undecodable: search must be"),
+        (b'{"view":{"sessionExternalId":"a\\nb","productId":1}}', "undecodable: view.session_external_id must be"),
+    ],
+)
+def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
+    """What is no event becomes a dead letter with the reason, in one line, and costs its neighbours nothing."""
+
+    async def test() -> None:
+        scene = Scene(ScriptedTransport()).start()
+        first, *rest = envelopes(range(5))
+        await scene.stream.publish([first, body, *rest])
+        await scene.until_delivered(5)
+        [letter] = await scene.source.list_dead(10)
+        assert (letter.body, letter.message_id) == (body, "2")
+        assert letter.reason.startswith(reason)
+        assert letter.reason.isprintable()
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert await scene.stop()
+        assert scene.relay.stats().dead == {"undecodable": 1}
+
+    run(test())
+
+
+def test_unknown_names_where_they_are_allowed() -> None:
+    """With `allow_custom` an event of an unknown name is delivered as it is."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        scene = Scene(transport, allow_custom=True).start()
+        await scene.stream.publish([b'{"wishlist":{"sessionExternalId":"a","productId":1}}'])
+        await scene.until_delivered(1)
+        assert await scene.stop()
+        assert b'"wishlist"' in transport.requests[0].body
+
+    run(test())
+
+
+def test_refused_is_a_dead_letter() -> None:
+    """An event that the API refuses on its own account becomes a dead letter; the rest of its batch is delivered."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=lambda request: 400 if 7 in request.numbers else 200)
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(20)))
+        await scene.until_delivered(19)
+        await scene.until(lambda: not scene.relay.stats().unsettled)
+        [letter] = await scene.source.list_dead(10)
+        assert letter.body == envelopes(range(7, 8))[0]
+        assert letter.reason == "rejected: HTTP 400"
+        assert await scene.stop()
+        assert scene.relay.stats().dead == {"rejected": 1}
+
+    run(test())
+
+
+def test_what_the_hook_drops_is_acknowledged() -> None:
+    """What the client's `before_send` drops is acknowledged, and no dead letter."""
+
+    async def test() -> None:
+        scene = Scene(ScriptedTransport(), client={"before_send": lambda _: None}).start()
+        await scene.stream.publish(envelopes(range(5)))
+        await scene.until(lambda: scene.relay.stats().filtered == 5 and not scene.relay.stats().unsettled)
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert await scene.source.list_dead(10) == []
+        assert await scene.stop()
+
+    run(test())
+
+
+def test_too_old_is_a_dead_letter() -> None:
+    """What is older than the client's `max_age` becomes a dead letter."""
+
+    async def test() -> None:
+        scene = Scene(ScriptedTransport(then=NO_CONNECTION), client={"buffer": Buffer(max_age=30.0)}).start()
+        await scene.stream.publish(envelopes(range(5)))
+        await scene.until(lambda: sum(scene.relay.stats().dead.values()) == 5)
+        assert scene.relay.stats().dead == {"expired": 5}
+        await scene.stop()
+
+    run(test())
+
+
+def test_the_time_of_publication() -> None:
+    """An event without a timestamp has that of its publication, and one with a timestamp keeps its own."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        before = int(time.time())
+        await stream.publish([b'{"view":{"sessionExternalId":"a","productId":1}}', *envelopes(range(2, 3))])
+        await asyncio.sleep(HOURS)
+        scene = Scene(transport, stream=stream).start()
+        await scene.until_delivered(2)
+        assert await scene.stop()
+        events = [item["view"] for request in transport.requests for item in json.loads(request.body)]
+        told = {item["productId"]: item["timestamp"] for item in events}
+        assert told[2] == "2026-01-01T00:00:00+00:00"
+        moments = {time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(before + late)) for late in range(5)}
+        assert told[1] in moments
+
+    run(test())
+
+
+@pytest.mark.parametrize("moment", [-1e18, 1e18, float("nan"), float("inf")])
+def test_a_moment_that_is_none(moment: float) -> None:
+    """A time of publication that is no moment harms nothing."""
+
+    class Odd(Shaky):
+        async def fetch(self, most: int, wait: float) -> Sequence[Message]:
+            return [attrs.evolve(message, published_at=moment) for message in await super().fetch(most, wait)]
+
+    async def test() -> None:
+        stream = MemoryStream()
+        scene = Scene(ScriptedTransport(), stream=stream, source=Odd(MemorySource(stream))).start()
+        await stream.publish([b'{"view":{"sessionExternalId":"a","productId":1}}'])
+        await scene.until_delivered(1)
+        assert await scene.stop()
+
+    run(test())
+
+
+FATES: list[tuple[Outcome, str, str]] = [
+    (Delivered(status=200), "delivered", ""),
+    (Rejected(status=400), "dead", "rejected: HTTP 400"),
+    (Rejected(status=422, isolated=False), "dead", "rejected: HTTP 422"),
+    *((Rejected(status=status), "back", "") for status in (301, 308, 401, 403, 404, 405, 407)),
+    (Dropped(reason="closed"), "back", ""),
+    (Dropped(reason="overflow"), "back", ""),
+    (Dropped(reason="expired"), "dead", "expired: older than Buffer.max_age"),
+    (Dropped(reason="before_send"), "filtered", ""),
+    (Abandoned(reason="closed", maybe_recorded=True), "back", ""),
+    (Abandoned(reason="cancelled", maybe_recorded=True), "back", ""),
+    (
+        Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
+        "dead",
+        "retries_exhausted: HTTP 503, may have been recorded",
+    ),
+    (
+        Abandoned(reason="at_most_once", maybe_recorded=True, failure="timeout: ReadTimeout"),
+        "dead",
+        "at_most_once: timeout: ReadTimeout, may have been recorded",
+    ),
+    (Abandoned(reason="not_retryable", maybe_recorded=False, status=409), "dead", "not_retryable: HTTP 409"),
+    (Abandoned(reason="internal_error", maybe_recorded=False), "dead", "internal_error: no attempt"),
+    (
+        Abandoned(reason="expired", maybe_recorded=False, failure="connect: ConnectError"),
+        "dead",
+        "expired: connect: ConnectError",
+    ),
+]
+
+
+@pytest.mark.parametrize(("outcome", "kind", "reason"), FATES, ids=str)
+def test_fates(outcome: Outcome, kind: str, reason: str) -> None:
+    """Each outcome has one consequence: acknowledged, a dead letter with a reason, or back to the broker."""
+    fate = disposition_of(outcome)
+
+    assert (fate.kind, fate.reason) == (kind, reason)
+    assert reason.startswith(fate.why)
+
+
+# --- the API fails ---
+
+
+def test_nothing_is_acknowledged_before_its_outcome() -> None:
+    """While no request is answered nothing is settled, and no more than the window is handed out."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=PARKED)
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(100)))
+        await asyncio.sleep(5.0)
+        assert await scene.left() == Lag(waiting=60, pending=40)
+        assert scene.relay.stats().in_hand == 40
+        transport.then = OK
+        transport.release()
+        await scene.until_delivered(100)
+        assert sorted(transport.recorded_numbers) == list(range(100))
+        assert await scene.stop()
+
+    run(test())
+
+
+TROUBLES: dict[str, Step] = {
+    "refused": NO_CONNECTION,
+    "500": Step(reply=Reply(status=500)),
+    "no answer": TIMED_OUT,
+}
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_hours_of_outage(trouble: str) -> None:
+    """In hours of an outage nothing is given up or let go, and no more is fetched; then all of it is delivered."""
+
+    async def test() -> None:
+        def then(request: Request) -> Step:
+            return TROUBLES[trouble] if 1.0 <= request.at < HOURS else OK
+
+        transport = ScriptedTransport(then=then)
+        scene = Scene(transport, lease=30.0).start()
+        for first in range(0, 300, 10):
+            await scene.stream.publish(envelopes(range(first, first + 10)))
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(HOURS - 100.0)
+        stats = scene.relay.stats()
+        assert stats.in_hand <= 40
+        assert scene.relay.unready is None
+        other = MemorySource(scene.stream, name="relay-2", lease=30.0)
+        assert len(await other.fetch(500, 0.0)) == 300 - stats.received
+        await other.release([Message(id=str(number), body=b"") for number in range(1, 301)])
+        await asyncio.sleep(400.0)
+        await scene.until_delivered(300)
+        assert await scene.source.list_dead(10) == []
+        assert Counter(transport.recorded_numbers) == Counter(range(300))
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("outlast", [True, False])
+def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> None:
+    """While the key, the shop or the address is refused the relay is unready and holds; mended, it goes on."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=status)
+        retry = RetryPolicy(max_halt=5.0, outlast=outlast)
+        scene = Scene(transport, client={"retry": retry}).start()
+        await scene.stream.publish(envelopes(range(100)))
+        await asyncio.sleep(HOURS)
+        assert scene.relay.unready == "sending is halted: the log says what to correct"
+        assert scene.relay.stats().in_hand <= 40
+        # One trial in a while, not one after the other.
+        assert len(transport.requests) < HOURS
+        transport.then = OK
+        await scene.until_delivered(100)
+        assert scene.relay.unready is None
+        assert await scene.source.list_dead(10) == []
+        assert sorted(transport.recorded_numbers) == list(range(100))
+        assert await scene.stop()
+
+    run(test())
+
+
+def test_a_trial_where_nothing_is_on_its_way() -> None:
+    """Where the API went down with the last event there was, the next one there is is tried."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(*[TIMED_OUT] * 3, NO_CONNECTION, NO_CONNECTION)
+        scene = Scene(transport, client={"retry": RetryPolicy(at_most_once=(Order,), max_elapsed=0.0)}).start()
+        await scene.stream.publish([CODEC.encode(event(1, kind=Order))])
+        await scene.until(lambda: scene.relay.stats().dead == {"at_most_once": 1})
+        await scene.stream.publish(envelopes(range(2, 8)))
+        await scene.until(lambda: sum(scene.relay.stats().dead.values()) + scene.relay.stats().delivered == 7)
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.endurance
+def test_a_stalled_api_and_two_relays() -> None:
+    """With the API stalled for many leases, what one relay holds is not handed to the other: each event goes once."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=lambda request: NO_CONNECTION if 1.0 <= request.at < 400.0 else OK)
+        stream = MemoryStream()
+        both = [Scene(transport, stream=stream, name=name, lease=6.0).start() for name in ("relay-1", "relay-2")]
+        for first in range(0, 300, 10):
+            await stream.publish(envelopes(range(first, first + 10)))
+            await asyncio.sleep(0.1)
+        await both[0].until(lambda: sum(scene.relay.stats().delivered for scene in both) == 300, 2000.0)
+        assert Counter(transport.recorded_numbers) == Counter(range(300))
+        assert [await scene.stop() for scene in both] == [True, True]
+
+    run(test())
+
+
+def test_order_amid_faults() -> None:
+    """Whatever requests are repeated, a visitor's events are recorded in the order of the stream."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(
+            then=lambda request: (200, 500, 200, 429, NO_CONNECTION, 200)[len(transport.requests) % 6]
+        )
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(300)))
+        await scene.until_delivered(300, 5000.0)
+        for visitor in range(7):
+            own = [number for name, number in transport.recorded if name == f"v{visitor}"]
+            assert own == sorted(own)
+        assert await scene.stop()
+
+    run(test())
+
+
+# --- bounds ---
+
+
+def test_the_window_in_bytes() -> None:
+    """No more is fetched than the window of bytes allows, beyond the last fetch."""
+
+    async def test() -> None:
+        large = [
+            b'{"search":{"sessionExternalId":"v","searchPhrase":"%d"}}' % (10**3000 + number) for number in range(60)
+        ]
+        transport = ScriptedTransport(then=PARKED)
+        scene = Scene(transport, window_bytes=20_000).start()
+        await scene.stream.publish(large)
+        await asyncio.sleep(5.0)
+        assert 0 < scene.relay.stats().size <= 20_000 + 10 * len(large[0])
+        transport.then = OK
+        while scene.relay.stats().delivered < 60:
+            transport.release()
+            assert scene.relay.stats().size <= 20_000 + 10 * len(large[0])
+            await asyncio.sleep(0.01)
+        await scene.until_delivered(60)
+        assert scene.relay.stats().size == 0
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("overflow", ["wait", "raise"])
+def test_a_smaller_buffer(overflow: Any) -> None:
+    """A client whose buffer is smaller than the window makes the relay wait, and delivers all the same."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        buffer = Buffer(max_events=5, overflow=overflow)
+        scene = Scene(transport, client={"buffer": buffer}).start()
+        await scene.stream.publish(envelopes(range(100)))
+        await scene.until_delivered(100)
+        assert Counter(transport.recorded_numbers) == Counter(range(100))
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("overflow", ["wait", "raise"])
+def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
+    """A relay that waits for room in its client's buffer can be stopped, and gives back what it has."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=PARKED)
+        buffer = Buffer(max_events=5, overflow=overflow)
+        scene = Scene(transport, client={"buffer": buffer}, grace=1.0).start()
+        await scene.stream.publish(envelopes(range(100)))
+        await asyncio.sleep(5.0)
+        began = now()
+        assert await scene.stop()
+        assert now() - began <= 8.0
+        stats = scene.relay.stats()
+        assert stats.released == stats.received > 0
+        assert (await scene.left()).pending == stats.released
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch": 0}, "batch must be"),
+        ({"batch": True}, "batch must be"),
+        ({"batch": 50}, "window must be an int of 50 or more"),
+        ({"window": 9}, "window must be an int of 10 or more"),
+        ({"window_bytes": 0}, "window_bytes must be"),
+        ({"grace": -1}, "grace must be"),
+        ({"grace": float("nan")}, "grace must be"),
+        ({"grace": float("inf")}, "grace must be"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], told: str) -> None:
+    """A value out of range is refused at construction, by its name."""
+
+    async def test() -> None:
+        with pytest.raises(ConfigurationError, match=told):
+            Scene(ScriptedTransport(), **options)
+
+    run(test())
+
+
+# --- the end ---
+
+
+def test_the_end_waits_for_what_was_fetched() -> None:
+    """Told to stop, the relay fetches no more, waits for the outcomes, and settles them."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=Step(latency=2.0))
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(300)))
+        await asyncio.sleep(1.0)
+        assert scene.relay.unready is None
+        scene.relay.stop()
+        assert scene.relay.unready == "stopping"
+        assert await scene.stop()
+        stats = scene.relay.stats()
+        assert stats.delivered == stats.received > 0
+        assert await scene.left() == Lag(waiting=300 - stats.received, pending=0)
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_what_is_not_delivered_in_time_is_given_back() -> None:
+    """What has no outcome when the grace is over is given back at once, and another relay delivers it."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=NO_CONNECTION)
+        scene = Scene(transport, grace=3.0).start()
+        await scene.stream.publish(envelopes(range(30)))
+        await asyncio.sleep(10.0)
+        began = now()
+        assert await scene.stop()
+        assert 3.0 <= now() - began <= 4.0
+        assert scene.relay.stats().released == 30
+        transport.then = OK
+        other = Scene(transport, stream=scene.stream, name="relay-2").start()
+        await other.until_delivered(30, 5.0)
+        assert await other.stop()
+        assert Counter(transport.recorded_numbers) == Counter(range(30))
+
+    run(test())
+
+
+def test_runs_once() -> None:
+    """A relay that has run does not run again: its client is closed."""
+
+    async def test() -> None:
+        scene = Scene(ScriptedTransport()).start()
+        await asyncio.sleep(1.0)
+        assert await scene.stop()
+        with pytest.raises(UsageError, match="runs once"):
+            await scene.relay.run()
+
+    run(test())
+
+
+# --- the broker fails ---
+
+
+class Shaky:
+    """A source that fails, or hangs, in the named method while it is told to.
+
+    Attributes:
+        fails: the method that fails; None for none.
+        hangs: whether it hangs instead.
+        after: whether it fails after it has done its work, as where the answer is lost.
+    """
+
+    def __init__(
+        self, source: MemorySource, fails: str | None = None, *, hangs: bool = False, after: bool = False
+    ) -> None:
+        self._source = source
+        self.lease = source.lease
+        self.fails = fails
+        self.hangs = hangs
+        self.after = after
+        self.opened = 0
+
+    async def _do(self, method: str, *arguments: Any) -> Any:
+        if method == self.fails:
+            if self.hangs:
+                await asyncio.sleep(1e9)
+            if self.after:
+                await getattr(self._source, method)(*arguments)
+            raise ConnectionError(f"redis://user:s3cret@redis:6379/0 is away: {method}")
+        return await getattr(self._source, method)(*arguments)
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._do("open")
+        self.opened += 1
+
+    async def fetch(self, most: int, wait: float) -> Sequence[Message]:
+        """Fetch."""
+        found: Sequence[Message] = await self._do("fetch", most, wait)
+        return found
+
+    async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+        """Settle."""
+        await self._do("settle", done, dead)
+
+    async def extend(self, messages: Sequence[Message]) -> None:
+        """Extend."""
+        await self._do("extend", messages)
+
+    async def release(self, messages: Sequence[Message]) -> None:
+        """Release."""
+        await self._do("release", messages)
+
+    async def lag(self) -> Lag:
+        """Tell the lag."""
+        lag: Lag = await self._do("lag")
+        return lag
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        await self._do("aclose")
+
+    async def list_dead(self, most: int) -> Sequence[DeadLetter]:
+        """List the dead letters."""
+        return await self._source.list_dead(most)
+
+
+@pytest.mark.parametrize(
+    ("method", "after"),
+    # What a source has handed out when a fetch fails it hands out again: that is its own business.
+    [
+        ("open", False),
+        ("open", True),
+        ("fetch", False),
+        *((call, late) for call in ("settle", "extend") for late in (False, True)),
+    ],
+)
+def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after: bool) -> None:
+    """While a call of the broker fails the relay is unready, and tells it once; then it goes on without a loss."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        # What is handed out in an answer that is lost comes again, as the lease is over.
+        shaky = Shaky(MemorySource(stream, lease=6.0), method if method == "open" else None, after=after)
+        scene = Scene(transport, stream=stream, source=shaky).start()
+        await stream.publish([*envelopes(range(100)), JUNK])
+        if method != "open":
+            await asyncio.sleep(0.12)
+            shaky.fails = method
+            await stream.publish(envelopes(range(100, 120)))
+        await asyncio.sleep(30.0)
+        assert scene.relay.unready is not None
+        assert "ConnectionError" in scene.relay.unready
+        assert "s3cret" not in scene.relay.unready
+        assert scene.relay.stats().connected is False
+        shaky.fails = None
+        await scene.until(lambda: len(set(transport.recorded_numbers)) == 100 + 20 * (method != "open"))
+        await scene.until(lambda: scene.relay.unready is None and not scene.relay.stats().unsettled)
+        assert [letter.body for letter in await shaky.list_dead(10)] == [JUNK]
+        assert scene.relay.stats().broker_failures > 2
+        assert await scene.stop()
+        assert len(transport.recorded_numbers) == len(set(transport.recorded_numbers))
+
+    with caplog.at_level(logging.INFO, "retailrocket_async"):
+        run(test())
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0].split(",")[0] for text in told] == ["the broker is lost", "the broker is back"]
+    assert not any("s3cret" in text for text in told)
+
+
+@pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend"])
+def test_a_hanging_call(method: str) -> None:
+    """A call of the broker that never ends counts as a failure after a while; the relay can be stopped meanwhile."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        shaky = Shaky(MemorySource(stream, lease=60.0), method, hangs=True)
+        scene = Scene(transport, stream=stream, source=shaky, grace=1.0).start()
+        await stream.publish(envelopes(range(50)))
+        await asyncio.sleep(100.0)
+        if method != "extend":
+            assert scene.relay.stats().broker_failures > 0
+        began = now()
+        clean = await scene.stop()
+        assert now() - began <= 20.0
+        assert clean == (method != "settle")
+        shaky.fails = None
+        other = Scene(transport, stream=stream, name="relay").start()
+        await other.until(lambda: len(set(transport.recorded_numbers)) == 50)
+        assert await other.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("method", ["release", "aclose"])
+def test_a_failing_end(method: str, *, hangs: bool) -> None:
+    """A broker that fails at the very end keeps the relay from nothing but giving back."""
+
+    async def test() -> None:
+        stream = MemoryStream()
+        shaky = Shaky(MemorySource(stream), method, hangs=hangs)
+        scene = Scene(ScriptedTransport(then=NO_CONNECTION), stream=stream, source=shaky, grace=0.0).start()
+        await stream.publish(envelopes(range(5)))
+        await asyncio.sleep(2.0)
+        scene.relay.stop()
+        assert await scene.running
+        assert (await MemorySource(stream).lag()).pending == 5
+        assert tasks() == set()
+
+    run(test())
+
+
+class Stubborn(Shaky):
+    """A source whose library swallows so many cancellations of the named method, and hangs after each."""
+
+    def __init__(self, source: MemorySource, method: str, swallows: int) -> None:
+        super().__init__(source)
+        self.method = method
+        self.swallows = swallows
+        self.let_go = asyncio.Event()
+
+    async def _do(self, method: str, *arguments: Any) -> Any:
+        while method == self.method and self.swallows:
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.swallows -= 1
+                if not self.swallows:
+                    raise
+            else:
+                break
+        return await super()._do(method, *arguments)
+
+
+@pytest.mark.parametrize("swallows", [2, 1000])
+@pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_library_that_swallows_cancellations(
+    method: str, swallows: int, caplog: pytest.LogCaptureFixture, *, cancelled: bool
+) -> None:
+    """A broker's library that swallows cancellations keeps no relay from its end, ordered or cancelled."""
+
+    async def test() -> None:
+        stream = MemoryStream()
+        source = Stubborn(MemorySource(stream, lease=6.0), method, swallows)
+        scene = Scene(ScriptedTransport(), stream=stream, source=source, grace=1.0).start()
+        await stream.publish([*envelopes(range(5)), JUNK])
+        await asyncio.sleep(5.0)
+        began = now()
+        if cancelled:
+            scene.running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await scene.running
+        else:
+            scene.relay.stop()
+            await scene.running
+        assert now() - began <= 45.0
+        source.let_go.set()
+        await turns(20)
+        assert tasks() == set()
+
+    run(test())
+    assert ("goes on although it was cancelled" in caplog.text) == (swallows == 1000)
+
+
+class Odd(BaseException):
+    """What no library should raise."""
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, Odd])
+@pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
+def test_a_library_that_raises_anything(method: str, raised: type[BaseException]) -> None:
+    """A cancellation that is the library's own, or what is no `Exception`, is a failure of the broker, and no end."""
+
+    class Raising(Shaky):
+        async def _do(self, method: str, *arguments: Any) -> Any:
+            if method == self.fails:
+                raise raised
+            return await super()._do(method, *arguments)
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Raising(MemorySource(stream, lease=6.0), method)
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([*envelopes(range(20)), JUNK])
+        await asyncio.sleep(10.0)
+        if method in ("open", "fetch", "settle", "extend"):
+            assert raised.__name__ in (scene.relay.unready or "") or raised is asyncio.CancelledError
+            assert scene.relay.unready is not None
+            source.fails = None
+        await scene.until_delivered(20)
+        await scene.until(lambda: not scene.relay.stats().unsettled)
+        assert await scene.stop()
+        assert tasks() == set()
+
+    run(test())
+
+
+def test_outcomes_of_the_last_moment_are_settled() -> None:
+    """An outcome that comes while the broker keeps the relay waiting at its end is settled all the same."""
+
+    class Slow(Shaky):
+        async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+            if self.hangs:
+                self.hangs = False
+                await asyncio.sleep(1e9)
+            await super().settle(done, dead)
+
+    async def test() -> None:
+        transport = ScriptedTransport(OK, then=Step(latency=3.0))
+        stream = MemoryStream()
+        source = Slow(MemorySource(stream), hangs=True)
+        scene = Scene(transport, stream=stream, source=source, grace=10.0).start()
+        await stream.publish(envelopes(range(20)))
+        # The first batch is delivered, and its settling hangs; the second one is on its way.
+        await scene.until(lambda: scene.relay.stats().unsettled == 10 and scene.client.stats().in_flight == 10)
+        assert await scene.stop()
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert scene.relay.stats().delivered == 20
+
+    run(test())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
+    """While dead letters cannot be kept the relay is unready and delivers what is behind them, as its window allows."""
+
+    class Full(Shaky):
+        async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
+            if dead and self.hangs:
+                if after:
+                    await super().settle(done, dead)
+                raise ConnectionError("there is no room")
+            await super().settle(done, dead)
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Full(MemorySource(stream, lease=6.0), hangs=True)
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([JUNK, *envelopes(range(100)), JUNK])
+        await scene.until_delivered_besides(100, 2)
+        assert scene.relay.unready == "dead letters cannot be kept: ConnectionError: there is no room"
+        await stream.publish([JUNK] * 100)
+        await asyncio.sleep(60.0)
+        assert scene.relay.stats().unsettled <= 40
+        if not after:
+            assert (await scene.left()).pending == scene.relay.stats().unsettled
+            assert await source.list_dead(999) == []
+        source.hangs = False
+        await scene.until(lambda: sum(scene.relay.stats().dead.values()) == 102)
+        await scene.until(lambda: scene.relay.unready is None and not scene.relay.stats().unsettled)
+        assert len(await source.list_dead(999)) == 102
+        assert await scene.stop()
+        assert await scene.left() == Lag(waiting=0, pending=0)
+        assert Counter(transport.recorded_numbers) == Counter(range(100))
+
+    run(test())
+
+
+def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the broker fails for good, the end says that what was delivered will be delivered again."""
+
+    async def test() -> None:
+        stream = MemoryStream()
+        shaky = Shaky(MemorySource(stream), "settle")
+        scene = Scene(ScriptedTransport(), stream=stream, source=shaky, grace=2.0).start()
+        await stream.publish(envelopes(range(5)))
+        await asyncio.sleep(5.0)
+        scene.relay.stop()
+        assert await scene.running is False
+        assert scene.relay.stats().unsettled == 5
+
+    run(test())
+    assert "5 messages could not be settled at the end, and will be delivered again" in caplog.text
+
+
+def test_wrong_configuration_ends_it() -> None:
+    """What the source finds wrong with its configuration when it connects ends the relay, with the sentence."""
+
+    class Wrong(Shaky):
+        async def open(self) -> None:
+            raise ConfigurationError("the key 'events' holds no stream")
+
+    async def test() -> None:
+        scene = Scene(ScriptedTransport(), source=Wrong(MemorySource(MemoryStream()))).start()
+        with pytest.raises(ConfigurationError, match="holds no stream"):
+            await scene.running
+        assert tasks() == set()
+
+    run(test())
+
+
+# --- cancellation ---
+
+
+@pytest.mark.parametrize("turn", [*range(60), *range(60, 400, 11)])
+def test_cancelled_in_any_turn(turn: int) -> None:
+    """Whenever a relay is cancelled, the next one delivers all that it had not, and what it had is not sent again."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(
+            then=lambda request: 503 if len(transport.requests) % 5 == 0 else 400 if 13 in request.numbers else 200
+        )
+        scene = Scene(transport).start()
+        await scene.stream.publish([*envelopes(range(20)), JUNK, *envelopes(range(20, 60))])
+        for _ in range(turn):
+            await asyncio.sleep(0 if turn < 60 else 0.003)
+        scene.running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scene.running
+        await turns(20)
+        assert tasks() == set()
+        other = Scene(transport, stream=scene.stream, name="relay-2").start()
+        await other.until(lambda: len(set(transport.recorded_numbers)) == 59)
+        await other.until(lambda: not other.relay.stats().in_hand and not other.relay.stats().unsettled)
+        assert await other.stop()
+        assert await other.left() == Lag(waiting=0, pending=0)
+        assert {letter.body for letter in await other.source.list_dead(10)} == {JUNK, *envelopes(range(13, 14))}
+        # Two requests of ten events may have been on their way.
+        assert len(transport.recorded_numbers) - 59 <= 80
+
+    run(test())
+
+
+def test_cancelled_while_it_ends() -> None:
+    """A relay that is cancelled while it waits for the grace ends at once, and still settles what it can."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(OK, then=PARKED)
+        scene = Scene(transport).start()
+        await scene.stream.publish(envelopes(range(30)))
+        await asyncio.sleep(2.0)
+        scene.relay.stop()
+        await asyncio.sleep(1.0)
+        scene.running.cancel()
+        began = now()
+        with pytest.raises(asyncio.CancelledError):
+            await scene.running
+        assert now() - began <= 1.0
+        assert (await scene.left()).pending == 30 - len(transport.recorded)
+        scene.check()
+
+    run(test())

@@ -1,0 +1,648 @@
+"""Foreign code may raise anything, at any stack depth: no event loses its outcome, no counter becomes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from redis.asyncio import Redis
+
+from retailrocket_async import (
+    AsyncTrackingClient,
+    Batching,
+    Buffer,
+    Delivered,
+    EventValidationError,
+    Observer,
+    Order,
+    Outcome,
+    RateLimit,
+    Rejected,
+    RetryPolicy,
+    SetContact,
+    View,
+    order_lines,
+)
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._runtime.foreign_code import ends_task, ensure_stack
+from retailrocket_async.redis import RedisLimiter
+from tests.support.fakes import RecordingLimiter, ScriptedTransport, check_balance, event, make_client, run, status
+from tests.support.redis_server import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+
+    from retailrocket_async import ObservedRequest, Stats
+
+
+class Anything(BaseException):
+    """An error that is no `Exception`."""
+
+
+ERRORS = [ValueError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Anything]
+raising_anything = pytest.mark.parametrize("error", ERRORS)
+
+OBSERVER_METHODS = ["tracked", "request_began", "request_ended", "settled"]
+
+
+class Failing(Observer):
+    """Raises from one of its methods."""
+
+    def __init__(self, method: str, error: type[BaseException]) -> None:
+        self._method = method
+        self._error = error
+
+    def tracked(self) -> object:
+        """Raise, or keep something."""
+        return self._raise_in("tracked")
+
+    def request_began(self, request: ObservedRequest) -> object:
+        """Raise, or return something."""
+        return self._raise_in("request_began")
+
+    def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
+        """Raise, or do nothing."""
+        self._raise_in("request_ended")
+
+    def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
+        """Raise, or do nothing."""
+        self._raise_in("settled")
+
+    def _raise_in(self, method: str) -> object:
+        if method == self._method:
+            raise self._error("secret")
+        return method
+
+
+async def outcomes_of(client: AsyncTrackingClient, count: int = 3) -> tuple[list[Outcome], Stats]:
+    """Track events, flush, close; return the outcomes and the last counters, checked on the way."""
+    async with client:
+        receipts = [await client.track(event(number, f"v{number}")) for number in range(count)]
+        await client.flush(60.0)
+        check_balance(client.stats())
+    stats = client.stats()
+    check_balance(stats)
+    assert all(receipt.outcome is not None for receipt in receipts)
+    return [receipt.outcome for receipt in receipts if receipt.outcome is not None], stats
+
+
+@raising_anything
+@pytest.mark.parametrize("method", OBSERVER_METHODS)
+def test_an_observer_that_raises_anything_changes_nothing(method: str, error: type[BaseException]) -> None:
+    """Whatever an observer raises is counted, every event is delivered, and a flush returns."""
+    outcomes, stats = run(outcomes_of_observed(Failing(method, error)))
+
+    assert outcomes == [Delivered(status=200, elapsed=outcomes[0].elapsed)] * 3
+    assert stats.hook_errors >= 1
+
+
+async def outcomes_of_observed(observer: Observer) -> tuple[list[Outcome], Stats]:
+    """Return what becomes of events under an observer."""
+    return await outcomes_of(make_client(ScriptedTransport(), observer=observer, batching=Batching(max_events=2)))
+
+
+@raising_anything
+def test_an_observer_that_raises_leaves_a_drop_counted_by_name(error: type[BaseException]) -> None:
+    """A dropped event is in `dropped_by` by its name, though the observer raises at its end."""
+
+    async def main() -> Stats:
+        client = make_client(
+            ScriptedTransport(), observer=Failing("settled", error), buffer=Buffer(max_events=1, overflow="drop_newest")
+        )
+        async with client:
+            for number in range(3):
+                client.track_nowait(event(number))
+        return client.stats()
+
+    stats = run(main())
+
+    assert stats.dropped_by == {"overflow": {"view": 2}}
+    assert stats.hook_errors == 2 + 1
+
+
+@raising_anything
+def test_is_throttled_that_raises_anything_leaves_the_status_to_decide(error: type[BaseException]) -> None:
+    """A refused event is `Rejected`, whatever `RetryPolicy.is_throttled` raises about it."""
+
+    def is_throttled(status: int, body: bytes) -> NoReturn:
+        raise error
+
+    async def main() -> tuple[list[Outcome], Stats]:
+        transport = ScriptedTransport(then=400)
+        return await outcomes_of(make_client(transport, retry=RetryPolicy(is_throttled=is_throttled)), count=1)
+
+    outcomes, _ = run(main())
+
+    assert [Rejected(status=400, elapsed=outcomes[0].elapsed)] == outcomes
+
+
+class FailingPermit:
+    """A permit that raises."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def sent(self) -> NoReturn:
+        """Raise."""
+        raise self._error
+
+    def done(self, *, answered: bool = False) -> NoReturn:
+        """Raise."""
+        raise self._error
+
+
+class FailingLimiter:
+    """Raises from everything but its later grants."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+        self.asked = 0
+
+    async def acquire(self) -> FailingPermit:
+        """Raise twice, then grant."""
+        self.asked += 1
+        if self.asked <= 2:
+            raise self._error
+        return FailingPermit(self._error)
+
+    def pause_until(self, deadline: float) -> NoReturn:
+        """Raise."""
+        raise self._error
+
+    def throttled(self, sent_at: float) -> NoReturn:
+        """Raise."""
+        raise self._error
+
+
+@raising_anything
+def test_a_limiter_that_raises_anything_delays_and_loses_nothing(error: type[BaseException]) -> None:
+    """A limiter may raise anything from each of its methods: batches and direct sends are delivered all the same."""
+
+    async def main() -> tuple[list[Outcome], Stats, Delivered]:
+        transport = ScriptedTransport(status(429, retry_after=1.0), status(503, retry_after=1.0))
+        client = make_client(transport, limiter=FailingLimiter(error))
+        sending = asyncio.create_task(client.send(event(9)))
+        outcomes, stats = await outcomes_of(client)
+        return outcomes, stats, await sending
+
+    outcomes, stats, sent = run(main())
+
+    assert all(isinstance(outcome, Delivered) for outcome in [*outcomes, sent])
+    assert stats.delivered == 4
+
+
+@raising_anything
+def test_a_transport_that_raises_anything_is_a_failure_like_any_other(error: type[BaseException]) -> None:
+    """What the transport of a caller's client raises is retried, and ends neither the loop nor an event."""
+    raised = ScriptedTransport(*[step(error)] * 2)
+
+    outcomes, _ = run(outcomes_of_transport(raised))
+
+    assert all(isinstance(outcome, Delivered) for outcome in outcomes)
+
+
+async def outcomes_of_transport(transport: ScriptedTransport) -> tuple[list[Outcome], Stats]:
+    """Return what becomes of events behind a transport."""
+    return await outcomes_of(make_client(transport))
+
+
+def step(error: type[BaseException]) -> Any:
+    """Return the step in which the transport raises."""
+    from tests.support.fakes import Step
+
+    return Step(reply=error("secret"))
+
+
+@raising_anything
+def test_before_send_that_raises_anything_leaves_the_event_as_it_came(error: type[BaseException]) -> None:
+    """Whatever `before_send` raises, the event is sent as it came, and the error is counted."""
+
+    def before_send(event: object) -> NoReturn:
+        raise error
+
+    async def main() -> tuple[list[Outcome], Stats]:
+        return await outcomes_of(make_client(ScriptedTransport(), before_send=before_send))
+
+    outcomes, stats = run(main())
+
+    assert all(isinstance(outcome, Delivered) for outcome in outcomes)
+    assert stats.hook_errors == 3
+
+
+class FailingHandler(logging.Handler):
+    """A log handler of the application's that raises."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self._error = error
+
+    def emit(self, record: logging.LogRecord) -> NoReturn:
+        """Raise."""
+        raise self._error
+
+
+@pytest.fixture
+def handled_by() -> Iterator[Callable[[logging.Handler], None]]:
+    """Give the package's logger a handler for one test."""
+    logger = logging.getLogger("retailrocket_async")
+    handlers: list[logging.Handler] = []
+
+    def add(handler: logging.Handler) -> None:
+        handlers.append(handler)
+        logger.addHandler(handler)
+
+    yield add
+    for handler in handlers:
+        logger.removeHandler(handler)
+
+
+@raising_anything
+def test_a_log_handler_that_raises_anything_keeps_no_hook_from_its_call(
+    error: type[BaseException], handled_by: Callable[[logging.Handler], None]
+) -> None:
+    """An event that is refused while a log handler raises has its outcome, is counted, and reaches `on_outcome`."""
+    handled_by(FailingHandler(error))
+    undelivered: list[object] = []
+
+    async def on_outcome(events: Sequence[object]) -> None:
+        undelivered.extend(events)
+
+    async def main() -> tuple[list[Outcome], Stats]:
+        return await outcomes_of(make_client(ScriptedTransport(then=400), on_outcome=on_outcome), count=1)
+
+    outcomes, stats = run(main())
+
+    assert [Rejected] == list(map(type, outcomes))
+    assert len(undelivered) == 1
+    assert stats.hook_errors == 1
+
+
+@raising_anything
+def test_a_log_handler_that_raises_anything_leaves_the_state_machine_alone(
+    error: type[BaseException], handled_by: Callable[[logging.Handler], None]
+) -> None:
+    """An outage that a log handler raises about is reported to `on_state_change`, and ends as ever."""
+    handled_by(FailingHandler(error))
+    states: list[str] = []
+
+    async def on_state_change(change: Any) -> None:
+        states.append(change.state)
+
+    async def main() -> tuple[list[Outcome], Stats]:
+        transport = ScriptedTransport(*[503] * 6)
+        return await outcomes_of(make_client(transport, on_state_change=on_state_change), count=1)
+
+    outcomes, _ = run(main())
+
+    assert ["down", "sending"] == states
+    assert [Delivered] == list(map(type, outcomes))
+
+
+@raising_anything
+async def test_a_log_handler_that_raises_anything_stops_no_shared_limit(
+    error: type[BaseException], handled_by: Callable[[logging.Handler], None]
+) -> None:
+    """A limiter whose Redis is away grants its share, though the log handler that hears of it raises."""
+    handled_by(FailingHandler(error))
+    async with Redis.from_url(f"redis://127.0.0.1:{free_port()}") as redis:
+        limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
+
+        permit = await limiter.acquire()
+
+    assert permit is not None
+
+
+# --- values ---
+
+
+class FailingMapping(dict[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__(key="value")
+        self._error = error
+
+    def items(self) -> NoReturn:
+        """Raise."""
+        raise self._error("secret")
+
+
+class FailingZone(tzinfo):
+    """A time zone without an offset."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        """Raise."""
+        raise self._error("secret")
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        """Raise."""
+        raise self._error("secret")
+
+    def tzname(self, moment: datetime | None) -> str:
+        """Raise."""
+        raise self._error("secret")
+
+
+class FailingRepr:
+    """A value that cannot be printed."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def __repr__(self) -> str:
+        raise self._error("secret")
+
+
+def noon_in(zone: tzinfo) -> datetime:
+    """Return a moment in this zone."""
+    return datetime(2026, 1, 1, 12, tzinfo=zone)
+
+
+BAD_VALUES: list[Callable[[type[BaseException]], object]] = [
+    lambda error: SetContact(session_external_id="v", contact_external_id="c", custom_data=FailingMapping(error)),
+    lambda error: SetContact(
+        session_external_id="v", contact_external_id="c", custom_data={"deep": [FailingMapping(error)]}
+    ),
+    lambda error: View(session_external_id="v", product_id=1, timestamp=noon_in(FailingZone(error))),
+    lambda error: View(session_external_id="v", product_id=FailingRepr(error)),  # type: ignore[arg-type]
+    lambda error: order_lines([FailingMapping(error)], session_external_id="v", transaction="t"),
+]
+
+
+@raising_anything
+@pytest.mark.parametrize("make", BAD_VALUES)
+def test_a_value_that_raises_anything_is_an_invalid_value(
+    make: Callable[[type[BaseException]], object], error: type[BaseException]
+) -> None:
+    """A mapping, sequence, time zone or repr that raises anything is one validation error, without its text."""
+
+    async def main() -> None:
+        make(error)
+
+    with pytest.raises(EventValidationError) as caught:
+        run(main())
+
+    assert "secret" not in str(caught.value)
+
+
+# --- the two errors that are not foreign ---
+
+
+async def test_cancelling_a_task_is_not_the_limiters_failure() -> None:
+    """A direct send that is cancelled while it waits for the limiter raises `CancelledError`, and is over."""
+    limiter = RecordingLimiter(gated=True)
+    async with make_client(ScriptedTransport(), limiter=limiter) as client:
+        sending = asyncio.create_task(client.send(event(1)))
+        while not limiter.waiting:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+
+        sending.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        check_balance(client.stats())
+
+
+def test_ctrl_c_ends_a_program_that_waits_in_an_observer() -> None:
+    """A user's Ctrl-C that arrives while foreign code runs ends the program, with or without `asyncio.run`."""
+    for runner in ("asyncio.run(main())", "asyncio.new_event_loop().run_until_complete(main())"):
+        program = textwrap.dedent(f"""
+            import asyncio, os, signal, sys
+            from retailrocket_async import Observer
+            from tests.support.fakes import ScriptedTransport, event, make_client
+
+            class Slow(Observer):
+                def request_began(self, request):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    for _ in range(10):
+                        pass
+
+            async def main():
+                client = make_client(ScriptedTransport(), observer=Slow())
+                await client.track(event(1))
+                await client.flush()
+                await asyncio.sleep(60)
+
+            try:
+                {runner}
+            except KeyboardInterrupt:
+                print("interrupted")
+        """)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+        assert b"interrupted" in done.stdout, done.stderr.decode()
+
+
+def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
+    """After Ctrl-C in an observer that sees the end of a cancelled request, the client logs later failures."""
+    program = textwrap.dedent("""
+        import asyncio, os, signal
+        from retailrocket_async import Batching, Observer
+        from tests.support.fakes import PARKED, ScriptedTransport, event, make_client
+
+        class Interrupted(Observer):
+            def settled(self, names, outcome):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(10):
+                    pass
+
+        async def main():
+            await client.track(event(1))
+            while not client.stats().requests:
+                await asyncio.sleep(0.001)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(60)
+
+        client = make_client(ScriptedTransport(then=PARKED), observer=Interrupted(), batching=Batching(linger=0.0))
+        try:
+            asyncio.new_event_loop().run_until_complete(main())
+        except KeyboardInterrupt:
+            print("muted" if client._engine._ledger.quiet else "open", flush=True)
+        os._exit(0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout == b"open\n", done.stderr.decode()
+
+
+def test_ctrl_c_is_told_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`KeyboardInterrupt` is the user's only in the main thread, and only while Python's own handler is installed."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with_pythons_handler = is_interrupt(KeyboardInterrupt())
+        signal.signal(signal.SIGINT, lambda *_: None)
+        with_another_handler = is_interrupt(KeyboardInterrupt())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+    assert with_pythons_handler
+    assert not with_another_handler
+    assert not is_interrupt(SystemExit())
+
+
+async def test_only_a_tasks_own_cancellation_ends_it() -> None:
+    """`ends_task` is true of the cancellation of the running task, and of no other `CancelledError`."""
+    seen: list[bool] = []
+
+    async def foreign() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            seen.append(ends_task(error))
+            raise
+
+    seen.append(ends_task(asyncio.CancelledError()))
+    task = asyncio.create_task(foreign())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert seen == [False, True]
+
+
+# --- any stack depth ---
+
+DEEP = 400
+"""Frames below the recursion limit in which each depth is tried."""
+
+
+def at_depth_left(left: int, call: Callable[[], object]) -> object:
+    """Call with so many frames left, or a few more; RecursionError is what there is to see."""
+
+    def descend(frames: int) -> object:
+        return call() if frames <= 0 else descend(frames - 1)
+
+    frame: Any = sys._getframe()
+    used = 0
+    while frame is not None:
+        used, frame = used + 1, frame.f_back
+    return descend(sys.getrecursionlimit() - used - left)
+
+
+BUFFERS = [
+    (Batching(), Buffer()),
+    (Batching(ordered=False), Buffer()),
+    (Batching(max_events=2), Buffer(max_age=60.0)),
+    (Batching(by_session=True), Buffer(max_events=5, overflow="shed")),
+    (Batching(), Buffer(max_events=5, overflow="drop_oldest")),
+    (Batching(), Buffer(max_events=5, overflow="drop_newest")),
+    (Batching(), Buffer(max_events=5, overflow="raise")),
+]
+
+
+class Marking(Observer):
+    """Keeps something with each event."""
+
+    def tracked(self) -> object:
+        """Return something."""
+        return object()
+
+
+@pytest.mark.parametrize("observer", [None, Marking()])
+@pytest.mark.parametrize(("batching", "buffer"), BUFFERS)
+def test_no_counter_becomes_wrong_near_the_recursion_limit(
+    batching: Batching, buffer: Buffer, observer: Observer | None
+) -> None:
+    """At whatever depth `track_nowait` is called, an event is accepted and counted, or refused and not counted."""
+
+    async def main() -> tuple[int, Stats]:
+        client = make_client(ScriptedTransport(), batching=batching, buffer=buffer, observer=observer)
+        accepted = 0
+        async with client:
+            for left in range(1, 150):
+                if left % 10 == 0:
+                    await client.flush()
+                try:
+                    at_depth_left(left, lambda left=left: client.track_nowait(event(left, f"v{left % 7}")))  # type: ignore[misc]
+                    accepted += 1
+                except Exception as error:  # noqa: BLE001 - RecursionError, in whatever disguise
+                    assert isinstance(error, RecursionError | EventValidationError) or buffer.overflow == "raise", error  # noqa: PT017
+                check_balance(client.stats())
+            await client.flush()
+        check_balance(client.stats())
+        return accepted, client.stats()
+
+    accepted, stats = run(main())
+
+    assert accepted == stats.tracked == stats.delivered + stats.dropped
+    assert accepted > 10
+
+
+ASYNC_CALLS: list[Callable[[AsyncTrackingClient, int], Coroutine[Any, Any, object]]] = [
+    lambda client, number: client.track(event(number, f"v{number % 7}")),
+    lambda client, number: client.view(session_external_id=f"v{number}", product_id=number),
+    lambda client, number: client.send(event(number)),
+    lambda client, number: client.track_many([event(number, "a"), event(number, "b")]),
+    lambda client, number: client.flush(),
+]
+
+
+@pytest.mark.parametrize("call", ASYNC_CALLS)
+def test_a_coroutine_that_runs_near_the_recursion_limit_changes_all_or_nothing(
+    call: Callable[[AsyncTrackingClient, int], Coroutine[Any, Any, object]],
+) -> None:
+    """At whatever depth a coroutine of the client begins, the counters stay right and everything has its outcome."""
+
+    async def main() -> Stats:
+        client = make_client(ScriptedTransport(), batching=Batching(max_events=5))
+        async with client:
+            for left in range(1, 150):
+                coroutine = call(client, left)
+                try:
+                    # Its first part runs here, at this depth; what it waits for then is of no interest.
+                    at_depth_left(left, lambda coroutine=coroutine: coroutine.send(None))  # type: ignore[misc]
+                except (RecursionError, StopIteration, EventValidationError):
+                    pass
+                finally:
+                    coroutine.close()
+                check_balance(client.stats())
+                if left % 10 == 0:
+                    await client.flush()
+        check_balance(client.stats())
+        return client.stats()
+
+    stats = run(main())
+
+    assert stats.tracked == stats.delivered + stats.abandoned
+
+
+def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
+    """`ensure_stack` raises RecursionError if fewer than some forty frames are left, and nothing otherwise."""
+    with pytest.raises(RecursionError):
+        at_depth_left(20, ensure_stack)
+
+    assert at_depth_left(120, ensure_stack) is None
+
+
+def test_orders_are_still_valid() -> None:
+    """The values that the tests above break are valid otherwise."""
+    [line] = order_lines(
+        [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
+    )
+
+    assert isinstance(line, Order)
+    assert line.timestamp.tzinfo is UTC

@@ -1,0 +1,81 @@
+"""One call in a thread of its own, whatever the loop's own threads are busy with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from retailrocket_async import AsyncTrackingClient, Batching, Buffer, Delivered, View
+from retailrocket_async._runtime.thread_call import call_in_thread
+from tests.support.raw_server import raw_server
+
+
+async def test_it_returns_and_raises() -> None:
+    """What the function returns is returned, what it raises is raised, in another thread than the loop's."""
+    assert await call_in_thread(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await call_in_thread(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await call_in_thread(lambda: next(iter(())))
+
+
+async def test_it_sees_the_callers_context() -> None:
+    """Context variables of the caller are those of the function."""
+    variable = contextvars.ContextVar("variable", default="none")
+    variable.set("mine")
+
+    assert await call_in_thread(variable.get) == "mine"
+
+
+async def test_a_cancelled_caller_is_not_told() -> None:
+    """A caller that is cancelled gives up at once; the function ends by itself and disturbs nobody."""
+    go_on = threading.Event()
+    calling = asyncio.create_task(call_in_thread(go_on.wait))
+    await asyncio.sleep(0)
+    calling.cancel()
+    await asyncio.wait({calling})
+    go_on.set()
+
+    assert calling.cancelled()
+    assert await call_in_thread(lambda: 1) == 1
+
+
+def test_a_loop_that_is_gone_is_not_told() -> None:
+    """A function that returns after its loop was closed ends quietly."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def late() -> None:
+        go_on.wait()
+        threading.current_thread().__class__  # noqa: B018 - anything at all
+        ended.set()
+
+    async def begin() -> None:
+        asyncio.create_task(call_in_thread(late))  # noqa: RUF006 - it is left to its fate
+        await asyncio.sleep(0)
+
+    asyncio.run(begin())
+    go_on.set()
+
+    assert ended.wait(60)
+
+
+async def test_threads_that_wait_for_room_do_not_keep_the_client_from_opening() -> None:
+    """Where every thread of the loop waits for room before the first connection, the client still opens."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(2))
+    async with raw_server() as server:
+        batching, buffer = Batching(max_events=2, linger=0.0), Buffer(max_events=2)
+        client = AsyncTrackingClient(lambda: "key", "partner", base_url=server.url, batching=batching, buffer=buffer)
+        async with client:
+            handle = client.threadsafe()
+
+            def work() -> list[object]:
+                return [handle.wait(handle.track(View(session_external_id="visitor", product_id=1))) for _ in range(5)]
+
+            done = await asyncio.gather(*(asyncio.to_thread(work) for _ in range(4)))
+
+    assert all(isinstance(outcome, Delivered) for outcomes in done for outcome in outcomes)

@@ -1,0 +1,107 @@
+"""A disk that is really full, and processes that are really killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from retailrocket_async import AsyncTrackingClient, RetailRocketError, SpoolFullError, SqliteSpool
+from retailrocket_async.emulator import Settings, running_emulator
+from tests.spool.test_spool import QUICK, until
+from tests.support.fakes import check_balance, event
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Generator[Path]:
+    """A file system of 40 MiB; only root can make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", disk], check=False).returncode
+    ):
+        pytest.skip("cannot mount a small file system here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+async def test_a_full_disk(small_disk: Path) -> None:
+    """When others fill the disk `track` says so and nothing is damaged; once there is room everything is delivered."""
+    async with running_emulator(Settings(limit=None)) as emulator:
+        emulator.fail_with("status", status=503, times=30)
+        spool = SqliteSpool(small_disk / "spool", min_free=16 << 20, full_timeout=0.2)
+        client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url, spool=spool, retry=QUICK)
+        async with client:
+            await client.track_many(event(number) for number in range(1, 20_001))
+            fill(small_disk)
+            with pytest.raises(SpoolFullError, match="disk"):
+                await client.track(event(1))
+            # What is answered meanwhile cannot be written down.
+            await until(lambda: client.stats().requests_by_status.get(200, 0) >= 8)
+            (small_disk / "ballast").unlink()
+            receipt = await client.track(event(1))
+            await client.flush(60)
+            stats = client.stats()
+            check_balance(stats)
+            assert receipt.done()
+            assert stats.delivered == stats.tracked == 20_001
+        assert len(emulator.events()) == 20_001
+    with closing(sqlite3.connect(small_disk / "spool" / "events.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
+    """Where there is no room even for an empty spool the client says so, and works once there is."""
+    fill(small_disk)
+    spool = SqliteSpool(small_disk / "spool", min_free=16 << 20)
+    client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url="http://127.0.0.1:9/", spool=spool)
+    with pytest.raises(RetailRocketError, match=r"room|cannot be used"):
+        await client.__aenter__()
+    (small_disk / "ballast").unlink()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.track(event(1))
+                break
+            except RetailRocketError:
+                await asyncio.sleep(0.05)
+    await client.aclose(0)
+
+
+def fill(disk: Path) -> None:
+    """Fill a disk to its last byte."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        while True:
+            ballast.write(bytes(4096))
+
+
+@pytest.mark.endurance
+def test_torture() -> None:
+    """Of processes that share a spool any may be killed at any moment: nothing accepted is lost, little is repeated."""
+    program = "import attrs, json, _fleet_torture as t; print(json.dumps(attrs.asdict(t.torture(5.0, every=0.4))))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__': {program}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])},
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["lost"] == 0
+    assert found["accepted"] > 0
+    assert found["repeated"] <= found["kills"] * 500 * 8
+    assert found["whole"]

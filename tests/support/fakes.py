@@ -1,0 +1,511 @@
+"""Fakes for the engine's tests: a server that does as it is told, a limiter that writes down, a loop that checks.
+
+Nothing here is patched into anything: the fakes are passed in where the real ones are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import httpx
+
+from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async._delivery.dispatcher import Dispatcher
+from retailrocket_async._delivery.rate_limiter import LocalLimiter
+from retailrocket_async._delivery.retry import RetryPolicy
+from retailrocket_async._events.codec import BATCH_PATH, Codec, join
+from retailrocket_async._events.models import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._queue.options import Batching, Buffer
+from tests.support.virtual_time import VirtualTimeLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from retailrocket_async._delivery.rate_limiter import Limiter
+    from retailrocket_async._outcome import Delivered
+    from retailrocket_async._receipt import Receipt
+    from retailrocket_async._stats import CloseReport, StateChange, Stats, UndeliveredEvent
+
+T = TypeVar("T")
+
+ROUNDING = 1e-4
+"""Seconds: more than the turns of a virtual loop take, less than anything that matters here."""
+
+CODEC = Codec()
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+SLOW_RETRY = RetryPolicy(initial_backoff=1e6, max_backoff=1e6, max_elapsed=1e9)
+"""Backoffs without end: a random wait of up to eleven days."""
+
+
+def now() -> float:
+    """Return the running loop's time in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
+    """Return the event of this kind that is known by `number`."""
+    fields: dict[type[Event], dict[str, Any]] = {
+        View: {"product_id": number},
+        AddToBasket: {"product_id": number},
+        Order: {"product_id": number, "quantity": 1, "price": 1, "transaction": "t"},
+        Search: {"search_phrase": str(number)},
+        ImpressionContentViewed: {"impression_content_id": str(number)},
+    }
+    return kind(session_external_id=visitor, timestamp=MOMENT, **fields[kind])
+
+
+def number_of(told: Event | UndeliveredEvent) -> int:
+    """Return the number of an event."""
+    envelope = CODEC.encode(told) if isinstance(told, Event) else told.envelope
+    ((_, number),) = _events(b"[" + envelope + b"]")
+    return number
+
+
+# --- a loop that checks ---
+
+
+class CheckedLoop(VirtualTimeLoop):
+    """A virtual loop that runs checks after every turn: what they raise ends the test."""
+
+    def __init__(self) -> None:
+        self.checks: list[Callable[[], None]] = []
+        self.turns = 0
+        super().__init__()
+
+    def block(self, seconds: float) -> None:
+        """Let time pass; the loop itself does so once in every turn."""
+        self.turns += 1
+        for check in self.checks:
+            check()
+        super().block(seconds)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run `coroutine` on a checked loop of its own, as `asyncio.run` would."""
+    with asyncio.Runner(loop_factory=CheckedLoop) as runner:
+        return runner.run(coroutine)
+
+
+def check_balance(stats: Stats) -> None:
+    """Raise unless every tracked event is in exactly one place, every drop has its reason, and no count is negative."""
+    settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
+    assert stats.tracked == settled + stats.pending + stats.in_flight, stats
+    assert min(attrs.astuple(stats, recurse=False, filter=lambda _, value: isinstance(value, int | float))) >= 0, stats
+    assert stats.spool is not None or (stats.pending == 0) == (stats.pending_bytes == 0), stats
+    assert stats.dropped == sum(sum(names.values()) for names in stats.dropped_by.values()), stats
+
+
+# --- a server ---
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """What becomes of one request."""
+
+    reply: Reply | BaseException = Reply(status=200)  # noqa: RUF009 - frozen
+    """The answer, or what the transport raises."""
+    latency: float = 0.05
+    """Seconds until then."""
+    parked: bool = False
+    """Whether it waits for `ScriptedTransport.release` as well."""
+    recorded: bool | None = None
+    """Whether the server records the events; None: where it accepts them."""
+    stubborn: bool = False
+    """Whether it answers even though it was cancelled."""
+
+
+def status(code: int, *, retry_after: float | None = None, latency: float = 0.05) -> Step:
+    """Return the step that answers with this status."""
+    return Step(reply=Reply(status=code, retry_after=retry_after), latency=latency)
+
+
+NO_CONNECTION = Step(reply=Reply(failure="connect", detail="ConnectError", sent=False))
+TIMED_OUT = Step(reply=Reply(failure="timeout", detail="ReadTimeout"))
+PARKED = Step(parked=True)
+OK = Step()
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """A request as the server saw it."""
+
+    at: float
+    path: str
+    body: bytes
+    events: tuple[tuple[str, int], ...]
+    """Visitor and number of each event."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its events."""
+        return [number for _, number in self.events]
+
+
+class ScriptedTransport:
+    """A server behind a network: answers request by request as the script says, and then as `then` does.
+
+    Args:
+        script: steps, or statuses, for the first requests.
+        then: for all further ones; a function is asked each time. May be changed on the way.
+        close: coroutine function that closing runs.
+    """
+
+    def __init__(
+        self,
+        *script: Step | int,
+        then: Step | int | Callable[[Request], Step | int] = OK,
+        close: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self._script = list(script)
+        self.then = then
+        self._close = close
+        self._parked: list[asyncio.Future[None]] = []
+        self.requests: list[Request] = []
+        self.recorded: list[tuple[str, int]] = []
+        self.in_flight = self.worst_in_flight = self.cancelled = self.closed = 0
+        self.checks: list[Callable[[], None]] = []
+        self.renewals: list[tuple[bool, str | None]] = []
+        self.renewed = 0
+        self.keeps_key = False
+
+    @property
+    def times(self) -> list[float]:
+        """When each request arrived."""
+        return [request.at for request in self.requests]
+
+    @property
+    def parked(self) -> int:
+        """How many requests wait to be released."""
+        return len(self._parked)
+
+    @property
+    def recorded_numbers(self) -> list[int]:
+        """The numbers of all recorded events, in the order of their recording."""
+        return [number for _, number in self.recorded]
+
+    @property
+    def sent_numbers(self) -> list[int]:
+        """The numbers of all events, in the order of their requests."""
+        return [number for request in self.requests for number in request.numbers]
+
+    def answer_next(self, *steps: Step | int) -> None:
+        """Have the next requests answered so, and those after them as `then` does."""
+        self._script = list(steps)
+
+    def release(self) -> None:
+        """Let all parked requests have their answers."""
+        for future in self._parked:
+            if not future.done():
+                future.set_result(None)
+
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
+        """Answer by the script."""
+        request = Request(at=now(), path=path, body=body, events=tuple(_events(body)))
+        self.requests.append(request)
+        self.in_flight += 1
+        self.worst_in_flight = max(self.worst_in_flight, self.in_flight)
+        step = self._script.pop(0) if self._script else self.then
+        if callable(step):
+            step = step(request)
+        if isinstance(step, int):
+            step = status(step)
+        try:
+            self._check()
+            on_sent()
+            await self._travel(step)
+            if step.recorded or (step.recorded is None and _accepts(step.reply)):
+                self.recorded += request.events
+            self._check()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            if not step.stubborn:
+                raise
+            await asyncio.sleep(0.01)
+        finally:
+            self.in_flight -= 1
+        if isinstance(step.reply, BaseException):
+            raise step.reply
+        return step.reply
+
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:
+        """Answer what `renewals` says, one for each call, and then that the key is the same.
+
+        While `keeps_key` is true it waits to be released first.
+        """
+        self.renewed += 1
+        await self._travel(Step(latency=0.0, parked=self.keeps_key))
+        return self.renewals.pop(0) if self.renewals else (False, None)
+
+    async def aclose(self) -> None:
+        """Close."""
+        self.closed += 1
+        if self._close is not None:
+            await self._close()
+
+    async def _travel(self, step: Step) -> None:
+        await asyncio.sleep(step.latency)
+        if step.parked:
+            future = asyncio.get_running_loop().create_future()
+            self._parked.append(future)
+            try:
+                await future
+            finally:
+                self._parked.remove(future)
+
+    def _check(self) -> None:
+        for check in self.checks:
+            check()
+
+
+class ScriptedServer(httpx.AsyncBaseTransport):
+    """The same server at the other end of an `httpx.AsyncClient`."""
+
+    def __init__(self, scripted: ScriptedTransport) -> None:
+        self.scripted = scripted
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Read the request, and answer as the script says."""
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        body = b"".join([part async for part in request.stream])
+        path = request.url.path.removeprefix("/1.0/")
+        reply = await self.scripted.post(path, body, on_sent=lambda: None)
+        if reply.status is not None:
+            return httpx.Response(reply.status)
+        raise httpx.ConnectError("") if not reply.sent else httpx.ReadTimeout("")
+
+
+_NUMBERS = ("productId", "searchPhrase", "impressionContentId", "contactExternalId")
+
+
+def _events(body: bytes) -> Iterable[tuple[str, int]]:
+    parsed = json.loads(body)
+    fields = [parsed] if isinstance(parsed, dict) else [fields for item in parsed for fields in item.values()]
+    for event_fields in fields:
+        number = next(event_fields[name] for name in _NUMBERS if name in event_fields)
+        yield event_fields["sessionExternalId"], int(number)
+
+
+def _accepts(reply: Reply | BaseException) -> bool:
+    return isinstance(reply, Reply) and reply.status is not None and 200 <= reply.status <= 299
+
+
+# --- a limiter ---
+
+
+class RecordedPermit:
+    """A permit that must be used as its protocol says."""
+
+    def __init__(self, limiter: RecordingLimiter) -> None:
+        self._limiter = limiter
+        self.sent_at: float | None = None
+        self.answered: bool | None = None
+
+    def sent(self) -> None:
+        """Note the first call; refuse any other, and one after the end."""
+        assert self.sent_at is None
+        assert self.answered is None
+        self.sent_at = now()
+        if self._limiter.broken_permits:
+            raise RuntimeError("sent")
+
+    def done(self, *, answered: bool = False) -> None:
+        """Note the end; refuse a second one."""
+        assert self.answered is None
+        self.answered = answered
+        self._limiter.open -= 1
+        if self._limiter.broken_permits:
+            raise RuntimeError("done")
+
+
+class RecordingLimiter:
+    """Grants at once, or one by one where it is `gated`, in order; writes everything down.
+
+    Args:
+        errors: raised by the first calls, one each; None for a call that is granted.
+        gated: grant only what `grant` allows.
+        broken_permits: the permits raise whatever they are told.
+        broken_pause: what `pause_until` raises.
+    """
+
+    def __init__(
+        self,
+        *errors: BaseException | None,
+        gated: bool = False,
+        broken_permits: bool = False,
+        broken_pause: Exception | None = None,
+    ) -> None:
+        self._errors = list(errors)
+        self._gated = gated
+        self._waiting: list[asyncio.Future[None]] = []
+        self._broken_pause = broken_pause
+        self.broken_permits = broken_permits
+        self.asked = 0
+        self.open = 0
+        self.permits: list[RecordedPermit] = []
+        self.pauses: list[float] = []
+        self.throttlings: list[float] = []
+
+    async def acquire(self) -> RecordedPermit:
+        """Grant, or wait, or raise."""
+        self.asked += 1
+        if self._errors and (error := self._errors.pop(0)) is not None:
+            raise error
+        if self._gated:
+            gate = asyncio.get_running_loop().create_future()
+            self._waiting.append(gate)
+            try:
+                await gate
+            except asyncio.CancelledError:
+                if gate in self._waiting:
+                    self._waiting.remove(gate)
+                else:
+                    # Granted and cancelled in the same turn: the grant is the next one's.
+                    self.grant()
+                raise
+        permit = RecordedPermit(self)
+        self.permits.append(permit)
+        self.open += 1
+        return permit
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait to be granted."""
+        return len(self._waiting)
+
+    def grant(self, count: int = 1) -> None:
+        """Grant so many of those who wait."""
+        for _ in range(min(count, len(self._waiting))):
+            self._waiting.pop(0).set_result(None)
+
+    def open_gate(self) -> None:
+        """Grant everyone from now on."""
+        self._gated = False
+        self.grant(len(self._waiting))
+
+    def pause_until(self, deadline: float) -> None:
+        """Note the deadline, and hold nobody."""
+        self.pauses.append(deadline)
+        if self._broken_pause is not None:
+            raise self._broken_pause
+
+    def throttled(self, sent_at: float) -> None:
+        """Note when the refused request was sent, and slow nobody down."""
+        self.throttlings.append(sent_at)
+
+
+# --- hooks ---
+
+
+def into(told: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
+    """Return a hook that writes down, in the loop, what it is told."""
+
+    async def hook(events: Sequence[T]) -> None:
+        told.extend(events)
+
+    return hook
+
+
+# --- the engine and the client ---
+
+
+class Engine:
+    """A dispatcher with the shortest ways to use it; on a checked loop it is checked in every turn.
+
+    Attributes:
+        dispatcher: the real one.
+    """
+
+    def __init__(
+        self,
+        transport: ScriptedTransport,
+        *,
+        limiter: Limiter | None = None,
+        batching: Batching = Batching(),  # noqa: B008 - frozen
+        buffer: Buffer = Buffer(),  # noqa: B008 - frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        renewable: bool = False,
+        on_outcome: Callable[[Sequence[UndeliveredEvent]], object] | None = None,
+        on_state_change: Callable[[StateChange], object] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.batching = batching
+        self.dispatcher = Dispatcher(
+            batching=batching,
+            buffer=buffer,
+            retry=retry,
+            limiter=limiter if limiter is not None else LocalLimiter(None),
+            transport=transport,
+            renewable=renewable,
+            on_outcome=on_outcome,
+            on_state_change=on_state_change,
+        )
+        self._bounds = buffer
+        self.stats = self.dispatcher.stats
+        transport.checks.append(self.check)
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, CheckedLoop):
+            loop.checks.append(self.check)
+
+    def check(self) -> None:
+        """Raise unless the books add up and no bound is exceeded."""
+        stats = self.stats()
+        check_balance(stats)
+        assert stats.pending <= self._bounds.max_events
+        assert stats.pending_bytes <= self._bounds.max_bytes
+        assert self.transport.in_flight <= self.batching.max_in_flight
+
+    async def track(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
+        """Track the event of that number."""
+        return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
+
+    def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
+        """Track the event of that number, now or never."""
+        return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
+
+    async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
+        """Track events one after the other."""
+        return [await self.track(number) for number in numbers]
+
+    async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as the dispatcher has it
+        """Flush."""
+        await self.dispatcher.flush(timeout)
+
+    async def aclose(self, timeout: float | None = 15.0) -> CloseReport:  # noqa: ASYNC109 - as the dispatcher has it
+        """Close."""
+        return await self.dispatcher.aclose(timeout)
+
+    async def send(self, number: int) -> Delivered:
+        """Send the event of that number directly."""
+        what = event(number)
+        return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), [what.event_name])
+
+    async def send_batch(self, numbers: Sequence[int]) -> Delivered:
+        """Send these events directly, in one request."""
+        events = [event(number) for number in numbers]
+        return await self.dispatcher.send(BATCH_PATH, join(map(CODEC.encode, events)), [e.event_name for e in events])
+
+
+def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingClient:
+    """Return a real client whose server is `transport`."""
+    http_client = httpx.AsyncClient(transport=ScriptedServer(transport))
+    options.setdefault("limiter", LocalLimiter(None))
+    options.setdefault("api_key", "key")
+    return AsyncTrackingClient(partner_id="partner", http_client=http_client, **options)
+
+
+async def turns(count: int = 3) -> None:
+    """Let everything that is ready run for a few turns of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    """Return all tasks of the loop but the running one."""
+    return asyncio.all_tasks() - {asyncio.current_task()}

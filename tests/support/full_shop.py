@@ -1,0 +1,55 @@
+"""A shop whose buffer is full, so that whoever tracks must wait."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from retailrocket_async import Batching, Buffer
+from tests.support.fakes import ScriptedTransport, Step, event, make_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+AT_ONCE = Step(latency=0.0)
+PARKED = Step(latency=0.0, parked=True)
+ONE_BY_ONE = Batching(max_events=1, linger=0.0, max_in_flight=1)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until the answer is yes."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 - what threads do sets no event
+            await asyncio.sleep(0.001)
+
+
+class Shop:
+    """A client whose first event is on its way for ever, and whose buffer is full; `open` lets everything go on."""
+
+    def __init__(self) -> None:
+        self.transport = ScriptedTransport(then=PARKED)
+        self.client = make_client(self.transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
+        self.handle = self.client.threadsafe()
+
+    def open(self) -> None:
+        """Answer, from now on."""
+        self.transport.then = AT_ONCE
+        self.transport.release()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for room."""
+        return self.client.stats().waiting
+
+
+@asynccontextmanager
+async def full_shop() -> AsyncIterator[Shop]:
+    """Open a shop with the events 0 and 1 accepted and no room for another; close it at the end."""
+    shop = Shop()
+    await shop.client.track(event(0))
+    await until(lambda: shop.transport.parked)
+    await shop.client.track(event(1))
+    yield shop
+    shop.open()
+    await shop.client.aclose()
