@@ -8,25 +8,23 @@ import itertools
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 
+from retailrocket_async._delivery.bulk_intake import track_one_by_one
 from retailrocket_async._delivery.dispatcher import Dispatcher
 from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import (
-    BufferFullError,
-    ClientClosedError,
     ConfigurationError,
     EventValidationError,
     error_for,
 )
 from retailrocket_async._events.codec import BATCH_PATH, Codec, TimestampPrecision, join
+from retailrocket_async._events.envelopes import EnvelopeReader
 from retailrocket_async._events.methods import EventMethods
 from retailrocket_async._events.models import Event
-from retailrocket_async._groups import track_envelopes, track_envelopes_on_disk, track_on_disk
 from retailrocket_async._http.credentials import ApiKey, Credentials
 from retailrocket_async._http.transport import (
     DEFAULT_BASE_URL,
@@ -48,9 +46,10 @@ from retailrocket_async._spool.spool import SqliteSpool
 from retailrocket_async._threads import ThreadsafeHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
+    from retailrocket_async._delivery.engine import Engine
     from retailrocket_async._outcome import Delivered
     from retailrocket_async._stats import CloseReport, StateChange, Stats, UndeliveredEvent
 
@@ -113,7 +112,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
     _instead = "make a client in each process, e.g. with AsyncTrackingClient.from_env()"
 
     # On the class: __del__ and __repr__ look at them also where the constructor raised, or never began.
-    _dispatcher: Dispatcher | SpooledDispatcher | None = None
+    _built: Engine | None = None
     _base_url = ""
     _partner_id = ""
 
@@ -192,11 +191,11 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
             watch=self._watch,
         )
         if spool is None:
-            self._dispatcher = make_engine(buffer=buffer, retry=retry)
+            self._built = make_engine(buffer=buffer, retry=retry)
         else:
             # What is in the engine is bounded by the drain, which feeds it.
             bounds = Buffer(max_age=buffer.max_age, max_bytes=1 << 50)
-            self._dispatcher = SpooledDispatcher(
+            self._built = SpooledDispatcher(
                 spool,
                 credentials.partner_id,
                 lambda keep, leased: make_engine(
@@ -209,7 +208,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
                 once=retry.once_names,
                 overflow=buffer.overflow,
             )
-        self._intake = self._dispatcher.intake
+        self._intake = self._built.intake
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:  # noqa: ANN401 - the constructor's keywords
@@ -305,11 +304,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         Raises:
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
-        if isinstance(self._engine, SpooledDispatcher):
-            return await track_on_disk(events, self._engine.intake, chosen=self._chosen, encoded=self._encoded)
-        if isinstance(events, AsyncIterable):
-            return [await self.track(event) async for event in events]
-        return [await self.track(event) for event in events]
+        return await self._engine.accept_many(events, track=self.track, prepare=self._named_envelope)
 
     async def track_envelopes(
         self, envelopes: Sequence[bytes], *, allow_custom: bool = False
@@ -330,25 +325,11 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         Raises:
             BufferFullError, ClientClosedError, WrongLoopError: as `track`, where none is accepted.
         """
-        engine, codec, most = self._engine, self._codec, self._most_bytes
+        reader = EnvelopeReader(self._codec, allow_custom, self._most_bytes)
         if self._before_send is None:
-            if isinstance(engine, SpooledDispatcher):
-                return await track_envelopes_on_disk(
-                    envelopes, engine.intake, codec, allow_custom=allow_custom, most_bytes=most
-                )
-            return await track_envelopes(
-                envelopes, engine.intake, codec, allow_custom=allow_custom, most_bytes=most, track=self.track
-            )
+            return await self._engine.accept_envelopes(envelopes, reader, track=self.track)
         results: list[Receipt | EventValidationError] = []
-        for envelope in envelopes:
-            try:
-                results.append(await self.track(self._codec.decode(envelope, allow_custom=allow_custom)))
-            except EventValidationError as error:
-                results.append(error)
-            except (BufferFullError, ClientClosedError):
-                if not results:
-                    raise
-                break
+        await track_one_by_one(envelopes, reader, results, track=self.track)
         return results
 
     async def send(self, event: Event) -> Delivered:
@@ -436,8 +417,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         return self._engine.stats()
 
     async def __aenter__(self) -> Self:
-        if isinstance(self._engine, SpooledDispatcher):
-            await self._engine.start()
+        await self._engine.start()
         return self
 
     async def __aexit__(
@@ -446,7 +426,7 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         await self.aclose()
 
     def __del__(self) -> None:
-        engine = self._dispatcher
+        engine = self._built
         if engine is not None and engine.started and not engine.closed:
             engine.loses("the client was garbage-collected")
             warnings.warn(
@@ -457,14 +437,14 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
             )
 
     def __repr__(self) -> str:
-        engine = self._dispatcher
+        engine = self._built
         state = "new" if engine is None or not engine.started else "closed" if engine.closed else "open"
         return f"<AsyncTrackingClient partner_id={self._partner_id!r} base_url={self._base_url!r} {state}>"
 
     @property
-    def _engine(self) -> Dispatcher | SpooledDispatcher:
-        assert self._dispatcher is not None  # noqa: S101 - only a constructor that raised leaves it so
-        return self._dispatcher
+    def _engine(self) -> Engine:
+        assert self._built is not None  # noqa: S101 - only a constructor that raised leaves it so
+        return self._built
 
     async def _accept(self, event: Event) -> Receipt:
         chosen = self._chosen(event)
@@ -476,6 +456,10 @@ class AsyncTrackingClient(EventMethods, Uncopyable):
         if self._marking is not None:
             self._marking.note(receipt)
         return receipt
+
+    def _named_envelope(self, event: Event) -> tuple[str, bytes] | Receipt:
+        chosen = self._chosen(event)
+        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self._encoded(chosen))
 
     def _watched_by(self, observer: Observer) -> Watch:
         if not isinstance(observer, Observer):

@@ -28,11 +28,10 @@ from retailrocket_async._runtime.uncopyable import Uncopyable
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 
-    from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._delivery.engine import Engine
     from retailrocket_async._events.models import Event
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._receipt import Receipt
-    from retailrocket_async._spool.dispatcher import SpooledDispatcher
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ class ThreadsafeHandle(Uncopyable):
 
     __slots__ = ("_engine", "_loop", "_prepare")
 
-    def __init__(self, engine: Dispatcher | SpooledDispatcher, prepare: Callable[[Event], _Accept]) -> None:
+    def __init__(self, engine: Engine, prepare: Callable[[Event], _Accept]) -> None:
         self._loop = engine.affinity.enter()
         self._engine = engine
         self._prepare = prepare

@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import AsyncIterable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Literal
 
+from retailrocket_async._delivery.bulk_intake import accept_envelopes
 from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
 from retailrocket_async._delivery.expiry import Expiry
 from retailrocket_async._delivery.flight import Flight
@@ -34,18 +36,22 @@ from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, consistent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from retailrocket_async._delivery.flight import SendSlot
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
     from retailrocket_async._delivery.ledger import Keep
     from retailrocket_async._delivery.rate_limiter import Limiter
     from retailrocket_async._delivery.retry import RetryPolicy
+    from retailrocket_async._errors import EventValidationError
+    from retailrocket_async._events.envelopes import EnvelopeReader
+    from retailrocket_async._events.models import Event
     from retailrocket_async._http.transport import Transport
     from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.options import Batching, Buffer
+    from retailrocket_async._receipt import Receipt
     from retailrocket_async._stats import CloseReport, State, Stats
 
 logger = logging.getLogger("retailrocket_async")
@@ -165,6 +171,29 @@ class Dispatcher:
             disconnect=self._sender.aclose,
             stats=self.stats,
         )
+
+    # --- accepting ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Do nothing: the first event starts the pump, and the first request opens the connections."""
+
+    async def accept_many(
+        self,
+        events: Iterable[Event] | AsyncIterable[Event],
+        *,
+        track: Callable[[Event], Awaitable[Receipt]],
+        prepare: Callable[[Event], tuple[str, bytes] | Receipt],  # noqa: ARG002 - for an engine that writes groups
+    ) -> list[Receipt]:
+        """Accept events one after the other; see `Engine.accept_many`."""
+        if isinstance(events, AsyncIterable):
+            return [await track(event) async for event in events]
+        return [await track(event) for event in events]
+
+    async def accept_envelopes(
+        self, envelopes: Sequence[bytes], reader: EnvelopeReader, *, track: Callable[[Event], Awaitable[Receipt]]
+    ) -> list[Receipt | EventValidationError]:
+        """Accept the events that envelopes describe; see `Engine.accept_envelopes`."""
+        return await accept_envelopes(envelopes, reader, self.intake, track=track)
 
     # --- sending ------------------------------------------------------------------------------------------------------
 

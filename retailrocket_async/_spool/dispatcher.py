@@ -17,6 +17,7 @@ from retailrocket_async._errors import (
 )
 from retailrocket_async._outcome import Abandoned, Dropped, Kept
 from retailrocket_async._runtime.context import timeout_at
+from retailrocket_async._spool.bulk_intake import accept_envelopes, accept_many
 from retailrocket_async._spool.file import Usage, now
 from retailrocket_async._spool.forwarder import Forwarder, LeasedLimiter
 from retailrocket_async._spool.place import SpoolGoneError
@@ -26,10 +27,12 @@ from retailrocket_async._spool.writer import SpoolWriter
 from retailrocket_async._stats import SpoolStats, consistent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from retailrocket_async._delivery.dispatcher import Dispatcher
     from retailrocket_async._delivery.rate_limiter import Limiter
+    from retailrocket_async._errors import EventValidationError
+    from retailrocket_async._events.envelopes import EnvelopeReader
     from retailrocket_async._events.models import Event
     from retailrocket_async._outcome import Delivered, Outcome
     from retailrocket_async._queue.eviction import Overflow
@@ -398,6 +401,26 @@ class SpooledDispatcher:
         self._direct.count(outcome, names if isinstance(outcome, Dropped) else len(names))
 
     # --- as the Dispatcher --------------------------------------------------------------------------------------------
+
+    async def accept_many(
+        self,
+        events: Iterable[Event] | AsyncIterable[Event],
+        *,
+        track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - for an engine that accepts single events
+        prepare: Callable[[Event], tuple[str, bytes] | Receipt],
+    ) -> list[Receipt]:
+        """Accept events, written in groups; see `Engine.accept_many`."""
+        return await accept_many(events, self.intake, prepare=prepare)
+
+    async def accept_envelopes(
+        self,
+        envelopes: Sequence[bytes],
+        reader: EnvelopeReader,
+        *,
+        track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - as above
+    ) -> list[Receipt | EventValidationError]:
+        """Accept the events that envelopes describe, written in groups; see `Engine.accept_envelopes`."""
+        return await accept_envelopes(envelopes, reader, self.intake)
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
         """Send one request past the spool; see `Dispatcher.send`."""

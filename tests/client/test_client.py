@@ -47,6 +47,7 @@ from retailrocket_async import (
     View,
     order_lines,
 )
+from tests.support.internals import engine_of
 from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 
 if TYPE_CHECKING:
@@ -516,7 +517,7 @@ async def test_the_key_is_in_no_repr() -> None:
     """Neither the client nor anything it holds prints the key."""
     async with raw_server() as server, _client(server) as client:
         await client.send(_views(1)[0])
-        parts = [client, *vars(client).values(), client.stats(), *vars(client._engine).values()]
+        parts = [client, *vars(client).values(), client.stats(), *vars(engine_of(client)).values()]
 
         assert KEY not in "".join(map(repr, parts))
 

@@ -14,6 +14,7 @@ import pytest
 from retailrocket_async import AsyncTrackingClient, Batching, Delivered, RetryPolicy
 from retailrocket_async.testing import RecordingClient
 from tests.support.fakes import event
+from tests.support.internals import engine_of
 from tests.support.raw_server import raw_server
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ async def test_a_hook_may_raise_anything(
         for number in range(3):
             client.fail_with(status=400)
             await (await client.track(event(number)))
-            await client._engine._ledger.hooks.drained()  # type: ignore[union-attr]
+            await engine_of(client)._ledger.hooks.drained()
         outcome = await (await client.track(event(9)))
     gc.collect()
 

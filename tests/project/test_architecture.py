@@ -16,7 +16,7 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # A package or module of the root imports only itself and those before it. Edges come after all of them.
 ORDER = [
     *("_outcome", "_interrupt", "_errors", "_runtime", "_receipt", "_events", "_stats", "_observer"),
-    *("_queue", "_http", "_delivery", "_spool", "_threads", "_groups", "_client", "__init__"),
+    *("_queue", "_http", "_delivery", "_spool", "_threads", "_client", "__init__"),
 ]
 
 FOREIGN = {

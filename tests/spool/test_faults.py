@@ -31,6 +31,7 @@ from retailrocket_async._spool.file import SpoolFile
 from tests.spool.test_spool import until
 from tests.support.fakes import check_balance, event
 from tests.support.faulty_system import Faults, FaultySystem, connector
+from tests.support.internals import engine_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,7 +139,7 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
 
 async def ended(client: AsyncTrackingClient) -> None:
     """Wait for the thread of a client that was closed, which may still try to write."""
-    writer = client._engine.writer  # type: ignore[union-attr]
+    writer = engine_of(client).writer
     if writer is not None:
         await asyncio.to_thread(writer._thread.join)
 

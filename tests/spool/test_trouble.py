@@ -32,6 +32,7 @@ from retailrocket_async.emulator import Settings as EmulatorSettings
 from retailrocket_async.emulator import running_emulator
 from tests.spool.test_spool import KEY, QUICK, SHOP, client_of, leave_behind, numbers, until, waiting
 from tests.support.fakes import CODEC, check_balance, event
+from tests.support.internals import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -304,8 +305,8 @@ async def test_nothing_is_sent_after_a_long_stop(emulator: RunningEmulator, tmp_
         other.open()
         with other.transaction():
             # The thread waits, as if stopped: this process cannot know who sends.
-            client._engine.writer.look()  # type: ignore[union-attr]
-            await until(lambda: not client._engine._may_send())  # type: ignore[union-attr]
+            engine_of(client).writer.look()
+            await until(lambda: not engine_of(client)._may_send())
         assert isinstance(await (await client.track(event(2))), Delivered)
         other.close()
 
@@ -336,7 +337,7 @@ async def test_a_thread_that_ends_all_the_same(
     assert [change.state for change in changes if change.failure == "spool"] == ["halted"]
     assert sum("ended the spool's thread" in record.getMessage() for record in caplog.records) == 1
     assert {type(receipt.outcome) for receipt in receipts} == {Kept}
-    engine = client._engine.engine.stats()  # type: ignore[union-attr]
+    engine = engine_of(client).engine.stats()
     assert (engine.in_flight, engine.pending) == (0, 0)
     requests = client.stats().requests
     emulator.reset()

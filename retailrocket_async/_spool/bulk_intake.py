@@ -1,0 +1,111 @@
+"""Accepts many events into a spool in groups: if each event waited for the disk alone, the disk would set the pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Final
+
+from retailrocket_async._delivery.bulk_intake import PART
+from retailrocket_async._errors import ClientClosedError, EventValidationError
+from retailrocket_async._events.envelopes import merged
+from retailrocket_async._receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Protocol
+
+    from retailrocket_async._errors import RetailRocketError, SpoolError, SpoolFullError
+    from retailrocket_async._events.envelopes import EnvelopeReader, Examined
+    from retailrocket_async._events.models import Event
+
+    class GroupIntake(Protocol):
+        """Writes events, given by name and envelope, together; see `SpoolIntake`."""
+
+        async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]: ...
+
+        async def accept_group(
+            self, events: Sequence[tuple[str, bytes]]
+        ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]: ...
+
+
+_GROUP: Final = 500
+"""Events that are written together."""
+
+
+async def accept_many(
+    events: Iterable[Event] | AsyncIterable[Event],
+    intake: GroupIntake,
+    *,
+    prepare: Callable[[Event], tuple[str, bytes] | Receipt],
+) -> list[Receipt]:
+    """Accept events in order, and return their receipts; see `Engine.accept_many`.
+
+    Args:
+        events: the events.
+        intake: writes a group of them.
+        prepare: returns the name and the envelope of an event, or the receipt of an event that `before_send` drops.
+    """
+    receipts: list[Receipt] = []
+    group: list[tuple[str, bytes]] = []
+
+    async def write() -> None:
+        receipts.extend(await intake.accept_many(group))
+        group.clear()
+
+    async def take(event: Event) -> None:
+        prepared = prepare(event)
+        if isinstance(prepared, Receipt):
+            await write()
+            receipts.append(prepared)
+            return
+        group.append(prepared)
+        if len(group) == _GROUP:
+            await write()
+
+    try:
+        if isinstance(events, AsyncIterable):
+            async for event in events:
+                await take(event)
+        else:
+            for event in events:
+                await take(event)
+    except EventValidationError:
+        # The events before the invalid one are accepted.
+        await write()
+        raise
+    await write()
+    return receipts
+
+
+async def accept_envelopes(
+    envelopes: Sequence[bytes], reader: EnvelopeReader, intake: GroupIntake
+) -> list[Receipt | EventValidationError]:
+    """Accept the events that envelopes describe, in order; see `Engine.accept_envelopes`.
+
+    Args:
+        envelopes: JSON.
+        reader: checks them.
+        intake: writes a group of events.
+    """
+    results: list[Receipt | EventValidationError] = []
+    for start in range(0, len(envelopes), _GROUP):
+        group = envelopes[start : start + _GROUP]
+        examined: list[Examined] = []
+        for part in range(0, len(group), PART):
+            examined += reader.examine(group[part : part + PART])
+            await asyncio.sleep(0)
+        error: RetailRocketError | None
+        try:
+            receipts, error = await intake.accept_group(
+                [(each[0], each[2]) for each in examined if isinstance(each, tuple)]
+            )
+        except ClientClosedError as closed:
+            receipts, error = [], closed
+        results += merged(examined, receipts)
+        if error is not None:
+            # If any event was accepted, return the results so far: a call with the rest raises the error.
+            if not receipts and len(results) == sum(isinstance(each, EventValidationError) for each in results):
+                raise error
+            return results
+    return results

@@ -1,0 +1,13 @@
+"""The private attributes of the package that tests read, each behind a name that says what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retailrocket_async import AsyncTrackingClient
+
+
+def engine_of(client: AsyncTrackingClient) -> Any:
+    """Return the engine of a client: a `Dispatcher`, or with a spool a `SpooledDispatcher`."""
+    return client._engine
