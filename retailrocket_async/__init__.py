@@ -61,6 +61,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Out
 from retailrocket_async._queue.eviction import DEFAULT_RANKING
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
+from retailrocket_async._runtime.exports import publish
 from retailrocket_async._spool.spool import DeadEvent, SpoolContents, SpooledEvent, SqliteSpool
 from retailrocket_async._stats import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
 from retailrocket_async._threads import ThreadsafeHandle
@@ -139,6 +140,9 @@ __all__ = [
     "new_session_id",
     "order_lines",
 ]
+
+publish(globals())
+del publish
 
 
 def __getattr__(name: str) -> str:

@@ -10,23 +10,18 @@
 Nothing is called where there is no observer.
 """
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._interrupt import is_interrupt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from retailrocket_async._outcome import Outcome
-    from retailrocket_async._receipt import Receipt
-    from retailrocket_async._stats import Stats
+from retailrocket_async._outcome import Outcome
+from retailrocket_async._receipt import Receipt
+from retailrocket_async._stats import Stats
 
 
 @attrs.frozen(kw_only=True)

@@ -8,8 +8,6 @@ An undelivered event is an expected thing, so it is a value and not an exception
 for it. `await receipt.delivered()` is for callers who prefer an exception.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, TypeAlias
 
 import attrs

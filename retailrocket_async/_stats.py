@@ -1,25 +1,17 @@
 """What the client tells about itself: `Stats` at any moment, `CloseReport` at its end, events it did not deliver."""
 
-from __future__ import annotations
-
 import functools
 import os
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
-from retailrocket_async._errors import error_for
+from retailrocket_async._errors import DeliveryError, error_for
 from retailrocket_async._events.codec import Codec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from retailrocket_async._errors import DeliveryError
-    from retailrocket_async._events.models import Event
-    from retailrocket_async._outcome import Undelivered
-
+from retailrocket_async._events.models import Event
+from retailrocket_async._outcome import Undelivered
 
 State: TypeAlias = Literal["sending", "down", "halted"]
 """Whether requests go out as ever, or one at a time until the API answers, or until somebody mends something."""

@@ -19,11 +19,10 @@ once; the pace comes back little by little. So a stream of 429 never makes more 
 than believed is found.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import attrs
 from aiolimiter import AsyncLimiter
@@ -31,9 +30,6 @@ from aiolimiter import AsyncLimiter
 from retailrocket_async._errors import ConfigurationError, WrongLoopError
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.uncopyable import Uncopyable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MAX_PAUSE = 60.0
 """Seconds a pause may last at most, whatever the server asks for."""

@@ -4,22 +4,17 @@ tenacity makes the decision, and stays in this file: full-jitter exponential wai
 elapsed time. Time comes in as an argument, so nothing here sleeps or reads a clock.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import attrs
 import tenacity
 
 from retailrocket_async._errors import ConfigurationError, brief
 from retailrocket_async._events.models import EVENT_TYPES, Event
-from retailrocket_async._http.reply import Verdict
-
-if TYPE_CHECKING:
-    from retailrocket_async._http.reply import Reply
+from retailrocket_async._http.reply import Reply, Verdict
 
 
 @attrs.frozen(kw_only=True)

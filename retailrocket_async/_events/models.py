@@ -8,14 +8,12 @@ field, the rule and, unless it is personal data, the value.
 construction: an event may wait in a buffer, so the server's clock would be wrong.
 """
 
-from __future__ import annotations
-
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import attrs
 
@@ -44,9 +42,6 @@ from retailrocket_async._events.validators import (
     short_text,
 )
 from retailrocket_async._interrupt import is_interrupt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 def utc_now() -> datetime:
@@ -280,7 +275,7 @@ EVENT_TYPES: dict[str, type[VisitorEvent]] = {
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,49}", re.ASCII)
 
 
-def _custom_name(event: CustomEvent, field: attrs.Attribute[str], value: str) -> None:
+def _custom_name(event: "CustomEvent", field: "attrs.Attribute[str]", value: str) -> None:
     if type(value) is not str or not _NAME.fullmatch(value):
         fail(event, field.name, "must be 1-50 ASCII letters and digits, a letter first", value)
     if value in EVENT_TYPES:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ForwardRef, NoReturn, Protocol, TypeAlias, cast
 
 from retailrocket_async._errors import EventValidationError, type_name
 from retailrocket_async._interrupt import is_interrupt
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 Number: TypeAlias = int | float | Decimal
 """What `price` and `quantity` take."""
 
-Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+if TYPE_CHECKING:
+    Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+else:
+    # With its module, so that `typing.get_type_hints` of an event finds the name.
+    _JSON = ForwardRef("Json", module=__name__)
+    Json = bool | int | float | str | list[_JSON] | dict[str, _JSON] | None
 """A JSON value, as `custom_data` and `CustomEvent.fields` hold it."""
 
 INT64_MIN = -(2**63)

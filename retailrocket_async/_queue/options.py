@@ -1,17 +1,13 @@
 """How much goes in one request, and how much may wait: what the user says of batches and of the buffer."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Mapping
+from typing import get_args
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._queue.eviction import DEFAULT_RANKING, Overflow, Ranks, checked_ranking
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @attrs.frozen(kw_only=True)

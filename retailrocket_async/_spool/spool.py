@@ -1,27 +1,21 @@
 """A spool: events on disk before `track` returns, delivered by whichever process of the host sends."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import sqlite3
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError, SpoolError
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._spool.file import Durability, SpoolFile, now
 from retailrocket_async._spool.place import SpoolDamagedError
 from retailrocket_async._spool.salvage import is_envelope, salvaged
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
-
-    from retailrocket_async._outcome import Outcome
 
 _DAY: Final = 86_400.0
 

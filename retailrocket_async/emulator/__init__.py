@@ -21,6 +21,7 @@ In a process of its own::
 On the command line: ``python -m retailrocket_async.emulator --port 8080``. Needs the extra ``emulator``.
 """
 
+from retailrocket_async._runtime.exports import publish
 from retailrocket_async._runtime.extras import needing
 
 with needing("emulator"):
@@ -54,3 +55,5 @@ __all__ = [
     "running_emulator",
     "serve",
 ]
+
+publish(globals())

@@ -1,15 +1,11 @@
 """A fault: one thing that goes wrong on purpose, and with which requests."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from math import isfinite
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import attrs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Fault", "FaultKind"]
 
@@ -136,7 +132,7 @@ class Fault:
     record: bool | None = None
 
     @classmethod
-    def from_dict(cls, data: object) -> Fault:
+    def from_dict(cls, data: object) -> "Fault":
         """Return the fault that *data*, an object with the attributes as keys, describes.
 
         Raises:

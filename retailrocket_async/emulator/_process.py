@@ -1,14 +1,13 @@
 """An emulator in a process of its own, steered over its control side."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import attrs
@@ -17,9 +16,6 @@ import orjson
 from ._command import API_KEY, arguments_of
 from ._fault import Fault, FaultKind
 from ._settings import CHANGEABLE, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
 
 __all__ = ["EmulatorError", "EmulatorProcess", "emulator_process"]
 

@@ -1,7 +1,5 @@
 """What the ledger holds: one accepted event, one request."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import attrs

@@ -1,20 +1,16 @@
 """The handle of an emulator that is being served in this event loop."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
+from ._emulator import Emulator
 from ._fault import Fault, FaultKind
-
-if TYPE_CHECKING:
-    from ._emulator import Emulator
-    from ._faults import FaultScript
-    from ._ledger import Ledger
-    from ._records import EventRecord, RequestRecord
-    from ._settings import Settings
-    from ._window import SlidingWindow
+from ._faults import FaultScript
+from ._ledger import Ledger
+from ._records import EventRecord, RequestRecord
+from ._settings import Settings
+from ._window import SlidingWindow
 
 __all__ = ["RunningEmulator"]
 

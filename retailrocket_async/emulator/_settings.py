@@ -1,15 +1,11 @@
 """What an emulator is told at birth: one frozen, validated record."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from math import isfinite
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["CHANGEABLE", "Settings"]
 
@@ -19,20 +15,20 @@ CHANGEABLE: Final = frozenset(
 """The settings that may change while the emulator runs."""
 
 
-def _text(_: Settings, attribute: attrs.Attribute[str], value: object) -> None:
+def _text(_: "Settings", attribute: "attrs.Attribute[str]", value: object) -> None:
     if type(value) is not str or not value:
         raise ValueError(f"{attribute.name} must be a string that is not empty, got {brief(value)}")
 
 
-def _flag(_: Settings, attribute: attrs.Attribute[bool], value: object) -> None:
+def _flag(_: "Settings", attribute: "attrs.Attribute[bool]", value: object) -> None:
     if type(value) is not bool:
         raise ValueError(f"{attribute.name} must be True or False, got {brief(value)}")
 
 
-def _whole(least: int | None, *, optional: bool = False) -> Callable[[Settings, attrs.Attribute[Any], Any], None]:
+def _whole(least: int | None, *, optional: bool = False) -> Callable[["Settings", "attrs.Attribute[Any]", Any], None]:
     """Make a check for an integer of at least *least*; a bool is none, though Python says it is."""
 
-    def check(_: Settings, attribute: attrs.Attribute[Any], value: object) -> None:
+    def check(_: "Settings", attribute: "attrs.Attribute[Any]", value: object) -> None:
         if optional and value is None:
             return
         if type(value) is not int or (least is not None and value < least):
@@ -42,12 +38,12 @@ def _whole(least: int | None, *, optional: bool = False) -> Callable[[Settings, 
     return check
 
 
-def _seconds(_: Settings, attribute: attrs.Attribute[float], value: object) -> None:
+def _seconds(_: "Settings", attribute: "attrs.Attribute[float]", value: object) -> None:
     if type(value) not in (int, float) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
         raise ValueError(f"{attribute.name} must be a finite number of seconds, 0 or more, got {brief(value)}")
 
 
-def _span(_: Settings, attribute: attrs.Attribute[float], value: float) -> None:
+def _span(_: "Settings", attribute: "attrs.Attribute[float]", value: float) -> None:
     _seconds(_, attribute, value)
     if value == 0:
         raise ValueError(f"{attribute.name} must be above 0 seconds")
@@ -95,7 +91,7 @@ class Settings:
     forbidden: bool = _field(default=False, check=_flag, told="answer 403 to every request")
     keep: int = _field(200_000, _whole(1), "accepted events held in memory")
 
-    def changed(self, /, **changes: object) -> Settings:
+    def changed(self, /, **changes: object) -> "Settings":
         """Return a copy with *changes*, each one of `CHANGEABLE`.
 
         Raises:

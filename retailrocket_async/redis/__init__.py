@@ -8,6 +8,7 @@ Needs the extra `redis`::
 
 from __future__ import annotations
 
+from retailrocket_async._runtime.exports import publish
 from retailrocket_async._runtime.extras import needing
 
 with needing("redis"):
@@ -15,3 +16,5 @@ with needing("redis"):
     from retailrocket_async.redis._member import RedisUnreachableError
 
 __all__ = ["RedisLimiter", "RedisUnreachableError"]
+
+publish(globals())

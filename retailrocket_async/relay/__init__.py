@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from retailrocket_async._runtime.exports import publish
 from retailrocket_async.relay._address import source_from_url, without_secrets
 from retailrocket_async.relay._memory import MemorySource, MemoryStream
 from retailrocket_async.relay._publish import Publisher, publish_envelopes
@@ -47,6 +48,8 @@ __all__ = [
     "without_secrets",
 ]
 
+publish(globals())
+
 _LAZY = {
     "KafkaSource": "_kafka",
     "KafkaTopic": "_kafka",
@@ -64,5 +67,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class
     if name in _LAZY:
         from importlib import import_module  # noqa: PLC0415
 
-        return getattr(import_module(f"retailrocket_async.relay.{_LAZY[name]}"), name)
+        found = getattr(import_module(f"retailrocket_async.relay.{_LAZY[name]}"), name)
+        found.__module__ = __name__
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,17 +23,16 @@ _USER = re.compile(r"//[^/?#\s]*@")
 
 
 class _Kind(NamedTuple):
-    """Where a source is, and what it needs."""
+    """The class of a source, and what it needs."""
 
-    module: str
     source: str
     library: str
     extra: str
 
 
-_REDIS = _Kind("_redis_streams", "RedisStreamSource", "redis", "redis")
-_KAFKA = _Kind("_kafka", "KafkaSource", "aiokafka", "kafka")
-_NATS = _Kind("_nats", "NatsSource", "nats", "nats")
+_REDIS = _Kind("RedisStreamSource", "redis", "redis")
+_KAFKA = _Kind("KafkaSource", "aiokafka", "kafka")
+_NATS = _Kind("NatsSource", "nats", "nats")
 _KINDS = {
     "redis": _REDIS,
     "rediss": _REDIS,
@@ -67,8 +66,8 @@ def source_from_url(url: str, *, name: str) -> Source:
             f'this source needs {kind.library}, which is not installed: pip install "retailrocket-async[{kind.extra}]"'
         )
     # Only the broker that is used: each of their libraries takes a good part of a second.
-    module: Any = importlib.import_module(f"retailrocket_async.relay.{kind.module}")
-    source: Source = getattr(module, kind.source).from_url(url, name=name)
+    relay: Any = importlib.import_module("retailrocket_async.relay")
+    source: Source = getattr(relay, kind.source).from_url(url, name=name)
     return source
 
 

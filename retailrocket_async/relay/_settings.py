@@ -1,7 +1,5 @@
 """What a relay is told at its start, checked."""
 
-from __future__ import annotations
-
 import math
 import socket
 from typing import Literal

@@ -5,14 +5,10 @@ with what became of them. Whatever it has handed out and not got back is handed 
 delivery is at least once.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 # Not frozen, as that doubles what one costs, and there is one for every event.

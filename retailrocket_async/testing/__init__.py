@@ -10,7 +10,11 @@
 With pytest the fixtures `tracked` and `retailrocket_emulator` are there as soon as the package is installed.
 """
 
+from retailrocket_async._runtime.exports import publish
+
 from ._client import RecordingClient
 from ._fault import FaultKind
 
 __all__ = ["FaultKind", "RecordingClient"]
+
+publish(globals())

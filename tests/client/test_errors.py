@@ -39,7 +39,7 @@ from tests.support.strategies import HOSTILE
 CLASSES: dict[str, type[Exception]] = {
     name: value
     for name, value in vars(_errors).items()
-    if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == _errors.__name__
+    if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == "retailrocket_async"
 }
 
 

@@ -19,6 +19,7 @@ from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async.emulator import Settings
+from tests.support.internals import is_of_the_client
 from tests.support.raw_server import OK, Arrived, answer, raw_server
 from tests.support.sinks import KEY, attributes, found_in
 
@@ -135,7 +136,7 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
         client = AsyncTrackingClient(KEY, "partner", base_url=server.url, http_client=own)
         await client.track(EVENT)
         await arrived.wait()
-        ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("retailrocket_async._")]
+        ours = [thing for thing in gc.get_objects() if is_of_the_client(thing)]
         told = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
         # An inspector reads properties, and the URL's `raw_path` is where the connection reads the key.
         told += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]

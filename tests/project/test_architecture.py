@@ -132,7 +132,10 @@ def test_no_cycle() -> None:
 # What names a missing extra, guards a call of foreign code, refuses copies, and checks the text of a setting.
 SHARED_MODULES = {
     "retailrocket_async._interrupt",
-    *(f"retailrocket_async._runtime.{name}" for name in ("extras", "foreign_code", "uncopyable", "setting_text")),
+    *(
+        f"retailrocket_async._runtime.{name}"
+        for name in ("exports", "extras", "foreign_code", "uncopyable", "setting_text")
+    ),
 }
 
 

@@ -35,6 +35,7 @@ from sentry_sdk.transport import Transport
 
 from retailrocket_async import RetailRocketError
 from retailrocket_async.otel import OpenTelemetryObserver
+from tests.support.internals import is_of_the_client
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -161,7 +162,7 @@ class Sinks:
             return
         for thing in gc.get_objects():
             # A URL's raw_path is where the connection reads the key, and inspectors read what is a property.
-            if str(type(thing).__module__).startswith("retailrocket_async._") and not isinstance(thing, httpx.URL):
+            if is_of_the_client(thing) and not isinstance(thing, httpx.URL):
                 self.thing(thing)
         for task in asyncio.all_tasks():
             stack = io.StringIO()
