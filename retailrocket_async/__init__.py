@@ -6,7 +6,8 @@ mend the failure, and get exactly one outcome each: delivered, rejected, abandon
 
 from __future__ import annotations
 
-from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async._client.threadsafe_handle import ThreadsafeHandle
+from retailrocket_async._client.tracking_client import AsyncTrackingClient
 from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, Permit, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import (
@@ -64,7 +65,6 @@ from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.exports import publish
 from retailrocket_async._spool.spool import DeadEvent, SpoolContents, SpooledEvent, SqliteSpool
 from retailrocket_async._stats import CloseReport, SpoolStats, StateChange, Stats, UndeliveredEvent
-from retailrocket_async._threads import ThreadsafeHandle
 
 __all__ = [
     "DEFAULT_RANKING",

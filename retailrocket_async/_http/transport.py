@@ -1,46 +1,41 @@
-"""One request over the wire; with `_exchange` and `_connections` the only module that names `httpx`.
+"""Posts one request by httpx, and returns its reply.
 
-Whatever happens comes back as a `Reply`, a value: no exception of httpx leaves these files, since its exceptions hold
-the request and their tracebacks the URL.
-
-The key belongs in the query string (API document, "Query"), where everything that prints a URL would print it. So
-the request's URL is a `_KeyedURL`: every form of it that is printed, logged, copied or compared lacks the query; only
-`raw_path`, which the connection writes to the socket, has it.
+Every failure is returned as a `Reply`. No exception of httpx leaves this package: such an exception holds the request,
+its traceback holds the URL, and the URL holds the key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
-import logging
-import os
-import socket
-import ssl
 from http.cookiejar import CookieJar
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 import attrs
 import httpx
 
-from retailrocket_async._errors import ConfigurationError, type_name
+from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._http.alarm import Alarm
+from retailrocket_async._http.base_url import DEFAULT_BASE_URL, is_loopback
+from retailrocket_async._http.body import Body
+from retailrocket_async._http.callers_client import proxy_address, unconnected_kind
 from retailrocket_async._http.connections import KEEPALIVE, Connections
 from retailrocket_async._http.environment import (
     Environment,
     EnvironmentReader,
     EnvironmentUnusableError,
-    address_of,
     asks_for_credentials,
     refused_by_proxy,
 )
-from retailrocket_async._http.exchange import Alarm, Body, Exchange
-from retailrocket_async._http.reply import FailureKind, Reply
+from retailrocket_async._http.exchange import Exchange
+from retailrocket_async._http.failures import failure_detail, failure_kind
+from retailrocket_async._http.keyed_url import KeyedURL
+from retailrocket_async._http.log_filter import filter_secrets
+from retailrocket_async._http.reply import Reply
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.extras import installed
 from retailrocket_async._runtime.foreign_code import ends_task
-from retailrocket_async._runtime.setting_text import has_blanks, has_surrogates
 from retailrocket_async._runtime.thread_call import call_in_thread
 
 if TYPE_CHECKING:
@@ -54,37 +49,32 @@ HttpClient: TypeAlias = httpx.AsyncClient
 Timeout: TypeAlias = float | httpx.Timeout
 """Seconds for one request as a whole, or the four time-outs of httpx."""
 
-DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 DEFAULT_TIMEOUT: Final = 10.0
-TEST_MODE: Final = "RETAILROCKET_TEST_MODE"
-"""An environment variable: while it is set, and not to 0, a client sends to this host alone."""
-
-_MAX_URL: Final = 8_000
-"""Characters: what every server should take (RFC 9110, 4.1). Beyond 65,536, path and all, httpx raises."""
 
 _CLOSING: Final = 0.25
-"""Seconds that requests which were left get at the close, to end without losing a connection of the caller's pool."""
+"""Seconds that requests without a waiting caller get at the close, to end without losing a connection of the pool."""
+
+_CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
+"""Failures that may be the proxy's, if there is one."""
 
 _TOO_LATE: Final = "the time of a request is up"
 
 _UNBOUNDED: Final[dict[str, float | None]] = {"connect": None, "read": None, "write": None, "pool": None}
-"""The time-outs of httpx if there is one for the request as a whole: its timers would not read before they judge."""
+"""The time-outs of httpx if the request as a whole has one: the timers of httpx end a request whose answer is there
+but not read yet."""
 
 
 class Transport(Protocol):
-    """What carries one request; must not raise but for cancellation."""
+    """Carries requests; raises nothing but the cancellation of its caller."""
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Send `body` to `path` (relative to the base URL) and return what came back.
-
-        `on_sent` is called once the body is written.
-        """
+        """Send `body` to `path`, relative to the base URL, and return the reply; call `on_sent` once it is written."""
         ...
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Ask for the key again, unless it has changed since the one of `serial` (`Reply.serial`).
+        """Get the key again, unless it has changed since the request whose `Reply.serial` is `serial`.
 
-        Returns whether it is another one now, and the name of what went wrong, if anything did.
+        Returns whether the key is another one now, and the name of the error if getting it failed.
         """
         ...
 
@@ -93,40 +83,20 @@ class Transport(Protocol):
         ...
 
 
-class _KeyedURL(httpx.URL):
-    """A URL that has the credentials, as they are now, where the connection reads it, and nowhere else."""
-
-    def __init__(self, url: str, credentials: Credentials) -> None:
-        super().__init__(url)
-        target = credentials.target(super().raw_path)
-        # Printers of attributes do not look into a function, and pickle refuses one.
-        self._target: Callable[[], bytes] = lambda: target
-        self.serial = credentials.serial
-
-    @property
-    def raw_path(self) -> bytes:
-        return self._target()
-
-    @property
-    def raw(self) -> Any:  # noqa: ANN401 - a class that httpx does not export
-        """Return the parts as older transports read them, without the query: only `raw_path` has it."""
-        return super().copy_with().raw
-
-
 class HttpxTransport:
-    """Sends requests by httpx: over one client of its own, made at first use, or over the caller's.
+    """Sends requests by httpx: over connections of its own, opened at first use, or by the caller's client.
 
     Args:
-        credentials: what goes into the query string.
-        base_url: as checked by `checked_base_url`.
+        credentials: make the query string.
+        base_url: as `checked_base_url` returns it.
         timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts.
-        http_client: the caller's own client, shared and never closed here; None for our own.
-        connections: connections of our own HTTP/2 client if the server speaks HTTP/1.1 after all; HTTP/1.1 alone opens
-            as many as requests are in flight.
-        http2: whether our own client offers HTTP/2 (extra ``http2``); unused with the caller's.
+        http_client: the caller's own client, shared and never closed here; None for our own connections.
+        connections: connections of our own HTTP/2 client if the server speaks HTTP/1.1 after all; without HTTP/2 there
+            are as many as requests in flight.
+        http2: whether our own client offers HTTP/2 (extra ``http2``); unused with the caller's client.
 
     Raises:
-        ConfigurationError: HTTP/2 is asked for and its package is not installed, or a bad `timeout` or `http_client`.
+        ConfigurationError: `http2` is set and its package is not installed, or a bad `timeout` or `http_client`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor of keywords
@@ -149,19 +119,19 @@ class HttpxTransport:
         self._client = http_client
         self._most_connections = connections
         self._http2 = http2
-        self._urls: dict[str, _KeyedURL] = {}
+        self._urls: dict[str, KeyedURL] = {}
         self._connections: Connections | None = None
         self._opening: asyncio.Task[Environment] | None = None
         self._exchanges: set[Exchange] = set()
-        # A proxy of the environment is another host, which would read plain http; through TLS it cannot look.
-        trusted = base_url.startswith("https:") or not _is_loopback(httpx.URL(base_url).host)
+        # A proxy of the environment is another host, which could read requests by plain http to this host.
+        trusted = base_url.startswith("https:") or not is_loopback(httpx.URL(base_url).host)
         self._environment = EnvironmentReader(base_url, trusted=trusted)
         self._suspected = False
         self._retired: list[Connections] = []
-        _silence_targets()
+        filter_secrets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Send `body` to `path` and return what came back; raises nothing but cancellation."""
+        """Send `body` to `path` and return the reply; raises nothing but the cancellation of its caller."""
         if (failure := await self._credentials.ready()) is not None:
             return Reply(failure="key", detail=failure, sent=False)
         serial = self._credentials.serial
@@ -172,21 +142,21 @@ class HttpxTransport:
                 if self._connections is None:
                     await self._open(ends_at)
             return self._proxied(await self._begin(path, body, on_sent, ends_at).reply())
-        except Exception as error:  # noqa: BLE001 - no request was made; whatever it is, nothing but its name leaves
+        except Exception as error:  # noqa: BLE001 - no request was made; only the error's name leaves
             return attrs.evolve(self._unanswered(error, sent=False), serial=serial)
-        except BaseException as error:  # noqa: BLE001 - what is no failure passes
+        except BaseException as error:  # noqa: BLE001 - cancellation and Ctrl-C are raised below
             if not ends_task(error):
                 return Reply(failure="broken", detail=type(error).__name__, sent=False, serial=serial)
-            # Cancelled, or Ctrl-C. The frames below hold the request target, and some tools print their variables.
+            # Without the frames below: they hold the URL with the key, and some tools print variables.
             error.__cause__ = error.__context__ = None
             raise error.with_traceback(None)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Ask for the key again, unless it has changed since the one of `serial`; see `Transport`."""
+        """Get the key again, unless it has changed since `serial`; see `Transport`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
-        """Close our own connections, if there are any; the caller's stay open."""
+        """Close our own connections; those of a caller's client stay open."""
         self._credentials.close()
         if self._opening is not None:
             self._opening.cancel()
@@ -196,13 +166,14 @@ class HttpxTransport:
         try:
             await self._end_exchanges()
         finally:
-            # Also if this call is cancelled: what is in use is closed when its last request is over.
+            # Even if this call is cancelled. A connection in use is closed when its last request has ended.
             for retired in self._retired:
                 retired.retire_all()
         while self._retired:
             await self._retired.pop().aclose()
 
     async def _end_exchanges(self) -> None:
+        """End all requests, giving them a moment to leave their connections in order."""
         for exchange in self._exchanges:
             exchange.leave()
         try:
@@ -215,7 +186,7 @@ class HttpxTransport:
             await asyncio.wait([exchange.task for exchange in self._exchanges])
 
     def _begin(self, path: str, body: bytes, on_sent: Callable[[], None], ends_at: float | None) -> Exchange:
-        """Begin a request, on a connection of our own or by the caller's client."""
+        """Start a request, over a connection of our own or by the caller's client."""
         connections = self._connections
         channel = None if connections is None else connections.take()
 
@@ -225,7 +196,7 @@ class HttpxTransport:
                 connections.give_back(channel, sound=sound)
 
         client = channel.client if channel is not None else self._client
-        assert client is not None  # noqa: S101 - `post` has opened
+        assert client is not None  # noqa: S101 - `post` has opened the connections
         content = Body(body, on_sent, once=channel is not None)
         try:
             request = self._request(client, path, content)
@@ -240,7 +211,7 @@ class HttpxTransport:
             serial=self._credentials.serial,
             ends_at=ends_at,
             unanswered=functools.partial(self._unanswered, client=client),
-            unconnected=self._unconnected(client),
+            unconnected="timeout" if channel is not None else unconnected_kind(client, self._base_url),
             expendable=channel is not None,
             over=over,
         )
@@ -248,17 +219,16 @@ class HttpxTransport:
         return exchange
 
     def _unanswered(self, error: Exception, *, sent: bool, client: HttpClient | None = None) -> Reply:
-        """Return what it means that a request ended in `error`, on this client if it had one."""
+        """Return the reply for a request that ended in `error`; `client` is the client that made it, if one did."""
         if isinstance(error, EnvironmentUnusableError):
             return Reply(failure="config", detail=str(error), sent=False)
         if isinstance(error, httpx.ProxyError):
             return refused_by_proxy(str(error), self._environment.proxy, self._proxy_address())
-        kind = _kind(error, closed=client is not None and client.is_closed)
-        detail = _NO_NAMES if _needs_pool(error) else type(error).__name__
-        return Reply(failure=kind, detail=detail, sent=sent)
+        kind = failure_kind(error, closed=client is not None and client.is_closed)
+        return Reply(failure=kind, detail=failure_detail(error), sent=sent)
 
     def _proxied(self, reply: Reply) -> Reply:
-        """Return a reply with the proxy's name if the fault may be the proxy's."""
+        """Return `reply`, naming the proxy if the proxy may be to blame."""
         if reply.status != 407 and reply.failure not in _CONNECTING:
             return reply
         self._suspected = True
@@ -272,56 +242,42 @@ class HttpxTransport:
         return attrs.evolve(reply, detail=detail, proxy=address)
 
     def _proxy_address(self) -> str | None:
-        """Return host and port of the proxy that requests go through; None if there is none, or it is not known."""
+        """Return host and port of the proxy of our requests; None if there is none, or it is not known."""
         if self._client is None:
             return None if self._environment.proxy is None else self._environment.proxy.address
-        # httpx tells nobody, so it takes private attributes; where they are missing, the name is left out.
-        client = cast("Any", self._client)
-        try:
-            return address_of(client._transport_for_url(httpx.URL(self._base_url))._pool._proxy_url)  # noqa: SLF001
-        except Exception:  # noqa: BLE001 - a caller's client may be of any make
-            return None
+        return proxy_address(self._client, self._base_url)
 
     def _follow_environment(self) -> None:
-        """Have this request open another client if the last one could not connect and a variable has changed since."""
+        """Give up our connections if a request could not connect, and a variable of the environment has changed."""
         suspected, self._suspected = self._suspected, False
         if suspected and self._connections is not None and self._environment.changed():
-            # What other requests use of it is closed when they are over.
+            # Connections that other requests use are closed when those requests have ended.
             self._connections.retire_all()
             self._retired.append(self._connections)
             self._connections = self._opening = None
 
-    def _unconnected(self, client: HttpClient) -> FailureKind:
-        """Return what it means that the time was up and no connection was even begun."""
-        if self._client is None:
-            return "timeout"
-        # Private, as in `check_verified`: a caller's transport of another make has no pool that we know.
-        transport_for = getattr(client, "_transport_for_url", None)
-        transport = transport_for(httpx.URL(self._base_url)) if callable(transport_for) else None
-        return "pool" if isinstance(transport, httpx.AsyncHTTPTransport) else "timeout"
-
     def _request(self, client: HttpClient, path: str, stream: Body) -> httpx.Request:
         url = self._urls.get(path)
         if url is None or url.serial != self._credentials.serial:
-            url = self._urls[path] = _KeyedURL(self._base_url + path, self._credentials)
+            url = self._urls[path] = KeyedURL(self._base_url + path, self._credentials)
         headers = httpx.Headers(client.headers)
         headers["Host"] = url.netloc.decode("ascii")
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(stream.length)
         request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": dict(self._phases)})
-        # The constructor keeps a plain copy of the URL.
+        # The constructor made an `httpx.URL` of it, which lacks the key.
         request.url = url
         return request
 
     async def _open(self, ends_at: float | None) -> None:
-        # Reading the certificate store takes tens of milliseconds: in a thread, once, whoever waits for it.
+        """Read the environment and prepare our connections, once for all requests that wait for it."""
         opening = self._opening
-        # Anew where it failed, or was cancelled with everything else: the next request may fare better.
+        # If the last attempt failed or was cancelled, this request makes another one.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            # In an empty context: it must not keep that of the request which happens to be first.
-            self._opening = opening = detached(asyncio.create_task, self._opened())
+            # In an empty context, as the task outlives the request that happens to be the first.
+            self._opening = opening = detached(asyncio.create_task, self._read_environment())
         waiting = asyncio.shield(opening)
-        # It goes on if this request's time is up: the next one finds it further on.
+        # If this request's time is up, the reading goes on, and the next request waits for the rest of it.
         alarm = None if ends_at is None else Alarm(ends_at, functools.partial(waiting.cancel, _TOO_LATE))
         try:
             environment = await waiting
@@ -335,13 +291,14 @@ class HttpxTransport:
         if self._connections is None:
             self._connections = Connections(functools.partial(self._make_client, environment), shared=self._http2)
 
-    async def _opened(self) -> Environment:
-        # One at a time: it holds the interpreter's lock, and many threads that do so leave nothing to the loop.
+    async def _read_environment(self) -> Environment:
+        # In a thread: reading the certificate store takes tens of milliseconds. In one thread at a time: it holds the
+        # interpreter's lock, and many such threads would starve the event loop.
         async with _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             return await call_in_thread(self._environment.read)
 
     def _make_client(self, environment: Environment) -> HttpClient:
-        """Return a client of one connection, or for HTTP/2; takes less than a millisecond."""
+        """Return an HTTP client of one connection, or for HTTP/2; takes less than a millisecond."""
         most = self._most_connections if self._http2 else 1
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE)
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
@@ -359,7 +316,7 @@ class HttpxTransport:
 
 
 class _NoCookies(CookieJar):
-    """Keeps no cookie, and reads none: a thousand would take longer than the request."""
+    """Keeps no cookie and reads none: reading a thousand cookies would take longer than the request."""
 
     def extract_cookies(self, response: object, request: object) -> None:
         pass
@@ -368,98 +325,8 @@ class _NoCookies(CookieJar):
 _turns_to_open: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
-def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
-    """Return `base_url` with a slash at its end, once it is sure that the key may be sent there.
-
-    Raises:
-        ConfigurationError: no absolute http(s) URL, or one of more than 8,000 characters with the slash at its end; a
-            query, fragment or user in it; plain ``http://`` to another host than this one without `allow_insecure`; or
-            any other host than this one in a test run, see `TEST_MODE`.
-    """
-    complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
-    if complaint:
-        # It may be about credentials in it; see `Credentials`.
-        del base_url
-        raise ConfigurationError(complaint)
-    text = str(httpx.URL(base_url))
-    return text if text.endswith("/") else text + "/"
-
-
-def _unreadable(base_url: object) -> str | None:
-    # httpx strips or encodes blanks, which would then be part of every request's path.
-    blanks = "base_url must not hold white space or control characters, nor their encoded forms: strip() it"
-    if isinstance(base_url, str) and has_surrogates(base_url):
-        return f"base_url must be a URL like {DEFAULT_BASE_URL}, without lone surrogates"
-    if isinstance(base_url, str) and has_blanks(base_url):
-        return blanks
-    try:
-        url = httpx.URL(cast("str", base_url))
-        # ValueError: a host or a path that has no encoding.
-        text, _, _ = str(url), url.host, url.port
-    except TypeError:
-        return f"base_url must be a URL like {DEFAULT_BASE_URL}, not {type_name(base_url)}"
-    except (httpx.InvalidURL, ValueError):
-        return f"base_url must be a URL like {DEFAULT_BASE_URL}"
-    return blanks if has_blanks(unquote(text)) else None
-
-
-def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
-    if unreadable := _unreadable(base_url):
-        return unreadable
-    url = httpx.URL(base_url)
-    text, host, port = str(url), url.host, url.port
-    if url.scheme not in ("http", "https") or not host:
-        return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
-    if port is not None and not 1 <= port <= 65_535:
-        return "base_url must have a port from 1 to 65535, or none"
-    # In the text, as an empty query or fragment would swallow the path all the same.
-    if "?" in text or "#" in text or url.userinfo:
-        return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
-    if len(text.removesuffix("/")) >= _MAX_URL:
-        return f"base_url must be at most {_MAX_URL:,} characters long, the slash at its end counted"
-    if _is_loopback(host):
-        return None
-    if os.environ.get(TEST_MODE, "0") not in ("", "0"):
-        return (
-            f"base_url must be on this host while {TEST_MODE} is set, which keeps tests from the real API: give the "
-            "code a RecordingClient of retailrocket_async.testing, or the base_url of an emulator"
-        )
-    if url.scheme == "http" and not allow_insecure:
-        return (
-            "base_url must begin with https://: over plain http:// anyone on the way can read the api_key; "
-            "for a test host of your own say allow_insecure_http=True"
-        )
-    return None
-
-
-def check_verified(http_client: object, base_url: str) -> None:
-    """Refuse a caller's client that would send the key to anyone who calls himself `base_url`.
-
-    As far as can be seen: what transports of other makes than httpx do is their makers' word.
-
-    Raises:
-        ConfigurationError: TLS verification is off in the transport that it uses for `base_url`.
-    """
-    # httpx tells nobody how a client verifies, so it takes private attributes; where they are missing, it passes.
-    transport_for = getattr(http_client, "_transport_for_url", None)
-    if not callable(transport_for) or not base_url.startswith("https:"):
-        return
-    context = getattr(getattr(transport_for(httpx.URL(base_url)), "_pool", None), "_ssl_context", None)
-    if isinstance(context, ssl.SSLContext) and not (context.verify_mode and context.check_hostname):
-        raise ConfigurationError(
-            "http_client must verify TLS certificates and host names, or anyone on the way can read the api_key: leave "
-            "verify=False out; for a test host of your own say allow_insecure_http=True"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
+    """Return the seconds for a request as a whole, if there is such a bound, and the time-outs of httpx."""
     if isinstance(timeout, httpx.Timeout):
         return None, timeout.as_dict()
     if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
@@ -468,77 +335,5 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
 
 
 async def _forget_target(response: httpx.Response) -> None:
-    # httpx reads a redirect's target even where it does not follow it, and raises for one that is no URL.
+    # httpx parses a redirect's target even if it does not follow it, and raises an error if it is not a URL.
     response.headers.pop("Location", None)
-
-
-def _kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR0911 - a table
-    match error:
-        case httpx.ConnectError():
-            return _connect_kind(error)
-        case httpx.ConnectTimeout():
-            return "connect"
-        case httpx.PoolTimeout():
-            return "pool"
-        case httpx.TimeoutException() | TimeoutError():
-            return "timeout"
-        case RuntimeError() if closed:
-            return "closed"
-        case RuntimeError() if _needs_pool(error):
-            return "name"
-        case _:
-            return "broken"
-
-
-def _needs_pool(error: Exception) -> bool:
-    """Whether asyncio could not ask its pool of threads, which is what it resolves names with."""
-    return isinstance(error, RuntimeError) and str(error).startswith(_POOL_IS_SHUT)
-
-
-_POOL_IS_SHUT: Final = (
-    "cannot schedule new futures",
-    "Executor shutdown has been called",
-    # Of the module of the pools, if nobody has imported it before.
-    "can't register atexit after shutdown",
-)
-
-_NO_NAMES: Final = "asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
-
-_CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
-"""Failures that may be the proxy's, if there is one."""
-
-
-def _connect_kind(error: BaseException) -> FailureKind:
-    """Return which step of connecting failed; httpx has one class for all, and the first cause tells."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, socket.gaierror):
-            return "name"
-        if isinstance(seen, ssl.SSLError):
-            return "tls"
-        seen = seen.__cause__ or seen.__context__
-    return "connect"
-
-
-_CODED: Final = ("Encoded header block", "Decoding ")
-"""How records of HTTP/2's header coder begin that print headers in their coded form: anybody can decode it."""
-
-
-class _NoTargets(logging.Filter):
-    """Drops the records in which a library below prints a request target or a proxy's password."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        # Some servers and proxies repeat what they were sent, in headers or beside the status.
-        return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
-
-
-_TELLS_TARGETS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
-"""Loggers that do: HTTP/2's header coder always, the others if an answer repeats the query or the credentials."""
-
-
-def _silence_targets() -> None:
-    for name in _TELLS_TARGETS:
-        logger = logging.getLogger(name)
-        if not any(isinstance(present, _NoTargets) for present in logger.filters):
-            logger.addFilter(_NoTargets())

@@ -18,7 +18,7 @@ from tests.support.ids import shown
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from retailrocket_async._client import AsyncTrackingClient
+    from retailrocket_async import AsyncTrackingClient
     from retailrocket_async._receipt import Receipt
     from retailrocket_async._stats import UndeliveredEvent
 

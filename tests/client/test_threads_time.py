@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from retailrocket_async import Buffer, ConfigurationError, Delivered, FlushTimeoutError, HandleTimeoutError, Receipt
-from retailrocket_async._threads import _Call
+from retailrocket_async._runtime.loop_call import LoopCall, TimeIsUpError
 from tests.support.fakes import ScriptedTransport, Step, event, make_client, turns
 from tests.support.full_shop import AT_ONCE, ONE_BY_ONE, PARKED, full_shop
 
@@ -88,7 +88,7 @@ async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
         room.append(loop.create_future())
         return await room[-1]
 
-    come, waits = _Call(loop, work), _Call(loop, work)
+    come, waits = LoopCall(loop, work), LoopCall(loop, work)
     for call in (come, waits):
         call.begin()
         await turns()
@@ -98,7 +98,7 @@ async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
     await turns()
 
     assert come.answer.result(0) == "accepted"
-    assert "_TimeIsUpError" == type(waits.answer.exception(0)).__name__
+    assert isinstance(waits.answer.exception(0), TimeIsUpError)
     assert room[1].cancelled()
 
 

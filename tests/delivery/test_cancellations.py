@@ -78,7 +78,7 @@ from tests.support.virtual_time import block
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from retailrocket_async._client import AsyncTrackingClient
+    from retailrocket_async import AsyncTrackingClient
     from retailrocket_async._receipt import Receipt
     from retailrocket_async._stats import UndeliveredEvent
 

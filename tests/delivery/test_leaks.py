@@ -142,7 +142,7 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
         told += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]
         await client.aclose(timeout=0)
 
-    assert {"Credentials", "_KeyedURL", "HttpxTransport"} <= {type(thing).__name__ for thing in ours}
+    assert {"Credentials", "KeyedURL", "HttpxTransport"} <= {type(thing).__name__ for thing in ours}
     assert set() == {place for text in told for place in found_in(text, KEY)}
     assert set() == found_in(repr(copy.copy(seen[0])), KEY)
     with pytest.raises((pickle.PicklingError, AttributeError)):

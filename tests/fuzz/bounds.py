@@ -29,8 +29,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from retailrocket_async import Codec, ConfigurationError, EventValidationError
+from retailrocket_async._http.base_url import checked_base_url
 from retailrocket_async._http.reply import parse_retry_after
-from retailrocket_async._http.transport import checked_base_url
 from retailrocket_async.cli._clickstream import Clickstream
 from retailrocket_async.cli._lines import Lines
 from retailrocket_async.cli._reading import Source

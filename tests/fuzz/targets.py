@@ -23,9 +23,9 @@ import httpx
 
 from retailrocket_async import EVENT_TYPES, ConfigurationError, CustomEvent, EventValidationError, order_lines
 from retailrocket_async._events.codec import join
+from retailrocket_async._http.base_url import checked_base_url
 from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.reply import parse_http_date, parse_retry_after
-from retailrocket_async._http.transport import checked_base_url
 from retailrocket_async.emulator import Settings, create_app
 from retailrocket_async.emulator._judge import Refusal
 from tests.fuzz import draw as drawn

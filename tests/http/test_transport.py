@@ -14,10 +14,11 @@ import httpx
 import pytest
 
 from retailrocket_async import ConfigurationError
+from retailrocket_async._http.base_url import checked_base_url
 from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.environment import Environment, EnvironmentReader
 from retailrocket_async._http.reply import Reply, Verdict
-from retailrocket_async._http.transport import HttpxTransport, checked_base_url
+from retailrocket_async._http.transport import HttpxTransport
 from tests.support.fakes import ROUNDING
 from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 from tests.support.virtual_time import run

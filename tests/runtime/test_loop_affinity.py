@@ -20,7 +20,7 @@ from tests.support.fakes import Engine, ScriptedTransport, event, make_client, r
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from retailrocket_async._client import AsyncTrackingClient
+    from retailrocket_async import AsyncTrackingClient
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import redis.asyncio
 
 from retailrocket_async import AsyncTrackingClient, ConfigurationError, EventValidationError, SetContact, SqliteSpool
 from retailrocket_async._http.credentials import Credentials
-from retailrocket_async._http.transport import _KeyedURL
+from retailrocket_async._http.keyed_url import KeyedURL
 from retailrocket_async.redis import RedisLimiter
 from retailrocket_async.relay import KafkaTopic, NatsSubject, RedisStream, RelaySettings, source_from_url
 
@@ -154,7 +154,7 @@ def test_a_surrogate_in_a_personal_value(field: str) -> None:
 
 def test_the_key_is_in_one_part_of_the_address() -> None:
     """Of a request's address `raw_path` alone has the key: neither `raw` nor whatever is made of it."""
-    url = _KeyedURL("https://shop.test/1.0/view", Credentials("THE-KEY", "shop"))
+    url = KeyedURL("https://shop.test/1.0/view", Credentials("THE-KEY", "shop"))
     with pytest.warns(UserWarning, match="deprecated"):
         raw = url.raw
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import httpx
 
-from retailrocket_async._client import AsyncTrackingClient
+from retailrocket_async import AsyncTrackingClient
 from retailrocket_async._delivery.dispatcher import Dispatcher
 from retailrocket_async._delivery.rate_limiter import LocalLimiter
 from retailrocket_async._delivery.retry import RetryPolicy

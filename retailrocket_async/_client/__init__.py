@@ -1,0 +1,1 @@
+"""The public client, and its handle for other threads."""

@@ -1,0 +1,66 @@
+"""Builds the engine of a client: in memory, or with a spool on disk."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import attrs
+
+from retailrocket_async._delivery.dispatcher import Dispatcher
+from retailrocket_async._queue.options import Buffer
+from retailrocket_async._spool.dispatcher import SpooledDispatcher
+
+if TYPE_CHECKING:
+    from retailrocket_async._delivery.engine import Engine
+    from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._delivery.rate_limiter import Limiter
+    from retailrocket_async._delivery.retry import RetryPolicy
+    from retailrocket_async._http.credentials import Credentials
+    from retailrocket_async._http.transport import Transport
+    from retailrocket_async._observer import Watch
+    from retailrocket_async._queue.options import Batching
+    from retailrocket_async._spool.spool import SqliteSpool
+
+
+def build_engine(  # noqa: PLR0913 - the parts of an engine
+    *,
+    credentials: Credentials,
+    transport: Transport,
+    limiter: Limiter,
+    batching: Batching,
+    buffer: Buffer,
+    retry: RetryPolicy,
+    spool: SqliteSpool | None,
+    on_outcome: OutcomeHook | None,
+    on_state_change: StateHook | None,
+    watch: Watch | None,
+) -> Engine:
+    """Return an engine that has not started; the arguments are those of the client, checked."""
+    make_dispatcher = functools.partial(
+        Dispatcher,
+        batching=batching,
+        transport=transport,
+        renewable=credentials.renewable,
+        on_outcome=on_outcome,
+        on_state_change=on_state_change,
+        watch=watch,
+    )
+    if spool is None:
+        return make_dispatcher(limiter=limiter, buffer=buffer, retry=retry)
+    # The forwarder bounds the events that are in memory, so the buffer needs no bound of its own.
+    unbounded = Buffer(max_age=buffer.max_age, max_bytes=1 << 50)
+    return SpooledDispatcher(
+        spool,
+        credentials.partner_id,
+        lambda keep, leased: make_dispatcher(
+            limiter=leased(limiter),
+            buffer=unbounded,
+            # An outage ends no event that is on disk.
+            retry=attrs.evolve(retry, outlast=True),
+            keep=keep,
+        ),
+        batching=batching,
+        once=retry.once_names,
+        overflow=buffer.overflow,
+    )

@@ -1,0 +1,173 @@
+"""What is done with an event in its caller's thread: `before_send` is called, and the event is encoded."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from retailrocket_async._errors import EventValidationError, error_for
+from retailrocket_async._events.codec import BATCH_PATH, join
+from retailrocket_async._events.models import Event
+from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+    from typing import Any
+
+    from retailrocket_async._delivery.engine import Engine
+    from retailrocket_async._events.codec import Codec
+    from retailrocket_async._observer import Watch
+    from retailrocket_async._queue.options import Batching
+
+
+class DirectRequest(NamedTuple):
+    """A request that passes the queue.
+
+    Attributes:
+        path: the endpoint, relative to the base URL.
+        body: JSON.
+        names: the names of its events.
+    """
+
+    path: str
+    body: bytes
+    names: list[str]
+
+
+class Preparation:
+    """Makes of an event what the engine accepts.
+
+    Args:
+        engine: counts the errors of `before_send`, and the events that it drops.
+        codec: encodes events.
+        batching: bounds the size of an event and of a direct request.
+        before_send: the user's function; None for none.
+    """
+
+    def __init__(
+        self, engine: Engine, codec: Codec, batching: Batching, before_send: Callable[[Event], Event | None] | None
+    ) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._encode = codec.encode
+        self._batching = batching
+        # A body has two brackets beside its events.
+        self.max_bytes = batching.max_bytes - 2
+        self._before_send = before_send
+
+    def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
+        """Return the event to send in place of `event`, or the receipt of an event that `before_send` drops.
+
+        Args:
+            event: the caller's.
+            report: whether `on_outcome` gets a dropped event; False if the caller gets an error.
+        """
+        chosen, error = self._call_before_send(event)
+        if error is not None:
+            self._engine.hook_failed("before_send", error)
+        return self._engine.intake.refuse(event, self.encoded(event), tell=report) if chosen is None else chosen
+
+    def encoded(self, event: Event) -> bytes:
+        """Return the envelope of an event.
+
+        Raises:
+            EventValidationError: not an event of this package, or larger than `Batching.max_bytes`.
+        """
+        envelope = self._encode(event)
+        if len(envelope) > self.max_bytes:
+            self.refuse_size(event, envelope)
+        return envelope
+
+    def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
+        """Raise the error of an event that is larger than `Batching.max_bytes`."""
+        self._refuse(event.event_name, len(envelope))
+
+    def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
+        """Return the name and envelope of the event to send, or the receipt of an event that `before_send` drops."""
+        chosen = self.chosen(event)
+        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
+
+    def request_of(self, event: Event) -> DirectRequest:
+        """Return the request that sends one event to its own endpoint.
+
+        Raises:
+            EventValidationError: as `encoded`.
+            DroppedError: `before_send` dropped the event.
+        """
+        self.encoded(event)
+        chosen = self.chosen(event, report=False)
+        if isinstance(chosen, Receipt):
+            raise error_for(Dropped(reason="before_send"))
+        self.encoded(chosen)
+        return DirectRequest(chosen.event_name, self._codec.encode_bare(chosen), [chosen.event_name])
+
+    def batch_request_of(self, events: Iterable[Event]) -> DirectRequest:
+        """Return the request that sends events together.
+
+        Raises:
+            EventValidationError: none, too many or too large; or as `encoded`.
+            DroppedError: `before_send` dropped all of them.
+        """
+        max_events = self._batching.max_events
+        # An iterable with too many events is refused before all of them are made, or encoded.
+        given = list(itertools.islice(events, max_events + 1))
+        if not 1 <= len(given) <= max_events:
+            rule = f"must hold 1 to {max_events} events (Batching.max_events); track_many takes any number"
+            raise EventValidationError(BATCH_PATH, "", rule, len(given))
+        for event in given:
+            self.encoded(event)
+        chosen = [kept for event in given if not isinstance(kept := self.chosen(event, report=False), Receipt)]
+        if not chosen:
+            raise error_for(Dropped(reason="before_send"))
+        body = join(map(self.encoded, chosen))
+        if len(body) > self._batching.max_bytes:
+            self._refuse(BATCH_PATH, len(body))
+        return DirectRequest(BATCH_PATH, body, [event.event_name for event in chosen])
+
+    def deferred(self, event: Event, watch: Watch | None) -> Callable[[], Coroutine[Any, Any, Receipt]]:
+        """Prepare an event in any thread; return the coroutine function that accepts it in the client's event loop.
+
+        Args:
+            event: the caller's.
+            watch: calls the observer's `tracked` in this thread; None without an observer.
+        """
+        chosen, error = self._call_before_send(event)
+        envelope = self.encoded(event if chosen is None else chosen)
+        engine = self._engine
+        if chosen is not None and error is None and watch is None:
+            return functools.partial(engine.intake.accept, chosen, envelope)
+        mark = None if watch is None else watch.mark()
+
+        async def accept() -> Receipt:
+            if error is not None:
+                engine.hook_failed("before_send", error)
+            if chosen is None:
+                return engine.intake.refuse(event, envelope, tell=True)
+            receipt = await engine.intake.accept(chosen, envelope)
+            if watch is not None:
+                watch.note_mark(receipt, mark)
+            return receipt
+
+        return accept
+
+    def _call_before_send(self, event: Event) -> tuple[Event | None, BaseException | None]:
+        """Return what `before_send` makes of an event, and what it raised; if it raised, the event stays as it is."""
+        # The encoder refuses a value that is not an event.
+        if self._before_send is None or not isinstance(event, Event):
+            return event, None
+        try:
+            chosen = self._before_send(event)
+            if chosen is not None and not isinstance(chosen, Event):
+                raise TypeError  # noqa: TRY301 - handled like any other error of the hook
+        except BaseException as error:  # the user's function may raise anything
+            if is_interrupt(error):
+                raise
+            return event, error
+        return chosen, None
+
+    def _refuse(self, name: str, size: int) -> NoReturn:
+        rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
+        raise EventValidationError(name, "", rule, size)

@@ -1,0 +1,88 @@
+"""The body of a request, which follows the steps of the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this package
+    """Ends a request that was withdrawn before it was written."""
+
+
+class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
+    """Ends a request that httpcore is about to send again, because the server says that it has not processed it."""
+
+
+class Body(httpx.AsyncByteStream):
+    """A request's body, which knows how far the request has come.
+
+    Args:
+        content: the bytes.
+        on_written: called once they are written.
+        once: whether to refuse that httpcore sends the body a second time: each request needs a permit of its own.
+
+    Attributes:
+        on_written: called once the body is written; None if nobody waits for that any more.
+        length: bytes.
+        taken: whether the body was handed to the connection, so that the API may get it.
+        step: the step of the request before that: ``"wait"`` (for a connection of the pool), ``"connect"``,
+            ``"secure"`` (the TLS handshake) or ``"write"``.
+        opened: the network stream that the request has opened, as long as nothing else would close it.
+    """
+
+    def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:
+        self._content = content
+        self.on_written: Callable[[], None] | None = on_written
+        self._once = once
+        self._withdrawn = False
+        self.length = len(content)
+        self.taken = False
+        self.step: Literal["wait", "connect", "secure", "write"] = "wait"
+        self.opened: Any = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._check()
+        self.taken = True
+        self.opened = None
+        yield self._content
+        # The connection asks for the next chunk only after it has written this one.
+        if self.on_written is not None:
+            self.on_written()
+
+    def withdraw(self) -> None:
+        """Let the request end before it is written, and call `on_written` no more."""
+        self._withdrawn = True
+        self.on_written = None
+
+    def _check(self) -> None:
+        if self._withdrawn:
+            raise Withdrawn
+        if self.taken and self._once:
+            raise NotProcessed
+
+    async def follow(self, event: str, info: dict[str, Any]) -> None:
+        """Note a step of httpcore, whose extension ``trace`` calls this.
+
+        Raises:
+            Withdrawn: the request was withdrawn; raised only at the one step that leaves httpcore's pool in order.
+            NotProcessed: httpcore is about to send the body again.
+        """
+        name = event.partition(".")[2]
+        if name == "send_request_headers.started":
+            self.step = "write"
+            self._check()
+        elif self.taken:
+            return
+        elif name in ("connect_tcp.started", "connect_unix_socket.started"):
+            self.step = "connect"
+        elif name in ("connect_tcp.complete", "connect_unix_socket.complete"):
+            self.step, self.opened = "write", info["return_value"]
+        elif name == "start_tls.started":
+            self.step = "secure"
+        elif name == "start_tls.complete":
+            self.step, self.opened = "write", None

@@ -1,0 +1,170 @@
+"""One call from a thread into an event loop, while the thread waits for the result.
+
+::
+
+    thread   post ──┐                                  ┌──▶ result, or error
+    loop            └──▶ begin, run the work in a task ─┘
+
+`asyncio.run_coroutine_threadsafe` cannot withdraw a call without losing a result that has just come; this can.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from retailrocket_async._errors import WrongLoopError
+from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.deadline import Deadline
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine, Generator
+
+T = TypeVar("T")
+
+_CHECK_EVERY: Final = 0.5
+"""Seconds after which a waiting thread checks that the loop still runs; a loop that ends in order answers by itself."""
+
+
+class TimeIsUpError(Exception):
+    """The deadline passed, and the work was withdrawn without any effect."""
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline) -> T:
+    """Run work in an event loop of another thread; return what it returns, or raise what it raises.
+
+    Args:
+        loop: the loop.
+        work: makes the coroutine; it is not called if the call is withdrawn before the loop begins it.
+        deadline: how long to wait.
+
+    Raises:
+        TimeIsUpError: the deadline passed first; the work had no effect, and will have none.
+        WrongLoopError: the loop ended first.
+    """
+    call = LoopCall(loop, work)
+    late = False
+    try:
+        call.post(call.begin)
+        while not call.answered_within(min(_CHECK_EVERY, deadline.remaining())):
+            if not loop.is_running():
+                raise loop_ended()
+            if late and call.answer.cancel():
+                # Something blocks the loop: it has not begun the work.
+                raise TimeIsUpError
+            if deadline.passed():
+                # From here on the loop decides whether the work is withdrawn, or was done in the same moment.
+                late, deadline = True, Deadline(None)
+                call.post(call.withdraw)
+        return call.answer.result()
+    finally:
+        if not call.answer.cancel() and not call.answer.done():
+            # The loop ended, or a signal's handler raised in this thread: nobody waits for the answer.
+            call.post(call.withdraw)
+        # An error holds the frames that it passed, and the call holds the error.
+        del call
+
+
+def loop_ended() -> WrongLoopError:
+    """Return the error of a call into a loop that does not run."""
+    return WrongLoopError(
+        "the client's event loop does not run, or has just ended: nothing is accepted or sent without it"
+    )
+
+
+class LoopCall(Generic[T]):
+    """A call on its way from a thread to a task of the loop, and back.
+
+    Args:
+        loop: the loop.
+        work: makes the coroutine; it is not called if the call is withdrawn before the loop begins it.
+
+    Attributes:
+        answer: gives the thread the result.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.answer: Future[T] = Future()
+        self._loop = loop
+        self._work = _WatchedWork(work)
+        self._task: asyncio.Task[T] | None = None
+        self._withdrawn = False
+
+    # --- in the thread ---
+
+    def post(self, step: Callable[[], None]) -> None:
+        """Have the loop call `begin` or `withdraw`; a closed loop calls nothing, which the waiting thread notices."""
+        with suppress(RuntimeError):
+            detached(self._loop.call_soon_threadsafe, step)
+
+    def answered_within(self, seconds: float) -> bool:
+        """Wait for the answer, which may be an error; return whether it has come."""
+        try:
+            self.answer.exception(seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    # --- in the loop ---
+
+    def begin(self) -> None:
+        """Start the work in a task, unless the thread has stopped waiting."""
+        if self.answer.set_running_or_notify_cancel():
+            self._task = self._loop.create_task(self._work.run())
+            self._task.add_done_callback(self._end)
+
+    def withdraw(self) -> None:
+        """Cancel the work while it waits; if it is about to go on, it has what it waited for, so let it take a step."""
+        if self._task is None or self._task.done():
+            return
+        if self._work.waits():
+            self._withdrawn = True
+            self._task.cancel()
+        else:
+            self._loop.call_soon(self.withdraw)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            # If `withdraw` did not cancel the task, the end of the loop did, which cancels all tasks.
+            self.answer.set_exception(TimeIsUpError() if self._withdrawn else loop_ended())
+        elif (error := task.exception()) is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(task.result())
+
+
+class _WatchedWork(Generic[T]):
+    """Runs work, and knows the future that it waits for, so that it can be cancelled while it waits and only then.
+
+    If a task is cancelled after its future is done, and before its next step, the future's result is lost. Here that
+    would be the receipt of an event that was accepted.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._work = work
+        self._waits_for: asyncio.Future[Any] | None = None
+
+    def waits(self) -> bool:
+        """Whether the work waits for a future that is not done."""
+        return self._waits_for is not None and not self._waits_for.done()
+
+    async def run(self) -> T:
+        return await self
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps = self._work().__await__()
+        thrown: BaseException | None = None
+        while True:
+            try:
+                self._waits_for = next(steps) if thrown is None else steps.throw(thrown)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            finally:
+                # Before the error leaves: it holds this frame, which must not hold the error.
+                thrown = None
+            try:
+                yield self._waits_for
+            except BaseException as error:  # noqa: BLE001 - thrown into the work
+                thrown = error

@@ -1,0 +1,88 @@
+"""Public names report the package they are imported from, and tools that read types find theirs."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import subprocess
+import sys
+import types
+import typing
+from typing import Any
+
+import attrs
+import cattrs
+import pytest
+
+import retailrocket_async
+from retailrocket_async import CloseReport, Dropped, EventValidationError, SpoolStats, Stats, UndeliveredEvent
+from tests.runtime.test_extras import public_modules
+
+PUBLIC: dict[str, Any] = {
+    f"{module}.{name}": getattr(importlib.import_module(module), name)
+    for module in public_modules()
+    for name in getattr(importlib.import_module(module), "__all__", ())
+}
+CLASSES = {path: thing for path, thing in PUBLIC.items() if isinstance(thing, type)}
+FUNCTIONS = {path: thing for path, thing in PUBLIC.items() if isinstance(thing, types.FunctionType)}
+
+
+@pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
+def test_the_module_is_public(path: str) -> None:
+    """A public class or function reports a public module, in which it has its name."""
+    thing = PUBLIC[path]
+
+    assert "._" not in thing.__module__
+    assert thing is getattr(importlib.import_module(thing.__module__), thing.__name__)
+
+
+@pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
+def test_a_pickle_names_the_public_module(path: str) -> None:
+    """A pickle of a public class or function has no private module in it, and gives the same object back."""
+    pickled = pickle.dumps(PUBLIC[path])
+
+    assert b"._" not in pickled
+    assert pickle.loads(pickled) is PUBLIC[path]
+
+
+@pytest.mark.parametrize("path", sorted(CLASSES))
+def test_type_hints(path: str) -> None:
+    """`typing.get_type_hints` resolves the annotations of every public class."""
+    hints = typing.get_type_hints(CLASSES[path])
+
+    assert not [name for name, hint in hints.items() if isinstance(hint, str)]
+
+
+@pytest.mark.parametrize("path", sorted(path for path, cls in CLASSES.items() if attrs.has(cls)))
+def test_attrs_types(path: str) -> None:
+    """`attrs.resolve_types` finds the type of every field of a public class."""
+    fields = attrs.fields(attrs.resolve_types(CLASSES[path]))
+
+    assert not [field.name for field in fields if isinstance(field.type, str)]
+
+
+def test_cattrs() -> None:
+    """A converter of cattrs turns a report into plain values and back."""
+    dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
+    converter = cattrs.Converter()
+
+    assert converter.structure(converter.unstructure(dropped.outcome), Dropped) == dropped.outcome
+    assert converter.structure(converter.unstructure(SpoolStats(events=3)), SpoolStats) == SpoolStats(events=3)
+    assert converter.unstructure(CloseReport(stats=Stats(), undelivered=(dropped,), elapsed=1.0))["elapsed"] == 1.0
+
+
+def test_a_record_keeps_no_private_module() -> None:
+    """The pickle of a record names public modules only, so that a later version can read it."""
+    dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
+    report = CloseReport(stats=Stats(), undelivered=(dropped,), elapsed=1.0)
+
+    assert b"retailrocket_async._" not in pickle.dumps(report)
+
+
+def test_a_traceback_names_the_public_module() -> None:
+    """An error is printed under the name by which it is imported."""
+    program = "import retailrocket_async; retailrocket_async.View(session_external_id='', product_id=1)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.stderr.splitlines()[-1].startswith("retailrocket_async.EventValidationError: ")
+    assert EventValidationError.__module__ == retailrocket_async.__name__
