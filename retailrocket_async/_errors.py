@@ -252,32 +252,19 @@ def brief_names(names: Iterable[object]) -> str:
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 
 
-_REJECTIONS: dict[int, tuple[type[RejectedError], str]] = {
-    400: (BadRequestError, "the request is malformed"),
-    401: (AuthenticationError, "authentication failed: check the api_key, and that it belongs to this partner_id"),
-    403: (AccessDeniedError, "access denied: ask the account manager to open the tracking API for this shop"),
-    404: (NotFoundError, "no such resource: check the base_url"),
-    407: (
-        RejectedError,
-        "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
-    ),
+_REJECTIONS: dict[int, type[RejectedError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: AccessDeniedError,
+    404: NotFoundError,
 }
-_REFUSED = "the API refused the request"
-_REDIRECTED = "the address redirects, and the key is never sent on: check the base_url"
-
-
-def meaning_of(status: int) -> str:
-    """Return what a refusal by `status` means, and what can mend it."""
-    default = _REDIRECTED if 300 <= status <= 399 else _REFUSED
-    return _REJECTIONS.get(status, (RejectedError, default))[1]
 
 
 def error_for(outcome: Undelivered | Kept) -> DeliveryError:
     """Return the typed error that says the same as `outcome`, ready to be raised."""
     match outcome:
         case Rejected(status=status):
-            kind = _REJECTIONS.get(status, (RejectedError, ""))[0]
-            return kind(f"{meaning_of(status)} (HTTP {status})", outcome)
+            return _REJECTIONS.get(status, RejectedError)(f"{outcome.advice} (HTTP {status})", outcome)
         case Dropped(reason=reason):
             return DroppedError(f"the event was never sent: {reason}", outcome)
         case Kept():

@@ -8,7 +8,7 @@ An undelivered event is an expected thing, so it is a value and not an exception
 for it. `await receipt.delivered()` is for callers who prefer an exception.
 """
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -35,6 +35,42 @@ class Delivered:
         return True
 
 
+RejectionScope: TypeAlias = Literal["event", "access"]
+
+
+class Refusal(NamedTuple):
+    """What a status means that the API refuses a request with.
+
+    Attributes:
+        scope: see `Rejected.scope`.
+        advice: see `Rejected.advice`.
+    """
+
+    scope: RejectionScope
+    advice: str
+
+
+_REFUSALS: Final[dict[int, Refusal]] = {
+    400: Refusal("event", "the request is malformed"),
+    401: Refusal("access", "authentication failed: check the api_key, and that it belongs to this partner_id"),
+    403: Refusal("access", "access denied: ask the account manager to open the tracking API for this shop"),
+    404: Refusal("access", "no such resource: check the base_url"),
+    405: Refusal("access", "the address takes no POST requests: check the base_url"),
+    407: Refusal(
+        "access",
+        "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
+    ),
+    413: Refusal("event", "the request is too large"),
+}
+_REDIRECTED: Final = Refusal("access", "the address redirects, and the key is never sent on: check the base_url")
+_REFUSED: Final = Refusal("event", "the API refused the request")
+
+
+def refusal_of(status: int) -> Refusal:
+    """Return what a refusal by `status` (a 3xx, or a 4xx that is not retried) means for the event and for others."""
+    return _REFUSALS.get(status) or (_REDIRECTED if 300 <= status <= 399 else _REFUSED)
+
+
 @attrs.frozen(kw_only=True)
 class Rejected:
     """The API refused the request that carried the event; the same request would be refused again.
@@ -53,6 +89,20 @@ class Rejected:
     elapsed: float = 0.0
     isolated: bool = True
     maybe_recorded: ClassVar[bool] = False
+
+    @property
+    def scope(self) -> RejectionScope:
+        """What the API refused, by the status: the event, or the access to the API.
+
+        ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
+        proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
+        """
+        return refusal_of(self.status).scope
+
+    @property
+    def advice(self) -> str:
+        """What the status means and, if known, what to correct, as in `StateChange.advice`."""
+        return refusal_of(self.status).advice
 
 
 AbandonReason: TypeAlias = Literal[

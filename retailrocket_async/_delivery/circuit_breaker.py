@@ -23,9 +23,8 @@ import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from retailrocket_async._errors import meaning_of
 from retailrocket_async._http.reply import Reply, Verdict
-from retailrocket_async._outcome import Abandoned, Rejected
+from retailrocket_async._outcome import Abandoned, Rejected, refusal_of
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._stats import StateChange
 
@@ -311,7 +310,7 @@ def _failure_of(reply: Reply) -> str | None:
 def _advice(reply: Reply) -> str:
     """Return what a reply that halts, or the last of several failures, means and what can be done."""
     if reply.verdict is Verdict.BLOCKED:
-        return reply.detail or (reply.failure if reply.status is None else meaning_of(reply.status)) or ""
+        return reply.detail or (reply.failure if reply.status is None else refusal_of(reply.status).advice) or ""
     if reply.failure == "key":
         return _KEYLESS
     return _DOWN if reply.proxy is None else _NO_WAY.format(reply.proxy)

@@ -4,7 +4,8 @@
 
     2xx                              ACCEPTED    recorded
     400, other 4xx                   REFUSED     not recorded, and never will be: not retried
-    401 403 404 405 407, 3xx         BLOCKED     not recorded, nor is any other until key, shop or address is mended
+    401 403 404 405 407, 3xx         BLOCKED     not recorded, nor is any other until key, shop, address or proxy is
+                                                 corrected (`Rejected.scope` is "access")
     no answer: config, proxy         BLOCKED     not recorded, nor is any other until the environment, or what the
                                                  proxy allows, is corrected
     429, or what is declared as such THROTTLED   not recorded: retried, and slower by everyone
@@ -32,6 +33,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from retailrocket_async._outcome import refusal_of
+
 FailureKind: TypeAlias = Literal[
     "name", "connect", "tls", "pool", "key", "limiter", "config", "proxy", "timeout", "broken", "closed"
 ]
@@ -51,7 +54,6 @@ class Verdict(enum.Enum):
 
 
 _RETRIED = frozenset({408, 425, 500, 502, 503, 504})
-_BLOCKED = frozenset({401, 403, 404, 405, 407})
 _UNSENT = frozenset({"name", "connect", "tls", "pool", "key", "limiter", "config", "proxy"})
 _FAILURES: dict[FailureKind | None, Verdict] = {
     "config": Verdict.BLOCKED,
@@ -100,9 +102,9 @@ class Reply:
             return Verdict.THROTTLED
         if status in _RETRIED:
             return Verdict.TRANSIENT
-        if status in _BLOCKED or 300 <= status <= 399:
-            return Verdict.BLOCKED
-        return Verdict.REFUSED if 400 <= status <= 499 else Verdict.UNCLEAR
+        if 300 <= status <= 499:
+            return Verdict.BLOCKED if refusal_of(status).scope == "access" else Verdict.REFUSED
+        return Verdict.UNCLEAR
 
     @property
     def maybe_recorded(self) -> bool:

@@ -1,34 +1,24 @@
-"""What became of an event, as a sentence that says what to mend."""
+"""Why an event was not delivered, as a sentence that says what to correct."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
 from retailrocket_async import Abandoned, Dropped, Kept, Rejected
+from retailrocket_async.cli._terminal import in_options
 
 Undelivered: TypeAlias = Rejected | Abandoned | Dropped | Kept
 
-_REJECTED = {
-    400: "the API calls the request malformed and does not say which event is wrong",
-    401: "authentication failed: check RETAILROCKET_API_KEY, and that the key belongs to this --partner-id",
-    403: "access denied: ask the account manager to open the tracking API for this shop",
-    404: "there is no such resource: check --base-url, which ends in /1.0/",
-    407: "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port",
-    413: "the API calls the request too large",
-}
-_REDIRECTED = "the address redirects, and the key is never sent on: check --base-url"
-
 
 def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
-    """Return why `outcome` is no delivery, and what to mend."""
+    """Return why the event of `outcome` was not delivered, and what to correct, in the words of the command line."""
     match outcome:
-        case Rejected(status=status):
-            other = _REDIRECTED if 300 <= status <= 399 else "the API refused the request"
-            return f"{_REJECTED.get(status, other)} (HTTP {status})"
+        case Rejected(status=status, advice=advice):
+            return f"{in_options(advice)} (HTTP {status})"
         case Dropped():
             return "never sent: the command ended before its turn came"
         case Abandoned(reason="halted"):
-            # The sentence behind the kind names the variable or the proxy, and what to write.
+            # The sentence after the kind of failure names the variable or the proxy, and what to write.
             return (outcome.failure or "sending is halted").partition(": ")[2] or "sending is halted"
         case Abandoned(status=429):
             return "the shop's request limit is used up: lower --rate, or wait for its other processes (HTTP 429)"
@@ -41,10 +31,10 @@ def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
 
 
 def is_hopeless(outcome: Undelivered) -> bool:
-    """Whether every other request is bound to end like this one until somebody mends something."""
+    """Whether all other requests will fail like this one until somebody corrects the configuration or the network."""
     match outcome:
-        case Rejected(status=status):
-            return status in (401, 403, 404, 407) or 300 <= status <= 399
+        case Rejected(scope=scope):
+            return scope == "access"
         case Abandoned(reason=reason):
             return reason in ("retries_exhausted", "halted")
         case _:

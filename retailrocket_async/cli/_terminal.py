@@ -42,6 +42,8 @@ _BLINK = 0.05
 
 _OPTIONS = {
     "allow_insecure_http=True": "--allow-insecure-http",
+    "the api_key": "RETAILROCKET_API_KEY",
+    "the base_url": "--base-url",
     "base_url": "--base-url",
     "partner_id": "--partner-id",
     "api_key": "RETAILROCKET_API_KEY",
@@ -118,7 +120,7 @@ def one_sentence() -> Generator[None]:
         # Sentences already, and statuses.
         raise
     except (ConfigurationError, EventValidationError) as error:
-        fail(_in_options(str(error)))
+        fail(in_options(str(error)))
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None
@@ -183,8 +185,8 @@ def _figure(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _in_options(message: str) -> str:
-    # The package speaks of its constructor's keywords; who types a command knows its options.
+def in_options(message: str) -> str:
+    """Return a message of the package with the names of its parameters replaced by those of the options."""
     for keyword, option in _OPTIONS.items():
         message = message.replace(keyword, option)
     return message

@@ -32,10 +32,10 @@ def disposition_of(outcome: Outcome) -> Disposition:  # noqa: PLR0911 - a table
     match outcome:
         case Delivered():
             return Disposition("delivered")
+        case Rejected(scope="access"):
+            # Nothing is wrong with this event: the API would have refused any other as well.
+            return Disposition("back")
         case Rejected(status=status):
-            if status in (401, 403, 404, 405, 407) or 300 <= status <= 399:
-                # The key, the shop or the address: the next event would have fared no better.
-                return Disposition("back")
             return Disposition("dead", "rejected", f"rejected: HTTP {status}")
         case Dropped(reason="before_send"):
             return Disposition("filtered")

@@ -337,10 +337,13 @@ def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (400, "the API calls the request malformed and does not say which event is wrong (HTTP 400)"),
-        (401, "authentication failed: check RETAILROCKET_API_KEY, and that the key belongs to this --partner-id"),
+        (400, "the request is malformed (HTTP 400)"),
+        (401, "authentication failed: check RETAILROCKET_API_KEY, and that it belongs to this --partner-id (HTTP 401)"),
         (403, "access denied: ask the account manager to open the tracking API for this shop (HTTP 403)"),
-        (404, "there is no such resource: check --base-url, which ends in /1.0/ (HTTP 404)"),
+        (404, "no such resource: check --base-url (HTTP 404)"),
+        (405, "the address takes no POST requests: check --base-url (HTTP 405)"),
+        (407, "the proxy on the way asks for credentials: write them into its URL, as http://user:password@host:port"),
+        (413, "the request is too large (HTTP 413)"),
         (307, "the address redirects, and the key is never sent on: check --base-url (HTTP 307)"),
         (429, "the shop's request limit is used up: lower --rate, or wait for its other processes (HTTP 429)"),
         (503, "the API failed: try again later (HTTP 503)"),

@@ -34,6 +34,7 @@ from retailrocket_async import (
     ThrottledError,
 )
 from retailrocket_async._errors import error_for
+from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered
 from retailrocket_async._receipt import settle
 from tests.support.ids import shown
@@ -69,7 +70,9 @@ ERRORS: list[tuple[Undelivered, type[DeliveryError], str]] = [
         RejectedError,
         "the address redirects, and the key is never sent on: check the base_url (HTTP 302)",
     ),
-    (Rejected(status=413, attempts=2, elapsed=0.25), RejectedError, "the API refused the request (HTTP 413)"),
+    (Rejected(status=405), RejectedError, "the address takes no POST requests: check the base_url (HTTP 405)"),
+    (Rejected(status=413, attempts=2, elapsed=0.25), RejectedError, "the request is too large (HTTP 413)"),
+    (Rejected(status=451), RejectedError, "the API refused the request (HTTP 451)"),
     (
         abandoned(429, maybe_recorded=False),
         ThrottledError,
@@ -160,6 +163,26 @@ def test_outcome_union() -> None:
     """There are five outcomes; three of them say that an event will not be delivered any more."""
     assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
     assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
+
+
+@pytest.mark.parametrize("status", [status for status in range(300, 500) if status not in {408, 425, 429}])
+def test_scope_of_a_refusal(status: int) -> None:
+    """The client and the outcome agree on what a status refuses: the access, or the event alone."""
+    scope = "access" if status < 400 or status in {401, 403, 404, 405, 407} else "event"
+    verdict = Verdict.BLOCKED if scope == "access" else Verdict.REFUSED
+
+    assert (scope, verdict) == (Rejected(status=status).scope, Reply(status=status).verdict)
+
+
+def test_advice_of_a_refusal() -> None:
+    """Each refusal of the access says what to correct, and the error of the event says the same."""
+    refusals = [Rejected(status=status) for status in (301, 401, 403, 404, 405, 407)]
+
+    assert ["access"] * 6 == [refusal.scope for refusal in refusals]
+    assert [str(error_for(refusal)) for refusal in refusals] == [
+        f"{refusal.advice} (HTTP {refusal.status})" for refusal in refusals
+    ]
+    assert [] == [refusal for refusal in refusals if ": " not in refusal.advice]
 
 
 # --- errors ---

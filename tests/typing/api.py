@@ -289,6 +289,8 @@ def told(outcome: Outcome) -> str:
         case Rejected(status=status, isolated=isolated):
             assert_type(status, int)
             assert_type(isolated, bool)
+            assert_type(outcome.scope, Literal["event", "access"])
+            assert_type(outcome.advice, str)
             return "rejected"
         case Abandoned(reason="at_most_once"):
             return "perhaps recorded, and not sent again"

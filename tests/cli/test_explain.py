@@ -1,0 +1,33 @@
+"""Why an event was not delivered, in the words of the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from retailrocket_async import Abandoned, Dropped, Rejected
+from retailrocket_async.cli._explain import Undelivered, explain, is_hopeless
+
+
+@pytest.mark.parametrize("status", range(300, 500))
+def test_refusal_is_explained_by_options(status: int) -> None:
+    """The explanation of a refusal names options of the command line, not parameters of the constructor."""
+    explanation = explain(Rejected(status=status))
+
+    assert [] == [name for name in ("base_url", "api_key", "partner_id") if name in explanation]
+    assert explanation.endswith(f"(HTTP {status})")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "hopeless"),
+    [
+        *((Rejected(status=status), True) for status in (301, 401, 403, 404, 405, 407)),
+        *((Rejected(status=status), False) for status in (400, 413, 418)),
+        (Abandoned(reason="retries_exhausted", maybe_recorded=True), True),
+        (Abandoned(reason="halted", maybe_recorded=False), True),
+        (Abandoned(reason="closed", maybe_recorded=True), False),
+        (Dropped(reason="closed"), False),
+    ],
+)
+def test_is_hopeless(outcome: Undelivered, *, hopeless: bool) -> None:
+    """No further event is sent if the API refuses the access, does not answer, or cannot be reached."""
+    assert hopeless is is_hopeless(outcome)
