@@ -1,4 +1,4 @@
-"""How the documentation is built."""
+"""Configure Sphinx, which builds the documentation."""
 
 import html
 import re
@@ -13,7 +13,7 @@ copyright = "2026, retailrocket-async contributors"
 version = release = version_of("retailrocket-async")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-# The tables are part of a page.
+# docs/benchmarks.md includes the tables.
 exclude_patterns = ["_build", "_generated", "benchmarks/tables.md"]
 
 html_theme = "furo"
@@ -25,12 +25,12 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
-# `Batching.linger` in a docstring becomes a link where there is such a thing, and code where there is none.
+# `Batching.linger` in a docstring becomes a link if the reference has that name, and plain code if not.
 default_role = "py:obj"
 
 
 def plain_defaults(_app, _what, _name, _obj, _options, signature, returns):  # noqa: ANN001, ANN201
-    """Show a default that is computed at construction as an ellipsis."""
+    """Show a default that is computed at construction as an ellipsis in the reference."""
     if signature is None:
         return None
     for computed in ("NOTHING", "_Nothing.NOTHING"):
@@ -39,7 +39,7 @@ def plain_defaults(_app, _what, _name, _obj, _options, signature, returns):  # n
 
 
 def commands() -> str:
-    """Return what the command line says of itself, as Markdown."""
+    """Return the help of every command, as Markdown."""
     command = [
         sys.executable,
         "-m",
@@ -50,10 +50,10 @@ def commands() -> str:
         "--name",
         "retailrocket-async",
     ]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own
-    text = html.unescape(told).partition("\n")[2].replace("$ retailrocket-async", "retailrocket-async")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - a fixed command
+    text = html.unescape(output).partition("\n")[2].replace("$ retailrocket-async", "retailrocket-async")
     text = re.sub(r"\[bold\](.*?)\[/bold\]", r"**\1**", text)
-    # Examples are indented by two in the terminal, and by four to be code on a page.
+    # The help indents examples by two spaces; Markdown needs four to show them as code.
     text = re.sub(
         r"^( {2}\S.*(?:\n {2}.*)*)",
         lambda found: "\n" + re.sub("^", "  ", found[1], flags=re.MULTILINE),
@@ -64,13 +64,13 @@ def commands() -> str:
 
 
 def write_commands(_app):  # noqa: ANN001, ANN201
-    """Write the part of a page that the commands say themselves."""
+    """Write the help of the commands to the file that docs/commands.md includes."""
     page = Path(__file__).parent / "_generated" / "commands.md"
     page.parent.mkdir(exist_ok=True)
     page.write_text(commands(), "utf-8")
 
 
 def setup(app):  # noqa: ANN001, ANN201
-    """Register the above."""
+    """Register the two functions above with Sphinx."""
     app.connect("builder-inited", write_commands)
     app.connect("autodoc-process-signature", plain_defaults)

@@ -1,4 +1,4 @@
-"""Draw the pictures of the emulator's page: ``python docs/screenshots.py``. Needs Chromium."""
+"""Draw the pictures of the emulator's page for the documentation: ``python docs/screenshots.py``. Needs Chromium."""
 
 import asyncio
 import random
@@ -47,14 +47,14 @@ WRONG: Final[list[dict[str, Any]]] = [
 
 
 class Shop:
-    """Visitors who look, put things into the basket and, some of them, buy."""
+    """Makes random events of a shop's visitors: most view products, some fill a basket, few order."""
 
     def __init__(self) -> None:
         self.random = random.Random(5)  # noqa: S311 - a picture, not a secret
         self.visitors = [f"{self.random.getrandbits(64):016x}" for _ in range(70)]
 
     def event(self) -> tuple[str, dict[str, Any]]:
-        """Return a name and fields."""
+        """Return the name and the fields of a random event."""
         dice = self.random
         product = dice.randrange(180_000, 190_000)
         who = {"sessionExternalId": dice.choice(self.visitors)}
@@ -78,7 +78,7 @@ class Shop:
 
 
 def minute(emulator: Emulator) -> None:
-    """Let a minute have passed: arrivals that come and go, with a rush that breaks the limit."""
+    """Fill the emulator's records with the requests of the past minute, with a burst that exceeds the limit."""
     shop, now = Shop(), time.time()
     for ago in range(59, 0, -1):
         rush = 58 if ago in (21, 22) else 44 if ago in (20, 23, 24) else 0
@@ -104,7 +104,7 @@ def minute(emulator: Emulator) -> None:
 
 
 async def draw(browser: Browser, root: str, theme: Literal["light", "dark"], device: str) -> None:
-    """Draw one picture."""
+    """Save a picture of the page for one theme and device."""
     page = await browser.new_page(viewport=SIZES[device], color_scheme=theme)
     await page.goto(root)
     await page.wait_for_selector(".row")
@@ -118,15 +118,15 @@ async def draw(browser: Browser, root: str, theme: Literal["light", "dark"], dev
             await page.locator(".row[aria-posinset='4'] .who").click()
             await page.wait_for_selector(".journey")
     await page.wait_for_timeout(300)
-    # Playwright itself writes no WebP, which is a third of a PNG.
+    # Playwright cannot write WebP, which is a third of the size of a PNG.
     devtools = await page.context.new_cdp_session(page)
-    told = await devtools.send("Page.captureScreenshot", {"format": "webp", "quality": 88})
-    IMAGES.joinpath(f"emulator-{theme}-{device}.webp").write_bytes(b64decode(told["data"]))
+    screenshot = await devtools.send("Page.captureScreenshot", {"format": "webp", "quality": 88})
+    IMAGES.joinpath(f"emulator-{theme}-{device}.webp").write_bytes(b64decode(screenshot["data"]))
     await page.close()
 
 
 async def main() -> None:
-    """Draw them all."""
+    """Draw the pictures for every theme and device."""
     IMAGES.mkdir(exist_ok=True)
     async with async_playwright() as playwright, running_emulator(Settings()) as emulator:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)

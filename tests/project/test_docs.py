@@ -235,7 +235,7 @@ def batch_of_two() -> Batch:
 def sent_again(reply: Reply) -> str:
     """Return what the code does with a batch that ends so."""
     if reply.verdict is Verdict.BLOCKED:
-        return "once mended"
+        return "once corrected"
     batch = batch_of_two()
     flight = Flight(BATCH_PATH, b"", ["view", "view"], started_at=0.0, opened_in=[0], batch=batch)
     flight.depart(0.0)
@@ -282,7 +282,7 @@ def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
         recorded="no" if not reply.maybe_recorded else "yes" if reply.verdict is Verdict.ACCEPTED else "perhaps",
         sent_again=sent_again(reply),
         state=state_after(reply),
-        once="given up" if repeated and reply.maybe_recorded else "as all",
+        once="given up" if repeated and reply.maybe_recorded else "like others",
         outcome=outcome_after(reply),
     )
 
