@@ -22,7 +22,7 @@ def write_pages(folder: Path, sections: Sequence[Section], demands: Table) -> No
 
     The page shows only the sections of this run, and old plots are deleted.
     """
-    # Imported only here: matplotlib is not installed where nothing is drawn.
+    # Imported only here: matplotlib need not be installed unless plots are drawn.
     from benchmarks.report.plots import draw  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
