@@ -217,34 +217,34 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what an event costs, beside other libraries and on its own, and demand it; takes a quarter of an hour."""
+    """Measure what an event costs, also beside other libraries, and check the bounds; takes a quarter of an hour."""
     session.install("-e", f".{EXTRAS}", *group("bench"))
-    session.run("python", "benchmarks/bench.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.bench", *session.posargs)
 
 
 @nox.session(default=False)
 def limit(session: nox.Session) -> None:
-    """Show that the limit is kept and used; takes minutes."""
+    """Prove that the request limit is kept and used; takes minutes."""
     session.install("-e", f".{EXTRAS}")
-    session.run("python", "benchmarks/limit.py", *session.posargs)
+    session.run("python", "-m", "acceptance.limit", *session.posargs)
 
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """Show what becomes of events under every fault; takes minutes."""
+    """Prove the outcome of every event under every fault; takes minutes."""
     session.install("-e", f".{EXTRAS}")
-    session.run("python", "benchmarks/faults.py", *session.posargs)
+    session.run("python", "-m", "acceptance.faults", *session.posargs)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Send a million events through a server that fails at random; takes minutes, on Linux only."""
+    """Prove that no event of a million is lost by a server that fails at random; takes minutes, on Linux only."""
     session.install("-e", f".{EXTRAS}")
-    session.run("python", "benchmarks/soak.py", *session.posargs)
+    session.run("python", "-m", "acceptance.soak", *session.posargs)
 
 
 @nox.session(default=False)
 def fleet(session: nox.Session) -> None:
-    """Show what holds beyond one process: the spool, the shared limit, the relay, on real servers; takes long."""
+    """Prove what holds beyond one process: spool, shared limit and relay, on real servers; takes half an hour."""
     session.install("-e", f".{EXTRAS}", *group("test"))
-    session.run("python", "benchmarks/fleet.py", *session.posargs)
+    session.run("python", "-m", "acceptance.fleet", *session.posargs)

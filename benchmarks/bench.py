@@ -1,13 +1,14 @@
-"""All benchmarks: what an event costs, how late it is, what it holds, and whether that is as it has to be.
+"""Measures what an event costs in time, latency and memory, and checks the figures against their bounds.
 
 ::
 
-    python benchmarks/bench.py [--quick] [--rounds 5] [--only cost,scale,...] [--json FILE] [--docs FOLDER]
-    python benchmarks/bench.py --from-json FILE [FILE ...] [--docs FOLDER]
+    python -m benchmarks.bench [--quick] [--rounds 5] [--only cost,scale,...] [--json FILE] [--docs FOLDER]
+    python -m benchmarks.bench --from-json FILE [FILE ...] [--docs FOLDER]
 
-Tables come as they are found; last, a table of all demands. The exit status is 1 where one is missed, unless --quick,
-whose figures are worth little. With --docs, tables and plots of the documentation are written anew. With --from-json
-nothing is measured: the sections are those of earlier runs, of several the later ones.
+Each section prints its tables when it is done; the last table shows all demands. The exit status is 1 if a demand is
+missed, except with --quick, whose figures mean little. With --docs, the tables and plots of the documentation are
+replaced. With --from-json nothing is measured: the sections come from the files, and if a section is in several files,
+from the last of them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from _machine import Machine
-from _pages import write_pages
-from _progress import tell
-from _section import Demand, Effort, Section, Table, as_text, cell
+
+from benchmarks.report.machine import Machine
+from benchmarks.report.pages import write_pages
+from benchmarks.support.progress import report
+from benchmarks.support.section import Demand, Effort, Section, Table, as_text, cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,24 +35,24 @@ SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "profile", "fi
 
 
 def measured(name: str, effort: Effort) -> Section:
-    """Return what a section finds; each is a module of its name.
+    """Run the section of this name, which is a module of `benchmarks.sections`; return its result.
 
     Raises:
-        ModuleNotFoundError: there is no such module, or it needs one that is not installed.
+        ModuleNotFoundError: there is no such section, or a module that it needs is not installed.
     """
-    section: Section = importlib.import_module(f"_{name}").measure(effort)
+    section: Section = importlib.import_module(f"benchmarks.sections.{name}").measure(effort)
     return section
 
 
 def verdict(sections: Iterable[Section], machine: Machine) -> Table:
-    """Return the table of all demands."""
+    """Return the table of all demands, with the machine in its note."""
     rows = tuple(
         (section.name, demand.what, demand.figure, _bound(demand), "met" if demand.met else "MISSED")
         for section in sections
         for demand in section.demands
     )
     return Table(
-        title="What is demanded",
+        title="Demands",
         columns=("section", "figure", "is", "must be", ""),
         rows=rows,
         note=str(machine),
@@ -62,12 +64,12 @@ def _bound(demand: Demand) -> str:
 
 
 def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> str:
-    """Return a run as JSON, with nothing left out."""
+    """Return a whole run as JSON."""
     run = {
         "machine": attrs.asdict(machine),
         "effort": attrs.asdict(effort),
         "sections": [
-            # For a reader; it is known from the figures.
+            # `met` follows from the figures; it is there for a human reader.
             attrs.asdict(section) | {"demands": [attrs.asdict(each) | {"met": each.met} for each in section.demands]}
             for section in sections
         ],
@@ -76,7 +78,7 @@ def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> st
 
 
 def from_json(texts: Sequence[str]) -> tuple[list[Section], Machine]:
-    """Return the sections of runs, of several with the same name the last one, and the last machine."""
+    """Return the sections of several runs and the machine of the last run; a later section replaces an earlier one."""
     runs = [json.loads(text) for text in texts]
     found = {section["name"]: _section(section) for run in runs for section in run["sections"]}
     return sorted(found.values(), key=lambda section: SECTIONS.index(section.name)), Machine(**runs[-1]["machine"])
@@ -120,30 +122,30 @@ def _rounds(text: str) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything, once: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="measure a tenth of everything, once, to see that it runs")
     parser.add_argument("--rounds", type=_rounds, help="how often each thing is measured (default: 5; quick: 1)")
     parser.add_argument(
         "--only", type=_names, default=list(SECTIONS), metavar="SECTION,...", help=f"some of {', '.join(SECTIONS)}"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the whole run to FILE")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write tables and plots to FOLDER/benchmarks")
-    parser.add_argument("--from-json", type=Path, nargs="+", metavar="FILE", help="measure nothing: take earlier runs")
+    parser.add_argument("--from-json", type=Path, nargs="+", metavar="FILE", help="measure nothing; read earlier runs")
     return parser.parse_args()
 
 
 def _run(names: Sequence[str], effort: Effort) -> tuple[list[Section], list[str]]:
-    """Measure the sections and print what they find; return them, and the names of those that could not."""
+    """Measure the sections and print their tables; return their results, and the names of the failed sections."""
     sections, failed = [], []
     for name in names:
         begun = time.monotonic()
         try:
             section = measured(name, effort)
-        except Exception as error:  # noqa: BLE001 - the others' figures are worth having all the same
+        except Exception as error:  # noqa: BLE001 - the other sections still run
             failed.append(name)
-            tell(f"{name}: FAILED: {type(error).__name__}: {error}")
+            report(f"{name}: FAILED: {type(error).__name__}: {error}")
             continue
         sections.append(section)
-        tell(f"{name}: done in {time.monotonic() - begun:.0f} s")
+        report(f"{name}: done in {time.monotonic() - begun:.0f} s")
         print(f"\n=== {section.title}\n", *(f"{as_text(table)}\n" for table in section.tables), sep="\n", flush=True)
     return sections, failed
 
@@ -165,7 +167,7 @@ def main() -> int:
     if arguments.docs is not None:
         write_pages(arguments.docs / "benchmarks", sections, table)
     if failed:
-        tell(f"could not be measured: {', '.join(failed)}")
+        report(f"could not be measured: {', '.join(failed)}")
     missed = any(not demand.met for section in sections for demand in section.demands)
     return int(bool(failed) or (missed and not arguments.quick))
 

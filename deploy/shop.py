@@ -1,4 +1,4 @@
-"""A shop of compose.yaml: publishes an event every tenth of a second, for the relay to deliver."""
+"""The shop of compose.yaml: it publishes ten events a second to the stream from which the relay delivers."""
 
 from __future__ import annotations
 

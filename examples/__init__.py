@@ -1,1 +1,1 @@
-"""Programs that run as they are; README.md tells how."""
+"""Complete programs that use the client; README.md says how to start them."""

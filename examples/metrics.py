@@ -1,6 +1,6 @@
-"""A worker whose client is watched: metrics for Prometheus at /metrics, and spans wherever the application's go.
+"""A worker that serves its client's metrics to Prometheus, and sends the client's spans to the application's tracer.
 
-``python examples/metrics.py --port 9464``: the settings of the client come from the environment.
+Start it by ``python examples/metrics.py --port 9464``. The client reads its settings from the environment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retailrocket_async.otel import OpenTelemetryObserver
 
 
 async def work() -> None:
-    """Track what made-up visitors look at, until SIGTERM or Ctrl-C."""
+    """Track views of random products until SIGTERM or Ctrl-C."""
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -32,9 +32,9 @@ async def work() -> None:
 
 
 def main() -> None:
-    """Serve the metrics, and work."""
+    """Serve the metrics and run the worker."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=9464, help="where /metrics is; 0 for any that is free")
+    parser.add_argument("--port", type=int, default=9464, help="the port of /metrics; 0 for any free port")
     metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
     server, _ = start_http_server(parser.parse_args().port, "127.0.0.1")
     sys.stdout.write(f"http://127.0.0.1:{server.server_port}/metrics\n")

@@ -16,7 +16,7 @@ from retailrocket_async.aiohttp import RetailRocket, add_session_cookie, session
 
 
 def make() -> AsyncTrackingClient:
-    """Return this worker's client: it has its part of the shop's limit, and keeps each visitor's events in order."""
+    """Return the client of this worker process; the workers divide the shop's request limit among them."""
     workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
     return AsyncTrackingClient.from_env(rate_limit=RateLimit(requests=50 // workers))
 
@@ -26,12 +26,12 @@ routes = web.RouteTableDef()
 
 
 def html(text: str) -> web.Response:
-    """Return a page."""
+    """Return a response with an HTML page."""
     return web.Response(text=text, content_type="text/html")
 
 
 def product_of(request: web.Request) -> Product:
-    """Return the product that a path names."""
+    """Return the product of the path, or answer 404."""
     product = PRODUCTS.get(int(request.match_info["id"]))
     if product is None:
         raise web.HTTPNotFound
@@ -61,7 +61,7 @@ async def category(request: web.Request) -> web.Response:
 
 @routes.get("/search")
 async def search(request: web.Request) -> web.Response:
-    """Show what a search finds."""
+    """Show the results of a search."""
     phrase = request.query.get("phrase", "")
     if phrase.strip():
         await rocket.client(request).search(session_external_id=session_id(request), search_phrase=phrase)
@@ -70,7 +70,7 @@ async def search(request: web.Request) -> web.Response:
 
 @routes.get(r"/product/{id:\d{1,9}}")
 async def product(request: web.Request) -> web.Response:
-    """Show a product, and recommendations beside it."""
+    """Show a product and recommendations."""
     shown, tracking, visitor = product_of(request), rocket.client(request), session_id(request)
     if request.query.get("block") == BESTSELLERS:
         await tracking.recom_tap(session_external_id=visitor, product_id=shown.id, recom_block_id=BESTSELLERS)
@@ -81,7 +81,7 @@ async def product(request: web.Request) -> web.Response:
 
 @routes.post(r"/basket/{id:\d{1,9}}")
 async def add(request: web.Request) -> web.Response:
-    """Put a product in the basket."""
+    """Add a product to the basket."""
     chosen, basket = product_of(request), basket_of(request)
     basket.add(chosen.id)
     await rocket.client(request).add_to_basket(session_external_id=session_id(request), product_id=chosen.id)
@@ -98,12 +98,12 @@ async def basket(request: web.Request) -> web.Response:
 
 @routes.post("/checkout")
 async def checkout(request: web.Request) -> web.Response:
-    """Take the order."""
+    """Accept the order."""
     email, lines = (await request.post()).get("email"), basket_of(request).lines()
     if not lines or not isinstance(email, str):
         raise web.HTTPBadRequest
     tracking, visitor, transaction = rocket.client(request), session_id(request), secrets.token_hex(8)
-    # What a visitor has typed must not cost the order.
+    # An invalid address must not lose the order.
     with suppress(EventValidationError):
         await tracking.set_contact(session_external_id=visitor, contact_external_id=visitor, email=email)
     await tracking.track_many(order_lines(lines, session_external_id=visitor, transaction=transaction))
@@ -113,7 +113,7 @@ async def checkout(request: web.Request) -> web.Response:
 
 
 def make_app() -> web.Application:
-    """Return the application."""
+    """Build the application."""
     made = web.Application()
     made.cleanup_ctx.append(rocket.cleanup_ctx)
     add_session_cookie(made)

@@ -24,7 +24,7 @@ def basket_of_visitor(basket: Annotated[str, Cookie(alias=COOKIE)] = "") -> Bask
 
 
 def product_by_id(product_id: int) -> Product:
-    """Return the product that a path names."""
+    """Return the product of the path, or answer 404."""
     if product_id not in PRODUCTS:
         raise HTTPException(404)
     return PRODUCTS[product_id]
@@ -50,7 +50,7 @@ async def category(category_id: int, tracking: Tracking, visitor: SessionId) -> 
 
 @app.get("/search")
 async def search(phrase: str, tracking: Tracking, visitor: SessionId) -> str:
-    """Show what a search finds."""
+    """Show the results of a search."""
     if phrase.strip():
         await tracking.search(session_external_id=visitor, search_phrase=phrase)
     return pages.listing(f"Found for {phrase}", found(phrase))
@@ -60,7 +60,7 @@ async def search(phrase: str, tracking: Tracking, visitor: SessionId) -> str:
 async def product(
     shown: Annotated[Product, Depends(product_by_id)], tracking: Tracking, visitor: SessionId, block: str = ""
 ) -> str:
-    """Show a product, and recommendations beside it."""
+    """Show a product and recommendations."""
     if block == BESTSELLERS:
         await tracking.recom_tap(session_external_id=visitor, product_id=shown.id, recom_block_id=block)
     await tracking.view(session_external_id=visitor, product_id=shown.id)
@@ -72,7 +72,7 @@ async def product(
 async def add(
     chosen: Annotated[Product, Depends(product_by_id)], basket: VisitorsBasket, tracking: Tracking, visitor: SessionId
 ) -> RedirectResponse:
-    """Put a product in the basket."""
+    """Add a product to the basket."""
     basket.add(chosen.id)
     await tracking.add_to_basket(session_external_id=visitor, product_id=chosen.id)
     response = RedirectResponse("/basket", status_code=303)
@@ -90,11 +90,11 @@ async def basket(basket: VisitorsBasket) -> str:
 async def checkout(
     email: Annotated[str, Form()], basket: VisitorsBasket, tracking: Tracking, visitor: SessionId
 ) -> HTMLResponse:
-    """Take the order."""
+    """Accept the order."""
     if not basket.lines():
         raise HTTPException(400, "the basket is empty")
     transaction = secrets.token_hex(8)
-    # What a visitor has typed must not cost the order.
+    # An invalid address must not lose the order.
     with suppress(EventValidationError):
         await tracking.set_contact(session_external_id=visitor, contact_external_id=visitor, email=email)
     await tracking.track_many(order_lines(basket.lines(), session_external_id=visitor, transaction=transaction))

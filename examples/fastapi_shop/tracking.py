@@ -1,4 +1,4 @@
-"""The shop's client of Retail Rocket."""
+"""The tracking client of the shop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from retailrocket_async.fastapi import RetailRocket
 
 
 def make() -> AsyncTrackingClient:
-    """Return this worker's client: it has its part of the shop's limit, and keeps each visitor's events in order."""
+    """Return the client of this worker process; the workers divide the shop's request limit among them."""
     workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
     return AsyncTrackingClient.from_env(rate_limit=RateLimit(requests=50 // workers))
 

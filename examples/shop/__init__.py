@@ -1,1 +1,1 @@
-"""What the shops of the examples have in common: the catalogue, the basket, the pages."""
+"""The common code of the example shops: the catalogue, the basket and the pages."""

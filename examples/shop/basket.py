@@ -1,4 +1,4 @@
-"""A visitor's basket; it lives in a cookie, so that every worker knows it."""
+"""A visitor's basket, which is stored in a cookie so that every worker process can read it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COOKIE = "basket"
 
 
 class Basket:
-    """What a visitor is about to buy.
+    """The products in a visitor's basket.
 
     Args:
-        cookie: the ids of the products, e.g. ``"101-201-201"``; what is no product is left out.
+        cookie: the ids of the products, e.g. ``"101-201-201"``; unknown ids are ignored.
     """
 
     def __init__(self, cookie: str = "") -> None:
@@ -26,21 +26,21 @@ class Basket:
         self._ids = [product_id for product_id in ids if product_id in PRODUCTS]
 
     def add(self, product_id: int) -> None:
-        """Put one more of a product in the basket."""
+        """Add one piece of a product."""
         self._ids.append(product_id)
 
     @property
     def cookie(self) -> str:
-        """The basket as a cookie."""
+        """The value of the cookie."""
         return "-".join(map(str, self._ids))
 
     @property
     def total(self) -> Decimal | int:
-        """The price of it all."""
+        """The price of all products together."""
         return sum(PRODUCTS[product_id].price for product_id in self._ids)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return a line per product, as `retailrocket_async.order_lines` takes them."""
+        """Return one order line for each product, in the form that `retailrocket_async.order_lines` takes."""
         return [
             {"product_id": product_id, "quantity": count, "price": PRODUCTS[product_id].price}
             for product_id, count in Counter(self._ids).items()

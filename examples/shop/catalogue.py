@@ -1,4 +1,4 @@
-"""What the shop sells."""
+"""The products of the shop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Product:
     """A product of the feed.
 
     Attributes:
-        id: its id in the feed.
-        name: what it is called.
-        price: of one.
+        id: the id in the feed.
+        name: the name on the page.
+        price: the price of one piece.
         category_id: the id of its category in the feed.
     """
 
@@ -36,7 +36,7 @@ PRODUCTS = {
 }
 
 BESTSELLERS = "bestsellers"
-"""The id of the block of recommendations that every page of a product shows."""
+"""The id of the recommendation block on every product page."""
 
 
 def in_category(category_id: int) -> list[Product]:
@@ -45,10 +45,10 @@ def in_category(category_id: int) -> list[Product]:
 
 
 def found(phrase: str) -> list[Product]:
-    """Return the products whose names have the phrase."""
+    """Return the products whose names contain the phrase."""
     return [product for product in PRODUCTS.values() if phrase.casefold() in product.name.casefold()]
 
 
 def recommended(product: Product) -> list[Product]:
-    """Return what is shown beside a product: two of the others."""
+    """Return two other products, to recommend beside this one."""
     return [other for other in PRODUCTS.values() if other != product][:2]

@@ -30,7 +30,7 @@ def home() -> str:
 
 
 def listing(title: str, products: Iterable[Product]) -> str:
-    """Return a page with products: of a category, or found by a search."""
+    """Return a page that lists products, of a category or of a search."""
     return _page(title, _links(products))
 
 
@@ -41,7 +41,7 @@ def product(shown: Product) -> str:
 
 
 def basket(of_visitor: Basket) -> str:
-    """Return the page of the basket, with the way to pay."""
+    """Return the page of the basket, with the form to order."""
     lines = (
         f"<li>{escape(PRODUCTS[line['product_id']].name)} x {line['quantity']}</li>" for line in of_visitor.lines()
     )
@@ -52,5 +52,5 @@ def basket(of_visitor: Basket) -> str:
 
 
 def thanks(transaction: str) -> str:
-    """Return the page that follows an order."""
+    """Return the page that confirms an order."""
     return _page("Thank you", f"<p>Your order is {escape(transaction)}.</p>")

@@ -1,1 +1,1 @@
-"""Workers that track orders when they are paid, which they hear of from a queue."""
+"""Workers that take paid orders from a queue and track them."""

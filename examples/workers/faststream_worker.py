@@ -14,7 +14,7 @@ from retailrocket_async import AsyncTrackingClient
 
 QUEUE = "paid-orders"
 
-# At the end it waits so many seconds for the orders that it has taken.
+# When it ends, it waits up to 5 s for the orders that it has taken.
 broker = RedisBroker(os.environ.get("REDIS_URL", "redis://localhost:6379"), graceful_timeout=5)
 
 
@@ -28,7 +28,7 @@ async def paid(
 
 @asynccontextmanager
 async def lifespan(context: ContextRepo) -> AsyncGenerator[None]:
-    """Have the client before the first order is taken, and until after the last."""
+    """Open the client before the first order is taken, and close it after the last one."""
     async with rocket.opened() as client:
         context.set_global("tracking", client)
         yield
@@ -39,7 +39,7 @@ app = FastStream(broker, lifespan=lifespan)
 
 @app.after_startup
 async def ready() -> None:
-    """Say so."""
+    """Print that the worker is ready."""
     print("ready", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What all of the workers do with a paid order."""
+"""The common code of all workers: the client, and the tracking of a paid order."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from retailrocket_async.application import RetailRocket
 if TYPE_CHECKING:
     from retailrocket_async import AsyncTrackingClient
 
-# The shop's pages have the rest of the limit.
+# The web application of the shop has the rest of the limit.
 rocket = RetailRocket(rate_limit=RateLimit(requests=10), grace=8)
 
 
 Line: TypeAlias = dict[str, Any]
-"""A line of an order: `product_id`, `quantity`, and the `price` of one, a string, so that it stays what it is."""
+"""An order line: `product_id`, `quantity`, and the `price` of one piece as a string, which keeps it exact."""
 
 
 async def track_order(client: AsyncTrackingClient, visitor: str, transaction: str, lines: list[Line]) -> None:
-    """Track a paid order, a line at a time; return when all of it is accepted."""
+    """Track one event for each line of a paid order; return when all are accepted."""
     await client.track_many(
         order_lines(
             [{**line, "price": Decimal(line["price"])} for line in lines],

@@ -19,11 +19,11 @@ QUEUE, TAKEN = "paid-orders", "paid-orders-taken"
 
 
 async def work(client: AsyncTrackingClient, redis: Redis, stopping: asyncio.Event) -> None:
-    """Take order after order; one that is taken stays in Redis until it is tracked."""
+    """Take and track one order after the other; a taken order stays in Redis until it is tracked."""
     while await redis.lmove(TAKEN, QUEUE, "RIGHT", "RIGHT"):
-        pass  # what a worker before this one has left
+        pass  # an order that an earlier worker took and did not track
     while not stopping.is_set():
-        # It looks every second whether it is to stop.
+        # The time-out of one second lets the loop check `stopping`.
         taken = await redis.blmove(QUEUE, TAKEN, 1, "RIGHT", "LEFT")
         if taken is not None:
             order = str(taken)
@@ -32,7 +32,7 @@ async def work(client: AsyncTrackingClient, redis: Redis, stopping: asyncio.Even
 
 
 async def main() -> None:
-    """Work until a signal comes, then deliver what is left."""
+    """Work until SIGINT or SIGTERM, then deliver the remaining events."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

@@ -15,14 +15,14 @@ broker = ListQueueBroker(os.environ.get("REDIS_URL", "redis://localhost:6379"), 
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def start(state: TaskiqState) -> None:
-    """Have the client before the first order is taken."""
+    """Open the client before the first order is taken."""
     state.opened = AsyncExitStack()
     state.tracking = await state.opened.enter_async_context(rocket.opened())
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def end(state: TaskiqState) -> None:
-    """Deliver what is left, after the last order."""
+    """Close the client after the last order, which delivers the remaining events."""
     await state.opened.aclose()
 
 

@@ -1,4 +1,4 @@
-"""The files in deploy/ are well-formed, and say of the relay what it says of itself. No container engine runs here."""
+"""The files in deploy/ are well-formed and agree with the relay's settings; no container engine runs here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULTS = RelaySettings(source="unset")
 PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text("utf-8")
 
 AFTER_THE_GRACE = 15.0
-"""Seconds that the relay takes at most after its grace: to come to an end, to settle, to part from the broker."""
+"""The most seconds that the relay takes after its grace to settle messages and disconnect from the broker."""
 
 
 def documents() -> dict[str, Any]:
@@ -47,7 +47,7 @@ def pod() -> Any:
 
 
 def container() -> Any:
-    """Return the one container."""
+    """Return the pod's only container."""
     [only] = pod()["containers"]
     return only
 
@@ -58,7 +58,7 @@ def compose() -> Any:
 
 
 def dockerfile() -> list[str]:
-    """Return the Dockerfile's instructions, continued lines joined."""
+    """Return the Dockerfile's instructions, each in one line."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
     return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
 
@@ -68,12 +68,12 @@ def known_variables() -> set[str]:
     command: Any = get_command(app)
     options = command.commands["relay"].params
     named = {option.envvar for option in options if isinstance(option.envvar, str)}
-    # Never an option, which everyone on the machine could read.
+    # These are no options, because everyone on the machine can read a command line.
     return named | {"RETAILROCKET_API_KEY", "RETAILROCKET_RELAY_USER", "RETAILROCKET_RELAY_PASSWORD"}
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a duration as Docker writes it."""
+    """Return the seconds of a duration in Docker's notation."""
     match = re.fullmatch(r"(\d+)s", text)
     assert match, text
     return float(match[1])
@@ -91,13 +91,13 @@ class TestDockerfile:
         assert (ended.returncode, ended.stdout) == (0, "")
 
     def test_not_root_and_no_secrets(self) -> None:
-        """It runs as a number that is not 0, and no key, shop or address is built in."""
+        """The image runs as a user id that is not 0, and contains no key, shop or address."""
         assert [line for line in dockerfile() if line.startswith("USER")] == ["USER 10001:10001"]
         text = (DEPLOY / "Dockerfile").read_text("utf-8")
         assert not re.search(r"API_KEY|PARTNER_ID|RELAY_SOURCE|RELAY_PASSWORD|^ARG", text, re.MULTILINE)
 
     def test_in_stages(self) -> None:
-        """What builds is not in the image that runs, and nothing but the project's files is looked at for it."""
+        """The image is built in two stages, and only the files that it needs are in the build context."""
         assert sum(line.startswith("FROM") for line in dockerfile()) == 2
         ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
         assert "*" in ignored
@@ -108,11 +108,11 @@ class TestDockerfile:
             for name in m[1].split()
         }
         assert copied == {line[1:] for line in ignored if line.startswith("!")}
-        # The package itself is out of the way where the built wheel is tested.
+        # The session that tests the wheel moves the package out of the tree.
         assert all((ROOT / name).exists() for name in copied - {"retailrocket_async"})
 
     def test_extras_exist(self) -> None:
-        """The extras that are installed are the package's."""
+        """The installed extras exist in the package."""
         import tomllib
 
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -120,13 +120,13 @@ class TestDockerfile:
         assert set(wanted.split(",")) <= extras.keys()
 
     def test_port(self) -> None:
-        """The port that is told is the relay's, and health is served to the outside, which is not the default."""
+        """The exposed port is the relay's default, and health is served to the outside, which is not the default."""
         assert f"EXPOSE {DEFAULTS.health_port}" in dockerfile()
         assert DEFAULTS.health_host == "127.0.0.1"
         assert any("RETAILROCKET_RELAY_HEALTH_HOST=0.0.0.0" in line for line in dockerfile())
 
     async def test_health_check(self) -> None:
-        """The health check succeeds while a relay works, and fails while nobody listens."""
+        """The health check succeeds while a relay runs, and fails otherwise."""
         [line] = [line for line in dockerfile() if line.startswith("HEALTHCHECK")]
         python, *arguments = json.loads(line[line.index("[") :])
         assert python == "/opt/relay/bin/python"
@@ -152,24 +152,24 @@ class TestCompose:
     """deploy/compose.yaml."""
 
     def test_schema(self) -> None:
-        """It is a Compose file by the specification's schema, which lies beside the tests."""
+        """The file is valid by the schema of the Compose specification."""
         jsonschema = pytest.importorskip("jsonschema")
         schema = json.loads((ROOT / "tests" / "compose-spec" / "compose-spec.json").read_text("utf-8"))
         assert "draft-07" in schema["$schema"]
         jsonschema.Draft7Validator(schema).validate(compose())
 
-    def test_who_is_there(self) -> None:
-        """A shop, a broker, the relay and the emulator."""
+    def test_services(self) -> None:
+        """The services are a shop, a broker, the relay and the emulator."""
         assert compose()["services"].keys() == {"shop", "redis", "relay", "emulator"}
 
     def test_variables(self) -> None:
-        """The relay's variables are those that it reads, and what it needs is there."""
+        """The relay reads every variable of its service, and gets all that it needs."""
         given = compose()["services"]["relay"]["environment"]
         assert given.keys() <= known_variables()
         assert {"RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID", "RETAILROCKET_RELAY_SOURCE"} <= given.keys()
 
     def test_time_to_end(self) -> None:
-        """It is not killed before its grace, and what comes after it, are over."""
+        """The relay is not killed before the end of its grace and of the time that it needs after that."""
         relay = compose()["services"]["relay"]
         assert (
             seconds(relay["stop_grace_period"])
@@ -177,7 +177,7 @@ class TestCompose:
         )
 
     def test_port(self) -> None:
-        """Health is published to this machine alone."""
+        """Health is published only on this machine."""
         assert compose()["services"]["relay"]["ports"] == [f"127.0.0.1:{DEFAULTS.health_port}:{DEFAULTS.health_port}"]
 
     def test_commands(self) -> None:
@@ -188,8 +188,8 @@ class TestCompose:
             options = {option for parameter in command.commands[name].params for option in parameter.opts}
             assert {argument for argument in arguments if argument.startswith("--")} <= options
 
-    def test_the_emulator_lets_the_relay_in(self) -> None:
-        """Relay and emulator have the same key and shop, and the relay's address is where the emulator listens."""
+    def test_the_emulator_accepts_the_relay(self) -> None:
+        """Relay and emulator have the same key and shop, and the relay sends to the emulator's address."""
         services = compose()["services"]
         relay, emulator = services["relay"]["environment"], services["emulator"]["environment"]
         for name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID"):
@@ -203,7 +203,7 @@ class TestCompose:
 
     @pytest.mark.parametrize("given", [{}, {"RETAILROCKET_API_KEY": "mine", "RETAILROCKET_PARTNER_ID": "my-shop"}])
     def test_an_event_arrives(self, given: dict[str, str]) -> None:
-        """With the two services' environments, as Compose fills them in, a request of the relay's is accepted."""
+        """A client with the relay's settings is accepted by an emulator with the emulator's settings."""
         services = compose()["services"]
 
         def filled_in(service: str) -> dict[str, str]:
@@ -231,7 +231,7 @@ class TestCompose:
         assert isinstance(asyncio.run(send()), Delivered)
 
     def test_the_shop_publishes_where_the_relay_reads(self) -> None:
-        """Both name the same server and stream, and the shop's program is one."""
+        """Shop and relay name the same server and stream, and the shop's program has no syntax error."""
         services = compose()["services"]
         shop, relay = services["shop"]["environment"], services["relay"]["environment"]
         address, _, query = relay["RETAILROCKET_RELAY_SOURCE"].partition("?")
@@ -246,24 +246,24 @@ class TestKubernetes:
     @pytest.mark.parametrize("version", ["1.28", "1.30", "1.33"])
     @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
     def test_schema(self, path: Path, version: str) -> None:
-        """Each manifest is valid by the schemas of several releases, without a field that does not exist."""
+        """Each manifest is valid by the schemas of several releases, without unknown fields."""
         validator = pytest.importorskip("kubernetes_validate")
         for document in yaml.safe_load_all(path.read_text("utf-8")):
             validator.validate(document, version, strict=True)
 
-    def test_all_is_there(self) -> None:
-        """A deployment, a service for its metrics, and a budget for disruptions, all of the same pods."""
+    def test_kinds(self) -> None:
+        """There are a deployment, a service and a disruption budget, all for the same pods."""
         found = documents()
         assert found.keys() == {"Deployment", "Service", "PodDisruptionBudget"}
         labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
         assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
         assert found["Service"]["spec"]["selector"] == labels
         assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
-        # One that allows none to go would block every drain of a node.
+        # A budget that allows no disruption would block every drain of a node.
         assert found["PodDisruptionBudget"]["spec"]["minAvailable"] < found["Deployment"]["spec"]["replicas"]
 
     def test_probes(self) -> None:
-        """The probes ask where the relay answers."""
+        """The probes request the paths and the port of the relay."""
         [port] = container()["ports"]
         assert port == {"name": "health", "containerPort": DEFAULTS.health_port}
         assert container()["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
@@ -274,7 +274,7 @@ class TestKubernetes:
         assert annotations["prometheus.io/port"] == str(DEFAULTS.health_port)
 
     def test_variables(self) -> None:
-        """The variables are those that the relay reads, and whatever may hold a secret comes from a Secret."""
+        """The relay reads every variable, and all values that may be secret come from a Secret."""
         given = {variable["name"]: variable for variable in container()["env"]}
         assert given.keys() <= known_variables()
         for name in ("API_KEY", "PARTNER_ID", "RELAY_SOURCE", "RELAY_LIMITER"):
@@ -284,18 +284,18 @@ class TestKubernetes:
         assert not [document for document in documents().values() if document["kind"] == "Secret"]
 
     def test_time_to_end(self) -> None:
-        """It is not killed before its grace, and what comes after it, are over."""
+        """The relay is not killed before the end of its grace and of the time that it needs after that."""
         [grace] = [float(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_GRACE"]
         assert pod()["terminationGracePeriodSeconds"] >= grace + AFTER_THE_GRACE
 
     def test_the_limiter_counts_all_replicas(self) -> None:
-        """The limiter is told of all pods that there can be at once, those of a rolling update included."""
+        """The limiter's number of replicas is the most pods at a time, with those of a rolling update."""
         deployment = documents()["Deployment"]["spec"]
-        [told] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
-        assert told == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
+        [replicas] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
+        assert replicas == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
 
     def test_not_root(self) -> None:
-        """It runs as the image's user, with no right that it does not need."""
+        """The container runs as the image's user, with no right that it does not need."""
         assert pod()["securityContext"]["runAsNonRoot"] is True
         assert f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}" in dockerfile()
         assert container()["securityContext"] == {
@@ -307,12 +307,12 @@ class TestKubernetes:
 
 
 def mentioned() -> Iterator[str]:
-    """Give the variables that the page names."""
+    """Yield the variables that the page names."""
     yield from re.findall(r"RETAILROCKET_\w+", PAGE)
 
 
-def test_the_page_names_what_there_is() -> None:
-    """The page's variables are the relay's, and its files exist."""
+def test_the_page_names_existing_things() -> None:
+    """The relay reads the variables of the page, and the files of the page exist."""
     assert set(mentioned()) <= known_variables()
     for path in re.findall(r"`(deploy/[\w./-]+)`", PAGE):
         assert (ROOT / path).exists(), path

@@ -1,4 +1,4 @@
-"""The example shops under the testing kit: what a visitor does is tracked, and what fails costs the visitor nothing."""
+"""The example shops with a recording client: they track each visit, and an outage does not disturb the visitor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST, SECOND = list(PRODUCTS)[:2]
 
 
 def test_a_visit_to_the_fastapi_shop(tracked: RecordingClient) -> None:
-    """Search, page, basket and order of one visitor are tracked, in order and with the shop's prices."""
+    """Search, view, basket and order of one visitor are tracked with the shop's prices."""
     with rocket.using(tracked), TestClient(app) as browser:
         browser.get("/search", params={"phrase": "cup"}).raise_for_status()
         browser.get(f"/product/{FIRST}").raise_for_status()
@@ -43,8 +43,8 @@ def test_a_visit_to_the_fastapi_shop(tracked: RecordingClient) -> None:
     assert {event.session_external_id for event in tracked.events} == {visitor}  # type: ignore[attr-defined]
 
 
-def test_an_outage_is_nothing_to_the_visitor(tracked: RecordingClient) -> None:
-    """Pages are served, and orders taken, while the API is down."""
+def test_an_outage_does_not_disturb_the_visitor(tracked: RecordingClient) -> None:
+    """Pages are served and orders are accepted while the API is down."""
     tracked.fail_with(status=503, times=None)
     with rocket.using(tracked), TestClient(app) as browser:
         browser.post(f"/basket/{FIRST}").raise_for_status()
@@ -53,7 +53,7 @@ def test_an_outage_is_nothing_to_the_visitor(tracked: RecordingClient) -> None:
 
 
 async def test_a_visit_to_the_aiohttp_shop(tracked: RecordingClient) -> None:
-    """The same shop on aiohttp tracks the same."""
+    """The same shop on aiohttp tracks the same events."""
     with aiohttp_rocket.using(tracked):
         async with AiohttpBrowser(TestServer(make_app()), cookie_jar=CookieJar(unsafe=True)) as browser:
             for path in (f"/product/{FIRST}", f"/product/{SECOND}"):

@@ -1,4 +1,4 @@
-"""The shops of examples/, served by two workers each: visitors walk through them, and every step is recorded."""
+"""The shops of examples/ with two worker processes each record every step of concurrent visitors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 
 def walk(address: str) -> tuple[str, str]:
-    """Go through the shop as a visitor; return the session's id and the order's number."""
+    """Visit the shop and order; return the id of the session and the number of the order."""
     with httpx.Client(
         base_url=address, timeout=30, follow_redirects=True, limits=httpx.Limits(max_connections=1)
     ) as browser:
@@ -64,7 +64,7 @@ def walk(address: str) -> tuple[str, str]:
 
 
 def expected(transaction: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return what a visitor's walk must have recorded."""
+    """Return the events that one visit must record, in order."""
     return [
         ("categoryView", {"categoryId": 10}),
         ("search", {"searchPhrase": "cup"}),
@@ -84,7 +84,7 @@ def expected(transaction: str) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_every_step_of_every_visitor_is_recorded_in_order(server: str, emulator: EmulatorProcess) -> None:
-    """Though SIGTERM ends it at once, each visitor's steps are recorded once, in order, with the id of the cookie."""
+    """If SIGTERM ends the shop directly after the visits, every step is recorded once, in order, for its visitor."""
     emulator.reset()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [part.format(fd=listener.fileno()) for part in SERVERS[server]]

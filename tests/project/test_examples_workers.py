@@ -1,4 +1,4 @@
-"""The workers of examples/: orders come from a queue, in memory and in Redis, and SIGTERM loses none of them."""
+"""The workers of examples/ track every order of a queue, in memory and in Redis, also when SIGTERM ends them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture
 def emulator(server: EmulatorProcess) -> EmulatorProcess:
-    """The emulator, empty."""
+    """Return the emulator without recorded events."""
     server.reset()
     return server
 
@@ -51,7 +51,7 @@ def order(number: int) -> dict[str, Any]:
 
 
 def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[int, float]]]:
-    """Return the lines that were recorded, by the number of their order."""
+    """Return the recorded order lines by the number of the order."""
     orders: dict[str, list[tuple[int, float]]] = {}
     for event in emulator.events("order"):
         fields = event["fields"]
@@ -61,12 +61,12 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(count: int = ORDERS) -> dict[str, list[tuple[int, float]]]:
-    """Return what must be recorded of so many orders."""
+    """Return the order lines that so many orders must record."""
     return {f"T-{number}": [(number, 9.9), (777, 1)] for number in range(1, count + 1)}
 
 
-def mine(emulator: EmulatorProcess) -> AsyncTrackingClient:
-    """Return a client for a test, which sends nothing before its close."""
+def client_of(emulator: EmulatorProcess) -> AsyncTrackingClient:
+    """Return a client that sends nothing before its close."""
     key, shop = Settings().api_key, Settings().partner_id
     return AsyncTrackingClient(key, shop, base_url=emulator.url, batching=Batching(linger=600))
 
@@ -79,7 +79,7 @@ async def test_faststream_in_memory(emulator: EmulatorProcess) -> None:
     from examples.workers.orders import rocket
 
     app = faststream_worker.app
-    with rocket.using(mine(emulator)):
+    with rocket.using(client_of(emulator)):
         async with TestRedisBroker(faststream_worker.broker) as broker, faststream_worker.lifespan(app.context):
             await broker.publish(order(1), list=faststream_worker.QUEUE)
             assert recorded(emulator) == {}
@@ -97,7 +97,7 @@ async def test_taskiq_in_memory(emulator: EmulatorProcess) -> None:
     broker = InMemoryBroker(await_inplace=True)
     broker.event_handlers = taskiq_worker.broker.event_handlers
     task = broker.register_task(taskiq_worker.paid.original_func, task_name="paid")
-    with rocket.using(mine(emulator)):
+    with rocket.using(client_of(emulator)):
         await broker.startup()
         result = await (await task.kiq(**order(1))).wait_result()
         assert not result.is_err, result.error
@@ -119,7 +119,7 @@ async def test_taskiq_on_redis(
     monkeypatch.setenv("REDIS_URL", redis_server.url)
     monkeypatch.delitem(sys.modules, "examples.workers.taskiq_worker", raising=False)
     taskiq_worker = importlib.import_module("examples.workers.taskiq_worker")
-    client = mine(emulator)
+    client = client_of(emulator)
     with rocket.using(client):
         broker = taskiq_worker.broker
         broker.is_worker_process = True
@@ -127,7 +127,7 @@ async def test_taskiq_on_redis(
         for number in range(1, ORDERS + 1):
             await taskiq_worker.paid.kiq(**order(number))
         async with asyncio.timeout(30):
-            while client.stats().tracked < 2 * ORDERS:  # noqa: ASYNC110 - nobody tells
+            while client.stats().tracked < 2 * ORDERS:  # noqa: ASYNC110 - there is no event for this
                 await asyncio.sleep(0.01)
         working.cancel()
         await asyncio.wait({working})
@@ -137,16 +137,16 @@ async def test_taskiq_on_redis(
 
 
 async def push(redis_server: RedisServer) -> None:
-    """Put the orders in the list, and return when a worker has taken the last of them."""
+    """Push all orders to the list, and return when a worker has taken the last one."""
     async with Redis.from_url(redis_server.url) as redis, asyncio.timeout(30):
         for number in range(1, ORDERS + 1):
             await redis.lpush("paid-orders", json.dumps(order(number)))
-        while await redis.llen("paid-orders"):  # noqa: ASYNC110 - Redis tells nobody
+        while await redis.llen("paid-orders"):  # noqa: ASYNC110 - Redis has no event for this
             await asyncio.sleep(0.01)
 
 
 def until_ready(process: subprocess.Popen[str]) -> None:
-    """Read what the worker prints until it says that it is ready."""
+    """Read the worker's output until it says that it is ready."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in process.stdout:
@@ -161,7 +161,7 @@ def until_ready(process: subprocess.Popen[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
 @pytest.mark.parametrize("worker", ["plain", "faststream_worker"])
 async def test_a_signal_loses_no_order(worker: str, emulator: EmulatorProcess, redis_server: RedisServer) -> None:
-    """A worker that takes orders from Redis, ended as soon as it has the last one, has recorded them all, once each."""
+    """If SIGTERM ends a worker when it has taken the last order, every order is recorded once."""
     with example(f"examples.workers.{worker}", emulator=emulator, REDIS_URL=redis_server.url) as process:
         until_ready(process)
         await push(redis_server)

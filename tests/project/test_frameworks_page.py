@@ -1,4 +1,4 @@
-"""The applications of docs/how-to/frameworks.md, each started, asked for a page, and ended."""
+"""The applications of docs/how-to/frameworks.md can be started, serve a page, and deliver its event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.endurance
 
-# Each in a process of its own: Django's settings are made once.
+# Each application has a process of its own, because Django can be configured only once in a process.
 VISIT = """
 import sys
 import shop
@@ -67,12 +67,12 @@ def emulator() -> Iterator[EmulatorProcess]:
 def test_the_documented_application_tracks_its_visitor(
     needle: str, visit: str, paths: list[str], emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """Each framework's application answers, sets the visitor's cookie, and has delivered its events when it ends."""
+    """Each application answers, sets the visitor's cookie, and has delivered its events when it ends."""
     source = next(each.source for each in examples(ROOT / "docs/how-to/frameworks.md") if needle in each.source)
     tmp_path.joinpath("shop.py").write_text(source, "utf-8")
     emulator.reset()
     environment = environment_of(emulator)
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", visit, *paths],
         env={**environment, "PYTHONPATH": os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])},
         capture_output=True,
@@ -80,8 +80,8 @@ def test_the_documented_application_tracks_its_visitor(
         check=False,
     )
 
-    assert told.returncode == 0, told.stderr
-    *pages, visitor = told.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    *pages, visitor = done.stdout.splitlines()
     names = {"/": ("a product page", "view"), "/category": ("a category page", "categoryView")}
     assert pages == [names[path][0] for path in paths]
     assert [(event["name"], event["fields"]["sessionExternalId"]) for event in emulator.events()] == [

@@ -1,4 +1,4 @@
-"""The tutorial is walked through: its shop, its commands, its visits; only the ports are others."""
+"""The tutorial works as written: its shop, its commands and its visits, with other ports."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SHOP = "http://127.0.0.1:8000"
 
 
 def commands() -> list[list[str]]:
-    """Return the words of every command, in order."""
+    """Return the words of every command of the tutorial, in order."""
     return [shlex.split(line) for block in blocks(TUTORIAL, "console") for line in block[2].splitlines()]
 
 
 def settings(emulator: EmulatorProcess) -> dict[str, str]:
-    """Return what the tutorial exports, with the address of this emulator."""
+    """Return the variables that the tutorial exports, with the address of this emulator."""
     exported = dict(words[1].split("=", 1) for words in commands() if words[0] == "export")
     assert exported.pop("RETAILROCKET_BASE_URL") == "http://127.0.0.1:8080/1.0/"
     return {**exported, "RETAILROCKET_BASE_URL": emulator.url}
@@ -42,7 +42,7 @@ def settings(emulator: EmulatorProcess) -> dict[str, str]:
 
 @contextmanager
 def shop(folder: Path, env: dict[str, str]) -> Generator[str]:
-    """Run the tutorial's shop as the tutorial says, until the block ends; give its address."""
+    """Run the tutorial's shop with the tutorial's command while the block runs; give its address."""
     [source] = blocks(TUTORIAL, "python")
     (folder / "shop.py").write_text(source[2], "utf-8")
     [served] = [words for words in commands() if words[0].endswith("uvicorn")]
@@ -61,7 +61,7 @@ def shop(folder: Path, env: dict[str, str]) -> Generator[str]:
 
 
 def visit(browser: httpx.Client, address: str) -> list[int]:
-    """Do what the visitor does, and return the statuses."""
+    """Make the requests of the tutorial's visitor; return the statuses."""
     statuses: list[int] = []
     for words in commands():
         if words[0] == "curl":
@@ -71,17 +71,17 @@ def visit(browser: httpx.Client, address: str) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="hands a socket to a process")
-def test_the_tutorial_as_a_newcomer_walks_it(tmp_path: Path) -> None:
-    """The visits of the tutorial are on the emulator, each once, all of one visitor, after a failure, too."""
+def test_the_tutorial_works(tmp_path: Path) -> None:
+    """The emulator records each step of both visits once, all for one visitor, also after a failed request."""
     with emulator_process() as emulator:
         with shop(tmp_path, settings(emulator)) as address, httpx.Client() as browser:
             assert visit(browser, address) == [200, 200, 200]
             emulator.add_faults([{"kind": "status", "status": 503}])
             assert visit(browser, address) == [200, 200, 200]
             assert browser.post(f"{address}/orders/{'9' * 51}?product_id=2").status_code == 500
-        # The shop has ended, and so has sent everything.
+        # The shop has ended, so it has sent every event.
         events = emulator.events()
     names = re.findall(r"`(view|addToBasket|order)`", TUTORIAL.read_text("utf-8"))[:3]
-    # What has failed comes later.
+    # The events of the failed request come later, so the order is not compared.
     assert Counter(event["name"] for event in events) == Counter(names * 2)
     assert len({event["fields"]["sessionExternalId"] for event in events}) == 1

@@ -1,18 +1,15 @@
-"""Relays killed in mid-run, and an API that is down for longer than the lease: nothing lost, and little twice.
+"""Relays that are killed, and an API that is down for longer than the lease: no event is lost, and few are repeated.
 
-The shortened form of the section "crash" of benchmarks/fleet.py: the same code, the real command and a real broker.
+This is a short form of `acceptance.fleet.crash`: the same code with fewer events, the real command and a real broker.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from acceptance.fleet.crash import BROKERS, crash, outage
 
 pytestmark = [
     pytest.mark.endurance,
@@ -21,24 +18,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The section's module; the benchmarks lie beside each other, in no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("_fleet_crash")
-
-
-def test_killed_twice(harness: Any) -> None:
-    """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
-    found = harness.crash(harness.BROKERS["redis"], events=6_000, bad=3, kills=2)
+def test_killed_twice() -> None:
+    """A relay killed twice loses no event, repeats only events in flight, and makes the right dead letters."""
+    found = crash(BROKERS["redis"], events=6_000, bad=3, kills=2)
 
     assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
     assert found["duplicates"] <= 2 * 500 * 8
 
 
-def test_outage_with_two_relays(harness: Any) -> None:
-    """An API that is down for longer than the lease makes two relays neither lose nor repeat anything."""
-    found = harness.outage(harness.BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
+def test_outage_with_two_relays() -> None:
+    """If the API is down for longer than the lease, two relays neither lose nor repeat an event."""
+    found = outage(BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
 
     assert (found["lost"], found["duplicates"], found["dead"], found["dead_wrong"]) == (0, 0, 6, 0)
     assert found["status"] == 0

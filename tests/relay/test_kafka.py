@@ -6,13 +6,11 @@ tests/support/kafka_server.py tells what the mock cluster cannot do, and so is n
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
 import subprocess
 import sys
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -391,14 +389,14 @@ class TestCancelling:
 
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_twice() -> None:
     """A relay killed twice loses nothing, repeats no more than was on its way, and every dead letter is there.
 
     One may be there again: killed between its copy's arrival and the commit, a relay makes the copy a second time.
     """
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    harness = importlib.import_module("_fleet_crash")
-    found = harness.crash(harness.BROKERS["kafka"], events=6_000, bad=3, kills=2)
+    from acceptance.fleet.crash import BROKERS, crash
+
+    found = crash(BROKERS["kafka"], events=6_000, bad=3, kills=2)
 
     assert (found["lost"], found["dead_missing"], found["status"]) == (0, 0, 0)
     assert found["dead_wrong"] <= 2 * 6

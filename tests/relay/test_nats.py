@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
 import logging
 import signal
 import subprocess
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -451,11 +449,11 @@ class TestCancelling:
 @pytest.mark.needs_server("nats-server")
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_twice() -> None:
     """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    harness = importlib.import_module("_fleet_crash")
-    found = harness.crash(harness.BROKERS["nats"], events=6_000, bad=3, kills=2)
+    from acceptance.fleet.crash import BROKERS, crash
+
+    found = crash(BROKERS["nats"], events=6_000, bad=3, kills=2)
 
     assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
     assert found["duplicates"] <= 2 * 500 * 8

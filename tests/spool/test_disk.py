@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +18,7 @@ from tests.support.fakes import check_balance, event
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -91,17 +87,12 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """Of processes that share a spool any may be killed at any moment: nothing accepted is lost, little is repeated."""
-    program = "import attrs, json, _fleet_torture as t; print(json.dumps(attrs.asdict(t.torture(5.0, every=0.4))))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"if __name__ == '__main__': {program}"],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])},
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["lost"] == 0
-    assert found["accepted"] > 0
-    assert found["repeated"] <= found["kills"] * 500 * 8
-    assert found["whole"]
+    """If processes that share a spool are killed at random, no accepted event is lost, and few are repeated."""
+    from acceptance.fleet.torture import torture
+
+    found = torture(5.0, every=0.4)
+
+    assert found.lost == 0
+    assert found.accepted > 0
+    assert found.repeated <= found.kills * 500 * 8
+    assert found.whole

@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.support.parent_end import until_parent_ends
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,7 +29,8 @@ class NatsServer:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.url = f"nats://127.0.0.1:{self.port}"
-        self._command = ["nats-server", "-js", "-a", "127.0.0.1", "-p", f"{self.port}", "-sd", folder, *arguments]
+        options = ("-js", "-a", "127.0.0.1", "-p", f"{self.port}", "-sd", folder)
+        self._command = until_parent_ends("nats-server", *options, *arguments)
         self.start()
 
     def start(self) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import pytest
 
+from tests.support.parent_end import until_parent_ends
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,11 +45,17 @@ class RedisServer:
         """The address for `redis.asyncio.Redis.from_url`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        """The id of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, on the port that it has always had; return when it answers."""
         assert self._process is None
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""]
-        command = ["redis-server", *settings, "--logfile", "", *self._options]
+        command = until_parent_ends("redis-server", *settings, "--logfile", "", *self._options)
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.starts += 1
         end = time.monotonic() + _PATIENCE

@@ -1,0 +1,1 @@
+"""Long runs that prove the promises of the package; README.md names them."""

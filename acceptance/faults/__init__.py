@@ -1,0 +1,1 @@
+"""Every fault of the API, one scenario each: `python -m acceptance.faults`."""

@@ -1,0 +1,86 @@
+"""Scenarios with a difficult caller: it cancels sends, tracks from other threads, and has a hook that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from acceptance.faults.scenario import scenario
+from acceptance.faults.stage import SMALL
+from acceptance.support.fault import Fault
+from retailrocket_async import Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from acceptance.faults.stage import Stage
+    from retailrocket_async import Event, Receipt, UndeliveredEvent
+
+_SMALL_BUFFER = 200
+"""Size in events of a buffer that makes its callers wait."""
+
+_BLOCKED = 0.5
+"""Seconds for which the hook blocks: more than the lag of the event loop on a busy machine."""
+
+
+@scenario("cancelled-sends")
+async def cancelled(stage: Stage) -> None:
+    """Sends that are cancelled in flight are counted, and their permits and connections are free again."""
+    client = stage.open(batching=SMALL)
+    await stage.behave(Fault("stall", record=True))
+    sends = [asyncio.create_task(stage.send()) for _ in range(20)]
+    await asyncio.sleep(0.5)
+    for send in sends:
+        send.cancel()
+    await asyncio.wait(sends)
+    await stage.repair()
+    begun_at = stage.now()
+    await stage.burst(2000)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
+    stage.expect(stats.abandoned == len(sends), f"{stats.abandoned} of {len(sends)} cancelled sends abandoned")
+    took = stage.now() - begun_at
+    stage.expect(took < 3.5, f"a hundred requests took {took:.1f} s instead of 2 s")
+
+
+@scenario("threads")
+async def threads(stage: Stage) -> None:
+    """Eight threads that track through a handle wait for free space like any caller of `track`, and lose no event."""
+    client = stage.open(batching=SMALL, buffer=Buffer(max_events=_SMALL_BUFFER))
+    handle = client.threadsafe()
+
+    def work(events: list[tuple[int, Event]]) -> list[tuple[int, Receipt]]:
+        return [(number, handle.track(event)) for number, event in events]
+
+    shares = [[stage.event() for _ in range(250)] for _ in range(8)]
+    for share in await asyncio.gather(*(asyncio.to_thread(work, share) for share in shares)):
+        stage.receipts.update(share)
+    stage.expect(client.stats().pending <= _SMALL_BUFFER, f"{client.stats().pending} events in the buffer")
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
+
+
+@scenario("hook-blocks-and-raises")
+async def bad_hook(stage: Stage) -> None:
+    """A hook that blocks and raises delays neither the event loop nor the delivery; its errors are counted."""
+    reported: list[int] = []
+
+    def on_outcome(events: Sequence[UndeliveredEvent]) -> None:
+        reported.append(len(events))
+        time.sleep(_BLOCKED)
+        raise OSError("the disk is full")
+
+    client = stage.open(on_outcome=on_outcome)
+    await stage.stream(2.0, 1000, poison=5)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.delivered == stats.tracked - 5, f"{stats.tracked - 5 - stats.delivered} not delivered")
+    stage.expect(stage.lag < _BLOCKED, f"the event loop was blocked for {stage.lag:.2f} s")
+    stage.expect(
+        sum(reported) + stats.hook_missed == 5,
+        f"{sum(reported)} of 5 events reported to the hook, {stats.hook_missed} missed",
+    )
+    stage.expect(stats.hook_errors == len(reported), f"{stats.hook_errors} of {len(reported)} errors counted")

@@ -1,0 +1,76 @@
+"""Scenarios with events and batches that the API refuses because of their content or size."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from acceptance.faults.scenario import scenario
+from retailrocket_async import Batching, Rejected
+
+if TYPE_CHECKING:
+    from acceptance.faults.stage import Stage
+
+
+def _search(culprits: int, batch: int) -> int:
+    """Return the most requests allowed for finding so many refused events in one batch."""
+    return 2 * culprits * math.ceil(math.log2(batch)) + 1
+
+
+@scenario("poison-5", number=5)
+@scenario("poison-1", number=1)
+async def poison(stage: Stage, number: int) -> None:
+    """A refused event is found and rejected, and all other events of its batch are delivered."""
+    client = stage.open()
+    await stage.stream(2.0, 1000, poison=number)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.rejected == number, f"{stats.rejected} rejected for {number} refused events")
+    batches = stats.requests - stats.splits
+    # A batch has the events of a tenth of a second, or more if the search used up the permits.
+    allowed = number * _search(1, 500)
+    stage.expect(stats.splits <= allowed, f"{stats.splits} requests beside {batches} batches, {allowed} allowed")
+
+
+@scenario("poison-8-in-a-batch")
+async def poison_in_one_batch(stage: Stage) -> None:
+    """All of eight refused events of one batch are found within the bound on requests."""
+    client = stage.open(batching=Batching(max_events=500, linger=1.0))
+    for position in range(500):
+        await stage.track(poison=position % 61 == 5 and position < 488)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.rejected == 8, f"{stats.rejected} rejected for 8 refused events")
+    allowed = 1 + _search(8, 500)
+    stage.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
+
+
+@scenario("poison-throughout")
+async def poison_throughout(stage: Stage) -> None:
+    """A batch with many refused events costs a bounded number of requests, and the next batch is delivered."""
+    client = stage.open(batching=Batching(max_events=500, linger=1.0))
+    for position in range(500):
+        await stage.track(poison=position % 2 == 0)
+    await stage.stream(1.0, 500)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(250 <= stats.rejected <= 500, f"{stats.rejected} rejected")
+    alone = [outcome for outcome in stage.outcomes() if isinstance(outcome, Rejected) and outcome.isolated]
+    stage.expect(8 <= len(alone) <= 16, f"{len(alone)} found before the search ended")
+    allowed = 2 + _search(8, 500) + 8
+    stage.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
+
+
+@scenario("too-large")
+async def too_large(stage: Stage) -> None:
+    """A batch that is too large is sent in parts, later batches are smaller, and one too large event is rejected."""
+    await stage.behave(max_bytes=16_000)
+    client = stage.open()
+    await stage.stream(1.0, 2000)
+    await stage.track(padding=20_000, bad=True)
+    await stage.stream(2.0, 2000)
+    await stage.close()
+    stats = client.stats()
+    stage.expect(stats.rejected == 1, f"{stats.rejected} rejected for one event that is too large")
+    refused = sum(arrival.answer == "413" for arrival in await stage.arrivals())
+    stage.expect(refused <= stats.requests / 3, f"{refused} of {stats.requests} requests were too large")

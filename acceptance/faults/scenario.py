@@ -1,0 +1,45 @@
+"""The list of fault scenarios, which the modules of this package fill."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from acceptance.faults.stage import Stage
+
+_Run: TypeAlias = "Callable[..., Awaitable[None]]"
+_AnyRun = TypeVar("_AnyRun", bound=_Run)
+
+
+class Scenario(NamedTuple):
+    """A fault and the promise that the client keeps under it.
+
+    Attributes:
+        name: its name on the command line.
+        promise: the promise in one sentence.
+        run: plays the scenario; it must close the client.
+    """
+
+    name: str
+    promise: str
+    run: Callable[[Stage], Awaitable[None]]
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def scenario(name: str, **arguments: Any) -> Callable[[_AnyRun], _AnyRun]:
+    """Add a function to the list of scenarios; the first line of its docstring is the promise.
+
+    A function may be decorated several times, each time with other arguments.
+    """
+
+    def add(run: _AnyRun) -> _AnyRun:
+        promise = (run.__doc__ or "").partition("\n")[0]
+        SCENARIOS.append(Scenario(name, promise, functools.partial(run, **arguments)))
+        return run
+
+    return add

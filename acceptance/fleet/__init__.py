@@ -1,0 +1,1 @@
+"""Promises that hold beyond one process: `python -m acceptance.fleet`."""

@@ -1,0 +1,218 @@
+"""Proves that no accepted event is lost if processes that share a spool are killed again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import re
+import signal
+import sqlite3
+import struct
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from benchmarks.support import server_process, sink
+from benchmarks.support.progress import report
+from benchmarks.support.section import Demand, Section, Table
+from benchmarks.support.sink import MARK
+from retailrocket_async import AsyncTrackingClient, Batching, SqliteSpool, View
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from benchmarks.support.section import Effort
+
+WRITERS = 4
+PACE = 2000
+"""Events a second of each writer."""
+
+GROUP = 40
+BATCHING = Batching()
+_STEP = 10**9
+_NUMBER = re.compile(rb'"productId":(\d+)')
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """The figures of a run.
+
+    Attributes:
+        kills: the number of killed processes.
+        accepted: the number of events whose `track_many` returned.
+        delivered: the number of different events that the server recorded.
+        lost: the number of accepted events that it did not record.
+        repeated: the number of recordings beyond the first of each event.
+        unconfirmed: the number of recorded events whose process was killed before `track_many` returned.
+        seconds: seconds from the last kill until the spool was empty.
+        takeover: the longest time without a request, in seconds.
+        whole: whether SQLite finds the file undamaged.
+    """
+
+    kills: int
+    accepted: int
+    delivered: int
+    lost: int
+    repeated: int
+    unconfirmed: int
+    seconds: float
+    takeover: float
+    whole: bool
+
+    @property
+    def allowed(self) -> int:
+        """The number of repetitions that the contract allows: the events in flight at each kill."""
+        return self.kills * BATCHING.max_events * BATCHING.max_in_flight
+
+
+def write(number: int, port: int, directory: str, notes_path: str, pace: int) -> None:
+    """Track events until killed, and write the numbers of accepted events to a file; with a pace of 0 only deliver."""
+
+    async def track() -> None:
+        client = AsyncTrackingClient(
+            "key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory), batching=BATCHING
+        )
+        async with client:
+            # A write to the system's cache survives the kill of this process.
+            notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            loop = asyncio.get_running_loop()
+            due, counter = loop.time(), number * _STEP
+            while True:
+                due += GROUP / (pace or GROUP)
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                if pace:
+                    first = counter + 1
+                    counter += GROUP
+                    numbers = range(first, counter + 1)
+                    await client.track_many(
+                        View(session_external_id=f"{MARK.decode()}{each % 97}", product_id=each) for each in numbers
+                    )
+                    os.write(notes, struct.pack("=qq", first, counter))
+
+    asyncio.run(track())
+
+
+def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PACE) -> Found:
+    """Let processes write to one spool and send from it, kill one of them every so many seconds; return the figures."""
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as root, sink.running(latency=0.02, bodies=True) as server:
+        port = server.port
+        directory = f"{root}/spool"
+        notes: list[str] = []
+        started = 0
+
+        def start(place: int) -> BaseProcess:
+            nonlocal started
+            started += 1
+            notes.append(f"{root}/accepted{started}")
+            return server_process.start(write, started, port, directory, notes[-1], pace if place < WRITERS else 0)
+
+        processes = [start(place) for place in range(WRITERS + 1)]
+        _wait_for_file(directory)
+        kills, ends_at = 0, time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            time.sleep(every)
+            place = dice.randrange(len(processes))
+            _kill(processes[place])
+            processes[place] = start(place)
+            kills += 1
+        for process in processes:
+            _kill(process)
+            kills += 1
+        began = time.monotonic()
+        _deliver_rest(port, directory)
+        took = time.monotonic() - began
+        counted = server.take()
+        whole = _is_whole(directory)
+        accepted = {number for path in notes if Path(path).exists() for number in _noted(path)}
+    return _found(accepted, counted, kills=kills, seconds=took, whole=whole)
+
+
+def _found(accepted: set[int], counted: dict[str, Any], **figures: Any) -> Found:
+    recorded = Counter(int(each) for body in counted["bodies"] for each in _NUMBER.findall(body))
+    moments = [at for at, _ in counted["arrivals"]]
+    return Found(
+        accepted=len(accepted),
+        delivered=len(recorded),
+        lost=len(accepted - recorded.keys()),
+        repeated=sum(recorded.values()) - len(recorded),
+        unconfirmed=len(recorded.keys() - accepted),
+        takeover=max((after - before for before, after in itertools.pairwise(moments)), default=0.0),
+        **figures,
+    )
+
+
+def _wait_for_file(directory: str) -> None:
+    while not (Path(directory) / "events.db").exists():
+        time.sleep(0.01)
+
+
+def _kill(process: BaseProcess) -> None:
+    if process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def _deliver_rest(port: int, directory: str) -> None:
+    async def deliver() -> None:
+        client = AsyncTrackingClient("key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory))
+        async with client:
+            while True:
+                await asyncio.sleep(0.1)
+                spool = client.stats().spool
+                if spool is not None and spool.sends and not SqliteSpool(directory).stat().events:
+                    return
+
+    asyncio.run(deliver())
+
+
+def _noted(path: str) -> list[int]:
+    content = Path(path).read_bytes()
+    whole = content[: len(content) // 16 * 16]
+    return [number for first, last in struct.iter_unpack("=qq", whole) for number in range(first, last + 1)]
+
+
+def _is_whole(directory: str) -> bool:
+    connection = sqlite3.connect(Path(directory) / "events.db")
+    try:
+        return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
+    finally:
+        connection.close()
+
+
+def run(effort: Effort) -> Section:
+    """Kill processes that share a spool for a minute; a quick run lasts a tenth."""
+    report("torture: killing processes that share a spool")
+    found = torture(6.0 if effort.quick else 60.0)
+    return Section(
+        name="torture",
+        title=f"{WRITERS} writers and a sending process on one spool, one of them killed every half second",
+        tables=(
+            Table(
+                title="Figures of the run",
+                columns=("figure", "value"),
+                rows=(
+                    ("processes killed", found.kills),
+                    ("events accepted", found.accepted),
+                    ("events recorded", found.delivered),
+                    ("events lost", found.lost),
+                    ("events recorded again", found.repeated),
+                    ("events recorded whose caller was killed before the call returned", found.unconfirmed),
+                    ("longest time without a request, s", found.takeover),
+                    ("from the last kill to an empty spool, s", found.seconds),
+                ),
+            ),
+        ),
+        demands=(
+            Demand(what="accepted events that are lost", figure=found.lost, bound=0),
+            Demand(what="events recorded again", figure=found.repeated, bound=found.allowed),
+            Demand(what="longest time without a request", figure=found.takeover, bound=5.0, unit="s"),
+            Demand(what="undamaged file", figure=int(found.whole), bound=1, at_least=True),
+        ),
+    )

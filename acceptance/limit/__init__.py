@@ -1,0 +1,1 @@
+"""The request limit under endless demand: `python -m acceptance.limit`."""

@@ -1,0 +1,1 @@
+"""A million events through a server that fails at random: `python -m acceptance.soak`."""

@@ -1,0 +1,122 @@
+"""The events of the soak: all kinds and sizes, tracked as fast as the client accepts them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from typing import TYPE_CHECKING
+
+from acceptance.support.shop import Shop
+from retailrocket_async import BufferFullError, DeliveryError, RejectedError
+
+if TYPE_CHECKING:
+    from retailrocket_async import AsyncTrackingClient, Event, Receipt
+
+_RECEIPTS = 50_000
+"""The most receipts kept at a time: more than the buffer and the batches in flight hold."""
+
+_DIRECT = 8
+"""The most direct sends in flight."""
+
+
+class Visitors:
+    """Tracks events, and keeps one byte for the outcome of each in place of its receipt.
+
+    Args:
+        events: the number of events.
+        seed: the seed of their kinds and sizes.
+
+    Attributes:
+        shop: makes the events and keeps their outcomes.
+        settled: the number of events that have their outcome.
+        poisoned: the number of events that the server refuses.
+        direct: the number of events sent without the buffer.
+        raised: the number of those that were not delivered.
+    """
+
+    def __init__(self, events: int, seed: int) -> None:
+        self.shop = Shop(seed)
+        self.settled = 0
+        self.poisoned = 0
+        self.direct = 0
+        self.raised = 0
+        self._events = events
+        self._random = random.Random(seed)
+        self._receipts: deque[tuple[int, Receipt]] = deque()
+        self._fewer = asyncio.Event()
+        self._more = asyncio.Event()
+        self._finished = False
+        self._places = asyncio.Semaphore(_DIRECT)
+
+    async def run(self, client: AsyncTrackingClient) -> None:
+        """Track all events; return when the last one is accepted or sent."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._events):
+                number, event = self._next()
+                chance = self._random.random()
+                if chance < 0.001:
+                    await self._places.acquire()
+                    group.create_task(self._send(client, number, event))
+                    continue
+                if len(self._receipts) >= _RECEIPTS:
+                    self._fewer.clear()
+                    await self._fewer.wait()
+                self._receipts.append((number, await self._track(client, event, nowait=chance < 0.2)))
+                self._more.set()
+
+    async def settle(self) -> None:
+        """Keep one outcome after the other; return when `finish` was called and all events have outcomes."""
+        while not self._finished or self._receipts:
+            if not self._receipts:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            number, receipt = self._receipts[0]
+            self.shop.settle(number, await receipt)
+            self._receipts.popleft()
+            self.settled += 1
+            if self.settled % 200 == 0:
+                # Awaiting a settled receipt lets no other task run.
+                self._fewer.set()
+                await asyncio.sleep(0)
+
+    def finish(self) -> None:
+        """Announce that no more events will be tracked."""
+        self._finished = True
+        self._more.set()
+
+    def give_up(self) -> None:
+        """Keep the outcome of the remaining events, which is none."""
+        for number, receipt in self._receipts:
+            self.shop.settle(number, receipt.outcome)
+
+    def _next(self) -> tuple[int, Event]:
+        chance = self._random.random()
+        if chance < 1 / 3000:
+            self.poisoned += 1
+            return self.shop.event(poison=True)
+        # One event in fifty is large.
+        return self.shop.event(padding=self._random.randrange(200, 4000) if chance > 0.98 else 0)
+
+    async def _track(self, client: AsyncTrackingClient, event: Event, *, nowait: bool) -> Receipt:
+        if nowait:
+            try:
+                return client.track_nowait(event)
+            except BufferFullError:
+                pass
+        return await client.track(event)
+
+    async def _send(self, client: AsyncTrackingClient, number: int, event: Event) -> None:
+        try:
+            self.shop.settle(number, await client.send(event))
+        except DeliveryError as error:
+            if isinstance(error, RejectedError) and error.status not in (400, 413):
+                # A direct send does not wait for a valid key as batches do; this refusal does not blame the event.
+                self.shop.bad.add(number)
+            self.shop.settle(number, error.outcome)
+            self.raised += 1
+        finally:
+            self._places.release()
+        self.settled += 1
+        self.direct += 1

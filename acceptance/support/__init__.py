@@ -1,0 +1,1 @@
+"""Servers and records that several acceptance runs share."""

@@ -1,0 +1,61 @@
+"""One server side connection, with just enough of HTTP/1.1 for the clients of these runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+
+class Request(NamedTuple):
+    """A complete request."""
+
+    target: bytes
+    body: bytes
+
+
+class Connection(asyncio.Protocol):
+    """Reads requests one after the other; they are not pipelined, and each has a content-length.
+
+    Attributes:
+        requests: the number of requests read so far.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._buffer = bytearray()
+        self._target = b""
+        # The length of the body that is being read; None while the head is being read.
+        self._length: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport for the answers."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Call `head_received` when a request's head is complete, and `request_received` when its body is, too."""
+        self._buffer += data
+        if self._length is None:
+            head, end, _ = self._buffer.partition(b"\r\n\r\n")
+            if not end:
+                return
+            first, *lines = bytes(head).split(b"\r\n")
+            headers = dict(line.lower().split(b": ", 1) for line in lines)
+            self._target = first.split(b" ")[1]
+            self._length = int(headers[b"content-length"])
+            del self._buffer[: len(head) + len(end)]
+            self.head_received()
+        if len(self._buffer) < self._length or self.transport.is_closing():
+            return
+        body = bytes(self._buffer[: self._length])
+        del self._buffer[: self._length]
+        self._length = None
+        self.requests += 1
+        self.request_received(Request(self._target, body))
+
+    def head_received(self) -> None:
+        """Handle a complete head, whose body may still be missing; does nothing by default."""
+
+    def request_received(self, request: Request) -> None:
+        """Handle a complete request."""
+        raise NotImplementedError

@@ -1,0 +1,102 @@
+"""The commands and the report of the faulty server: values that its process exchanges with the client's process."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+NAMES = ("view", "addToBasket", "order", "recomTap", "recomAddToBasket", "benchmark")
+"""Names of the events that carry a `productId`, which is their number; the API does not define the last one."""
+
+POISON = "poison"
+"""The `stockId` of an event; the server refuses every batch that contains it."""
+
+KEY = "key"
+PARTNER = "partner"
+
+Kind: TypeAlias = Literal["status", "reset", "close", "stall", "cut_head", "cut_body", "garbage", "idle_close"]
+
+
+class Fault(NamedTuple):
+    """One way in which the server fails.
+
+    Attributes:
+        kind: ``"status"`` answers with `status`; ``"reset"`` and ``"close"`` end the connection without an answer;
+            ``"stall"`` never answers; ``"cut_head"`` ends in the middle of the status line and headers, ``"cut_body"``
+            in the middle of the body of a 200; ``"garbage"`` answers bytes that are not HTTP; ``"idle_close"`` ends a
+            reused connection when the next request begins to arrive on it.
+        status: the status of the answer; a redirect leads to another port, where no connection may arrive.
+        record: whether the events are recorded before the failure. A cut body needs True, because its answer is a 200;
+            it never hits a request that must not be recorded.
+        retry_after: the value of the header ``Retry-After``; None sends none.
+        probability: the probability that the fault hits a request, 0 to 1.
+        times: the number of requests that it hits at most; None for any number.
+    """
+
+    kind: Kind = "status"
+    status: int = 503
+    record: bool = False
+    retry_after: str | None = None
+    probability: float = 1.0
+    times: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the fault in the server's log."""
+        what = str(self.status) if self.kind == "status" else self.kind
+        return f"{what}, recorded" if self.record else what
+
+
+class Conditions(NamedTuple):
+    """How the server behaves.
+
+    Attributes:
+        key: the only valid API key; requests with another key get 401.
+        limit: requests admitted in any one second; the rest get 429. None for no limit.
+        max_bytes: the largest body; larger ones get 413. None for no bound.
+        latency: average seconds from the recording of the events to the answer.
+        faults: tried in this order for every request; at most one of them hits it.
+        seed: the seed of everything random; later conditions do not change it.
+    """
+
+    key: str = KEY
+    limit: int | None = 50
+    max_bytes: int | None = None
+    latency: float = 0.0
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
+
+
+class Arrival(NamedTuple):
+    """A request that the server received.
+
+    Attributes:
+        at: seconds of the monotonic clock, which all processes of the machine share.
+        events: the number of its events; 0 if its body was not read.
+        answer: the status of the answer, or the name of the fault.
+        recorded: whether its events were recorded.
+    """
+
+    at: float
+    events: int
+    answer: str
+    recorded: bool
+
+
+class Report(NamedTuple):
+    """What the server received so far.
+
+    Attributes:
+        arrivals: every request in the order of time.
+        counts: how often each event was recorded, at the index of its number; 255 stands for 255 or more.
+        names: the index in `NAMES` of each recorded event's name, at the index of its number.
+        strayed: the number of connections to the target of the redirects.
+        malformed: the number of requests whose body or target the API does not define.
+        lag: the longest delay of the server's own event loop in seconds.
+    """
+
+    arrivals: list[Arrival]
+    counts: bytes
+    names: bytes
+    strayed: int
+    malformed: int
+    lag: float

@@ -1,0 +1,112 @@
+"""A server that counts how often it recorded each event; it runs in a process of its own.
+
+Events are identified by their product. Requests can be refused because of their content, or all of them on command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from acceptance.support.connection import Connection, Request
+from benchmarks.support import server_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.support.server_process import Pipe
+
+REFUSED = b'"refused"'
+"""A request whose body contains this text is refused with 400."""
+
+_NUMBER = re.compile(rb'"productId":(\d+)')
+_ANSWERS = {status: b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status for status in (200, 400, 401, 500, 503)}
+
+
+class RecordingServer:
+    """Controls a running server."""
+
+    def __init__(self, port: int, pipe: Pipe) -> None:
+        self.url = f"http://127.0.0.1:{port}/1.0/"
+        self._pipe = pipe
+
+    def recorded(self) -> int:
+        """Return the number of different events that are recorded."""
+        return int(self._ask("recorded"))
+
+    def counts(self) -> Counter[int]:
+        """Return how often each event is recorded, by its product."""
+        counts: Counter[int] = self._ask("counts")
+        return counts
+
+    def answer_all(self, status: int | None) -> None:
+        """Answer every request with `status` and record nothing; None ends that."""
+        self._ask(status)
+
+    def _ask(self, command: object) -> Any:
+        self._pipe.send(command)
+        return self._pipe.recv()
+
+
+@contextlib.contextmanager
+def running(latency: float = 0.02) -> Iterator[RecordingServer]:
+    """Run a server while the block runs; it answers after `latency` seconds."""
+    with server_process.running(_main, latency) as (port, pipe):
+        yield RecordingServer(port, pipe)
+
+
+# --- in the process of the server -------------------------------------------------------------------------------------
+
+
+class _Record:
+    def __init__(self, latency: float) -> None:
+        self.latency = latency
+        self.counts: Counter[int] = Counter()
+        self.status: int | None = None
+
+    def handle(self, body: bytes) -> int:
+        """Record the events of a body unless they are refused; return the status of the answer."""
+        if self.status is not None:
+            return self.status
+        if REFUSED in body:
+            return 400
+        self.counts.update(map(int, _NUMBER.findall(body)))
+        return 200
+
+
+class _Connection(Connection):
+    def __init__(self, record: _Record) -> None:
+        super().__init__()
+        self._record = record
+
+    def request_received(self, request: Request) -> None:
+        answer = _ANSWERS[self._record.handle(request.body)]
+        asyncio.get_running_loop().call_later(self._record.latency, self.transport.write, answer)
+
+
+def _main(pipe: Pipe, latency: float) -> None:
+    asyncio.run(_serve(pipe, latency))
+
+
+async def _serve(pipe: Pipe, latency: float) -> None:
+    loop = asyncio.get_running_loop()
+    record = _Record(latency)
+    server = await loop.create_server(lambda: _Connection(record), "127.0.0.1", 0, backlog=1000)
+
+    def obey() -> None:
+        match pipe.recv():
+            case "recorded":
+                pipe.send(len(record.counts))
+            case "counts":
+                pipe.send(record.counts)
+            case status:
+                assert status is None or isinstance(status, int)
+                record.status = status
+                pipe.send(None)
+
+    loop.add_reader(pipe.fileno(), obey)
+    pipe.send(server.sockets[0].getsockname()[1])
+    await server.serve_forever()

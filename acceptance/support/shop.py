@@ -1,0 +1,84 @@
+"""A shop that makes numbered events and keeps the outcome that the client reported for each."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from acceptance.support.fault import NAMES, POISON
+from acceptance.support.reconciliation import Reported, reported
+from retailrocket_async import AddToBasket, CustomEvent, Order, RecomAddToBasket, RecomTap, View
+
+if TYPE_CHECKING:
+    from retailrocket_async import Event, Outcome
+
+_WEIGHTS = (60, 15, 5, 10, 5, 5)
+"""The relative frequency of each name in `NAMES`."""
+
+_STOCKS = (None, "1", "warehouse-of-the-north", "region/" + "x" * 43)
+
+
+class Shop:
+    """Makes events, which it numbers from 0, and keeps their outcomes.
+
+    Attributes:
+        outcomes: a `Reported` for each event, at the index of its number.
+        names: the index in `NAMES` of each event's name, at the index of its number.
+        bad: the numbers of the events whose content gives the server a reason to refuse them.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.outcomes = bytearray()
+        self.names = bytearray()
+        self.bad: set[int] = set()
+        self._random = random.Random(seed)
+
+    def event(self, *, poison: bool = False, padding: int = 0, bad: bool = False) -> tuple[int, Event]:
+        """Return the next number and its event.
+
+        Args:
+            poison: whether the server refuses every batch with this event.
+            padding: bytes to add to the event; above 0 it is an event with a free text field.
+            bad: whether the server has another reason to refuse it.
+        """
+        number = len(self.outcomes)
+        [kind] = self._random.choices(range(len(NAMES)), _WEIGHTS)
+        if padding:
+            kind = len(NAMES) - 1
+        elif poison:
+            kind = min(kind, 2)
+        if poison or bad:
+            self.bad.add(number)
+        self.outcomes.append(Reported.NEVER_TRACKED)
+        self.names.append(kind)
+        return number, self._make(kind, number, POISON if poison else self._random.choice(_STOCKS), padding)
+
+    def settle(self, number: int, outcome: Outcome | None) -> None:
+        """Keep the outcome of an accepted event; None if the client has not reported one."""
+        self.outcomes[number] = reported(outcome, bad=number in self.bad)
+
+    def _make(self, kind: int, number: int, stock: str | None, padding: int) -> Event:
+        visitor = f"visitor{number % 997}"
+        match NAMES[kind]:
+            case "view":
+                return View(session_external_id=visitor, product_id=number, stock_id=stock)
+            case "addToBasket":
+                return AddToBasket(session_external_id=visitor, product_id=number, stock_id=stock)
+            case "order":
+                return Order(
+                    session_external_id=visitor,
+                    product_id=number,
+                    stock_id=stock,
+                    quantity=1,
+                    price=number % 1000 + 0.99,
+                    transaction=f"transaction {number}",
+                )
+            case "recomTap":
+                return RecomTap(session_external_id=visitor, product_id=number, stock_id=stock, recom_block_id="block")
+            case "recomAddToBasket":
+                return RecomAddToBasket(
+                    session_external_id=visitor, product_id=number, stock_id=stock, recom_block_id="block"
+                )
+            case name:
+                fields = {"sessionExternalId": visitor, "productId": number, "note": "x" * padding}
+                return CustomEvent(name=name, fields=fields)

@@ -1,0 +1,1 @@
+"""Measures what the package costs: `python -m benchmarks.bench`."""

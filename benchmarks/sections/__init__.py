@@ -1,0 +1,1 @@
+"""The sections of the benchmarks: each module measures one thing and returns a `Section`."""

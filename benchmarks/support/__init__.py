@@ -1,0 +1,1 @@
+"""Processes, servers, meters and tables: what the benchmarks and the acceptance runs share."""
