@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,9 @@ ELSEWHERE = (
 # What needs servers, or starts processes by the dozen, the `tests` session has.
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
 
+# The plugins of pytest that the tests use.
+PLUGINS = ("_hypothesis_pytestplugin", "pytest_asyncio.plugin", "pytest_retailrocket_async")
+
 # The schemas of the repository's YAML files, which come with check-jsonschema.
 YAML = {
     "citation-file-format": ["CITATION.cff"],
@@ -66,6 +71,21 @@ def once(session: nox.Session, files: Iterable[str], install: Callable[[], objec
     if not note.is_file() or note.read_text("utf-8") != digest:
         install()
         note.write_text(digest, "utf-8")
+
+
+def tests_of(session: nox.Session, name: str) -> list[str]:
+    """Return the tests of a module (`sender`, `relay.kafka`) or a folder (`spool`); an unknown name is an error."""
+    *folders, last = [part.strip("_") for part in name.split(".")]
+    root = Path("tests", *folders)
+    modules = [path for stem in (f"test_{last}", f"test_{last}_*") for path in sorted(root.rglob(f"{stem}.py"))]
+    found = [path for path in (root / last, *modules) if path.exists() and root / last not in path.parents]
+    if not found:
+        paths = [path.relative_to("tests") for path in sorted(Path("tests").rglob("test_*.py"))]
+        known = {".".join((*path.parts[:-1], path.stem[5:])) for path in paths}
+        known |= {path.stem[5:] for path in paths} | {path.parts[0] for path in paths}
+        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+        session.error(f"no tests for {name!r}; near it: {', '.join(near) or 'nothing'}")
+    return [str(path) for path in found]
 
 
 def marked(path: Path) -> bool:
@@ -135,6 +155,25 @@ def lint(session: nox.Session) -> None:
     for schema, files in YAML.items():
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files, silent=True)
     session.run("zizmor", "--offline", "--no-progress", "--quiet", ".github")
+
+
+@nox.session(default=False, reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Run the tests of some modules or folders in one process, with few examples: `nox -s quick -- sender spool`.
+
+    Endurance tests are left out. What begins with a dash, and all that follows it, goes to pytest.
+    """
+    names = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
+    options = session.posargs[len(names) :]
+    if not names:
+        session.error("which tests? For example: nox -s quick -- sender")
+    paths = [path for name in names for path in tests_of(session, name)]
+    once(session, ["pyproject.toml"], lambda: session.install("-e", f".{EXTRAS}", *group("test")))
+    few = ("--hypothesis-profile=few", "-m", "not endurance")
+    # Other plugins that are installed take longer to load than the tests to run.
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    plugins = [word for plugin in PLUGINS for word in ("-p", plugin)]
+    session.run("python", "-m", "pytest", "-q", *plugins, *few, *paths, *options, env=env)
 
 
 @nox.session
