@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +18,7 @@ import nox
 from packaging.requirements import Requirement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -46,6 +49,43 @@ ELSEWHERE = (
 )
 # What needs servers, or starts processes by the dozen, the `tests` session has.
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
+
+# The plugins of pytest that the tests use.
+PLUGINS = ("_hypothesis_pytestplugin", "pytest_asyncio.plugin", "pytest_retailrocket_async")
+
+# The schemas of the repository's YAML files, which come with check-jsonschema.
+YAML = {
+    "citation-file-format": ["CITATION.cff"],
+    "dependabot": [".github/dependabot.yml"],
+    "github-issue-config": [".github/ISSUE_TEMPLATE/config.yml"],
+    "github-issue-forms": [".github/ISSUE_TEMPLATE/bug_report.yml", ".github/ISSUE_TEMPLATE/feature_request.yml"],
+    "github-workflows": [str(path) for path in sorted(Path(".github/workflows").glob("*.yml"))],
+    "readthedocs": [".readthedocs.yaml"],
+}
+
+
+def once(session: nox.Session, files: Iterable[str], install: Callable[[], object]) -> None:
+    """Call *install*, unless it succeeded in this environment when *files* were as they are now."""
+    note = Path(session.virtualenv.location) / "installed.sha256"
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+    if not note.is_file() or note.read_text("utf-8") != digest:
+        install()
+        note.write_text(digest, "utf-8")
+
+
+def tests_of(session: nox.Session, name: str) -> list[str]:
+    """Return the tests of a module (`sender`, `relay.kafka`) or a folder (`spool`); an unknown name is an error."""
+    *folders, last = [part.strip("_") for part in name.split(".")]
+    root = Path("tests", *folders)
+    modules = [path for stem in (f"test_{last}", f"test_{last}_*") for path in sorted(root.rglob(f"{stem}.py"))]
+    found = [path for path in (root / last, *modules) if path.exists() and root / last not in path.parents]
+    if not found:
+        paths = [path.relative_to("tests") for path in sorted(Path("tests").rglob("test_*.py"))]
+        known = {".".join((*path.parts[:-1], path.stem[5:])) for path in paths}
+        known |= {path.stem[5:] for path in paths} | {path.parts[0] for path in paths}
+        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+        session.error(f"no tests for {name!r}; near it: {', '.join(near) or 'nothing'}")
+    return [str(path) for path in found]
 
 
 def marked(path: Path) -> bool:
@@ -97,10 +137,43 @@ def lowest() -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Check the rules and the format of the code, the types of the emulator's page, and the repository's YAML."""
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    npm = Path(session.virtualenv.location) / "npm"
+    wanted = ("package.json", "package-lock.json")
+
+    def install() -> None:
+        npm.mkdir(exist_ok=True)
+        for name in wanted:
+            shutil.copy(name, npm)
+        session.run("npm", "ci", "--prefix", str(npm), "--ignore-scripts", "--no-audit", "--no-fund", silent=True)
+
+    once(session, wanted, install)
+    session.run("node", str(npm / "node_modules" / "typescript" / "bin" / "tsc"), "--project", "jsconfig.json")
+    for schema, files in YAML.items():
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files, silent=True)
+    session.run("zizmor", "--offline", "--no-progress", "--quiet", ".github")
+
+
+@nox.session(default=False, reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Run the tests of some modules or folders in one process, with few examples: `nox -s quick -- sender spool`.
+
+    Endurance tests are left out. What begins with a dash, and all that follows it, goes to pytest.
+    """
+    names = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
+    options = session.posargs[len(names) :]
+    if not names:
+        session.error("which tests? For example: nox -s quick -- sender")
+    paths = [path for name in names for path in tests_of(session, name)]
+    once(session, ["pyproject.toml"], lambda: session.install("-e", f".{EXTRAS}", *group("test")))
+    few = ("--hypothesis-profile=few", "-m", "not endurance")
+    # Other plugins that are installed take longer to load than the tests to run.
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    plugins = [word for plugin in PLUGINS for word in ("-p", plugin)]
+    session.run("python", "-m", "pytest", "-q", *plugins, *few, *paths, *options, env=env)
 
 
 @nox.session
@@ -133,13 +206,12 @@ def wheel(session: nox.Session) -> None:
     all tests on every Python at hand.
     """
     session.log(f"the newest other Python is {OTHER_PYTHON}")
-    session.install(*group("wheel"))
     tmp = Path(session.create_tmp()).resolve()
     shutil.rmtree(tmp)
     tmp.mkdir()
     pins = tmp / "lowest.txt"
     pins.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
-    session.run("python", "-m", "build", "--outdir", str(tmp), silent=True)
+    session.run("uv", "build", "--out-dir", str(tmp), silent=True)
     [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
     with tarfile.open(sdist) as archive:
         # Python 3.11.4 brought the filter, and the archive is our own.
@@ -185,6 +257,18 @@ def pythons(session: nox.Session) -> None:
     """Run the tests on every Python at hand that the package supports."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("python", "-m", "pytest", *SPREAD, *session.posargs)
+
+
+@nox.session(default=False, venv_backend="uv")
+def dist(session: nox.Session) -> None:
+    """Build what is published into dist/, if the changelog describes this version; a tag as argument must name it."""
+    version = PROJECT["project"]["version"]
+    if session.posargs and session.posargs != [f"v{version}"]:
+        session.error(f"the tag {' '.join(session.posargs)} is not v{version}, the version in pyproject.toml")
+    if f"\n## [{version}] - " not in Path("CHANGELOG.md").read_text("utf-8"):
+        session.error(f"CHANGELOG.md has no section for {version}: give the section Unreleased this name and a date")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("uv", "build", "--out-dir", "dist")
 
 
 @nox.session(default=False)

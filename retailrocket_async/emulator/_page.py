@@ -1,4 +1,4 @@
-"""The live page: three files and an icon, served to whoever opens the emulator's address in a browser."""
+"""The live page, served at the emulator's address: `page.html`, and the styles, scripts and icon that it loads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["page_routes"]
 
 _FOLDER: Final = Path(__file__).parent / "page"
-_FILES: Final = {
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
+_TYPES: Final = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
 }
-# Nothing from another host, nothing inline, and no text that becomes markup: whatever an event holds stays text.
+# The browser loads nothing from another host, runs nothing inline, and lets no script turn text into markup.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -37,7 +37,7 @@ _HEADERS: Final = {
 
 
 class _Get(Route):
-    """A route for GET alone: any other method to its path is the API's to judge, as it is with no route at all."""
+    """A route for GET alone. The API judges any other method to its path, as if there were no route."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
@@ -45,7 +45,7 @@ class _Get(Route):
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of the page, ``/``, and of what it loads, ``/_control/page/``."""
+    """Return the routes of the page, ``/``, and of the files that it loads, ``/_control/page/``."""
     return [
         _Get("/", _page),
         Route("/_control/", _to_the_page),
@@ -54,7 +54,7 @@ def page_routes() -> list[Route]:
 
 
 async def _page(_: Request) -> Response:
-    return Response(_read("page.html"), media_type="text/html", headers=_HEADERS)
+    return Response(_read(_FOLDER / "page.html"), media_type="text/html", headers=_HEADERS)
 
 
 async def _to_the_page(_: Request) -> Response:
@@ -62,12 +62,17 @@ async def _to_the_page(_: Request) -> Response:
 
 
 async def _file(request: Request) -> Response:
-    name: str = request.path_params["name"]
-    if name not in _FILES:
+    if (path := _files().get(request.path_params["name"])) is None:
         return Response(status_code=404)
-    return Response(_read(name), media_type=_FILES[name], headers=_HEADERS)
+    return Response(_read(path), media_type=_TYPES[path.suffix], headers=_HEADERS)
 
 
 @cache
-def _read(name: str) -> bytes:
-    return (_FOLDER / name).read_bytes()
+def _files() -> dict[str, Path]:
+    # A name from a request is looked up here and is never part of a path.
+    return {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
+
+
+@cache
+def _read(path: Path) -> bytes:
+    return path.read_bytes()

@@ -41,7 +41,7 @@ SEARCH: dict[str, Any] = {"sessionExternalId": "boris", "searchPhrase": "Кра�
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator for all tests; the limit is one that they do not reach."""
+    """An emulator for all tests, with a limit that they do not reach."""
     with emulator_process(Settings(limit=1000)) as emulator:
         yield emulator
 
@@ -58,7 +58,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Tab(NamedTuple):
-    """A tab of the browser, and what was asked of the network and went wrong in it."""
+    """A tab of the browser, with the addresses that it requested and the errors that it reported."""
 
     page: Page
     requested: list[str]
@@ -67,7 +67,7 @@ class Tab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Tab:
-    """One tab for all tests: the theme that one chooses is that of the next."""
+    """One tab for all tests. It keeps the theme that a test chooses."""
     tab = Tab(browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page(), [], [])
     tab.page.on("request", lambda request: tab.requested.append(request.url))
     tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -77,7 +77,7 @@ def tab(browser: Browser) -> Tab:
 
 @pytest.fixture
 def page(tab: Tab, emulator: EmulatorProcess) -> Iterator[Page]:
-    """The page of an emulator that knows nothing; it must load nothing from elsewhere and raise no error."""
+    """The page of an empty emulator. A test fails if the page loads from another host or raises an error."""
     emulator.reset()
     tab.requested.clear()
     tab.errors.clear()
@@ -121,11 +121,11 @@ def has(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
 
 
 def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
-    """An empty page shows a command; run in a shell it makes the first event, and the page shows that."""
+    """An empty page shows a command. Run in a shell, the command makes the first event, and the page shows it."""
     command = page.locator("#first-command").inner_text()
-    told = run(command)
+    answer = run(command)
 
-    assert "{}" == told
+    assert "{}" == answer
     assert KEYS["apiKey"] not in page.content()
     rows(page, "visitor1")
     has(page, ".row", re.compile(r"view.*visitor1.*productId 123456"))
@@ -157,7 +157,7 @@ def test_filters(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
-    """A refused request shows every reason as the emulator told it, and what each of them is about is marked."""
+    """A refused request shows every reason of the emulator, and marks the place in the body that each reason names."""
     odd = {"sessionExternalId": "a b", "productId": "12", "x: y": [1], "stockId": ""}
     post(emulator, {"view": VIEW}, {"view": odd}, {"order": {**VIEW, "quantity": 0, "price": 1}}, {"viw": {}}, 7)
     page.click("[data-view=refused]")
@@ -180,7 +180,7 @@ def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -> None:
-    """Where a body stops being JSON is marked; of a batch of hundreds the wrong event is shown, the others folded."""
+    """The character that is no JSON is marked. Of a batch of hundreds only the wrong event is unfolded."""
     post(emulator, body='[{"search": {"searchPhrase": "чай"}, oops]'.encode())
     page.click("[data-view=refused]")
     page.click(".row")
@@ -197,7 +197,7 @@ def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -
 
 
 def test_faults(page: Page, emulator: EmulatorProcess) -> None:
-    """A button makes the next requests fail, as many as it says; what is to come is shown, and can be dropped."""
+    """A button makes as many requests fail as the field says. Pending faults are listed and can be dropped."""
     page.fill("#times", "2")
     page.get_by_role("button", name="503").click()
     has(page, "#pending", "503 2 left")
@@ -215,7 +215,7 @@ def test_faults(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
-    """Each button adds a fault that the emulator takes."""
+    """The emulator accepts the fault of each button, and the buttons have every kind of fault."""
     buttons = page.locator("#fault-buttons button")
     for place in range(buttons.count()):
         buttons.nth(place).click()
@@ -226,7 +226,7 @@ def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_reset(page: Page, emulator: EmulatorProcess) -> None:
-    """Reset makes the emulator forget and the page empty."""
+    """Reset removes all events and faults from the emulator, and all rows from the page."""
     post(emulator, {"view": VIEW})
     emulator.add_faults([{"kind": "stall"}])
     rows(page, "view")
@@ -239,7 +239,7 @@ def test_reset(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
-    """A click on a visitor shows what that visitor did, in order, as it goes on, and what of it was refused."""
+    """A click on a visitor lists that visitor's events in order, with those not accepted, and adds later ones."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     page.locator(".who", has_text="anna").first.click()
     has(page, ".journey li >> nth=1", "addToBasket")
@@ -256,7 +256,7 @@ def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl(page: Page, emulator: EmulatorProcess) -> None:
-    """The command of a request, pasted into a shell, sends the same body again, whatever is in it."""
+    """The command of a request, pasted into a shell, sends the same body again, whatever characters it has."""
     phrase = "it's \"$HOME\" `id` $(id) \\ !x %41 &; * \t 'чай' 🫖 \u2028"
     body = json.dumps([{"search": {**SEARCH, "searchPhrase": phrase}}], ensure_ascii=False, indent=1).encode()
     post(emulator, body=body)
@@ -272,7 +272,7 @@ def test_curl(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
-    """Nothing in a request makes its command do anything else; one that a terminal would not paste is not made."""
+    """No part of a request makes its command run anything else. A body that a terminal cannot paste has no command."""
     method = "`ID`|$X&'"
     httpx.request(
         method, f"{emulator.root}/1.0/$(id)`id`\"'!", params={'"$(id)`': "'!\\"}, headers={"Content-Type": "'`id`"}
@@ -295,7 +295,7 @@ def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_text_stays_text(page: Page, emulator: EmulatorProcess) -> None:
-    """Markup in fields, names, reasons, paths and faults is shown as it is and does nothing."""
+    """Markup in fields, names, reasons, paths and faults is shown as text and has no effect."""
     evil = "<img src=x onerror='document.title=`pwned`'><script>document.title='pwned'</script>"
     emulator.add_faults([{"kind": "stall", "path": evil, "contains": evil}])
     post(emulator, {"search": {"sessionExternalId": "a", "searchPhrase": evil}})
@@ -316,7 +316,7 @@ def test_text_stays_text(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
-    """Of 6,000 events the page keeps the last 5,000 and draws those that can be seen; the list reaches the oldest."""
+    """Of 6,000 events the page keeps the last 5,000, and draws only the rows that can be seen."""
     for first in range(0, 6000, 500):
         numbers = range(first, first + 500)
         post(emulator, *[{"view": {"sessionExternalId": f"v{n % 50}", "productId": n}} for n in numbers])
@@ -337,7 +337,7 @@ def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
-    """What arrives does not move the list while something is chosen: it is counted, and shown on demand."""
+    """While an item is selected, new items do not move the list: a button counts them and shows them."""
     post(emulator, {"view": VIEW})
     page.click(".row")
     post(emulator, {"search": SEARCH})
@@ -348,7 +348,7 @@ def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
-    """All of it works without a mouse: search, move, details, journey, back; each focus can be seen."""
+    """Search, list, details and journey work without a mouse, and the element with the focus can be seen."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     rows(page, "addToBasket", "search", "view")
     press = page.keyboard.press
@@ -381,7 +381,7 @@ def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
-    """At a phone's width nothing is wider than it, and the details come and go over the list."""
+    """On a screen of a phone's width nothing is wider than the screen, and the details open over the list."""
     page.set_viewport_size({"width": 375, "height": 700})
     post(emulator, {"view": {**VIEW, "stockId": "x" * 50}}, {"search": SEARCH})
     rows(page, "search", "view")
@@ -396,7 +396,7 @@ def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_themes(page: Page) -> None:
-    """Colours follow the system until a theme is chosen, and the choice outlives a reload."""
+    """Colours follow the system until a theme is chosen, and a reload keeps the choice."""
     background = "getComputedStyle(document.body).backgroundColor"
     light, _ = page.evaluate(background), page.emulate_media(color_scheme="dark")
     dark = page.evaluate(background)
@@ -412,7 +412,7 @@ def test_themes(page: Page) -> None:
 
 
 def test_another_emulator_on_the_port(browser: Browser) -> None:
-    """The page notices that the emulator is gone, comes back to a new one, and forgets what the old one had."""
+    """The page shows that the emulator is gone, connects to a new one on its port, and drops the old events."""
     with emulator_process() as first:
         port = urlsplit(first.root).port or 0
         page = browser.new_page()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from graphlib import TopologicalSorter
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 KEYS = {"apiKey": "dev-api-key", "partnerId": "dev-partner"}
 VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
-PAGE = ["/", "/_control/page/page.css", "/_control/page/page.js", "/_control/page/icon.svg"]
+FOLDER = resources.files("retailrocket_async.emulator") / "page"
+TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+SCRIPTS = {path.name: path.read_text("utf-8") for path in FOLDER.iterdir() if path.name.endswith(".js")}
+PAGE = ["/", *(f"/_control/page/{path.name}" for path in FOLDER.iterdir() if path.name != "page.html")]
 
 
 class Message(NamedTuple):
@@ -253,14 +258,16 @@ async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
     assert [(70, 2, 1), (71, 1, 0)] == emulator.emulator.feed.rates()
 
 
-@pytest.mark.parametrize("target", PAGE)
+@pytest.mark.parametrize("target", sorted(PAGE))
 async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient, target: str) -> None:
-    """Each file of the page comes from the emulator itself, and no browser lets it load anything from elsewhere."""
+    """Each file of the page has its type, comes from the emulator itself, and may load nothing from elsewhere."""
     response = await client.get(target)
+    kind = TYPES.get(target.rpartition(".")[2], "text/html")
     policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
     sources = {name: value for name, value in policy.items() if name.endswith("-src")}
 
     assert (200, "nosniff") == (response.status_code, response.headers["x-content-type-options"])
+    assert (kind, "no-cache") == (response.headers["content-type"].split(";")[0], response.headers["cache-control"])
     assert {"'none'", "'self'"} == set(sources.values())
     assert ("'none'", "'none'", "'script'") == (
         policy["default-src"],
@@ -271,8 +278,7 @@ async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient
 
 def test_the_page_has_nothing_of_elsewhere() -> None:
     """No file of the page names another host, and the markup has no script or style of its own."""
-    folder = resources.files("retailrocket_async.emulator") / "page"
-    texts = {name: (folder / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")}
+    texts = {name: (FOLDER / name).read_text("utf-8") for name in ("page.html", "page.css")} | SCRIPTS
     names_a_host = [
         name
         for name, text in texts.items()
@@ -282,16 +288,33 @@ def test_the_page_has_nothing_of_elsewhere() -> None:
     assert names_a_host == []
     assert [word for word in ("style=", "onclick=", "<style", "<script>") if word in texts["page.html"]] == []
     assert [
-        word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(") if word in texts["page.js"]
+        (name, word)
+        for name, text in SCRIPTS.items()
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(")
+        if word in text
     ] == []
+
+
+def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
+    """A script has fewer than 250 lines, imports scripts of the same folder, has a purpose, and is in no cycle."""
+    imports = {
+        name: set(re.findall(r'^import .* from "\./(.+)";$', text, re.MULTILINE)) for name, text in SCRIPTS.items()
+    }
+    written = {name: len(re.findall(r"^import |\bimport\(", text, re.MULTILINE)) for name, text in SCRIPTS.items()}
+
+    assert [name for name, text in SCRIPTS.items() if text.count("\n") >= 250] == []
+    assert {name: len(names) for name, names in imports.items()} == written
+    assert SCRIPTS.keys() == set(TopologicalSorter(imports).static_order())
+    assert {"page.js"} == SCRIPTS.keys() - set().union(*imports.values())
 
 
 async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -> None:
     """`/_control/` leads to the page; a file that the page does not have is not found."""
     redirect = await client.get("/_control/")
-    missing = await client.get("/_control/page/_page.py")
+    missing = ["_page.py", "../_page.py", "..%2f_page.py", "page.html", "page", "%2e%2e", ""]
+    statuses = {(await client.get(f"/_control/page/{name}")).status_code for name in missing}
 
-    assert ("/", 404) == (redirect.headers["location"], missing.status_code)
+    assert ("/", {404}) == (redirect.headers["location"], statuses)
 
 
 async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:

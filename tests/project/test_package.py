@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -86,6 +87,16 @@ def test_import_creates_nothing() -> None:
 def test_version() -> None:
     """`__version__` is the version of the installed distribution."""
     assert retailrocket_async.__version__ == metadata.version("retailrocket-async")
+
+
+def test_links_of_the_description_are_absolute() -> None:
+    """What PyPI shows is the README, and none of its links depends on where it is shown."""
+    description = metadata.metadata("retailrocket-async").get_payload()
+    assert isinstance(description, str)
+    targets = re.findall(r"\]\(([^)]+)\)", description)
+
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    assert any(target.endswith(f"/blob/v{retailrocket_async.__version__}/CHANGELOG.md") for target in targets)
 
 
 def test_no_other_dunder() -> None:

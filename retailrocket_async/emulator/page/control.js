@@ -1,0 +1,22 @@
+// Requests to the control side of the emulator.
+
+import { announce } from "./announcement.js";
+
+/**
+ * Send a request to `/_control/`. Return whether it succeeded; announce an error.
+ *
+ * @param {"POST" | "DELETE"} method
+ * @param {string} name the last part of the path
+ * @param {unknown} [body] becomes JSON; default none
+ * @returns {Promise<boolean>}
+ */
+export async function control(method, name, body) {
+  try {
+    const answer = await fetch(`/_control/${name}`, { method, body: body === undefined ? undefined : JSON.stringify(body) });
+    if (answer.ok) return true;
+    announce((await answer.json()).error);
+  } catch {
+    announce("The emulator does not answer");
+  }
+  return false;
+}

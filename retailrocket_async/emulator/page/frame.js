@@ -1,0 +1,39 @@
+// Drawing: at most once a frame, and only the parts of the page that have changed.
+
+/** @typedef {"shop" | "counts" | "plot" | "faults" | "list" | "rows" | "detail"} Part */
+
+/** @type {Map<Part, () => void>} */
+const draws = new Map();
+
+/** @type {Set<Part>} */
+const changed = new Set();
+
+let scheduled = false;
+
+/**
+ * Register the function that draws a part. Parts are drawn in the order in which they were registered. A part that
+ * touches a later one has it drawn in the same frame.
+ *
+ * @param {Part} part
+ * @param {() => void} draw
+ */
+export function onFrame(part, draw) {
+  draws.set(part, draw);
+}
+
+/**
+ * Have parts drawn with the next frame.
+ *
+ * @param {...Part} parts
+ */
+export function touch(...parts) {
+  for (const part of parts) changed.add(part);
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(drawChanged);
+}
+
+function drawChanged() {
+  scheduled = false;
+  for (const [part, draw] of draws) if (changed.delete(part)) draw();
+}

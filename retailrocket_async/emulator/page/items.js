@@ -1,0 +1,124 @@
+// What the list holds: requests, and the events that were in them.
+
+import { textOf } from "./format.js";
+
+/**
+ * A request as the stream sends it. `RequestRecord.as_dict` in `_records.py` makes it.
+ *
+ * @typedef {object} RequestRecord
+ * @property {number} number
+ * @property {number} time seconds since 1970
+ * @property {string} method
+ * @property {string} path
+ * @property {Record<string, string>} query
+ * @property {string | null} content_type
+ * @property {number | null} status null if the request got no answer
+ * @property {string | null} fault
+ * @property {string[]} reasons why it was refused
+ * @property {number} events accepted
+ * @property {number} bytes
+ * @property {string} body
+ * @property {boolean} cut whether a part of the body is missing
+ */
+
+/**
+ * A request. `types` are the types of its events, and `text` what a search looks through, made when first needed.
+ *
+ * @typedef {RequestRecord & { id: number, isRequest: true, accepted: boolean, types: Set<string>, text?: string }} RequestItem
+ */
+
+/**
+ * An event. `visitor` is empty if the event names none.
+ *
+ * @typedef {object} EventItem
+ * @property {number} id
+ * @property {false} isRequest
+ * @property {RequestItem} request
+ * @property {string} name
+ * @property {Record<string, unknown>} fields
+ * @property {string} visitor
+ * @property {boolean} accepted
+ * @property {string} [text] what a search looks through, made when first needed
+ */
+
+/** @typedef {RequestItem | EventItem} Item */
+
+/** The part of a path before the event type. */
+export const PREFIX = "/1.0/";
+
+const BATCH = "visitorEvents";
+
+let lastId = 0;
+
+/** Return the id of the newest item. Ids grow by one. */
+export const newestId = () => lastId;
+
+/**
+ * A reviver that keeps integers which a number of JavaScript would round.
+ *
+ * @param {string} _
+ * @param {unknown} value
+ * @param {{ source?: string }} [context]
+ */
+function exactly(_, value, context) {
+  if (typeof value !== "number" || !Number.isInteger(value) || Number.isSafeInteger(value)) return value;
+  const source = context?.source ?? "";
+  return /^-?\d+$/.test(source) ? BigInt(source) : value;
+}
+
+/**
+ * @param {unknown} value
+ * @returns {value is Record<string, unknown>}
+ */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * Return the type and fields of each event in a request. A body that holds no events gives none.
+ *
+ * @param {RequestRecord} request
+ * @returns {[string, unknown][]}
+ */
+function pairsOf(request) {
+  if (!request.path.startsWith(PREFIX)) return [];
+  let data;
+  try {
+    data = JSON.parse(request.body, exactly);
+  } catch {
+    return [];
+  }
+  const name = request.path.slice(PREFIX.length);
+  if (name !== BATCH) return [[name, data]];
+  return Array.isArray(data) ? data.filter(isObject).flatMap((envelope) => Object.entries(envelope)) : [];
+}
+
+/**
+ * Make the items of a request: the request itself, and its events.
+ *
+ * @param {RequestRecord} record
+ * @returns {{ request: RequestItem, events: EventItem[] }}
+ */
+export function itemsOf(record) {
+  const accepted = record.events > 0;
+  const pairs = pairsOf(record);
+  /** @type {RequestItem} */
+  const request = { ...record, id: (lastId += 1), isRequest: true, accepted, types: new Set(pairs.map(([name]) => name)) };
+  const events = pairs.map(([name, data]) => {
+    const fields = isObject(data) ? data : {};
+    const visitor = typeof fields.sessionExternalId === "string" ? fields.sessionExternalId : "";
+    return { id: (lastId += 1), isRequest: /** @type {const} */ (false), request, name, fields, visitor, accepted };
+  });
+  return { request, events };
+}
+
+/**
+ * Return the text of an item that a search looks through, in lower case.
+ *
+ * @param {Item} item
+ */
+export function searchText(item) {
+  item.text ??= (item.isRequest
+    ? `#${item.number} ${item.status} ${item.path} ${item.fault ?? ""} ${item.reasons.join(" ")} ${item.body}`
+    : `${item.name} ${textOf(item.fields)}`
+  ).toLowerCase();
+  return item.text;
+}

@@ -1,0 +1,103 @@
+// The places in a body that the reasons of a refusal name.
+
+/** @import { JsonEntry, JsonNode, JsonObject } from "./json.js" */
+
+/**
+ * What the reasons say about a node or an entry: notes about it, and notes about fields that it lacks.
+ *
+ * @typedef {{ notes: string[], absent: string[] }} Mark
+ */
+
+/**
+ * The place that a reason names. `way` holds all nodes from the root to it. If a field is missing, `absent` is set
+ * and `node` is the object that lacks the field.
+ *
+ * @typedef {object} Place
+ * @property {JsonNode[]} way
+ * @property {JsonNode} node
+ * @property {JsonEntry | null} entry the entry of an object whose value the node is
+ * @property {string} [note]
+ * @property {string} [absent]
+ */
+
+const NAME_LENGTH = 50;
+
+/**
+ * Cut a name as the emulator cuts long names in its reasons.
+ *
+ * @param {string} name
+ */
+const cutName = (name) => Array.from(name).slice(0, NAME_LENGTH).join("");
+
+/**
+ * Find the place that a reason such as "[3].view.productId: must be an integer" names; null if it names none.
+ *
+ * @param {JsonNode} root
+ * @param {string} reason
+ * @returns {Place | null}
+ */
+function locate(root, reason) {
+  let node = root;
+  let rest = `.${reason}`;
+  if (reason.startsWith("[")) rest = reason;
+  else if (reason.startsWith("body: ") && !reason.endsWith("is no field of this event")) rest = reason.slice(4);
+  /** @type {JsonEntry | null} */
+  let entry = null;
+  const way = [root];
+  for (;;) {
+    if (rest.startsWith(": ")) return { way, node, entry, note: rest.slice(2) };
+    const index = /^\[(\d+)\]/.exec(rest);
+    const item = index && "items" in node ? node.items[Number(index[1])] : undefined;
+    if (index && item) {
+      node = item;
+      entry = null;
+      rest = rest.slice(index[0].length);
+    } else if (rest.startsWith(".") && "entries" in node) {
+      entry = named(node, rest.slice(1));
+      if (!entry) return { way, node, entry, absent: rest.slice(1) };
+      node = entry.node;
+      rest = rest.slice(1 + cutName(entry.key).length);
+    } else {
+      return null;
+    }
+    way.push(node);
+  }
+}
+
+/**
+ * Return the entry whose key a path begins with; null if there is none. Of several, the longest key counts.
+ *
+ * @param {JsonObject} object
+ * @param {string} path
+ * @returns {JsonEntry | null}
+ */
+function named({ entries }, path) {
+  /** @param {JsonEntry} entry */
+  const fits = ({ key }) => path.startsWith(cutName(key)) && ":.[".includes(path[cutName(key).length] ?? " ");
+  return entries.filter(fits).sort((one, other) => one.key.length - other.key.length).at(-1) ?? null;
+}
+
+/**
+ * Return the marks of a body: what the reasons say about each node or entry, and all nodes on the way to one of them.
+ *
+ * @param {JsonNode} root
+ * @param {string[]} reasons
+ */
+export function marksOf(root, reasons) {
+  /** @type {Map<JsonNode | JsonEntry, Mark>} */
+  const marks = new Map();
+  /** @type {Set<JsonNode>} */
+  const ways = new Set();
+  for (const reason of reasons) {
+    const place = locate(root, reason);
+    if (!place) continue;
+    for (const node of place.way) ways.add(node);
+    // A field that should not be there is marked with its name.
+    const whole = place.entry && /^is no /.test(place.note ?? "") ? place.entry : place.node;
+    const mark = marks.get(whole) ?? { notes: [], absent: [] };
+    if (place.absent) mark.absent.push(place.absent);
+    else mark.notes.push(place.note ?? "");
+    marks.set(whole, mark);
+  }
+  return { marks, ways };
+}

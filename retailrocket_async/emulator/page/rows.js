@@ -1,0 +1,80 @@
+// The rows of the list: one line for an event or a request.
+
+/** @import { EventItem, Item, RequestItem } from "./items.js" */
+
+import { el } from "./elements.js";
+import { familyOf } from "./families.js";
+import { clock, plural, size, textOf } from "./format.js";
+import { PREFIX } from "./items.js";
+
+const SHOWN_FIELDS = 8;
+const SHOWN_CHARACTERS = 120;
+
+/**
+ * Return the row of an item.
+ *
+ * @param {Item} item
+ */
+export function rowOf(item) {
+  const [kind, cells] = item.isRequest ? ["request", requestCells(item)] : ["event", eventCells(item)];
+  return el("div", { class: `row ${kind}`, role: "option", id: `item-${item.id}` }, ...cells);
+}
+
+/**
+ * Return the status of a request: good if its events were accepted, a warning if a fault made it.
+ *
+ * @param {RequestItem} request
+ */
+export function statusBadge(request) {
+  const kind = request.accepted && request.status === 200 ? "good" : request.fault ? "warn" : "bad";
+  return el("span", { class: `badge ${kind}` }, request.status === null ? "none" : String(request.status));
+}
+
+/** @param {EventItem} event */
+function eventCells(event) {
+  return [
+    el("span", { class: "time" }, clock(event.request.time)),
+    el("span", { class: "type", "data-family": familyOf(event.name) }, event.name),
+    el("span", { class: "who", title: `Journey of ${event.visitor}` }, event.visitor),
+    summary(event.fields),
+  ];
+}
+
+/** @param {Record<string, unknown>} fields */
+function summary(fields) {
+  const shown = Object.entries(fields).filter(([name]) => name !== "sessionExternalId").slice(0, SHOWN_FIELDS);
+  return el("span", { class: "fields" }, ...shown.map(([name, value]) => {
+    const text = textOf(value);
+    const cut = text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
+    return el("span", {}, el("i", {}, name), ` ${cut}`);
+  }));
+}
+
+/** @param {RequestItem} request */
+function requestCells(request) {
+  const path = request.path.startsWith(PREFIX) ? request.path.slice(PREFIX.length) : request.path;
+  return [
+    el("span", { class: "time" }, clock(request.time)),
+    el("span", { class: "status" }, statusBadge(request)),
+    el("span", { class: "kind" }, `#${request.number} ${path}`),
+    el("span", { class: "fields" }, ...outcome(request)),
+  ];
+}
+
+/**
+ * Return why a request was refused, or else its fault, or else its events.
+ *
+ * @param {RequestItem} request
+ * @returns {(string | Node)[]}
+ */
+function outcome(request) {
+  const events = `${plural(request.events, "event")}, ${size(request.bytes)}`;
+  if (request.reasons.length) {
+    const more = request.reasons.length > 1 ? ` (and ${request.reasons.length - 1} more)` : "";
+    return [el("span", { class: "why" }, `${request.reasons[0]}${more}`)];
+  }
+  if (request.fault) {
+    return [el("span", { class: "why fault" }, `fault: ${request.fault}`), request.accepted ? `, ${events}` : ""];
+  }
+  return [events];
+}

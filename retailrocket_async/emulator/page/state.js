@@ -1,0 +1,54 @@
+// The state of the page: what the emulator has reported, and what the reader looks at.
+
+/** @import { EventItem, Item, RequestItem } from "./items.js" */
+
+/**
+ * A fault as the emulator describes it. Fields without a value are null.
+ *
+ * @typedef {object} PendingFault
+ * @property {string} kind
+ * @property {number | null} times null if it stays until it is dropped
+ * @property {number | null} status
+ * @property {string | null} retry_after
+ * @property {string | null} body
+ * @property {number | null} seconds
+ * @property {string | null} path
+ * @property {string | null} contains
+ */
+
+/** @typedef {{ total_events: number, requests: number, refused: number, over_limit: number }} Stats */
+
+/** @typedef {"events" | "refused" | "requests"} View */
+
+export const state = {
+  /** @type {EventItem[]} oldest first, with those of refused requests */
+  events: [],
+  /** @type {RequestItem[]} oldest first */
+  requests: [],
+  /** @type {Stats} */
+  stats: { total_events: 0, requests: 0, refused: 0, over_limit: 0 },
+  /** @type {Map<number, [number, number]>} second -> arrivals, and how many of them were over the limit */
+  rates: new Map(),
+  /** @type {number | null} requests in `per` seconds; null if there is no limit */
+  limit: null,
+  per: 1,
+  /** @type {PendingFault[]} */
+  faults: [],
+  partner: "",
+  skew: 0, // seconds that the emulator's clock is ahead of the browser's
+  missed: 0, // requests that the stream left out
+  /** @type {View} */
+  view: "events",
+  /** @type {Item[]} the items of the list, newest first */
+  shown: [],
+  /** @type {number | null} the id of the newest item that a held list shows; null if the list is not held */
+  hold: null,
+  fresh: 0, // items that the held list leaves out
+  /** @type {Item | null} */
+  selected: null,
+  /** @type {string | null} the visitor whose journey is shown */
+  journey: null,
+};
+
+/** Return the time by the emulator's clock, in seconds since 1970. */
+export const now = () => Date.now() / 1000 + state.skew;
