@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,10 +273,21 @@ def _drain_lock(directory: str) -> Iterator[None]:
     """Hold the drain lock of a spool while the block runs, as a process that sends does."""
     file = SqliteSpool(directory).file()
     file.open()
+    over = threading.Event()
+
+    def beat() -> None:
+        # Without it the process that fills the spool takes over, and its backlog is delivered meanwhile.
+        while not over.wait(1.0):
+            file.beat()
+
+    beating = threading.Thread(target=beat)
     try:
         assert file.lead()
+        beating.start()
         yield
     finally:
+        over.set()
+        beating.join()
         file.close()
 
 
