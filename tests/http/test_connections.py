@@ -100,7 +100,7 @@ def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -
             server = await stack.enter_async_context(raw_server(context))
             base_url = server.url
             if way.endswith("proxy"):
-                proxy = await stack.enter_async_context(proxy_server(server.url))
+                proxy = (await stack.enter_async_context(proxy_server(server.url))).url
                 monkeypatch.setenv("HTTP_PROXY", proxy)
                 monkeypatch.setenv("HTTPS_PROXY", proxy)
                 # No proxy of the environment is asked for this host over plain HTTP.

@@ -27,8 +27,8 @@ from retailrocket_async import (
 )
 from retailrocket_async._http.environment import EnvironmentReader, EnvironmentUnusableError
 from tests.cli.test_cli import invoke
-from tests.support.connect_proxy import ConnectProxy, connect_proxy, tls_server
-from tests.support.raw_server import answer, raw_server
+from tests.support.proxy_server import ProxyServer, proxy_server
+from tests.support.raw_server import answer, raw_server, tls_server
 from tests.support.strategies import PROPERTY
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ async def test_with_outlast_nothing_ends(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return what points `HTTPS_PROXY` at a proxy."""
 
-    def point(proxy: ConnectProxy, password: str = PASSWORD) -> None:
+    def point(proxy: ProxyServer, password: str = PASSWORD) -> None:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:{password}@{proxy.address}")
 
     return point
@@ -373,7 +373,7 @@ async def test_a_proxy_that_refuses_halts(
     """A refusal that no retry can fix halts at once, names the proxy, and leaves nothing of its password anywhere."""
     caplog.set_level(logging.DEBUG)
     changes = Changes()
-    async with connect_proxy() as proxy:
+    async with proxy_server() as proxy:
         proxy.status = status
         through(proxy)
         http_client = None if own else httpx.AsyncClient()
@@ -405,7 +405,7 @@ async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..
     """What a retry may fix is retried, as certainly not recorded, and names the proxy and its answer."""
     changes = Changes()
     retry = RetryPolicy(max_attempts=6, initial_backoff=0.01, max_backoff=0.01)
-    async with connect_proxy() as proxy:
+    async with proxy_server() as proxy:
         proxy.status = status
         through(proxy)
         async with client_of(SHOP, on_state_change=changes.hook, retry=retry) as client:
@@ -421,7 +421,7 @@ async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..
 
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """That nobody listens at the proxy's port does not look like an API that is down."""
-    async with connect_proxy() as proxy:
+    async with proxy_server() as proxy:
         address = proxy.address
     monkeypatch.setenv("HTTPS_PROXY", address)
     async with client_of(SHOP, retry=ONCE) as client:
@@ -434,7 +434,7 @@ async def test_credentials_that_are_corrected(
     trusted: trustme.CA, through: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once the variable holds the right password, the next probe goes through, and every event is delivered."""
-    async with tls_server(trusted) as server, connect_proxy() as proxy:
+    async with tls_server(trusted) as server, proxy_server() as proxy:
         proxy.password = PASSWORD
         through(proxy, "wrong")
         changes = Changes()
@@ -505,7 +505,7 @@ def test_check_says_it_in_a_sentence(variable: str, settings: dict[str, str]) ->
 )
 async def test_check_names_a_proxy_that_refuses(status: int, words: str, settings: dict[str, str]) -> None:
     """`check` names the proxy and its answer, in one line, and fails."""
-    async with connect_proxy() as proxy:
+    async with proxy_server() as proxy:
         proxy.status = status
         env = {**settings, "HTTPS_PROXY": f"http://user:{PASSWORD}@{proxy.address}"}
         result = await asyncio.to_thread(invoke, "check", env=env)

@@ -1,64 +1,102 @@
-"""A proxy on loopback that opens tunnels, forwards plain requests, and takes whatever they ask for to one server."""
+"""A proxy on loopback that makes tunnels (CONNECT), forwards plain requests, or refuses to."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from tests.support.listener import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class ProxyServer:
+    """A proxy; point `HTTPS_PROXY` at its address.
+
+    Args:
+        upstream: the URL of the only server that it connects to, whatever a request asks for; None (default) connects
+            to the server that the request names.
+
+    Attributes:
+        status: its answer to every request; 200 (default) connects.
+        password: the password that it asks of the user ``user``; None (default) for none.
+        targets: what the requests asked for: ``host:port`` of a CONNECT, else a URL.
+        address: its host and port.
+    """
+
+    def __init__(self, upstream: str | None = None) -> None:
+        self.status = 200
+        self.password: str | None = None
+        self.targets: list[str] = []
+        self.address = ""
+        self._upstream = None if upstream is None else urlsplit(upstream).netloc
+
+    @property
+    def url(self) -> str:
+        """Its URL, for an HTTP client."""
+        return f"http://{self.address}"
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            text = head.decode("latin-1")
+            method, target, _ = text.split(" ", 2)
+            self.targets.append(target)
+            if (status := self._status_for(text)) != 200:
+                # Some proxies repeat the credentials that they got.
+                echo = text.partition("Proxy-Authorization: ")[2].partition("\r\n")[0]
+                writer.write(f"HTTP/1.1 {status} No {echo}\r\nContent-Length: 0\r\n\r\n".encode())
+                await writer.drain()
+            else:
+                there = target if method == "CONNECT" else urlsplit(target).netloc
+                host, _, port = (self._upstream or there).rpartition(":")
+                await _forward(host, int(port), reader, writer, None if method == "CONNECT" else head)
+        writer.close()
+
+    def _status_for(self, head: str) -> int:
+        if self.password is None:
+            return self.status
+        token = base64.b64encode(f"user:{self.password}".encode()).decode()
+        return 200 if f"Basic {token}" in head else 407
+
+
+async def _forward(
+    host: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes | None
+) -> None:
+    """Copy bytes between a client and a server until one of them closes; without a `head`, answer a CONNECT first."""
+    answers, behind = await asyncio.open_connection(host, port)
+    if head is None:
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    else:
+        behind.write(head)
+    ways = {asyncio.create_task(_copy(reader, behind)), asyncio.create_task(_copy(answers, writer))}
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Aborted before any await, at which the block's end may cancel this task. Not closed, since that would wait
+        # for a peer that does not read.
+        for end in (behind, writer):
+            end.transport.abort()
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):
-        while data := await reader.read(65536):
+        while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
 
 
 @asynccontextmanager
-async def proxy_server(target: str) -> AsyncIterator[str]:
-    """Run a proxy to the server of the URL `target` while the block runs; gives the proxy's URL."""
-    host, port = urlsplit(target).hostname, urlsplit(target).port
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        behind: asyncio.StreamWriter | None = None
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            answers, behind = await asyncio.open_connection(host, port)
-            if head.startswith(b"CONNECT "):
-                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            else:
-                behind.write(head)
-            ways = {asyncio.create_task(_pump(reader, behind)), asyncio.create_task(_pump(answers, writer))}
-            try:
-                # One end closes, and so does the other.
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.wait(ways)
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            pass
-        finally:
-            for end in (writer, behind):
-                if end is not None:
-                    end.transport.abort()
-            tasks.discard(task)
-
-    listener = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    finally:
-        listener.close()
-        for task in list(tasks):
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await listener.wait_closed()
+async def proxy_server(upstream: str | None = None) -> AsyncIterator[ProxyServer]:
+    """Run a proxy while the block runs; see `ProxyServer` for the argument."""
+    proxy = ProxyServer(upstream)
+    async with listening(proxy.handle) as proxy.address:
+        yield proxy

@@ -1,10 +1,11 @@
-"""A bare HTTP/1.1 server on loopback that keeps every byte it got and answers as it is told."""
+"""A minimal HTTP/1.1 server on loopback: it keeps every request, and answers as the test sets it up."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
+from tests.support.listener import listening
+
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import trustme
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def answer(status: int, *headers: str, body: bytes = b"{}") -> bytes:
-    """Return an answer as it goes over the wire."""
+    """Return the bytes of an answer."""
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -51,7 +55,7 @@ class Arrived:
 
 
 class RawServer:
-    """What the tests talk to: `arrived` holds the requests, `respond` decides what to do with each."""
+    """A server for tests: `arrived` holds the requests, and `respond` makes the answer to each."""
 
     def __init__(self) -> None:
         self.arrived: list[Arrived] = []
@@ -66,12 +70,12 @@ class RawServer:
 
     @property
     def open(self) -> int:
-        """How many connections the clients have not closed."""
+        """How many connections the clients have open."""
         return sum(not reader.at_eof() and reader.exception() is None for reader in self.readers)
 
     async def until_open(self, count: int) -> None:
         """Wait until the clients have this many connections open."""
-        while self.open != count:  # noqa: ASYNC110 - what is waited for is in other hands
+        while self.open != count:  # noqa: ASYNC110 - no event says that a client has connected
             await asyncio.sleep(0.001)
 
     def always(self, reply: bytes) -> None:
@@ -92,7 +96,7 @@ class RawServer:
         self.respond = respond
 
     def all_at_once(self, count: int) -> Callable[[Arrived, asyncio.StreamWriter], Awaitable[bytes | None]]:
-        """Return what answers `count` requests once all of them have arrived."""
+        """Return a `respond` that answers `count` requests once all of them have arrived."""
         arrived, complete = 0, asyncio.Event()
 
         async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -128,7 +132,7 @@ class RawServer:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Make the closing of a connection a TCP reset."""
+    """Close a connection with a TCP reset."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -136,29 +140,17 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    """Run a server while the block runs, over TLS if it is given a context."""
+    """Run a server while the block runs, with TLS if it gets a context."""
     server = RawServer()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await server.handle(reader, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()
-        finally:
-            tasks.discard(task)
-
-    listener = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    server.url = f"http{'s' if tls else ''}://127.0.0.1:{listener.sockets[0].getsockname()[1]}/1.0/"
-    try:
+    async with listening(server.handle, tls) as address:
+        server.url = f"http{'s' if tls else ''}://{address}/1.0/"
         yield server
-    finally:
-        listener.close()
-        for task in list(tasks):
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await listener.wait_closed()
+
+
+@asynccontextmanager
+async def tls_server(authority: trustme.CA) -> AsyncIterator[RawServer]:
+    """Run a server with a certificate of `authority` for this host while the block runs."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with raw_server(context) as server:
+        yield server
