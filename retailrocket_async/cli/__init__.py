@@ -6,8 +6,8 @@
                                  :                    :
                                  :... bad lines ......:... undelivered events ...> _rejects
 
-Needs the extra ``cli``; `demo` and `emulate` need the extra ``emulator`` too. The commands use the package by its
-front door, like any program.
+Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. The commands use the package's public
+names only, as any other program does.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main() -> None:
         )
         raise SystemExit(2)
     try:
-        # Only now: a missing extra must give a sentence, not a traceback.
+        # Imported only now, so that a missing extra gives the sentence above and not a traceback.
         from retailrocket_async.cli._app import run  # noqa: PLC0415
 
         run()
     except KeyboardInterrupt:
-        # While all is still being imported; the commands have words for it.
+        # Ctrl-C during the imports. Once a command runs, it reports the interruption itself.
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""Puts the commands together into one typer application, and runs it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ with needing("cli"):
     import typer
 
     from retailrocket_async.cli import _check, _demo, _emulate, _relay, _relay_dead, _send, _spool
-    from retailrocket_async.cli._terminal import last_resort, say
+    from retailrocket_async.cli._terminal import exiting_on_errors, print_out
 
 app = typer.Typer(
     name="retailrocket-async",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    # A traceback of typer's shows the values of variables, and one of them is the key.
+    # typer's tracebacks show the values of local variables, and one of them is the key.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
 
 
-def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer passes it by position
     if value:
         try:
             version = retailrocket_async.__version__
         except PackageNotFoundError:
             version = "unknown: a source tree that is not installed"
-        say(f"retailrocket-async {version}")
+        print_out(f"retailrocket-async {version}")
         raise typer.Exit
 
 
 def _prose(text: str | None) -> str:
-    """Return `text` with its paragraphs on one line each; one that begins with a backspace stays as it is."""
+    """Return `text` with each paragraph joined to one line; a paragraph that begins with a backspace stays as it is."""
     paragraphs = inspect.cleandoc(text or "").split("\n\n")
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
@@ -59,7 +59,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options in front of the command; all that can be said there is said by callbacks."""
+    """Accept the options before the command's name; their callbacks do the work."""
 
 
 for _module, _command in (
@@ -80,9 +80,9 @@ app.add_typer(_dead, name="relay-dead")
 
 
 def run() -> None:
-    """Run the command line; what the terminal's encoding cannot show is shown as an escape, not as a crash."""
+    """Run the command line; characters that the output's encoding lacks are printed as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with last_resort():
+    with exiting_on_errors():
         app(prog_name="retailrocket-async")

@@ -1,11 +1,11 @@
-"""``check``: whether the credentials and the address work, how fast, by what clock; without recording anything.
+"""``check``: tests the credentials, the address, the latency and the clock, without recording an event.
 
-The API has no harmless endpoint, so the probe is a batch of one envelope whose name no event has. It goes where every
-batch goes, with the key and the shop's id, and can record nothing: the API refuses it for its body (400), or earlier
-for its key (401), its shop (403) or its address (404).
+The API has no endpoint without effects. So the probe is a batch of one envelope with the name of no event. It goes to
+the endpoint of all batches, with the key and the shop's id, and records nothing: the API refuses it for its body (400),
+or earlier for its key (401), its shop (403) or its address (404).
 
-The contract does not say what is looked at first, key or body. Only where the same probe with a made-up key is
-refused for that key, a probe that was not has proved its own.
+The contract does not say whether the API checks the key or the body first. So the same probe is sent with a made-up
+key as well. Only if the API refuses that one for its key does a 400 to the first prove that its key is right.
 """
 
 import asyncio
@@ -37,15 +37,15 @@ from retailrocket_async.cli._credentials import (
 )
 from retailrocket_async.cli._explain import explain
 from retailrocket_async.cli._measuring import Answers, Latency, Limit, Skew, find_limit
-from retailrocket_async.cli._terminal import FAILED, AsJson, note, one_sentence, tell, tell_json
+from retailrocket_async.cli._terminal import FAILED, AsJson, print_err, print_json, print_result, reporting_errors
 
 EPILOG = """
-Nothing is recorded: what is sent is a batch with an event of a name that does not exist, once with the key and, if
-that is not refused for its key, once with a made-up one, to see that the API looks at keys at all. Where all is well
-five more show how long an answer takes, and how far this machine's clock is from the API's: events carry its time.
+Nothing is recorded: the command sends a batch with one event of a name that does not exist. If the key is not refused,
+it sends the same with a made-up key, to see that the API checks keys at all. If everything works, five more requests
+measure how long an answer takes, and how far this machine's clock is from the API's: events carry its time.
 
---limit sends up to 500 in a burst, until one is refused. For a second or two that leaves nothing of the shop's limit to
-its other programs: ask a test system, or at night.
+--limit sends up to 500 requests in a burst, until one is refused. For a second or two they use up the shop's request
+limit, and its other programs get 429: do it on a test system, or at night.
 
 \b
 [bold]Examples[/bold]
@@ -53,17 +53,17 @@ its other programs: ask a test system, or at night.
   retailrocket-async check --json
   RETAILROCKET_BASE_URL=http://127.0.0.1:8080/1.0/ retailrocket-async check
 
-[bold]Exit status[/bold]: 0 credentials and address work, 1 they do not (the sentence says what to mend) or it could
-not be found out, 2 wrong arguments or configuration and nothing was sent.
+[bold]Exit status[/bold]: 0 credentials and address work, 1 they do not (the sentence says what to correct) or the check
+was not conclusive, 2 wrong arguments or configuration and nothing was sent.
 """
 
 _PROBE = CustomEvent(name="connectionCheck", fields={})
 
 _PROBES = 5
-"""Requests more that show how long one takes."""
+"""Further requests, to measure the latency."""
 
-_WRONG = 2.0
-"""Seconds by which a clock is wrong enough to mend it."""
+_LARGE_SKEW = 2.0
+"""Seconds of skew from which on the user is asked to set the clock."""
 
 
 def check(  # noqa: PLR0913 - one for each option
@@ -72,16 +72,16 @@ def check(  # noqa: PLR0913 - one for each option
     partner_id: PartnerId = "",
     timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for an answer.")] = 10,
     limit: Annotated[
-        bool, typer.Option("--limit", help="Also find out how many requests a second are let in; see below.")
+        bool, typer.Option("--limit", help="Also measure how many requests a second are accepted; see below.")
     ] = False,
     as_json: AsJson = False,
     allow_insecure_http: AllowInsecureHttp = False,
 ) -> None:
-    """Say whether the key, the shop's id and the address work together, and if not, what to mend.
+    """Say whether the key, the shop's id and the address work together, and if not, what to correct.
 
-    If so, tell how long an answer takes and whether this machine's clock is right.
+    If they do, say how long an answer takes and whether this machine's clock is right.
     """
-    with one_sentence(), _warnings():
+    with reporting_errors(), _warnings():
         key, shop = credentials(partner_id)
 
         def client_of(api_key: str, **options: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
@@ -95,20 +95,20 @@ def check(  # noqa: PLR0913 - one for each option
                 **options,
             )
 
-        findings = asyncio.run(_find_out(key(), client_of, base_url, limit=limit))
-        raise typer.Exit(_tell_json(findings) if as_json else _tell(findings))
+        findings = asyncio.run(_findings(key(), client_of, base_url, limit=limit))
+        raise typer.Exit(_print_json(findings) if as_json else _print(findings))
 
 
 @attrs.define
 class Findings:
-    """What was found out.
+    """The result of a check.
 
     Attributes:
-        verdict: a sentence.
-        works: whether everything does.
-        latency: None where it does not.
-        skew: None where it does not, or the answers do not tell the time.
-        limit: None where nobody asked.
+        verdict: the result as a sentence.
+        works: whether the key, the shop and the address work together.
+        latency: how long answers took; None if `works` is false.
+        skew: how far this machine's clock is from the API's; None if `works` is false, or the answers have no `Date`.
+        limit: the measured request limit; None without ``--limit``.
     """
 
     verdict: str
@@ -118,34 +118,35 @@ class Findings:
     limit: Limit | None = None
 
 
-def _tell(findings: Findings) -> int:
-    """Print what was found out, and return the exit status that says the same."""
+def _print(findings: Findings) -> int:
+    """Print the findings as sentences, and return the exit status."""
     if not findings.works:
-        note(f"error: {findings.verdict}")
+        print_err(f"error: {findings.verdict}")
         return FAILED
-    tell(f"ok: {findings.verdict}")
+    print_result(f"ok: {findings.verdict}")
     if (latency := findings.latency) is not None:
-        tell(
+        print_result(
             f"latency: {latency.median * 1000:.0f} ms, the median of {latency.answers} answers; the longest "
             f"{latency.longest * 1000:.0f} ms, the first one, with its connection, {latency.first * 1000:.0f} ms"
         )
-        tell(f"clock: {_clock(findings.skew)}")
+        print_result(f"clock: {describe_clock(findings.skew)}")
     else:
-        tell("latency: not measured, as httpx cannot read the environment's settings for proxies")
+        print_result("latency: not measured, because httpx cannot read the environment's settings for proxies")
     if (limit := findings.limit) is not None:
-        tell(f"limit: {_limit(limit)}")
+        print_result(f"limit: {_limit(limit)}")
     return 0
 
 
-def _clock(skew: Skew | None) -> str:
+def describe_clock(skew: Skew | None) -> str:
+    """Return how far this machine's clock is from the API's and, if that is much, what to do."""
     if skew is None:
-        return "the answers do not say what time it is there"
+        return "not compared: the API's answers have no Date header"
     if skew.least <= 0.0 <= skew.most:
-        return f"this machine's agrees with the API's, as far as its whole seconds tell: to {_within(skew):.1f} s"
+        return f"this machine's agrees with the API's to {_within(skew):.1f} s; Date has whole seconds only"
     ahead = skew.least > 0.0
     least, most = (skew.least, skew.most) if ahead else (-skew.most, -skew.least)
-    mend = "; set it, by NTP for example: events carry its time" if least >= _WRONG else ""
-    return f"this machine's is {least:.1f} to {most:.1f} s {'ahead of' if ahead else 'behind'} the API's{mend}"
+    advice = "; set it, by NTP for example: events carry its time" if least >= _LARGE_SKEW else ""
+    return f"this machine's is {least:.1f} to {most:.1f} s {'ahead of' if ahead else 'behind'} the API's{advice}"
 
 
 def _within(skew: Skew) -> float:
@@ -154,13 +155,14 @@ def _within(skew: Skew) -> float:
 
 def _limit(limit: Limit) -> str:
     if not limit.refused:
-        return f"none was met: all {limit.taken} requests within {limit.seconds:.1f} s were let in"
+        return f"not reached: all {limit.taken} requests within {limit.seconds:.1f} s were accepted"
     asked = "" if limit.retry_after is None else f", Retry-After: {limit.retry_after}"
-    return f"{limit.taken} requests within {limit.seconds:.1f} s were let in, and the next was not (429{asked})"
+    return f"{limit.taken} requests within {limit.seconds:.1f} s were accepted, and the next was refused (429{asked})"
 
 
-def _tell_json(findings: Findings) -> int:
-    tell_json(
+def _print_json(findings: Findings) -> int:
+    """Print the findings as one line of JSON, and return the exit status."""
+    print_json(
         {
             "works": findings.works,
             "verdict": findings.verdict,
@@ -173,14 +175,14 @@ def _tell_json(findings: Findings) -> int:
 
 
 def _plain(found: Latency | Skew | Limit | None) -> dict[str, object] | None:
-    """Return what was found with its seconds to a tenth of a millisecond."""
+    """Return a measurement as a dictionary, its floats rounded to four digits (0.1 ms)."""
     if found is None:
         return None
     fields: dict[str, object] = attrs.asdict(found)
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
 
 
-async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], base_url: str, *, limit: bool) -> Findings:
+async def _findings(key: str, client_of: Callable[..., AsyncTrackingClient], base_url: str, *, limit: bool) -> Findings:
     answers = Answers()
     http_client = answers.http_client(base_url)
     if http_client is None:
@@ -192,7 +194,7 @@ async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], bas
             if findings.works:
                 for _ in range(_PROBES):
                     await _probe(client)
-                findings.latency, findings.skew = Latency.of(answers.noted), Skew.of(answers.noted)
+                findings.latency, findings.skew = Latency.of(answers.recorded), Skew.of(answers.recorded)
         if findings.works and limit:
             async with client_of(key, http_client=http_client, rate_limit=None) as client:
                 findings.limit = await find_limit(answers, lambda: _probe(client))
@@ -201,9 +203,9 @@ async def _find_out(key: str, client_of: Callable[..., AsyncTrackingClient], bas
 
 @contextmanager
 def _warnings() -> Generator[None]:
-    """Print what the package warns of before any request, once: an entry of `NO_PROXY` that is left out."""
+    """Print the package's warning about an entry of `NO_PROXY` that it ignores; keep its other log records silent."""
     log, handler = logging.getLogger("retailrocket_async"), _Warnings()
-    # What else goes wrong is told here; the package's log would tell it a second time.
+    # The command itself prints everything else that goes wrong. With this handler the log does not print it as well.
     log.addHandler(handler)
     try:
         yield
@@ -219,20 +221,25 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
-            # Each of the two clients of a check says so.
+            # A check has two clients, and each of them logs the warning.
             self._printed.add(message)
-            note(f"warning: {message}")
+            print_err(f"warning: {message}")
 
 
 async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -> tuple[str, bool]:
-    """Return what was found out as a sentence, and whether everything works."""
+    """Send the probe with both keys; return the result as a sentence, and whether everything works.
+
+    Args:
+        client: has the user's key.
+        stranger: has a made-up key; closed at the end.
+    """
     outcome = await _probe(client)
     if isinstance(outcome, Abandoned) and (outcome.failure or "").startswith("tls:"):
-        # The certificates may be to blame. The package's own client reads their variables more closely than httpx.
+        # A variable for certificates may be wrong. Unlike httpx, a client without `http_client` says which one.
         async with stranger:
-            closer = await _probe(stranger)
-        if isinstance(closer, Abandoned) and closer.reason == "halted":
-            outcome = closer
+            explained = await _probe(stranger)
+        if isinstance(explained, Abandoned) and explained.reason == "halted":
+            outcome = explained
     match outcome:
         case Delivered():
             recorded = "it also accepted the probe, an event named connectionCheck"
@@ -246,12 +253,10 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
         case Rejected(status=401 | 403):
             return f"the API takes this key, for this shop, at this address ({recorded})", True
         case Delivered() | Rejected(status=400):
-            told = (
-                "the address answers, but to a made-up key as to this one: send an event to see whether the key works"
-            )
-            return told, False
+            verdict = "the API gave a made-up key the same answer as this one: send an event to see if the key works"
+            return verdict, False
         case _:
-            return f"the address answers; whether it takes the key could not be found out: {explain(control)}", False
+            return f"the address answers, but whether the key is right is not known: {explain(control)}", False
 
 
 async def _probe(client: AsyncTrackingClient) -> Outcome:

@@ -1,12 +1,12 @@
-"""Rows of Retail Rocket's public clickstream as events.
+"""Turns rows of Retail Rocket's public clickstream into events.
 
 ::
 
     timestamp,visitorid,event,itemid,transactionid
     1430622120563,683727,view,422926,
 
-`view`, `addtocart` and `transaction` become `View`, `AddToBasket` and `Order`. The visitor's id is the session, the
-timestamp milliseconds in UTC; prices and quantities, which the clickstream lacks, are the same for every order.
+`view`, `addtocart` and `transaction` become `View`, `AddToBasket` and `Order`. The visitor's id becomes the session id;
+the timestamp is in milliseconds UTC. The clickstream has no prices and quantities: they are the same for every order.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ HEADER = b"timestamp,visitorid,event,itemid,transactionid"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_DIGITS = 19
-"""Of an int64; Python refuses to read an integer of some thousand digits."""
+"""Digits of the largest int64. The bound also keeps `int` from integers with thousands of digits, which it refuses."""
 
 
 class Clickstream:
     """Turns rows into events.
 
     Args:
-        price: of one unit, in every order.
-        quantity: in every order.
+        price: the price of one unit in every order.
+        quantity: the quantity of every order.
 
     Raises:
-        EventValidationError: no order can have this price or quantity.
+        EventValidationError: an order cannot have this price or quantity.
     """
 
     def __init__(self, price: float, quantity: float) -> None:
@@ -79,7 +79,7 @@ class Clickstream:
 
     def _timestamp(self, moment: str) -> datetime:
         try:
-            # Not fromtimestamp: half a second is exact in a float, a millisecond of the year 9999 is not.
+            # datetime.fromtimestamp takes a float, which cannot hold every millisecond exactly.
             return _EPOCH + timedelta(milliseconds=_whole("timestamp", moment))
         except OverflowError:
             raise EventValidationError(

@@ -1,20 +1,23 @@
-"""Python's collector of garbage, in a process that is the command's own."""
+"""Tunes Python's garbage collector for a command that has the process to itself."""
 
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
 _YOUNG = 20_000
-"""Objects that are new when the collector looks at them. A relay's window is some tens of thousands, alive for a moment
-and then gone without any cycle: to look at them every 700, as is the default, finds nothing again and again."""
+"""New objects after which the collector runs; Python's default is 700.
+
+A relay holds some tens of thousands of objects for a moment, and they are freed without a cycle. A collection after
+every 700 of them would find nothing.
+"""
 
 
 @contextmanager
 def sparing_collector() -> Generator[None]:
-    """Have the collector look at new objects only, and seldom.
+    """Let the garbage collector run seldom, and only over objects that are new, while the block runs.
 
-    The modules stay for as long as the process does. Looking at their tens of thousands of objects stops the event loop
-    for some 40 ms each time.
+    Imported modules live as long as the process. A collection of their tens of thousands of objects stops the event
+    loop for some 40 ms.
     """
     young, *older = gc.get_threshold()
     gc.collect()

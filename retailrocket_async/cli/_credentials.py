@@ -1,4 +1,4 @@
-"""Who the shop is and where the API is: options, environment and, for the key, a hidden prompt."""
+"""The options for the shop and the API's address, and the key from the environment or a hidden prompt."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ AllowInsecureHttp: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--allow-insecure-http",
-        help="Allow http:// to another machine, where anyone on the way can read the key: for test servers only.",
+        help="Allow http:// to another machine, although the key can be read on the way: for test servers only.",
     ),
 ]
 
 
 def credentials(partner_id: str) -> tuple[Callable[[], str], str]:
-    """Return the key and the shop's id; without either, leave with a sentence that says how to give it.
+    """Return a function that returns the key, and the shop's id; if one is missing, exit with a sentence and status 2.
 
-    The key comes as a function that returns it: what prints the variables of a crash does not look into one.
+    The key is wrapped in a function because tools that print the local variables of a crash do not call functions.
     """
     if not partner_id:
         fail(f"give the shop's public id: --partner-id ID, or the environment variable {PARTNER_ID}")
@@ -51,11 +51,11 @@ def credentials(partner_id: str) -> tuple[Callable[[], str], str]:
 def _api_key() -> str:
     if key := os.environ.get(API_KEY):
         return key
-    # A process that was started with its input closed has no object for it at all.
+    # If the process was started with a closed standard input, sys.stdin is None.
     if cast("object", sys.stdin) is None or not sys.stdin.isatty():
         fail(f"set the environment variable {API_KEY} (there is no terminal to ask for the key)")
     try:
-        # A key that is pasted often brings a space along.
+        # A pasted key often ends in a space.
         return getpass.getpass(f"API key, as {API_KEY} is not set (it does not show): ", stream=sys.stderr).strip()
     except EOFError:
         fail("no key was given")

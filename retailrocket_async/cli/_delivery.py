@@ -1,4 +1,4 @@
-"""Sending inputs: reads, tracks, waits, and comes to an orderly end however it is ended.
+"""Sends inputs: reads them, tracks their events, and closes the client in order, also after a signal.
 
 ::
 
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._rejects import Rejects
     from retailrocket_async.cli._terminal import Meter
 
-_TOLD = 20
-"""Bad lines that are listed; the rest is counted, and ``--dry-run`` lists them all."""
+_LISTED = 20
+"""Bad lines that are printed. Further ones are only counted; ``--dry-run`` prints all of them."""
 
-_BREATH = 200
-"""Bad lines in a row before other tasks run; `track` does the same for events."""
+_YIELD_EVERY = 200
+"""Bad lines after which other tasks of the event loop get a turn; `track` does the same for events."""
 
-_LOOK = 0.1
-"""Seconds between two looks at the progress."""
+_REFRESH = 0.1
+"""Seconds between two updates of the progress bar."""
 
 
 @attrs.define
 class Result:
-    """What became of the inputs.
+    """The result of sending the inputs.
 
     Attributes:
-        events: events read and taken over, one for each good line.
-        bad: lines that are no event.
+        events: events that the client accepted, one for each good line.
+        bad: lines that are not an event.
         unreadable: inputs that could not be read to their end.
-        stopped_at: where reading was stopped before the end, as ``FILE:LINE``; None where all was read.
-        interrupted_by: the number of the signal that interrupted; None for none.
-        hopeless: whether it ended by itself, since nothing was delivered and nothing would be.
-        reasons: undelivered events by why they are undelivered.
+        stopped_at: the last line read, as ``FILE:LINE``, if reading stopped early; None if everything was read.
+        interrupted_by: the number of the signal that interrupted the command; None if none did.
+        hopeless: whether the command stopped itself because no event was delivered and none would be.
+        reasons: how many events were not delivered, by reason.
         maybe_recorded: undelivered events that the API may have recorded all the same.
         stats: the client's final counters.
-        elapsed: seconds.
+        elapsed: seconds from the start to the end.
     """
 
     events: int = 0
@@ -69,25 +69,25 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Whether every line of every input was an event, and every event is delivered."""
+        """Whether all inputs were read, every line was an event, and every event was delivered."""
         return self.complete and not self.stopped_at
 
     @property
     def complete(self) -> bool:
-        """Whether every line that was read was an event, and every event is delivered."""
+        """Whether every line that was read was an event, and every event was delivered."""
         return not (self.bad or self.unreadable) and self.stats.delivered == self.events
 
 
 class Delivery:
-    """Sends the events of `sources`.
+    """Sends the events of `sources` through a client.
 
     Args:
         sources: the inputs, in order.
-        lines_of: makes the reader of an input's lines.
-        rejects: takes what is not delivered.
-        meter: draws the progress, and prints above it.
-        drain: seconds that what was read gets to be delivered after an interruption.
-        first: the number of the first line that is sent.
+        lines_of: makes the parser of an input's lines.
+        rejects: keeps bad lines and undelivered events.
+        meter: draws the progress bar, and prints above it.
+        drain: seconds for delivering the events that were read before an interruption.
+        first: the number of the first line to send.
     """
 
     def __init__(  # noqa: PLR0913 - keywords
@@ -109,19 +109,19 @@ class Delivery:
         self._reader = Reader(sources)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._heard = asyncio.Event()
+        self._outcomes_reported = asyncio.Event()
         self._bytes = 0
         self._client: AsyncTrackingClient
         self.result = Result()
 
     async def run(self, client_of: Callable[..., AsyncTrackingClient]) -> Result:
-        """Send everything through a client, close it, and return what became of it.
+        """Send everything, close the client, and return the result.
 
-        The first SIGINT or SIGTERM stops the reading and gives what was read `drain` seconds; the second ends at
-        once. Either way every event that was read has its outcome in the end.
+        The first SIGINT or SIGTERM stops reading; the events that were read have `drain` seconds to be delivered. The
+        second ends the delivery immediately. In both cases every event that was read has its outcome at the end.
 
         Args:
-            client_of: makes the client from the keywords `on_outcome` and `on_state_change`.
+            client_of: makes the client; called with the keywords `on_outcome` and `on_state_change`.
         """
         client = self._client = client_of(on_outcome=self._on_outcome, on_state_change=self._on_state_change)
         begun = time.monotonic()
@@ -132,17 +132,17 @@ class Delivery:
             self._reader.stop()
             closing = asyncio.create_task(client.aclose(self._drain))
             await _first_of(closing, self._hurry.wait())
-            # Cancelling a close makes it give every event its outcome now; closing again tells the same report.
+            # A cancelled `aclose` gives every event its outcome immediately. The next `aclose` returns the report.
             closing.cancel()
             report = await client.aclose(0)
         drawing.cancel()
         await asyncio.wait({feeding, closing, drawing})
         feeding.result()
         stats = report.stats
-        # A close that is cut short does not wait for the hook, and the file of rejects has to be complete.
+        # A cancelled `aclose` does not wait for `on_outcome`, and the file of rejects must be complete.
         while self.result.reasons.total() < stats.rejected + stats.abandoned + stats.dropped:
-            self._heard.clear()
-            await self._heard.wait()
+            self._outcomes_reported.clear()
+            await self._outcomes_reported.wait()
         self.result.stats = report.stats
         self.result.elapsed = time.monotonic() - begun
         return self.result
@@ -160,7 +160,7 @@ class Delivery:
                         continue
                     if isinstance(found, BadLine):
                         self._reject(found)
-                        if not result.bad % _BREATH:
+                        if not result.bad % _YIELD_EVERY:
                             await asyncio.sleep(0)
                     else:
                         await client.track(found)
@@ -174,15 +174,15 @@ class Delivery:
             else:
                 await client.flush()
         except ClientClosedError:
-            # Closed while the event of this line waited for room: it was read, and is not taken over.
+            # The client was closed while `track` waited for space in the buffer: this line's event is not accepted.
             result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
 
     async def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
-        """Take events that were not delivered, for whatever reasons."""
+        """Count undelivered events by reason, write them to the rejects, and stop if no other can succeed."""
         for event in undelivered:
             self.result.reasons[explain(event.outcome)] += 1
             self.result.maybe_recorded += event.outcome.maybe_recorded
-        self._heard.set()
+        self._outcomes_reported.set()
         self._rejects.add_undelivered(event.envelope for event in undelivered)
         if any(is_hopeless(event.outcome) for event in undelivered):
             self._give_up()
@@ -192,8 +192,8 @@ class Delivery:
             self._give_up()
 
     def _give_up(self) -> None:
-        # With nothing delivered yet, nothing is lost by asking for a repair before a million events are refused.
-        # Later on the rest is tried all the same, so that the rejects are complete.
+        # If nothing was delivered yet, the same input can be sent again after the correction: stop now, rather than
+        # have a million events refused. Otherwise send the rest all the same, so that the rejects are complete.
         if not self._client.stats().delivered and not self._stop.is_set():
             self.result.hopeless = True
             self._stop.set()
@@ -204,16 +204,18 @@ class Delivery:
         else:
             self.result.bad += 1
         self._rejects.add_bad(bad)
-        told = self.result.bad + self.result.unreadable
-        if told <= _TOLD or bad.ends_input:
-            self._meter.note(f"bad line {bad}")
-        elif told == _TOLD + 1:
-            self._meter.note("... and more bad lines: --dry-run lists them all")
+        count = self.result.bad + self.result.unreadable
+        if count <= _LISTED or bad.ends_input:
+            self._meter.print_err(f"bad line {bad}")
+        elif count == _LISTED + 1:
+            self._meter.print_err("... and more bad lines: --dry-run lists them all")
 
     def _interrupt(self, number: int) -> None:
         if self.result.interrupted_by is None:
             self.result.interrupted_by = number
-            self._meter.note(f"interrupted: delivering what was read, {self._drain:g} s at most; again to stop at once")
+            self._meter.print_err(
+                f"interrupted: delivering what was read, for at most {self._drain:g} s; interrupt again to stop now"
+            )
             self._stop.set()
         else:
             self._hurry.set()
@@ -222,14 +224,14 @@ class Delivery:
         while True:
             stats = self._client.stats()
             settled = stats.tracked - stats.pending - stats.in_flight
-            # What was read and still waits is no progress.
+            # Progress is the share of bytes whose events have an outcome; events that still wait do not count.
             done = self._bytes * settled / max(1, stats.tracked)
             self._meter.show(done, settled, time.monotonic() - begun)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_REFRESH)
 
 
 async def _first_of(task: asyncio.Task[object], event: Coroutine[object, object, object]) -> None:
-    """Wait until the task or the event is there; the task goes on."""
+    """Wait until the task has ended or the event is set; the task is not cancelled."""
     waiting = asyncio.create_task(event)
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

@@ -1,4 +1,4 @@
-"""``demo``: a made-up day of a shop through the client, checked against what the emulator recorded."""
+"""``demo``: sends the events of a made-up day to an emulator, and checks that each was recorded once."""
 
 import asyncio
 import logging
@@ -11,21 +11,21 @@ import attrs
 import typer
 
 from retailrocket_async import EVENT_TYPES, AsyncTrackingClient, Batching, Event, Stats
-from retailrocket_async.cli._emulator import needing_emulator
+from retailrocket_async.cli._extras import needing_emulator
 from retailrocket_async.cli._shop_day import shop_day
-from retailrocket_async.cli._terminal import FAILED, Meter, note, one_sentence, table, tell
+from retailrocket_async.cli._terminal import FAILED, Meter, print_err, print_result, reporting_errors, table
 
 EPILOG = """
-The emulator runs on this machine, in a process of its own, for as long as the demo does: nothing leaves the machine,
-and neither a key nor a shop is needed. Batches are kept to 100 events, so that the request limit has something to do;
-the client's default of 500 takes five times as many events through the same limit.
+The emulator runs on this machine, in a process of its own, as long as the demo: nothing leaves the machine, and you
+need neither a key nor a shop. Batches have 100 events here, so that the request limit is reached; with the client's
+default of 500 the same limit lets five times as many events through.
 
 \b
 [bold]Examples[/bold]
   retailrocket-async demo
   retailrocket-async demo --events 100000 --seed 7
 
-[bold]Exit status[/bold]: 0 everything arrived exactly once and within the limit, 1 something did not (and what),
+[bold]Exit status[/bold]: 0 every event arrived exactly once and within the limit, 1 there was a difference (printed),
 2 wrong arguments, 130 interrupted by Ctrl-C.
 """
 
@@ -39,11 +39,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another number makes another day.")] = 1,
 ) -> None:
     """Send a made-up day of a shop to an emulator of the API, and compare what was sent with what was recorded."""
-    with one_sentence(), needing_emulator():
+    with reporting_errors(), needing_emulator():
         from retailrocket_async.emulator import Settings, emulator_process  # noqa: PLC0415 - an extra
 
-    with one_sentence(), emulator_process(Settings(limit=_LIMIT)) as emulator:
-        # What goes wrong is in the comparison; the package's log would tell it a second time.
+    with reporting_errors(), emulator_process(Settings(limit=_LIMIT)) as emulator:
+        # The comparison shows what went wrong. With this handler the package's log does not print it as well.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         settings = Settings()
         client = AsyncTrackingClient(
@@ -59,15 +59,15 @@ def demo(
 
 
 @attrs.frozen
-class _Sent:
-    """What the client says."""
+class Sent:
+    """The client's side of the comparison: events by name, its counters, and the seconds that it took."""
 
     by_name: Counter[str]
     stats: Stats
     elapsed: float
 
 
-async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter) -> _Sent:
+async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter) -> Sent:
     by_name, begun = Counter[str](), time.monotonic()
 
     async def watch() -> None:
@@ -86,24 +86,26 @@ async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter)
         report = await client.aclose()
     finally:
         watching.cancel()
-        # Cut short, there is nothing to wait for: the emulator goes, and all that it recorded.
+        # After an interruption the emulator ends too, so delivering the rest would be pointless.
         await client.aclose(0)
-    return _Sent(by_name, report.stats, elapsed)
+    return Sent(by_name, report.stats, elapsed)
 
 
-def _conclude(sent: _Sent, recorded: dict[str, Any]) -> int:
-    """Print what happened and whether it is what should have, and return the exit status."""
+def _conclude(sent: Sent, recorded: dict[str, Any]) -> int:
+    """Print the tables and every difference between sent and recorded events, and return the exit status."""
     _report(sent, recorded)
-    differences = list(_differences(sent, recorded))
-    for difference in differences:
-        note(f"error: {difference}")
-    if differences:
+    found = list(differences(sent, recorded))
+    for difference in found:
+        print_err(f"error: {difference}")
+    if found:
         return FAILED
-    tell(f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit.")
+    print_result(
+        f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit."
+    )
     return 0
 
 
-def _report(sent: _Sent, recorded: dict[str, Any]) -> None:
+def _report(sent: Sent, recorded: dict[str, Any]) -> None:
     names = [name for name in EVENT_TYPES if sent.by_name[name] or recorded["events"].get(name)]
     rows = [(name, sent.by_name[name], recorded["events"].get(name, 0)) for name in names]
     table("Events", ("type", "sent", "recorded"), [*rows, ("all", sent.by_name.total(), recorded["total_events"])])
@@ -125,8 +127,8 @@ def _report(sent: _Sent, recorded: dict[str, Any]) -> None:
     )
 
 
-def _differences(sent: _Sent, recorded: dict[str, Any]) -> Iterator[str]:
-    """Yield what is not as it should be, each as a sentence."""
+def differences(sent: Sent, recorded: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each difference between what the client sent and what the emulator recorded."""
     for name in sorted({*sent.by_name, *recorded["events"]}):
         here, there = sent.by_name[name], recorded["events"].get(name, 0)
         if here != there:

@@ -1,4 +1,4 @@
-"""``emulate``: the emulator on a port."""
+"""``emulate``: serves the emulator on a port until it is interrupted."""
 
 import asyncio
 import os
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retailrocket_async.cli._credentials import API_KEY, BASE_URL, PARTNER_ID
-from retailrocket_async.cli._emulator import needing_emulator
-from retailrocket_async.cli._terminal import fail, note, one_sentence, say, tell
+from retailrocket_async.cli._extras import needing_emulator
+from retailrocket_async.cli._terminal import fail, fail_to_listen, print_err, print_out, print_result, reporting_errors
 
 if TYPE_CHECKING:
     from retailrocket_async.emulator import RunningEmulator
 
 EPILOG = f"""
-The emulator lets in one key and one shop: those of {API_KEY} and {PARTNER_ID}, or development values that
-everyone knows. It prints lines to paste into another terminal, and the address of a page that shows in a browser what
-arrives and what is refused, and why. The same is at /_control/stats, /_control/events and /_control/refused.
+The emulator accepts one key and one shop: those of {API_KEY} and {PARTNER_ID}, or development values that
+everyone knows. It prints lines to paste into another terminal, and the address of a page that shows what arrives, what
+is refused, and why. The same data is at /_control/stats, /_control/events and /_control/refused.
 
 \b
 [bold]Examples[/bold]
@@ -33,7 +33,7 @@ def emulate(  # noqa: PLR0913 - one for each option
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8080,
     limit: Annotated[
-        int, typer.Option(min=0, help="Requests admitted in any second, the rest is answered 429; 0 for no limit.")
+        int, typer.Option(min=0, help="Requests accepted in any second; others are answered 429. 0 for no limit.")
     ] = 50,
     latency: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time between recording a request and answering it.")
@@ -44,15 +44,15 @@ def emulate(  # noqa: PLR0913 - one for each option
     partner_id: Annotated[
         str,
         typer.Option(
-            envvar=PARTNER_ID, metavar="ID", help="The shop that is let in; default dev-partner.", show_default=False
+            envvar=PARTNER_ID, metavar="ID", help="The shop that is accepted; default dev-partner.", show_default=False
         ),
     ] = "",
 ) -> None:
     """Run a strict stand-in for the API on this machine, to develop and test against."""
-    with one_sentence(), needing_emulator():
+    with reporting_errors(), needing_emulator():
         from retailrocket_async.emulator import Settings, serve  # noqa: PLC0415 - an extra
 
-    with one_sentence():
+    with reporting_errors():
         unset = Settings()
         try:
             settings = Settings(
@@ -73,23 +73,23 @@ def emulate(  # noqa: PLR0913 - one for each option
         try:
             asyncio.run(serve(settings, host, port, ready))
         except OSError as error:
-            if emulators:  # it listened, so it is something else
+            if emulators:  # the port was free, so the error has another cause
                 raise
-            fail(f"cannot listen on {host}, port {port}: {error.strerror or error}; --port takes another one")
+            fail_to_listen(host, port, error, "--port")
         for emulator in emulators:
             stats = emulator.stats()
-            note(f"stopped: {stats['total_events']:,} events in {stats['requests']:,} requests")
+            print_err(f"stopped: {stats['total_events']:,} events in {stats['requests']:,} requests")
 
 
 def _announce(emulator: "RunningEmulator") -> None:
     settings = emulator.settings
-    tell(f"Emulator of the tracking API at {emulator.url}, until Ctrl-C.")
-    say(f"Watch it live at {emulator.root}/")
-    say("")
-    say("Paste into another terminal:")
-    say("")
-    say(f"export {BASE_URL}={emulator.url}")
-    say(f"export {PARTNER_ID}={settings.partner_id}")
-    # The development key is known to everyone; one from the environment is shown to no one.
+    print_result(f"Emulator of the tracking API at {emulator.url}, until Ctrl-C.")
+    print_out(f"Watch it live at {emulator.root}/")
+    print_out("")
+    print_out("Paste into another terminal:")
+    print_out("")
+    print_out(f"export {BASE_URL}={emulator.url}")
+    print_out(f"export {PARTNER_ID}={settings.partner_id}")
+    # A key from the environment is secret and not printed; the development key is public.
     given = bool(os.environ.get(API_KEY))
-    say(f"# {API_KEY}: as it is set here" if given else f"export {API_KEY}={settings.api_key}")
+    print_out(f"# {API_KEY}: as it is set here" if given else f"export {API_KEY}={settings.api_key}")

@@ -1,13 +1,12 @@
-"""The lines of one input, from its bytes as they come: an event each, or the reason why not.
+"""Turns the bytes of one input into events, one for each line, or into the reason why a line is not an event.
 
-Two kinds of lines are known, and may stand side by side:
+An input may mix two kinds of lines:
 
 - an envelope begins with ``{``: ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
-- any other line is a row of the clickstream, once the clickstream's header has been read.
+- any other line is a row of the clickstream, if the clickstream's header stands somewhere above it.
 
-So a file of rejects, with envelopes of undelivered events next to rows that are to be mended below their header, is
-an input like any other. Blank lines are skipped, as are a byte order mark and repeated headers (of files joined
-together); a line may end in LF or CR LF.
+So a file of rejects can be sent like any other: it has envelopes of undelivered events, and bad rows below a header.
+Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._reading import Chunk
 
 MAX_LINE = 1024 * 1024
-"""Bytes. An event may be half as large; what is longer has no line breaks, or is no text."""
+"""Bytes; an event may have half as many. A longer line comes from an input without line breaks, or from a binary."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")
 _MAX_ENVELOPE = Batching().max_bytes - 2
 _SURELY_SMALL = _MAX_ENVELOPE // 8
-"""No JSON grows more than this when it is written again: a line shorter need not be measured."""
+"""Bytes of a line up to which its event need not be encoded to know its size: JSON grows at most eightfold."""
 
 
 @attrs.frozen
 class BadLine:
-    """A line that is no event.
+    """A line that is not an event, or the failure that ended an input.
 
     Attributes:
         source: the name of its input.
-        number: counted from 1.
-        reason: why, as a sentence's end.
-        raw: the line as it was, its end included; None where it was too long to keep, or could not be read.
-        is_row: whether it needs the clickstream's header above it to be read again.
-        ends_input: whether this is no line at all but an input that could not be read any further.
+        number: the line's number, counted from 1.
+        reason: why it is not an event, without the name of the input and the number.
+        raw: the line as it was, its line break included; None if it was too long to keep, or could not be read.
+        is_row: whether it is a row of the clickstream, which can be read again only below the header.
+        ends_input: whether this stands for an input that could not be read any further.
     """
 
     source: str
@@ -60,16 +59,16 @@ class BadLine:
 
 
 class Lines:
-    """Reads the lines of one input.
+    """Parses the lines of one input.
 
     Args:
-        source: its name, for messages.
-        clickstream: reads its rows, if it has any.
-        allow_custom: read an unknown event name as a `CustomEvent`.
+        source: the input's name, for messages.
+        clickstream: parses rows of the clickstream.
+        allow_custom: accept an unknown event name as a `CustomEvent`.
 
     Attributes:
-        source: the name of the input.
-        number: of the line read last; 0 before the first.
+        source: the input's name.
+        number: the number of the line parsed last; 0 before the first.
     """
 
     def __init__(self, source: str, clickstream: Clickstream, *, allow_custom: bool) -> None:
@@ -85,8 +84,8 @@ class Lines:
         self._overlong = False
 
     def feed(self, data: bytes) -> Generator[Event | BadLine]:
-        """Yield what the lines hold that end in `data`; keeps the beginning of the next one."""
-        # Appended to, since a long line in small pieces would be copied once for each of them.
+        """Yield the events, or bad lines, of the lines that end in `data`; keep the start of the next line."""
+        # A bytearray, since appending to bytes would copy a long line once for each of its pieces.
         self._rest += data
         if b"\n" in data:
             *lines, rest = bytes(self._rest).split(b"\n")
@@ -96,26 +95,28 @@ class Lines:
                 if found is not None:
                     yield found
         if len(self._rest) > MAX_LINE:
-            # The rest of the line is read and forgotten: memory stays bounded, whatever it is.
+            # The line's bytes are dropped as they come, so that memory stays bounded.
             self._rest.clear()
             self._overlong = True
 
     def finish(self) -> Generator[Event | BadLine]:
-        """Yield what the last line holds where it has no end."""
+        """Yield the event, or the bad line, of a last line without a line break."""
         rest, self._rest = bytes(self._rest), bytearray()
         found = self._read(rest, b"") if rest or self._overlong else None
         if found is not None:
             yield found
 
     def broken(self, reason: str) -> BadLine:
-        """Return the entry for an input that could not be read further; its unfinished line is no line."""
+        """Return the entry for an input that could not be read further; its unfinished line is dropped."""
         return BadLine(self.source, self.number + 1, reason, ends_input=True)
 
     def _read(self, line: bytes, end: bytes) -> Event | BadLine | None:
         self.number += 1
         if self._overlong or len(line) > MAX_LINE:
             self._overlong = False
-            return BadLine(self.source, self.number, f"is longer than {MAX_LINE:,} bytes, and is not kept")
+            return BadLine(
+                self.source, self.number, f"is longer than {MAX_LINE:,} bytes, and is not written to the rejects"
+            )
         if self.number == 1:
             line = line.removeprefix(_BYTE_ORDER_MARK)
         text = line.strip()
@@ -147,7 +148,7 @@ class Lines:
 
 
 def events_of(lines: Lines, chunk: Chunk) -> Iterator[Event | BadLine]:
-    """Return what `chunk` holds, the next piece of the input that `lines` reads."""
+    """Return the events and bad lines of `chunk`, the next piece of the input that `lines` parses."""
     if chunk.data:
         return lines.feed(chunk.data)
     return lines.finish() if chunk.failure is None else iter([lines.broken(chunk.failure)])

@@ -1,4 +1,4 @@
-"""What answers tell besides their status: how long they took, what time it is at the API, what limit it keeps."""
+"""Measures the API by its answers: the latency, the skew of this machine's clock, and the request limit."""
 
 import asyncio
 import ipaddress
@@ -12,29 +12,29 @@ import httpx
 
 _BEGUN = "retailrocket_begun"
 
-_AT_ONCE = 16
-"""Requests on their way at once while the limit is looked for: enough for 150 a second where an answer takes 100 ms."""
+_CONCURRENT = 16
+"""Requests in flight while the limit is measured: enough for 150 a second if an answer takes 100 ms."""
 
-_MOST = 500
-"""Requests after which no limit is looked for any further."""
+_MAX_REQUESTS = 500
+"""Requests after which the search for the limit ends."""
 
-_LONGEST = 4.0
-"""Seconds after which it is not, either."""
+_MAX_SECONDS = 4.0
+"""Seconds after which the search for the limit ends."""
 
 _WINDOW = 1.0
-"""Seconds that the documented limit counts over."""
+"""Seconds of the window in which the documented limit counts requests."""
 
 
 @attrs.frozen
 class Answer:
-    """The beginning of an answer.
+    """Status, times and headers of one answer.
 
     Attributes:
         sent_at: when its request began, in seconds since the epoch, by this machine's clock.
-        took: seconds from there to the answer's headers, for a new connection included.
+        took: seconds from `sent_at` to the answer's headers; includes connecting, if the connection was new.
         status: the HTTP status.
-        date: the header `Date` in seconds since the epoch, which knows whole ones; None without it.
-        retry_after: the header `Retry-After` as it came; None without it.
+        date: the header `Date` in seconds since the epoch, always whole; None if there is none.
+        retry_after: the header `Retry-After` as it came; None if there is none.
     """
 
     sent_at: float
@@ -45,38 +45,38 @@ class Answer:
 
 
 class Answers:
-    """Notes the answers that an HTTP client gets.
+    """Records the answers that an HTTP client gets.
 
     Attributes:
-        noted: in the order in which they came.
+        recorded: the answers, in the order of their arrival.
     """
 
     def __init__(self) -> None:
-        self.noted: list[Answer] = []
+        self.recorded: list[Answer] = []
 
     def http_client(self, base_url: str) -> httpx.AsyncClient | None:
-        """Return a client whose answers are noted; None if httpx cannot use the environment as it is.
+        """Return a client whose answers are recorded; None if httpx cannot use the environment's proxy settings.
 
-        The package's own client then works without what httpx cannot read, or says what is wrong.
+        Without this client, the package's own one ignores the setting that httpx cannot read, or says what is wrong.
         """
         try:
-            # As the package's own client does: plain http to this host goes through no proxy, which would read the key.
+            # As in the package's own client, plain http to this host uses no proxy, since a proxy would read the key.
             url = httpx.URL(base_url)
             trusted = url.scheme == "https" or not _is_this_host(url.host)
             return httpx.AsyncClient(
-                event_hooks={"request": [self._begin], "response": [self._note]}, trust_env=trusted
+                event_hooks={"request": [self._begin], "response": [self._record]}, trust_env=trusted
             )
-        except Exception:  # noqa: BLE001 - httpx raises anything for a variable, password and all
+        except Exception:  # noqa: BLE001 - httpx raises errors of many types, whose text may hold a password
             return None
 
     async def _begin(self, request: httpx.Request) -> None:
         request.extensions[_BEGUN] = (time.time(), time.perf_counter())
 
-    async def _note(self, response: httpx.Response) -> None:
+    async def _record(self, response: httpx.Response) -> None:
         sent_at, begun = response.request.extensions[_BEGUN]
         took = time.perf_counter() - begun
         headers = response.headers
-        self.noted.append(
+        self.recorded.append(
             Answer(sent_at, took, response.status_code, _moment(headers.get("date")), headers.get("retry-after"))
         )
 
@@ -102,10 +102,10 @@ class Latency:
     """How long answers took, in seconds.
 
     Attributes:
-        first: the first one, for which a connection was made.
-        median: of the others.
-        longest: of the others.
-        answers: how many the others are.
+        first: the first answer, which includes connecting.
+        median: the median of the other answers.
+        longest: the longest of the other answers.
+        answers: the number of the other answers.
     """
 
     first: float
@@ -115,18 +115,18 @@ class Latency:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Latency":
-        """Return the latency of two answers or more."""
+        """Return the latency of two or more answers."""
         first, *others = (answer.took for answer in answers)
         return cls(first, statistics.median(others), max(others), len(others))
 
 
 @attrs.frozen
 class Skew:
-    """By how many seconds this machine's clock is ahead of the API's; negative where it is behind.
+    """Bounds for the seconds by which this machine's clock is ahead of the API's; negative if it is behind.
 
     Attributes:
-        least: at least so many.
-        most: at most so many.
+        least: the lower bound.
+        most: the upper bound.
     """
 
     least: float
@@ -134,27 +134,27 @@ class Skew:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Skew | None":
-        """Return what the answers say together; None where they say nothing, or contradict each other.
+        """Return the bounds that hold for all answers; None if no answer has a `Date`, or the answers disagree.
 
-        The API wrote its `Date`, of whole seconds, at some moment between the request and the answer.
+        The API wrote the `Date`, in whole seconds, at some moment between the request and the answer.
         """
-        told = [(answer, answer.date) for answer in answers if answer.date is not None]
-        if not told:
+        dated = [(answer, answer.date) for answer in answers if answer.date is not None]
+        if not dated:
             return None
-        least = max(answer.sent_at - date - 1.0 for answer, date in told)
-        most = min(answer.sent_at + answer.took - date for answer, date in told)
+        least = max(answer.sent_at - date - 1.0 for answer, date in dated)
+        most = min(answer.sent_at + answer.took - date for answer, date in dated)
         return cls(least, most) if least <= most else None
 
 
 @attrs.frozen
 class Limit:
-    """What became of a burst of requests.
+    """The result of a burst of requests.
 
     Attributes:
-        taken: requests that were taken within the last second before one was refused, or at all.
-        seconds: how long that took.
-        refused: whether one was refused with 429.
-        retry_after: the header `Retry-After` of that answer; None without it.
+        taken: requests accepted within the last second before the first 429; all requests if there was none.
+        seconds: the time in which they were sent and answered.
+        refused: whether a request was answered 429.
+        retry_after: the header `Retry-After` of the first 429; None if there is none.
     """
 
     taken: int
@@ -164,7 +164,7 @@ class Limit:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Limit":
-        """Return what a burst of at least one answer found."""
+        """Return the result of a burst of one or more answers."""
         begun = min(answer.sent_at for answer in answers)
         refusal = min((answer for answer in answers if answer.status == 429), key=_sent_at, default=None)
         if refusal is None:
@@ -181,24 +181,24 @@ def _sent_at(answer: Answer) -> float:
 
 
 async def find_limit(answers: Answers, probe: Callable[[], Awaitable[object]]) -> Limit:
-    """Send probes as fast as they go until one is refused for the limit, or there were enough of them.
+    """Send probes as fast as possible until one is answered 429, or a bound is reached; return the result.
 
     Args:
-        answers: notes them.
-        probe: sends one.
+        answers: records the answers to the probes.
+        probe: sends one probe.
     """
-    # What was sent before is not to be counted.
+    # Wait until the API's window holds no earlier request.
     await asyncio.sleep(_WINDOW * 1.1)
-    before, until = len(answers.noted), time.monotonic() + _LONGEST
-    left = _MOST
+    before, until = len(answers.recorded), time.monotonic() + _MAX_SECONDS
+    left = _MAX_REQUESTS
 
     async def send() -> None:
         nonlocal left
         while left > 0 and time.monotonic() < until:
             left -= 1
             await probe()
-            if any(answer.status == 429 for answer in answers.noted[before:]):
+            if any(answer.status == 429 for answer in answers.recorded[before:]):
                 left = 0
 
-    await asyncio.gather(*(send() for _ in range(_AT_ONCE)))
-    return Limit.of(answers.noted[before:])
+    await asyncio.gather(*(send() for _ in range(_CONCURRENT)))
+    return Limit.of(answers.recorded[before:])

@@ -1,7 +1,7 @@
-"""Inputs as bytes: files and the standard input, plain or gzipped, read in a thread of their own.
+"""Reads inputs as bytes, in a thread: files and the standard input, plain or gzipped.
 
-A thread, because a read can take any time (a pipe that is silent, a network drive) and the event loop has requests
-to look after; a daemon, because nothing can wake it from such a read when the command is to end.
+A read can take any time, from a silent pipe or a network drive, and must not block the event loop. The thread is a
+daemon, since nothing can interrupt such a read when the command ends.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK = 64 * 1024
-"""Bytes: some 500 events, so that reading them blocks the event loop for a millisecond or two."""
+"""Bytes of a chunk: some 500 events, so that parsing it blocks the event loop for a millisecond or two."""
 
 _AHEAD = 4
-"""Chunks that are read before anyone asks for them."""
+"""Chunks that are read ahead."""
 
 _GZIP = b"\x1f\x8b"
 """The first bytes of every gzip file (RFC 1952, 2.3.1)."""
 
 _PAUSE = 0.2
-"""Seconds between two looks at a file that is followed."""
+"""Seconds between two checks of a followed file."""
 
 STDIN = "-"
 
@@ -48,10 +48,10 @@ class Chunk:
     """A piece of an input.
 
     Attributes:
-        source: the input it comes from.
-        data: its bytes, decompressed; empty at the input's end.
-        position: bytes of the input, as it is stored, that were read so far.
-        failure: why the input could not be read to its end; None where it could.
+        source: the input.
+        data: the bytes, decompressed; empty at the input's end.
+        position: bytes of the stored (perhaps compressed) input that were read so far.
+        failure: in the last chunk, why the input could not be read to its end; otherwise None.
     """
 
     source: Source
@@ -64,12 +64,13 @@ class Source:
     """One input: a file, or the standard input.
 
     Args:
-        path: of the file; ``-`` for the standard input. One that cannot be read ends the command.
-        follow: at the file's end wait for more, for good, also where another file has taken its place.
+        path: the file; ``-`` for the standard input. If it cannot be read, the command ends with a sentence.
+        follow: at the end of the file, wait for more without end; also follow a file that replaces it.
 
     Attributes:
-        name: for messages.
-        size: bytes of the file as it is stored; None where that is not known (a pipe).
+        name: the name for messages.
+        size: bytes of the file as it is stored; None if that is not known, as for a pipe.
+        position: bytes that were read so far, as they are stored.
     """
 
     def __init__(self, path: Path, *, follow: bool = False) -> None:
@@ -87,7 +88,7 @@ class Source:
         self._file: BinaryIO
 
     def chunks(self) -> Generator[Chunk]:
-        """Yield the input piece by piece; the last one is empty and says whether all went well."""
+        """Yield the input piece by piece; the last chunk is empty and says whether the input was read to its end."""
         failure: str | None = None
         try:
             if self._follow:
@@ -104,26 +105,26 @@ class Source:
         yield Chunk(self, b"", self.position, failure)
 
     def read(self, size: int = -1) -> bytes:
-        """Read as stored, at most `size` bytes; what gzip reads from."""
+        """Read at most `size` bytes as they are stored; `GzipFile` calls this."""
         if self._begin:
             end = size if size >= 0 else None
             data, self._begin = self._begin[:end], self._begin[len(self._begin[:end]) :]
             return data
-        # None: a pipe that another program left non-blocking has nothing for now, which is not its end.
+        # None is not the end: another program left the pipe non-blocking, and it holds nothing yet.
         while (more := cast("bytes | None", self._file.read(size))) is None:
             select.select([self._file], [], [])
         self.position += len(more)
         return more
 
     def _opened(self) -> AbstractContextManager[BinaryIO]:
-        # Unbuffered: a read gives what a slow pipe has, and no lock is held when the interpreter ends.
+        # Unbuffered, so that a read returns what a slow pipe has, and holds no lock when the interpreter ends.
         if self._is_stdin:
             return nullcontext(cast("BinaryIO", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
         return cast("BinaryIO", self._path.open("rb", buffering=0))
 
     def _pieces(self) -> Generator[bytes]:
         begin = b""
-        # A pipe may give its first bytes one by one.
+        # The first read of a pipe may return a single byte.
         while len(begin) < len(_GZIP) and (more := self.read(_CHUNK)):
             begin += more
         self._begin = begin
@@ -136,13 +137,13 @@ class Source:
                 yield data
 
     def _followed(self) -> Generator[Chunk]:
-        """Yield the file, what is added to it, and what comes in its place under its name, for good."""
+        """Yield the file, what is appended to it, and every file that replaces it under its name; never ends."""
         file = cast("BinaryIO", self._path.open("rb", buffering=0))
         ended = True
         try:
             while True:
                 other = self._other_than(file)
-                # Only now, as something may have been added before the other one came.
+                # Read after that check, so that nothing appended before the replacement is missed.
                 while data := file.read(_CHUNK):
                     if not self.position and data.startswith(_GZIP):
                         raise OSError(errno.EINVAL, "it is gzipped, and what is compressed cannot be followed")
@@ -155,17 +156,17 @@ class Source:
                 file.close()
                 file = other
                 if not ended:
-                    # What nobody will end any more is a line all the same.
+                    # The old file's unfinished last line counts as a line.
                     yield Chunk(self, b"\n", self.position)
         finally:
             file.close()
 
     def _other_than(self, file: BinaryIO) -> BinaryIO | None:
-        """Return what the path leads to by now: another file, or the same cut short; None where all is as it was."""
+        """Open the file at the path if it replaced `file`, or if `file` was truncated; otherwise return None."""
         try:
             there = cast("BinaryIO", self._path.open("rb", buffering=0))
         except FileNotFoundError:
-            # It was moved away, and the new one is not there yet.
+            # The file was moved away, and its replacement does not exist yet.
             return None
         new, old = os.fstat(there.fileno()), os.fstat(file.fileno())
         if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino) or new.st_size < file.tell():
@@ -175,7 +176,7 @@ class Source:
 
 
 def _check_readable(path: Path) -> None:
-    # Looked at and not opened: whoever writes to a pipe would notice.
+    # Not opened, since the writer of a named pipe would notice.
     try:
         path.stat()
     except OSError as error:
@@ -183,11 +184,11 @@ def _check_readable(path: Path) -> None:
     if path.is_dir():
         fail(f"{path} is a directory")
     if not os.access(path, os.R_OK):
-        fail(f"cannot read {path}: it is not yours to read")
+        fail(f"cannot read {path}: permission denied")
 
 
 def total_size(sources: Iterable[Source]) -> int | None:
-    """Return the bytes of all `sources`; None where one is not known."""
+    """Return the bytes of all `sources`; None if one size is not known."""
     total = 0
     for source in sources:
         if source.size is None:
@@ -197,45 +198,45 @@ def total_size(sources: Iterable[Source]) -> int | None:
 
 
 class Reader:
-    """Reads sources one after the other for one event loop.
+    """Reads inputs one after the other, in a thread, for an event loop.
 
     Args:
-        sources: in order.
+        sources: the inputs, in order.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self._sources = sources
         self._chunks: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
-        self._room = threading.Semaphore(_AHEAD)
+        self._free = threading.Semaphore(_AHEAD)
         self._stopped = False
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
-        """Yield the pieces of all sources, until there are no more or `stop` is called."""
+        """Yield the chunks of all inputs, until there are no more or `stop` is called."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), name="reader", daemon=True).start()
         while (chunk := await self._chunks.get()) is not None and not self._stopped:
             if isinstance(chunk, Exception):
                 raise chunk
-            self._room.release()
+            self._free.release()
             yield chunk
 
     def stop(self) -> None:
-        """End `chunks`, even where it waits for a read that may never end."""
+        """End `chunks`, even while it waits for a read that may never return."""
         self._stopped = True
-        self._room.release()
+        self._free.release()
         self._chunks.put_nowait(None)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Whatever happens in here is handed over: an error kept to this thread would look like the end of the input.
+        # An error is handed to the event loop: if it stayed in this thread, it would look like the end of the input.
         last: Exception | None = None
         try:
             for chunk in itertools.chain.from_iterable(source.chunks() for source in self._sources):
-                self._room.acquire()
+                self._free.acquire()
                 if self._stopped:
                     return
                 loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
         except Exception as error:  # noqa: BLE001 - see above
             last = error
-        # The event loop may be closed: then the command has ended without us.
+        # The event loop may be closed, if the command has ended meanwhile.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._chunks.put_nowait, last)

@@ -1,7 +1,7 @@
-"""The file of rejects: what was not delivered, in a form that `send` takes again.
+"""The file of rejects: bad lines and undelivered events, in a form that `send` accepts again.
 
-Undelivered events go out as envelopes, one JSON line each; bad lines as they were, to be mended by hand. Above the
-first bad row of a clickstream stands the clickstream's header, so that rows can be read again.
+Undelivered events are written as envelopes, one JSON line each; bad lines as they were, to be corrected by hand. The
+clickstream's header is written above its first bad row, so that `send` can parse the rows.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Rejects:
-    """Writes the file; without a path, counts only.
+    """Writes the file of rejects; without a path, only counts.
 
-    Opened before anything is sent, so that a path that cannot be written costs nothing but a sentence. A file that
-    holds something is never overwritten: it may be what an earlier run did not deliver. One that stays empty is
-    removed again.
+    The file is opened before anything is sent, so a path that cannot be written ends the command before that. A file
+    that is not empty is never overwritten, since it may hold the rejects of an earlier run. A file that stays empty is
+    removed.
 
     Args:
-        path: where to; None for nowhere.
+        path: the file; None to write none.
 
     Attributes:
-        lines: written so far.
-        failure: why the file is incomplete; None where it is not.
+        lines: how many lines were written.
+        failure: why the file is incomplete; None if it is complete.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -45,7 +45,7 @@ class Rejects:
         self._file: BufferedWriter | None = None if path is None else _opened(path)
 
     def add_bad(self, bad: BadLine) -> None:
-        """Write a bad line as it was."""
+        """Write a bad line as it was read."""
         if bad.raw is None:
             return
         if bad.is_row and not self._has_header:
@@ -55,7 +55,7 @@ class Rejects:
         self.lines += 1
 
     def add_undelivered(self, envelopes: Iterable[bytes]) -> None:
-        """Write events that were not delivered."""
+        """Write the envelopes of events that were not delivered."""
         for envelope in envelopes:
             self._write(envelope + b"\n")
             self.lines += 1
@@ -63,7 +63,7 @@ class Rejects:
             self._trying(self._file.flush)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Close the file, and remove it if this object created it and it is empty."""
         if self._file is not None:
             self._trying(self._file.close)
         if self._created and not self.lines and self.path is not None:
@@ -78,7 +78,7 @@ class Rejects:
         try:
             action()
         except OSError as error:
-            # The delivery goes on; the report says that this file is not to be relied on.
+            # The delivery goes on, and the report says that this file is incomplete.
             self.failure = self.failure or error.strerror or type(error).__name__
 
     def __enter__(self) -> Self:
@@ -93,8 +93,8 @@ class Rejects:
 def _opened(path: Path) -> BufferedWriter:
     try:
         if path.is_file() and path.stat().st_size:
-            fail(f"{path} holds something already, perhaps what an earlier run did not deliver: name another file")
-        # Events hold personal data, so the file is its owner's alone. Not exclusively: it may be a pipe.
+            fail(f"{path} is not empty, and may hold the rejects of an earlier run: name another file")
+        # Readable by its owner only, since events hold personal data. Without O_EXCL, since it may be a pipe.
         return open(path, "wb", opener=_private)
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""``relay``: from a broker to the API, until told to stop."""
+"""``relay``: delivers the messages of a broker to the API until it is stopped."""
 
 import asyncio
 import logging
@@ -20,8 +20,9 @@ from retailrocket_async.cli._credentials import (
     PartnerId,
     credentials,
 )
+from retailrocket_async.cli._extras import needing
 from retailrocket_async.cli._signals import ending_signals
-from retailrocket_async.cli._terminal import FAILED, fail, note, one_sentence
+from retailrocket_async.cli._terminal import FAILED, fail, fail_to_listen, print_err, reporting_errors
 from retailrocket_async.relay import Relay, RelaySettings, Source, source_from_url
 
 if TYPE_CHECKING:
@@ -31,22 +32,22 @@ SOURCE = "RETAILROCKET_RELAY_SOURCE"
 NAME = "RETAILROCKET_RELAY_NAME"
 
 _PING = 1.0
-"""Seconds between two questions to a limiter's Redis that has never answered."""
+"""Seconds between two pings to a limiter's Redis that has never answered."""
 
 _UNSET = RelaySettings(source="unset")
 
 EPILOG = f"""
 \b
-[bold]The source[/bold], an address; a password in it belongs in {SOURCE}, not in an argument:
+[bold]The source[/bold] is an address; if it has a password, set {SOURCE} instead of the option:
   redis://HOST:6379/0?stream=events&group=relay     Redis Streams, extra redis
   kafka://HOST:9092/...                             Kafka, extra kafka
   nats://HOST:4222/...                              NATS JetStream, extra nats
-What stands behind the question mark is in the documentation of the relay.
+The parameters after the question mark are described in the documentation of the relay.
 
 Every message is one envelope, e.g. {{"view": {{"sessionExternalId": "a1b2c3", "productId": 42}}}}. It is acknowledged
-once its event has an outcome: delivered, or kept as a dead letter (refused, or no event). While the API is down or the
-key is refused, what was read is held, and no more is read. Nothing is lost whatever ends the relay; after a crash up to
---window events are delivered twice.
+once its event has an outcome: delivered, or a dead letter (refused by the API, or not an event). While the API is down
+or the key is refused, the relay holds the messages it has read, and reads no more. However the relay ends, no message
+is lost; after a crash up to --window events are delivered twice.
 
 /livez, /readyz and /metrics (Prometheus) are served on --health-host and --health-port.
 
@@ -56,8 +57,8 @@ key is refused, what was read is held, and no more is read. Nothing is lost what
   retailrocket-async relay --name relay-2 --health-port 8082
   retailrocket-async relay-dead list
 
-[bold]Exit status[/bold]: 0 stopped by SIGTERM or Ctrl-C and everything is settled, 1 something could not be settled and
-will be delivered again, 2 wrong arguments or configuration, 130 or 143 stopped at once by a second signal.
+[bold]Exit status[/bold]: 0 stopped by SIGTERM or Ctrl-C and every message is settled, 1 some messages could not be
+settled and will be delivered again, 2 wrong arguments or configuration, 130 or 143 stopped by a second signal.
 """
 
 SourceUrl: TypeAlias = Annotated[
@@ -70,14 +71,14 @@ RelayName: TypeAlias = Annotated[
         envvar=NAME,
         metavar="NAME",
         show_default=False,
-        help="What the broker knows this relay by; default the host's name. It must stay the same when the relay is "
-        "started again, and relays that run at once need different ones.",
+        help="The name of this relay at the broker; default the host's name. Keep it when the relay is restarted, and "
+        "give relays that run at the same time different names.",
     ),
 ]
 
 
 class OnUnreachable(StrEnum):
-    """What `RedisLimiter` takes for its `on_unreachable`."""
+    """The values of `RedisLimiter(on_unreachable=...)`."""
 
     SHARE = "share"
     WAIT = "wait"
@@ -114,15 +115,15 @@ def relay(  # noqa: PLR0913 - one for each option
             envvar="RETAILROCKET_RELAY_LIMITER_REPLICAS",
             metavar="N",
             show_default=False,
-            help="Programs that share the limit at most, for the time in which that Redis does not answer; default as "
-            "many as were seen in the last minute.",
+            help="The most programs that share the limit, used while that Redis does not answer; default the number "
+            "that was seen in the last minute.",
         ),
     ] = None,
     limiter_on_unreachable: Annotated[
         OnUnreachable,
         typer.Option(
             envvar="RETAILROCKET_RELAY_LIMITER_ON_UNREACHABLE",
-            help="What happens in that time: each program keeps to its share, or waits, or fails and tries again.",
+            help="While that Redis does not answer, each program keeps to its share, waits, or fails and tries again.",
         ),
     ] = OnUnreachable.SHARE,
     batch: Annotated[
@@ -133,7 +134,7 @@ def relay(  # noqa: PLR0913 - one for each option
         typer.Option(
             min=1,
             envvar="RETAILROCKET_RELAY_WINDOW",
-            help="Messages read and not settled, at most: so many may be delivered twice after a crash.",
+            help="The most messages that are read and not settled; so many may be delivered twice after a crash.",
         ),
     ] = _UNSET.window,
     grace: Annotated[
@@ -142,7 +143,7 @@ def relay(  # noqa: PLR0913 - one for each option
             min=0,
             envvar="RETAILROCKET_RELAY_GRACE",
             metavar="SECONDS",
-            help="How long SIGTERM and Ctrl-C wait for what was read to be delivered.",
+            help="How long the messages already read are delivered after SIGTERM or Ctrl-C.",
         ),
     ] = _UNSET.grace,
     allow_custom: Annotated[
@@ -157,22 +158,25 @@ def relay(  # noqa: PLR0913 - one for each option
         str,
         typer.Option(
             envvar="RETAILROCKET_RELAY_HEALTH_HOST",
-            help="Address to serve health and metrics on; 0.0.0.0 for all of this machine.",
+            help="Address to serve health and metrics on; 0.0.0.0 for all addresses of this machine.",
         ),
     ] = _UNSET.health_host,
     health_port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, envvar="RETAILROCKET_RELAY_HEALTH_PORT", help="Port of the same; 0 for any free one."
+            min=0,
+            max=65535,
+            envvar="RETAILROCKET_RELAY_HEALTH_PORT",
+            help="Port to serve health and metrics on; 0 for any free one.",
         ),
     ] = _UNSET.health_port,
     allow_insecure_http: AllowInsecureHttp = False,
 ) -> None:
     """Deliver the events that services publish to Redis Streams, Kafka or NATS.
 
-    Run it as a service: it goes on until it is told to stop, through restarts of the broker and outages of the API.
+    Run it as a service. It runs until SIGTERM or Ctrl-C, through restarts of the broker and outages of the API.
     """
-    with one_sentence():
+    with reporting_errors():
         _serving_health()
         settings = RelaySettings(
             source=_given(source),
@@ -189,7 +193,7 @@ def relay(  # noqa: PLR0913 - one for each option
             health_port=health_port,
         )
         if settings.limiter is not None and not settings.rate:
-            fail("--limiter shares a limit: --rate says which, and must not be 0")
+            fail("--limiter needs a request limit: --rate must not be 0")
         key, shop = credentials(partner_id)
 
         def client_of(**options: Any) -> AsyncTrackingClient:  # noqa: ANN401 - as the constructor takes them
@@ -209,7 +213,7 @@ def relay(  # noqa: PLR0913 - one for each option
 
 
 def open_source(source: str, name: str) -> Source:
-    """Return the source that the options name, not open; without any, leave with a sentence that says how to."""
+    """Return the source of the options, not opened yet; if none is given, exit with a sentence and status 2."""
     return source_from_url(_given(source), name=name or _UNSET.name)
 
 
@@ -240,7 +244,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
         def interrupt(number: int) -> None:
             signals.append(number)
             if len(signals) == 1:
-                note(f"{signal.Signals(number).name}: delivering what was read, {settings.grace:g} s at most")
+                print_err(f"{signal.Signals(number).name}: delivering what was read, for at most {settings.grace:g} s")
                 relay.stop()
             else:
                 running.cancel()
@@ -248,7 +252,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
         with ending_signals(interrupt), sparing_collector():
             await asyncio.wait({running})
     stats = relay.stats()
-    note(
+    print_err(
         f"stopped: {stats.delivered:,} delivered, {sum(stats.dead.values()):,} dead letters, "
         f"{stats.released:,} given back, {stats.unsettled:,} not settled"
     )
@@ -262,31 +266,28 @@ async def _serve(relay: Relay, client: AsyncTrackingClient, settings: RelaySetti
     try:
         root = await serving.__aenter__()
     except OSError as error:
-        fail(
-            f"cannot listen on {settings.health_host}, port {settings.health_port}: {error.strerror or error}; "
-            "--health-port takes another one"
-        )
+        fail_to_listen(settings.health_host, settings.health_port, error, "--health-port")
     try:
-        note(f"relay {settings.name}: health and metrics at {root}")
+        print_err(f"relay {settings.name}: health and metrics at {root}")
         return await relay.run()
     finally:
         await serving.__aexit__(None, None, None)
 
 
 class _Limit:
-    """The limit that is the relay's own, or the shop's.
+    """The request limit: of this relay alone, or shared through Redis.
 
     Attributes:
-        options: the client's keywords for it.
-        trouble: why it cannot be kept, in one line: nothing is sent then. None otherwise.
+        options: the client's keyword for it, ``rate_limit`` or ``limiter``.
+        trouble: why no permit can be had, so that nothing is sent, in one line; None if permits can be had.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the client takes them
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - keywords of the client
         self.options = options
         self.trouble: str | None = None
 
     async def reach(self, limiter: Any) -> None:  # noqa: ANN401 - an extra
-        """Ask the limiter's Redis until it answers for the first time: what comes later is an outage."""
+        """Ping the limiter's Redis until its first answer; a later failure is an outage, which the limiter handles."""
         from retailrocket_async.redis import RedisUnreachableError  # noqa: PLC0415 - an extra
 
         while True:
@@ -302,22 +303,18 @@ class _Limit:
 
 @asynccontextmanager
 async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
-    """Give the limit that is the relay's own, or the shop's."""
+    """Make the limit that the settings ask for; the block may use it."""
     if settings.limiter is None:
         yield _Limit(rate_limit=RateLimit(requests=settings.rate) if settings.rate else None)
         return
-    try:
+    with needing("redis", "redis", what="--limiter"):
         from redis.asyncio import Redis  # noqa: PLC0415 - an extra
 
         from retailrocket_async.redis import RedisLimiter  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "redis":
-            raise
-        fail('--limiter needs redis: pip install "retailrocket-async[redis]"')
     try:
         redis: Any = cast("Any", Redis).from_url(settings.limiter)
     except (ValueError, TypeError):
-        # Without its cause, which may quote the address.
+        # Raised without the cause, whose text may hold the address and its password.
         raise ConfigurationError("--limiter is not an address that redis-py can read") from None
     limiter = RedisLimiter(
         redis,
@@ -338,18 +335,13 @@ async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
 
 
 def _serving_health() -> Any:  # noqa: ANN401 - an extra
-    try:
+    with needing("relay", "prometheus_client", "starlette", "uvicorn"):
         from retailrocket_async.relay import serving_health  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in ("prometheus_client", "starlette", "uvicorn"):
-            raise
-        fail(f'this command needs {library.replace("_", "-")}: pip install "retailrocket-async[relay]"')
     return serving_health
 
 
 def _log_to_stderr() -> None:
-    # Our own log alone: httpx, say, logs every address, and with it the key.
+    # Only the package's log: httpx logs every URL, and with it the key.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("retailrocket_async")

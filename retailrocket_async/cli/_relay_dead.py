@@ -1,4 +1,4 @@
-"""``relay-dead``: the messages that a relay gave up, listed, published again, or removed."""
+"""``relay-dead``: lists a relay's dead letters, publishes them again, or removes them."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import typer
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async.cli._relay import RelayName, SourceUrl, open_source
-from retailrocket_async.cli._terminal import FAILED, fail, note, one_sentence, say
+from retailrocket_async.cli._terminal import FAILED, fail, print_err, print_out, reporting_errors
 from retailrocket_async.relay import DeadLetters, Source, without_secrets
 
 _T = TypeVar("_T")
@@ -43,11 +43,11 @@ def list_(
 ) -> None:
     """Print the oldest dead letters, one line of JSON each: id, message, reason, time, and the envelope as it was.
 
-    If the envelope was shortened, as the broker could not keep all of it, its size and SHA-256 come as well.
+    If the broker could not store the whole envelope, the line has the start of it, its full size and its SHA-256.
     """
-    letters = _ask(source, name, lambda dead: dead.list_dead(most))
+    letters = _call(source, name, lambda dead: dead.list_dead(most))
     for letter in letters:
-        say(
+        print_out(
             json.dumps(
                 {
                     "id": letter.id,
@@ -60,46 +60,47 @@ def list_(
                 ensure_ascii=False,
             )
         )
-    note(f"{len(letters):,} dead letters")
+    print_err(f"{len(letters):,} dead letters")
 
 
 def replay(*, source: SourceUrl = "", name: RelayName = "", most: _Most = None, everything: _All = False) -> None:
     """Publish dead letters again, the oldest first, and remove each once it is published.
 
-    What made them dead letters will do so again, unless it was mended meanwhile. Those that were shortened stay.
+    They become dead letters again unless the cause was corrected. Shortened dead letters are not published.
     """
     count = _how_many(most, everything)
-    note(f"{_ask(source, name, lambda dead: dead.replay_dead(count)):,} dead letters published again")
+    print_err(f"{_call(source, name, lambda dead: dead.replay_dead(count)):,} dead letters published again")
 
 
 def purge(*, source: SourceUrl = "", name: RelayName = "", most: _Most = None, everything: _All = False) -> None:
     """Remove dead letters for good, the oldest first."""
     count = _how_many(most, everything)
-    note(f"{_ask(source, name, lambda dead: dead.purge_dead(count)):,} dead letters removed")
+    print_err(f"{_call(source, name, lambda dead: dead.purge_dead(count)):,} dead letters removed")
 
 
 def _how_many(most: int | None, everything: bool) -> int:  # noqa: FBT001 - as the option gives it
     if (most is None) != everything:
-        fail("say how many: either --most N or --all")
+        fail("give either --most N or --all")
     return _ALL if most is None else most
 
 
-def _ask(source: str, name: str, question: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
-    with one_sentence():
+def _call(source: str, name: str, action: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
+    """Open the source, run `action` on its dead letters, and return its result; report a failure and exit."""
+    with reporting_errors():
         opened = open_source(source, name)
         try:
-            return asyncio.run(_answer(opened, question))
+            return asyncio.run(_called(opened, action))
         except (ConfigurationError, typer.Exit):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
+        except Exception as error:  # noqa: BLE001 - a broker's library may raise any error
             fail(f"the broker failed: {type(error).__name__}: {without_secrets(str(error))}", FAILED)
 
 
-async def _answer(source: Source, question: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
+async def _called(source: Source, action: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
     if not isinstance(source, DeadLetters):
         fail("this source keeps no dead letters")
     try:
         await source.open()
-        return await question(source)
+        return await action(source)
     finally:
         await source.aclose()

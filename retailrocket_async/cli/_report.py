@@ -1,10 +1,10 @@
-"""What a command did, for who ran it: a table, what went wrong, and what to do about it."""
+"""Prints the result of ``send``: a table, what went wrong, and what to do about it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retailrocket_async.cli._terminal import FAILED, note, table, tell, tell_json
+from retailrocket_async.cli._terminal import FAILED, print_err, print_json, print_result, table
 
 if TYPE_CHECKING:
     from retailrocket_async.cli._delivery import Result
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 
 def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: bool = False) -> int:
-    """Print what became of everything, and return the exit status.
+    """Print the result of sending, and return the exit status.
 
     Args:
-        result: what became of it.
-        rejects: what was kept.
-        watched: whether the input has no end, so that an interruption is the regular one.
-        as_json: print one line of JSON on the standard output; sentences go to the standard error all the same.
+        result: the result.
+        rejects: the file of rejects.
+        watched: whether the input was followed with ``--watch``, so that an interruption is its regular end.
+        as_json: print one line of JSON on the standard output in place of the table; sentences still go to the
+            standard error.
     """
     stats = result.stats
     if as_json:
-        tell_json(_as_dict(result, rejects))
+        print_json(_as_dict(result, rejects))
     else:
         rows = [
             ("lines read", result.events + result.bad),
@@ -40,22 +41,26 @@ def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: 
         ]
         table("", ("", ""), rows)
     for reason, count in result.reasons.most_common():
-        note(f"{count:,} events not delivered: {reason}")
+        print_err(f"{count:,} events not delivered: {reason}")
     if result.maybe_recorded:
-        note(f"{result.maybe_recorded:,} of them may have been recorded all the same: sent again, they may be twice")
+        print_err(
+            f"{result.maybe_recorded:,} of them may have been recorded all the same, and twice if you send them again"
+        )
     if result.hopeless and result.stopped_at is not None and not stats.delivered:
-        # Not a word about the rejects: they are a part of the input, which is to be sent again as a whole.
-        note(f"stopped at {result.stopped_at}, since nothing was delivered: mend it and send the same input again")
+        # The rejects are not mentioned: they hold only a part of the input, and all of it must be sent again.
+        print_err(
+            f"stopped at {result.stopped_at}, since nothing was delivered: correct the cause and send the input again"
+        )
         return FAILED
     if result.stopped_at is not None:
-        note(f"read up to {result.stopped_at}; the rest was not read: --from-line goes on from the next line")
+        print_err(f"read up to {result.stopped_at}; the rest was not read: --from-line goes on from the next line")
     _report_rejects(rejects, missed=result.events - stats.delivered + result.bad)
     if result.interrupted_by is not None and not watched:
         return 128 + result.interrupted_by
     if not (result.complete if watched else result.clean):
         return FAILED
     if not as_json:
-        tell(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
+        print_result(f"Everything was delivered: {stats.delivered:,} events in {stats.requests:,} requests.")
     return 0
 
 
@@ -82,18 +87,18 @@ def _as_dict(result: Result, rejects: Rejects) -> dict[str, object]:
 
 def _report_rejects(rejects: Rejects, *, missed: int) -> None:
     if rejects.failure is not None:
-        note(f"{rejects.path} is NOT complete: {rejects.failure}")
+        print_err(f"{rejects.path} is NOT complete: {rejects.failure}")
     elif rejects.path is None:
         if missed:
-            note("--rejects FILE would have kept what was not delivered, to be mended and sent again")
+            print_err("with --rejects FILE, what is not delivered is written to a file, to be corrected and sent again")
     elif rejects.lines:
-        note(f"{rejects.lines:,} lines are in {rejects.path}: once mended, send that file")
+        print_err(f"{rejects.lines:,} lines are in {rejects.path}: correct them and send that file")
 
 
 def report_validation(checked: Validation, rejects: Rejects, *, as_json: bool = False) -> int:
     """Print what a dry run found, and return the exit status."""
     if as_json:
-        tell_json({"events": checked.events, "bad_lines": checked.bad})
-    note(f"{checked.events:,} events are valid; {checked.bad:,} lines are bad; nothing was sent")
+        print_json({"events": checked.events, "bad_lines": checked.bad})
+    print_err(f"{checked.events:,} events are valid; {checked.bad:,} lines are bad; nothing was sent")
     _report_rejects(rejects, missed=0)
     return FAILED if checked.bad else 0

@@ -1,4 +1,4 @@
-"""``send``: files of events to the API."""
+"""``send``: sends files of events to the API, or only checks them."""
 
 import asyncio
 import logging
@@ -22,11 +22,11 @@ from retailrocket_async.cli._lines import Lines
 from retailrocket_async.cli._reading import STDIN, Source, total_size
 from retailrocket_async.cli._rejects import Rejects
 from retailrocket_async.cli._report import report, report_validation
-from retailrocket_async.cli._terminal import AsJson, Meter, fail, one_sentence
+from retailrocket_async.cli._terminal import AsJson, Meter, fail, reporting_errors
 from retailrocket_async.cli._validation import validate
 
 _BUFFER = Buffer(max_events=25_000)
-"""A second of the default limit: enough to fill every batch, and little to lose or to wait for at the end."""
+"""As many events as the default limit sends in a second: every batch is full, and a close has little left to send."""
 
 EPILOG = """
 \b
@@ -37,8 +37,8 @@ EPILOG = """
     timestamp,visitorid,event,itemid,transactionid
     1430622120563,683727,view,422926,
 
-Without a timestamp an envelope is of now. In the clickstream view, addtocart and transaction become view,
-addToBasket and order, the visitor's id is the session, and the timestamp is in milliseconds UTC. Each visitor's
+An envelope without a timestamp gets the current time. In the clickstream, view, addtocart and transaction become view,
+addToBasket and order, the visitor's id becomes the session, and the timestamp is in milliseconds UTC. Each visitor's
 events are recorded in the order of the input.
 
 \b
@@ -50,12 +50,13 @@ events are recorded in the order of the input.
   zcat events-*.gz | retailrocket-async send -
   retailrocket-async send --watch /var/log/shop/events.jsonl --from-line 120001
 
-With --watch the file is sent from its beginning, or --from-line, and then followed, through rotation, too; Ctrl-C and
-SIGTERM end it in order, and it tells the line to go on from. For new lines only give it the output of tail -n 0 -F.
+With --watch the file is sent from its beginning, or from --from-line, and then followed, also when it is rotated.
+Ctrl-C and SIGTERM end the command; it prints the last line that was read. To send new lines only, use the output
+of tail -n 0 -F as the input.
 
 [bold]Exit status[/bold]: 0 everything was delivered (or is valid, with --dry-run), 1 something was not, 2 wrong
-arguments or configuration and nothing was sent, 130 interrupted by Ctrl-C, 143 by SIGTERM; with --watch that is its
-end, and 0 or 1.
+arguments or configuration and nothing was sent, 130 interrupted by Ctrl-C, 143 interrupted by SIGTERM. With --watch a
+signal is the regular end, and the status is 0 or 1.
 """
 
 
@@ -65,20 +66,20 @@ def send(  # noqa: PLR0913 - one for each option
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="What to send; - for the standard input.",
+            help="The files to send; - for the standard input.",
             show_default=False,
         ),
     ],
     base_url: BaseUrl = DEFAULT_BASE_URL,
     partner_id: PartnerId = "",
-    rate: Annotated[int, typer.Option(min=1, help="Requests per second, all of this shop's programs together.")] = 50,
+    rate: Annotated[int, typer.Option(min=1, help="Requests per second of all programs of this shop together.")] = 50,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Follow one file as it grows, and the one that takes its place, until Ctrl-C."),
+        typer.Option("--watch", help="Follow one file as it grows, and the file that replaces it, until Ctrl-C."),
     ] = False,
     from_line: Annotated[
         int,
-        typer.Option(min=1, metavar="LINE", help="Begin with this line of the one file, where an earlier run ended."),
+        typer.Option(min=1, metavar="LINE", help="Begin with this line of the file; for continuing an earlier run."),
     ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the lines and list every bad one; needs no credentials.")
@@ -88,38 +89,39 @@ def send(  # noqa: PLR0913 - one for each option
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Write bad lines as they are, and events that were not delivered as envelopes, to a new file: "
-            "once mended, send it like any other.",
+            help="Write bad lines as they are, and undelivered events as envelopes, to a new file. Correct it, and "
+            "send it like any other file.",
         ),
     ] = None,
     allow_custom: Annotated[
-        bool, typer.Option("--allow-custom", help="Take events of unknown names too, as they are.")
+        bool, typer.Option("--allow-custom", help="Also send events of unknown names, as they are.")
     ] = False,
     price: Annotated[float, typer.Option(help="Price of one unit in every order of a clickstream.")] = 1,
     quantity: Annotated[float, typer.Option(help="Quantity of every order of a clickstream.")] = 1,
     give_up_after: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long a failing request is tried again.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a failed request is retried.")
     ] = 300,
     drain: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long Ctrl-C waits for what was read to be delivered.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long Ctrl-C waits for events already read.")
     ] = 15,
     as_json: AsJson = False,
     allow_insecure_http: AllowInsecureHttp = False,
 ) -> None:
-    """Send events from files, or from the standard input, and say what became of every one.
+    """Send events from files, or from the standard input, and report how many were delivered.
 
-    Memory stays small whatever the input's size. Ctrl-C delivers what was read and reports; a second one stops at
-    once. When the API refuses the very first events for a reason that will not pass (a wrong key), it stops by itself.
+    The memory that it needs does not depend on the input's size. After Ctrl-C it delivers the events already read, and
+    reports; a second Ctrl-C stops it immediately. If the API refuses the first events for a lasting reason, such as a
+    wrong key, it stops by itself.
     """
-    with one_sentence():
+    with reporting_errors():
         if files.count(Path(STDIN)) > 1:
-            fail("the standard input can be read once only: give - once")
+            fail("the standard input can be read only once: give - once")
         if not drain < math.inf:
             fail("--drain must be a number of seconds")
         if (watch or from_line > 1) and (len(files) > 1 or files[0] == Path(STDIN)):
             fail(f"{'--watch' if watch else '--from-line'} takes one file, which is not the standard input")
         if watch and dry_run:
-            fail("--dry-run comes to an end, and --watch does not: choose one of them")
+            fail("--dry-run and --watch exclude each other: choose one")
         clickstream = Clickstream(price, quantity)
         sources = [Source(path, follow=watch) for path in files]
 
@@ -144,9 +146,9 @@ def send(  # noqa: PLR0913 - one for each option
                 **hooks,
             )
 
-        # Made once to be checked: what is wrong must come up before the rejects' file is made.
+        # Only to check the settings: a mistake must be reported before the file of rejects is created.
         client_of()
-        # The report says it all, counted: the package's log would say it once more, across the progress bar.
+        # The report has everything that the package logs. With this handler the log is not printed across the bar.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         with Rejects(rejects) as kept, Meter("sending", total_size(sources)) as meter:
             delivery = Delivery(sources, lines_of=lines_of, rejects=kept, meter=meter, drain=drain, first=from_line)

@@ -1,4 +1,4 @@
-"""A day of a shop, made up: visitors who search, look, put in the basket and sometimes buy."""
+"""Makes up the events of a shop's day: visitors search, view products, fill baskets and sometimes buy."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
     Acts: TypeAlias = Generator[tuple[datetime, Event]]
-    """What a visitor does, and when."""
+    """A visitor's events, each with its time."""
 
 _PHRASES = ("desk", "oak desk for two", "угловой диван со спальным местом", "lámpara de pie", "書桌", "shelf " * 40)
 _STOCKS = (None, None, None, "msk", "Нижний Новгород")
 _EVENTS_PER_VISIT = 8
-"""About; it decides how many visits fill the day."""
+"""The approximate average, from which the distance between two visits follows."""
 
 
 def shop_day(events: int, seed: int) -> Iterator[Event]:
-    """Return the first `events` events of a day, in the order of their time; the same for the same arguments.
+    """Return `events` events of a day, ordered by time; the same arguments give the same events.
 
     Args:
         events: how many, 1 or more.
-        seed: of everything random.
+        seed: the seed of the random numbers.
     """
-    chance = random.Random(seed)  # noqa: S311 - a day to look at, no secret
+    chance = random.Random(seed)  # noqa: S311 - made-up data, not a secret
     midnight = datetime(2025, 11, 28, tzinfo=UTC)
     gap = timedelta(days=1) * _EVENTS_PER_VISIT / (events + 100)
     return islice(_merged(_Visitor(chance, midnight + number * gap).visit() for number in count()), events)
 
 
 def _merged(visits: Iterator[Acts]) -> Generator[Event]:
-    """Yield the events of endlessly many visits by time; none begins before the one in front of it."""
-    # By time, then by number: so neither events nor generators are ever compared.
+    """Yield the events of endlessly many visits, ordered by time; the visits must be ordered by their start."""
+    # Ordered by time, then by the visit's number, so that neither events nor generators are compared.
     going_on: list[tuple[datetime, int, Event, Acts]] = []
     numbered = enumerate(visits)
     while True:
@@ -71,7 +71,7 @@ def _merged(visits: Iterator[Acts]) -> Generator[Event]:
 
 
 class _Visitor:
-    """One visitor, for the length of one visit."""
+    """Makes the events of one visit."""
 
     def __init__(self, chance: random.Random, begin: datetime) -> None:
         self._chance = chance
@@ -81,7 +81,7 @@ class _Visitor:
         self._basket: list[int] = []
 
     def visit(self) -> Acts:
-        """Arrive, look around and perhaps buy."""
+        """Yield the events of the visit: an arrival, one to six views, and perhaps an order."""
         yield from self._arrive()
         for _ in range(self._chance.randint(1, 6)):
             yield from self._look()

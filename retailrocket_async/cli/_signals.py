@@ -1,4 +1,4 @@
-"""Signals that end a command, heard in its event loop."""
+"""Delivers the signals that end a command to its event loop."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ending_signals(interrupt: Callable[[int], None]) -> Generator[None]:
-    """Call `interrupt` in the event loop for every SIGINT and SIGTERM."""
+    """Call `interrupt` in the event loop with the number of each SIGINT and SIGTERM, while the block runs."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(interrupt, number)
 
-    # signal.signal and not loop.add_signal_handler: it works on every platform and can be undone.
-    # One that is ignored stays so: a command in the background of a script is not to be interrupted.
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heard}
+    # signal.signal works on every platform and can be undone; loop.add_signal_handler cannot.
+    # A signal that is ignored stays ignored: a shell starts background commands with SIGINT ignored.
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:

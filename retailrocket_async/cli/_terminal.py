@@ -1,4 +1,4 @@
-"""What is printed: sentences, tables and the progress bar, plain where no terminal is there to show more."""
+"""Prints sentences, tables and the progress bar; without a terminal, as plain text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FAILED = 1
-"""Exit status: the command ran, and its answer is no."""
+"""Exit status: the command ran, and something did not succeed."""
 
 MISUSED = 2
 """Exit status: wrong arguments or configuration; nothing was sent."""
@@ -37,7 +37,7 @@ INTERRUPTED = 130
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON, for scripts.")]
 AsJsonLines: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each, for scripts.")]
 
-_BLINK = 0.05
+_REDRAW = 0.05
 """Seconds between two drawings of the progress bar."""
 
 _OPTIONS = {
@@ -49,119 +49,125 @@ _OPTIONS = {
     "api_key": "RETAILROCKET_API_KEY",
     ": strip() it": "",
 }
+"""What the package's messages call a setting, and what the command line calls it."""
 
 
-def say(text: str) -> bool:
-    """Print a line on the standard output, without the control characters that input may smuggle into it.
+def print_out(text: str) -> bool:
+    """Print a line on the standard output, with control characters of the input written as escapes.
 
-    An output that takes nothing (a reader that has gone, a full disk) is no error: what a command has done, and its
-    exit status, do not depend on who listens. Everything that prints behaves like that.
+    An output that cannot be written (its reader has ended, or the disk is full) is not an error: a command does the
+    same work, and has the same exit status, whether or not somebody reads its output. All functions here do the same.
 
     Returns:
-        Whether it could be printed.
+        Whether the line could be printed.
     """
-    return _put(printable(text) + "\n")
+    return _write(printable(text) + "\n")
 
 
-def note(text: str) -> None:
-    """Print a line on the standard error, likewise."""
-    _put(printable(text) + "\n", err=True)
+def print_err(text: str) -> None:
+    """Print a line on the standard error, with control characters written as escapes."""
+    _write(printable(text) + "\n", err=True)
 
 
-def tell(text: str) -> None:
-    """Print a line that must not get lost: on the standard output, else on the standard error."""
-    if not say(text):
-        note(text)
+def print_result(text: str) -> None:
+    """Print a line on the standard output or, if that cannot be written, on the standard error."""
+    if not print_out(text):
+        print_err(text)
 
 
-def tell_json(data: object) -> None:
+def print_json(data: object) -> None:
     """Print plain values as one line of JSON, for scripts."""
-    tell(json.dumps(data, ensure_ascii=False))
+    print_result(json.dumps(data, ensure_ascii=False))
 
 
-_lost: set[TextIO] = set()
-"""Outputs that took nothing once."""
+_unwritable: set[TextIO] = set()
+"""Outputs that could not be written once; nothing more is written to them."""
 
 
-def _put(text: str, *, err: bool = False) -> bool:
+def _write(text: str, *, err: bool = False) -> bool:
     out = cast("TextIO | None", sys.stderr if err else sys.stdout)
-    if out is None or out in _lost:
+    if out is None or out in _unwritable:
         return False
     try:
         typer.echo(text, nl=False, err=err)
     except OSError as error:
-        _give_up(out, error)
+        _stop_writing(out, error)
         return False
     return True
 
 
-def _give_up(out: TextIO, error: OSError) -> None:
-    """Print nothing more on `out`; a reader that has gone, as head does, knows that, and else it is told."""
-    _lost.add(out)
+def _stop_writing(out: TextIO, error: OSError) -> None:
+    """Write nothing more to `out`; report the error, unless the output's reader has ended (as `head` does)."""
+    _unwritable.add(out)
     if error.errno != errno.EPIPE and out is not sys.stderr:
-        note(f"error: the standard output cannot be written: {error.strerror or error}")
-    # What is left in the stream would fail once more when the interpreter ends.
-    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, no file
+        print_err(f"error: the standard output cannot be written: {error.strerror or error}")
+    # The interpreter flushes the stream when it ends; without this, that would fail once more.
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a file
         os.dup2(nowhere.fileno(), out.fileno())
 
 
 def fail(sentence: str, status: int = MISUSED) -> NoReturn:
-    """Print what is wrong as one sentence and leave with `status`."""
-    note(f"error: {sentence}")
+    """Print what is wrong as one sentence and exit with `status`."""
+    print_err(f"error: {sentence}")
     raise typer.Exit(status)
 
 
+def fail_to_listen(host: str, port: int, error: OSError, option: str) -> NoReturn:
+    """Exit with a sentence about a port that cannot be listened on; `option` chooses the port."""
+    fail(f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another port with {option}")
+
+
 @contextmanager
-def one_sentence() -> Generator[None]:
-    """Make one sentence and an exit status of whatever is raised: no command shows a traceback."""
+def reporting_errors() -> Generator[None]:
+    """Turn any error of the block into one sentence and an exit status: no command prints a traceback."""
     try:
         yield
     except (SystemExit, GeneratorExit, typer.Exit, typer.Abort, click.ClickException):
-        # Sentences already, and statuses.
+        # These already have a status, and a sentence if they need one.
         raise
     except (ConfigurationError, EventValidationError) as error:
         fail(in_options(str(error)))
     except KeyboardInterrupt:
-        note("interrupted")
+        print_err("interrupted")
         raise typer.Exit(INTERRUPTED) from None
-    except BaseException as error:  # noqa: BLE001 - a defect, or foreign code; its text may hold the key
-        fail(_unforeseen(error), FAILED)
+    except BaseException as error:  # noqa: BLE001 - a defect, or an error of foreign code, whose text may hold the key
+        fail(_described(error), FAILED)
 
 
 @contextmanager
-def last_resort() -> Generator[None]:
-    """Do the same around all commands, for what is raised before or after them."""
+def exiting_on_errors() -> Generator[None]:
+    """Do as `reporting_errors`, but exit the process: for errors before and after a command."""
     try:
-        with one_sentence():
+        with reporting_errors():
             yield
     except typer.Exit as left:
         raise SystemExit(left.exit_code) from None
 
 
-def _unforeseen(error: BaseException) -> str:
-    """Return what is to be said of an error that nothing foresaw: its type, the system's words, and its place."""
+def _described(error: BaseException) -> str:
+    """Describe an unexpected error: its type, the operating system's text if it has one, and its place in the code."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         name = f"{name}, {error.strerror}"
     elif isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
-        # Of these the text names code; that of others may hold data, and the key.
+        # The text of these names code. The text of other errors may hold data, or the key.
         name = f"{name}, {error}"
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" in {Path(at.filename).name}, line {at.lineno}" for at in frame)
-    return f"the command ended by an error that it does not know: {name}{place}; please report it"
+    return f"the command ended with an unexpected error: {name}{place}; please report it"
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything that is no visible character written as an escape."""
+    """Return `text` with every character that is not printable written as an escape."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table on the standard output: words to the left, numbers to the right."""
+    """Print a table on the standard output: the first column left-aligned, the others right-aligned."""
     first, *others = columns
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(first))
     made.add_column(first)
@@ -174,11 +180,11 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
         with console.capture() as drawn:
             console.print(made)
     except OSError as error:
-        # An output that takes nothing may refuse even the nothing that is written here.
-        _give_up(sys.stdout, error)
+        # Rich writes an empty string here, and even that may fail.
+        _stop_writing(sys.stdout, error)
         return
-    # Without the spaces that fill each line to the table's width: they only get in the way of who reads a pipe.
-    _put("\n".join(line.rstrip() for line in drawn.get().split("\n")))
+    # Without the trailing spaces that fill each line to the table's width, which disturb programs that read a pipe.
+    _write("\n".join(line.rstrip() for line in drawn.get().split("\n")))
 
 
 def _figure(value: object) -> str:
@@ -193,11 +199,11 @@ def in_options(message: str) -> str:
 
 
 class Meter:
-    """A progress bar on the standard error with rate and remaining time; nothing at all where that is no terminal.
+    """A progress bar on the standard error, with rate and remaining time; invisible if that is not a terminal.
 
     Args:
         what: the words in front of the bar.
-        total: how much there is to do, in any unit; None where that is not known, which leaves no remaining time.
+        total: the amount of work, in any unit; None if it is not known, and then no remaining time is shown.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -205,42 +211,48 @@ class Meter:
         columns = [
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
             *([TaskProgressColumn(), TimeRemainingColumn(compact=True)] if total is not None else []),
         ]
-        # Drawn by who moves it, not by a thread: a bar in the middle of an event loop's work would be a surprise.
+        # Drawn by `show`, and not by a thread of its own, which would run in the middle of the event loop's work.
         self._bar = Progress(
             *columns,
             console=console,
             auto_refresh=False,
-            # Else the standard output would go to the standard error while the bar is there.
+            # True would send the standard output to the standard error while the bar is shown.
             redirect_stdout=False,
             redirect_stderr=False,
             transient=True,
             disable=not console.is_terminal,
         )
         self._drawn = -math.inf
-        self._task = self._bar.add_task(what, total=total, told="")
+        self._task = self._bar.add_task(what, total=total, rate="")
 
     def show(self, done: float, events: int, elapsed: float) -> None:
-        """Draw the bar at `done` of the total, after so many events and seconds; a few times a second at most."""
-        if not self._bar.disable and elapsed - self._drawn >= _BLINK:
-            self._drawn = elapsed
-            told = f"{events:,} events, {events / max(elapsed, 1e-3):,.0f}/s"
-            self._bar.update(self._task, completed=done, told=told, refresh=True)
+        """Draw the bar, at most 20 times a second.
 
-    def say(self, text: str) -> bool:
-        """Print a line on the standard output; where that is the terminal, above the bar. Returns as `say`."""
+        Args:
+            done: how much of the total is done.
+            events: how many events that is, for the rate.
+            elapsed: seconds since the start.
+        """
+        if not self._bar.disable and elapsed - self._drawn >= _REDRAW:
+            self._drawn = elapsed
+            rate = f"{events:,} events, {events / max(elapsed, 1e-3):,.0f}/s"
+            self._bar.update(self._task, completed=done, rate=rate, refresh=True)
+
+    def print_out(self, text: str) -> bool:
+        """Print a line on the standard output, above the bar if that is the terminal; return whether it was printed."""
         out = cast("TextIO | None", sys.stdout)
         if self._bar.disable or out is None or not out.isatty():
-            return say(text)
-        self.note(text)
+            return print_out(text)
+        self.print_err(text)
         return True
 
-    def note(self, text: str) -> None:
+    def print_err(self, text: str) -> None:
         """Print a line on the standard error, above the bar."""
         if self._bar.disable:
-            note(text)
+            print_err(text)
         else:
             self._bar.console.print(printable(text), soft_wrap=True)
 

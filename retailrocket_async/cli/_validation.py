@@ -1,4 +1,4 @@
-"""Checking inputs without sending anything: ``send --dry-run``."""
+"""``send --dry-run``: checks inputs without sending anything."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @attrs.define
 class Validation:
-    """What the lines turned out to be.
+    """The result of a dry run.
 
     Attributes:
-        events: good lines.
-        bad: lines that are no event, and inputs that could not be read to their end.
+        events: lines that are an event.
+        bad: lines that are not, and inputs that could not be read to their end.
     """
 
     events: int = 0
@@ -36,7 +36,7 @@ class Validation:
 def validate(
     sources: Sequence[Source], lines_of: Callable[[Source], Lines], rejects: Rejects, meter: Meter
 ) -> Validation:
-    """Read everything, print every bad line, send nothing."""
+    """Read all inputs, print every bad line, and return the counts; sends nothing."""
     checked, begun, stored = Validation(), time.monotonic(), 0
     for source in sources:
         lines = lines_of(source)
@@ -45,8 +45,8 @@ def validate(
                 if isinstance(found, BadLine):
                     checked.bad += 1
                     rejects.add_bad(found)
-                    if not meter.say(str(found)):
-                        # Who reads has gone, as head does, or the disk is full: the rest would be read for nobody.
+                    if not meter.print_out(str(found)):
+                        # The output's reader has ended (as `head` does), or the disk is full: stop reading.
                         raise typer.Exit(FAILED)
                 else:
                     checked.events += 1

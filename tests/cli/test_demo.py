@@ -1,4 +1,4 @@
-"""``demo``: a made-up day arrives whole, and what would not is told."""
+"""``demo``: all events of a made-up day are recorded, and every difference is printed."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ import pytest
 from retailrocket_async import EVENT_TYPES, Stats
 from retailrocket_async.cli import _demo
 from retailrocket_async.cli._shop_day import shop_day
-from tests.cli.test_cli import invoke
-from tests.cli.test_send import on_a_terminal, posix
+from tests.support.command import on_a_terminal, posix, run_command
 
 
 def test_demo() -> None:
-    """The demo says that all was recorded, once and within the limit."""
-    result = invoke("demo", "--events", "1200")
+    """The demo reports that every event was recorded once, and within the limit."""
+    result = run_command("demo", "--events", "1200")
 
     assert result.exit_code == 0, result.stderr
-    told = "All 1,200 events were recorded, each exactly once, and no request was over the limit."
-    assert told == result.stdout.splitlines()[-1]
+    message = "All 1,200 events were recorded, each exactly once, and no request was over the limit."
+    assert message == result.stdout.splitlines()[-1]
     assert re.search(r"all +1,200 +1,200\n", result.stdout)
 
 
 def test_smallest_day() -> None:
-    """A day of one event is a day."""
-    assert invoke("demo", "--events", "1").exit_code == 0
+    """A day may have a single event."""
+    assert run_command("demo", "--events", "1").exit_code == 0
 
 
 def sent(**names: int) -> Any:
-    """Return what a client says that sent these events in two requests."""
+    """Return the report of a client that sent these events in two requests."""
     counts = Counter(names)
-    return _demo._Sent(counts, Stats(delivered=counts.total(), requests=2), 1.0)
+    return _demo.Sent(counts, Stats(delivered=counts.total(), requests=2), 1.0)
 
 
 def recorded(**changes: object) -> dict[str, object]:
-    """Return what an emulator says that recorded three events in two requests."""
+    """Return the counters of an emulator that recorded three events in two requests."""
     said = {"events": {"view": 2, "search": 1}, "requests": 2, "refused": 0, "over_limit": 0, "worst_window": 50}
     return {**said, **changes}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({}, []),
         ({"events": {"view": 1, "search": 1}}, ["2 view were sent and 1 recorded"]),
@@ -55,22 +54,22 @@ def recorded(**changes: object) -> dict[str, object]:
         ({"over_limit": 1}, ["the limit was broken: 50 requests arrived within one second"]),
     ],
 )
-def test_differences_are_told(changes: dict[str, object], told: list[str]) -> None:
-    """Whatever the emulator recorded otherwise than it was sent is told."""
-    assert told == list(_demo._differences(sent(view=2, search=1), recorded(**changes)))
+def test_differences_are_reported(changes: dict[str, object], message: list[str]) -> None:
+    """Every difference between the events sent and the events recorded is reported."""
+    assert message == list(_demo.differences(sent(view=2, search=1), recorded(**changes)))
 
 
-def test_undelivered_events_are_told() -> None:
-    """What the client could not deliver is told."""
-    missing = _demo._Sent(Counter(view=2, search=1), Stats(delivered=2, requests=2), 1.0)
+def test_undelivered_events_are_reported() -> None:
+    """Events that the client could not deliver are reported."""
+    missing = _demo.Sent(Counter(view=2, search=1), Stats(delivered=2, requests=2), 1.0)
 
-    assert ["3 events were sent and 2 are said to be delivered"] == list(_demo._differences(missing, recorded()))
+    assert ["3 events were sent and 2 are said to be delivered"] == list(_demo.differences(missing, recorded()))
 
 
 def test_difference_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a difference the demo ends with status 1 and says which."""
-    monkeypatch.setattr(_demo, "_differences", lambda *_: iter(["1 view went missing"]))
-    result = invoke("demo", "--events", "20")
+    """If there is a difference, the demo prints it and ends with status 1."""
+    monkeypatch.setattr(_demo, "differences", lambda *_: iter(["1 view went missing"]))
+    result = run_command("demo", "--events", "20")
 
     assert (1, "error: 1 view went missing\n") == (result.exit_code, result.stderr)
     assert "exactly once" not in result.stdout
@@ -82,7 +81,7 @@ def test_day_has_all_events() -> None:
 
 
 def test_day_is_in_order() -> None:
-    """A day goes from its morning to its night."""
+    """The events of a day are in order of time, on one date, and reach into the evening."""
     times: list[Any] = [getattr(event, "timestamp", None) for event in shop_day(3_000, 1)]
 
     assert sorted(times) == times
@@ -90,15 +89,15 @@ def test_day_is_in_order() -> None:
     assert times[-1].hour >= 20
 
 
-def test_day_comes_of_its_seed() -> None:
-    """The same seed makes the same day, another one another."""
+def test_day_follows_from_its_seed() -> None:
+    """The same seed makes the same events, and another seed makes others."""
     assert list(shop_day(100, 1)) == list(shop_day(100, 1))
     assert list(shop_day(100, 1)) != list(shop_day(100, 2))
 
 
 @posix
 def test_interruption_on_a_terminal() -> None:
-    """Ctrl-C ends the demo soon and in a word, with no time spent on an emulator that has gone."""
+    """Ctrl-C ends the demo soon and with one word, without retries to the emulator, which has ended too."""
     begun = perf_counter()
     status, seen = on_a_terminal(["demo", "--events", "1000000"], {b"events, ": b"\x03"}, {})
     took = perf_counter() - begun

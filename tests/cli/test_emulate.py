@@ -1,26 +1,23 @@
-"""``emulate``: the emulator on a port, with lines to paste, until it is told to stop."""
+"""``emulate``: serves the emulator on a port, and prints the settings for other commands."""
 
 from __future__ import annotations
 
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.test_cli import FULL, GONE, MAIN, NO_SPACE, PLAIN, UNSET, invoke, started
+from tests.support.command import FULL, GONE, MAIN, NO_SPACE, PLAIN, UNSET, posix, run_command, started
 
 if TYPE_CHECKING:
     import subprocess
 
 KEYS = {"RETAILROCKET_API_KEY": "dev-api-key", "RETAILROCKET_PARTNER_ID": "dev-partner"}
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-
 
 def announced(process: subprocess.Popen[bytes]) -> list[str]:
-    """Return what an emulator prints when it is ready."""
+    """Return the lines that an emulator prints when it is ready."""
     assert process.stdout is not None
     return [process.stdout.readline().decode().rstrip("\n") for _ in range(8)]
 
@@ -33,28 +30,30 @@ def pasted(lines: list[str]) -> dict[str, str]:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
-    """With the printed lines pasted the other commands reach the emulator; a signal ends it in order."""
+    """The printed lines are all settings that another command needs; a signal ends the emulator with status 0."""
     line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
     with started("emulate", "--port", "0") as process:
         lines = announced(process)
         env = {**PLAIN, **pasted(lines)}
-        result = invoke("send", "-", env=env, stdin=line)
+        result = run_command("send", "-", env=env, stdin=line)
         process.send_signal(number)
-        told = process.communicate()[1]
+        output = process.communicate()[1]
 
     assert (0, 0) == (result.exit_code, process.returncode), result.stderr
-    assert told == b"stopped: 1 events in 1 requests\n"
+    assert output == b"stopped: 1 events in 1 requests\n"
     assert f"Watch it live at {env['RETAILROCKET_BASE_URL'].removesuffix('1.0/')}" in lines
 
 
 @posix
 def test_key_of_the_environment() -> None:
-    """A key from the environment is the one that is let in, and is not printed."""
+    """A key from the environment is the one that the emulator accepts, and is not printed."""
     own = {"RETAILROCKET_API_KEY": "s3cret", "RETAILROCKET_PARTNER_ID": "my-shop"}
     with started("emulate", "--port", "0", env=own) as process:
         lines = announced(process)
         env = {**PLAIN, **pasted(lines)}
-        right, wrong = (invoke("check", env={**env, "RETAILROCKET_API_KEY": key}) for key in ("s3cret", "dev-api-key"))
+        right, wrong = (
+            run_command("check", env={**env, "RETAILROCKET_API_KEY": key}) for key in ("s3cret", "dev-api-key")
+        )
         process.send_signal(signal.SIGINT)
         rest = b"".join(process.communicate())
 
@@ -65,32 +64,32 @@ def test_key_of_the_environment() -> None:
 
 @posix
 def test_options_reach_the_emulator() -> None:
-    """Latency and unknown events are what the options say."""
+    """The options for latency and unknown events reach the emulator."""
     line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
     with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
         env = {**PLAIN, **pasted(announced(process))}
-        slow = invoke("check", "--timeout", "0.1", env=env)
-        sent = invoke("send", "-", "--allow-custom", env=env, stdin=line)
+        slow = run_command("check", "--timeout", "0.1", env=env)
+        sent = run_command("send", "-", "--allow-custom", env=env, stdin=line)
 
     assert (1, 0) == (slow.exit_code, sent.exit_code)
     assert "no answer" in slow.stderr
 
 
 def test_port_that_is_taken() -> None:
-    """A port that is taken is a sentence, not a traceback."""
+    """A port in use gives one sentence, not a traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = invoke("emulate", "--port", port, env=UNSET)
+        result = run_command("emulate", "--port", port, env=UNSET)
 
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1, port {port}: ")
 
 
 def test_wrong_setting() -> None:
-    """A setting that the emulator refuses is a sentence, not a traceback."""
-    result = invoke("emulate", "--latency", "inf")
+    """A setting that the emulator refuses gives one sentence, not a traceback."""
+    result = run_command("emulate", "--latency", "inf")
 
     assert result.exit_code == 2
     assert result.stderr.startswith("error: latency must be a finite number of seconds")
@@ -99,12 +98,12 @@ def test_wrong_setting() -> None:
 @posix
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
 def test_output_that_takes_nothing(output: str, complaint: str) -> None:
-    """Where the output takes nothing the emulator serves all the same, and says on the other one where."""
+    """If the standard output cannot be written, the emulator still serves, and prints its address on the other one."""
     with started("emulate", "--port", "0", code=f"{output}; {MAIN}") as process:
         assert process.stderr is not None
         begin = b"".join(process.stderr.readline() for _ in range(1 + bool(complaint))).decode()
         url = begin.removeprefix(f"{complaint}Emulator of the tracking API at ").removesuffix(", until Ctrl-C.\n")
-        checked = invoke("check", env={**PLAIN, **KEYS, "RETAILROCKET_BASE_URL": url})
+        checked = run_command("check", env={**PLAIN, **KEYS, "RETAILROCKET_BASE_URL": url})
         process.send_signal(signal.SIGINT)
         rest = process.communicate()[1]
 
@@ -113,11 +112,11 @@ def test_output_that_takes_nothing(output: str, complaint: str) -> None:
 
 
 def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails once the emulator listens is not told to be the port's fault."""
+    """An error after the emulator has begun to listen is not reported as a port in use."""
 
     def unannounced(_: object) -> None:
         raise OSError
 
     monkeypatch.setattr("retailrocket_async.cli._emulate._announce", unannounced)
 
-    assert "cannot listen" not in invoke("emulate", "--port", "0", env=UNSET).stderr
+    assert "cannot listen" not in run_command("emulate", "--port", "0", env=UNSET).stderr

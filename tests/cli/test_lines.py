@@ -1,4 +1,4 @@
-"""Lines of inputs as events: envelopes, rows of the clickstream, and everything that is neither."""
+"""Parses the lines of inputs: envelopes, rows of the clickstream, and bad lines."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
 AT = datetime(2015, 5, 3, 3, 2, 0, 563000, tzinfo=UTC)
 VIEW = b'{"view":{"sessionExternalId":"a1","productId":1,"timestamp":"2025-01-31T09:30:00+00:00"}}'
 VIEWED = Codec().decode(VIEW)
+TOO_LONG = "is longer than 1,048,576 bytes, and is not written to the rejects"
 
 
 def found_in(*pieces: bytes, allow_custom: bool = False) -> list[Event | BadLine]:
-    """Return what the lines of an input hold that comes in these pieces."""
+    """Return the events and bad lines of an input that arrives in these pieces."""
     lines = Lines("in", Clickstream(9.9, 2), allow_custom=allow_custom)
     return [*(found for piece in pieces for found in lines.feed(piece)), *lines.finish()]
 
 
 def complaints(*pieces: bytes) -> list[str]:
-    """Return the entries of what is no event."""
+    """Return the messages of the bad lines of an input."""
     return [str(found) for found in found_in(*pieces) if isinstance(found, BadLine)]
 
 
 def row(text: str) -> list[Event | BadLine]:
-    """Return what a row of the clickstream is."""
+    """Return the event, or the bad line, of one row of the clickstream."""
     return found_in(HEADER + b"\n" + text.encode(errors="surrogateescape"))
 
 
@@ -63,7 +64,7 @@ def test_envelope() -> None:
     ],
 )
 def test_row(text: str, event: Event) -> None:
-    """A row is the event that the clickstream means; its timestamp is in milliseconds, UTC."""
+    """A row becomes the event of its name; its timestamp is in milliseconds, UTC."""
     assert [event] == row(text)
 
 
@@ -91,7 +92,7 @@ def test_row(text: str, event: Event) -> None:
     ],
 )
 def test_bad_row(text: str, reason: str) -> None:
-    """A row that breaks a rule is an entry with its file, its number and the reason."""
+    """A row that breaks a rule is a bad line, with the input, its number and the reason."""
     [bad] = row(text)
 
     assert str(bad).startswith(f"in:2: {reason}")
@@ -114,7 +115,7 @@ def test_bad_row(text: str, reason: str) -> None:
     ],
 )
 def test_bad_line(line: bytes, reason: str) -> None:
-    """Whatever else a line is, it is one entry, and the next line is read as ever."""
+    """Any other line is one bad line, and the next line is parsed as usual."""
     bad, good = found_in(VIEW + b"\n" + line + b"\n" + VIEW)[1:]
 
     assert str(bad).startswith(f"in:2: {reason}")
@@ -122,7 +123,7 @@ def test_bad_line(line: bytes, reason: str) -> None:
 
 
 def test_bad_line_keeps_its_bytes() -> None:
-    """A bad line is kept as it was, its end included."""
+    """A bad line is kept as it was, including its line break."""
     [bad] = found_in(b' {"x": \xff}\t\r\n')
 
     assert isinstance(bad, BadLine)
@@ -133,7 +134,7 @@ def test_bad_line_keeps_its_bytes() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("first", [VIEW, HEADER + b"\n1430622120563,7,view,1,"])
 def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
-    """A byte order mark, blank lines, Windows line ends and a missing last one make no difference."""
+    """A byte order mark, blank lines, CR LF and a missing last line break make no difference."""
     lines = [*first.split(b"\n"), b"", b"  \t", VIEW]
 
     assert [Event, Event] == [Event for found in found_in(mark + end.join(lines)) if isinstance(found, Event)]
@@ -141,24 +142,24 @@ def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
 
 
 def test_numbers_count_every_line() -> None:
-    """Blank lines and headers have numbers too, so an editor finds the line."""
-    assert ["in:4: "] == [told[:6] for told in complaints(b"\n" + HEADER + b"\n\nx\n")]
+    """Blank lines and headers count, so that the number is the one that an editor shows."""
+    assert ["in:4: "] == [message[:6] for message in complaints(b"\n" + HEADER + b"\n\nx\n")]
 
 
 def test_kinds_may_be_mixed() -> None:
-    """Envelopes may stand between rows, and files with headers may be joined together."""
+    """Envelopes may stand between rows, and files with headers may be concatenated."""
     rows = HEADER + b"\n1,7,view,1,\n"
 
     assert ["View"] * 4 == [type(found).__name__ for found in found_in(VIEW + b"\n" + rows + VIEW + b"\n" + rows)]
 
 
 def test_row_without_header() -> None:
-    """A row is no row where no header came before."""
-    assert ["in:1: is neither an envelope"] == [told[:28] for told in complaints(b"1430622120563,7,view,1,")]
+    """A row without a header above it is a bad line."""
+    assert ["in:1: is neither an envelope"] == [message[:28] for message in complaints(b"1430622120563,7,view,1,")]
 
 
 def test_custom_event() -> None:
-    """An unknown name is an event only where that is wanted."""
+    """An unknown name is an event only with `allow_custom`."""
     line = b'{"wishlist":{"sessionExternalId":"a1"}}'
 
     assert [CustomEvent(name="wishlist", fields={"sessionExternalId": "a1"})] == found_in(line, allow_custom=True)
@@ -166,7 +167,7 @@ def test_custom_event() -> None:
 
 
 def test_too_large_event() -> None:
-    """An event that no batch could hold is a bad line, not an error of the sending."""
+    """An event that is too large for any batch is a bad line."""
     phrase = b"x" * 524_288
     line = b'{"search":{"sessionExternalId":"a1","searchPhrase":"%b"}}' % phrase
 
@@ -174,7 +175,7 @@ def test_too_large_event() -> None:
 
 
 def test_endless_line() -> None:
-    """A line without an end is one entry, however long it is, and takes no memory; the next one is read as ever."""
+    """An endless line is one bad line and takes bounded memory; the next line is parsed as usual."""
     tracemalloc.start()
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     found = [found for _ in range(100) for found in lines.feed(b"x" * MAX_LINE)]
@@ -182,12 +183,12 @@ def test_endless_line() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
-    assert ["in:1: is longer than 1,048,576 bytes, and is not kept", str(VIEWED)] == list(map(str, found))
+    assert [f"in:1: {TOO_LONG}", str(VIEWED)] == list(map(str, found))
     assert peak < 20 * MAX_LINE
 
 
 def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
-    """What a long line costs does not depend on the pieces in which it comes."""
+    """The time for a long line does not depend on the size of the pieces in which it arrives."""
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     buffers = {id(lines._rest) for _ in range(1000) for _ in [*lines.feed(b"x" * 100), None]}
 
@@ -195,14 +196,14 @@ def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
 
 
 def test_endless_last_line() -> None:
-    """A line that is too long and never ends is an entry all the same."""
-    assert ["in:1: is longer than 1,048,576 bytes, and is not kept"] == complaints(b"x" * (MAX_LINE + 1))
+    """A line that is too long and has no line break is a bad line as well."""
+    assert [f"in:1: {TOO_LONG}"] == complaints(b"x" * (MAX_LINE + 1))
 
 
 @PROPERTY
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
-    """However an input is cut into pieces, its lines are the same, and no input is an exception."""
+    """The pieces in which an input arrives do not change its lines, and no input raises an error."""
     bounds = [0, *sorted(cuts), len(data)]
     pieces = [data[begin:end] for begin, end in itertools.pairwise(bounds)]
 
@@ -212,7 +213,7 @@ def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
 @PROPERTY
 @given(text=st.text(alphabet='{}[]":,view1 \n\r\x00', max_size=200), header=st.sampled_from([b"", HEADER + b"\n"]))
 def test_every_line_is_one_thing(text: str, header: bytes) -> None:
-    """A line that is not blank is one event or one entry, never none and never two."""
+    """A line that is not blank is exactly one event or one bad line."""
     filled = [line for line in text.encode().split(b"\n") if line.strip()]
 
     assert len(filled) == len(found_in(header + text.encode()))
@@ -220,19 +221,19 @@ def test_every_line_is_one_thing(text: str, header: bytes) -> None:
 
 @pytest.mark.parametrize(("price", "quantity"), [(-1, 1), (float("nan"), 1), (1, 0)])
 def test_impossible_price_or_quantity(price: float, quantity: float) -> None:
-    """A price or quantity that no order can have is an error before any row is read."""
+    """A price or quantity that an order cannot have is an error before any row is parsed."""
     with pytest.raises(EventValidationError):
         Clickstream(price, quantity)
 
 
 def read(path: Path) -> tuple[bytes, str | None]:
-    """Return all data of a source, and why there was no more."""
+    """Return all data of an input, and why it could not be read to its end."""
     *chunks, last = Source(path).chunks()
     return b"".join(chunk.data for chunk in chunks), last.failure
 
 
 def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
-    """A gzipped file is recognised whatever its name, also when it is made of several parts."""
+    """A gzipped file is recognised by its content, also if it consists of several members."""
     path = tmp_path / "events.txt"
     path.write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n"))
 
@@ -241,7 +242,7 @@ def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 2, 3, 21, 22, 23])
 def test_gzip_in_small_pieces(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gzipped stream of several parts is read whole, wherever a slow pipe cuts it, a part's mark in two as well."""
+    """A gzipped stream of several members is read whole, wherever a slow pipe cuts it, even inside a header."""
 
     class Pipe(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -255,7 +256,7 @@ def test_gzip_in_small_pieces(step: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("data", [b"", b"\x1f", b"x", b"\x1f\x8b"[:1] + b"x"])
 def test_tiny_files_are_plain(data: bytes, tmp_path: Path) -> None:
-    """A file of no or one byte is read as it is."""
+    """A file of zero bytes or one byte is read as plain text."""
     path = tmp_path / "events"
     path.write_bytes(data)
 
@@ -263,7 +264,7 @@ def test_tiny_files_are_plain(data: bytes, tmp_path: Path) -> None:
 
 
 def test_gzip_cut_short(tmp_path: Path) -> None:
-    """What a truncated gzip file still holds is read, and the rest is told to be missing."""
+    """A truncated gzip file is read as far as possible, and reported as truncated."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n" * 100_000)[:-100])
     data, failure = read(path)
@@ -274,7 +275,7 @@ def test_gzip_cut_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("junk", [b"junk", b"\x1f\x8b\x08\x00" + b"\xff" * 20])
 def test_gzip_with_junk(junk: bytes, tmp_path: Path) -> None:
-    """A damaged gzip file is told to be damaged."""
+    """A damaged gzip file is reported as damaged."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n") + junk)
     data, failure = read(path)
@@ -284,7 +285,7 @@ def test_gzip_with_junk(junk: bytes, tmp_path: Path) -> None:
 
 
 def test_position_is_of_the_stored_file(tmp_path: Path) -> None:
-    """Progress counts the bytes of the file as it is stored, so it ends at the file's size."""
+    """The position counts bytes of the stored file, so it ends at the file's size."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n" * 100_000))
     source = Source(path)
@@ -300,20 +301,20 @@ def test_file_of_somebody_else(
     """A file that may not be read ends the command with a sentence, before anything is sent."""
     path = tmp_path / "events"
     path.touch()
-    # Whoever runs the tests as root may read everything.
+    # The tests may run as root, who may read everything.
     monkeypatch.setattr("os.access", lambda *_: False)
 
     with pytest.raises(typer.Exit) as caught:
         Source(path)
 
-    assert (2, f"error: cannot read {path}: it is not yours to read\n") == (
+    assert (2, f"error: cannot read {path}: permission denied\n") == (
         caught.value.exit_code,
         capsys.readouterr().err,
     )
 
 
 async def test_defect_while_reading_is_raised() -> None:
-    """What goes wrong in the reading thread comes up in the event loop, where it cannot pass for the input's end."""
+    """An error in the reading thread is raised in the event loop, and is not mistaken for the end of the input."""
 
     class Broken(Source):
         def chunks(self) -> Generator[Chunk]:
@@ -325,7 +326,7 @@ async def test_defect_while_reading_is_raised() -> None:
 
 
 def test_file_that_goes_away(tmp_path: Path) -> None:
-    """A file that is gone by the time it is read is told, not raised."""
+    """A file that was removed before it is read is reported, and raises nothing."""
     path = tmp_path / "events"
     path.touch()
     source = Source(path)

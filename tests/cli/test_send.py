@@ -1,4 +1,4 @@
-"""``send``: everything that is in the files is recorded once and in order, or told and kept."""
+"""``send``: every event of the inputs is recorded once and in order, or is reported and kept in the rejects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import stat
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,23 +23,25 @@ from retailrocket_async.cli._reading import Source
 from retailrocket_async.cli._rejects import Rejects
 from retailrocket_async.cli._terminal import Meter
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process, running_emulator
-from tests.cli.test_cli import (
+from tests.support.clickstream import HEADER, clickstream, rows
+from tests.support.command import (
     FULL,
     GONE,
-    HEADER,
     MAIN,
     NO_SPACE,
-    clickstream,
+    UNWRITABLE,
+    feed,
     finished,
-    invoke,
-    rows,
+    on_a_terminal,
+    posix,
+    run_command,
     settings_for,
     started,
+    unwritable_output,
 )
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "events_5000visitors.csv"
 NAMES = {"view": "view", "addtocart": "addToBasket", "transaction": "order"}
@@ -49,51 +50,28 @@ WITHOUT_INPUT = (
     "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, '-m', 'retailrocket_async', *sys.argv[1:]])"
 )
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals or terminals")
-
-
-@pytest.fixture(scope="module")
-def process() -> Generator[EmulatorProcess]:
-    """An emulator in a process of its own."""
-    with emulator_process() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(process: EmulatorProcess) -> EmulatorProcess:
-    """The emulator, with nothing in it and nothing going wrong."""
-    process.reset()
-    return process
-
 
 def until(holds: Callable[[], object]) -> None:
-    """Ask until the answer is yes; a test that waits in vain is stopped by its time-out."""
+    """Call `holds` until it is true; the test's time limit ends a wait in vain."""
     for _ in range(20_000):
         if holds():
             return
     pytest.fail("waited in vain")
 
 
-def feed(process: subprocess.Popen[bytes], data: bytes) -> None:
-    """Write to the standard input of a process, and leave it open."""
-    assert process.stdin is not None
-    process.stdin.write(data)
-    process.stdin.flush()
-
-
 def lines_of(source: Source) -> Lines:
-    """Return what reads the lines of a source."""
+    """Return the parser of a source's lines."""
     return Lines(source.name, Clickstream(1, 1), allow_custom=False)
 
 
 def views(count: int) -> bytes:
-    """Return that many envelopes."""
+    """Return JSON Lines with that many views."""
     envelope = '{{"view":{{"sessionExternalId":"s{0}","timestamp":"2025-01-31T09:30:00+00:00","productId":{0}}}}}\n'
     return "".join(envelope.format(number) for number in range(count)).encode()
 
 
 def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[str, int]]]:
-    """Return what each visitor did, as the emulator recorded it, in order."""
+    """Return the recorded events of each visitor, in order."""
     acts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for event in emulator.events():
         acts[event["fields"]["sessionExternalId"]].append((event["name"], event["fields"]["productId"]))
@@ -101,7 +79,7 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[str, int]]]:
 
 
 def meant(lines: list[str]) -> dict[str, list[tuple[str, int]]]:
-    """Return what each visitor did, as the rows say, in order."""
+    """Return the events of each visitor in these rows, in order."""
     acts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for line in lines:
         _, visitor, kind, item, _ = line.split(",")
@@ -110,7 +88,7 @@ def meant(lines: list[str]) -> dict[str, list[tuple[str, int]]]:
 
 
 def figure(table: str, name: str) -> int:
-    """Return a figure of the table that a command printed."""
+    """Return a number of the table that a command printed."""
     found = re.search(rf"{re.escape(name)} +([\d,]+)", table)
     assert found is not None, table
     return int(found[1].replace(",", ""))
@@ -122,11 +100,11 @@ def count_of(path: Path) -> int:
 
 
 def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Every row is recorded once, each visitor's in order, in few requests and none over the limit."""
+    """Every row is recorded once, and in order for each visitor, with few requests and within the limit."""
     made = rows(5_000)
     path = tmp_path / "events.csv"
     path.write_bytes(clickstream(made))
-    result = invoke("send", path, env=settings_for(emulator))
+    result = run_command("send", path, env=settings_for(emulator))
     stats = emulator.stats()
 
     assert result.exit_code == 0, result.stderr
@@ -138,8 +116,8 @@ def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real clickstream is not here")
 def test_real_clickstream(emulator: EmulatorProcess) -> None:
-    """The real clickstream arrives whole: none missing, none twice, order kept, no request over the limit."""
-    result = invoke("send", REAL, env=settings_for(emulator))
+    """All events of the real clickstream are recorded once, in order, and within the limit."""
+    result = run_command("send", REAL, env=settings_for(emulator))
     stats = emulator.stats()
 
     assert result.exit_code == 0, result.stderr
@@ -155,7 +133,7 @@ def test_order_is_kept_when_requests_fail(emulator: EmulatorProcess, tmp_path: P
     path = tmp_path / "events.csv"
     path.write_bytes(clickstream(made))
     emulator.add_faults([{"kind": "status", "status": 503, "times": 4}, {"kind": "reset_before", "times": 2}])
-    result = invoke("send", path, env=settings_for(emulator))
+    result = run_command("send", path, env=settings_for(emulator))
 
     assert result.exit_code == 0, result.stderr
     assert meant(made) == recorded(emulator)
@@ -163,9 +141,9 @@ def test_order_is_kept_when_requests_fail(emulator: EmulatorProcess, tmp_path: P
 
 
 def test_orders_have_the_price_and_quantity_of_the_options(emulator: EmulatorProcess) -> None:
-    """What a clickstream lacks comes from the options."""
+    """Price and quantity, which the clickstream lacks, come from the options."""
     row = clickstream(["1430622120563,7,transaction,1,4000"])
-    invoke("send", "-", "--price", "9.90", "--quantity", "2.5", env=settings_for(emulator), stdin=row)
+    run_command("send", "-", "--price", "9.90", "--quantity", "2.5", env=settings_for(emulator), stdin=row)
     [event] = emulator.events()
 
     expected = {
@@ -182,14 +160,14 @@ def test_orders_have_the_price_and_quantity_of_the_options(emulator: EmulatorPro
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
 def test_standard_input(emulator: EmulatorProcess, packed: Callable[[bytes], bytes]) -> None:
     """The standard input is read like a file, gzipped or not."""
-    status, told, complaints = finished("send", "-", env=settings_for(emulator), stdin=packed(views(3)))
+    result = run_command("send", "-", env=settings_for(emulator), stdin=packed(views(3)))
 
-    assert status == 0, complaints
-    assert 3 == figure(told, "delivered") == emulator.stats()["total_events"]
+    assert result.exit_code == 0, result.stderr
+    assert 3 == figure(result.stdout, "delivered") == emulator.stats()["total_events"]
 
 
 def test_slow_pipe_is_sent_as_it_comes(emulator: EmulatorProcess) -> None:
-    """Events leave while the pipe that they come from is still open."""
+    """Events are sent while their pipe is still open."""
     with started("send", "-", env=settings_for(emulator)) as process:
         feed(process, views(3))
         until(lambda: emulator.stats()["total_events"] == 3)
@@ -199,58 +177,58 @@ def test_slow_pipe_is_sent_as_it_comes(emulator: EmulatorProcess) -> None:
 
 
 def test_several_files_of_both_kinds(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Files are sent one after the other, whatever each of them is."""
+    """Several files are sent one after the other, each of its own kind."""
     first, second = tmp_path / "first.csv.gz", tmp_path / "second.jsonl"
     first.write_bytes(gzip.compress(clickstream(rows(10))))
     second.write_bytes(views(5))
-    result = invoke("send", first, second, env=settings_for(emulator))
+    result = run_command("send", first, second, env=settings_for(emulator))
 
     assert (0, 15) == (result.exit_code, emulator.stats()["total_events"])
 
 
 def test_nothing_to_send(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """An empty file is delivered whole."""
+    """An empty file makes no request, and status 0."""
     path = tmp_path / "empty"
     path.touch()
-    result = invoke("send", path, env=settings_for(emulator))
+    result = run_command("send", path, env=settings_for(emulator))
 
     assert (0, 0) == (result.exit_code, emulator.stats()["requests"])
 
 
 def test_custom_events(tmp_path: Path) -> None:
-    """Unknown event names are sent where that is wanted, and are bad lines otherwise."""
+    """Events of unknown names are sent with ``--allow-custom``, and are bad lines otherwise."""
     line = b'{"wishlist":{"sessionExternalId":"a1"}}\n'
     with emulator_process(Settings(allow_unknown_events=True)) as emulator:
-        refused = invoke("send", "-", env=settings_for(emulator), stdin=line)
-        sent = invoke("send", "-", "--allow-custom", env=settings_for(emulator), stdin=line)
+        refused = run_command("send", "-", env=settings_for(emulator), stdin=line)
+        sent = run_command("send", "-", "--allow-custom", env=settings_for(emulator), stdin=line)
 
         assert (1, 0) == (refused.exit_code, sent.exit_code)
         assert {"wishlist": 1} == emulator.stats()["events"]
 
 
 def test_bad_lines_do_not_hold_up_good_ones(emulator: EmulatorProcess) -> None:
-    """Good lines are delivered, bad ones told with file, number and reason, and the status says so."""
-    result = invoke("send", "-", env=settings_for(emulator), stdin=views(2) + b"oops\n" + views(1))
+    """Good lines are delivered, bad ones are printed with file, number and reason, and the status is 1."""
+    result = run_command("send", "-", env=settings_for(emulator), stdin=views(2) + b"oops\n" + views(1))
 
     assert (1, 3) == (result.exit_code, emulator.stats()["total_events"])
     assert "bad line <stdin>:3: is neither an envelope" in result.stderr
     assert figure(result.stdout, "bad lines") == 1
 
 
-def test_only_the_first_bad_lines_are_told(emulator: EmulatorProcess) -> None:
-    """A file of another kind does not fill the screen."""
-    result = invoke("send", "-", env=settings_for(emulator), stdin=b"oops\n" * 1_000)
+def test_only_the_first_bad_lines_are_printed(emulator: EmulatorProcess) -> None:
+    """Only the first twenty bad lines are printed."""
+    result = run_command("send", "-", env=settings_for(emulator), stdin=b"oops\n" * 1_000)
 
     assert 20 == result.stderr.count("bad line <stdin>")
     assert "--dry-run lists them all" in result.stderr
 
 
-def test_damaged_file_is_told_and_the_next_one_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """What can be read of a damaged file is sent, and so are the files behind it."""
+def test_damaged_file_is_reported_and_the_next_one_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
+    """The readable part of a damaged file is sent, and so are the files after it."""
     damaged, good = tmp_path / "damaged.gz", tmp_path / "good"
     damaged.write_bytes(gzip.compress(views(20_000))[:-50])
     good.write_bytes(views(7))
-    result = invoke("send", damaged, good, env=settings_for(emulator))
+    result = run_command("send", damaged, good, env=settings_for(emulator))
 
     assert result.exit_code == 1
     assert "the gzip data ends too early" in result.stderr
@@ -258,14 +236,14 @@ def test_damaged_file_is_told_and_the_next_one_sent(emulator: EmulatorProcess, t
     assert figure(result.stdout, "delivered") == emulator.stats()["total_events"]
 
 
-def test_rejects_can_be_mended_and_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """After mending, the rejects deliver exactly what the first run did not."""
+def test_rejects_can_be_corrected_and_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
+    """The corrected rejects deliver exactly the events that the first run did not."""
     made = rows(1_000)
     spoilt = [line if number % 100 else f"{line}," for number, line in enumerate(made)]
     path, rejects, again = tmp_path / "events.csv", tmp_path / "rejects", tmp_path / "again"
     path.write_bytes(clickstream(spoilt))
     emulator.add_faults([{"kind": "status", "status": 400}])
-    first = invoke("send", path, "--rejects", rejects, env=settings_for(emulator))
+    first = run_command("send", path, "--rejects", rejects, env=settings_for(emulator))
     undelivered = 1_000 - 10 - emulator.stats()["total_events"]
 
     assert first.exit_code == 1
@@ -274,7 +252,7 @@ def test_rejects_can_be_mended_and_sent(emulator: EmulatorProcess, tmp_path: Pat
 
     text = rejects.read_text("utf-8")
     rejects.write_text(re.sub(r",,\n", ",\n", text), encoding="utf-8")
-    second = invoke("send", rejects, "--rejects", again, env=settings_for(emulator))
+    second = run_command("send", rejects, "--rejects", again, env=settings_for(emulator))
 
     assert second.exit_code == 0, second.stderr
     assert {name: sorted(acts) for name, acts in meant(made).items()} == {
@@ -284,9 +262,9 @@ def test_rejects_can_be_mended_and_sent(emulator: EmulatorProcess, tmp_path: Pat
 
 
 def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A bad line is in the rejects byte for byte, and good ones are not."""
+    """The rejects hold bad lines byte for byte, and no good ones."""
     rejects = tmp_path / "rejects"
-    invoke(
+    run_command(
         "send",
         "-",
         "--rejects",
@@ -300,26 +278,28 @@ def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path:
 
 @posix
 def test_rejects_are_their_owners_alone(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Events hold personal data, so nobody else may read the rejects."""
+    """Only their owner may read the rejects, since events hold personal data."""
     rejects = tmp_path / "rejects"
-    invoke("send", "-", "--rejects", rejects, env=settings_for(emulator), stdin=b"oops\n")
+    run_command("send", "-", "--rejects", rejects, env=settings_for(emulator), stdin=b"oops\n")
 
     assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
 
 
 def test_rejects_of_an_earlier_run_are_not_overwritten(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file that holds something, the input itself for one, is left alone and nothing is sent."""
+    """A file that is not empty, such as the input itself, is not overwritten, and nothing is sent."""
     path = tmp_path / "rejects"
     path.write_bytes(views(1))
-    result = invoke("send", path, "--rejects", path, env=settings_for(emulator))
+    result = run_command("send", path, "--rejects", path, env=settings_for(emulator))
 
     assert (2, 0, views(1)) == (result.exit_code, emulator.stats()["requests"], path.read_bytes())
-    assert "holds something already" in result.stderr
+    assert "is not empty" in result.stderr
 
 
 def test_rejects_that_cannot_be_written(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """That the rejects cannot be written comes up before anything is sent."""
-    result = invoke("send", "-", "--rejects", tmp_path / "no" / "where", env=settings_for(emulator), stdin=views(1))
+    """A path of rejects that cannot be written ends the command before anything is sent."""
+    result = run_command(
+        "send", "-", "--rejects", tmp_path / "no" / "where", env=settings_for(emulator), stdin=views(1)
+    )
 
     assert (2, 0) == (result.exit_code, emulator.stats()["requests"])
     assert "cannot write" in result.stderr
@@ -327,15 +307,15 @@ def test_rejects_that_cannot_be_written(emulator: EmulatorProcess, tmp_path: Pat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
-    """A disk that is full stops no delivery, and the rejects are said to be incomplete."""
-    result = invoke("send", "-", "--rejects", "/dev/full", env=settings_for(emulator), stdin=b"oops\n" + views(2))
+    """A full disk does not stop the delivery, and the rejects are reported as incomplete."""
+    result = run_command("send", "-", "--rejects", "/dev/full", env=settings_for(emulator), stdin=b"oops\n" + views(2))
 
     assert (1, 2) == (result.exit_code, emulator.stats()["total_events"])
     assert "/dev/full is NOT complete: No space left on device" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (400, "the request is malformed (HTTP 400)"),
         (401, "authentication failed: check RETAILROCKET_API_KEY, and that it belongs to this --partner-id (HTTP 401)"),
@@ -349,21 +329,21 @@ def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
         (503, "the API failed: try again later (HTTP 503)"),
     ],
 )
-def test_reason_says_what_to_mend(emulator: EmulatorProcess, status: int, told: str) -> None:
-    """What was not delivered is told with a reason that says what to mend."""
+def test_reason_says_what_to_correct(emulator: EmulatorProcess, status: int, message: str) -> None:
+    """The report on undelivered events says why, and what to correct."""
     emulator.add_faults([{"kind": "status", "status": status, "times": None}])
-    result = invoke("send", "-", "--give-up-after", "0", env=settings_for(emulator), stdin=views(3))
+    result = run_command("send", "-", "--give-up-after", "0", env=settings_for(emulator), stdin=views(3))
 
     assert result.exit_code == 1
-    assert f"3 events not delivered: {told}" in result.stderr
+    assert f"3 events not delivered: {message}" in result.stderr
     assert ("may have been recorded all the same" in result.stderr) is (status == 503)
 
 
 def test_wrong_key_stops_early(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """With a wrong key a long file is not sent to its end, and the report says where it stopped."""
+    """With a wrong key a long file is not read to its end, and the report says where it stopped."""
     path = tmp_path / "events.jsonl"
     path.write_bytes(views(100_000))
-    result = invoke("send", path, env={**settings_for(emulator), "RETAILROCKET_API_KEY": "wrong"})
+    result = run_command("send", path, env={**settings_for(emulator), "RETAILROCKET_API_KEY": "wrong"})
     found = re.search(rf"stopped at {re.escape(str(path))}:(\d+), since nothing was delivered", result.stderr)
 
     assert found is not None, result.stderr
@@ -372,11 +352,11 @@ def test_wrong_key_stops_early(emulator: EmulatorProcess, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env", "told"),
+    ("arguments", "env", "message"),
     [
         (["/no/such/file"], {}, "error: cannot read /no/such/file: No such file or directory\n"),
         (["."], {}, "error: . is a directory\n"),
-        (["-", "-"], {}, "error: the standard input can be read once only: give - once\n"),
+        (["-", "-"], {}, "error: the standard input can be read only once: give - once\n"),
         (["-"], {"RETAILROCKET_PARTNER_ID": ""}, "error: give the shop's public id: --partner-id ID"),
         (["-"], {"RETAILROCKET_API_KEY": ""}, "error: set the environment variable RETAILROCKET_API_KEY"),
         (["-", "--base-url", "http://example.com/1.0/"], {}, "error: --base-url must begin with https://"),
@@ -387,26 +367,26 @@ def test_wrong_key_stops_early(emulator: EmulatorProcess, tmp_path: Path) -> Non
         (["-", "--give-up-after", "inf"], {}, "error: RetryPolicy.max_elapsed must be a number of seconds"),
     ],
 )
-def test_wrong_use(emulator: EmulatorProcess, arguments: list[str], env: dict[str, str], told: str) -> None:
-    """Wrong arguments and configuration are a sentence and status 2, and nothing is sent."""
-    result = invoke("send", *arguments, env={**settings_for(emulator), **env}, stdin=views(1))
+def test_wrong_use(emulator: EmulatorProcess, arguments: list[str], env: dict[str, str], message: str) -> None:
+    """Wrong arguments and configuration give one sentence and status 2, and nothing is sent."""
+    result = run_command("send", *arguments, env={**settings_for(emulator), **env}, stdin=views(1))
 
-    assert result.stderr.startswith(told)
+    assert result.stderr.startswith(message)
     assert (2, 0) == (result.exit_code, emulator.stats()["requests"])
 
 
 def test_insecure_address_is_allowed_by_option(emulator: EmulatorProcess) -> None:
-    """Plain http to another host than this one has to be asked for."""
+    """Plain http to another host needs an option."""
     options = ("--base-url", "http://nowhere.invalid/1.0/", "--allow-insecure-http", "--give-up-after", "0")
-    result = invoke("send", "-", *options, env=settings_for(emulator), stdin=views(1))
+    result = run_command("send", "-", *options, env=settings_for(emulator), stdin=views(1))
 
     assert result.exit_code == 1
     assert "1 events not delivered: no answer: check --base-url and the network" in result.stderr
 
 
 def test_dry_run_sends_nothing_and_needs_nothing() -> None:
-    """A dry run needs no credentials and is content with good lines."""
-    result = invoke("send", "--dry-run", "-", stdin=views(3))
+    """A dry run of good lines needs no credentials, and has status 0."""
+    result = run_command("send", "--dry-run", "-", stdin=views(3))
 
     assert (0, "", "3 events are valid; 0 lines are bad; nothing was sent\n") == (
         result.exit_code,
@@ -419,18 +399,18 @@ def test_dry_run_lists_every_bad_line(tmp_path: Path) -> None:
     """A dry run prints every bad line with file, number and reason, and nothing else, on the standard output."""
     path, rejects = tmp_path / "events", tmp_path / "rejects"
     path.write_bytes(views(1) + b'{"view":{}}\n' * 50)
-    result = invoke("send", "--dry-run", path, "--rejects", rejects)
+    result = run_command("send", "--dry-run", path, "--rejects", rejects)
 
-    told = [f"{path}:{number}: view.session_external_id is required" for number in range(2, 52)]
-    assert told == result.stdout.splitlines()
+    message = [f"{path}:{number}: view.session_external_id is required" for number in range(2, 52)]
+    assert message == result.stdout.splitlines()
     assert (1, 50) == (result.exit_code, count_of(rejects))
 
 
 def test_control_characters_of_the_input_are_not_printed(tmp_path: Path) -> None:
-    """Neither a file's name nor its content can steer the terminal."""
+    """Control characters in a file's name or content do not reach the terminal."""
     path = tmp_path / "bad\x1b[31mname"
     path.write_bytes(b'{"view\\u001b[31m":{}}\n{"view":{"\\u001b[31m":1}}\n' + HEADER.encode() + b"\n1,1,\x1b[31m,1,\n")
-    result = invoke("send", "--dry-run", path)
+    result = run_command("send", "--dry-run", path)
 
     assert 3 == len(result.stdout.splitlines())
     assert "\x1b" not in result.stdout + result.stderr
@@ -439,14 +419,14 @@ def test_control_characters_of_the_input_are_not_printed(tmp_path: Path) -> None
 def test_output_that_the_terminal_cannot_show() -> None:
     """A terminal without Unicode gets escapes, not a traceback."""
     data = f"{HEADER}\n1,1,диван,1,\n".encode()
-    status, told, complaints = finished("send", "--dry-run", "-", env={"PYTHONIOENCODING": "latin-1"}, stdin=data)
+    result = run_command("send", "--dry-run", "-", encoding="latin-1", stdin=data)
 
-    assert (1, False) == (status, "Traceback" in complaints)
-    assert "(got '\\u0434\\u0438\\u0432\\u0430\\u043d')" in told
+    assert (1, False) == (result.exit_code, "Traceback" in result.stderr)
+    assert "(got '\\u0434\\u0438\\u0432\\u0430\\u043d')" in result.stdout
 
 
 def test_pipe_that_closes_early(tmp_path: Path) -> None:
-    """Who reads the first lines only, as head does, gets no traceback."""
+    """If the output's reader ends early, as `head` does, there is no traceback."""
     path = tmp_path / "events"
     path.write_bytes(b"oops\n" * 50_000)
     with started("send", "--dry-run", path) as process:
@@ -462,15 +442,15 @@ def test_pipe_that_closes_early(tmp_path: Path) -> None:
 def test_no_traceback_and_no_control_characters_in_a_pipe(emulator: EmulatorProcess, command: str) -> None:
     """In a pipe there is text and nothing else: no progress bar, no colours."""
     arguments = [command, *(["-"] if command == "send" else [])]
-    _, told, complaints = finished(*arguments, env=settings_for(emulator), stdin=views(500) + b"oops\n")
+    output = run_command(*arguments, env=settings_for(emulator), stdin=views(500) + b"oops\n").output
 
-    assert {letter for letter in told + complaints if not letter.isprintable()} == {"\n"}
+    assert {letter for letter in output if not letter.isprintable()} == {"\n"}
 
 
 @posix
 @pytest.mark.endurance
 def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file of many times the size of the buffer is sent in the memory that a small one takes."""
+    """A file much larger than the buffer needs no more memory than a small one."""
     code = (
         "import resource, sys, atexit; from retailrocket_async.cli import main;"
         "atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)); main()"
@@ -492,23 +472,23 @@ def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path
 @posix
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_delivers_what_was_read(emulator: EmulatorProcess, number: signal.Signals, status: int) -> None:
-    """Ctrl-C ends a wait for more input, and everything read so far is delivered and reported."""
+    """A signal ends the wait for more input, and everything read so far is delivered and reported."""
     with started("send", "-", env=settings_for(emulator)) as process:
         feed(process, views(3))
         until(lambda: emulator.stats()["total_events"] == 3)
         process.send_signal(number)
-        # The pipe stays open: only the signal can have ended the command.
+        # The pipe is still open, so only the signal can have ended the command.
         assert process.wait() == status
-        told, complaints = (output.decode() for output in process.communicate())
+        message, complaints = (output.decode() for output in process.communicate())
 
-    assert figure(told, "delivered") == 3
-    assert "interrupted: delivering what was read, 15 s at most; again to stop at once" in complaints
+    assert figure(message, "delivered") == 3
+    assert "interrupted: delivering what was read, for at most 15 s; interrupt again to stop now" in complaints
     assert "read up to <stdin>:3; the rest was not read" in complaints
 
 
 @posix
 def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file is followed as it grows, is cut short, and is replaced; the end in order is a success."""
+    """A file is followed while it grows, is truncated and is replaced; after a signal the status is 0."""
     path, all_of_it = tmp_path / "events", views(9).splitlines(keepends=True)
     path.write_bytes(b"".join(all_of_it[:2]) + all_of_it[2][:20])
     with started("send", path, "--watch", "--json", env=settings_for(emulator)) as process:
@@ -518,7 +498,7 @@ def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path)
         until(lambda: emulator.stats()["total_events"] == 3)
         path.rename(tmp_path / "events.1")
         with (tmp_path / "events.1").open("ab") as file:
-            # Whoever has it open still writes to it, and never ends the line.
+            # Its writer still has it open, and never ends the line.
             file.write(b"\n" + all_of_it[4].rstrip())
         path.write_bytes(b"".join(all_of_it[5:8]))
         until(lambda: emulator.stats()["total_events"] == 8)
@@ -528,42 +508,42 @@ def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path)
         out, complaints = (output.decode() for output in process.communicate())
 
     assert process.returncode == 0, complaints
-    told = json.loads(out)
-    assert (9, 0, signal.SIGTERM) == (told["delivered"], told["bad_lines"], told["interrupted_by"])
+    message = json.loads(out)
+    assert (9, 0, signal.SIGTERM) == (message["delivered"], message["bad_lines"], message["interrupted_by"])
     assert sorted(f"s{number}" for number in range(9)) == sorted(recorded(emulator))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--watch", "-"), "--watch takes one file, which is not the standard input"),
         (("--from-line", "2", "-"), "--from-line takes one file, which is not the standard input"),
-        (("--watch", "--dry-run", __file__), "--dry-run comes to an end, and --watch does not"),
+        (("--watch", "--dry-run", __file__), "--dry-run and --watch exclude each other"),
     ],
 )
-def test_what_does_not_go_together(arguments: tuple[str, ...], told: str) -> None:
-    """Options that contradict each other are a sentence, and nothing is sent."""
-    result = invoke("send", *arguments)
+def test_what_does_not_go_together(arguments: tuple[str, ...], message: str) -> None:
+    """Options that exclude each other give one sentence, and nothing is sent."""
+    result = run_command("send", *arguments)
 
-    assert (2, True) == (result.exit_code, told in result.stderr)
+    assert (2, True) == (result.exit_code, message in result.stderr)
 
 
 def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """What is compressed cannot be followed, and is told so."""
+    """A compressed file cannot be followed, and the command says so."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(views(3)))
-    result = invoke("send", path, "--watch", env=settings_for(emulator))
+    result = run_command("send", path, "--watch", env=settings_for(emulator))
 
     assert 1 == result.exit_code
     assert "it is gzipped, and what is compressed cannot be followed" in result.stderr
 
 
 def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Lines before the given one are read, for a header may be among them, and not sent."""
+    """Lines before the given one are not sent, but parsed, since a header may be among them."""
     path = tmp_path / "events.csv"
     lines = rows(10)
     path.write_bytes(clickstream(lines))
-    result = invoke("send", path, "--from-line", 8, "--json", env=settings_for(emulator))
+    result = run_command("send", path, "--from-line", 8, "--json", env=settings_for(emulator))
 
     assert 0 == result.exit_code
     assert 4 == json.loads(result.stdout)["delivered"]
@@ -571,10 +551,10 @@ def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path
 
 
 def test_json_of_a_dry_run(tmp_path: Path) -> None:
-    """A script reads what a dry run found behind the bad lines."""
+    """With ``--json`` the last line of a dry run is an object with the counts."""
     path = tmp_path / "events"
     path.write_bytes(views(3) + b"nonsense\n")
-    result = invoke("send", path, "--dry-run", "--json")
+    result = run_command("send", path, "--dry-run", "--json")
 
     assert 1 == result.exit_code
     assert {"events": 3, "bad_lines": 1} == json.loads(result.stdout.splitlines()[-1])
@@ -582,7 +562,7 @@ def test_json_of_a_dry_run(tmp_path: Path) -> None:
 
 @posix
 def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A second Ctrl-C does not wait for answers; what had none is kept and said to be uncertain."""
+    """A second Ctrl-C does not wait for answers; events without one are in the rejects, and reported as uncertain."""
     rejects = tmp_path / "rejects"
     emulator.add_faults([{"kind": "stall", "times": None}])
     with started("send", "-", "--rejects", rejects, "--drain", "1000", env=settings_for(emulator)) as process:
@@ -602,7 +582,7 @@ def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: 
 
 @posix
 async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
-    """Interrupted in mid-way, every event up to the line that is told is kept, and none behind it."""
+    """After an interruption the rejects hold every event up to the line that is reported, and none after it."""
     path = tmp_path / "events"
     path.write_bytes(views(20_000))
     clients: list[AsyncTrackingClient] = []
@@ -619,7 +599,7 @@ async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
             delivery = Delivery(sources, lines_of=lines_of, rejects=rejects, meter=meter, drain=0)
             running = asyncio.create_task(delivery.run(client_of))
             async with asyncio.timeout(20):
-                while not clients or not clients[0].stats().waiting:  # noqa: ASYNC110 - nothing tells of it
+                while not clients or not clients[0].stats().waiting:  # noqa: ASYNC110 - no event says that the buffer is full
                     await asyncio.sleep(0)
             os.kill(os.getpid(), signal.SIGINT)
             result = await running
@@ -628,20 +608,6 @@ async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
     assert (signal.SIGINT, f"{path}:{len(kept)}") == (result.interrupted_by, result.stopped_at)
     assert 1_000 < len(kept) == result.events < 20_000
     assert [*range(len(kept))] == kept
-
-
-def on_a_terminal(arguments: list[str], answers: dict[bytes, bytes], env: dict[str, str]) -> tuple[int, bytes]:
-    """Run the command line on a terminal, giving the answer to each prompt; return its status and what was seen."""
-    command = [sys.executable, "-m", "retailrocket_async", *arguments]
-    code = f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn({command!r})))"
-    seen = b""
-    with started(env={**env, "TERM": "xterm", "NO_COLOR": ""}, code=code) as process:
-        assert process.stdout is not None
-        while piece := os.read(process.stdout.fileno(), 4096):
-            seen += piece
-            for prompt in [prompt for prompt in answers if prompt in seen]:
-                feed(process, answers.pop(prompt))
-        return process.wait(), seen
 
 
 @posix
@@ -659,7 +625,7 @@ def test_progress_on_a_terminal(emulator: EmulatorProcess, tmp_path: Path) -> No
 
 @posix
 def test_bad_lines_stand_above_the_bar(tmp_path: Path) -> None:
-    """On a terminal the bad lines of a dry run are printed whole, each on a line of its own."""
+    """On a terminal each bad line of a dry run is printed whole, on a line of its own."""
     path = tmp_path / "events"
     path.write_bytes(b"oops\n" * 3)
     status, seen = on_a_terminal(["send", "--dry-run", str(path)], {}, {})
@@ -670,7 +636,7 @@ def test_bad_lines_stand_above_the_bar(tmp_path: Path) -> None:
 
 @posix
 def test_nobody_answers_the_prompt(emulator: EmulatorProcess) -> None:
-    """Who has no key to type is told so."""
+    """If no key is typed, the command says so and ends with status 2."""
     env = {**settings_for(emulator), "RETAILROCKET_API_KEY": ""}
     status, seen = on_a_terminal(["check"], {b"does not show": b"\x04"}, env)
 
@@ -680,7 +646,7 @@ def test_nobody_answers_the_prompt(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
-    """Without the variable the key is asked for on the terminal, and does not show."""
+    """Without the variable the command asks for the key on the terminal, and does not show it."""
     env = {**settings_for(emulator), "RETAILROCKET_API_KEY": ""}
     status, seen = on_a_terminal(["check"], {b"does not show": b"dev-api-key\n"}, env)
 
@@ -690,7 +656,7 @@ def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_pipe_that_does_not_block(emulator: EmulatorProcess) -> None:
-    """A pipe that another program left non-blocking is waited for, and read to its end."""
+    """A pipe that another program left non-blocking is read to its end."""
     code = f"import os; os.set_blocking(0, False); {MAIN}"
     with started("send", "-", env=settings_for(emulator), code=code) as process:
         feed(process, views(1))
@@ -700,57 +666,83 @@ def test_pipe_that_does_not_block(emulator: EmulatorProcess) -> None:
     assert (0, 3) == (process.returncode, emulator.stats()["total_events"])
 
 
-@posix
+CLOSED = "error: the standard input is closed: there is nothing to read\n"
+
+
 @pytest.mark.parametrize("arguments", [["send", "-"], ["send", "--dry-run", "-"]])
 def test_closed_standard_input(arguments: list[str]) -> None:
-    """Where there is no standard input, who wants it read is told so."""
-    told = "error: the standard input is closed: there is nothing to read\n"
+    """A command that must read a closed standard input says so."""
+    result = run_command(*arguments, stdin=None)
 
-    assert (2, "", told) == finished(*arguments, code=WITHOUT_INPUT)
+    assert (2, "", CLOSED) == (result.exit_code, result.stdout, result.stderr)
 
 
 @posix
+def test_process_without_standard_input() -> None:
+    """A process that was started with its standard input closed says so, too."""
+    assert (2, "", CLOSED) == finished("send", "-", code=WITHOUT_INPUT)
+
+
 def test_no_key_and_closed_standard_input(tmp_path: Path) -> None:
-    """Where there is no standard input, nobody is asked for the key."""
+    """Without a standard input the command does not ask for the key."""
     (tmp_path / "events").touch()
-    arguments = ("send", tmp_path / "events", "--partner-id", "shop")
-    status, _, told = finished(*arguments, code=WITHOUT_INPUT)
+    result = run_command("send", tmp_path / "events", "--partner-id", "shop", stdin=None)
 
-    assert (2, "error: set the environment variable RETAILROCKET_API_KEY") == (status, told[:56])
+    assert (2, "error: set the environment variable RETAILROCKET_API_KEY") == (result.exit_code, result.stderr[:56])
+
+
+# --- outputs that cannot be written -----------------------------------------------------------------------------------
+
+
+def delivered_all(status: int, printed: str, extra: bytes) -> tuple[int, bool]:
+    """Return the status, and whether it was printed that everything was delivered if it was."""
+    return status, ("Everything was delivered: 3 events in 1 requests.\n" in printed) is not bool(extra)
 
 
 @posix
-@pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
+@pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 @pytest.mark.parametrize(("extra", "status"), [(b"", 0), (b"oops\n", 1)])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_takes_nothing(
-    *, emulator: EmulatorProcess, output: str, complaint: str, extra: bytes, status: int, unbuffered: str
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_cannot_be_written(
+    *, emulator: EmulatorProcess, unwritable: str, complaint: str, extra: bytes, status: int, buffered: bool
 ) -> None:
-    """Whoever reads the output, or does not, the status tells whether all was delivered; the conclusion is told."""
-    code = f"{output}; {MAIN}"
-    env = {**settings_for(emulator), "PYTHONUNBUFFERED": unbuffered}
-    ended, _, told = finished("send", "-", env=env, code=code, stdin=views(3) + extra)
+    """Whether or not the output can be written, the status says if all was delivered, and the conclusion is printed."""
+    output = unwritable_output(unwritable, buffered=buffered)
+    result = run_command("send", "-", env=settings_for(emulator), stdin=views(3) + extra, stdout=output)
 
-    assert (status, 3) == (ended, emulator.stats()["total_events"])
-    assert ("Everything was delivered: 3 events in 1 requests.\n" in told) is not extra.startswith(b"oops")
-    assert complaint in told
-    assert "Traceback" not in told
-    assert "Errno" not in told
-
-
-@posix
-@pytest.mark.parametrize("output", [GONE, FULL])
-def test_no_output_takes_anything(emulator: EmulatorProcess, output: str) -> None:
-    """Where neither output takes anything, the status alone tells that all was delivered."""
-    code = f"{output}; os.dup2(1, 2); {MAIN}"
-
-    assert (0, "", "") == finished("send", "-", env=settings_for(emulator), code=code, stdin=views(3))
+    assert (status, True) == delivered_all(result.exit_code, result.stderr, extra)
+    assert 3 == emulator.stats()["total_events"]
+    assert complaint in result.stderr
+    assert [] == [word for word in ("Traceback", "Errno") if word in result.stderr]
 
 
 @posix
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
-def test_dry_run_whose_output_takes_nothing(output: str, complaint: str) -> None:
-    """A dry run that has nobody to tell of the bad lines ends as one that found some."""
-    code = f"{output}; {MAIN}"
+def test_process_whose_output_cannot_be_written(emulator: EmulatorProcess, output: str, complaint: str) -> None:
+    """The same holds for the interpreter's end, which writes out what is left in its buffers."""
+    ended, _, printed = finished("send", "-", env=settings_for(emulator), code=f"{output}; {MAIN}", stdin=views(3))
 
-    assert (1, "", complaint) == finished("send", "--dry-run", "-", code=code, stdin=b"oops\n" * 3)
+    assert (0, True) == delivered_all(ended, printed, b"")
+    assert 3 == emulator.stats()["total_events"]
+    assert complaint in printed
+    assert [] == [word for word in ("Traceback", "Errno") if word in printed]
+
+
+@posix
+@pytest.mark.parametrize("unwritable", ["gone", "full"])
+def test_no_output_can_be_written(emulator: EmulatorProcess, unwritable: str) -> None:
+    """If neither output can be written, only the status says that everything was delivered."""
+    outputs = {name: unwritable_output(unwritable) for name in ("stdout", "stderr")}
+    result = run_command("send", "-", env=settings_for(emulator), stdin=views(3), **outputs)
+
+    assert (0, 3) == (result.exit_code, emulator.stats()["total_events"])
+
+
+@posix
+@pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
+def test_dry_run_whose_output_cannot_be_written(unwritable: str, complaint: str) -> None:
+    """A dry run that cannot print the bad lines ends with the status of one that found some."""
+    output = unwritable_output(unwritable)
+    result = run_command("send", "--dry-run", "-", stdin=b"oops\n" * 3, stdout=output)
+
+    assert (1, complaint) == (result.exit_code, result.stderr)

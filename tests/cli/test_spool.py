@@ -1,29 +1,30 @@
-"""The command `spool`: what people see of a spool, and what they can do about it."""
+"""``spool``: shows the events and dead letters of a spool, exports, removes and replays them."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
+from io import BytesIO, TextIOWrapper
 from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
 from retailrocket_async import SqliteSpool
 from retailrocket_async._spool.file import Settlement, SpoolFile
-from retailrocket_async.cli._app import app
+from tests.support.command import run_command
 from tests.support.fakes import CODEC, event
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import TextIO
 
-    from click.testing import Result
+    from tests.support.command import Result
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
-    """A spool with three events that wait and two dead letters."""
+    """A spool with three waiting events and two dead letters."""
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
@@ -36,21 +37,29 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-def run(*arguments: object, said: str | None = None) -> Result:
-    """Run a command."""
-    return CliRunner().invoke(app, ["spool", *map(str, arguments)], input=said)
+class Terminal(TextIOWrapper):
+    """An output in memory that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
+
+
+def run(*arguments: object, answer: str = "", stdout: TextIO | None = None) -> Result:
+    """Run a command of `spool`, whose question gets this answer."""
+    return run_command("spool", *arguments, stdin=answer.encode(), stdout=stdout)
 
 
 def test_stat(spool: Path) -> None:
-    """`stat` tells whose spool it is, what waits since when, and the dead letters by reason."""
+    """`stat` prints the shop, how many events wait and since when, and the dead letters by reason."""
     result = run("stat", spool)
     assert result.exit_code == 0
-    for told in ("shop-1", "events that wait", "3", "none right now", "rejected: HTTP 400", "expired", " d old"):
-        assert told in result.stdout
+    for text in ("shop-1", "waiting events", "3", "none", "rejected: HTTP 400", "expired", " d old"):
+        assert text in result.stdout
 
 
 def test_json(spool: Path) -> None:
-    """Scripts read the same, and each event as JSON within JSON."""
+    """With ``--json`` the commands print the same, and each event as an object inside."""
     assert json.loads(run("stat", spool, "--json").stdout)["events"] == 3
     waiting = [json.loads(line) for line in run("list", spool, "--json").stdout.splitlines()]
     assert [event["id"] for event in waiting] == [1, 3, 5]
@@ -60,16 +69,16 @@ def test_json(spool: Path) -> None:
 
 
 def test_stat_sees_who_sends(spool: Path) -> None:
-    """`stat` tells whether a process sends."""
+    """`stat` says whether a process sends the events of the spool."""
     file = SpoolFile(spool)
     file.open()
     file.lead()
-    assert "there is one" in run("stat", spool).stdout
+    assert "running" in run("stat", spool).stdout
     file.close()
 
 
 def test_list(spool: Path) -> None:
-    """`list` prints the oldest events and says where there are more."""
+    """`list` prints the oldest events, and says if there are more."""
     result = run("list", spool, "--limit", 2)
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "3"]
     assert '"productId":3' in result.stdout
@@ -85,7 +94,7 @@ def test_dead_list(spool: Path) -> None:
 
 
 def test_dead_replay(spool: Path) -> None:
-    """`dead replay` lets dead letters wait again."""
+    """`dead replay` moves dead letters back to the waiting events."""
     assert "1 dead letters wait" in run("dead", "replay", spool, "--limit", 1).stdout
     assert run("dead", "replay", spool).exit_code == 0
     found = SqliteSpool(spool).stat()
@@ -93,33 +102,33 @@ def test_dead_replay(spool: Path) -> None:
 
 
 def test_purge_asks(spool: Path) -> None:
-    """`purge` removes nothing unless somebody means it."""
-    result = run("purge", spool, said="n\n")
+    """`purge` removes nothing without a confirmation."""
+    result = run("purge", spool, answer="n\n")
     assert result.exit_code == 2
     assert SqliteSpool(spool).stat().events == 3
 
 
 def test_purge(spool: Path) -> None:
-    """`purge` removes what waits, or the dead letters, and says how many."""
-    assert "removed 3 events" in run("purge", spool, "--yes").stdout
-    assert "removed 2 dead letters" in run("purge", spool, "--dead", said="y\n").stdout
+    """`purge` removes the waiting events, or the dead letters, and says how many."""
+    assert "removed 3 waiting events" in run("purge", spool, "--yes").stdout
+    assert "removed 2 dead letters" in run("purge", spool, "--dead", answer="y\n").stdout
     found = SqliteSpool(spool).stat()
     assert (found.events, found.dead) == (0, {})
 
 
 def test_purge_leaves_what_is_being_sent(spool: Path) -> None:
-    """What a process that sends has taken is not purged: it may be on its way."""
+    """`purge` leaves events that a process has read for sending, since they may be in flight."""
     file = SpoolFile(spool)
     file.open()
     file.lead()
     with file.transaction():
         file.mark_read(3)
-    assert "removed 1 events" in run("purge", spool, "--yes").stdout
+    assert "removed 1 waiting events" in run("purge", spool, "--yes").stdout
     file.close()
 
 
 def test_export(spool: Path, tmp_path: Path) -> None:
-    """`export` writes what `send` takes, for this user alone, touches no file that is there, and removes nothing."""
+    """`export` writes lines that `send` accepts, readable by this user only; it overwrites and removes nothing."""
     output = tmp_path / "events.ndjson"
     assert run("export", spool, "--output", output).exit_code == 0
     lines = output.read_bytes().splitlines()
@@ -134,7 +143,7 @@ def test_export(spool: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [1, 3, 30], ids=["schema", "root", "rows"])
 def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
-    """Of a damaged spool `export` writes every event that can be read, none that has left, and says what it skipped."""
+    """From a damaged spool `export` writes every readable event that still waits, and says how many it skipped."""
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
@@ -146,33 +155,32 @@ def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
     database = tmp_path / "spool" / "events.db"
     content = bytearray(database.read_bytes())
     content[(page - 1) * 4096 : (page - 1) * 4096 + 300] = bytes(300)
-    # And one event in its text.
+    # Damage the text of one event as well.
     content[content.index(b'"productId":2000') + 1] ^= 0x80
     database.write_bytes(content)
     before = bytes(content)
     output = tmp_path / "events.ndjson"
     result = run("export", tmp_path / "spool", "--output", output)
     assert result.exit_code == 0
-    assert "skipped 1 events that are damaged" in result.stderr
+    assert "skipped 1 damaged events" in result.stderr
     found = [json.loads(line)["view"]["productId"] for line in output.read_bytes().splitlines()]
     assert set(found) <= set(range(111, 3001)) - {2000}
-    # A page of rows that is lost takes its events with it; any other page takes none.
+    # Only a damaged page of rows loses events.
     assert len(found) == len(set(found)) >= 2889 - (40 if page == 30 else 0)
     assert run("export", tmp_path / "spool", "--dead").stdout.count("\n") == 10
     assert database.read_bytes() == before
 
 
-def test_export_shows_nothing_on_a_terminal(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events are personal data: without a file, and without a pipe, `export` writes nothing."""
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
-    result = run("export", spool)
+def test_export_shows_nothing_on_a_terminal(spool: Path) -> None:
+    """`export` writes nothing on a terminal, since events hold personal data."""
+    terminal = Terminal(BytesIO())
+    result = run("export", spool, stdout=terminal)
     assert result.exit_code == 2
-    assert "--output" in result.stderr
-    assert result.stdout == ""
+    assert ("", True) == (result.stdout, "--output" in result.stderr)
 
 
 def test_no_spool(tmp_path: Path) -> None:
-    """A directory without a spool is said to be one, and nothing is made there."""
+    """A directory without a spool is reported, and nothing is created in it."""
     result = run("stat", tmp_path)
     assert result.exit_code == 2
     assert "there is no spool" in result.stderr
@@ -183,7 +191,7 @@ def test_no_spool(tmp_path: Path) -> None:
     "command", [["stat"], ["list"], ["purge"], ["export"], ["dead"], ["dead", "list"], ["dead", "replay"], []]
 )
 def test_help(command: list[str]) -> None:
-    """Every command explains itself."""
+    """Every command has a help page."""
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout

@@ -26,7 +26,7 @@ from retailrocket_async import (
     View,
 )
 from retailrocket_async._http.environment import EnvironmentReader, EnvironmentUnusableError
-from tests.cli.test_cli import invoke
+from tests.support.command import run_command
 from tests.support.proxy_server import ProxyServer, proxy_server
 from tests.support.raw_server import answer, raw_server, tls_server
 from tests.support.strategies import PROPERTY
@@ -489,7 +489,7 @@ BROKEN = {
 def test_check_says_it_in_a_sentence(variable: str, settings: dict[str, str]) -> None:
     """`check` names the variable and what to write, in one line, and fails."""
     value, words = BROKEN[variable]
-    result = invoke("check", env={**settings, variable: value})
+    result = run_command("check", env={**settings, variable: value})
 
     assert (1, "", 1) == (result.exit_code, result.stdout, len(result.stderr.splitlines()))
     assert result.stderr.startswith(f"error: {words}")
@@ -508,7 +508,7 @@ async def test_check_names_a_proxy_that_refuses(status: int, words: str, setting
     async with proxy_server() as proxy:
         proxy.status = status
         env = {**settings, "HTTPS_PROXY": f"http://user:{PASSWORD}@{proxy.address}"}
-        result = await asyncio.to_thread(invoke, "check", env=env)
+        result = await asyncio.to_thread(run_command, "check", env=env)
 
         assert (1, 1) == (result.exit_code, len(result.stderr.splitlines()))
         assert result.stderr.startswith(f"error: {words.format(proxy.address)}")
@@ -522,7 +522,7 @@ async def test_check_goes_on_without_an_entry(authority: trustme.CA, settings: d
         server.in_turn(answer(400), answer(401))
         env = {**settings, "RETAILROCKET_BASE_URL": server.url, "NO_PROXY": "fd00::/8"}
         env["SSL_CERT_FILE"] = str(tmp_path / "authority.pem")
-        result = await asyncio.to_thread(invoke, "check", env=env)
+        result = await asyncio.to_thread(run_command, "check", env=env)
 
     assert (0, 1) == (result.exit_code, result.stderr.count("warning: NO_PROXY: left out 'fd00::/8'"))
     assert result.stdout.startswith("ok: the API takes this key")
@@ -539,7 +539,7 @@ def test_no_command_shows_a_traceback(
         raise error
 
     monkeypatch.setattr(f"retailrocket_async.cli._{command}.AsyncTrackingClient", broken)
-    result = invoke(command, *(["-"] if command == "send" else []), env=settings)
+    result = run_command(command, *(["-"] if command == "send" else []), env=settings)
 
     assert (1, True) == (result.exit_code, type(error).__name__ in result.stderr.splitlines()[-1])
     assert (False, False) == ("Traceback" in result.output, "apiKey" in result.output)

@@ -19,7 +19,7 @@ from retailrocket_async._events.codec import BATCH_PATH
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
-from tests.cli.test_cli import invoke
+from tests.support.command import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +194,7 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
 @pytest.mark.parametrize(("command", "options"), sorted(set(commands()), key=str))
 def test_commands_exist(command: str, options: frozenset[str]) -> None:
     """Every command that a page shows exists, with the options it is given."""
-    told = invoke(*command.split(), "--help")
+    told = run_command(*command.split(), "--help")
 
     assert told.exit_code == 0
     assert {option for option in options if option not in told.stdout} == set()

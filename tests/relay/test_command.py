@@ -18,7 +18,7 @@ import pytest
 from retailrocket_async import ConfigurationError
 from retailrocket_async.emulator import EmulatorProcess, Fault, Settings, emulator_process
 from retailrocket_async.relay import RelaySettings
-from tests.cli.test_cli import finished, invoke, settings_for, started
+from tests.support.command import run_command, settings_for, started, unimported
 from tests.support.kafka_server import INSTALLED, kafka_server
 from tests.support.redis_server import RedisServer, free_port
 
@@ -226,12 +226,10 @@ def test_a_cluster(service: Service) -> None:
     """A stream on a Redis Cluster is refused with one sentence and status 2."""
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as node:
-        status, _, told = finished(
-            "relay", env={**service.env, "RETAILROCKET_RELAY_SOURCE": f"{node.url}?stream=events"}
-        )
+        result = run_command("relay", "--source", f"{node.url}?stream=events", env=service.env)
 
-    assert status == 2
-    assert "error: a relay does not read from a Redis Cluster" in told
+    assert result.exit_code == 2
+    assert "error: a relay does not read from a Redis Cluster" in result.stderr
 
 
 @pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
@@ -341,7 +339,7 @@ def test_grace(service: Service) -> None:
         (("--source", "amqp://u:s3cretpassw0rd@h"), {}, "the source must be an address that begins with one of redis"),
         (("--source", "redis://:s3cretpassw0rd@h/0"), {}, "must name the stream"),
         (("--batch", "7000"), {}, "window must be an int of 7000 or more"),
-        (("--limiter", "redis://h"), {}, "--limiter shares a limit: --rate says which, and must not be 0"),
+        (("--limiter", "redis://h"), {}, "--limiter needs a request limit: --rate must not be 0"),
         (("--limiter", "s3cretpassw0rd"), {}, "limiter must be None or the address of a Redis"),
         ((), {"RETAILROCKET_PARTNER_ID": ""}, "give the shop's public id"),
         ((), {"RETAILROCKET_BASE_URL": "ftp://x"}, "--base-url"),
@@ -349,7 +347,7 @@ def test_grace(service: Service) -> None:
 )
 def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: dict[str, str], told: str) -> None:
     """Wrong configuration is one sentence and status 2, without any password in it."""
-    result = invoke("relay", *arguments, env={**service.env, **env})
+    result = run_command("relay", *arguments, env={**service.env, **env})
 
     assert result.exit_code == 2
     assert told in result.stderr
@@ -360,10 +358,10 @@ def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: 
 def test_a_key_that_is_no_stream(service: Service) -> None:
     """A stream's name that is taken by something else is one sentence and status 2."""
     service.redis.set("events", "text")
-    status, _, told = finished("relay", env=service.env)
+    result = run_command("relay", env=service.env)
 
-    assert status == 2
-    assert "error: the key 'events' holds no stream" in told
+    assert result.exit_code == 2
+    assert "error: the key 'events' holds no stream" in result.stderr
 
 
 def test_port_that_is_taken(service: Service) -> None:
@@ -372,40 +370,29 @@ def test_port_that_is_taken(service: Service) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        status, _, told = finished("relay", "--health-port", port, env=service.env)
+        result = run_command("relay", "--health-port", port, env=service.env)
 
-    assert status == 2
-    assert f"error: cannot listen on 127.0.0.1, port {port}: " in told
+    assert result.exit_code == 2
+    assert f"error: cannot listen on 127.0.0.1, port {port}: " in result.stderr
 
 
 @pytest.mark.parametrize("library", ["prometheus_client", "starlette", "uvicorn"])
 def test_missing_extra(service: Service, library: str) -> None:
     """Without the extra the command says how to install it."""
-    code = f"import sys; sys.modules['{library}'] = None; from retailrocket_async.cli import main; main()"
-    status, _, told = finished("relay", env=service.env, code=code)
+    with unimported("retailrocket_async.relay._health", "retailrocket_async.relay._metrics", missing=library):
+        result = run_command("relay", env=service.env)
 
-    name = library.replace("_", "-")
-    assert (status, told) == (2, f'error: this command needs {name}: pip install "retailrocket-async[relay]"\n')
+    advice = f'error: this command needs {library.replace("_", "-")}: pip install "retailrocket-async[relay]"\n'
+    assert (2, advice) == (result.exit_code, result.stderr)
 
 
 def test_missing_library_of_the_broker(service: Service) -> None:
     """Without the broker's library the command says which extra brings it."""
-    code = """
-import sys
-from importlib.machinery import PathFinder
+    with unimported("retailrocket_async.relay._redis_streams", missing="redis"):
+        result = run_command("relay", env=service.env)
 
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] == "redis" else PathFinder.find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Without
-from retailrocket_async.cli import main; main()
-"""
-    status, _, told = finished("relay", env=service.env, code=code)
-
-    assert status == 2
-    assert 'this source needs redis, which is not installed: pip install "retailrocket-async[redis]"' in told
+    assert result.exit_code == 2
+    assert 'this source needs redis, which is not installed: pip install "retailrocket-async[redis]"' in result.stderr
 
 
 def test_dead_letters(service: Service) -> None:
@@ -415,18 +402,18 @@ def test_dead_letters(service: Service) -> None:
         until(lambda: service.dead() == 2 and service.emulator.stats()["total_events"] == 1)
         relay.end()
 
-    listed = invoke("relay-dead", "list", env=service.env)
+    listed = run_command("relay-dead", "list", env=service.env)
     lines = [json.loads(line) for line in listed.stdout.splitlines()]
     assert [line["envelope"] for line in lines] == ["junk", "\\xff"]
     assert all(line["reason"].startswith("undecodable: event must be JSON") for line in lines)
     assert lines[0].keys() == {"id", "message_id", "reason", "died_at", "envelope"}
     assert listed.stderr == "2 dead letters\n"
-    assert len(invoke("relay-dead", "list", "--most", "1", env=service.env).stdout.splitlines()) == 1
+    assert len(run_command("relay-dead", "list", "--most", "1", env=service.env).stdout.splitlines()) == 1
 
-    replayed = invoke("relay-dead", "replay", "--most", "1", env=service.env)
+    replayed = run_command("relay-dead", "replay", "--most", "1", env=service.env)
     assert (replayed.exit_code, replayed.stderr) == (0, "1 dead letters published again\n")
     assert (service.dead(), service.redis.xlen("events")) == (1, 4)
-    purged = invoke("relay-dead", "purge", "--all", env=service.env)
+    purged = run_command("relay-dead", "purge", "--all", env=service.env)
     assert (purged.exit_code, purged.stderr) == (0, "1 dead letters removed\n")
     assert service.dead() == 0
 
@@ -435,9 +422,9 @@ def test_dead_letters(service: Service) -> None:
 @pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
 def test_how_many(service: Service, verb: str, options: tuple[str, ...]) -> None:
     """What removes dead letters wants to be told how many."""
-    result = invoke("relay-dead", verb, *options, env=service.env)
+    result = run_command("relay-dead", verb, *options, env=service.env)
 
-    assert (result.exit_code, result.stderr) == (2, "error: say how many: either --most N or --all\n")
+    assert (result.exit_code, result.stderr) == (2, "error: give either --most N or --all\n")
 
 
 def test_dead_letters_of_a_broker_that_is_not_there() -> None:
@@ -445,7 +432,7 @@ def test_dead_letters_of_a_broker_that_is_not_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
-        result = invoke("relay-dead", "list", "--source", url)
+        result = run_command("relay-dead", "list", "--source", url)
 
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the broker failed: ConnectionError: ")
@@ -454,7 +441,7 @@ def test_dead_letters_of_a_broker_that_is_not_there() -> None:
 
 def test_help_hides_the_source(service: Service) -> None:
     """The help names every variable, and shows the value of none."""
-    told = invoke("relay", "--help", env=service.env).stdout
+    told = run_command("relay", "--help", env=service.env).stdout
 
     assert PASSWORD not in told
     assert KEY not in told

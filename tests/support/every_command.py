@@ -1,4 +1,4 @@
-"""The command line, brought to all kinds of ends with a key that must not be printed."""
+"""Runs commands of the command line to many kinds of ends, with a key that must not be printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.support.failure_run import Run
 
-# Commands in a row, as to start each in a process of its own takes a second.
+# Runs several commands in one process, since each start of a process takes a second.
 IN_A_ROW = """
 import json, os, sys
 from retailrocket_async.cli import main
@@ -33,7 +33,7 @@ for line in sys.stdin:
         print(f"ended: {arguments[0]}: {end.code or 0}", flush=True)
 """
 
-# A defect in the middle of `send`, for one who has variables printed with tracebacks.
+# Runs `send` with a defect in it, in a process whose tracebacks print the variables.
 CRASH = """
 import rich.traceback
 rich.traceback.install(show_locals=True, locals_max_string=None, width=1000)
@@ -44,7 +44,7 @@ main()
 
 
 async def every_command(run: Run, folder: Path) -> None:
-    """Run the commands, to all kinds of ends, and keep what they print."""
+    """Run the commands, and collect what they print."""
     events = folder / "events.jsonl"
     await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
     stalled = asyncio.Event()
@@ -81,7 +81,7 @@ async def every_command(run: Run, folder: Path) -> None:
 
 def _environment(url: str, key: str = KEY) -> dict[str, str]:
     given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
-    # As talkative as Python gets.
+    # The settings with which Python prints most.
     return {"PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default", **given}
 
 
@@ -92,7 +92,7 @@ async def python(
     stdin: bytes = b"",
     interrupt: asyncio.Event | None = None,
 ) -> tuple[str, int | None]:
-    """Run Python, keep what it says, and return that and its exit status."""
+    """Run Python and collect its output; return the output and the exit status."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         env={**os.environ, **given},
