@@ -52,7 +52,7 @@ def verdict(sections: Iterable[Section], machine: Machine) -> Table:
         for demand in section.demands
     )
     return Table(
-        title="Demands",
+        title="Figures and their bounds",
         columns=("section", "figure", "is", "must be", ""),
         rows=rows,
         note=str(machine),

@@ -37,7 +37,7 @@ def _figures(meter: CostMeter, events: int, *, at_caller: float | None = None) -
         "cpu": meter.cpu / events * 1e6,
         "rate": events / meter.wall,
         "peak": meter.peak / 2**20,
-        # The time inside the caller's own calls, whatever ran beside them.
+        # This is the time inside the caller's own calls, whatever ran beside them.
         "caller": (meter.wall if at_caller is None else at_caller) / events * 1e6,
     }
 
@@ -107,7 +107,7 @@ async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
                 "timestamp": event.timestamp,
                 "productId": event.product_id,
             }
-            # Copied, as our client does: the bytes that orjson returns keep 4 KB of memory alive.
+            # The bytes are copied, as in our client: the bytes that orjson returns keep 4 KB of memory alive.
             kept.append(b'{"view":' + orjson.dumps(fields, None, orjson.OPT_OMIT_MICROSECONDS) + b"}")
             if len(kept) == BATCH:
                 body = b"[%b]" % b",".join(kept)

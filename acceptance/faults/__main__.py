@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 from acceptance.faults.scenario import SCENARIOS, Scenario
-from acceptance.faults.stage import Row, Stage
+from acceptance.faults.testbed import Row, Testbed
 from acceptance.support import faulty_server
 from acceptance.support.fault import Conditions
 from benchmarks.support.meters import LagMeter
@@ -45,17 +45,17 @@ _LONGEST = 60.0
 _COLUMNS = ("tracked", "recorded", "delivered", "rejected", "abandoned", "dropped", "lost", "duplicated", "requests")
 
 
-async def play(scenario: Scenario) -> Row:
+async def run_scenario(scenario: Scenario) -> Row:
     """Run one scenario; an exception that it raises counts as a broken promise."""
     async with faulty_server.running(Conditions()) as server, LagMeter() as meter:
-        stage = Stage(server, meter)
+        testbed = Testbed(server, meter)
         try:
             async with asyncio.timeout(_LONGEST):
-                await scenario.run(stage)
+                await scenario.run(testbed)
         except Exception as error:  # noqa: BLE001 - the other scenarios still run
-            stage.expect(kept=False, violation=f"{type(error).__name__}: {error}")
-            await stage.close(0.0)
-        return await stage.row(scenario.name)
+            testbed.expect(kept=False, violation=f"{type(error).__name__}: {error}")
+            await testbed.close(0.0)
+        return await testbed.row(scenario.name)
 
 
 def line(row: Row) -> str:
@@ -100,7 +100,7 @@ def main() -> int:
     print(f"{'scenario':<22} {' '.join(_COLUMNS)} worst   first settled   lag")
     rows = []
     for scenario in chosen:
-        row = asyncio.run(play(scenario))
+        row = asyncio.run(run_scenario(scenario))
         rows.append(row)
         print(line(row), flush=True)
     if arguments.json is not None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
-    from acceptance.faults.stage import Stage
+    from acceptance.faults.testbed import Testbed
 
 _NEW_KEY = "the-new-key"
 _IN_FLIGHT = Batching().max_in_flight
@@ -24,81 +24,81 @@ _IN_FLIGHT = Batching().max_in_flight
 @scenario("404-for-a-while", faults=(Fault(status=404),))
 @scenario("403-for-a-while", faults=(Fault(status=403),))
 @scenario("wrong-key-for-a-while", key=_NEW_KEY)
-async def repaired(stage: Stage, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:
+async def repaired(testbed: Testbed, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:
     """If a key, permission or address is repaired in time, no event is lost, and few requests are made meanwhile."""
     states: list[str] = []
-    client = stage.open(on_state_change=lambda change: states.append(change.state))
-    await stage.stream(1.0, 500)
-    begun_at = stage.now()
-    await stage.behave(*faults, **conditions)
-    await stage.stream(2.5, 500)
-    stage.expect(client.stats().state == "halted", f"sending is {client.stats().state}")
-    await stage.repair(key=KEY)
-    await stage.stream(1.0, 500)
-    await stage.close()
+    client = testbed.open(on_state_change=lambda change: states.append(change.state))
+    await testbed.stream(1.0, 500)
+    begun_at = testbed.now()
+    await testbed.behave(*faults, **conditions)
+    await testbed.stream(2.5, 500)
+    testbed.expect(client.stats().state == "halted", f"sending is {client.stats().state}")
+    await testbed.repair(key=KEY)
+    await testbed.stream(1.0, 500)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
-    meanwhile = len(await stage.arrivals(begun_at, stage.repaired_at))
+    testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    meanwhile = len(await testbed.arrivals(begun_at, testbed.repaired_at))
     # One probe after 1 s is refused; the next one, 2 s later, succeeds.
-    stage.expect(meanwhile <= _IN_FLIGHT + 1, f"{meanwhile} requests while nothing could be delivered")
-    stage.expect(states == ["halted", "sending"], f"the states were {states}")
+    testbed.expect(meanwhile <= _IN_FLIGHT + 1, f"{meanwhile} requests while nothing could be delivered")
+    testbed.expect(states == ["halted", "sending"], f"the states were {states}")
 
 
 @scenario("403-repaired-late")
-async def repaired_late(stage: Stage) -> None:
+async def repaired_late(testbed: Testbed) -> None:
     """Events wait for the whole `max_halt`: a repair before its end is noticed before they are rejected."""
-    client = stage.open(retry=RetryPolicy(max_halt=6.0))
-    await stage.behave(Fault(status=403))
-    await stage.stream(1.0, 500)
+    client = testbed.open(retry=RetryPolicy(max_halt=6.0))
+    await testbed.behave(Fault(status=403))
+    await testbed.stream(1.0, 500)
     # The repair comes between the probes after 3 s and after 7 s.
-    await stage.stream(3.0, 100)
-    await stage.repair()
-    await stage.stream(3.0, 100)
-    await stage.close()
+    await testbed.stream(3.0, 100)
+    await testbed.repair()
+    await testbed.stream(3.0, 100)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
 
 
 @scenario("403-young-events")
-async def young(stage: Stage) -> None:
+async def young(testbed: Testbed) -> None:
     """Each event waits for its own `max_halt`; it is not rejected with an older event of its batch."""
-    await stage.behave(Fault(status=403))
-    stage.open(retry=RetryPolicy(max_halt=2.0))
-    await stage.stream(2.6, 100)
+    await testbed.behave(Fault(status=403))
+    testbed.open(retry=RetryPolicy(max_halt=2.0))
+    await testbed.stream(2.6, 100)
     # The oldest events have been rejected by now; the events of the last second have most of their time left.
-    early = sum(receipt.done() for receipt in list(stage.receipts.values())[160:])
-    stage.expect(early == 0, f"{early} of 100 events rejected before their time")
-    await stage.close()
+    early = sum(receipt.done() for receipt in list(testbed.receipts.values())[160:])
+    testbed.expect(early == 0, f"{early} of 100 events rejected before their time")
+    await testbed.close()
 
 
 @scenario("wrong-key-for-good", status=401)
 @scenario("403-for-good", status=403)
-async def never_repaired(stage: Stage, status: int) -> None:
+async def never_repaired(testbed: Testbed, status: int) -> None:
     """Events that have waited for `max_halt` are rejected with the server's status."""
-    await stage.behave(Fault(status=status))
-    client = stage.open(retry=RetryPolicy(max_halt=2.0))
-    await stage.stream(1.0, 500)
+    await testbed.behave(Fault(status=status))
+    client = testbed.open(retry=RetryPolicy(max_halt=2.0))
+    await testbed.stream(1.0, 500)
     # The probe that rejects them may come two seconds after that.
     await client.flush(6.0)
-    await stage.close()
-    statuses = {outcome.status for outcome in stage.outcomes() if isinstance(outcome, Rejected)}
-    stage.expect(client.stats().rejected == client.stats().tracked, f"{client.stats().rejected} rejected")
-    stage.expect(statuses == {status}, f"rejected with {statuses}")
+    await testbed.close()
+    statuses = {outcome.status for outcome in testbed.outcomes() if isinstance(outcome, Rejected)}
+    testbed.expect(client.stats().rejected == client.stats().tracked, f"{client.stats().rejected} rejected")
+    testbed.expect(statuses == {status}, f"rejected with {statuses}")
 
 
 @scenario("close-while-halted")
-async def closed(stage: Stage) -> None:
+async def closed(testbed: Testbed) -> None:
     """A close while sending is halted sends one last probe, does not wait, and reports the error that halted it."""
-    await stage.behave(key=_NEW_KEY)
-    stage.open()
-    await stage.stream(1.0, 500)
-    before = len(await stage.arrivals())
-    report = await stage.close()
-    stage.expect(report.elapsed < 1.0, f"the close took {report.elapsed:.1f} s")
-    stage.expect(isinstance(report.error, AuthenticationError), f"the close reports {report.error!r}")
-    probes = len(await stage.arrivals()) - before
-    stage.expect(probes <= 1, f"{probes} probes at the close")
-    stage.expect(report.stats.rejected == report.stats.tracked, f"{report.stats.rejected} rejected")
+    await testbed.behave(key=_NEW_KEY)
+    testbed.open()
+    await testbed.stream(1.0, 500)
+    before = len(await testbed.arrivals())
+    report = await testbed.close()
+    testbed.expect(report.elapsed < 1.0, f"the close took {report.elapsed:.1f} s")
+    testbed.expect(isinstance(report.error, AuthenticationError), f"the close reports {report.error!r}")
+    probes = len(await testbed.arrivals()) - before
+    testbed.expect(probes <= 1, f"{probes} probes at the close")
+    testbed.expect(report.stats.rejected == report.stats.tracked, f"{report.stats.rejected} rejected")
 
 
 class _Vault:
@@ -120,41 +120,41 @@ class _Vault:
 @scenario("key-rotation", of=lambda vault: vault.read, late=0.0)
 @scenario("key-rotation-async", of=lambda vault: vault.fetch, late=0.0)
 @scenario("key-rotation-late", of=lambda vault: vault.read, late=2.0)
-async def rotation(stage: Stage, of: Callable[[_Vault], Callable[[], str | Awaitable[str]]], late: float) -> None:
+async def rotation(testbed: Testbed, of: Callable[[_Vault], Callable[[], str | Awaitable[str]]], late: float) -> None:
     """If the key changes during a run, no event is lost; the client takes the new key from the callable."""
     vault = _Vault()
-    client = stage.open(api_key=of(vault))
-    await stage.stream(1.0, 1000)
-    await stage.behave(key=_NEW_KEY)
-    await stage.stream(late, 1000)
+    client = testbed.open(api_key=of(vault))
+    await testbed.stream(1.0, 1000)
+    await testbed.behave(key=_NEW_KEY)
+    await testbed.stream(late, 1000)
     vault.key = _NEW_KEY
-    stage.note_repair()
-    await stage.stream(1.0, 1000)
-    await stage.close()
+    testbed.note_repair()
+    await testbed.stream(1.0, 1000)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
-    refused = sum(arrival.answer == "401" for arrival in await stage.arrivals())
-    stage.expect(refused <= _IN_FLIGHT + 2, f"{refused} requests with the old key")
-    stage.expect(vault.readings <= 2 + _IN_FLIGHT, f"the key was read {vault.readings} times")
+    testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    refused = sum(arrival.answer == "401" for arrival in await testbed.arrivals())
+    testbed.expect(refused <= _IN_FLIGHT + 2, f"{refused} requests with the old key")
+    testbed.expect(vault.readings <= 2 + _IN_FLIGHT, f"the key was read {vault.readings} times")
 
 
 @scenario("key-function-fails")
-async def no_key(stage: Stage) -> None:
+async def no_key(testbed: Testbed) -> None:
     """If the function that gives the key fails, no event is lost; it is called again, not too often, until it works."""
     calls = 0
 
     def read() -> str:
         nonlocal calls
         calls += 1
-        if stage.repaired_at is None:
+        if testbed.repaired_at is None:
             raise OSError("the vault is not available")
         return KEY
 
-    client = stage.open(api_key=read)
-    await stage.stream(3.0, 500)
-    stage.note_repair()
-    await stage.stream(2.0, 500)
-    await stage.close()
+    client = testbed.open(api_key=read)
+    await testbed.stream(3.0, 500)
+    testbed.note_repair()
+    await testbed.stream(2.0, 500)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
-    stage.expect(calls <= 20, f"the key was read {calls} times")
+    testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    testbed.expect(calls <= 20, f"the key was read {calls} times")

@@ -9,7 +9,7 @@ from acceptance.support.fault import Fault
 from retailrocket_async import Abandoned, Batching, Order, RetryPolicy
 
 if TYPE_CHECKING:
-    from acceptance.faults.stage import Stage
+    from acceptance.faults.testbed import Testbed
     from acceptance.support.fault import Kind
 
 _OFTEN = 0.3
@@ -20,16 +20,16 @@ _QUICK = RetryPolicy(initial_backoff=0.1, max_backoff=1.0)
 """Short waits between retries, for a fault that hits one request in three."""
 
 
-async def _failing_at_times(stage: Stage, *faults: Fault) -> None:
-    await stage.behave(*(fault._replace(probability=_OFTEN / len(faults)) for fault in faults))
-    client = stage.open(batching=_STREAM, retry=_QUICK)
-    await stage.stream(1.5, 600)
-    await stage.repair()
-    await stage.close()
+async def _failing_at_times(testbed: Testbed, *faults: Fault) -> None:
+    await testbed.behave(*(fault._replace(probability=_OFTEN / len(faults)) for fault in faults))
+    client = testbed.open(batching=_STREAM, retry=_QUICK)
+    await testbed.stream(1.5, 600)
+    await testbed.repair()
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
+    testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
     titles = {fault.title for fault in faults}
-    stage.expect(any(arrival.answer in titles for arrival in await stage.arrivals()), "no fault hit a request")
+    testbed.expect(any(arrival.answer in titles for arrival in await testbed.arrivals()), "no fault hit a request")
 
 
 @scenario("stall-after", kind="stall", record=True)
@@ -44,42 +44,42 @@ async def _failing_at_times(stage: Stage, *faults: Fault) -> None:
 @scenario("reset-after", kind="reset", record=True)
 @scenario("reset-before", kind="reset", record=False)
 @scenario("idle-close", kind="idle_close", record=False)
-async def no_clear_answer(stage: Stage, kind: Kind, *, record: bool) -> None:
+async def no_clear_answer(testbed: Testbed, kind: Kind, *, record: bool) -> None:
     """If a connection fails, no event is lost, and the outcome of a duplicated event announces that."""
-    await _failing_at_times(stage, Fault(kind, record=record))
+    await _failing_at_times(testbed, Fault(kind, record=record))
 
 
 @scenario("5xx-after", record=True)
 @scenario("5xx-before", record=False)
-async def server_error(stage: Stage, *, record: bool) -> None:
+async def server_error(testbed: Testbed, *, record: bool) -> None:
     """If the server answers 5xx, no event is lost, and the outcome of a duplicated event announces that."""
-    await _failing_at_times(stage, *(Fault(status=status, record=record) for status in (500, 502, 503, 504)))
+    await _failing_at_times(testbed, *(Fault(status=status, record=record) for status in (500, 502, 503, 504)))
 
 
 @scenario("4xx-to-retry")
-async def not_now(stage: Stage) -> None:
+async def not_now(testbed: Testbed) -> None:
     """If the server answers that the client should retry, no event is lost and none is duplicated."""
-    await _failing_at_times(stage, *(Fault(status=status) for status in (408, 425, 429)))
-    duplicated = stage.reconcile().duplicated
-    stage.expect(duplicated == 0, f"{duplicated} duplicated")
+    await _failing_at_times(testbed, *(Fault(status=status) for status in (408, 425, 429)))
+    duplicated = testbed.reconcile().duplicated
+    testbed.expect(duplicated == 0, f"{duplicated} duplicated")
 
 
 @scenario("at-most-once-5xx", fault=Fault(status=500, record=True))
 @scenario("at-most-once-stall", fault=Fault("stall", record=True))
 @scenario("at-most-once-reset", fault=Fault("reset", record=True))
-async def at_most_once(stage: Stage, fault: Fault) -> None:
+async def at_most_once(testbed: Testbed, fault: Fault) -> None:
     """An order is recorded at most once, although other events of its batch are sent again."""
-    await stage.behave(fault._replace(probability=_OFTEN))
+    await testbed.behave(fault._replace(probability=_OFTEN))
     retry = RetryPolicy(initial_backoff=0.1, max_backoff=1.0, at_most_once=(Order,))
-    client = stage.open(batching=_STREAM, retry=retry)
-    await stage.stream(1.5, 600)
-    await stage.repair()
-    await stage.close()
-    twice = await stage.recorded_twice()
-    stage.expect(twice["order"] == 0, f"{twice['order']} orders recorded twice")
-    stage.expect(sum(twice.values()) > 0, "nothing else was sent again")
-    given_up = [outcome for outcome in stage.outcomes("order") if isinstance(outcome, Abandoned)]
+    client = testbed.open(batching=_STREAM, retry=retry)
+    await testbed.stream(1.5, 600)
+    await testbed.repair()
+    await testbed.close()
+    twice = await testbed.recorded_twice()
+    testbed.expect(twice["order"] == 0, f"{twice['order']} orders recorded twice")
+    testbed.expect(sum(twice.values()) > 0, "nothing else was sent again")
+    given_up = [outcome for outcome in testbed.outcomes("order") if isinstance(outcome, Abandoned)]
     reasons = {outcome.reason for outcome in given_up}
-    stage.expect(reasons == {"at_most_once"}, f"orders were abandoned for {sorted(reasons)}")
+    testbed.expect(reasons == {"at_most_once"}, f"orders were abandoned for {sorted(reasons)}")
     stats = client.stats()
-    stage.expect(stats.abandoned == len(given_up), f"{stats.abandoned - len(given_up)} abandoned that are no orders")
+    testbed.expect(stats.abandoned == len(given_up), f"{stats.abandoned - len(given_up)} abandoned that are no orders")

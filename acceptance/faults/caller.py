@@ -7,14 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 from acceptance.faults.scenario import scenario
-from acceptance.faults.stage import SMALL
+from acceptance.faults.testbed import SMALL
 from acceptance.support.fault import Fault
 from retailrocket_async import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from acceptance.faults.stage import Stage
+    from acceptance.faults.testbed import Testbed
     from retailrocket_async import Event, Receipt, UndeliveredEvent
 
 _SMALL_BUFFER = 200
@@ -25,46 +25,46 @@ _BLOCKED = 0.5
 
 
 @scenario("cancelled-sends")
-async def cancelled(stage: Stage) -> None:
+async def cancelled(testbed: Testbed) -> None:
     """Sends that are cancelled in flight are counted, and their permits and connections are free again."""
-    client = stage.open(batching=SMALL)
-    await stage.behave(Fault("stall", record=True))
-    sends = [asyncio.create_task(stage.send()) for _ in range(20)]
+    client = testbed.open(batching=SMALL)
+    await testbed.behave(Fault("stall", record=True))
+    sends = [asyncio.create_task(testbed.send()) for _ in range(20)]
     await asyncio.sleep(0.5)
     for send in sends:
         send.cancel()
     await asyncio.wait(sends)
-    await stage.repair()
-    begun_at = stage.now()
-    await stage.burst(2000)
-    await stage.close()
+    await testbed.repair()
+    begun_at = testbed.now()
+    await testbed.burst(2000)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
-    stage.expect(stats.abandoned == len(sends), f"{stats.abandoned} of {len(sends)} cancelled sends abandoned")
-    took = stage.now() - begun_at
-    stage.expect(took < 3.5, f"a hundred requests took {took:.1f} s instead of 2 s")
+    testbed.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
+    testbed.expect(stats.abandoned == len(sends), f"{stats.abandoned} of {len(sends)} cancelled sends abandoned")
+    took = testbed.now() - begun_at
+    testbed.expect(took < 3.5, f"a hundred requests took {took:.1f} s instead of 2 s")
 
 
 @scenario("threads")
-async def threads(stage: Stage) -> None:
+async def threads(testbed: Testbed) -> None:
     """Eight threads that track through a handle wait for free space like any caller of `track`, and lose no event."""
-    client = stage.open(batching=SMALL, buffer=Buffer(max_events=_SMALL_BUFFER))
+    client = testbed.open(batching=SMALL, buffer=Buffer(max_events=_SMALL_BUFFER))
     handle = client.threadsafe()
 
     def work(events: list[tuple[int, Event]]) -> list[tuple[int, Receipt]]:
         return [(number, handle.track(event)) for number, event in events]
 
-    shares = [[stage.event() for _ in range(250)] for _ in range(8)]
+    shares = [[testbed.event() for _ in range(250)] for _ in range(8)]
     for share in await asyncio.gather(*(asyncio.to_thread(work, share) for share in shares)):
-        stage.receipts.update(share)
-    stage.expect(client.stats().pending <= _SMALL_BUFFER, f"{client.stats().pending} events in the buffer")
-    await stage.close()
+        testbed.receipts.update(share)
+    testbed.expect(client.stats().pending <= _SMALL_BUFFER, f"{client.stats().pending} events in the buffer")
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
+    testbed.expect(stats.delivered == 2000, f"{2000 - stats.delivered} not delivered")
 
 
 @scenario("hook-blocks-and-raises")
-async def bad_hook(stage: Stage) -> None:
+async def bad_hook(testbed: Testbed) -> None:
     """A hook that blocks and raises delays neither the event loop nor the delivery; its errors are counted."""
     reported: list[int] = []
 
@@ -73,14 +73,14 @@ async def bad_hook(stage: Stage) -> None:
         time.sleep(_BLOCKED)
         raise OSError("the disk is full")
 
-    client = stage.open(on_outcome=on_outcome)
-    await stage.stream(2.0, 1000, poison=5)
-    await stage.close()
+    client = testbed.open(on_outcome=on_outcome)
+    await testbed.stream(2.0, 1000, poison=5)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.delivered == stats.tracked - 5, f"{stats.tracked - 5 - stats.delivered} not delivered")
-    stage.expect(stage.lag < _BLOCKED, f"the event loop was blocked for {stage.lag:.2f} s")
-    stage.expect(
+    testbed.expect(stats.delivered == stats.tracked - 5, f"{stats.tracked - 5 - stats.delivered} not delivered")
+    testbed.expect(testbed.lag < _BLOCKED, f"the event loop was blocked for {testbed.lag:.2f} s")
+    testbed.expect(
         sum(reported) + stats.hook_missed == 5,
         f"{sum(reported)} of 5 events reported to the hook, {stats.hook_missed} missed",
     )
-    stage.expect(stats.hook_errors == len(reported), f"{stats.hook_errors} of {len(reported)} errors counted")
+    testbed.expect(stats.hook_errors == len(reported), f"{stats.hook_errors} of {len(reported)} errors counted")

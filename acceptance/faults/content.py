@@ -9,7 +9,7 @@ from acceptance.faults.scenario import scenario
 from retailrocket_async import Batching, Rejected
 
 if TYPE_CHECKING:
-    from acceptance.faults.stage import Stage
+    from acceptance.faults.testbed import Testbed
 
 
 def _search(culprits: int, batch: int) -> int:
@@ -19,58 +19,58 @@ def _search(culprits: int, batch: int) -> int:
 
 @scenario("poison-5", number=5)
 @scenario("poison-1", number=1)
-async def poison(stage: Stage, number: int) -> None:
+async def poison(testbed: Testbed, number: int) -> None:
     """A refused event is found and rejected, and all other events of its batch are delivered."""
-    client = stage.open()
-    await stage.stream(2.0, 1000, poison=number)
-    await stage.close()
+    client = testbed.open()
+    await testbed.stream(2.0, 1000, poison=number)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.rejected == number, f"{stats.rejected} rejected for {number} refused events")
+    testbed.expect(stats.rejected == number, f"{stats.rejected} rejected for {number} refused events")
     batches = stats.requests - stats.splits
     # A batch has the events of a tenth of a second, or more if the search used up the permits.
     allowed = number * _search(1, 500)
-    stage.expect(stats.splits <= allowed, f"{stats.splits} requests beside {batches} batches, {allowed} allowed")
+    testbed.expect(stats.splits <= allowed, f"{stats.splits} requests beside {batches} batches, {allowed} allowed")
 
 
 @scenario("poison-8-in-a-batch")
-async def poison_in_one_batch(stage: Stage) -> None:
+async def poison_in_one_batch(testbed: Testbed) -> None:
     """All of eight refused events of one batch are found within the bound on requests."""
-    client = stage.open(batching=Batching(max_events=500, linger=1.0))
+    client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
-        await stage.track(poison=position % 61 == 5 and position < 488)
-    await stage.close()
+        await testbed.track(poison=position % 61 == 5 and position < 488)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.rejected == 8, f"{stats.rejected} rejected for 8 refused events")
+    testbed.expect(stats.rejected == 8, f"{stats.rejected} rejected for 8 refused events")
     allowed = 1 + _search(8, 500)
-    stage.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
+    testbed.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
 
 
 @scenario("poison-throughout")
-async def poison_throughout(stage: Stage) -> None:
+async def poison_throughout(testbed: Testbed) -> None:
     """A batch with many refused events costs a bounded number of requests, and the next batch is delivered."""
-    client = stage.open(batching=Batching(max_events=500, linger=1.0))
+    client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
-        await stage.track(poison=position % 2 == 0)
-    await stage.stream(1.0, 500)
-    await stage.close()
+        await testbed.track(poison=position % 2 == 0)
+    await testbed.stream(1.0, 500)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(250 <= stats.rejected <= 500, f"{stats.rejected} rejected")
-    alone = [outcome for outcome in stage.outcomes() if isinstance(outcome, Rejected) and outcome.isolated]
-    stage.expect(8 <= len(alone) <= 16, f"{len(alone)} found before the search ended")
+    testbed.expect(250 <= stats.rejected <= 500, f"{stats.rejected} rejected")
+    alone = [outcome for outcome in testbed.outcomes() if isinstance(outcome, Rejected) and outcome.isolated]
+    testbed.expect(8 <= len(alone) <= 16, f"{len(alone)} found before the search ended")
     allowed = 2 + _search(8, 500) + 8
-    stage.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
+    testbed.expect(stats.requests <= allowed, f"{stats.requests} requests, {allowed} allowed")
 
 
 @scenario("too-large")
-async def too_large(stage: Stage) -> None:
+async def too_large(testbed: Testbed) -> None:
     """A batch that is too large is sent in parts, later batches are smaller, and one too large event is rejected."""
-    await stage.behave(max_bytes=16_000)
-    client = stage.open()
-    await stage.stream(1.0, 2000)
-    await stage.track(padding=20_000, bad=True)
-    await stage.stream(2.0, 2000)
-    await stage.close()
+    await testbed.behave(max_bytes=16_000)
+    client = testbed.open()
+    await testbed.stream(1.0, 2000)
+    await testbed.track(padding=20_000, bad=True)
+    await testbed.stream(2.0, 2000)
+    await testbed.close()
     stats = client.stats()
-    stage.expect(stats.rejected == 1, f"{stats.rejected} rejected for one event that is too large")
-    refused = sum(arrival.answer == "413" for arrival in await stage.arrivals())
-    stage.expect(refused <= stats.requests / 3, f"{refused} of {stats.requests} requests were too large")
+    testbed.expect(stats.rejected == 1, f"{stats.rejected} rejected for one event that is too large")
+    refused = sum(arrival.answer == "413" for arrival in await testbed.arrivals())
+    testbed.expect(refused <= stats.requests / 3, f"{refused} of {stats.requests} requests were too large")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from acceptance.faults.stage import Stage
+    from acceptance.faults.testbed import Testbed
 
 _Run: TypeAlias = "Callable[..., Awaitable[None]]"
 _AnyRun = TypeVar("_AnyRun", bound=_Run)
@@ -20,12 +20,12 @@ class Scenario(NamedTuple):
     Attributes:
         name: its name on the command line.
         promise: the promise in one sentence.
-        run: plays the scenario; it must close the client.
+        run: runs the scenario; it must close the client.
     """
 
     name: str
     promise: str
-    run: Callable[[Stage], Awaitable[None]]
+    run: Callable[[Testbed], Awaitable[None]]
 
 
 SCENARIOS: list[Scenario] = []

@@ -100,7 +100,7 @@ class _Nats:
 
         from retailrocket_async.relay import NatsSubject  # noqa: PLC0415
 
-        # The same stream as a relay would create; the relay creates its consumer.
+        # This creates the same stream as a relay would; the relay creates its consumer.
         connection: Any = await nats.connect(self._server)
         await connection.jetstream().add_stream(name="events", subjects=["events"], retention="workqueue")
         await connection.close()

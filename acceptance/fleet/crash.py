@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _EVENTS = 600_000
 _BAD = 60
+"""Events that the API refuses, and as many messages that are no events."""
+
 _KILLS = 6
 _VISITORS = 5_000
 _IN_FLIGHT = WINDOW
@@ -250,11 +252,13 @@ async def _dead_letters(url: str, most: int) -> list[bytes]:
 def run(effort: Effort) -> Section:
     """Kill relays, and let the API fail, with every broker."""
     crashes, outages = [], []
+    # Too many refused events in one batch would make the client reject the whole batch.
+    bad = effort.count(_BAD)
     for name, broker_of in BROKERS.items():
         report(f"crash: {name}, {_KILLS} kills")
-        crashes.append(crash(broker_of, events=effort.count(_EVENTS), bad=_BAD, kills=_KILLS))
+        crashes.append(crash(broker_of, events=effort.count(_EVENTS), bad=bad, kills=_KILLS))
         report(f"crash: {name}, an outage")
-        outages.append(outage(broker_of, events=effort.count(_OUTAGE_EVENTS), bad=_BAD, lease=_LEASE, down=_OUTAGE))
+        outages.append(outage(broker_of, events=effort.count(_OUTAGE_EVENTS), bad=bad, lease=_LEASE, down=_OUTAGE))
     demands = [demand for figures in crashes for demand in _demands(figures, "kills", _KILLS * _IN_FLIGHT)]
     demands += [demand for figures in outages for demand in _demands(figures, "an outage", figures["repeated"])]
     return Section(

@@ -226,7 +226,7 @@ def in_quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[fl
 
 def _demands(name: str, measured: Run) -> list[Demand]:
     fails = "killed" in name or "frozen" in name or "failover" in name
-    # 4 % more at the moments when only some of the processes have noticed the failure.
+    # 4 % more are allowed while only some of the processes have noticed the failure.
     worst = LIMIT.requests * (1.04 if fails else 1.0)
     demands = [
         Demand(what=f"requests in the fullest second ({name})", figure=measured.worst, bound=worst),
@@ -237,6 +237,6 @@ def _demands(name: str, measured: Run) -> list[Demand]:
         assert measured.commands is not None
         demands.append(Demand(what=f"commands a permit ({name})", figure=measured.commands, bound=1.1))
     else:
-        # One record for the failure and one for the recovery.
+        # Each process logs one record for the failure and one for the recovery.
         demands.append(Demand(what=f"log records of a process ({name})", figure=len(measured.records), bound=2))
     return demands

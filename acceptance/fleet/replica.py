@@ -102,7 +102,7 @@ async def _saturate(pipe: Pipe, demand: Demand) -> Result:
         "partner",
         base_url=demand.api,
         limiter=recording,
-        # One event in each request, tried once, so that the n-th permit belongs to the n-th event.
+        # Each request has one event and is tried once, so that the n-th permit belongs to the n-th event.
         batching=Batching(max_events=1, linger=0.0, max_in_flight=_SENDERS),
         buffer=Buffer(max_events=_SENDERS),
         retry=RetryPolicy(max_attempts=1),

@@ -112,7 +112,7 @@ async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, S
         "partner",
         base_url=url,
         limiter=recording,
-        # One event in each request, tried once, so that the n-th permit belongs to the n-th event.
+        # Each request has one event and is tried once, so that the n-th permit belongs to the n-th event.
         batching=Batching(max_events=1, linger=0.0, max_in_flight=SENDERS),
         buffer=Buffer(max_events=SENDERS),
         retry=RetryPolicy(max_attempts=1),

@@ -113,7 +113,7 @@ def _options(plan: FaultPlan, seed: int) -> dict[str, Any]:
         return plan.key
 
     def before_send(event: Event) -> Event | None:
-        # As for a visitor without consent.
+        # One event in a thousand is dropped, as for a visitor without consent.
         return event if chance.random() > 0.001 else None
 
     return {

@@ -24,10 +24,10 @@ RANDOM_FAULTS = (
     ),
     Fault("cut_body", record=True, probability=0.003),
     Fault("idle_close", probability=0.003),
-    # Rare, because each keeps a request in flight for a whole time-out.
+    # Stalls are rare, because each keeps a request in flight for a whole time-out.
     Fault("stall", record=False, probability=0.001),
     Fault("stall", record=True, probability=0.001),
-    # Retried without a pause of other requests, as nothing was recorded.
+    # The client retries after these without a pause of other requests, as nothing was recorded.
     Fault(status=408, probability=0.002),
     Fault(status=425, probability=0.002),
 )

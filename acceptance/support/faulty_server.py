@@ -58,7 +58,7 @@ class FaultyServer:
         return report
 
     async def _ask(self, command: object) -> object:
-        # Shielded: if the caller is cancelled, the answer must not stay in the pipe for the next command.
+        # If the caller is cancelled, the answer must not stay in the pipe for the next command, hence the shield.
         return await asyncio.shield(asyncio.ensure_future(self._exchange(command)))
 
     async def _exchange(self, command: object) -> object:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from acceptance.support.exact_server import Arrival
     from retailrocket_async import Limiter, Permit
 
-# Not the loop's clock: a test may skew that, and the server's process shares this one.
+# The server's process shares this clock. The loop's clock is not used, because a run may skew it.
 _now = time.monotonic
 
 

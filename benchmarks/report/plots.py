@@ -154,8 +154,8 @@ def _pace(series: dict[str, Any]) -> Figure | None:
 
 
 _PLOTS: dict[str, tuple[str, Plot]] = {
-    "cost": ("CPU time of an event, by who sends it", _cost),
-    "batch": ("CPU time of an event, by the size of its batch", _batch),
-    "lag": ("How late the event loop is", _lag),
+    "cost": ("CPU time of an event by contestant", _cost),
+    "batch": ("CPU time of an event by the size of its batch", _batch),
+    "lag": ("Lag of the event loop", _lag),
     "pace": ("Requests per second under demand without end", _pace),
 }

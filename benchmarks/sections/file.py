@@ -75,9 +75,9 @@ def measure(effort: Effort) -> Section:
                 title="A file like the public clickstream",
                 columns=("", "CPU µs/event", "events/s", "seconds", "peak MiB"),
                 rows=tuple(rows),
-                note=f"{', '.join(notes)}. The command's limit is lifted, the server is in a process of its own. "
-                "The steps are measured in one process, without an event loop; their seconds are CPU time, those "
-                "of the command are not. One run each.",
+                note=f"{', '.join(notes)}. The command's limit is lifted. The steps are measured in one process, "
+                "without an event loop. The seconds of the steps are CPU time, the seconds of the command are "
+                "elapsed time. One run each.",
             ),
         ),
         demands=tuple(demands),
@@ -165,7 +165,7 @@ def alone(path: str) -> Figures:
     read = structure = encoded = 0.0
     with CostMeter() as meter:
         begun = time.process_time()
-        # Chunk by chunk: a list of all events would cost memory that the command does not use.
+        # The file is read in chunks: a list of all events would cost memory that the command does not use.
         for chunk in Source(Path(path)).chunks():
             read_at = time.process_time()
             events = list(events_of(lines, chunk))

@@ -176,7 +176,7 @@ def measure(effort: Effort) -> Section:
                     found[name].append(burst)
     streams = [_stream(callers, _SUSTAINED_SECONDS * part) for callers in (1, _CROWD)]
     with sink.running(latency=_ANSWER) as server:
-        # A batch every 20 ms, as the limit allows.
+        # A batch leaves every 20 ms, which is the rate of the limit.
         bare = call("benchmarks.contestants:bare_events", port=server.port, events=effort.count(_BURST), pause=0.02)
     late = {name: list(chain.from_iterable(each["late"] for each in rounds)) for name, rounds in found.items()}
     return Section(
@@ -203,7 +203,7 @@ def _stream(callers: int, seconds: float) -> Figures:
         "received": sum(events for _, events in within) / (ended - began),
         "requests": len(within) / (ended - began),
         "worst": worst_window([at for at, _ in arrivals]),
-        # The requests in each whole second.
+        # `pace` is the number of requests in each whole second.
         "pace": [[second, requests[second]] for second in range(int(ended - began))],
     }
     return figures

@@ -123,7 +123,7 @@ class _Connection(asyncio.Protocol):
                 self._received()
 
     def _received(self) -> None:
-        # The system's clock, which client and server share; read first, so that the server's own work is not in it.
+        # Client and server share the system's clock. It is read first, so that the server's own work is not in it.
         at = time.time() if self._settings.arrivals else 0.0
         body, self._parts, self._left = b"".join(self._parts), [], -1
         if self._gzip:

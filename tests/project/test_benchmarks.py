@@ -129,7 +129,7 @@ def test_the_command_runs_to_its_end(tmp_path: Path) -> None:
     done = run_bench("--only", "imports", "--quick", "--json", str(tmp_path / "run.json"))
 
     assert done.returncode == 0, done.stderr
-    assert "Demands" in done.stdout
+    assert "Figures and their bounds" in done.stdout
     assert [each["name"] for each in json.loads((tmp_path / "run.json").read_text("utf-8"))["sections"]] == ["imports"]
 
 

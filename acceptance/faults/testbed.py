@@ -54,7 +54,7 @@ class Row(NamedTuple):
         return self.server_lag <= LIMIT.jitter
 
 
-class Stage:
+class Testbed:
     """The server, the client and the events of one scenario.
 
     Attributes:
