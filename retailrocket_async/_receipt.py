@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from retailrocket_async._errors import error_for
 from retailrocket_async._outcome import Delivered
+from retailrocket_async._runtime.futures import set_done
+from retailrocket_async._runtime.running import running_loop
 from retailrocket_async._runtime.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Receipt(Uncopyable):
 
     def __await__(self) -> Generator[asyncio.Future[None], None, Outcome]:
         if self._outcome is None:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = asyncio.getrunning_loop().create_future()
             if self._waiters is None:
                 self._waiters = {}
             self._waiters[waiter] = None
@@ -91,28 +93,16 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
         receipt._outcome = outcome
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
-            here = here or _running_loop()
+            here = here or running_loop()
             # A copy, as another thread may be adding one, which will find the outcome itself.
             for waiter in list(waiters):
                 _wake(waiter, here)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _wake(waiter: asyncio.Future[None], here: asyncio.AbstractEventLoop | None) -> None:
     if (loop := waiter.get_loop()) is here:
-        _set_done(waiter)
+        set_done(waiter)
         return
     # Another thread's loop, which may be closed by now.
     with suppress(RuntimeError):
-        loop.call_soon_threadsafe(_set_done, waiter)
-
-
-def _set_done(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        loop.call_soon_threadsafe(set_done, waiter)

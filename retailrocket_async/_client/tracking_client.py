@@ -143,11 +143,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             connections=batching.max_in_flight,
             http2=http2,
         )
-        self._watch = (
-            None
-            if observer is None
-            else watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
-        )
+        self._watch = watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
         # None also if the observer does not override `tracked`.
         self._marking = self._watch if self._watch is not None and self._watch.marks else None
         engine = build_engine(

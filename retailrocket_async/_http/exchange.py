@@ -31,7 +31,7 @@ import attrs
 from retailrocket_async._http.alarm import Alarm
 from retailrocket_async._http.body import NotProcessed
 from retailrocket_async._http.reply import FailureKind, Reply, parse_http_date, parse_retry_after
-from retailrocket_async._runtime.foreign_code import ends_task
+from retailrocket_async._runtime.foreign_code import ends_task, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -185,12 +185,12 @@ class Exchange:
                 self._broken(error)
             elif isinstance(error, asyncio.CancelledError):
                 if not self._cut_off:
-                    raise _bare(error)  # noqa: B904 - from itself
+                    raise without_frames(error)  # noqa: B904 - from itself
             elif self._left or self._answer.done():
                 # Ctrl-C, and no caller waits to whom the answer could pass it on.
-                raise _bare(error)  # noqa: B904 - from itself
+                raise without_frames(error)  # noqa: B904 - from itself
             else:
-                self._answer.set_exception(_bare(error))
+                self._answer.set_exception(without_frames(error))
 
     async def _exchanged(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         response = await client.send(request, stream=True, auth=None, follow_redirects=False)
@@ -255,12 +255,6 @@ class Exchange:
         if not self._answer.done():
             cut = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)
             self._answer.set_result(self._reply or cut)
-
-
-def _bare(error: BaseException) -> BaseException:
-    """Return the error without the frames below: they hold the URL with the key, and some tools print variables."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def _read(response: httpx.Response, serial: int) -> Reply:

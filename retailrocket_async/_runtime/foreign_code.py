@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._runtime.running import running_task
 
 if TYPE_CHECKING:
     import logging
@@ -44,16 +45,18 @@ def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
             return task is None or task.cancelling() > 0
         case GeneratorExit():
             # Its coroutine is closed from outside, as no loop will run it any more.
-            return task is None or _current_task() is not task
+            return task is None or running_task() is not task
         case _:
             return is_interrupt(error)
 
 
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+def without_frames(error: BaseException) -> BaseException:
+    """Return the error without its cause, its context and the frames below, which may hold a secret.
+
+    Some tools print the variables of frames.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def write_log(logger: logging.Logger, level: int, message: str, *args: object) -> bool:

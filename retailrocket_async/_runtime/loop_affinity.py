@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async._errors import WrongLoopError
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.forks import watch_forks
 from retailrocket_async._runtime.loop_end import watch
+from retailrocket_async._runtime.running import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -33,8 +32,7 @@ class LoopAffinity:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._ended = ended
         self._forked = False
-        _affinities.add(self)
-        _watch_forks()
+        watch_forks(self)
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, once it is sure that it is the client's own; the first call makes it so.
@@ -72,10 +70,8 @@ class LoopAffinity:
 
     def here(self) -> bool:
         """Whether this is the loop's own thread, and the loop runs."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
+        loop = running_loop()
+        return loop is not None and loop is self.loop
 
     def now(self) -> float:
         """Return the loop's time in seconds; 0 before the first use."""
@@ -95,22 +91,7 @@ class LoopAffinity:
         """Call `callback` in so many seconds, in an empty context."""
         return detached(self.enter().call_later, seconds, callback)
 
-    def leave_forked(self) -> None:
+    def after_fork(self) -> None:
         """Note that this is now the copy in a forked child, where the loop and its connections are not ours."""
         self.loop = None
         self._forked = True
-
-
-_affinities: weakref.WeakSet[LoopAffinity] = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    """Register the one handler for all homes, with the first: it can never be unregistered."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-
-
-def _after_fork() -> None:
-    for affinity in list(_affinities):
-        affinity.leave_forked()

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.futures import set_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ class WorkerThread:
             result = function()
             # A closed loop has nobody who waits.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_set_result, done, result)
+                loop.call_soon_threadsafe(set_result, done, result)
 
         calls.put(run)
         return done
@@ -98,8 +99,3 @@ def _finish(calls: _Calls, thread: threading.Thread) -> None:
     """Wait for the calls that the thread was given; in a forked child, which lacks the thread, for nothing."""
     calls.put(None)
     thread.join()
-
-
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)

@@ -193,7 +193,7 @@ def test_fork_is_refused_in_the_child() -> None:
 def test_forked_homes_only_are_left() -> None:
     """A home that was left by a fork says so, with and without a loop."""
     home = LoopAffinity()
-    home.leave_forked()
+    home.after_fork()
 
     async def enter() -> None:
         home.enter()
