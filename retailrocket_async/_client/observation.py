@@ -1,5 +1,6 @@
 """Connects an observer to a client without keeping the client alive."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import weakref

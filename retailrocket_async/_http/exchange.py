@@ -102,7 +102,7 @@ class Exchange:
         self._detail = "TimeoutError"
         self._alarm = None if ends_at is None else Alarm(ends_at, self._overdue)
         self._timeouts: dict[str, float | None] = request.extensions["timeout"]
-        self._tell_sent, body.on_written = body.on_written, self._written
+        self._on_sent, body.on_written = body.on_written, self._written
         request.extensions["trace"] = body.follow
         self._task: asyncio.Task[None] = self._loop.create_task(self._run(client, request))
         self._task.add_done_callback(self._ended)
@@ -127,7 +127,7 @@ class Exchange:
         if self._reply is not None:
             return
         self._body.withdraw()
-        self._tell_sent = None
+        self._on_sent = None
         if self._body.taken or (self._expendable and self._body.step != "connect"):
             self.cut()
         elif self._alarm is None:
@@ -140,8 +140,8 @@ class Exchange:
             self._task.cancel()
 
     def _written(self) -> None:
-        if self._tell_sent is not None:
-            self._tell_sent()
+        if self._on_sent is not None:
+            self._on_sent()
         read = self._timeouts["read"]
         if self._alarm is None and read is not None:
             # Takes the read time-out over from httpx, which looks it up before each read: the timer of httpx would end
@@ -250,7 +250,7 @@ class Exchange:
             task.exception()
         # Breaks the reference cycles, so that nothing is left to the garbage collector.
         self._body.withdraw()
-        self._tell_sent = None
+        self._on_sent = None
         self._over(self, self._sound)
         if not self._answer.done():
             cut = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)

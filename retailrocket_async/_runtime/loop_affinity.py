@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class LoopAffinity:
-    """Where a client lives: the loop of its first use, until the process forks.
+    """Binds a client to the event loop of its first use, and to one process.
+
+    Args:
+        ended: called once when the loop is closed, or the process ends, in any thread, with the start of a sentence
+            that says which. Never called in a forked child.
 
     Attributes:
         loop: the loop; None before the first use and after a fork.
-
-    Args:
-        ended: called once when the loop is closed, or the process ends, in whatever thread; given how, the start of a
-            sentence. Never called in a forked child.
     """
 
     def __init__(self, ended: Callable[[str], None] | None = None) -> None:
@@ -35,7 +35,7 @@ class LoopAffinity:
         watch_forks(self)
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop, once it is sure that it is the client's own; the first call makes it so.
+        """Return the running loop if it is the client's own; the first call makes it the client's.
 
         Raises:
             WrongLoopError: no loop runs in this thread, another one does, or the process was forked.
@@ -64,12 +64,12 @@ class LoopAffinity:
         return loop
 
     def loop_ended(self, how: str) -> None:
-        """Hand on the end of the loop, or of the process; see `_loop_end`."""
+        """Call `ended`; see `loop_end.watch`."""
         if self._ended is not None and not self._forked:
             self._ended(how)
 
     def here(self) -> bool:
-        """Whether this is the loop's own thread, and the loop runs."""
+        """Whether the client's loop runs in this thread."""
         loop = running_loop()
         return loop is not None and loop is self.loop
 
@@ -80,18 +80,18 @@ class LoopAffinity:
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in a task of the client's loop, in an empty context."""
         try:
-            # Not by `context=`, which older task factories do not take.
+            # Older task factories do not accept the argument `context`.
             return detached(self.enter().create_task, work)
         except BaseException:
-            # At the recursion limit; Python warns of a coroutine that never ran.
+            # At the recursion limit. Closed, or Python would warn of a coroutine that never ran.
             work.close()
             raise
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call `callback` in so many seconds, in an empty context."""
+        """Call `callback` after `seconds`, in an empty context."""
         return detached(self.enter().call_later, seconds, callback)
 
     def after_fork(self) -> None:
-        """Note that this is now the copy in a forked child, where the loop and its connections are not ours."""
+        """Forget the loop in a forked child: it belongs to the parent process."""
         self.loop = None
         self._forked = True
