@@ -1,7 +1,7 @@
-"""Everything at once, on a virtual clock: whatever meets whatever, every outcome is true and nothing stays behind.
+"""A model test on a virtual clock: after any sequence of events, every outcome is true and nothing is left behind.
 
-The server is consistent: an event that it minds makes it refuse every request with that event, so it records none of
-them; a body that is too large, a wrong key and a closed shop are always refused; everything else may fail in any way.
+The server is consistent. It refuses every request that holds a bad event, a body that is too large, a wrong key or a
+closed shop. Any other request may fail in any way.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ KINDS = (View, View, AddToBasket, ImpressionContentViewed, Order)
 
 @attrs.frozen(kw_only=True)
 class Nature:
-    """What a server is like.
+    """The behaviour of a server.
 
     Attributes:
-        culprits: of the events' numbers, modulo 16, those it minds.
-        largest: events in the largest body it takes.
+        culprits: numbers of bad events, modulo 16.
+        largest: events in the largest body that it accepts.
         closed: when the shop is closed, from and to, and with which status.
         rotated: when the key changes.
-        lag: seconds until the key's function knows.
+        lag: seconds until the function that returns the key knows the new one.
         ask: seconds that this function takes.
         keyless: how many of its first calls fail.
-        faults: what becomes of requests that it does not refuse, one after the other; then it takes all.
+        faults: how requests that it does not refuse end, one after the other; after them it accepts all.
     """
 
     culprits: frozenset[int] = frozenset()
@@ -83,7 +83,7 @@ class Nature:
 
 
 class Server(ScriptedTransport):
-    """A consistent server; see the module's text."""
+    """A consistent server."""
 
     def __init__(self, nature: Nature) -> None:
         super().__init__(then=self._answer)
@@ -111,7 +111,7 @@ class Server(ScriptedTransport):
         else:
             step = None
         if step is None or (not takes and not (isinstance(reply, Reply) and reply.status == 200)):
-            # It fails before it looks, or takes the events.
+            # It fails before it reads the events, or accepts them.
             if step is not None:
                 fault = attrs.evolve(fault, recorded=False)
             answer = fault.reply
@@ -126,7 +126,7 @@ class Server(ScriptedTransport):
         return 1 + sum(rotated + lag <= moment for rotated in self._nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Ask for the key."""
+        """Call the function that returns the key."""
         if self._serial != serial:
             return True, None
         await asyncio.sleep(self._nature.ask)
@@ -190,14 +190,14 @@ NATURES = st.builds(
 
 
 class FailingLimiter:
-    """A limiter that is slow, and fails now and then; shared by all requests."""
+    """A limiter that is slow, and sometimes fails; shared by all requests."""
 
     def __init__(self, script: Sequence[float | None]) -> None:
         self._script = list(script)
         self.open = 0
 
     async def acquire(self) -> FailingLimiter:
-        """Grant after a while, or fail."""
+        """Grant a permit after a while, or fail."""
         step = self._script.pop(0) if self._script else 0.0
         if step is None:
             raise OSError
@@ -285,7 +285,7 @@ HOOKS = st.sampled_from(["none", "quiet", "raises", "slow", "tracks", "flushes",
 
 
 class Story:
-    """One client's life, and what is known of it."""
+    """The life of one client, and what the test knows of it."""
 
     def __init__(
         self,
@@ -359,7 +359,7 @@ class Story:
             self.receipts[number] = await self.engine.track(number, visitor, kind)
 
     async def hasty(self, visitor: str, kind: type[Event], patience: float) -> None:
-        """Track an event, but not for long."""
+        """Track an event with a short time-out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.track(visitor, kind)
@@ -427,10 +427,10 @@ class Story:
                 future.cancel()
                 await future
 
-    # --- the plot -----------------------------------------------------------------------------------------------------
+    # --- the run -----------------------------------------------------------------------------------------------------
 
     def do(self, visitor: str, kind: type[Event], action: tuple[str, Any]) -> None:
-        """Have an action begin."""
+        """Start an action."""
         verb, argument = action
         match verb:
             case "track":
@@ -457,7 +457,7 @@ class Story:
         self.jobs.append(asyncio.create_task(coroutine))
 
     async def live(self, plan: list[tuple[float, str, type[Event], tuple[str, Any]]]) -> None:
-        """Do all of it, and see that nothing is left."""
+        """Run all actions, and check that nothing is left behind."""
         for pause, visitor, kind, action in plan:
             self.do(visitor, kind, action)
             await asyncio.sleep(pause)
@@ -490,13 +490,13 @@ class Story:
         if self.hook != "none":
             undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
             told = Counter(map(number_of, self.told))
-            # A caller who was cancelled has no receipt of an event that may have been accepted.
+            # A cancelled caller has no receipt, though its event may have been accepted.
             assert not undelivered - told
             assert max(told.values(), default=1) == 1
         self.judge()
 
     def judge(self) -> None:
-        """Compare what is said with what was recorded."""
+        """Compare the outcomes with the recorded events."""
         recorded = Counter(self.server.recorded_numbers)
         carried = Counter(self.server.sent_numbers)
         outcomes = {number: receipt.outcome for number, receipt in self.receipts.items()} | self.sent
@@ -547,7 +547,7 @@ def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:
-    """Whatever meets whatever: each event has one outcome, it is true, everything ends in time, and nothing stays."""
+    """After any sequence of actions and faults each event has one true outcome, all tasks end, and nothing is left."""
 
     async def test() -> None:
         story = Story(

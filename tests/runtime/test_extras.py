@@ -1,4 +1,4 @@
-"""What a missing extra says: every public module works without optional libraries, or names the extra to install."""
+"""Every public module works without optional libraries, or its error names the extra to install."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 PACKAGE = Path(retailrocket_async.__file__).parent
 
-# By the names they are imported by.
+# The import names of their libraries.
 LIBRARIES = {
     "aiohttp": ["aiohttp"],
     "cli": ["typer", "rich"],
@@ -33,7 +33,7 @@ LIBRARIES = {
     "starlette": ["starlette"],
 }
 
-# What a user writes who needs the extra.
+# A statement that needs the extra.
 USES = {
     "aiohttp": "import retailrocket_async.aiohttp",
     "cli": "import retailrocket_async.cli._app",
@@ -92,13 +92,13 @@ def public_modules() -> list[str]:
 
 
 def test_every_extra_is_here() -> None:
-    """The tables above name the extras that the package has, no more and no fewer."""
+    """The tables above have every extra of the package."""
     assert EXTRAS.keys() == LIBRARIES.keys() == USES.keys()
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_a_missing_library_names_its_extra(extra: str) -> None:
-    """Without any one of an extra's libraries, what needs it fails with a sentence that says what to install."""
+    """Without one library of an extra, importing what needs it fails with a message that says what to install."""
     told = [told_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
 
     assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in told), told
@@ -121,7 +121,7 @@ def test_every_public_module() -> None:
 
 
 def test_every_name_of_the_relay() -> None:
-    """Every name that the relay's package exports is there, or its error names an extra."""
+    """Every exported name of the relay exists, or its error names an extra."""
     from retailrocket_async import relay
 
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
@@ -132,13 +132,13 @@ def test_every_name_of_the_relay() -> None:
 
 
 def test_a_module_of_ours_is_no_extra() -> None:
-    """A module of the package that is missing is a defect, and shows as one."""
+    """A missing module of the package itself raises the plain error, as it is a defect."""
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'retailrocket_async\._nothing'"), needing("redis"):
         import retailrocket_async._nothing  # noqa: F401
 
 
 def test_an_old_version_names_the_extra() -> None:
-    """A library that lacks what newer versions have is named with the extra that brings one."""
+    """If a library lacks a name of newer versions, the error names the extra that installs one."""
     told = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
     with pytest.raises(ImportError, match=told), needing("redis"):
         from json import nothing  # type: ignore[attr-defined] # noqa: F401

@@ -1,4 +1,4 @@
-"""Where a client may be used: in the loop of its first use, and in no other loop, thread or process."""
+"""A client belongs to the loop of its first use; other loops, threads and processes are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_first_loop_is_home() -> None:
-    """The first use decides which loop is home, and from then on its time is the time."""
+    """The first use binds the client to its loop, and `now` is the time of that loop."""
 
     async def test() -> None:
         home = LoopAffinity()
@@ -40,7 +40,7 @@ def test_first_loop_is_home() -> None:
 
 
 def test_second_loop_is_refused() -> None:
-    """Another loop is refused, even where the first one is closed."""
+    """Another loop is refused, even if the first one is closed."""
     home = LoopAffinity()
 
     async def enter() -> None:
@@ -52,7 +52,7 @@ def test_second_loop_is_refused() -> None:
 
 
 def test_no_loop_is_refused() -> None:
-    """Where no loop runs, the first use is refused and decides nothing."""
+    """Without a running loop the first use is refused, and binds nothing."""
     home = LoopAffinity()
     with pytest.raises(WrongLoopError, match="no event loop runs in this thread"):
         home.enter()
@@ -73,7 +73,7 @@ USES: dict[str, Callable[[AsyncTrackingClient], object]] = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 def test_every_method_refuses_a_second_loop(use: str) -> None:
-    """No method of a client that was used in one loop works in another one."""
+    """Every method of a client that was used in one loop is refused in another one."""
     client = None
 
     async def first() -> AsyncTrackingClient:
@@ -90,13 +90,13 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
     client = run(first())
     run(second())
-    # Its warning is expected here, and not in some later test.
+    # Collected here, as a later test would fail because of the warning.
     client = None
     gc.collect()
 
 
 def test_thread_without_a_loop_is_refused() -> None:
-    """`track_nowait` from a thread is refused with a sentence of ours, before and after the first use."""
+    """`track_nowait` in a thread without a loop is refused, before and after the first use."""
     told: list[str] = []
 
     async def test() -> None:
@@ -177,7 +177,7 @@ print("parent and child are done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_fork_is_refused_in_the_child() -> None:
-    """After a fork every use in the child is refused with the recipe, and the parent goes on undisturbed."""
+    """After a fork every use in the child is refused with advice, and the parent goes on."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORKING],
         cwd=ROOT,
@@ -191,7 +191,7 @@ def test_fork_is_refused_in_the_child() -> None:
 
 
 def test_forked_homes_only_are_left() -> None:
-    """A home that was left by a fork says so, with and without a loop."""
+    """After a fork, an affinity raises the error of a fork, with and without a running loop."""
     home = LoopAffinity()
     home.after_fork()
 

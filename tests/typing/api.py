@@ -1,4 +1,4 @@
-"""The public API as a caller types it; never run, read by mypy and pyright in strict mode."""
+"""The public API as a caller types it; it is never run, and checked by mypy and pyright in strict mode."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def events() -> Sequence[Event]:
 
 
 def wrong(view: View) -> None:
-    """Mistakes that a type checker must find: an ignored error that is none is an error itself."""
+    """Mistakes that a type checker must find; an unneeded "type: ignore" is an error."""
     View(session_external_id="s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     View(session_external_id="s", product_id="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,21 +124,21 @@ def wrong(view: View) -> None:
 
 
 class FreeLimiter:
-    """A limiter of a caller's own; it need not inherit anything."""
+    """A caller's limiter that inherits nothing."""
 
     async def acquire(self) -> Permit | None:
-        """Grant at once."""
+        """Grant a permit."""
         return None
 
     def pause_until(self, deadline: float) -> None:
-        """Ignore the server."""
+        """Do nothing."""
 
     def throttled(self, sent_at: float) -> None:
-        """Ignore that, too."""
+        """Do nothing."""
 
 
 class CountingPermit:
-    """A permit of a caller's own."""
+    """A caller's permit."""
 
     def sent(self) -> None:
         """Do nothing."""
@@ -148,7 +148,7 @@ class CountingPermit:
 
 
 def protocols() -> tuple[Limiter, Limiter, Permit]:
-    """What fits the protocols."""
+    """Objects that satisfy the protocols."""
     return FreeLimiter(), LocalLimiter(RateLimit(requests=10)), CountingPermit()
 
 
@@ -166,7 +166,7 @@ async def shared() -> list[Limiter]:
 
 
 def tell(events: Sequence[UndeliveredEvent]) -> None:
-    """Take what was not delivered."""
+    """Accept undelivered events."""
     for undelivered in events:
         assert_type(undelivered.event, Event)
         assert_type(undelivered.envelope, bytes)
@@ -176,12 +176,12 @@ def tell(events: Sequence[UndeliveredEvent]) -> None:
 
 
 async def tell_later(events: Sequence[UndeliveredEvent]) -> None:
-    """Take what was not delivered, in the event loop."""
+    """Accept undelivered events, in the event loop."""
     tell(events)
 
 
 def alarm(change: StateChange) -> None:
-    """Take a change of state."""
+    """Accept a state change."""
     assert_type(change.state, Literal["sending", "down", "halted"])
     assert_type(change.previous, Literal["sending", "down", "halted"])
     assert_type(change.status, int | None)
@@ -191,7 +191,7 @@ def alarm(change: StateChange) -> None:
 
 
 async def alarm_later(change: StateChange) -> None:
-    """Take a change of state, in the event loop."""
+    """Accept a state change, in the event loop."""
     alarm(change)
 
 
@@ -265,7 +265,7 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
 
 
 def policies() -> list[Buffer | RetryPolicy]:
-    """Every value of a policy that is one of several."""
+    """Every value of a policy's field that has several."""
     assert_type(DEFAULT_RANKING, Mapping[str, int])
     return [
         Buffer(overflow="wait", max_age=None),
@@ -280,7 +280,7 @@ def policies() -> list[Buffer | RetryPolicy]:
 
 
 def told(outcome: Outcome) -> str:
-    """Narrow an outcome by `match`; every case is named, so nothing is left."""
+    """Narrow an outcome by `match`; all cases together are exhaustive."""
     match outcome:
         case Delivered(status=status, maybe_duplicate=twice):
             assert_type(status, int)
@@ -309,7 +309,7 @@ def told(outcome: Outcome) -> str:
 
 
 async def many() -> AsyncIterator[Event]:
-    """Events as they come."""
+    """Yield events."""
     for event in events():
         yield event
 
@@ -354,7 +354,7 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
 
 
 async def handed(client: AsyncTrackingClient) -> ThreadsafeHandle:
-    """A handle for other threads."""
+    """Make a handle for other threads."""
     handle = client.threadsafe()
     assert_type(handle, ThreadsafeHandle)
     return handle
@@ -419,7 +419,7 @@ async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
 
 
 async def errors(client: AsyncTrackingClient, view: View) -> None:
-    """Every family of errors, and the facts it carries."""
+    """Every family of errors, and its attributes."""
     try:
         await client.send(view)
     except RejectedError as error:
@@ -440,7 +440,7 @@ async def errors(client: AsyncTrackingClient, view: View) -> None:
 
 
 def wire(view: View) -> None:
-    """The codec, both ways."""
+    """Encode and decode."""
     codec = Codec("seconds")
     assert_type(codec.encode(view), bytes)
     assert_type(codec.encode_bare(view), bytes)
