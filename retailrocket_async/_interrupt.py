@@ -1,4 +1,4 @@
-"""Tells the user's Ctrl-C from an error that foreign code raised."""
+"""Distinguishes the user's Ctrl-C from an error that foreign code raised."""
 
 from __future__ import annotations
 

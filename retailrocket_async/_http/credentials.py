@@ -16,7 +16,7 @@ from retailrocket_async._errors import ConfigurationError, UncopyableError, type
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import must_pass
 from retailrocket_async._runtime.setting_text import text_complaint
-from retailrocket_async._runtime.thread_call import call_in_thread, sealed_call
+from retailrocket_async._runtime.thread_call import call_in_thread, captured_call
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -127,7 +127,7 @@ class Credentials:
         # A thread cannot be cancelled. If the last call has not returned, this waits for it instead of making another
         # call: otherwise a function that hangs would block one more thread each time.
         if self._calling is None:
-            self._calling = detached(asyncio.create_task, call_in_thread(sealed_call(ask)))
+            self._calling = detached(asyncio.create_task, call_in_thread(captured_call(ask)))
             self._calling.add_done_callback(self._call_ended)
         answer = (await asyncio.shield(self._calling))()
         return await answer if inspect.isawaitable(answer) else answer

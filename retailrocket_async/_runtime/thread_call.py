@@ -55,17 +55,17 @@ async def call_in_thread(function: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, result, error)
 
     try:
-        detached(threading.Thread(target=run, name="retailrocket-call_in_thread", daemon=True).start)
+        detached(threading.Thread(target=run, name="retailrocket-call", daemon=True).start)
     except RuntimeError:
         return context.run(function)
     return await done
 
 
-def sealed_call(function: Callable[..., T], *arguments: object) -> Callable[[], Callable[[], T]]:
-    """Return a function for a thread that calls `function` and seals its result: nothing is raised in the thread.
+def captured_call(function: Callable[..., T], *arguments: object) -> Callable[[], Callable[[], T]]:
+    """Return a function for a thread that calls `function` and captures its result or error: it never raises.
 
-    It returns another function, which returns the result, or raises the error. The error comes without its traceback,
-    whose frames hold variables.
+    It returns another function, which returns the result or raises the error. The error has no traceback, as the frames
+    of a traceback hold variables.
     """
 
     def call() -> Callable[[], T]:

@@ -81,9 +81,9 @@ def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
     """An event that the hook drops is settled immediately, counted and reported; it is neither sent nor logged."""
 
     async def test() -> None:
-        told: list[UndeliveredEvent] = []
+        undelivered: list[UndeliveredEvent] = []
         transport = ScriptedTransport()
-        client = make_client(transport, before_send=lambda _: None, on_outcome=into(told))
+        client = make_client(transport, before_send=lambda _: None, on_outcome=into(undelivered))
         if way in WAYS:
             receipt = await WAYS[way](client, event(1))
             assert receipt.outcome == DROPPED
@@ -97,7 +97,7 @@ def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
         assert (report.stats.tracked, report.stats.dropped, report.stats.hook_errors) == (1, 1, 0)
         assert report.stats.dropped_by == {"before_send": {"view": 1}}
         # Direct sends raise an error instead.
-        assert [(number_of(kept), kept.outcome) for kept in told] == ([(1, DROPPED)] if way in WAYS else [])
+        assert [(number_of(kept), kept.outcome) for kept in undelivered] == ([(1, DROPPED)] if way in WAYS else [])
 
     run(test())
 

@@ -219,9 +219,9 @@ async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
 
     assert 4 == len(raised)
     for error in raised:
-        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        text = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
         # Only the connection needs the key: neither the test's frame nor the client's holds the arguments any more.
-        assert not [word for word in (KEY, "httpx.", "httpcore") if word in told]
+        assert not [word for word in (KEY, "httpx.", "httpcore") if word in text]
 
 
 async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
@@ -239,9 +239,9 @@ async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None
         server.respond = rst
         await (await client.track(_views(1)[0]))
 
-    told = "\n".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
+    text = "\n".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
     assert "retailrocket_async" in {record.name for record in caplog.records}
-    assert KEY not in told
+    assert KEY not in text
     assert "visitor" not in "\n".join(
         r.getMessage() for r in caplog.records if r.levelno >= logging.INFO and r.name != "httpx"
     )
@@ -261,16 +261,16 @@ async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixt
 
 async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> None:
     """`on_outcome` gets every undelivered event with its outcome, its JSON and, on demand, the event itself."""
-    told: list[Any] = []
+    reported: list[Any] = []
     events = _views(3)
-    async with raw_server() as server, _client(server, on_outcome=told.extend) as client:
+    async with raw_server() as server, _client(server, on_outcome=reported.extend) as client:
         server.always(answer(400))
         await client.track_many(events)
         await client.flush()
 
-    assert [400] * 3 == [undelivered.outcome.status for undelivered in told]
+    assert [400] * 3 == [undelivered.outcome.status for undelivered in reported]
     whole_seconds = [attrs.evolve(event, timestamp=event.timestamp.replace(microsecond=0)) for event in events]
-    assert whole_seconds == [undelivered.event for undelivered in told]
+    assert whole_seconds == [undelivered.event for undelivered in reported]
 
 
 async def test_a_lost_wire_is_reported_at_close() -> None:

@@ -180,7 +180,7 @@ def test_an_error(name: str) -> None:
     if name in ERRORS:
         error = ERRORS[name]()
     else:
-        error = cls("told", ABANDONED) if issubclass(cls, rr.DeliveryError) else cls("told")
+        error = cls("message", ABANDONED) if issubclass(cls, rr.DeliveryError) else cls("message")
 
     assert [(type(error), str(error), vars(error))] * 6 == [
         (type(copied), str(copied), vars(copied)) for copied in copies(error)

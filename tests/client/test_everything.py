@@ -38,6 +38,7 @@ from tests.support.fakes import (
     tasks,
     turns,
 )
+from tests.support.internals import hooks_drained, leftovers_of, running_flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,13 +88,13 @@ class Server(ScriptedTransport):
 
     def __init__(self, nature: Nature) -> None:
         super().__init__(then=self._answer)
-        self._nature = nature
+        self.nature = nature
         self._faults = list(nature.faults)
         self._keyless = nature.keyless
         self._serial = 1
 
     def _answer(self, request: Request) -> Step:
-        nature = self._nature
+        nature = self.nature
         fault = self._faults.pop(0) if self._faults else Step(latency=0.02)
         reply = fault.reply
         recorded = fault.recorded
@@ -123,17 +124,17 @@ class Server(ScriptedTransport):
         return Step(reply=Reply(status=step, serial=self._serial), latency=fault.latency)
 
     def _key_at(self, moment: float, lag: float) -> int:
-        return 1 + sum(rotated + lag <= moment for rotated in self._nature.rotated)
+        return 1 + sum(rotated + lag <= moment for rotated in self.nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Call the function that returns the key."""
         if self._serial != serial:
             return True, None
-        await asyncio.sleep(self._nature.ask)
+        await asyncio.sleep(self.nature.ask)
         if self._keyless:
             self._keyless -= 1
             return False, "OSError"
-        self._serial = max(self._serial, self._key_at(now(), self._nature.lag))
+        self._serial = max(self._serial, self._key_at(now(), self.nature.lag))
         return self._serial != serial, None
 
 
@@ -307,7 +308,7 @@ class Story:
         )
         self.limit = limit
         self.close_timeout = close_timeout
-        self.told: list[UndeliveredEvent] = []
+        self.reported: list[UndeliveredEvent] = []
         self.changes: list[StateChange] = []
         self.engine = Engine(
             self.server,
@@ -402,7 +403,7 @@ class Story:
     # --- hooks --------------------------------------------------------------------------------------------------------
 
     async def _on_outcome(self, events: Sequence[UndeliveredEvent]) -> None:
-        self.told += events
+        self.reported += events
         await self._hooked()
 
     async def _on_state_change(self, change: StateChange) -> None:
@@ -449,7 +450,7 @@ class Story:
             case "aclose":
                 self._start(self.aclose(argument))
             case "cancel":
-                flying = [task for task in self.engine.dispatcher._flights.values() if task is not None]
+                flying = running_flights(self.engine.dispatcher)
                 if flying:
                     flying[argument % len(flying)].cancel()
 
@@ -465,21 +466,12 @@ class Story:
         for job in self.jobs:
             await job
         dispatcher = self.engine.dispatcher
-        await dispatcher._ledger.hooks.drained()
+        await hooks_drained(dispatcher)
         await asyncio.sleep(1.0)
         await turns(5)
         assert tasks() == set()
         assert self.server.in_flight == 0
-        assert dispatcher._sender._wire_slots._value == self.batching.max_in_flight
-        assert not dispatcher._sender._wire_slots._waiters
-        assert not dispatcher._flights
-        assert dispatcher._batches == 0
-        assert not dispatcher._buffer._lanes
-        assert not dispatcher._buffer._busy
-        assert not dispatcher._ledger._flushes
-        breaker = dispatcher._breaker
-        assert (len(breaker._waiting), len(breaker._resting), breaker._timer) == (0, 0, None)
-        assert dispatcher._expiry._timer is None
+        assert not {name: left for name, left in leftovers_of(dispatcher).items() if left}
         if isinstance(self.limiter, FailingLimiter):
             assert self.limiter.open == 0
         elif isinstance(self.limit, RateLimit):
@@ -489,10 +481,10 @@ class Story:
         assert stats.tracked == stats.delivered + stats.rejected + stats.abandoned + stats.dropped
         if self.hook != "none":
             undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
-            told = Counter(map(number_of, self.told))
+            reported = Counter(map(number_of, self.reported))
             # A cancelled caller has no receipt, though its event may have been accepted.
-            assert not undelivered - told
-            assert max(told.values(), default=1) == 1
+            assert not undelivered - reported
+            assert max(reported.values(), default=1) == 1
         self.judge()
 
     def judge(self) -> None:
@@ -503,19 +495,19 @@ class Story:
         for number, outcome in outcomes.items():
             assert outcome is not None, number
             times = recorded[number]
-            told = (number, outcome, times, carried[number])
+            facts = (number, outcome, times, carried[number])
             if isinstance(outcome, Delivered):
-                assert times >= 1, told
-                assert times == 1 or outcome.maybe_duplicate, told
+                assert times >= 1, facts
+                assert times == 1 or outcome.maybe_duplicate, facts
             else:
-                assert times == 0 or outcome.maybe_recorded, told
-            assert outcome.attempts == carried[number], told
-            assert not isinstance(outcome, Dropped) or carried[number] == 0, told
-            assert not isinstance(outcome, Abandoned) or outcome.attempts or outcome.reason != "closed", told
+                assert times == 0 or outcome.maybe_recorded, facts
+            assert outcome.attempts == carried[number], facts
+            assert not isinstance(outcome, Dropped) or carried[number] == 0, facts
+            assert not isinstance(outcome, Abandoned) or outcome.attempts or outcome.reason != "closed", facts
             if isinstance(outcome, Rejected) and outcome.status == 400 and outcome.isolated and number in self.receipts:
-                assert number % 16 in self.server._nature.culprits or not self.retry.is_throttled, told
+                assert number % 16 in self.server.nature.culprits or not self.retry.is_throttled, facts
             if self.kinds[number].wire_name in self.retry.once_names and number in self.receipts:
-                assert times <= 1, told
+                assert times <= 1, facts
         if self.batching.ordered or self.batching.by_session:
             orders: dict[str, list[int]] = defaultdict(list)
             for visitor, number in self.server.recorded:

@@ -57,9 +57,9 @@ async def recipe():
     return type(receipt.outcome).__name__
 
 
-def in_child(client, handle, told):
+def in_child(client, handle, receipt):
     refused = []
-    for use in (lambda: handle.track(view(7)), handle.flush, lambda: handle.wait(told)):
+    for use in (lambda: handle.track(view(7)), handle.flush, lambda: handle.wait(receipt)):
         try:
             use()
         except WrongLoopError as error:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async import ObservedClient, ObservedRequest, Outcome
 
-where: ContextVar[str | None] = ContextVar("where", default=None)
+place: ContextVar[str | None] = ContextVar("place", default=None)
 
 
 class Noting(Observer):
@@ -46,7 +46,7 @@ class Noting(Observer):
 
     def tracked(self) -> object:
         """Return the current value of the variable."""
-        return where.get()
+        return place.get()
 
     def request_began(self, request: ObservedRequest) -> object:
         """Record a request."""
@@ -95,13 +95,13 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
     """A batch's request gets the marks of its events, each once, for every method of tracking."""
     seen = Noting()
     async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
-        where.set("page one")
+        place.set("page one")
         await client.track_many([event(1), event(2)])
-        where.set("page two")
+        place.set("page two")
         client.track_nowait(event(3))
-        where.set(None)
+        place.set(None)
         await client.track(event(4))
-        where.set("a thread")
+        place.set("a thread")
         await asyncio.to_thread(client.threadsafe().track, event(5))
         await client.flush()
 
@@ -115,7 +115,7 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
 class Asked(Noting):
     """Names its context variable, and counts the calls of `tracked`."""
 
-    origin = where
+    origin = place
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ async def test_an_observer_is_asked_once_for_one_origin() -> None:
     seen = Asked()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two", "one", None, "two"]:
-            where.set(page)
+            place.set(page)
             for number in range(1, 10):
                 await client.track(event(number))
         await client.flush()
@@ -145,7 +145,7 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
 
     class Failing(Asked):
         def tracked(self) -> object:
-            if where.get() == "two" and self.asked < 4:
+            if place.get() == "two" and self.asked < 4:
                 self.asked += 1
                 raise ValueError
             return super().tracked()
@@ -153,7 +153,7 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
     seen = Failing()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two"]:
-            where.set(page)
+            place.set(page)
             for number in range(1, 6):
                 await client.track(event(number))
         await client.flush()
@@ -162,7 +162,7 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
     assert [("one", "two")] == [request.tracked for request in seen.begun]
 
 
-@pytest.mark.parametrize("origin", ["where", ContextVar[int]("without")], ids=["a name", "no default"])
+@pytest.mark.parametrize("origin", ["place", ContextVar[int]("without")], ids=["a name", "no default"])
 def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
     """The constructor refuses an `origin` that is not a context variable with a default."""
     observer = Observer()
@@ -176,7 +176,7 @@ async def test_a_caller_who_waited_for_room_is_seen() -> None:
     seen = Noting()
     client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
     async with client:
-        where.set("here")
+        place.set("here")
         await client.track_many([event(number) for number in range(1, 6)])
         await client.flush()
     assert {("here",)} == {request.tracked for request in seen.begun}

@@ -38,6 +38,7 @@ from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered
 from retailrocket_async._receipt import settle
 from tests.support.ids import shown
+from tests.support.internals import waiters_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -387,7 +388,7 @@ async def test_polling_leaves_nothing_behind() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    assert not receipt._waiters
+    assert not waiters_of(receipt)
 
 
 def test_outcome_wakes_another_threads_idle_loop() -> None:
@@ -497,7 +498,7 @@ def test_receipt_is_slim() -> None:
     receipt = Receipt("view")
 
     assert not hasattr(receipt, "__dict__")
-    assert receipt._waiters is None
+    assert waiters_of(receipt) is None
 
 
 async def _wait(receipt: Receipt) -> Outcome:

@@ -50,20 +50,20 @@ def _run(what: str, folder: Path) -> dict[str, Any]:
     )
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output
-    told: dict[str, Any] = json.loads(collected.read_text("utf-8"))
-    told["texts"][OUTPUT] = [output]
-    return told
+    result: dict[str, Any] = json.loads(collected.read_text("utf-8"))
+    result["texts"][OUTPUT] = [output]
+    return result
 
 
 def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run a program once for all processes of a test run: it takes half a minute."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     place = factory.getbasetemp() if alone else factory.getbasetemp().parent
-    told = place / f"{name}.json"
+    path = place / f"{name}.json"
     with nullcontext() if alone else FileLock(place / f"{name}.lock").held():
-        if not told.exists():
-            told.write_text(json.dumps(_run(name, factory.mktemp(name))), "utf-8")
-    found: dict[str, Any] = json.loads(told.read_text("utf-8"))
+        if not path.exists():
+            path.write_text(json.dumps(_run(name, factory.mktemp(name))), "utf-8")
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
 
 

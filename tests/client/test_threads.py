@@ -74,12 +74,12 @@ async def test_every_event_of_every_thread_is_recorded_once() -> None:
             handle = client.threadsafe()
             accepted = await asyncio.gather(*(asyncio.to_thread(work, handle, number) for number in range(8)))
             await asyncio.to_thread(handle.flush)
-            told = client.stats().delivered
+            delivered = client.stats().delivered
         recorded = Counter(
             (record["fields"]["sessionExternalId"], record["fields"]["productId"]) for record in emulator.events()
         )
 
-    assert ([2_000] * 8, 16_000) == (accepted, told)
+    assert ([2_000] * 8, 16_000) == (accepted, delivered)
     assert {(f"thread{number}", product): 1 for number in range(8) for product in range(2_000)} == recorded
 
 
@@ -131,9 +131,9 @@ async def test_the_hook_runs_in_the_calling_thread() -> None:
     """`before_send` runs in the calling thread; it changes, drops and fails as with `track`."""
     asked_in: set[int] = set()
 
-    def before_send(told: Event) -> Event | None:
+    def before_send(given: Event) -> Event | None:
         asked_in.add(threading.get_ident())
-        match told:
+        match given:
             case View(product_id=1):
                 return event(100)
             case View(product_id=2):

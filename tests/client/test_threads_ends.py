@@ -32,7 +32,7 @@ async def begun() -> None:
     await turns()
 
 
-def hears_of_the_end(waiting: Future[object]) -> bool:
+def gets_the_error(waiting: Future[object]) -> bool:
     """Whether the thread gets the error of an ended loop."""
     with pytest.raises(WrongLoopError, match="does not run, or has just ended"):
         waiting.result(60)
@@ -64,8 +64,8 @@ def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecuto
 
     handle, waiting = asyncio.run(main())
 
-    assert hears_of_the_end(waiting)
-    assert hears_of_the_end(threads.submit(USES[use], handle))
+    assert gets_the_error(waiting)
+    assert gets_the_error(threads.submit(USES[use], handle))
     # Collected here, as a later test would fail because of the warning.
     del handle, waiting
     gc.collect()
@@ -84,7 +84,7 @@ def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) ->
     waiting = loop.run_until_complete(main())
     loop.close()
 
-    assert hears_of_the_end(waiting)
+    assert gets_the_error(waiting)
 
 
 def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
@@ -107,7 +107,7 @@ def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> Non
     with asyncio.Runner() as runner:
         shop, waiting = runner.run(first())
         # The loop is stopped here, and not closed.
-        assert hears_of_the_end(waiting)
+        assert gets_the_error(waiting)
         runner.run(second(shop))
 
     assert [0, 1] == shop.transport.recorded_numbers
@@ -124,7 +124,7 @@ def test_after_a_close_the_end_of_the_loop_is_no_news(threads: ThreadPoolExecuto
 
     with pytest.raises(ClientClosedError):
         threads.submit(handle.track, event(1)).result(60)
-    assert hears_of_the_end(threads.submit(USES["flush"], handle))
+    assert gets_the_error(threads.submit(USES["flush"], handle))
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal for a thread")

@@ -12,6 +12,7 @@ from retailrocket_async import Buffer, ConfigurationError, Delivered, FlushTimeo
 from retailrocket_async._runtime.loop_call import LoopCall, TimeIsUpError
 from tests.support.fakes import ScriptedTransport, Step, event, make_client, turns
 from tests.support.full_shop import AT_ONCE, ONE_BY_ONE, PARKED, full_shop
+from tests.support.internals import waiters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ async def test_waiting_has_an_end() -> None:
         receipt = Receipt("view")
         with pytest.raises(HandleTimeoutError, match="goes on being sent"):
             await asyncio.to_thread(shop.handle.wait, receipt, 0.01)
-        assert not receipt._waiters
+        assert not waiters_of(receipt)
         with pytest.raises(FlushTimeoutError, match="go on being sent"):
             await asyncio.to_thread(shop.handle.flush, 0.01)
         shop.open()
@@ -120,7 +121,7 @@ async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
     """While the loop is blocked, a call ends when its time has passed, and its event is not accepted."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()
-        blocking, told = threading.Event(), threading.Event()
+        blocking, ended = threading.Event(), threading.Event()
         errors: list[Exception] = []
 
         def work() -> None:
@@ -129,12 +130,12 @@ async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
                 handle.track(event(1), timeout=0.01)
             except HandleTimeoutError as error:
                 errors.append(error)
-            told.set()
+            ended.set()
 
         thread = threading.Thread(target=work)
         thread.start()
         blocking.set()
-        told.wait(60)
+        ended.wait(60)
         thread.join()
         await turns()
 

@@ -197,14 +197,14 @@ def test_refused(field: str, value: Any) -> None:
         with pytest.raises(EventValidationError) as caught:
             cls(**fields_of(cls, **{field: value}))
         error = caught.value
-        told = f"{cls.wire_name}.{error.field} {error.rule}"
+        message = f"{cls.wire_name}.{error.field} {error.rule}"
 
         assert (cls.wire_name, field) == (error.event, error.field[: len(field)])
         assert error.rule.startswith("must ")
         if field in PERSONAL:
-            assert (told, REDACTED) == (str(error), error.value)
+            assert (message, REDACTED) == (str(error), error.value)
         else:
-            assert str(error).startswith(f"{told} (got ")
+            assert str(error).startswith(f"{message} (got ")
             assert error.value is not REDACTED
         assert len(str(error)) < 300
 

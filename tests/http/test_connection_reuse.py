@@ -25,6 +25,7 @@ from retailrocket_async._http.connections import Connections
 from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.exchange import has_leftover
 from retailrocket_async._http.transport import HttpxTransport
+from tests.support.internals import channels_of
 from tests.support.raw_server import OK, Arrived, answer, raw_server, reset
 
 if TYPE_CHECKING:
@@ -151,8 +152,7 @@ async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
     async with raw_server() as server:
         transport = _transport(server.url)
         await _post(transport)
-        assert transport._connections is not None
-        [channel] = transport._connections._open
+        [channel] = channels_of(transport)
         channel.born_at -= 299.0
         await _post(transport)
         before = server.connections

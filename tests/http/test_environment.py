@@ -28,6 +28,7 @@ from retailrocket_async import (
 from retailrocket_async._http.environment import EnvironmentReader, EnvironmentUnusableError
 from tests.cli.test_cli import invoke
 from tests.support.connect_proxy import ConnectProxy, connect_proxy, tls_server
+from tests.support.internals import proxy_found_by
 from tests.support.raw_server import answer, raw_server
 from tests.support.strategies import PROPERTY
 
@@ -126,9 +127,9 @@ def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pyte
     value, words = BAD_PROXIES[name]
     monkeypatch.setenv(variable, value)
 
-    told = complaint()
-    assert (True, True) == (told.startswith(f"{variable} "), words in told)
-    assert (True, False) == ("write it as http://host:port" in told, PASSWORD in told)
+    message = complaint()
+    assert (True, True) == (message.startswith(f"{variable} "), words in message)
+    assert (True, False) == ("write it as http://host:port" in message, PASSWORD in message)
 
 
 def certificates(kind: str, folder: Path) -> str:
@@ -146,9 +147,9 @@ def test_a_certificate_file_that_cannot_be_used(kind: str, tmp_path: Path, monke
     """For every fault of `SSL_CERT_FILE` the message names it and what to write."""
     monkeypatch.setenv("SSL_CERT_FILE", certificates(kind, tmp_path))
 
-    told = complaint()
-    assert told.startswith("SSL_CERT_FILE ")
-    assert told.endswith("write the path of a file of certificates in PEM form, or unset it")
+    message = complaint()
+    assert message.startswith("SSL_CERT_FILE ")
+    assert message.endswith("write the path of a file of certificates in PEM form, or unset it")
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "text"])
@@ -158,9 +159,9 @@ def test_a_certificate_directory_that_cannot_be_used(
     """A directory without certificates for OpenSSL is reported: otherwise every handshake would fail."""
     monkeypatch.setenv("SSL_CERT_DIR", certificates(kind, tmp_path))
 
-    told = complaint()
-    assert told.startswith("SSL_CERT_DIR ")
-    assert told.endswith("write the path of a directory that `openssl rehash` has prepared, or unset it")
+    message = complaint()
+    assert message.startswith("SSL_CERT_DIR ")
+    assert message.endswith("write the path of a directory that `openssl rehash` has prepared, or unset it")
 
 
 def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +220,10 @@ def test_an_entry_that_cannot_be_read_is_left_out(
     reader.read()
     assert "proxy.test:3128" == proxy_for(SHOP)
     assert None is proxy_for("https://first.test/") is proxy_for("https://www.last.test/")
-    told = [record.getMessage() for record in caplog.records]
-    assert (variable, entry) == (told[0].split(":")[0], told[0].split("'")[1])
+    messages = [record.getMessage() for record in caplog.records]
+    assert (variable, entry) == (messages[0].split(":")[0], messages[0].split("'")[1])
     # One warning for each reader.
-    assert 4 == len(told)
+    assert 4 == len(messages)
 
 
 def test_an_entry_keeps_its_password(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +261,7 @@ def test_the_proxy_is_the_one_that_httpx_takes(
         url = f"{scheme}://{host}{port}/1.0/"
 
         pool: Any = httpx.AsyncClient(verify=PLAIN)._transport_for_url(httpx.URL(url))._pool  # type: ignore[attr-defined]
-        proxy = EnvironmentReader(url, trusted=True)._proxy_for(httpx.URL(url))
+        proxy = proxy_found_by(EnvironmentReader(url, trusted=True), url)
         ours = None if proxy is None else proxy.address
         theirs = getattr(pool, "_proxy_url", None)
         assert (None if theirs is None else f"{theirs.host.decode()}:{theirs.port}") == ours

@@ -20,6 +20,7 @@ from retailrocket_async._http.environment import Environment, EnvironmentReader
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._http.transport import HttpxTransport
 from tests.support.fakes import ROUNDING
+from tests.support.internals import channels_of, set_timeout
 from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 from tests.support.virtual_time import run
 
@@ -86,11 +87,11 @@ async def test_retry_after_is_read_in_both_forms(header: list[str], expected: fl
 
 async def test_sent_is_told_once_after_the_body_is_written() -> None:
     """`on_sent` is called exactly once, and not before the whole body is written."""
-    told: list[int] = []
+    calls: list[int] = []
     async with raw_server() as server:
-        await _post(server, sent=lambda: told.append(1))
+        await _post(server, sent=lambda: calls.append(1))
 
-    assert told == [1]
+    assert calls == [1]
 
 
 async def test_a_refused_connection_is_certainly_not_recorded() -> None:
@@ -269,8 +270,8 @@ async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.
 
     assert keys == [[KEY], [KEY]]
     assert len(caplog.records) > 10
-    told = "\n".join([*printed, *(record.getMessage() + repr(vars(record)) for record in caplog.records)])
-    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in told]
+    text = "\n".join([*printed, *(record.getMessage() + repr(vars(record)) for record in caplog.records)])
+    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in text]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +448,7 @@ async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatc
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=0.1)
         first = await transport.post("view", BODY, on_sent=lambda: None)
         go_on.set()
-        transport._total = 30.0
+        set_timeout(transport, 30.0)
         second = await transport.post("view", BODY, on_sent=lambda: None)
         await transport.aclose()
 
@@ -481,11 +482,11 @@ async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: 
 
 async def test_an_answer_that_trickles_is_not_waited_for() -> None:
     """After the status, the rest of an answer is read for one second, whatever the time-outs are."""
-    told = asyncio.Event()
+    ended = asyncio.Event()
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while not (told.is_set() or writer.is_closing()):
+        while not (ended.is_set() or writer.is_closing()):
             writer.write(b"a")
             await writer.drain()
             await asyncio.sleep(0.05)
@@ -494,7 +495,7 @@ async def test_an_answer_that_trickles_is_not_waited_for() -> None:
         server.respond = trickle
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=httpx.Timeout(30.0))
         reply = await transport.post("view", BODY, on_sent=lambda: None)
-        told.set()
+        ended.set()
         await transport.aclose()
 
     assert Reply(status=200) == reply
@@ -516,8 +517,7 @@ async def test_cookies_are_not_kept() -> None:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         for _ in range(2):
             await transport.post("view", BODY, on_sent=lambda: None)
-        assert transport._connections is not None
-        [channel] = transport._connections._open
+        [channel] = channels_of(transport)
         kept = list(channel.client.cookies.jar)
         await transport.aclose()
 
@@ -789,9 +789,9 @@ def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> No
     assert headers == decoder.decode(block)
     # If the table shrinks, the coder logs the evicted entries.
     coder.header_table_size = 50
-    told = "\n".join(record.getMessage() + repr(record.args) for record in caplog.records)
+    text = "\n".join(record.getMessage() + repr(record.args) for record in caplog.records)
     huffman = coder.huffman_coder.encode(f"/1.0/view?apiKey={KEY}&partnerId=partner".encode())
 
     assert {"hpack.hpack", "hpack.table"} == {record.name for record in caplog.records}
-    assert "Adding b'x-other'" in told
-    assert not [secret for secret in ("s3cr3t", repr(huffman[9:20])[2:-1]) if secret in told]
+    assert "Adding b'x-other'" in text
+    assert not [secret for secret in ("s3cr3t", repr(huffman[9:20])[2:-1]) if secret in text]

@@ -30,7 +30,7 @@ from retailrocket_async.asgi import RetailRocket
 from retailrocket_async.redis import RedisLimiter
 from retailrocket_async.relay import MemorySource, MemoryStream, Relay
 from tests.support.fakes import CODEC, event, turns
-from tests.support.internals import engine_of
+from tests.support.internals import connections_closed
 from tests.support.raw_server import RawServer, answer, raw_server
 from tests.support.redis_server import RedisServer, free_port, redis_server
 
@@ -102,9 +102,8 @@ async def client_of(server: RawServer, **options: Any) -> AsyncIterator[AsyncTra
         yield client
     finally:
         await client.aclose(0.0)
-        engine = engine_of(client)
         # Connections that are being closed would be collected in another test.
-        await asyncio.wait(getattr(engine, "engine", engine)._shutdown._last_tasks)
+        await connections_closed(client)
 
 
 # --- calls of a visitor ---

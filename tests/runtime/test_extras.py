@@ -61,24 +61,24 @@ sys.meta_path.insert(0, Blocker)
 """
 
 
-def told_without(libraries: list[str], *statements: str) -> list[str]:
+def errors_without(libraries: list[str], *statements: str) -> list[str]:
     """Return the errors of statements, "" for none, in a process in which these libraries are not installed."""
     code = f"""
 BLOCKED = {libraries!r}
 {BLOCKER}
-told = []
+errors = []
 for statement in {statements!r}:
     try:
         exec(statement, {{}})
     except Exception as error:
-        told.append(f"{{type(error).__name__}}: {{error}}")
+        errors.append(f"{{type(error).__name__}}: {{error}}")
     else:
-        told.append("")
-print(json.dumps(told))
+        errors.append("")
+print(json.dumps(errors))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told: list[str] = json.loads(done.stdout)
-    return told
+    errors: list[str] = json.loads(done.stdout)
+    return errors
 
 
 def public_modules() -> list[str]:
@@ -99,9 +99,9 @@ def test_every_extra_is_here() -> None:
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_a_missing_library_names_its_extra(extra: str) -> None:
     """Without one library of an extra, importing what needs it fails with a message that says what to install."""
-    told = [told_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
+    errors = [errors_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
 
-    assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in told), told
+    assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in errors), errors
 
 
 def test_every_public_module() -> None:
@@ -109,11 +109,11 @@ def test_every_public_module() -> None:
     modules = public_modules()
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
 
-    told = told_without(everything, *(f"import {module}" for module in modules))
+    errors = errors_without(everything, *(f"import {module}" for module in modules))
 
     unclear = {
         module: line
-        for module, line in zip(modules, told, strict=True)
+        for module, line in zip(modules, errors, strict=True)
         if line
         and not re.fullmatch(r'ModuleNotFoundError: \w+ is not installed: pip install "retailrocket-async.*', line)
     }
@@ -126,9 +126,9 @@ def test_every_name_of_the_relay() -> None:
 
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
 
-    told = told_without(everything, *(f"from retailrocket_async.relay import {name}" for name in relay.__all__))
+    errors = errors_without(everything, *(f"from retailrocket_async.relay import {name}" for name in relay.__all__))
 
-    assert all(not line or "pip install" in line for line in told), told
+    assert all(not line or "pip install" in line for line in errors), errors
 
 
 def test_a_module_of_ours_is_no_extra() -> None:
@@ -139,6 +139,6 @@ def test_a_module_of_ours_is_no_extra() -> None:
 
 def test_an_old_version_names_the_extra() -> None:
     """If a library lacks a name of newer versions, the error names the extra that installs one."""
-    told = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
-    with pytest.raises(ImportError, match=told), needing("redis"):
+    errors = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
+    with pytest.raises(ImportError, match=errors), needing("redis"):
         from json import nothing  # type: ignore[attr-defined] # noqa: F401

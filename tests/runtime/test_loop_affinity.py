@@ -97,7 +97,7 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
 def test_thread_without_a_loop_is_refused() -> None:
     """`track_nowait` in a thread without a loop is refused, before and after the first use."""
-    told: list[str] = []
+    messages: list[str] = []
 
     async def test() -> None:
         engine = Engine(ScriptedTransport())
@@ -105,7 +105,7 @@ def test_thread_without_a_loop_is_refused() -> None:
         def in_thread() -> None:
             with pytest.raises(WrongLoopError) as caught:
                 engine.track_nowait(1)
-            told.append(str(caught.value))
+            messages.append(str(caught.value))
 
         for _ in range(2):
             thread = threading.Thread(target=in_thread)
@@ -117,7 +117,7 @@ def test_thread_without_a_loop_is_refused() -> None:
 
     run(test())
 
-    assert [sentence.startswith("no event loop runs in this thread") for sentence in told] == [True, True]
+    assert [sentence.startswith("no event loop runs in this thread") for sentence in messages] == [True, True]
 
 
 FORKING = """

@@ -132,11 +132,11 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_threads")
 async def test_without_a_thread_hooks_run_in_the_loop() -> None:
     """If no thread can start, a plain hook is called in the loop, in order, and its errors are counted."""
-    told: list[bytes] = []
+    envelopes: list[bytes] = []
 
     def hook(events: Sequence[UndeliveredEvent]) -> None:
         assert threading.current_thread() is threading.main_thread()
-        told.extend(each.envelope for each in events)
+        envelopes.extend(each.envelope for each in events)
         raise SystemExit
 
     client = RecordingClient(batching=Batching(linger=0.0), on_outcome=hook)
@@ -146,7 +146,7 @@ async def test_without_a_thread_hooks_run_in_the_loop() -> None:
         for receipt in receipts:
             await receipt
 
-    assert 3 == len(told)
+    assert 3 == len(envelopes)
     assert 1 <= client.stats().hook_errors <= 3
 
 

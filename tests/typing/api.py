@@ -165,7 +165,7 @@ async def shared() -> list[Limiter]:
     return [full, waiting, RedisLimiter(redis, on_unreachable="share")]
 
 
-def tell(events: Sequence[UndeliveredEvent]) -> None:
+def report(events: Sequence[UndeliveredEvent]) -> None:
     """Accept undelivered events."""
     for undelivered in events:
         assert_type(undelivered.event, Event)
@@ -175,9 +175,9 @@ def tell(events: Sequence[UndeliveredEvent]) -> None:
         assert_type(undelivered.error, DeliveryError)
 
 
-async def tell_later(events: Sequence[UndeliveredEvent]) -> None:
+async def report_later(events: Sequence[UndeliveredEvent]) -> None:
     """Accept undelivered events, in the event loop."""
-    tell(events)
+    report(events)
 
 
 def alarm(change: StateChange) -> None:
@@ -252,14 +252,14 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
         timeout=httpx.Timeout(5.0),
         timestamp_precision="milliseconds",
         before_send=strip,
-        on_outcome=tell,
+        on_outcome=report,
         on_state_change=alarm,
         allow_insecure_http=False,
     )
     limited = AsyncTrackingClient("key", "shop", rate_limit=None, limiter=FreeLimiter(), timeout=3)
-    renewed = AsyncTrackingClient(read_key, "shop", on_outcome=tell_later, on_state_change=alarm_later)
+    renewed = AsyncTrackingClient(read_key, "shop", on_outcome=report_later, on_state_change=alarm_later)
     fetched = AsyncTrackingClient(fetch_key, "shop", before_send=lambda event: event, on_outcome=print)
-    from_env = AsyncTrackingClient.from_env(on_outcome=tell)
+    from_env = AsyncTrackingClient.from_env(on_outcome=report)
     assert_type(from_env, AsyncTrackingClient)
     return [full, limited, renewed, fetched, from_env]
 
@@ -279,7 +279,7 @@ def policies() -> list[Buffer | RetryPolicy]:
     ]
 
 
-def told(outcome: Outcome) -> str:
+def described(outcome: Outcome) -> str:
     """Narrow an outcome by `match`; all cases together are exhaustive."""
     match outcome:
         case Delivered(status=status, maybe_duplicate=twice):
@@ -326,7 +326,7 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     assert_type(receipt.outcome, Outcome | None)
     assert_type(await receipt, Outcome)
     assert_type(await receipt.delivered(), Delivered)
-    assert_type(told(await receipt), str)
+    assert_type(described(await receipt), str)
     assert_type(client.track_nowait(view), Receipt)
     assert_type(await client.track_many([view]), list[Receipt])
     assert_type(await client.track_envelopes([b"{}"], allow_custom=True), list[Receipt | EventValidationError])
