@@ -191,7 +191,7 @@ def test_another_type() -> None:
 
 
 @pytest.mark.parametrize("way", ["track", "track_nowait", "track_many", "send", "send_batch"])
-def test_is_not_asked_for_what_is_no_event(way: str) -> None:
+def test_not_called_with_a_value_that_is_no_event(way: str) -> None:
     """The hook is not called with a value that is not an event; the value is refused as without a hook."""
 
     async def test() -> None:

@@ -164,7 +164,7 @@ async def test_a_server_that_resets_gives_no_answer_error() -> None:
         assert (True, 2, None) == (caught.value.maybe_recorded, caught.value.attempts, caught.value.status)
 
 
-async def test_what_a_retry_can_mend_is_mended() -> None:
+async def test_retries_are_counted_in_one_delivery() -> None:
     """A 503 and a 429 followed by a 200 are one delivery, counted with two retries."""
     retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
     async with raw_server() as server, _client(server, retry=retry) as client:
@@ -224,7 +224,7 @@ async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
         assert not [word for word in (KEY, "httpx.", "httpcore") if word in text]
 
 
-async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_record_has_the_key(caplog: pytest.LogCaptureFixture) -> None:
     """With every logger at DEBUG, no record of success, refusal, throttling or a reset contains the key."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
@@ -297,7 +297,7 @@ async def test_a_lost_wire_is_reported_at_close() -> None:
     assert [0, 1, 2, 3, 4] == [undelivered.event.product_id for undelivered in report.undelivered]  # type: ignore[attr-defined]
 
 
-async def test_after_the_close_nothing_is_taken() -> None:
+async def test_after_the_close_calls_are_refused() -> None:
     """After the close every method that tracks or sends raises `ClientClosedError`; `stats` still works."""
     async with raw_server() as server:
         client = _client(server)
@@ -374,7 +374,7 @@ async def test_a_custom_event_travels_in_batches() -> None:
 
 
 @pytest.mark.parametrize("not_an_event", [None, {"view": {}}, "view", View], ids=["none", "dict", "str", "class"])
-async def test_what_is_no_event_is_refused_before_anything_is_queued(not_an_event: Any) -> None:
+async def test_a_value_that_is_no_event_is_refused(not_an_event: Any) -> None:
     """A value that is not an event of the package is refused by the call, and not counted."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.track(not_an_event), client.send(not_an_event), client.track_many([not_an_event])):

@@ -245,7 +245,7 @@ UNCOPYABLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNCOPYABLE.items()])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_lives_in_one_process(make: Callable[[], Any]) -> None:
+def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
     """Copying a client, or another object of one process, raises an error that says what to do instead."""
     thing = make()
 

@@ -111,7 +111,7 @@ def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
 
 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
-def test_count_of_what_was_accepted_travels(trip: Any) -> None:
+def test_the_count_of_accepted_events_is_pickled(trip: Any) -> None:
     """`HandleTimeoutError` survives pickling with its count."""
     other = trip(HandleTimeoutError("no room", 7))
 

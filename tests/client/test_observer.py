@@ -171,7 +171,7 @@ def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
         RecordingClient(observer=observer)
 
 
-async def test_a_caller_who_waited_for_room_is_seen() -> None:
+async def test_a_mark_of_an_event_that_waited_for_room() -> None:
     """An event that waited for room in the buffer has the mark of its caller's context."""
     seen = Noting()
     client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
@@ -227,7 +227,7 @@ async def test_the_client_is_shown_and_not_held() -> None:
 
 
 @pytest.mark.parametrize("observer", [Raising(), RaisingAtTheEnd()], ids=["throughout", "at the end"])
-async def test_what_an_observer_raises_changes_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_of_an_observer_change_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
     """Every event is delivered though the observer raises; its errors are counted, and logged once."""
     async with RecordingClient(observer=observer) as client:
         receipt = await client.track(event(1))

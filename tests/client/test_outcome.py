@@ -136,7 +136,7 @@ def test_outcome_is_a_value(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
-def test_every_outcome_tells_the_same_things(outcome: Outcome) -> None:
+def test_every_outcome_has_the_same_facts(outcome: Outcome) -> None:
     """Every outcome has status, attempts, elapsed time, and whether the event may be recorded."""
     assert outcome.status is None or 100 <= outcome.status <= 599
     assert outcome.attempts >= 0

@@ -45,7 +45,7 @@ async def test_no_room_for_some_in_time() -> None:
     assert list(range(caught.value.accepted)) == transport.recorded_numbers
 
 
-async def test_no_time_at_all_is_enough_where_there_is_room() -> None:
+async def test_timeout_zero_is_enough_if_there_is_room() -> None:
     """With `timeout=0` an event is accepted if there is room, and refused if there is none."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
@@ -117,7 +117,7 @@ async def test_waiting_has_an_end() -> None:
         assert shop.client.stats().delivered == 2
 
 
-async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
+async def test_a_call_into_a_blocked_loop_ends_in_time() -> None:
     """While the loop is blocked, a call ends when its time has passed, and its event is not accepted."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()

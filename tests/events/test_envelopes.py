@@ -71,7 +71,7 @@ async def test_all_are_delivered_in_order(emulator: RunningEmulator, ordered: bo
     assert sum(map(len, seen.values())) == 500
 
 
-async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) -> None:
+async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmulator) -> None:
     """An invalid envelope gives an error in place of its receipt, and does not affect the others."""
     async with client_of(emulator.url, batching=Batching(max_bytes=1024)) as client:
         good = envelopes([1])[0]
@@ -90,7 +90,7 @@ async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) 
 
 @settings(max_examples=most(200), deadline=None)
 @given(any_events())
-def test_what_is_sent_means_what_was_given(given_event: Event) -> None:
+def test_the_envelope_sent_describes_the_event_given(given_event: Event) -> None:
     """The envelope to send describes the same event as the given one, whether it was encoded again or not."""
     data = CODEC.encode(given_event)
     name, visitor, envelope = CODEC.examined(data, allow_custom=True)
@@ -114,7 +114,7 @@ JSON = st.recursive(
 
 @settings(max_examples=most(400), deadline=None)
 @given(any_events(), st.data())
-def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.DataObject) -> None:
+def test_an_envelope_that_passes_is_valid(given_event: Event, data: st.DataObject) -> None:
     """An envelope passes unchanged only if decoding it gives the same event without an error."""
     [(name, fields)] = orjson.loads(CODEC.encode(given_event)).items()
     if type(fields) is dict:
@@ -156,7 +156,7 @@ async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
         assert client.stats().delivered == len(receipts) == 300
 
 
-async def test_what_is_not_accepted_is_not_told_of(emulator: RunningEmulator) -> None:
+async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulator) -> None:
     """If the buffer is full or the client closes, the results end there; if none is accepted, an error is raised."""
     buffer = Buffer(max_events=5, overflow="raise")
     client = client_of(emulator.url, buffer=buffer, batching=Batching(linger=100.0))

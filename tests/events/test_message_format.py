@@ -54,7 +54,7 @@ def test_names() -> None:
 
 @PROPERTY
 @given(event=events(), precision=st.sampled_from(["seconds", "milliseconds", "microseconds"]))
-def test_what_is_encoded_is_valid(event: Event, precision: Any) -> None:
+def test_encoded_events_are_valid(event: Event, precision: Any) -> None:
     """Every encoded event is valid by the schema."""
     envelope = json.loads(CODECS[precision].encode(event))
 
@@ -116,7 +116,7 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
         {"view": None},
     ],
 )
-def test_what_is_no_envelope(envelope: Any) -> None:
+def test_no_envelope_is_neither_valid_nor_decoded(envelope: Any) -> None:
     """A value that is not an object with one known key is neither valid nor decoded."""
     assert not validator().is_valid(envelope)
     with pytest.raises(EventValidationError):

@@ -124,7 +124,7 @@ async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monke
         assert ([200, 200, 200], 3, 3) == ([reply.status for reply in replies], len(server.arrived), server.connections)
 
 
-async def test_httpx_still_shows_what_is_left_of_a_response() -> None:
+async def test_private_names_of_httpx_for_leftovers() -> None:
     """The private names that lead to bytes after a response exist in the installed httpx, httpcore and h11."""
     async with raw_server() as server, httpx.AsyncClient() as http:
         found: list[bool] = []

@@ -20,7 +20,7 @@ SHOP = "https://shop.test/1.0/"
 
 @pytest.mark.parametrize("own", [False, True], ids=["our client", "a caller's client"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_the_target_of_a_redirect_hears_nothing(status: int, *, own: bool) -> None:
+async def test_the_target_of_a_redirect_gets_no_connection(status: int, *, own: bool) -> None:
     """A redirect to another host is a refusal, and that host gets no connection."""
     async with raw_server() as server, raw_server() as elsewhere, httpx.AsyncClient(follow_redirects=True) as follows:
         server.always(answer(status, f"Location: {elsewhere.url}view"))
@@ -48,7 +48,7 @@ UNVERIFIED: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 
 @pytest.mark.parametrize("how", UNVERIFIED)
-async def test_a_client_that_verifies_nobody_is_refused(how: str) -> None:
+async def test_a_client_without_verification_is_refused(how: str) -> None:
     """A caller's client without TLS verification is refused at construction, unless `allow_insecure_http` is set."""
     async with UNVERIFIED[how]() as own:
         with pytest.raises(ConfigurationError, match=r"http_client must verify TLS .* allow_insecure_http=True"):

@@ -318,7 +318,7 @@ async def test_sending_is_halted_until_it_is_repaired(
     assert PASSWORD not in caplog.text
 
 
-async def test_what_nobody_repairs_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_max_halt_ends_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After `max_halt` the events are `Abandoned` and certainly not recorded, and the close report says why."""
     variable, _ = set_up("file", tmp_path, monkeypatch)
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.5))

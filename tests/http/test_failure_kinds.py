@@ -188,7 +188,7 @@ async def outcome_at(url: str, **options: Any) -> Outcome:
         return await (await client.view(session_external_id=new_session_id(), product_id=1))
 
 
-async def test_nobody_listens() -> None:
+async def test_no_listener() -> None:
     """If no server listens, nothing may be recorded."""
     outcome = await outcome_at(f"http://127.0.0.1:{unused_port()}/1.0/")
 

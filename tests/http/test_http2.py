@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEY = "s3cr3tk3y"
 
 
-async def test_events_go_over_http2_and_no_logger_tells_the_key(
+async def test_events_go_over_http2_and_no_log_record_has_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With `http2=True` batches use HTTP/2, and no logger, that of the header coder included, has the key."""
@@ -56,7 +56,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.L
 
 @pytest.mark.parametrize("whose", ["own", "callers"])
 @pytest.mark.parametrize("word", ["goaway", "refused", "goaway-before"])
-async def test_what_the_server_has_not_processed_is_sent_again(
+async def test_unprocessed_requests_are_sent_again(
     word: str, whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After GOAWAY with an earlier last stream, or REFUSED_STREAM, even an order is sent again."""

@@ -44,7 +44,7 @@ async def _post(server: RawServer, *, seconds: float = 5.0, sent: Callable[[], N
         await transport.aclose()
 
 
-async def test_a_request_is_what_the_contract_says() -> None:
+async def test_a_request_follows_the_contract() -> None:
     """Method, path, query, header, length and body arrive as given, the key decoded to what it was."""
     async with raw_server() as server:
         reply = await _post(server)
@@ -85,7 +85,7 @@ async def test_retry_after_is_read_in_both_forms(header: list[str], expected: fl
         assert expected == (await _post(server)).retry_after
 
 
-async def test_sent_is_told_once_after_the_body_is_written() -> None:
+async def test_on_sent_is_called_once_after_the_body() -> None:
     """`on_sent` is called exactly once, and not before the whole body is written."""
     calls: list[int] = []
     async with raw_server() as server:
@@ -398,7 +398,7 @@ async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-async def test_what_is_cancelled_below_is_a_broken_connection(*, taken: bool) -> None:
+async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None:
     """If a task of a caller's transport is cancelled, and the request is not, the failure is `broken`."""
 
     class Cancelled(httpx.AsyncBaseTransport):
@@ -417,7 +417,7 @@ async def test_what_is_cancelled_below_is_a_broken_connection(*, taken: bool) ->
     assert (reply.failure, reply.detail, reply.maybe_recorded) == ("broken", "CancelledError", taken)
 
 
-async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
+async def test_a_failed_opening_is_repeated() -> None:
     """If preparing our connections fails or is cancelled, only that request fails."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
@@ -706,7 +706,7 @@ class Telling(httpx.AsyncBaseTransport):
         raise AssertionError
 
 
-async def test_a_cancelled_request_tells_nobody_its_target() -> None:
+async def test_the_error_of_a_cancelled_request_has_no_key() -> None:
     """The error of a cancelled request has no cause, context or frame that shows the key."""
     server = Telling()
     async with httpx.AsyncClient(transport=server) as client:
@@ -721,7 +721,7 @@ async def test_a_cancelled_request_tells_nobody_its_target() -> None:
     assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in _held_by(caught.value)]
 
 
-async def test_a_request_that_is_cancelled_on_the_wire_tells_nobody_its_target() -> None:
+async def test_the_error_of_a_request_cancelled_on_the_wire_has_no_key() -> None:
     """The error of a request that is cancelled while it waits for a real answer does not show the key."""
     arrived = asyncio.Event()
 

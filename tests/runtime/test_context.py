@@ -406,7 +406,7 @@ current: ContextVar[str | None] = ContextVar("current", default=None)
 @pytest.mark.parametrize(
     ("does", "sees"), [(_flushes, {"tracked"}), (_sends, {"request_began", "request_ended", "settled"})]
 )
-async def test_an_observer_sees_who_waits(
+async def test_the_context_that_an_observer_sees(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], sees: set[str]
 ) -> None:
     """`tracked`, and the methods for a direct send, see the caller's context; those for a batch an empty one."""
@@ -421,7 +421,7 @@ async def test_an_observer_sees_who_waits(
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_what_an_observer_sets_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
+async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
     """A variable that `request_began` sets is set during that request, and not during another one or a retry."""
     inside: list[str | None] = []
 
@@ -532,7 +532,7 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
         assert await is_forgotten(reference)
 
 
-async def test_a_relay_that_has_ended_keeps_nobody() -> None:
+async def test_a_relay_that_has_ended_keeps_no_context() -> None:
     """A relay runs in its caller's context, and the client keeps none of it after the end."""
     stream = MemoryStream()
     async with raw_server() as server, client_of(server, retry=RetryPolicy(outlast=True)) as client:

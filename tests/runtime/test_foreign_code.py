@@ -490,7 +490,7 @@ def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
     assert done.stdout == b"open\n", done.stderr.decode()
 
 
-def test_ctrl_c_is_told_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_distinguished_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """`KeyboardInterrupt` counts as Ctrl-C only in the main thread, and only with Python's own handler."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def test_first_loop_is_home() -> None:
+def test_the_first_use_binds_the_loop() -> None:
     """The first use binds the client to its loop, and `now` is the time of that loop."""
 
     async def test() -> None:
-        home = LoopAffinity()
-        assert (home.loop, home.now()) == (None, 0.0)
+        affinity = LoopAffinity()
+        assert (affinity.loop, affinity.now()) == (None, 0.0)
         loop = asyncio.get_running_loop()
         await asyncio.sleep(7.0)
-        assert home.enter() is home.enter() is home.loop is loop
-        assert home.now() == loop.time() >= 7.0
+        assert affinity.enter() is affinity.enter() is affinity.loop is loop
+        assert affinity.now() == loop.time() >= 7.0
 
     run(test())
 
 
 def test_second_loop_is_refused() -> None:
     """Another loop is refused, even if the first one is closed."""
-    home = LoopAffinity()
+    affinity = LoopAffinity()
 
     async def enter() -> None:
-        home.enter()
+        affinity.enter()
 
     run(enter())
     with pytest.raises(WrongLoopError, match="one client for each loop"):
@@ -53,11 +53,11 @@ def test_second_loop_is_refused() -> None:
 
 def test_no_loop_is_refused() -> None:
     """Without a running loop the first use is refused, and binds nothing."""
-    home = LoopAffinity()
+    affinity = LoopAffinity()
     with pytest.raises(WrongLoopError, match="no event loop runs in this thread"):
-        home.enter()
+        affinity.enter()
 
-    assert home.loop is None
+    assert affinity.loop is None
 
 
 USES: dict[str, Callable[[AsyncTrackingClient], object]] = {
@@ -190,15 +190,15 @@ def test_fork_is_refused_in_the_child() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "parent and child are done\n", "")
 
 
-def test_forked_homes_only_are_left() -> None:
+def test_after_a_fork() -> None:
     """After a fork, an affinity raises the error of a fork, with and without a running loop."""
-    home = LoopAffinity()
-    home.after_fork()
+    affinity = LoopAffinity()
+    affinity.after_fork()
 
     async def enter() -> None:
-        home.enter()
+        affinity.enter()
 
     with pytest.raises(WrongLoopError, match="lifespan"):
-        home.enter()
+        affinity.enter()
     with pytest.raises(WrongLoopError, match="lifespan"):
         run(enter())

@@ -31,7 +31,7 @@ async def test_it_sees_the_callers_context() -> None:
     assert await call_in_thread(variable.get) == "mine"
 
 
-async def test_a_cancelled_caller_is_not_told() -> None:
+async def test_a_cancelled_caller_gets_no_result() -> None:
     """A cancelled caller stops waiting immediately; the function ends without any effect."""
     go_on = threading.Event()
     calling = asyncio.create_task(call_in_thread(go_on.wait))
@@ -44,7 +44,7 @@ async def test_a_cancelled_caller_is_not_told() -> None:
     assert await call_in_thread(lambda: 1) == 1
 
 
-def test_a_loop_that_is_gone_is_not_told() -> None:
+def test_a_closed_loop_gets_no_result() -> None:
     """A function that returns after its loop was closed raises and logs nothing."""
     go_on, ended = threading.Event(), threading.Event()
 

@@ -62,7 +62,7 @@ async def test_the_thread_ends_with_its_owner(end: str) -> None:
     assert last.is_set()
 
 
-async def test_a_closed_one_starts_anew() -> None:
+async def test_a_call_after_the_close_starts_a_thread() -> None:
     """A call after the close is made in a new thread."""
     worker = WorkerThread("worker")
     first = await worker.call(threading.current_thread)
