@@ -43,7 +43,7 @@ def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, 
 
 
 class _WeakStats:
-    """Returns a client's counters while the client is alive; what comes from a pickle returns None."""
+    """Returns a client's counters while the client is alive; returns None after it was unpickled."""
 
     def __init__(self, client: Lifecycle | None = None) -> None:
         self._client = None if client is None else weakref.ref(client)

@@ -1,4 +1,4 @@
-"""What is done with an event in its caller's thread: `before_send` is called, and the event is encoded."""
+"""Prepares events in their caller's thread: calls `before_send`, encodes them and checks their size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DirectRequest(NamedTuple):
-    """A request that passes the queue.
+    """A request that is sent without waiting in the queue.
 
     Attributes:
         path: the endpoint, relative to the base URL.
@@ -38,7 +38,7 @@ class DirectRequest(NamedTuple):
 
 
 class Preparation:
-    """Makes of an event what the engine accepts.
+    """Prepares a caller's event for the engine: calls `before_send`, encodes the event and checks its size.
 
     Args:
         engine: counts the errors of `before_send`, and the events that it drops.
@@ -108,7 +108,7 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: none, too many or too large; or as `encoded`.
+            EventValidationError: there are no events, too many, or too large ones; or as `encoded`.
             DroppedError: `before_send` dropped all of them.
         """
         max_events = self._batching.max_events

@@ -113,7 +113,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         try:
             credentials = Credentials(api_key, partner_id)
         finally:
-            # An error keeps this frame, and some tools print its variables.
+            # An error keeps this frame alive, and some tools print its variables.
             del api_key
         check_arguments(
             rate_limit=rate_limit,
@@ -182,7 +182,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             add_environment(options)
             return cls(**options)
         finally:
-            # The frame of an error is kept with it, and must not hold the key.
+            # An error keeps this frame alive, which must not hold the key.
             options.clear()
 
     async def track(self, event: Event) -> Receipt:
@@ -324,7 +324,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         """Accept one event with `before_send`."""
         chosen = self._preparation.chosen(event)
         if isinstance(chosen, Receipt):
-            # A caller whose events are all dropped waits nowhere else.
+            # Otherwise a caller whose events are all dropped would never yield to other tasks.
             await self._intake.let_others_run()
             return chosen
         receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))

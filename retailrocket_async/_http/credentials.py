@@ -52,7 +52,7 @@ class Credentials:
             "partner_id", partner_id
         )
         if complaint:
-            # An error keeps this frame, and some tools print its variables.
+            # An error keeps this frame alive, and some tools print its variables.
             del api_key, partner_id
             raise ConfigurationError(complaint)
         self.partner_id = partner_id

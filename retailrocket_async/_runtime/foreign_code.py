@@ -1,7 +1,7 @@
 """Rules for foreign code, which may raise anything, or call us with hardly any stack left.
 
 Hooks, observers, limiters, transports, policy functions, mappings, time zones and log handlers are foreign code. An
-error of theirs is caught at the call. Two errors are not theirs and are raised on: the user's Ctrl-C, and the
+error of theirs is caught at the call. Two errors are not theirs and are raised again: the user's Ctrl-C, and the
 cancellation of the running task.
 """
 
@@ -30,7 +30,7 @@ def ends_task(error: BaseException) -> bool:
 
 
 def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether an error that a user's function raised in the event loop must be raised on.
+    """Whether an error that came out of a user's function in the event loop must be raised again.
 
     That holds for the cancellation of the task that called the function, for the end of that task's coroutine, and for
     the error of a signal handler (Ctrl-C). Any other error is the function's own failure, `SystemExit` included.

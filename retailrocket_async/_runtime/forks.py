@@ -1,4 +1,4 @@
-"""Calls objects in a child process after a fork, where the threads, loops and locks of the parent are not theirs."""
+"""Notifies objects in a child process after a fork: the loops, threads and locks of the parent do not work there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 
 class ForkAware(Protocol):
-    """An object of one process."""
+    """An object that belongs to one process."""
 
     def after_fork(self) -> None:
         """Give up what belongs to the parent process; called in the child."""

@@ -49,7 +49,7 @@ def check_texts(*, spaces: bool = False, **settings: object) -> None:
     """
     for name, value in settings.items():
         if complaint := text_complaint(name, value, spaces=spaces):
-            # An error keeps this frame, and some tools print its variables.
+            # An error keeps this frame alive, and some tools print its variables.
             del settings, value
             _refuse(complaint)
 
