@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from retailrocket_async._errors import EventValidationError, error_for
 from retailrocket_async._events.codec import BATCH_PATH, join
+from retailrocket_async._events.envelopes import BRACKETS, too_large
 from retailrocket_async._events.models import Event
 from retailrocket_async._interrupt import is_interrupt
 from retailrocket_async._outcome import Dropped
@@ -54,8 +55,7 @@ class Preparation:
         self._codec = codec
         self._encode = codec.encode
         self._batching = batching
-        # A body has two brackets beside its events.
-        self.max_bytes = batching.max_bytes - 2
+        self.max_bytes = batching.max_bytes - BRACKETS
         self._before_send = before_send
 
     def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
@@ -83,7 +83,7 @@ class Preparation:
 
     def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
         """Raise the error of an event that is larger than `Batching.max_bytes`."""
-        self._refuse(event.event_name, len(envelope))
+        raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
 
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
         """Return the name and envelope of the event to send, or the receipt of an event that `before_send` drops."""
@@ -124,7 +124,7 @@ class Preparation:
             raise error_for(Dropped(reason="before_send"))
         body = join(map(self.encoded, chosen))
         if len(body) > self._batching.max_bytes:
-            self._refuse(BATCH_PATH, len(body))
+            raise too_large(BATCH_PATH, len(body), self._batching.max_bytes)
         return DirectRequest(BATCH_PATH, body, [event.event_name for event in chosen])
 
     def deferred(self, event: Event, watch: Watch | None) -> Callable[[], Coroutine[Any, Any, Receipt]]:
@@ -167,7 +167,3 @@ class Preparation:
                 raise
             return event, error
         return chosen, None
-
-    def _refuse(self, name: str, size: int) -> NoReturn:
-        rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
-        raise EventValidationError(name, "", rule, size)
