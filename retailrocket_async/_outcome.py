@@ -39,7 +39,7 @@ RejectionScope: TypeAlias = Literal["event", "access"]
 
 
 class Refusal(NamedTuple):
-    """What a status means that the API refuses a request with.
+    """The meaning of a status by which the API, or a proxy, refuses a request.
 
     Attributes:
         scope: see `Rejected.scope`.
@@ -67,7 +67,7 @@ _REFUSED: Final = Refusal("event", "the API refused the request")
 
 
 def refusal_of(status: int) -> Refusal:
-    """Return what a refusal by `status` (a 3xx, or a 4xx that is not retried) means for the event and for others."""
+    """Return the meaning of a refusal by `status`, which is a 3xx, or a 4xx that is not retried."""
     return _REFUSALS.get(status) or (_REDIRECTED if 300 <= status <= 399 else _REFUSED)
 
 
@@ -92,7 +92,7 @@ class Rejected:
 
     @property
     def scope(self) -> RejectionScope:
-        """What the API refused, by the status: the event, or the access to the API.
+        """Whether the API refused the event, or all access to the API, by the status.
 
         ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
         proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
@@ -101,7 +101,7 @@ class Rejected:
 
     @property
     def advice(self) -> str:
-        """What the status means and, if known, what to correct, as in `StateChange.advice`."""
+        """The meaning of the status and, if it is known, what to correct; as in `StateChange.advice`."""
         return refusal_of(self.status).advice
 
 
