@@ -1,7 +1,7 @@
 """The asyncio SDK for Retail Rocket's user-behaviour tracking API.
 
-Events are coalesced into `visitorEvents` batches, stay under the shop's request limit, are retried where a retry can
-mend the failure, and get exactly one outcome each: delivered, rejected, abandoned or dropped.
+Events are coalesced into `visitorEvents` batches, stay under the shop's request limit, are retried if a retry can help,
+and get exactly one outcome each: delivered, rejected, abandoned, dropped or, with a spool, kept.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ del publish
 
 
 def __getattr__(name: str) -> str:
-    # Reading the metadata costs milliseconds, so only who asks pays.
+    # Reading the metadata takes milliseconds, so it is not done at import.
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

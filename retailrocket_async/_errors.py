@@ -1,4 +1,4 @@
-"""Every error of this package, named by whose fault it is.
+"""Every error of this package, in a tree by who must act.
 
 ::
 
@@ -6,7 +6,7 @@
     ├── UsageError                      the calling code must change
     │   ├── ConfigurationError          a constructor was given something impossible   (ValueError)
     │   ├── EventValidationError        an event breaks the API's contract             (ValueError)
-    │   ├── UncopyableError             what lives in one process was copied or pickled (TypeError)
+    │   ├── UncopyableError             an object of one process was copied or pickled (TypeError)
     │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
     ├── BufferFullError                 events come in faster than the limit lets them out
@@ -14,13 +14,13 @@
     ├── SpoolError                      the spool's file cannot be used
     ├── FlushTimeoutError               `flush` ran out of its time                    (TimeoutError)
     ├── HandleTimeoutError              a thread's call ran out of its time            (TimeoutError)
-    └── DeliveryError                   what became of an event; carries its outcome
+    └── DeliveryError                   an event was not delivered; carries its outcome
         ├── RejectedError               the API refused it: sending it again cannot help
         │   ├── BadRequestError         400: the request is malformed
         │   ├── AuthenticationError     401: `apiKey`, or the pair of it and `partnerId`, is wrong
-        │   ├── AccessDeniedError       403: the account manager can mend it
+        │   ├── AccessDeniedError       403: ask the account manager to open the API
         │   └── NotFoundError           404: the base URL is wrong
-        ├── AbandonedError              retries ran out, or were cut short; see `maybe_recorded`
+        ├── AbandonedError              retries ran out, or ended early; see `maybe_recorded`
         │   ├── ThrottledError          429: the shop's limit is used up
         │   ├── ServerError             5xx: the API failed
         │   ├── NoAnswerError           no answer arrived: the network, or a time-out
@@ -28,8 +28,8 @@
         ├── DroppedError                never sent: overflow, age, `before_send` or close
         └── KeptError                   the client closed first; the spool has it, and its next user sends it
 
-Nothing of `httpx` leaves the package, neither as an exception nor as the cause or context of one: its
-exceptions hold the request, and the request holds the key.
+No exception of `httpx` leaves the package, not even as a cause or context: it holds the request, and the request holds
+the key.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class ConfigurationError(UsageError, ValueError):
 
 
 class _Redacted:
-    """Stands where a value is withheld, so that `None` can remain a value."""
+    """The type of `REDACTED`, which replaces a withheld value; `None` may be a value itself."""
 
     def __repr__(self) -> str:
         return "<withheld>"
 
     def __reduce__(self) -> str:
-        # By name, so that a copied or unpickled error still holds the one and only.
+        # By name, so that a copied or unpickled error holds the same object.
         return "REDACTED"
 
 
@@ -74,13 +74,13 @@ REDACTED: Final = _Redacted()
 
 
 class EventValidationError(UsageError, ValueError):
-    """An event breaks the API's contract; raised where it is constructed, before anything is queued.
+    """An event breaks the API's contract; raised when it is constructed, before it is queued.
 
     Attributes:
         event: the event's name as the API spells it, e.g. ``"addToBasket"`` (str).
         field: the field in this package's spelling, e.g. ``"product_id"``; ``""`` for the event as a whole (str).
-        rule: what must hold, e.g. ``"must be 1-50 letters or digits"`` (str).
-        value: the offending value; `REDACTED` where it is personal data.
+        rule: the broken rule, e.g. ``"must be 1-50 letters or digits"`` (str).
+        value: the value that breaks it; `REDACTED` if it is personal data.
     """
 
     def __init__(self, event: str, field: str, rule: str, value: object = REDACTED) -> None:
@@ -97,7 +97,7 @@ class EventValidationError(UsageError, ValueError):
 
 
 class UncopyableError(UsageError, TypeError):
-    """A client, or another object that lives in one process, was copied, pickled or given to another process."""
+    """A client, or another object of one process, was copied, pickled or passed to another process."""
 
 
 class ClientClosedError(UsageError, RuntimeError):
@@ -113,7 +113,7 @@ class BufferFullError(RetailRocketError):
 
 
 class SpoolFullError(BufferFullError):
-    """The spool has had no room for an event for as long as it may wait; the event was not accepted."""
+    """The spool had no room for an event within `SqliteSpool.full_timeout`; the event was not accepted."""
 
 
 class SpoolError(RetailRocketError):
@@ -125,7 +125,7 @@ class FlushTimeoutError(RetailRocketError, TimeoutError):
 
 
 class HandleTimeoutError(RetailRocketError, TimeoutError):
-    """`ThreadsafeHandle.track`, `track_many` or `wait` ran out of its time; an event with no room was not accepted.
+    """`ThreadsafeHandle.track`, `track_many` or `wait` ran out of its time; an event without room was not accepted.
 
     Attributes:
         accepted: how many events of the call had been accepted by then (int).
@@ -143,11 +143,11 @@ class DeliveryError(RetailRocketError):
     """An event was not delivered.
 
     Attributes:
-        outcome: the whole outcome (`Rejected`, `Abandoned` or `Dropped`).
-        status: the HTTP status of the last answer; None where none arrived (int | None).
+        outcome: the whole outcome (`Rejected`, `Abandoned`, `Dropped` or `Kept`).
+        status: the HTTP status of the last answer; None if none arrived (int | None).
         attempts: how many requests carried the event (int).
         elapsed: seconds from the first attempt to the last answer (float).
-        maybe_recorded: whether the API may have recorded the event all the same (bool).
+        maybe_recorded: whether the API may have recorded the event (bool).
     """
 
     def __init__(self, message: str, outcome: Outcome) -> None:
@@ -175,7 +175,7 @@ class AuthenticationError(RejectedError):
 
 
 class AccessDeniedError(RejectedError):
-    """403: the shop may not use this API; the account manager can mend it (API document, response codes)."""
+    """403: the shop may not use this API; ask the account manager to open it (API document, response codes)."""
 
 
 class NotFoundError(RejectedError):
@@ -183,19 +183,19 @@ class NotFoundError(RejectedError):
 
 
 class AbandonedError(DeliveryError):
-    """Retries ran out, or were cut short by a close; `maybe_recorded` says what is known."""
+    """Retries ran out, or a close ended them; `maybe_recorded` says whether the API may have the event."""
 
 
 class ThrottledError(AbandonedError):
-    """429 to the end: the shop's limit is used up, perhaps by its other processes."""
+    """429 at the last attempt: the shop's limit is used up, perhaps by its other processes."""
 
 
 class ServerError(AbandonedError):
-    """5xx to the end: the API failed."""
+    """5xx at the last attempt: the API failed."""
 
 
 class NoAnswerError(AbandonedError):
-    """No answer to the end: the network failed, or the time-out passed."""
+    """No answer at the last attempt: the network failed, or the time-out passed."""
 
 
 class HaltedError(AbandonedError):
@@ -207,7 +207,7 @@ class DroppedError(DeliveryError):
 
 
 class KeptError(DeliveryError):
-    """The client closed before the event had another outcome; it is in the spool, and whoever opens that sends it."""
+    """The client closed before the event had another outcome; it is in the spool, and the next client sends it."""
 
 
 class _Brief(reprlib.Repr):
@@ -218,7 +218,7 @@ class _Brief(reprlib.Repr):
         self.maxlong = 40
 
     def repr_int(self, x: int, level: int) -> str:
-        # Printing an int takes time quadratic in its digits, and beyond 4,300 of them Python refuses.
+        # Printing an int takes time quadratic in its digits, and Python refuses more than 4,300 of them.
         if x.bit_length() > 256:
             return f"an int of {x.bit_length()} bits"
         return super().repr_int(x, level)
@@ -228,10 +228,10 @@ _repr = _Brief().repr
 
 
 def brief(value: object) -> str:
-    """Return the start of the repr of `value`, whatever it is: events come from visitors, so values may be hostile."""
+    """Return the start of the repr of any value; events come from visitors, so a value may be hostile."""
     try:
         text = _repr(value)
-    except BaseException as error:  # reprlib goes by a class's name, and any class may be called "list"
+    except BaseException as error:  # reprlib trusts the name of a class, and any class may be called "list"
         if is_interrupt(error):
             raise
         return f"<{type(value).__name__}>"
@@ -239,7 +239,7 @@ def brief(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """Return the name of a value's type, for messages that withhold the value, and how to read a wrapped secret."""
+    """Return the name of a value's type, for messages that withhold the value; add how to unwrap a wrapped secret."""
     kind = type(value)
     wrapped = any("get_secret_value" in vars(base) for base in kind.__mro__)
     hint = ": pass what its get_secret_value() returns" if wrapped else ""
@@ -247,7 +247,7 @@ def type_name(value: object) -> str:
 
 
 def brief_names(names: Iterable[object]) -> str:
-    """Return the first of `names`, sorted, each as briefly as any value."""
+    """Return the first eight of `names`, sorted, each shortened as by `brief`."""
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 
@@ -261,7 +261,7 @@ _REJECTIONS: dict[int, type[RejectedError]] = {
 
 
 def error_for(outcome: Undelivered | Kept) -> DeliveryError:
-    """Return the typed error that says the same as `outcome`, ready to be raised."""
+    """Return the error that corresponds to an outcome."""
     match outcome:
         case Rejected(status=status):
             return _REJECTIONS.get(status, RejectedError)(f"{outcome.advice} (HTTP {status})", outcome)
@@ -271,8 +271,8 @@ def error_for(outcome: Undelivered | Kept) -> DeliveryError:
             return KeptError("the client closed first: the event is in the spool, whose next user sends it", outcome)
         case Abandoned():
             known = "may have been recorded" if outcome.maybe_recorded else "was certainly not recorded"
-            told = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
-            message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {told}; the event {known}"
+            last = f"HTTP {outcome.status}" if outcome.status is not None else (outcome.failure or "no attempt")
+            message = f"given up after {outcome.attempts} attempt(s), {outcome.reason}: {last}; the event {known}"
             return _abandoned_error(outcome)(message, outcome)
 
 

@@ -1,4 +1,4 @@
-"""Tells the user's Ctrl-C from an error that foreign code raised."""
+"""Distinguishes the user's Ctrl-C from an error that foreign code raised."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _RAISING: Final = frozenset({"RAISE_VARARGS", "RERAISE"})
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether a signal's handler raised an error in the middle of a plain call, as for the user's Ctrl-C.
+    """Whether the handler of a signal raised an error, as that of Ctrl-C does; such an error must end the program.
 
-    It must end the program. Signals are handled in the main thread only. `asyncio.run` installs a handler of its own,
-    which cancels the main task first, and raises at the second Ctrl-C.
+    Signals are handled in the main thread only. `asyncio.run` installs a handler of its own, which cancels the main
+    task at the first Ctrl-C, and raises at the second.
     """
     if isinstance(error, Exception):
         return False
     if threading.current_thread() is not threading.main_thread():
         return False
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    # A partial has `func`, and a method the code of its function.
+    # A partial has its function in `func`; a method has the code of its function.
     codes = {getattr(getattr(handler, "func", handler), "__code__", None) for handler in handlers}
     innermost: TracebackType | None = None
     traceback = error.__traceback__
@@ -33,7 +33,7 @@ def is_interrupt(error: BaseException) -> bool:
         innermost, traceback = traceback, traceback.tb_next
         if innermost.tb_frame.f_code in codes:
             return True
-    # Python's own handler for Ctrl-C has no frame: its error comes from between two instructions.
+    # Python's own handler of Ctrl-C has no frame: its error comes from between two instructions.
     by_default = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
     return by_default and (innermost is None or not _raises(innermost))
 

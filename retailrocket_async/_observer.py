@@ -1,13 +1,13 @@
-"""For whoever wants to see more than `stats` tells: every request, and what became of the events.
+"""An observer sees every request of a client, and the outcomes of its events.
 
 ::
 
-    track ----> tracked()            what it returns is kept with the event
-    request --> request_began()      is given it for every event on its way, once each
+    track ----> tracked()            returns a mark, which is kept with the event
+    request --> request_began()      gets the marks of its events, each mark once
             `-> request_ended()
     outcome --> settled()
 
-Nothing is called where there is no observer.
+Without an observer none of this runs.
 """
 
 from collections import Counter
@@ -26,12 +26,13 @@ from retailrocket_async._stats import Stats
 
 @attrs.frozen(kw_only=True)
 class ObservedClient:
-    """The client that is observed.
+    """The client that an observer belongs to.
 
     Attributes:
         partner_id: the shop's public id.
-        base_url: where its requests go; the key is not in it.
-        stats: as `AsyncTrackingClient.stats`; None where the client is gone, or in a copy from another process.
+        base_url: where its requests go, without the key.
+        stats: as `AsyncTrackingClient.stats`, but returns None after the client was collected, or if this object was
+            unpickled.
     """
 
     partner_id: str
@@ -44,14 +45,15 @@ class ObservedRequest:
     """A request that is about to be made.
 
     Attributes:
-        path: relative to the base URL, e.g. ``"visitorEvents"``; for an event's own endpoint its name.
+        path: the endpoint relative to the base URL: ``"visitorEvents"``, or the name of the event of `send`.
         attempt: 1, or more for a retry of the same events.
-        events: how many are in it.
+        events: how many events are in it.
         size: bytes of its body.
         direct: whether a call of `send` or `send_batch` waits for it; the observer then sees a copy of that call's
-            context, else an empty one.
-        tracked: what `Observer.tracked` returned for its events, each once, in order, without None. Events that were
-            read from a spool, came as envelopes, or had to wait for room and left at once, may be missing.
+            context, otherwise an empty context.
+        tracked: the marks that `Observer.tracked` returned for its events, each once, in order, without None. The marks
+            of some events may be missing: those read from a spool, those tracked as envelopes, and those that waited
+            for room and were sent immediately.
     """
 
     path: str
@@ -63,52 +65,56 @@ class ObservedRequest:
 
 
 class Observer:
-    """Sees what a client does; subclass it and override what you want to see. Here every method does nothing.
+    """Is called for what a client does; subclass it and override methods. The methods of this class do nothing.
 
-    The methods are called in the client's event loop, but for `tracked`, which is called where the event comes from.
-    They must be quick, as they hold up everything else. What they raise is counted (`Stats.hook_errors`) and logged
-    once, and changes nothing. An observer belongs to one client.
+    The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. They
+    must be quick, as the client waits for them. An error that they raise is counted (`Stats.hook_errors`), logged once,
+    and has no other effect. An observer belongs to one client.
 
     Attributes:
-        origin: a context variable with a default; None, the default, for no such thing. Where what `tracked` returns
-            depends on nothing else than its value, a client asks `tracked` only when that is another object than for
-            the event before, which spares a call for nearly every event.
+        origin: a context variable with a default, if the result of `tracked` depends on its value alone; default None.
+            With it the client calls `tracked` only if the value is another object than for the event before, which
+            saves the call for nearly every event.
     """
 
     origin: ContextVar[Any] | None = None
 
     def opened(self, client: ObservedClient) -> None:
-        """Take note of the client; called by its constructor, before anything else."""
+        """Handle the start of the client; its constructor calls this before any other method."""
 
     def tracked(self) -> object:
-        """Return what is to be kept with an event that is being tracked, e.g. the current span; None for nothing.
+        """Return a mark to keep with an event that is being tracked, e.g. the current span; None for no mark.
 
-        Called for every event, at its caller's line, unless `origin` spares the call. Return the same object for the
-        same thing: a request is given each object once.
+        Called for every event, in its caller's context, unless `origin` saves the call. Return the same object for the
+        same span, as a request gets each object once.
         """
         return None
 
-    def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for whoever overrides it
-        """Take note of a request, right before it goes out; what this returns is given to `request_ended`.
+    def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for subclasses
+        """Handle the start of a request; the result is passed to `request_ended`.
 
-        Called in the task that makes the request. A context variable that is set here is set while the request is
-        made, and when `request_ended` is called; no other request sees it.
+        Called in the task that makes the request, right before it is sent. A context variable that is set here stays
+        set while the request is made and `request_ended` is called; no other request sees it.
         """
         return None
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Take note of a request's end.
+        """Handle the end of a request.
 
         Args:
-            begun: what `request_began` returned.
-            status: the HTTP status; None where there was no answer.
-            failure: why there was none, e.g. ``"timeout"`` or ``"cancelled"``; None where there was one.
+            begun: the result of `request_began`.
+            status: the HTTP status; None if there was no answer.
+            failure: why there was no answer, e.g. ``"timeout"`` or ``"cancelled"``; None if there was one.
         """
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Take note of events that have their outcome together: how many there are by their names on the wire.
+        """Handle the outcome of events that got it together.
 
-        Sees an empty context, or for a direct send a copy of its caller's.
+        Called in an empty context, or for a direct send in a copy of its caller's context.
+
+        Args:
+            names: how many events there are, by their names on the wire.
+            outcome: their outcome.
         """
 
 
@@ -116,27 +122,27 @@ _NOWHERE: Final = object()
 
 
 class Watch:
-    """Asks an observer, and lets nothing that it raises out.
+    """Calls an observer, and catches its errors.
 
     Args:
         observer: the user's.
-        failed: told the name of what raised, and what it raised.
+        failed: called with the name of the hook and its error.
 
     Attributes:
-        marks: whether the observer keeps anything with events.
-        origin: returns another object where the observer may keep something else with an event than before.
-        before: what that was, and `kept` what was kept then.
+        marks: whether the observer overrides `tracked`.
+        origin: returns the current value of `Observer.origin`; a new object each time if there is no such variable.
+        before: the value of `origin` for the last event, and `kept` the mark of that event.
 
     Raises:
-        ConfigurationError: `Observer.origin` is no context variable, or one without a default.
+        ConfigurationError: `Observer.origin` is not a context variable, or has no default.
     """
 
     def __init__(self, observer: Observer, failed: Callable[[str, BaseException], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
-        # One that keeps nothing with events need not be asked for each.
+        # An observer without marks need not be called for each event.
         self.marks = type(observer).tracked is not Observer.tracked
-        # Without a variable an object that is new each time.
+        # `object` returns a new object each time.
         self.origin: Callable[[], object] = object if observer.origin is None else _getter_of(observer.origin)
         self.before: object = _NOWHERE
         self.kept: object = None
@@ -144,11 +150,11 @@ class Watch:
         self._failed = failed
 
     def opened(self, client: ObservedClient) -> None:
-        """Tell of the client; what this raises is a wrong configuration, and is raised."""
+        """Call `Observer.opened`; its errors are raised, as the constructor of the client waits for it."""
         self._observer.opened(client)
 
     def mark(self) -> object:
-        """Return what is to be kept with an event, in whatever thread."""
+        """Return the mark of an event; may be called in any thread."""
         try:
             return self._tracked()
         except BaseException as error:  # a user's observer
@@ -157,7 +163,7 @@ class Watch:
             return _Raised(error)
 
     def note(self, receipt: Receipt) -> None:
-        """Keep with an event what the observer wants, at the line of its caller, in the client's event loop."""
+        """Get the mark of an event, and keep it with the receipt; called in the caller's task in the event loop."""
         origin = self.origin()
         if origin is not self.before:
             try:
@@ -170,7 +176,7 @@ class Watch:
         receipt.mark = self.kept
 
     def note_mark(self, receipt: Receipt, mark: object) -> None:
-        """Keep with an event what `mark` returned, in the client's event loop."""
+        """Keep with the receipt the mark that `mark` has returned in another thread; called in the event loop."""
         if isinstance(mark, _Raised):
             self._failed("observer", mark.error)
         else:
@@ -178,11 +184,11 @@ class Watch:
             self._kept_any |= mark is not None
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
-        """Tell of a request; `receipts` are None for a direct one. Return what the observer wants to get back."""
-        # Where nothing was ever kept, as no page is sampled, say, there is nothing to look for.
+        """Call `Observer.request_began`, and return its result for `ended`; `receipts` is None for a direct send."""
         if receipts is not None:
-            # The last visitor is asked for once more, and not kept until another one comes.
+            # So the context of the last event is not kept alive until the next one comes.
             self.before, self.kept = _NOWHERE, None
+        # Searched only if there was ever a mark: without a sampled span, for example, there is none.
         marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
@@ -194,7 +200,7 @@ class Watch:
             return _Raised(error)
 
     def ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Tell of a request's end, unless the observer failed at its beginning."""
+        """Call `Observer.request_ended`, unless `request_began` has failed."""
         if isinstance(begun, _Raised):
             return
         try:
@@ -203,32 +209,32 @@ class Watch:
             self._raised(error)
 
     def settled(self, names: Iterable[str], outcome: Outcome) -> None:
-        """Tell what became of events."""
+        """Call `Observer.settled`."""
         try:
             self._observer.settled(Counter(names), outcome)
         except BaseException as error:  # noqa: BLE001 - a user's observer
             self._raised(error)
 
     def _raised(self, error: BaseException) -> None:
-        """Count what the observer raised; raise the user's Ctrl-C again."""
+        """Count an error of the observer; raise the user's Ctrl-C again."""
         if is_interrupt(error):
             raise error
         try:
             self._failed("observer", error)
         except RecursionError:
-            # The caller has hardly any stack left, and its event is accepted all the same.
+            # The caller has hardly any stack left. Its event is accepted all the same.
             return
 
 
 def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
-    """Return what was kept with events, each object once."""
+    """Return the marks of events, each object once."""
     last = None
     try:
-        # Events of one origin stand side by side, most of them: looked at one by one, which is quicker than what is
-        # built in, and the few that differ once more.
+        # Most events with the same mark stand side by side. So a loop that drops repeated marks is faster than built-in
+        # functions over all of them; the few marks that remain are made unique below.
         kept = [last := receipt.mark for receipt in receipts if receipt.mark is not last]
     except AttributeError:
-        # With some events nothing was kept, not even None.
+        # Some receipts have no attribute `mark`.
         kept = [getattr(receipt, "mark", None) for receipt in receipts]
     marks = {id(mark): mark for mark in kept}
     marks.pop(id(None), None)
@@ -236,7 +242,7 @@ def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
 
 
 def _getter_of(origin: ContextVar[Any]) -> Callable[[], object]:
-    """Return what reads the variable."""
+    """Return the function that reads the variable."""
     if not isinstance(origin, ContextVar):
         raise ConfigurationError(f"Observer.origin must be a ContextVar or None, not {type(origin).__name__}")
     try:

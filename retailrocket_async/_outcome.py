@@ -1,11 +1,11 @@
-"""What became of an event: exactly one `Outcome` each.
+"""The outcomes of an event; each event gets exactly one.
 
 ::
 
     Outcome = Delivered | Rejected | Abandoned | Dropped | Kept
 
-An undelivered event is an expected thing, so it is a value and not an exception: `await receipt` never raises
-for it. `await receipt.delivered()` is for callers who prefer an exception.
+Undelivered events are to be expected, so an outcome is a value and not an exception: `await receipt` never raises for
+it. `await receipt.delivered()` raises an exception instead.
 """
 
 from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ class Delivered:
         status: the HTTP status, 200-299.
         attempts: requests that carried the event, 1 or more; direct sends and batches count alike.
         elapsed: seconds from the first attempt to the answer.
-        maybe_duplicate: True where an earlier attempt got no clear answer and may have been recorded as well.
+        maybe_duplicate: True if an earlier attempt got no clear answer and may have been recorded as well.
     """
 
     status: int
@@ -31,7 +31,7 @@ class Delivered:
 
     @property
     def maybe_recorded(self) -> bool:
-        """Always True: the API said so."""
+        """Always True: the API has confirmed it."""
         return True
 
 
@@ -39,7 +39,7 @@ RejectionScope: TypeAlias = Literal["event", "access"]
 
 
 class Refusal(NamedTuple):
-    """What a status means that the API refuses a request with.
+    """The meaning of a status by which the API, or a proxy, refuses a request.
 
     Attributes:
         scope: see `Rejected.scope`.
@@ -67,21 +67,21 @@ _REFUSED: Final = Refusal("event", "the API refused the request")
 
 
 def refusal_of(status: int) -> Refusal:
-    """Return what a refusal by `status` (a 3xx, or a 4xx that is not retried) means for the event and for others."""
+    """Return the meaning of a refusal by `status`, which is a 3xx, or a 4xx that is not retried."""
     return _REFUSALS.get(status) or (_REDIRECTED if 300 <= status <= 399 else _REFUSED)
 
 
 @attrs.frozen(kw_only=True)
 class Rejected:
-    """The API refused the request that carried the event; the same request would be refused again.
+    """The API refused the request that carried the event, and would refuse the same request again.
 
     Attributes:
         status: the HTTP status, e.g. 400, 401, 403, 404, or a redirect (which is never followed).
-        attempts: requests that carried the event; 0 where it was never sent, as others before it were refused for the
-            key, the shop or the address, which are its own, too.
+        attempts: requests that carried the event; 0 if it was never sent, because requests before it were refused for
+            the key, the shop or the address.
         elapsed: seconds from the first attempt to the answer.
-        isolated: whether the event was refused on its own account: alone in its request, or for the key, the shop or
-            the address. False where its whole batch seemed bad, and the search for the bad ones was given up.
+        isolated: whether the event itself was refused: alone in its request, or for the key, the shop or the address.
+            False if its batch was refused, and the search for the bad events in it was given up.
     """
 
     status: int
@@ -92,7 +92,7 @@ class Rejected:
 
     @property
     def scope(self) -> RejectionScope:
-        """What the API refused, by the status: the event, or the access to the API.
+        """Whether the API refused the event, or all access to the API, by the status.
 
         ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
         proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
@@ -101,7 +101,7 @@ class Rejected:
 
     @property
     def advice(self) -> str:
-        """What the status means and, if known, what to correct, as in `StateChange.advice`."""
+        """The meaning of the status and, if it is known, what to correct; as in `StateChange.advice`."""
         return refusal_of(self.status).advice
 
 
@@ -122,24 +122,23 @@ AbandonReason: TypeAlias = Literal[
 
 @attrs.frozen(kw_only=True)
 class Abandoned:
-    """The delivery of the event was given up, after it was sent once or more, or as nothing could be sent.
+    """The client gave the event up after it was sent at least once, or because nothing could be sent.
 
     Attributes:
-        reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (an answer that no
-            retry can mend, yet no clear refusal), ``"at_most_once"`` (it may have been recorded, and
+        reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (the answer was no clear
+            refusal, but a retry cannot help), ``"at_most_once"`` (it may have been recorded, and
             `RetryPolicy.at_most_once` forbids to send it again), ``"halted"`` (a variable of the environment cannot be
-            used, or a proxy refuses to connect to the API: `failure` says which and what to correct; nobody did within
-            `RetryPolicy.max_halt`), ``"expired"`` (older than `Buffer.max_age` before its
-            retry), ``"closed"`` (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled),
-            ``"internal_error"`` (a defect: please report it); with a spool also ``"untold"`` (it was settled by another
-            process, and this one was stopped for longer than the spool tells of that), ``"lost"`` (somebody removed
-            or replaced the spool's directory while it was in use) or ``"damaged"`` (its bytes on disk have changed).
-        maybe_recorded: True where at least one attempt may have been recorded by the API; False where it is certain
-            that none was.
-        status: the HTTP status of the last attempt; None where no answer arrived.
-        failure: what went wrong in the last attempt where no answer arrived, e.g. ``"connect: ConnectError"``.
+            used, or a proxy refuses to connect to the API, and this was not corrected within `RetryPolicy.max_halt`;
+            `failure` says what to correct), ``"expired"`` (older than `Buffer.max_age` before its retry), ``"closed"``
+            (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled), ``"internal_error"`` (a defect:
+            please report it). With a spool also ``"untold"`` (another process settled it, and this process was stopped
+            for longer than the spool keeps outcomes), ``"lost"`` (somebody removed or replaced the spool's directory
+            while it was in use) or ``"damaged"`` (its bytes on disk have changed).
+        maybe_recorded: True if the API may have recorded at least one attempt; False if it certainly recorded none.
+        status: the HTTP status of the last attempt; None if no answer arrived.
+        failure: the failure of the last attempt if no answer arrived, e.g. ``"connect: ConnectError"``.
         attempts: requests that carried the event; 0 if it was never sent.
-        elapsed: seconds from the first attempt to the giving up.
+        elapsed: seconds from the first attempt until the event was given up.
     """
 
     reason: AbandonReason
@@ -172,11 +171,11 @@ class Dropped:
 
 @attrs.frozen(kw_only=True)
 class Kept:
-    """The client closed before the event had another outcome; it is in the spool, and whoever opens that sends it.
+    """The client closed before the event had another outcome; it is in the spool, and the next client sends it.
 
     Attributes:
-        maybe_recorded: True where a request that carried it may have been recorded by the API; it is sent again.
-        attempts: requests that carried the event so far, by this process.
+        maybe_recorded: True if the API may have recorded a request that carried the event; it is sent again.
+        attempts: requests of this process that carried the event.
     """
 
     maybe_recorded: bool = False

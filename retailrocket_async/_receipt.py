@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from retailrocket_async._errors import error_for
 from retailrocket_async._outcome import Delivered
+from retailrocket_async._runtime.futures import set_done
+from retailrocket_async._runtime.running import running_loop
 from retailrocket_async._runtime.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -18,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class Receipt(Uncopyable):
-    """The awaitable stub that `track` hands out for one event.
+    """An awaitable that gives the outcome of one event; `track` returns it.
 
-    ``await receipt`` gives the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
-    await it; cancelling one of them cancels neither the delivery nor the others. A receipt that nobody awaits
+    ``await receipt`` returns the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
+    await it; cancelling one of them cancels neither the delivery nor the others. A receipt may be thrown away: that
     costs nothing and never warns.
 
     Attributes:
         event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
     """
 
-    _instead = "await it where it is, and hand on the outcome"
+    _instead = "await it in its own process, and pass the outcome on"
 
-    # `mark` is an observer's, and is not there without one.
+    # `mark` is set by an observer; without one it has no value.
     __slots__ = ("_outcome", "_waiters", "event_name", "mark")
 
     mark: object
@@ -38,12 +40,12 @@ class Receipt(Uncopyable):
     def __init__(self, event_name: str) -> None:
         self.event_name = event_name
         self._outcome: Outcome | None = None
-        # A dict for its order: thousands may await one receipt, and be cancelled together.
+        # A dict, as thousands of tasks may await one receipt: it removes one in constant time, and keeps their order.
         self._waiters: dict[asyncio.Future[None], None] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome, or None while there is none yet; never blocks."""
+        """The outcome; None while there is none. Never blocks."""
         return self._outcome
 
     def done(self) -> bool:
@@ -57,21 +59,21 @@ class Receipt(Uncopyable):
                 self._waiters = {}
             self._waiters[waiter] = None
             try:
-                # Looked at again: in another thread's loop the outcome may have come meanwhile.
+                # Read again: if this is another thread's loop, the outcome may have come meanwhile.
                 if self._outcome is None:
                     yield from waiter
             finally:
-                # Cancelled: whoever polls with a time-out would leave a waiter behind every time.
+                # If this wait was cancelled. A caller that polls with a time-out would else leave a waiter every time.
                 if self._waiters is not None:
                     self._waiters.pop(waiter, None)
         assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
         return self._outcome
 
     async def delivered(self) -> Delivered:
-        """Wait for the outcome and return it if the event was delivered.
+        """Wait for the outcome, and return it if the event was delivered.
 
         Raises:
-            DeliveryError: the subclass that matches the outcome otherwise.
+            DeliveryError: the event was not delivered; the subclass corresponds to the outcome.
         """
         outcome = await self
         if isinstance(outcome, Delivered):
@@ -83,7 +85,7 @@ class Receipt(Uncopyable):
 
 
 def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
-    """Give every receipt its outcome and wake who awaits it; a receipt that has one keeps it."""
+    """Give receipts their outcome, and wake the tasks that await them; a receipt that has an outcome keeps it."""
     here: asyncio.AbstractEventLoop | None = None
     for receipt in receipts:
         if receipt._outcome is not None:
@@ -91,28 +93,16 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
         receipt._outcome = outcome
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
-            here = here or _running_loop()
-            # A copy, as another thread may be adding one, which will find the outcome itself.
+            here = here or running_loop()
+            # A copy, as another thread may add a waiter now; that one finds the outcome itself.
             for waiter in list(waiters):
                 _wake(waiter, here)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _wake(waiter: asyncio.Future[None], here: asyncio.AbstractEventLoop | None) -> None:
     if (loop := waiter.get_loop()) is here:
-        _set_done(waiter)
+        set_done(waiter)
         return
-    # Another thread's loop, which may be closed by now.
+    # The waiter is of another thread's loop, which may be closed.
     with suppress(RuntimeError):
-        loop.call_soon_threadsafe(_set_done, waiter)
-
-
-def _set_done(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        loop.call_soon_threadsafe(set_done, waiter)

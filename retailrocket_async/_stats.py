@@ -1,4 +1,4 @@
-"""What the client tells about itself: `Stats` at any moment, `CloseReport` at its end, events it did not deliver."""
+"""The client's reports: `Stats` at any moment, `StateChange`, `CloseReport`, and the events that it did not deliver."""
 
 import functools
 import os
@@ -14,21 +14,22 @@ from retailrocket_async._events.models import Event
 from retailrocket_async._outcome import Undelivered
 
 State: TypeAlias = Literal["sending", "down", "halted"]
-"""Whether requests go out as ever, or one at a time until the API answers, or until somebody mends something."""
+"""Requests go out normally; one at a time as probes, until the API answers; or as probes, until a wrong key, shop,
+address, proxy or variable is corrected."""
 
 
 @attrs.frozen(kw_only=True)
 class SpoolStats:
-    """What is in a spool, as of a look less than a second ago.
+    """The contents of a spool, as they were less than a second ago.
 
     Attributes:
-        sends: whether this process is the one that sends.
-        events: waiting events of all processes; a little more where some have gone out of their turn.
+        sends: whether this process sends the events of the spool.
+        events: waiting events of all processes; a little too high if events were sent out of their order.
         size: bytes in use.
         dead: dead letters.
-        oldest_age: seconds since the oldest waiting event was tracked; 0 where none waits.
-        failure: why the spool cannot be used right now, as a sentence; None while it can. It is tried again until it
-            works, unless `Stats.state` is ``"halted"`` with it: then a defect has ended that, and nothing is sent.
+        oldest_age: seconds since the oldest waiting event was tracked; 0 if none waits.
+        failure: why the spool cannot be used now, as a sentence; None if it can. The client retries until the spool
+            works, unless `Stats.state` is ``"halted"`` too: then a defect has ended the retries, and nothing is sent.
     """
 
     sends: bool = False
@@ -41,9 +42,9 @@ class SpoolStats:
 
 @attrs.frozen(kw_only=True)
 class Stats:
-    """A snapshot of the client's counters; all count events unless they say otherwise.
+    """A snapshot of the client's counters, which count events unless they say otherwise.
 
-    The counts always add up, in whatever thread they are read:
+    This sum holds in every thread that reads the counters:
     ``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight``.
 
     Attributes:
@@ -55,24 +56,24 @@ class Stats:
         pending: waiting in the buffer.
         pending_bytes: bytes of JSON waiting in the buffer.
         in_flight: taken from the buffer, or sent directly, and without an outcome yet.
-        oldest_age: seconds the longest waiting event has been in the buffer; 0 where it is empty.
+        oldest_age: seconds that the oldest event has been in the buffer; 0 if the buffer is empty.
         waiting: calls of `track` and `track_many` that wait for room in the buffer.
         requests: requests made, retries and direct sends included.
-        requests_by_status: requests by the HTTP status of their answer; those without one under their kind of failure
-            (``"name"``, ``"connect"``, ``"tls"``, ``"proxy"``, ``"pool"``, ``"timeout"``, ``"broken"``, ``"closed"``);
-            those on their way, or cut off by a close or a cancellation, are in `requests` alone.
+        requests_by_status: requests by the HTTP status of their answer; requests without an answer by their kind of
+            failure (``"name"``, ``"connect"``, ``"tls"``, ``"proxy"``, ``"pool"``, ``"timeout"``, ``"broken"``,
+            ``"closed"``). Requests in flight, or ended by a close or a cancellation, are in `requests` alone.
         retries: requests that repeated an earlier one.
         limiter_wait: seconds that requests have waited for the limiter, in sum.
         hook_errors: calls of `before_send`, `on_outcome`, `on_state_change`, an observer or a log handler that raised.
-        hook_missed: undelivered events that `on_outcome` was not told of, as it was too slow for them.
-        state: ``"sending"`` as ever, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
+        hook_missed: undelivered events that `on_outcome` did not get, because it was too slow.
+        state: ``"sending"`` normally, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
             key, the shop or the address, or the environment or a proxy lets nothing be sent; see `StateChange`.
         dropped_by: dropped events by reason, and then by the event's name, e.g. ``{"overflow": {"view": 3}}``.
-        splits: requests made to find out which events of a refused batch are to blame.
+        splits: requests made to find the bad events of a refused batch.
         kept: left in the spool when the client closed.
-        spool: what is in the spool; None without one. With one, the counts above are those of the events that this
-            process has tracked, whichever process sends them; requests and retries are those of this process, and
-            `pending_bytes` and `oldest_age` those of what it is about to send.
+        spool: the contents of the spool; None without a spool. With a spool, the counters above are of the events that
+            this process has tracked, even if another process sends them; requests and retries are those of this
+            process, and `pending_bytes` and `oldest_age` are of the events that it is about to send.
     """
 
     tracked: int = 0
@@ -99,24 +100,24 @@ class Stats:
 
 
 _READS: Final = 100
-"""How often counters are read that another thread keeps changing, before the last reading is made to add up."""
+"""How often counters are read, if another thread keeps changing them, before the last reading is corrected."""
 
 _SOON: Final = 10
-"""Of these readings, how many only let other threads run in between; before the others the reader sleeps."""
+"""Readings after which the reader only lets other threads run; after later readings it sleeps."""
 
 _PAUSE: Final = 0.0005
-"""Seconds that it sleeps."""
+"""Seconds that the reader sleeps."""
 
 
 def consistent(read: Callable[[], Stats]) -> Stats:
-    """Return counters of one moment, while another thread, that of the event loop, goes on changing them.
+    """Return counters of one moment while another thread, that of the event loop, goes on changing them.
 
-    Two readings with the same counts, which add up, have nothing in between: most counts only ever grow. This costs the
-    event loop nothing, as a lock or a version number would with every event. It takes 50 ms at most. After that, in a
-    loop that is stopped in the middle of a change, the missing or surplus events count as in flight.
+    If two readings are equal and their sum is right, no change came between them, as most counters only grow. Unlike a
+    lock or a version number, this costs the event loop nothing per event. It takes 50 ms at most. If the loop is
+    stopped in the middle of a change for longer, the missing or surplus events count as in flight.
 
     Args:
-        read: returns the counters as they are, the ended events read before the waiting ones.
+        read: returns the counters as they are, and reads those of ended events before those of waiting events.
     """
     last: Stats | None = None
     for turn in range(_READS):
@@ -142,20 +143,20 @@ def _adds_up(stats: Stats) -> bool:
 
 
 def _counts(stats: Stats) -> Stats:
-    # Ages and waits go on by themselves.
+    # Ages and waiting times grow by themselves.
     return attrs.evolve(stats, oldest_age=0.0, limiter_wait=0.0, spool=None)
 
 
 @attrs.frozen(kw_only=True)
 class StateChange:
-    """A turn for the worse, or the better; logged once each, and handed to `on_state_change`.
+    """A change of `Stats.state`, or of its reason; logged once each, and passed to `on_state_change`.
 
     Attributes:
-        state: how it is now, as in `Stats.state`.
-        previous: how it was; the same as `state` where only the reason has changed.
-        status: the HTTP status that changed it; None where there was none.
-        failure: why there was no answer, e.g. ``"connect: ConnectError"``; None where there was one.
-        advice: what it means, and what can mend it, as a sentence.
+        state: the new state, as in `Stats.state`.
+        previous: the state before; the same as `state` if only the reason has changed.
+        status: the HTTP status that caused the change; None if there was none.
+        failure: why there was no answer, e.g. ``"connect: ConnectError"``; None if there was an answer.
+        advice: what the change means and what to do, as a sentence.
         lasted: seconds that the previous state had lasted.
     """
 
@@ -173,8 +174,8 @@ class UndeliveredEvent:
 
     Attributes:
         event_name: the event's name as the API spells it.
-        envelope: its JSON as it was, or would have been, sent: one line that ``retailrocket-async send`` takes again.
-        outcome: what became of it.
+        envelope: its JSON as it was, or would have been, sent; a line of a file for ``retailrocket-async send``.
+        outcome: its outcome.
     """
 
     event_name: str
@@ -183,36 +184,36 @@ class UndeliveredEvent:
 
     @property
     def event(self) -> Event:
-        """The event, read back from its JSON; its timestamp as precise as it was sent."""
+        """The event, decoded from its JSON; its timestamp is as precise as on the wire."""
         return _reader().decode(self.envelope, allow_custom=True)
 
     @property
     def error(self) -> DeliveryError:
-        """The typed error that says the same as the outcome, as `Receipt.delivered` raises it."""
+        """The error that corresponds to the outcome, as `Receipt.delivered` raises it."""
         return error_for(self.outcome)
 
 
 @functools.cache
 def _reader() -> Codec:
-    # Once: to build a codec takes milliseconds, and a buffer holds a hundred thousand events.
+    # Cached, as building a codec takes milliseconds and a buffer may hold a hundred thousand events.
     return Codec()
 
 
 def _as_value(error: DeliveryError | None) -> object:
-    # Errors are equal to themselves alone; what two of them say may be the same.
+    # Compares errors by their contents: `==` of exceptions is identity.
     return None if error is None else (type(error), error.args, error.outcome)
 
 
 @attrs.frozen(kw_only=True)
 class CloseReport:
-    """How the client ended.
+    """The report of a client's close.
 
     Attributes:
-        stats: the final counters; nothing is pending or in flight any more.
-        undelivered: the buffered events that ended undelivered while the client closed, oldest first; earlier ones
-            went to `on_outcome` only, as they may be any number.
+        stats: the final counters; no event is pending or in flight any more.
+        undelivered: the buffered events that ended undelivered during the close, oldest first; earlier ones went to
+            `on_outcome` only, as there may be any number of them.
         elapsed: seconds that the close took.
-        error: why sending was halted, e.g. an `AuthenticationError`; None where it was not.
+        error: why sending was halted, e.g. an `AuthenticationError`; None if it was not.
     """
 
     stats: Stats
@@ -222,14 +223,14 @@ class CloseReport:
 
     @property
     def clean(self) -> bool:
-        """Whether every event that was still open at the close was delivered."""
+        """Whether every event that had no outcome when the close began was delivered."""
         return not self.undelivered
 
     def save_undelivered(self, path: str | os.PathLike[str]) -> int:
-        """Append the undelivered events to a file that ``retailrocket-async send`` takes; return how many they are.
+        """Append the undelivered events to a file for ``retailrocket-async send``; return how many they are.
 
-        One line of JSON each. A new file is readable by its owner alone (mode 0600): events hold personal data. With
-        no event nothing is written. It blocks as writing a file does: in a running service call it in a thread.
+        The file has one line of JSON per event. A new file is readable by its owner alone (mode 0600), as events hold
+        personal data. If there is no event, no file is made. The call blocks: in a running service make it in a thread.
 
         Raises:
             OSError: the file cannot be written.

@@ -1,12 +1,12 @@
-"""OpenTelemetry: metrics of a client, and a span for each of its requests, linked to where their events came from.
+"""OpenTelemetry: metrics of a client, and a span for each request with links to the spans that tracked its events.
 
 ::
 
     client = AsyncTrackingClient.from_env(observer=OpenTelemetryObserver())
 
-Only the API of OpenTelemetry is needed (extra ``otel``); without an SDK in the application nothing is recorded. The key
-is in no attribute: a request's URL, which holds it, is not among them. The instrumentation of HTTP clients sees nothing
-of the requests, which would be the same spans a second time, with the URL.
+This needs the API of OpenTelemetry alone (extra ``otel``); without an SDK in the application nothing is recorded. The
+key is in no attribute, as the URL, which holds the key, is none. Instrumentations of HTTP clients are suppressed for
+these requests: they would record the same spans again, with the URL.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _NAME: Final = "retailrocket_async"
 _PARTNER: Final = "retailrocket.partner.id"
 
 _MOST_LINKS: Final = 128
-"""The SDK's own default; of more it would drop those that came first."""
+"""Links of one span: the SDK's default bound. Above it the SDK drops the first links."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""The bounds that the semantic conventions advise for the duration of HTTP requests."""
+"""Bounds of the histogram, in seconds, that the semantic conventions advise for the duration of HTTP requests."""
 
 _EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 
@@ -70,23 +70,23 @@ _SUPPRESS: Final = (
         if hasattr(contexts, name)
     ),
 )
-"""Keys that instrumentations look at: the one of old, and those that the API has for itself."""
+"""Context keys that suppress instrumentations: the old one, and the private ones of the API."""
 
 
-def _quiet(context: contexts.Context) -> contexts.Context:
-    """Return a context in which other instrumentations look away."""
+def _suppressed(context: contexts.Context) -> contexts.Context:
+    """Return a context in which other instrumentations are suppressed."""
     for key in _SUPPRESS:
         context = contexts.set_value(key, True, context)  # noqa: FBT003 - as instrumentations look for it
     return context
 
 
-_NOBODY: Final = _quiet(contexts.Context())
+_NO_PARENT: Final = _suppressed(contexts.Context())
 
 _Attributes: TypeAlias = "dict[str, str | int]"
 
 
 class _Begun(NamedTuple):
-    """A request on its way."""
+    """A request in flight."""
 
     span: Span
     inside: contexts.Context
@@ -96,7 +96,7 @@ class _Begun(NamedTuple):
 
 
 class OpenTelemetryObserver(Observer, Uncopyable):
-    """Metrics and spans of one client; the names are in the documentation's page on telemetry.
+    """Records metrics and spans of one client; the documentation's page on telemetry lists their names.
 
     Args:
         tracer_provider: where spans go; default the application's.
@@ -108,20 +108,20 @@ class OpenTelemetryObserver(Observer, Uncopyable):
     def __init__(
         self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
-        told = version("retailrocket-async")
-        self._tracer = trace.get_tracer(_NAME, told, tracer_provider)
-        meter = metrics.get_meter(_NAME, told, meter_provider)
+        our_version = version("retailrocket-async")
+        self._tracer = trace.get_tracer(_NAME, our_version, tracer_provider)
+        meter = metrics.get_meter(_NAME, our_version, meter_provider)
         self._readings = _Readings.of(meter_provider, meter)
         self._client: ObservedClient | None = None
         self._partner_id = ""
         self._common: _Attributes = {}
         self._server: _Attributes = {}
-        # Nothing public tells that the current context is another one.
+        # Private, as no public name gives the variable of the current context.
         self.origin = _variable_of(getattr(contexts, "_RUNTIME_CONTEXT", None))
         self._duration = meter.create_histogram(
             "retailrocket.client.request.duration",
             "s",
-            "How long requests took, by what came back.",
+            "Duration of requests, by their reply.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._batch = meter.create_histogram(
@@ -132,14 +132,14 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         )
 
     def opened(self, client: ObservedClient) -> None:
-        """Take note of the client.
+        """Start to read the client's counters.
 
         Raises:
-            ConfigurationError: there is one already: an observer belongs to one client.
+            ConfigurationError: the observer has a client already.
         """
         if self._client is not None:
             raise ConfigurationError("an observer belongs to one client: make another one for this client")
-        # Its figures are read as long as this is there, which the client is to keep.
+        # Its counters are read as long as this object lives; the client keeps the observer, and so this object.
         self._client = client
         self._partner_id = client.partner_id
         self._common = {_PARTNER: client.partner_id}
@@ -151,12 +151,12 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._readings.add(client)
 
     def tracked(self) -> SpanContext | None:
-        """Return the context of the current span, if it is sampled: a link to what nobody keeps leads nowhere."""
+        """Return the context of the current span if it is sampled; a link to any other span would lead nowhere."""
         context = trace.get_current_span().get_span_context()
         return context if context.trace_flags & _SAMPLED else None
 
     def request_began(self, request: ObservedRequest) -> _Begun:
-        """Begin a span, and have other instrumentations look away."""
+        """Start a span, and suppress other instrumentations."""
         attributes: _Attributes = {
             "http.request.method": "POST",
             "url.template": request.path,
@@ -167,13 +167,13 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         }
         if request.attempt > 1:
             attributes["http.request.resend_count"] = request.attempt - 1
-        # A batch is nobody's child. Who waits for a request is its parent.
-        around = _quiet(contexts.get_current()) if request.direct else _NOBODY
+        # A batch has no parent span. A direct send has the span of the caller that waits for it.
+        around = _suppressed(contexts.get_current()) if request.direct else _NO_PARENT
         pages = (context for context in request.tracked if isinstance(context, SpanContext))
         links = [Link(context) for context in itertools.islice(pages, _MOST_LINKS)]
         span = self._tracer.start_span(f"POST {request.path}", around, SpanKind.CLIENT, attributes, links)
-        # A connection that the request opens keeps this context: nothing else of the caller's may be in it.
-        inside = trace.set_span_in_context(span, _NOBODY)
+        # A connection that the request opens keeps this context, so it holds nothing else of the caller's.
+        inside = trace.set_span_in_context(span, _NO_PARENT)
         self._batch.record(request.events, self._common, inside)
         self._readings.sent(self._partner_id, request.size)
         return _Begun(span, inside, contexts.attach(inside), time.perf_counter(), request.path)
@@ -184,17 +184,17 @@ class OpenTelemetryObserver(Observer, Uncopyable):
             return
         took = time.perf_counter() - begun.at
         contexts.detach(begun.token)
-        came: _Attributes = {}
+        result: _Attributes = {}
         if status is not None:
-            came["http.response.status_code"] = status
+            result["http.response.status_code"] = status
         if status is None or status >= 400:
-            came["error.type"] = str(status) if status is not None else failure or "_OTHER"
+            result["error.type"] = str(status) if status is not None else failure or "_OTHER"
             begun.span.set_status(Status(StatusCode.ERROR))
-        for name, value in came.items():
+        for name, value in result.items():
             begun.span.set_attribute(name, value)
         begun.span.end()
-        told = {"url.template": begun.path, **self._server, **self._common, **came}
-        self._duration.record(took, told, begun.inside)
+        attributes = {"url.template": begun.path, **self._server, **self._common, **result}
+        self._duration.record(took, attributes, begun.inside)
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
         """Count events."""
@@ -204,10 +204,10 @@ class OpenTelemetryObserver(Observer, Uncopyable):
 
 
 class _Readings:
-    """What all observers of one provider have to tell when it asks; its instruments are made once.
+    """The observable instruments of one meter provider, and the counters behind them, for all of its clients.
 
-    An SDK has one instrument of a name, and asks whoever made it first. And it is quicker by far to count here than to
-    have an SDK count.
+    An SDK keeps one instrument of each name, with the callback of its first maker. Counting here is also much faster
+    than counting in an SDK.
     """
 
     _of_providers: ClassVar[WeakKeyDictionary[object, _Readings]] = WeakKeyDictionary()
@@ -216,7 +216,7 @@ class _Readings:
 
     def __init__(self, meter: Meter) -> None:
         self._lock = threading.Lock()
-        # By identity: two clients of one shop are equal.
+        # By `id`, as two clients of one shop are equal.
         self._clients: WeakValueDictionary[int, ObservedClient] = WeakValueDictionary()
         self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -229,14 +229,14 @@ class _Readings:
         meter.create_observable_counter(
             "retailrocket.client.sent", [self._read_bytes], "By", "Bytes of the bodies of all requests."
         )
-        for name, unit, told, value, together in _LEVELS:
-            meter.create_observable_gauge(name, [self._reading(value, together)], unit, told)
-        for name, unit, told, value, together in _TOTALS:
-            meter.create_observable_counter(name, [self._reading(value, together)], unit, told)
+        for name, unit, description, value, combine in _LEVELS:
+            meter.create_observable_gauge(name, [self._reading(value, combine)], unit, description)
+        for name, unit, description, value, combine in _TOTALS:
+            meter.create_observable_counter(name, [self._reading(value, combine)], unit, description)
 
     @classmethod
     def of(cls, provider: MeterProvider | None, meter: Meter) -> _Readings:
-        """Return those of a provider; None for the application's, which may be set later."""
+        """Return the readings of a provider; None means the application's provider, which may be set later."""
         with cls._making:
             if provider is None or provider is metrics.get_meter_provider():
                 if cls._of_the_application is None:
@@ -247,7 +247,7 @@ class _Readings:
             return cls._of_providers[provider]
 
     def add(self, client: ObservedClient) -> None:
-        """Read a client, too, as long as it lives."""
+        """Read the counters of a client, too, as long as it lives."""
         with self._lock:
             self._clients[id(client)] = client
 
@@ -268,8 +268,8 @@ class _Readings:
         with self._lock:
             events = dict(self._events)
         for key, count in events.items():
-            told = zip(_KEYS, key, strict=True)
-            yield Observation(count, {name: value for name, value in told if value is not None})
+            attributes = zip(_KEYS, key, strict=True)
+            yield Observation(count, {name: value for name, value in attributes if value is not None})
 
     def _read_bytes(self, _: CallbackOptions) -> Iterable[Observation]:
         with self._lock:
@@ -277,7 +277,7 @@ class _Readings:
         return [Observation(size, {_PARTNER: partner_id}) for partner_id, size in sizes.items()]
 
     def _reading(
-        self, value: Callable[[Stats], float], together: Callable[[Iterable[float]], float]
+        self, value: Callable[[Stats], float], combine: Callable[[Iterable[float]], float]
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
@@ -287,8 +287,8 @@ class _Readings:
                 stats = client.stats()
                 if stats is not None:
                     found[client.partner_id].append(value(stats))
-            # Two clients of one shop have the same attributes, and are one series.
-            return [Observation(together(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
+            # Clients of one shop have the same attributes, so their values are combined into one series.
+            return [Observation(combine(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
 
         return read
 
@@ -303,9 +303,9 @@ _KEYS: Final = (
 
 
 def _variable_of(runtime: object) -> ContextVar[Any] | None:
-    """Return the variable in which the API's runtime keeps the current context; None if it keeps it elsewhere.
+    """Return the variable that holds the current context of OpenTelemetry; None if it is kept elsewhere.
 
-    The same context has the same span.
+    The same context object always has the same span, so the variable serves as `Observer.origin`.
     """
     variable: ContextVar[Any] | None = getattr(runtime, "_current_context", None)
     try:
@@ -320,7 +320,7 @@ _LEVELS: tuple[_Reading, ...] = (
     ("retailrocket.client.queue.events", "{event}", "Events that wait in the buffer.", lambda s: s.pending, sum),
     ("retailrocket.client.queue.size", "By", "Bytes of the events that wait.", lambda s: s.pending_bytes, sum),
     ("retailrocket.client.queue.oldest_age", "s", "Age of the event that waits longest.", lambda s: s.oldest_age, max),
-    ("retailrocket.client.in_flight", "{event}", "Events on their way.", lambda s: s.in_flight, sum),
+    ("retailrocket.client.in_flight", "{event}", "Events in flight.", lambda s: s.in_flight, sum),
     ("retailrocket.client.callers", "{call}", "Calls that wait for room in the buffer.", lambda s: s.waiting, sum),
     (
         "retailrocket.client.sending",

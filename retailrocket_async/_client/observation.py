@@ -1,5 +1,6 @@
 """Connects an observer to a client without keeping the client alive."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import weakref
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import Stats
 
 
-def watch_for(observer: Observer, client: Lifecycle, *, partner_id: str, base_url: str) -> Watch:
-    """Return what calls the observer, after calling its `opened`.
+def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, base_url: str) -> Watch | None:
+    """Call the observer's `opened`, and return the `Watch` that makes the later calls; None without an observer.
 
     Args:
         observer: the user's.
@@ -25,6 +26,8 @@ def watch_for(observer: Observer, client: Lifecycle, *, partner_id: str, base_ur
     Raises:
         ConfigurationError: not an observer, or as `Watch`.
     """
+    if observer is None:
+        return None
     if not isinstance(observer, Observer):
         raise ConfigurationError(f"observer must be an Observer, not {type(observer).__name__}")
     reference = weakref.ref(client)
@@ -40,7 +43,7 @@ def watch_for(observer: Observer, client: Lifecycle, *, partner_id: str, base_ur
 
 
 class _WeakStats:
-    """Returns a client's counters while the client is alive; what comes from a pickle returns None."""
+    """Returns a client's counters while the client is alive; returns None after it was unpickled."""
 
     def __init__(self, client: Lifecycle | None = None) -> None:
         self._client = None if client is None else weakref.ref(client)

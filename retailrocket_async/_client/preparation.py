@@ -1,4 +1,4 @@
-"""What is done with an event in its caller's thread: `before_send` is called, and the event is encoded."""
+"""Prepares events in their caller's thread: calls `before_send`, encodes them and checks their size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from retailrocket_async._errors import EventValidationError, error_for
 from retailrocket_async._events.codec import BATCH_PATH, join
+from retailrocket_async._events.envelopes import BRACKETS, too_large
 from retailrocket_async._events.models import Event
 from retailrocket_async._interrupt import is_interrupt
 from retailrocket_async._outcome import Dropped
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DirectRequest(NamedTuple):
-    """A request that passes the queue.
+    """A request that is sent without waiting in the queue.
 
     Attributes:
         path: the endpoint, relative to the base URL.
@@ -38,7 +39,7 @@ class DirectRequest(NamedTuple):
 
 
 class Preparation:
-    """Makes of an event what the engine accepts.
+    """Prepares a caller's event for the engine: calls `before_send`, encodes the event and checks its size.
 
     Args:
         engine: counts the errors of `before_send`, and the events that it drops.
@@ -54,8 +55,7 @@ class Preparation:
         self._codec = codec
         self._encode = codec.encode
         self._batching = batching
-        # A body has two brackets beside its events.
-        self.max_bytes = batching.max_bytes - 2
+        self.max_bytes = batching.max_bytes - BRACKETS
         self._before_send = before_send
 
     def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
@@ -83,7 +83,7 @@ class Preparation:
 
     def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
         """Raise the error of an event that is larger than `Batching.max_bytes`."""
-        self._refuse(event.event_name, len(envelope))
+        raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
 
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
         """Return the name and envelope of the event to send, or the receipt of an event that `before_send` drops."""
@@ -108,7 +108,7 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: none, too many or too large; or as `encoded`.
+            EventValidationError: there are no events, too many, or too large ones; or as `encoded`.
             DroppedError: `before_send` dropped all of them.
         """
         max_events = self._batching.max_events
@@ -124,7 +124,7 @@ class Preparation:
             raise error_for(Dropped(reason="before_send"))
         body = join(map(self.encoded, chosen))
         if len(body) > self._batching.max_bytes:
-            self._refuse(BATCH_PATH, len(body))
+            raise too_large(BATCH_PATH, len(body), self._batching.max_bytes)
         return DirectRequest(BATCH_PATH, body, [event.event_name for event in chosen])
 
     def deferred(self, event: Event, watch: Watch | None) -> Callable[[], Coroutine[Any, Any, Receipt]]:
@@ -167,7 +167,3 @@ class Preparation:
                 raise
             return event, error
         return chosen, None
-
-    def _refuse(self, name: str, size: int) -> NoReturn:
-        rule = f"must be at most {self._batching.max_bytes} bytes of JSON (Batching.max_bytes)"
-        raise EventValidationError(name, "", rule, size)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from retailrocket_async._errors import FlushTimeoutError, HandleTimeoutError, WrongLoopError
 from retailrocket_async._interrupt import is_interrupt
 from retailrocket_async._runtime.deadline import Deadline
 from retailrocket_async._runtime.loop_call import TimeIsUpError, call_in_loop, loop_ended
+from retailrocket_async._runtime.running import running_loop
 from retailrocket_async._runtime.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from retailrocket_async._delivery.engine import Engine
@@ -187,11 +187,8 @@ async def _outcome_of(receipt: Receipt) -> Outcome:
 
 def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether this is the thread in which the loop runs."""
-    with suppress(RuntimeError):
-        if asyncio.get_running_loop() is loop:
-            # gevent makes greenlets of threads. All of them see the loop as running, but only one of them runs it.
-            return getattr(loop, "_thread_id", None) in (None, threading.get_ident())
-    return False
+    # gevent makes greenlets of threads. All of them see the loop as running, but only one of them runs it.
+    return running_loop() is loop and getattr(loop, "_thread_id", None) in (None, threading.get_ident())
 
 
 def _under_gevent() -> str:

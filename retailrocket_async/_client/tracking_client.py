@@ -113,7 +113,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         try:
             credentials = Credentials(api_key, partner_id)
         finally:
-            # An error keeps this frame, and some tools print its variables.
+            # An error keeps this frame alive, and some tools print its variables.
             del api_key
         check_arguments(
             rate_limit=rate_limit,
@@ -143,11 +143,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             connections=batching.max_in_flight,
             http2=http2,
         )
-        self._watch = (
-            None
-            if observer is None
-            else watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
-        )
+        self._watch = watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
         # None also if the observer does not override `tracked`.
         self._marking = self._watch if self._watch is not None and self._watch.marks else None
         engine = build_engine(
@@ -186,7 +182,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             add_environment(options)
             return cls(**options)
         finally:
-            # The frame of an error is kept with it, and must not hold the key.
+            # An error keeps this frame alive, which must not hold the key.
             options.clear()
 
     async def track(self, event: Event) -> Receipt:
@@ -328,7 +324,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         """Accept one event with `before_send`."""
         chosen = self._preparation.chosen(event)
         if isinstance(chosen, Receipt):
-            # A caller whose events are all dropped waits nowhere else.
+            # Otherwise a caller whose events are all dropped would never yield to other tasks.
             await self._intake.let_others_run()
             return chosen
         receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import Abandoned, Rejected, refusal_of
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.futures import set_done
 from retailrocket_async._stats import StateChange
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class CircuitBreaker:
             return
         rested = asyncio.get_running_loop().create_future()
         self._resting.add(rested)
-        timer = detached(asyncio.get_running_loop().call_later, seconds, _set_done, rested)
+        timer = detached(asyncio.get_running_loop().call_later, seconds, set_done, rested)
         try:
             await rested
         finally:
@@ -270,7 +271,7 @@ class CircuitBreaker:
         self._failures = 0
         self._probe_again()
         for rested in self._resting:
-            _set_done(rested)
+            set_done(rested)
         if state == "sending":
             self._wake_all()
         self._changed(
@@ -299,7 +300,7 @@ class CircuitBreaker:
 
     def _wake_all(self) -> None:
         while self._waiting:
-            _set_done(self._waiting.popitem(last=False)[0])
+            set_done(self._waiting.popitem(last=False)[0])
         self.nudge()
 
 
@@ -314,8 +315,3 @@ def _advice(reply: Reply) -> str:
     if reply.failure == "key":
         return _KEYLESS
     return _DOWN if reply.proxy is None else _NO_WAY.format(reply.proxy)
-
-
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -1,4 +1,4 @@
-"""The interface of an engine: all that the client asks of it.
+"""The interface of an engine: the methods that the client calls.
 
 `Dispatcher` keeps events in memory, `SpooledDispatcher` on disk. The client does not know which of them it has.
 """
@@ -54,7 +54,7 @@ class EventIntake(Protocol):
         ...
 
     async def let_others_run(self) -> None:
-        """Yield to other tasks if it is time to."""
+        """Yield to other tasks if `left_in_a_row` is 0 or less."""
         ...
 
     def check_open(self) -> None:

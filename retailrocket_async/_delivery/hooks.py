@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import must_pass
-from retailrocket_async._runtime.thread_call import sealed_call
+from retailrocket_async._runtime.thread_call import captured_call
 from retailrocket_async._runtime.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Hooks:
                 if inspect.iscoroutinefunction(hook):
                     await hook(argument)
                     return
-                self._begun = name, self._in_thread(sealed_call(detached, hook, argument))
+                self._begun = name, self._in_thread(captured_call(detached, hook, argument))
             name, call = self._begun
             # Cancelled here, the next task of these hooks goes on with the call.
             await asyncio.wait({call})

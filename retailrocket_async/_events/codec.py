@@ -42,7 +42,7 @@ BATCH_PATH = "visitorEvents"
 
 
 _FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data"}
-"""Fields that hold any JSON, so that no rule tells an integer from a fraction there."""
+"""Fields that hold any JSON, where no validator finds an integer that orjson has made a float."""
 
 _MAYBE_LONG = re.compile(rb"[0-9]{19}")
 _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
@@ -50,17 +50,17 @@ _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 _ESCAPED_COLON = rb"\u003"
-"""What a colon looks like that is escaped, among others."""
+"""How the escape of a colon begins, like that of other characters."""
 
 _WRITTEN_ANEW = 64 * 1024
-"""Bytes of a text up to which it is written anew to look at its keys: orjson takes 50 times as much memory for it."""
+"""Bytes of a text up to which it is encoded again to count its keys: orjson takes 50 times as much memory for that."""
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
-"""Fields of a type that cattrs would take apart, and orjson takes whole."""
+"""Fields of a type that cattrs would convert value by value, and orjson encodes as it is."""
 
 
 class Codec:
-    """Turns events into the API's JSON and back; stateless once built, so one may serve many clients.
+    """Turns events into the API's JSON and back; it keeps no state, so many clients may share one.
 
     Args:
         timestamp_precision: ``"seconds"`` (default: the only documented pattern), ``"milliseconds"`` or
@@ -76,7 +76,7 @@ class Codec:
             raise ConfigurationError(f"timestamp_precision must be one of {allowed}, not {timestamp_precision!r}")
         self.timestamp_precision: TimestampPrecision = timestamp_precision
         self._option = orjson.OPT_OMIT_MICROSECONDS if timestamp_precision == "seconds" else 0
-        # One error, not a group of groups: a wire object has one level.
+        # Without detailed validation, cattrs raises one error instead of nested groups.
         converter = Converter(detailed_validation=False)
         self._to_object: dict[type[Event], Callable[[Any], dict[str, Any]]] = {CustomEvent: _custom_fields}
         self._from_object: dict[str, Callable[[Any, Any], Event]] = {}
@@ -87,7 +87,7 @@ class Codec:
         self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
     def __reduce__(self) -> tuple[type[Codec], tuple[TimestampPrecision]]:
-        # Its functions are generated, which a pickle cannot hold; another codec with the same precision is the same.
+        # A pickle cannot hold the generated functions, so unpickling builds another codec with the same precision.
         return type(self), (self.timestamp_precision,)
 
     def encode(self, event: Event) -> bytes:
@@ -124,8 +124,8 @@ class Codec:
 
         Args:
             envelope: plain JSON values, as `to_wire` returns them.
-            allow_custom: read an unknown event name as a `CustomEvent`; default False, since a mistyped name would
-                pass for one.
+            allow_custom: read an unknown event name as a `CustomEvent`; default False, as a mistyped name would
+                become one.
 
         Raises:
             EventValidationError: not an envelope, an unknown event, an unknown or missing field, or a broken rule.
@@ -154,8 +154,8 @@ class Codec:
     def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
-        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which are numbers. So is
-        an object, at any depth, that has a key twice: readers of JSON differ in which of the values they take.
+        An integer of more than 64 bits is refused in every field but `price` and `quantity`, which may be fractions.
+        An object that has a key twice is refused at any depth: readers of JSON differ in which value they take.
 
         Raises:
             EventValidationError: not JSON, or as `from_wire`.
@@ -174,10 +174,10 @@ class Codec:
         return event
 
     def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
-        """Return the name of the event that an envelope describes, its visitor, and its envelope.
+        """Check an envelope; return the name of its event, the visitor, and the envelope to send.
 
-        The visitor is ``""`` where the event names none. The envelope is as this codec would make it, or, where the one
-        given says the same, that one.
+        The visitor is ``""`` if the event names none. The envelope to send is `data` itself if it may be sent as it is,
+        otherwise this codec encodes the event again.
 
         Raises:
             EventValidationError: as `decode`.
@@ -213,30 +213,30 @@ class Codec:
             return on_wire
         if field == "timestamp" and self.timestamp_precision == "milliseconds":
             return lambda moment: cast("datetime", moment).isoformat(timespec="milliseconds")
-        # None leaves plain values to cattrs, which then reads the attribute without a call.
+        # With None cattrs reads a plain value straight from the attribute, without a call.
         return _as_is if field in _NOT_PLAIN else None
 
 
 def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
-    """Return the function that makes the envelope of one event class; what it needs is at hand, not looked up."""
+    """Return the function that makes the envelopes of one event class; it holds what it needs, so that it is fast."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
-    def encode(event: Any) -> bytes:  # noqa: ANN401 - of the class that it was made for
-        # The sum is a copy on purpose: what orjson returns pins some 4 KB for as long as it lives.
+    def encode(event: Any) -> bytes:  # noqa: ANN401 - of the one class
+        # The sum is a copy, which saves memory: an object that orjson returns keeps some 4 KB alive.
         return head + dumps(to_object(event), None, option) + b"}"
 
     return encode
 
 
 def label_of(envelope: bytes) -> tuple[str, str]:
-    """Return the name of the event in an envelope, and its visitor, ``""`` where it names none."""
+    """Return the name of the event in an envelope, and its visitor, ``""`` if it names none."""
     members: dict[str, dict[str, Any]] = orjson.loads(envelope)
     [(name, fields)] = members.items()
     return name, str(fields.get("sessionExternalId", ""))
 
 
 def name_of(envelope: bytes) -> str:
-    """Return the name of the event in an envelope of our own making."""
+    """Return the name of the event in an envelope that a codec has encoded."""
     name = envelope[2 : envelope.index(b'"', 2)]
     return name.decode() if b"\\" not in name else label_of(envelope)[0]
 
@@ -247,7 +247,7 @@ def join(envelopes: Iterable[bytes]) -> bytes:
 
 
 def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any], Event]:
-    # Values pass as they are: the class's own rules judge them, where cattrs would turn "1" into 1.
+    # Values are passed on unchanged to the validators of the class: cattrs would turn "1" into 1.
     overrides: dict[str, Any] = {
         field.name: override(
             rename=camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
@@ -259,8 +259,8 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
 
 
 def _plain(value: object) -> dict[object, object] | None:
-    """Return a dict, or the members of one that is more than that; None for anything else."""
-    # Asked of the type, and by dict's own method: an object's answers for itself may be made to raise.
+    """Return a dict, or the members of an instance of a subclass as a dict; None for any other value."""
+    # Only the type and dict's own method are used, as methods of the object may raise anything.
     if not issubclass(type(value), dict):
         return None
     members = cast("dict[object, object]", value)
@@ -270,7 +270,7 @@ def _plain(value: object) -> dict[object, object] | None:
 def _has_long_integer(data: bytes | str) -> bool:
     """Whether JSON holds an integer of more than 64 bits.
 
-    orjson makes the nearest double of it, so that another id would be recorded than was sent.
+    orjson makes the nearest double of it, so that a different id would be recorded.
     """
     text = data.encode() if isinstance(data, str) else bytes(data)
     if not _MAYBE_LONG.search(text):
@@ -287,15 +287,15 @@ def _has_key_twice(data: bytes, value: object) -> bool:
 
     Args:
         data: the text.
-        value: what orjson made of it: of values with the same key the last one.
+        value: the text as orjson decodes it, with the last of the values that have the same key.
     """
-    # What is written anew has each key once. So there is no key twice if the colons are as many as before: they stand
-    # between key and value, or in strings. Only an escaped colon in a string would be one more.
+    # Encoded again, the value has each key once. A colon stands between a key and its value, or in a string. So if the
+    # number of colons is the same as before, no key was there twice. An escaped colon would be one more.
     if len(data) <= _WRITTEN_ANEW and _ESCAPED_COLON not in data:
         try:
             written = orjson.dumps(value)
         except orjson.JSONEncodeError:
-            # Nested more deeply than orjson writes.
+            # The value is nested more deeply than orjson encodes.
             pass
         else:
             return written != data and written.count(b":") != data.count(b":")
@@ -317,15 +317,15 @@ def _count_keys(value: object) -> int:
 
 
 def _key_twice(data: bytes) -> str:
-    """Return what is wrong with a JSON text that has a key twice."""
+    """Return the rule that a JSON text with a key twice breaks, naming the key."""
     found: list[str] = []
 
-    def look(pairs: list[tuple[str, object]]) -> None:
+    def collect(pairs: list[tuple[str, object]]) -> None:
         names = [name for name, _ in pairs]
         found.extend(name for name, times in Counter(names).items() if times > 1)
 
     with suppress(ValueError, RecursionError):
-        json.loads(data, object_pairs_hook=look)
+        json.loads(data, object_pairs_hook=collect)
     return f"must have each key once, but has twice: {brief_names(found[:1])}" if found else "must have each key once"
 
 
@@ -338,7 +338,7 @@ def _structured_as_is(value: object, _: object) -> object:
 
 
 def _moment(value: object, _: object) -> object:
-    # Printable, since Python takes a NUL for the end of the text and whatever follows for nothing.
+    # Only printable text, because Python ignores everything after a NUL.
     if type(value) is str and value.isprintable():
         try:
             return datetime.fromisoformat(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 Examined: TypeAlias = "tuple[str, str, bytes] | EventValidationError"
 """The name, the visitor and the bytes to send of one event; or the error of an envelope that holds none."""
+
+
+BRACKETS: Final = 2
+"""Bytes of a batch's body beside its events and the commas between them."""
+
+
+def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
+    """Return the error of an event, or a batch, of `size` bytes if `Batching.max_bytes` is `max_bytes`."""
+    return EventValidationError(name, "", f"must be at most {max_bytes} bytes of JSON (Batching.max_bytes)", size)
 
 
 @attrs.frozen
@@ -44,9 +53,7 @@ class EnvelopeReader:
                 results.append(error)
                 continue
             if len(found[2]) > max_bytes:
-                # A body has two brackets beside its events.
-                rule = f"must be at most {max_bytes + 2} bytes of JSON (Batching.max_bytes)"
-                results.append(EventValidationError(found[0], "", rule, len(found[2])))
+                results.append(too_large(found[0], len(found[2]), max_bytes + BRACKETS))
             else:
                 results.append(found)
         return results

@@ -1,6 +1,6 @@
-"""One typed method per event: the whole vocabulary of the API, on top of `track` alone.
+"""One typed method per event of the API, each of which calls `track`.
 
-Apart from the client, so that whatever tracks events (a recording double, a handle for threads) speaks it too.
+They are a class of their own, so that any class with a `track` can have them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class EventMethods(ABC):
-    """The typed methods of a client; each makes its event and hands it to `track`.
+    """The typed methods of a client; each makes its event and passes it to `track`.
 
-    All of them take keywords only, check them by the API's contract, return the event's `Receipt` and raise what
-    the event's class and `track` raise. `timestamp` left out means now.
+    All of them take keywords only, check them by the API's contract, and return the event's `Receipt`. They raise the
+    errors of the event's class and of `track`. `timestamp` defaults to now.
     """
 
     __slots__ = ()
@@ -54,7 +54,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A product page is viewed: track one `View`."""
+        """Track one `View`: a product page is viewed."""
         return await self.track(
             View(
                 session_external_id=session_external_id,
@@ -73,7 +73,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A page of a product group is viewed: track one `GroupView`."""
+        """Track one `GroupView`: a page of a product group is viewed."""
         return await self.track(
             GroupView(
                 session_external_id=session_external_id,
@@ -92,7 +92,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A product is put in the basket: track one `AddToBasket`."""
+        """Track one `AddToBasket`: a product is put in the basket."""
         return await self.track(
             AddToBasket(
                 session_external_id=session_external_id,
@@ -113,7 +113,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A product is bought: track one `Order`."""
+        """Track one `Order`: a product is bought."""
         return await self.track(
             Order(
                 session_external_id=session_external_id,
@@ -133,7 +133,7 @@ class EventMethods(ABC):
         category_id: int,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A category page is viewed: track one `CategoryView`."""
+        """Track one `CategoryView`: a category page is viewed."""
         return await self.track(
             CategoryView(
                 session_external_id=session_external_id,
@@ -150,7 +150,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A search phrase is entered: track one `Search`."""
+        """Track one `Search`: a search phrase is entered."""
         return await self.track(
             Search(
                 session_external_id=session_external_id,
@@ -171,7 +171,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A visitor's contact becomes known, at login or checkout: track one `SetContact`."""
+        """Track one `SetContact`: a visitor's contact becomes known, at login or checkout."""
         return await self.track(
             SetContact(
                 session_external_id=session_external_id,
@@ -191,7 +191,7 @@ class EventMethods(ABC):
         recom_block_id: str,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A block of recommendations is shown: track one `RecomBlockViewed`."""
+        """Track one `RecomBlockViewed`: a block of recommendations is shown."""
         return await self.track(
             RecomBlockViewed(
                 session_external_id=session_external_id,
@@ -209,7 +209,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A recommended product is clicked: track one `RecomTap`."""
+        """Track one `RecomTap`: a recommended product is clicked."""
         return await self.track(
             RecomTap(
                 session_external_id=session_external_id,
@@ -229,7 +229,7 @@ class EventMethods(ABC):
         stock_id: str | None = None,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """A product is put in the basket from a block of recommendations: track one `RecomAddToBasket`."""
+        """Track one `RecomAddToBasket`: a product is put in the basket from a block of recommendations."""
         return await self.track(
             RecomAddToBasket(
                 session_external_id=session_external_id,
@@ -247,7 +247,7 @@ class EventMethods(ABC):
         impression_content_id: str,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """Sponsored content is shown: track one `ImpressionContentViewed`."""
+        """Track one `ImpressionContentViewed`: sponsored content is shown."""
         return await self.track(
             ImpressionContentViewed(
                 session_external_id=session_external_id,
@@ -263,7 +263,7 @@ class EventMethods(ABC):
         impression_content_id: str,
         timestamp: datetime | None = None,
     ) -> Receipt:
-        """Sponsored content is clicked: track one `ImpressionContentClicked`."""
+        """Track one `ImpressionContentClicked`: sponsored content is clicked."""
         return await self.track(
             ImpressionContentClicked(
                 session_external_id=session_external_id,

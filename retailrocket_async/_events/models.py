@@ -1,11 +1,11 @@
-"""What happened in the shop: one frozen class for each event of the API, valid from birth.
+"""The events of a shop: one frozen class for each event of the API, checked at construction.
 
-Every class mirrors one event of the API document, section "Events": its fields in snake_case, checked at
-construction by the document's rules. A broken rule raises one `EventValidationError` that names the event, the
-field, the rule and, unless it is personal data, the value.
+Every class is one event of the API document, section "Events": its fields in snake_case, checked by the document's
+rules. A broken rule raises one `EventValidationError` that names the event, the field, the rule and, unless it is
+personal data, the value.
 
-`timestamp` is the moment of the visitor's act, an aware `datetime`; left out, it is now, in UTC, taken at
-construction: an event may wait in a buffer, so the server's clock would be wrong.
+`timestamp` is the moment of the visitor's act, an aware `datetime`; default now, in UTC, at construction. The server's
+clock would be wrong, because an event may wait in a buffer.
 """
 
 import re
@@ -51,7 +51,7 @@ def utc_now() -> datetime:
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """What all events have in common; constructed only through its subclasses."""
+    """The base of all events; construct one of its subclasses."""
 
     wire_name: ClassVar[str] = ""
 
@@ -183,7 +183,7 @@ class SetContact(StockEvent):
     contact_external_id: str = attrs.field(validator=identifier)
     email: str | None = attrs.field(default=None, validator=email)
     phone: str | None = attrs.field(default=None, validator=phone)
-    # Not in the hash: a dict has none. Equal events still have equal hashes.
+    # A dict has no hash, so it is left out. Equal events still have equal hashes.
     custom_data: dict[str, Json] | None = attrs.field(
         default=None, converter=frozen_object, validator=optional_json_object, hash=False
     )
@@ -286,13 +286,13 @@ def _custom_name(event: "CustomEvent", field: "attrs.Attribute[str]", value: str
 
 @attrs.frozen(kw_only=True)
 class CustomEvent(Event):
-    """An event newer than this package: its name and that it is JSON are checked, nothing else.
+    """An event that this package does not know yet; only its name, and that its fields are JSON, are checked.
 
     Attributes:
         name: the event's name as the API spells it: 1-50 ASCII letters and digits, a letter first; none of the
             documented events.
-        fields: the event object as it goes on the wire, wire names and all, with the bounds of `custom_data`; copied
-            at construction. No timestamp is added.
+        fields: the event object as it goes on the wire, with the API's own names of fields, within the bounds of
+            `custom_data`; copied at construction. No timestamp is added.
     """
 
     name: str = attrs.field(validator=_custom_name)
@@ -301,7 +301,7 @@ class CustomEvent(Event):
     @property
     def event_name(self) -> str:
         """The event's name as the API spells it."""
-        # The name itself may be what is wrong, and of any type.
+        # An error about the name asks for it, when the name may be of any type.
         return self.name if type(self.name) is str and _NAME.fullmatch(self.name) else "CustomEvent"
 
 
@@ -316,15 +316,15 @@ def order_lines(
     """Return one `Order` per line of a basket, all with the same `transaction` and `timestamp`.
 
     Args:
-        lines: one mapping per line with the keys ``product_id``, ``quantity``, ``price`` and, where it differs from
+        lines: one mapping per line with the keys ``product_id``, ``quantity``, ``price`` and, if it differs from
             the order's, ``stock_id``.
         session_external_id: the visitor, as in every event.
         transaction: the order's number in the shop, 1-50 characters.
-        stock_id: the stock of the lines that name none; default None.
+        stock_id: the stock of lines without a ``stock_id``; default None.
         timestamp: when the order was placed, an aware datetime; default now, in UTC.
 
     Raises:
-        EventValidationError: a line breaks a rule, has an unknown key or lacks one, or there is no line.
+        EventValidationError: a line breaks a rule, has an unknown key or lacks a required key; or there is no line.
     """
     moment_of_order = timestamp if timestamp is not None else utc_now()
     orders: list[Order] = []
@@ -333,9 +333,9 @@ def order_lines(
         unknown = line.keys() - _LINE_KEYS
         missing = _LINE_KEYS - {"stock_id"} - line.keys()
         if unknown or missing:
-            told = [f"unknown: {brief_names(unknown)}"] * bool(unknown)
-            told += [f"missing: {brief_names(missing)}"] * bool(missing)
-            rule = f"must have product_id, quantity, price, perhaps stock_id, and no other key ({'; '.join(told)})"
+            keys = [f"unknown: {brief_names(unknown)}"] * bool(unknown)
+            keys += [f"missing: {brief_names(missing)}"] * bool(missing)
+            rule = f"must have product_id, quantity, price, perhaps stock_id, and no other key ({'; '.join(keys)})"
             raise EventValidationError("order", f"lines[{position}]", rule)
         orders.append(
             Order(
@@ -367,12 +367,12 @@ def _each(lines: Iterable[object]) -> Iterator[object]:
 
 
 def _line(given: object, place: str) -> dict[Any, Any]:
-    """Return a copy of a line: a caller's mapping may raise, have no end, or say something else the next time."""
+    """Return a copy of a line: a caller's mapping may raise, have no end, or change between two readings."""
     try:
         if isinstance(given, Mapping):
             members = cast("Mapping[object, object]", given)
             return dict(islice(members.items(), MAX_VALUES))
-    except BaseException as error:  # as of `custom_data`
+    except BaseException as error:  # a caller's mapping may raise anything
         if is_interrupt(error):
             raise
         rule = f"must be a mapping that can be read: it raised {type(error).__name__}"
@@ -383,7 +383,8 @@ def _line(given: object, place: str) -> dict[Any, Any]:
 def new_session_id() -> str:
     """Return a fresh `session_external_id`: a random GUID without hyphens, 32 letters and digits.
 
-    Keep it with the device or browser (a cookie of a year, say): it stays the same when the visitor logs in or out.
+    Keep it with the device or browser, in a cookie of a year for example: it stays the same when the visitor logs in
+    or out.
     Source: API document, "Fields", `sessionExternalId`.
     """
     return uuid.uuid4().hex

@@ -1,7 +1,7 @@
-"""Envelopes that are good as they are, told from the others without making events of them.
+"""Finds envelopes that may be sent as they are, without making events of them.
 
-What comes from a broker is mostly what a program like this one wrote: whole, by the rules, and in the API's spelling.
-To see that costs a third of decoding it and encoding it again. The rules are the events' own, read off their classes.
+Most envelopes from a broker were written by a program like this one: complete, valid, and in the API's spelling. To
+check that costs a third of decoding and encoding them again. The rules are the validators of the event classes.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 _WHOLE_SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)
 
 _MOMENTS = 4_096
-"""Seconds whose spelling is remembered: events of one second come together."""
+"""Timestamps whose check is cached: events of the same second come together."""
 
 _Rule: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
 
 
 class _Name(NamedTuple):
-    """What a rule needs to know of an event."""
+    """The part of an event that a validator needs."""
 
     event_name: str
 
 
 class _Plan(NamedTuple):
-    """What an event's object must hold.
+    """The fields that an event's object may and must have.
 
     Attributes:
-        name: for the rules.
-        rules: for each field that it may have, by its name on the wire.
-        required: names on the wire of those that it must have.
+        name: the event's name, for the rules.
+        rules: the rule of each allowed field, by the field's name on the wire.
+        required: names on the wire of the required fields.
     """
 
     name: _Name
@@ -52,14 +52,14 @@ class _Plan(NamedTuple):
 
 
 class Passthrough:
-    """Tells which envelopes may be sent as they are."""
+    """Decides whether an envelope may be sent as it is."""
 
     def __init__(self) -> None:
         whole = lru_cache(_MOMENTS)(_are_whole_seconds)
         self._plans = {name: _plan(name, cls, whole) for name, cls in EVENT_TYPES.items()}
 
-    def label_of(self, envelope: Any) -> tuple[str, str] | None:  # noqa: ANN401 - whatever was in the JSON
-        """Return the name and the visitor of what is sure to be an event in the API's spelling; None for the rest.
+    def label_of(self, envelope: Any) -> tuple[str, str] | None:  # noqa: ANN401 - any JSON
+        """Return name and visitor of a valid event in the API's spelling; None for an envelope that must be decoded.
 
         Args:
             envelope: plain JSON values.
@@ -95,7 +95,7 @@ def _plan(name: str, cls: type[Event], whole: Callable[[str], bool]) -> _Plan:
         wire = camel(field.name)
         if field.default is attrs.NOTHING:
             required.add(wire)
-        # What may hold any JSON has to be looked through.
+        # A field that may hold any JSON must be checked value by value, so its event is decoded.
         if field.converter is not frozen_object:
             rules[wire] = (_rule_of(field, whole), field)
     return _Plan(_Name(name), rules, frozenset(required))
@@ -107,23 +107,23 @@ def _rule_of(field: attrs.Attribute[Any], whole: Callable[[str], bool]) -> _Rule
         raise TypeError(f"{field.name} has no rule")
     if rule is moment:
 
-        def judge_moment(event: _Name, field: attrs.Attribute[Any], value: object) -> None:
+        def check_moment(event: _Name, field: attrs.Attribute[Any], value: object) -> None:
             if type(value) is not str or not whole(value):
                 raise EventValidationError(event.event_name, field.name, "must be in whole seconds")
 
-        return judge_moment
+        return check_moment
     convert: Any = cast("Any", field).converter
     if convert is None:
         return rule
 
-    def judge(event: _Name, field: attrs.Attribute[Any], value: object) -> None:
+    def check(event: _Name, field: attrs.Attribute[Any], value: object) -> None:
         rule(event, field, convert(value))
 
-    return judge
+    return check
 
 
 def _are_whole_seconds(text: str) -> bool:
-    """Whether a text is a moment as the API document spells it."""
+    """Whether a text is a timestamp in whole seconds, in the form of the API document."""
     if _WHOLE_SECONDS.fullmatch(text):
         with suppress(ValueError):
             datetime.fromisoformat(text)

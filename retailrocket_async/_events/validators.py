@@ -40,20 +40,20 @@ MAX_DEPTH = 32
 """Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
 
 MAX_VALUES = 5_000
-"""Values that they may hold, themselves and all within: checking more would hold up the event loop."""
+"""Values that they may hold, nested ones included: checking more would block the event loop."""
 
 MAX_IDS = 100_000
-"""Ids that `product_ids` may hold, for the same reason; and a lazy sequence, a `range` say, may name billions."""
+"""Ids that `product_ids` may hold, for the same reason: a lazy sequence such as a `range` may have billions."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
-"""Fields whose values are in no message: they are, or may hold, personal data."""
+"""Fields whose values appear in no message, as they are or may hold personal data."""
 
 _MINUTE = timedelta(minutes=1)
 _E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
 
 
 class Named(Protocol):
-    """An event, as far as a rule needs to know it."""
+    """The part of an event that a validator needs."""
 
     @property
     def event_name(self) -> str: ...
@@ -118,7 +118,7 @@ def quantity(event: Named, field: attrs.Attribute[Number], value: Number) -> Non
 
 
 def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> None:
-    # UTC first: it is the default, and asking any other zone for its offset is a call.
+    # UTC first: it is the default, and any other zone costs a call.
     zone = value.tzinfo if type(value) is datetime else None
     if zone is UTC or (type(zone) is timezone and not zone.utcoffset(None) % _MINUTE):
         return
@@ -127,7 +127,7 @@ def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> N
 
 
 def email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
-    # The contract says only "string". One "@" with something on both sides catches swapped arguments; more would
+    # The contract says only "string". One "@" with text on both sides finds swapped arguments. A stricter rule would
     # refuse addresses that work.
     if value is None:
         return
@@ -156,22 +156,23 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
 
 
 def _why_not(value: object, rule: str) -> str:
-    """Return what can be said of a personal value that no message shows: its type, or that it has no UTF-8 form."""
-    # By its type: an object may call itself whatever it likes.
+    """Return what a message may say about a personal value: its type, or that it has no UTF-8 form."""
+    # `type`, because `isinstance` believes an object that lies about its class.
     if not issubclass(type(value), str):
         return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
     return "" if _encodable(cast("str", value)) else "; it contains a lone surrogate"
 
 
 def _unlike(value: object) -> str:
-    # A subclass is named too: Django's SafeString, say, prints like the str that is asked for.
+    """Return the type of a value for the end of a message; "" for a plain number, text or datetime."""
+    # A subclass is named too, as some print like the str that is required: Django's SafeString, for one.
     kind = type(value)
     plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
     return "" if plain else f", not {type_name(value)}"
 
 
 def _encodable(text: str) -> bool:
-    """Whether `text` has a UTF-8 form: a lone surrogate has none."""
+    """Whether `text` can be encoded as UTF-8; a lone surrogate cannot."""
     if text.isascii():
         return True
     try:
@@ -185,7 +186,7 @@ def on_wire(value: Number) -> int | float:
     """Return `value` as the JSON number that is sent: whole numbers without a fraction, the rest as a double.
 
     An early edition of the API document asks for an integer `quantity`, so `Decimal("2.00")` goes out as ``2``.
-    A value no double can hold comes back as infinity or NaN.
+    A value that no double can hold gives infinity or NaN.
     """
     if type(value) is int:
         return value if INT64_MIN <= value <= INT64_MAX else math.inf
@@ -197,7 +198,12 @@ def on_wire(value: Number) -> int | float:
 
 
 class _NotJson(Exception):  # noqa: N818 - never leaves this module
-    """What JSON cannot say, and where; the field's validator makes the public error of it."""
+    """A value that JSON cannot hold; the field's validator turns it into the public error.
+
+    Args:
+        path: where in the field the value is.
+        rule: the rule that it breaks.
+    """
 
     def __init__(self, path: str, rule: str) -> None:
         super().__init__(path, rule)
@@ -208,7 +214,8 @@ class _NotJson(Exception):  # noqa: N818 - never leaves this module
 _NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
 
 
-def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson: see the validator
+def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson
+    """Return a deep copy of a JSON object, or the fault that its validator raises as the public error."""
     if value is None:
         return None
     try:
@@ -216,7 +223,7 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
             return _frozen_json(value, "", 0, iter(range(MAX_VALUES)))
     except _NotJson as fault:
         return fault.with_traceback(None)
-    except BaseException as error:  # a caller's mapping may raise anything; to us it holds nothing
+    except BaseException as error:  # a caller's mapping may raise anything
         if is_interrupt(error):
             raise
         return _NotJson("", f"must be a mapping that can be read: it raised {type(error).__name__}")
@@ -226,8 +233,14 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
 def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> Json:
     """Return a deep copy of `value` made of plain JSON values, or raise `_NotJson`.
 
-    A copy, since the event is frozen and the caller's object is not. By hand, since `orjson` writes NaN as null
-    and dates as strings, and neither would come back as it went. `left` runs out with the last value that is allowed.
+    It is a copy because the event is frozen and the caller's object is not. `orjson` does not make it, as that writes
+    NaN as null and dates as strings.
+
+    Args:
+        value: the value.
+        path: where in the field the value is.
+        depth: the level of nesting.
+        left: yields once for each value that is still allowed.
     """
     if next(left, None) is None:
         raise _NotJson("", f"must hold at most {MAX_VALUES:,} values")
@@ -237,7 +250,7 @@ def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> J
         raise _NotJson("", f"must not be nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         members = cast("Mapping[object, object]", value)
-        # A key may be personal data itself, so the path stops at the object that holds it.
+        # A key may be personal data itself, so the path does not name it.
         return {
             _frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1, left) for key, item in members.items()
         }
@@ -270,25 +283,25 @@ def _frozen_scalar(value: object, path: str) -> Json:
 
 
 def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
-    """Return a sequence of ids as a tuple; what is no sequence stays as it came, for the validator to name.
+    """Return a sequence of ids as a tuple; return any other value unchanged, for the validator to refuse.
 
-    One that is too long is cut where the validator sees that it is: a sequence may have no end.
+    A sequence may have no end, so at most one id more than allowed is read, which the validator refuses too.
     """
     try:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
             return tuple(islice(value, MAX_IDS + 1))
-    except BaseException as error:  # a caller's sequence may raise anything; to us it is none
+    except BaseException as error:  # a caller's sequence may raise anything
         if is_interrupt(error):
             raise
     return cast("tuple[int, ...]", value)
 
 
 def fixed_moment(value: datetime) -> datetime:
-    """Return an aware datetime as a plain one with a fixed offset; what is none stays as it came, for the validator.
+    """Return an aware datetime as a plain one with a fixed offset; return any other value unchanged, to be refused.
 
-    Subclasses (pandas, pendulum, freezegun) and zones are the caller's code. It runs here, once, and never in the
-    encoder: `orjson` refuses subclasses, and where a zone raises it takes the whole process down. Nor do moments
-    in the repeated hour of a zone with daylight saving equal themselves once they have been on the wire (PEP 495).
+    Subclasses (pandas, pendulum, freezegun) and zones are the caller's code. That code runs here, once, and never in
+    the encoder: `orjson` refuses subclasses, and ends the whole process if a zone raises. A fixed offset also keeps
+    moments in the repeated hour of daylight saving equal to themselves after they were on the wire (PEP 495).
     """
     try:
         if type(value) is datetime and type(value.tzinfo) is timezone:
@@ -297,7 +310,7 @@ def fixed_moment(value: datetime) -> datetime:
             zone = timezone(cast("timedelta", value.utcoffset()))
             time_of_day = value.hour, value.minute, value.second, value.microsecond
             return datetime(value.year, value.month, value.day, *time_of_day, tzinfo=zone)
-    except BaseException as error:  # a caller's class may raise anything; to us it has no offset
+    except BaseException as error:  # a caller's class may raise anything
         if is_interrupt(error):
             raise
     return value

@@ -34,7 +34,7 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     """
     complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
     if complaint:
-        # An error keeps this frame, and the URL may hold credentials.
+        # An error keeps this frame alive, and the URL may hold credentials.
         del base_url
         raise ConfigurationError(complaint)
     text = str(httpx.URL(base_url))

@@ -1,9 +1,9 @@
-"""Our own connections: HTTP clients of one connection each, lent to requests and thrown away after any trouble.
+"""Our own connections: HTTP clients of one connection each, lent to requests.
 
-httpcore's pool asks every connection for its health before every request, keeps entries that nothing can use after some
-cancellations, and never renews a connection in steady use. Clients of one connection each need no such pool. There are
-at most as many as requests in flight. The one used last is used first. One that has met anything but a whole answer
-carries no further request.
+The pool of httpcore checks every connection before every request, keeps unusable entries after some cancellations, and
+never renews a connection in steady use. Clients of one connection each need no such pool. There are at most as many as
+requests in flight. The connection used last is used first. A connection is closed after any request that did not get a
+whole answer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_AGE: Final = 300.0
-"""Seconds that a connection is used: then a new one is opened, which follows a change of the host's address."""
+"""Seconds for which a connection is used. A new one is opened then, which finds a changed address of the host."""
 
 KEEPALIVE: Final = 4.0
-"""Seconds. Common servers close idle connections after 5 s or later; one of ours must never be reused as they do."""
+"""Seconds for which an idle connection is kept. Common servers close it after 5 s or more, and a request that uses it
+in that moment fails."""
 
 
 @attrs.define(eq=False)
@@ -32,10 +33,10 @@ class Channel:
 
     Attributes:
         client: the client.
-        born_at: when it was made (loop time).
-        users: requests that it carries.
-        retired: whether it carries no further request.
-        idle_since: when it carried its last request, if it carries none (loop time).
+        born_at: the loop time when it was made.
+        users: how many requests use it.
+        retired: whether no further request may use it.
+        idle_since: the loop time when its last request ended, if none uses it.
     """
 
     client: httpx.AsyncClient
@@ -49,9 +50,9 @@ class Connections:
     """Lends channels to requests, and closes those that are idle, old or broken.
 
     Args:
-        make: makes a client, quickly.
+        make: makes an HTTP client, without blocking.
         shared: whether one channel carries all requests (HTTP/2).
-        max_age: seconds after which a channel carries no further request.
+        max_age: seconds after which no further request uses a channel.
         keepalive: seconds after which an idle channel is closed.
     """
 
@@ -67,14 +68,14 @@ class Connections:
         self._shared = shared
         self._max_age = max_age
         self._keepalive = keepalive
-        # Those that may carry another request; the last one given back is last.
+        # Channels that a request may use, in the order in which they were given back.
         self._open: list[Channel] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._ended = False
 
     def take(self) -> Channel:
-        """Return a channel for one request; raises what `make` raises."""
+        """Return a channel for one request; raises the errors of `make`."""
         now = asyncio.get_running_loop().time()
         while self._open:
             channel = self._open[-1]
@@ -94,7 +95,7 @@ class Connections:
 
         Args:
             channel: as `take` returned it.
-            sound: whether the request had its whole answer, and nothing more came.
+            sound: whether the request had its whole answer, and no further bytes came.
         """
         channel.users -= 1
         now = asyncio.get_running_loop().time()
@@ -108,13 +109,13 @@ class Connections:
             self._sweep_at(now + self._keepalive)
 
     async def aclose(self) -> None:
-        """Close what is open; a channel in use is closed when its last request is over."""
+        """Close all channels; a channel in use is closed when its last request has ended."""
         self.retire_all()
         if self._closing:
             await asyncio.wait(self._closing)
 
     def retire_all(self) -> None:
-        """Have no channel carry a further request, and begin to close those that are idle."""
+        """Let no further request use a channel, and begin to close idle channels."""
         self._ended = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -127,7 +128,7 @@ class Connections:
         if channel in self._open:
             self._open.remove(channel)
         if not channel.users:
-            # In an empty context: a visitor's is not to live as long as a connection takes to close.
+            # In an empty context: the caller's must not live as long as a connection takes to close.
             closing = contextvars.Context().run(asyncio.get_running_loop().create_task, channel.client.aclose())
             self._closing.add(closing)
             closing.add_done_callback(self._closed)
@@ -135,7 +136,7 @@ class Connections:
     def _closed(self, closing: asyncio.Task[None]) -> None:
         self._closing.discard(closing)
         if not closing.cancelled():
-            # Looked at, or asyncio would log it: there is nobody to whom it makes a difference.
+            # Retrieved, or asyncio would log it. No caller needs to know.
             closing.exception()
 
     def _sweep_at(self, moment: float) -> None:

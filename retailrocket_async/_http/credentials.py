@@ -1,7 +1,7 @@
-"""The shop's key and id: where they come from, and the query string they make.
+"""The shop's key and id, and the query string they make.
 
-The key may be changed by Retail Rocket at any time, and the old one then stops working (contract, "Requests"). So it
-may be given as a function, which is asked before the first request and again when the API refuses the key.
+Retail Rocket may change the key at any time, and the old key then stops working (contract, "Requests"). So the key may
+be given as a function. The function is called before the first request, and again when the API refuses the key.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from retailrocket_async._errors import ConfigurationError, UncopyableError, type
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import must_pass
 from retailrocket_async._runtime.setting_text import text_complaint
-from retailrocket_async._runtime.thread_call import call_in_thread, sealed_call
+from retailrocket_async._runtime.thread_call import call_in_thread, captured_call
 
 if TYPE_CHECKING:
     from asyncio import Task
 
 ApiKey: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
-"""The key itself, or a function that returns it; one that is no coroutine function is called in a thread."""
+"""The key, or a function that returns it; a function that is not a coroutine function is called in a thread."""
 
 ASK_SECONDS: Final = 10.0
-"""How long a function may take to return the key."""
+"""Seconds that a function may take to return the key."""
 
 
 class Credentials:
@@ -37,8 +37,8 @@ class Credentials:
 
     Attributes:
         partner_id: the shop's public id.
-        serial: how many different keys there have been, 0 before the first; tells which one a request carried.
-        renewable: whether the key can change, being a function's.
+        serial: how many different keys there have been, 0 before the first; identifies the key of a request.
+        renewable: whether the key can change, because a function returns it.
 
     Raises:
         ConfigurationError: `api_key` is neither a function nor a str, or one of the two is empty or holds white space
@@ -52,12 +52,12 @@ class Credentials:
             "partner_id", partner_id
         )
         if complaint:
-            # The frame of an error is kept with it, and some tools print its variables.
+            # An error keeps this frame alive, and some tools print its variables.
             del api_key, partner_id
             raise ConfigurationError(complaint)
         self.partner_id = partner_id
         self.serial = 0
-        # A function, as printers of attributes do not look into one.
+        # In a function, as tools that print attributes do not look into one.
         self._query: Callable[[], bytes] = bytes
         self._ask: Callable[[], Callable[[], object]] | None = None
         self._asking: Task[str | None] | None = None
@@ -74,13 +74,13 @@ class Credentials:
         return path + b"?" + self._query()
 
     async def ready(self) -> str | None:
-        """Ask for the key where there is none yet; return the name of what went wrong, or None."""
+        """Get the first key if there is none yet; return the name of the error if that failed, else None."""
         return None if self.serial else await self._asked()
 
     async def renew(self, serial: int) -> tuple[bool, str | None]:
-        """Ask for the key again, unless it has changed since the one of `serial`.
+        """Get the key again, unless it has changed since `serial`.
 
-        Returns whether the key is another one now, and the name of what went wrong, if anything did.
+        Returns whether the key is another one now, and the name of the error if getting it failed.
         """
         if self.serial != serial:
             return True, None
@@ -90,27 +90,27 @@ class Credentials:
         return self.serial != serial, failure
 
     def close(self) -> None:
-        """Stop asking."""
+        """Cancel the call of the function that returns the key."""
         for task in (self._asking, self._calling):
             if task is not None:
                 task.cancel()
 
     async def _asked(self) -> str | None:
-        """Ask, once for all who want to know; return the name of what went wrong, or None."""
+        """Call the function, once for all callers that wait; return the name of the error if it failed, else None."""
         if self._asking is None or self._asking.done():
             self._asking = detached(asyncio.create_task, self._ask_now())
         asking = self._asking
-        # A caller that is cancelled leaves the answer to the others.
+        # If one caller is cancelled, the others still get the key.
         await asyncio.wait({asking})
         if asking.cancelled():
-            # Some shutdowns cancel every task: the one that asked is not the one that waits.
+            # Some shutdowns cancel every task, so also the task that calls the function.
             return asyncio.CancelledError.__name__
-        # What must pass, such as Ctrl-C, has passed once.
+        # An error such as Ctrl-C has been raised in the other task, so it is only reported here.
         error = asking.exception()
         return asking.result() if error is None else type(error).__name__
 
     async def _ask_now(self) -> str | None:
-        # Nothing of what is raised or returned here may leave: both may hold a key.
+        # Neither an error nor a result of the function may leave this method: both may hold a key.
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(ASK_SECONDS):
@@ -124,18 +124,18 @@ class Credentials:
     async def _called(self, ask: Callable[[], object]) -> object:
         if inspect.iscoroutinefunction(ask):
             return await ask()
-        # A thread cannot be cancelled: where the last call has not come back, its answer is waited for again, or each
-        # question to a function that hangs would leave one more thread.
+        # A thread cannot be cancelled. If the last call has not returned, this waits for it instead of making another
+        # call: otherwise a function that hangs would block one more thread each time.
         if self._calling is None:
-            self._calling = detached(asyncio.create_task, call_in_thread(sealed_call(ask)))
-            self._calling.add_done_callback(self._came_back)
+            self._calling = detached(asyncio.create_task, call_in_thread(captured_call(ask)))
+            self._calling.add_done_callback(self._call_ended)
         answer = (await asyncio.shield(self._calling))()
         return await answer if inspect.isawaitable(answer) else answer
 
-    def _came_back(self, calling: Task[Callable[[], object]]) -> None:
+    def _call_ended(self, calling: Task[Callable[[], object]]) -> None:
         self._calling = None
         if not calling.cancelled():
-            # Looked at, or asyncio would log it where nobody waits any more.
+            # Retrieved, or asyncio would log it if no caller waits any more.
             calling.exception()
 
     def _take(self, api_key: object) -> None:
@@ -156,7 +156,7 @@ class Credentials:
 
 
 def _complaint(name: str, value: object) -> str | None:
-    # A subclass may print, or be encoded, as something else.
+    # A subclass may print itself, or be encoded, as another text.
     if isinstance(value, str) and type(value) is not str:
         return f"{name} must be a plain str, not {type_name(value)}"
     return text_complaint(name, value)

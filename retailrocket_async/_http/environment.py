@@ -1,9 +1,9 @@
-"""The proxy and the certificates that the environment names for one address, checked when they are first needed.
+"""Reads from the environment which proxy and which certificates to use for one address.
 
 httpx reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (each in lower case, too), `SSL_CERT_FILE` and
-`SSL_CERT_DIR`; Python's ssl reads `SSLKEYLOGFILE`. What they raise for a bad value looks like a broken connection and
-may hold a proxy's password. So the variables are read here, by httpx's rules, and what is wrong becomes an
-`EnvironmentUnusableError`: one sentence that names the variable and what to write, without its value.
+`SSL_CERT_DIR`; Python's ssl reads `SSLKEYLOGFILE`. For a bad value they raise an error that looks like a broken
+connection and may hold a proxy's password. So this module reads the variables, by httpx's rules. For a bad value it
+raises an `EnvironmentUnusableError`, which names the variable and what to write, and never shows the value.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ logger = logging.getLogger("retailrocket_async")
 _PROXY: Final = "write it as http://host:port"
 _SCHEMES: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
-"""How OpenSSL names the certificates that it looks for in a directory."""
+"""The file names of certificates that OpenSSL finds in a directory."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
-"""Errors of a system that is out of something, for which no variable is to blame."""
+"""Errors of a system without free resources, for which no variable is to blame."""
 
 _LASTING: Final = frozenset({501, 505})
-"""Answers of 500 and above to CONNECT that no retry can fix: what answers there is no proxy for TLS."""
+"""Statuses of 500 and above, as answers to CONNECT, that no retry can fix: the host is not a proxy for TLS."""
 
 _PASSING: Final = frozenset({408, 425, 429})
-"""Answers below 500 to CONNECT that a retry can fix."""
+"""Statuses below 500, as answers to CONNECT, that a retry can fix."""
 
 
 class EnvironmentUnusableError(Exception):
-    """A variable of the environment cannot be used; its text names the variable and what to write, not the value."""
+    """A variable of the environment cannot be used; the message names the variable and what to write, not the value."""
 
 
 @attrs.frozen
@@ -53,9 +53,9 @@ class Proxy:
     """The proxy for one address.
 
     Attributes:
-        variable: the variable that names it, as it is spelled there, e.g. ``"https_proxy"``.
+        variable: the variable that names it, as it is spelled in the environment, e.g. ``"https_proxy"``.
         address: its host and port.
-        settings: what httpx is given; holds the credentials.
+        settings: the proxy as httpx takes it; holds the credentials.
     """
 
     variable: str
@@ -65,7 +65,7 @@ class Proxy:
 
 @attrs.frozen
 class Environment:
-    """What the environment says about one address.
+    """The settings of the environment for one address.
 
     Attributes:
         context: the certificates to verify by.
@@ -77,11 +77,11 @@ class Environment:
 
 
 class EnvironmentReader:
-    """Reads the environment for `url` when asked, and again after a variable has changed; safe to call in a thread.
+    """Reads the environment for one URL, and again after a variable has changed; may be called in a thread.
 
     Args:
         url: where requests go.
-        trusted: whether the environment counts; otherwise there is no proxy, and the certificates are certifi's.
+        trusted: whether to use the environment; otherwise there is no proxy, and the certificates are certifi's.
     """
 
     def __init__(self, url: str, *, trusted: bool) -> None:
@@ -92,7 +92,7 @@ class EnvironmentReader:
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy that was found by the last `read`, if any."""
+        """The proxy that the last `read` found, if any."""
         return None if self._read is None else self._read[1].proxy
 
     def changed(self) -> bool:
@@ -100,7 +100,7 @@ class EnvironmentReader:
         return self._read is not None and self._read[0] != _fingerprint()
 
     def read(self) -> Environment:
-        """Return what the environment says; takes tens of milliseconds the first time, for the certificates.
+        """Return the settings of the environment; blocks for tens of milliseconds to read the certificates.
 
         Raises:
             EnvironmentUnusableError: a variable cannot be used.
@@ -111,7 +111,7 @@ class EnvironmentReader:
         try:
             environment = self._environment()
         except EnvironmentUnusableError as fault:
-            # The frames below hold the variables' values, and some tools print those.
+            # Without the frames below, which hold the values: some tools print variables of frames.
             raise fault.with_traceback(None) from None
         self._read = fingerprint, environment
         return environment
@@ -120,9 +120,9 @@ class EnvironmentReader:
         url = httpx.URL(self._url)
         proxy = self._proxy_for(url) if self._trusted else None
         if proxy is not None and proxy.settings.url.scheme == "https":
-            # Not shared with the tunnel: each sets its own protocols on its context.
+            # A context of its own, as httpcore sets other protocols on that of the tunnel.
             proxy.settings.ssl_context = _context(trusted=True)
-        # Plain http needs no certificates, so none are read, and no variable for them can be wrong.
+        # Plain http needs no certificates, so none are read, and a bad variable for them does no harm.
         tls = url.scheme == "https"
         context = _context(trusted=self._trusted) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return Environment(context, proxy)
@@ -132,7 +132,7 @@ class EnvironmentReader:
         entries = [entry.strip() for entry in values.get("no", "").split(",")]
         if "*" in entries:
             return None
-        # An exception takes the place of a proxy for the same addresses, as with httpx.
+        # An entry of NO_PROXY replaces the proxy of the same addresses, as in httpx.
         rules: dict[httpx.URL, Proxy | None] = {}
         for scheme in ("http", "https", "all"):
             if value := values.get(scheme):
@@ -147,8 +147,8 @@ class EnvironmentReader:
         return next((rules[pattern] for pattern in sorted(rules, key=_rank) if _matches(pattern, url)), None)
 
     def _warn(self, unread: list[str]) -> None:
-        """Log the entries that are left out, once."""
-        # An entry may be a URL, with somebody's password in it.
+        """Log, once, the entries of NO_PROXY that cannot be read."""
+        # An entry may be a URL with a password in it.
         shown = ", ".join(brief(entry.rpartition("@")[2]) for entry in unread)
         if unread and shown != self._warned:
             self._warned = shown
@@ -163,10 +163,10 @@ class EnvironmentReader:
 
 
 def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> Reply:
-    """Return what it means that a proxy refused to connect to the API.
+    """Return the reply for a proxy that refused to connect to the API.
 
     Args:
-        answer: how httpx's `ProxyError` begins: the status of the answer to CONNECT, or words for a SOCKS proxy.
+        answer: the text of httpx's `ProxyError`: the status of the answer to CONNECT, or words of a SOCKS proxy.
         proxy: the proxy of the environment; None with a caller's own client.
         address: host and port of the proxy; None if they are not known.
     """
@@ -190,7 +190,7 @@ def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> R
 
 
 def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
-    """Return the sentence for a proxy that answers 407."""
+    """Return the message for a proxy that answers 407."""
     where = f"the proxy {address}" if address else "the proxy on the way"
     variable = f"{proxy.variable}=" if proxy is not None else "its URL, as "
     scheme = proxy.settings.url.scheme if proxy is not None else "http"
@@ -201,7 +201,7 @@ def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
 
 
 def address_of(url: object) -> str | None:
-    """Return host and port of a proxy's URL, of httpx or of httpcore; None if it has none."""
+    """Return host and port of a proxy's URL, which is of httpx or of httpcore; None if it has no host."""
     host, port, scheme = (getattr(url, name, None) for name in ("host", "port", "scheme"))
     if isinstance(host, bytes) and isinstance(scheme, bytes):
         host, scheme = host.decode("ascii", "replace"), scheme.decode("ascii", "replace")
@@ -212,23 +212,23 @@ def address_of(url: object) -> str | None:
 
 
 def _fingerprint() -> int:
-    # A hash, as the values hold passwords.
+    # Only a hash is kept, as the values may hold passwords.
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
     return hash((tuple(sorted(getproxies().items())), *map(os.environ.get, names)))
 
 
 def _variable(scheme: str) -> str:
-    """Return the name of the variable for `scheme` as it is set; urllib prefers the lower case."""
+    """Return the name of the variable for `scheme` as it is spelled; urllib prefers the lower case."""
     lower = f"{scheme}_proxy"
     for name in (lower, lower.upper(), *os.environ):
         if name.lower() == lower and os.environ.get(name):
             return name
-    # Windows and macOS have settings of their own.
+    # Windows and macOS keep proxies in settings of their own.
     return f"the system's setting for {lower.upper()}"
 
 
 def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sentence for each rule
-    """Return the proxy that `value` names, or what is wrong with it."""
+    """Return the proxy that `value` names, or the message that says what is wrong with it."""
     if not value.isprintable():
         return f"{variable} holds characters that no URL has, such as a line break: {_PROXY}"
     text = value if "://" in value else f"http://{value}"
@@ -239,7 +239,7 @@ def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sente
         settings = httpx.Proxy(text)
         host, port = settings.url.host, settings.url.port
         credentials = settings.raw_auth
-    except Exception:  # noqa: BLE001 - what it raises may hold the password
+    except Exception:  # noqa: BLE001 - the error may hold the password
         return f"{variable} is no URL: {_PROXY}; in a user or password write @ : / ? # percent-encoded"
     del credentials
     if not host or "%" in host or " " in host:
@@ -252,7 +252,7 @@ def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sente
 
 
 def _pattern(entry: str) -> httpx.URL | None:
-    """Return what httpx makes of an entry of `NO_PROXY`; None if it cannot read it."""
+    """Return the URL pattern that httpx makes of an entry of `NO_PROXY`; None if httpx cannot read it."""
     if any(letter.isspace() for letter in entry):
         return None
     if "://" in entry:
@@ -265,7 +265,7 @@ def _pattern(entry: str) -> httpx.URL | None:
         text = f"all://*{entry}"
     try:
         return httpx.URL(text)
-    except Exception:  # noqa: BLE001 - `InvalidURL`, or a host that has no encoding
+    except Exception:  # noqa: BLE001 - `InvalidURL`, or a host that cannot be encoded
         return None
 
 
@@ -278,14 +278,14 @@ def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], entry
 
 
 def _rank(pattern: httpx.URL) -> tuple[bool, int, int]:
-    """Return what rules are sorted by, as httpx sorts its own: the most specific come first."""
+    """Return the sort key of a rule; the most specific rules come first, as in httpx."""
     host = "" if pattern.host == "*" else pattern.host
     scheme = "" if pattern.scheme == "all" else pattern.scheme
     return pattern.port is None, -len(host), -len(scheme)
 
 
 def _matches(pattern: httpx.URL, url: httpx.URL) -> bool:
-    """Whether a rule is about `url`, as httpx decides it."""
+    """Whether a rule applies to `url`, as httpx decides it."""
     host = pattern.host
     if pattern.scheme not in ("", "all", url.scheme) or pattern.port not in (None, url.port):
         return False
@@ -297,7 +297,7 @@ def _matches(pattern: httpx.URL, url: httpx.URL) -> bool:
 
 
 def _context(*, trusted: bool) -> ssl.SSLContext:
-    """Return a context that verifies by the certificates of the environment, or of certifi."""
+    """Return a TLS context with the certificates of the environment, or of certifi."""
     file = os.environ.get("SSL_CERT_FILE") if trusted else None
     folder = os.environ.get("SSL_CERT_DIR") if trusted and not file else None
     if folder and (complaint := _complaint_of_folder(folder)):
@@ -309,7 +309,7 @@ def _context(*, trusted: bool) -> ssl.SSLContext:
             context = httpx.create_ssl_context(trust_env=False)
         complaint = None if folder or context.cert_store_stats()["x509"] else "holds no certificate"
     except ssl.SSLError:
-        # Before `OSError`, of which it is one.
+        # Caught before `OSError`, which is its base class.
         complaint = "holds no certificate in PEM form"
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
@@ -331,7 +331,7 @@ def _context(*, trusted: bool) -> ssl.SSLContext:
 
 
 def _complaint_of_folder(value: str) -> str | None:
-    """Return what is wrong with `SSL_CERT_DIR`; OpenSSL takes several directories, and says nothing if none serves."""
+    """Return what is wrong with `SSL_CERT_DIR`, which may name several directories; OpenSSL itself raises no error."""
     advice = "write the path of a directory that `openssl rehash` has prepared, or unset it"
     failure = "names no directory"
     for folder in filter(None, value.split(os.pathsep)):
@@ -361,5 +361,5 @@ def _complaint_of_keylog() -> str | None:
 
 
 def _words(error: Exception) -> str:
-    """Return the system's words for an error, which do not repeat the path."""
+    """Return the system's text of an error, which does not repeat the path."""
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__

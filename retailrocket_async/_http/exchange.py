@@ -31,7 +31,7 @@ import attrs
 from retailrocket_async._http.alarm import Alarm
 from retailrocket_async._http.body import NotProcessed
 from retailrocket_async._http.reply import FailureKind, Reply, parse_http_date, parse_retry_after
-from retailrocket_async._runtime.foreign_code import ends_task
+from retailrocket_async._runtime.foreign_code import ends_task, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -102,7 +102,7 @@ class Exchange:
         self._detail = "TimeoutError"
         self._alarm = None if ends_at is None else Alarm(ends_at, self._overdue)
         self._timeouts: dict[str, float | None] = request.extensions["timeout"]
-        self._tell_sent, body.on_written = body.on_written, self._written
+        self._on_sent, body.on_written = body.on_written, self._written
         request.extensions["trace"] = body.follow
         self._task: asyncio.Task[None] = self._loop.create_task(self._run(client, request))
         self._task.add_done_callback(self._ended)
@@ -127,7 +127,7 @@ class Exchange:
         if self._reply is not None:
             return
         self._body.withdraw()
-        self._tell_sent = None
+        self._on_sent = None
         if self._body.taken or (self._expendable and self._body.step != "connect"):
             self.cut()
         elif self._alarm is None:
@@ -140,8 +140,8 @@ class Exchange:
             self._task.cancel()
 
     def _written(self) -> None:
-        if self._tell_sent is not None:
-            self._tell_sent()
+        if self._on_sent is not None:
+            self._on_sent()
         read = self._timeouts["read"]
         if self._alarm is None and read is not None:
             # Takes the read time-out over from httpx, which looks it up before each read: the timer of httpx would end
@@ -185,12 +185,12 @@ class Exchange:
                 self._broken(error)
             elif isinstance(error, asyncio.CancelledError):
                 if not self._cut_off:
-                    raise _bare(error)  # noqa: B904 - from itself
+                    raise without_frames(error)  # noqa: B904 - from itself
             elif self._left or self._answer.done():
                 # Ctrl-C, and no caller waits to whom the answer could pass it on.
-                raise _bare(error)  # noqa: B904 - from itself
+                raise without_frames(error)  # noqa: B904 - from itself
             else:
-                self._answer.set_exception(_bare(error))
+                self._answer.set_exception(without_frames(error))
 
     async def _exchanged(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         response = await client.send(request, stream=True, auth=None, follow_redirects=False)
@@ -250,17 +250,11 @@ class Exchange:
             task.exception()
         # Breaks the reference cycles, so that nothing is left to the garbage collector.
         self._body.withdraw()
-        self._tell_sent = None
+        self._on_sent = None
         self._over(self, self._sound)
         if not self._answer.done():
             cut = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)
             self._answer.set_result(self._reply or cut)
-
-
-def _bare(error: BaseException) -> BaseException:
-    """Return the error without the frames below: they hold the URL with the key, and some tools print variables."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def _read(response: httpx.Response, serial: int) -> Reply:

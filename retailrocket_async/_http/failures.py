@@ -40,7 +40,7 @@ def failure_kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR
             return "timeout"
         case RuntimeError() if closed:
             return "closed"
-        case RuntimeError() if _needs_pool(error):
+        case RuntimeError() if _lacks_pool(error):
             return "name"
         case _:
             return "broken"
@@ -48,10 +48,10 @@ def failure_kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR
 
 def failure_detail(error: Exception) -> str:
     """Return what a `Reply` says of an exception: the name of its type, or a sentence without the exception's text."""
-    return _NO_NAMES if _needs_pool(error) else type(error).__name__
+    return _NO_NAMES if _lacks_pool(error) else type(error).__name__
 
 
-def _needs_pool(error: Exception) -> bool:
+def _lacks_pool(error: Exception) -> bool:
     """Whether asyncio could not resolve a name because its thread pool is shut down."""
     return isinstance(error, RuntimeError) and str(error).startswith(_POOL_IS_SHUT)
 

@@ -1,27 +1,28 @@
-"""What came back for one request, and the one table that decides what it means.
+"""The reply to one request, and the one table that decides what it means.
 
 ::
 
     2xx                              ACCEPTED    recorded
-    400, other 4xx                   REFUSED     not recorded, and never will be: not retried
-    401 403 404 405 407, 3xx         BLOCKED     not recorded, nor is any other until key, shop, address or proxy is
-                                                 corrected (`Rejected.scope` is "access")
-    no answer: config, proxy         BLOCKED     not recorded, nor is any other until the environment, or what the
-                                                 proxy allows, is corrected
-    429, or what is declared as such THROTTLED   not recorded: retried, and slower by everyone
+    400, other 4xx                   REFUSED     not recorded; a retry would be refused too, so there is none
+    401 403 404 405 407, 3xx         BLOCKED     not recorded; every request is refused until key, shop, address or
+                                                 proxy is corrected (`Rejected.scope` is "access")
+    no answer: config, proxy         BLOCKED     not recorded; no request can be sent until the environment, or the
+                                                 proxy, is corrected
+    429, `RetryPolicy.is_throttled`  THROTTLED   not recorded: retried, and all requests slow down
     408 425                          TRANSIENT   not recorded: retried
     500 502 503 504                  TRANSIENT   may be recorded: retried
-    other 5xx, 1xx                   UNCLEAR     may be recorded, and no retry can mend it
+    other 5xx, 1xx                   UNCLEAR     may be recorded; a retry cannot help
     no answer: name, connect, tls,   TRANSIENT   not recorded: retried
       pool, key, limiter
-    no answer: timeout, broken       TRANSIENT   may be recorded if the body was on its way: retried
-    no answer: closed                UNCLEAR     the caller closed its own `http_client`: no retry can mend it
+    no answer: timeout, broken       TRANSIENT   may be recorded if the body was handed to the connection: retried
+    no answer: closed                UNCLEAR     the caller closed its own `http_client`: a retry cannot help
 
-A proxy that refuses to connect to the API (CONNECT, or SOCKS) answers in the API's place: 407 is a status like any
-other. 408, 425, 429 and 5xx are `connect`, as a retry may help; 501, 505 and all others are `proxy`, as none can.
+A proxy that refuses to connect to the API (CONNECT, or SOCKS) answers in the API's place. Its 407 is a status like any
+other. Its 408, 425, 429 and 5xx are the failure `connect`, as a retry may help; its 501, 505 and all others are the
+failure `proxy`, as no retry can help.
 
-Only the status counts: the API's bodies are empty, and a client that looks into them breaks (contract, "Responses").
-A redirect is never followed: its target could be another host, and the key goes to no other host.
+Only the status counts: the API's bodies are empty, and a client must not depend on them (contract, "Responses").
+A redirect is never followed: its target may be another host, and the key is sent to no other host.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from retailrocket_async._outcome import refusal_of
 FailureKind: TypeAlias = Literal[
     "name", "connect", "tls", "pool", "key", "limiter", "config", "proxy", "timeout", "broken", "closed"
 ]
-"""Why there is no answer: host unknown; no connection; no handshake; no free one; no key; limiter failed; a variable of
-the environment cannot be used; a proxy refuses; too slow; broken off; client closed."""
+"""Why there is no answer, in this order: the host's name is unknown; no connection; no TLS handshake; no free
+connection in the pool; no key; the limiter failed; a variable of the environment cannot be used; a proxy refuses; the
+time was up; the connection broke; the HTTP client is closed."""
 
 
 class Verdict(enum.Enum):
-    """What a reply means for the request that it answers."""
+    """The meaning of a reply, by the table of this module."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -65,18 +67,18 @@ _FAILURES: dict[FailureKind | None, Verdict] = {
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """What came back for one request.
+    """The answer to one request, or the reason why there is none.
 
     Attributes:
-        status: the HTTP status; None where no answer arrived.
-        failure: why no answer arrived; None where one did.
+        status: the HTTP status; None if no answer arrived.
+        failure: why no answer arrived; None if one did.
         detail: the name of the underlying error, never its text, which could hold a URL; for `config` and `proxy`, and
             for a proxy's 407, a sentence that says what to correct; ``""`` with any other answer.
         sent: whether the body was handed to the connection, so that the API may have read it.
-        retry_after: seconds the server asked to wait (`Retry-After`), 0 or more; None where it did not.
-        throttled: whether the caller's `RetryPolicy.is_throttled` takes this answer for a 429.
-        proxy: host and port of the proxy that failed, or refused, in the API's place; None if none did.
-        serial: which of the keys the request carried (`Credentials.serial`).
+        retry_after: seconds that the server asked to wait (`Retry-After`), 0 or more; None if it did not.
+        throttled: whether the caller's `RetryPolicy.is_throttled` treats this answer as a 429.
+        proxy: host and port of the proxy that failed or refused; None if the proxy is not to blame.
+        serial: `Credentials.serial` of the key that the request carried.
         body: the start of the answer's body, at most 4 KiB; for `is_throttled` alone.
     """
 
@@ -92,7 +94,7 @@ class Reply:
 
     @property
     def verdict(self) -> Verdict:
-        """What this reply means, by the table above."""
+        """What this reply means, by the table of this module."""
         status = self.status
         if status is None:
             return _FAILURES.get(self.failure, Verdict.TRANSIENT)
@@ -108,31 +110,31 @@ class Reply:
 
     @property
     def maybe_recorded(self) -> bool:
-        """Whether the API may have recorded what the request carried."""
+        """Whether the API may have recorded the events of the request."""
         if self.status is None:
             return self.sent and self.failure not in _UNSENT
         return not (300 <= self.status <= 499 or self.throttled)
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
-    """Return the seconds a `Retry-After` header asks for, 0 or more; None where it is missing or says nothing.
+    """Return the seconds that a `Retry-After` header asks for, 0 or more; None if it is missing or malformed.
 
     Args:
         value: the header: seconds, or an HTTP-date (RFC 9110, 10.2.3).
-        now: the server's time, from its `Date` header where it sends one, so that a wrong clock does not count.
+        now: the server's time, from its `Date` header if it sent one, so that a wrong clock here does no harm.
     """
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # A float, as Python refuses to read an int of more than some 4,000 digits; too many give infinity.
+        # Python refuses to parse an int of more than 4,300 digits; a float becomes infinity.
         return float(text)
     moment = parse_http_date(text)
     return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
 def parse_http_date(value: str | None) -> datetime | None:
-    """Return an HTTP-date as an aware datetime; None where it is missing or none."""
+    """Return an HTTP-date as an aware datetime; None if it is missing or malformed."""
     if not value:
         return None
     try:

@@ -35,7 +35,7 @@ from retailrocket_async._http.log_filter import filter_secrets
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.extras import installed
-from retailrocket_async._runtime.foreign_code import ends_task
+from retailrocket_async._runtime.foreign_code import ends_task, without_frames
 from retailrocket_async._runtime.thread_call import call_in_thread
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ class HttpxTransport:
             if not ends_task(error):
                 return Reply(failure="broken", detail=type(error).__name__, sent=False, serial=serial)
             # Without the frames below: they hold the URL with the key, and some tools print variables.
-            error.__cause__ = error.__context__ = None
-            raise error.with_traceback(None)  # noqa: B904 - from itself
+            raise without_frames(error)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless it has changed since `serial`; see `Transport`."""

@@ -1,8 +1,7 @@
-"""In which context the client's own work runs: in an empty one.
+"""Starts tasks, timers and threads in an empty context.
 
 Tasks, timers and callbacks keep a copy of the context in which they are created. The caller's context may hold the
-objects of one visitor's request, so what outlives the caller's line must neither keep that context nor show it to the
-hooks that run there.
+objects of one visitor's request. So work that outlives a call must not keep the caller's context, nor show it to hooks.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ T = TypeVar("T")
 
 
 def detached(start: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `start` in an empty context, so that the task, timer or thread that it starts keeps none of its caller's."""
+    """Call `start` in an empty context, so that the task, timer or thread it starts does not keep the caller's."""
     return Context().run(start, *args, **kwargs)
 
 
 @asynccontextmanager
 async def timeout_at(when: float | None) -> AsyncGenerator[None]:
-    """As `asyncio.timeout_at`, whose timer would keep the caller's context until `when`, though it is cancelled.
+    """Limit the time of a block, as `asyncio.timeout_at` does, without keeping the caller's context until `when`.
 
     Args:
         when: the deadline (loop time); None for no deadline.
@@ -42,11 +41,11 @@ async def timeout_at(when: float | None) -> AsyncGenerator[None]:
 
 @contextmanager
 def changes_of(context: Context, since: Context) -> Generator[None]:
-    """Set the variables, in the current context and for the block, that `context` has and `since` has not.
+    """Set, for the block, the context variables that code has changed in another context.
 
     Args:
-        context: a context in which code has run.
-        since: a copy of it from before.
+        context: the context in which the code has run.
+        since: a copy of it from before the code ran.
     """
     changed = [(variable, value) for variable, value in context.items() if _differs(since, variable, value)]
     tokens = [(variable, variable.set(value)) for variable, value in changed]

@@ -1,4 +1,4 @@
-"""One sentence for an optional library that is not installed: which extra of the package brings it."""
+"""Names the extra to install if an optional library is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class needing:  # noqa: N801 - read as a statement: with needing("redis"): import redis
-    """Name the extra to install when an import inside of this block fails.
+    """Name the extra to install if an import in this block fails.
 
     ::
 
@@ -18,11 +18,11 @@ class needing:  # noqa: N801 - read as a statement: with needing("redis"): impor
             from redis.asyncio import Redis
 
     Args:
-        extra: the extra of this package that brings what is imported.
+        extra: the extra of this package that installs the library.
 
     Raises:
         ImportError: a library is missing (`ModuleNotFoundError`), or lacks a name that newer versions have; the message
-            says what to install. A missing module of this package is raised as it is: that is a defect.
+            says what to install. The error of a missing module of this package is not changed: that is a defect.
     """
 
     def __init__(self, extra: str) -> None:
@@ -37,12 +37,16 @@ class needing:  # noqa: N801 - read as a statement: with needing("redis"): impor
         if not isinstance(error, ImportError) or (name := error.name) is None:
             return
         library = name.partition(".")[0]
+<<<<<<< HEAD
         if library == "retailrocket_async":
+=======
+        if library == __name__.partition(".")[0]:
+>>>>>>> hub/from-A
             return
         absent = isinstance(error, ModuleNotFoundError)
-        what = f"{library} is not installed" if absent else f"another version of {library} is needed ({error.msg})"
-        wanted = f'{what}: pip install "retailrocket-async[{self._extra}]"'
-        raise type(error)(wanted, name=name, path=error.path) from None
+        reason = f"{library} is not installed" if absent else f"another version of {library} is needed ({error.msg})"
+        message = f'{reason}: pip install "retailrocket-async[{self._extra}]"'
+        raise type(error)(message, name=name, path=error.path) from None
 
 
 def installed(library: str) -> bool:

@@ -1,8 +1,8 @@
-"""What code that is not ours may do to us: raise anything, and call us with hardly any stack left.
+"""Rules for foreign code, which may raise anything, or call us with hardly any stack left.
 
-Hooks, observers, limiters, transports, policy functions, mappings, time zones and log handlers are foreign code. What
-they raise ends at the call, with two exceptions that are not theirs: the user's Ctrl-C, and the cancellation of the
-running task.
+Hooks, observers, limiters, transports, policy functions, mappings, time zones and log handlers are foreign code. An
+error of theirs is caught at the call. Two errors are not theirs and are raised again: the user's Ctrl-C, and the
+cancellation of the running task.
 """
 
 from __future__ import annotations
@@ -11,53 +11,56 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from retailrocket_async._interrupt import is_interrupt
+from retailrocket_async._runtime.running import running_task
 
 if TYPE_CHECKING:
     import logging
 
 _FRAMES: Final = 40
-"""Frames that a change of our own state needs at most, without any foreign code that it calls."""
+"""Stack frames that a change of our own state needs at most, without the foreign code that it calls."""
 
 
 def ends_task(error: BaseException) -> bool:
     """Whether an awaited call raised the user's Ctrl-C, or the cancellation of the running task."""
     if isinstance(error, asyncio.CancelledError):
-        # If the task was not cancelled, something was that the foreign code waited for.
+        # If this task was not cancelled, a task or future was that the foreign code waited for.
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0
     return is_interrupt(error)
 
 
 def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether an error that came out of a user's function in the event loop is not that function's own.
+    """Whether an error that came out of a user's function in the event loop must be raised again.
 
-    The cancellation of the task that called it, the end of that task's coroutine and what a signal's handler raised,
-    as for Ctrl-C, go on to whom they are meant for. Anything else is the function's failure, `SystemExit` included.
+    That holds for the cancellation of the task that called the function, for the end of that task's coroutine, and for
+    the error of a signal handler (Ctrl-C). Any other error is the function's own failure, `SystemExit` included.
 
     Args:
-        error: what was caught.
+        error: the error that was caught.
         task: the task that has called the function.
     """
     match error:
         case asyncio.CancelledError():
-            # Otherwise something that the function waited for was cancelled.
+            # Otherwise a task or future was cancelled that the function waited for.
             return task is None or task.cancelling() > 0
         case GeneratorExit():
-            # Its coroutine is closed from outside, as no loop will run it any more.
-            return task is None or _current_task() is not task
+            # The coroutine is closed from outside, because no loop will run it any more.
+            return task is None or running_task() is not task
         case _:
             return is_interrupt(error)
 
 
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+def without_frames(error: BaseException) -> BaseException:
+    """Return the error without its cause, its context and the frames below, which may hold a secret.
+
+    Some tools print the variables of frames.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def write_log(logger: logging.Logger, level: int, message: str, *args: object) -> bool:
-    """Write a log record; return whether the application's log handlers and filters took it without an error."""
+    """Write a log record; return whether the application's log handlers and filters raised no error."""
     try:
         logger.log(level, message, *args)
     except BaseException as error:
@@ -68,9 +71,9 @@ def write_log(logger: logging.Logger, level: int, message: str, *args: object) -
 
 
 def ensure_stack() -> None:
-    """Raise RecursionError before anything changes, if the stack has no room for a change of our own state.
+    """Raise RecursionError if the stack has no room for a change of our own state.
 
-    A RecursionError between two statements would leave half of the change behind.
+    Call it before the change: a RecursionError in the middle would leave the change half done.
     """
     _descend(_FRAMES)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailrocket_async._errors import WrongLoopError
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.forks import watch_forks
 from retailrocket_async._runtime.loop_end import watch
+from retailrocket_async._runtime.running import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -19,25 +18,24 @@ T = TypeVar("T")
 
 
 class LoopAffinity:
-    """Where a client lives: the loop of its first use, until the process forks.
+    """Binds a client to the event loop of its first use, and to one process.
+
+    Args:
+        ended: called once when the loop is closed, or the process ends, in any thread, with the start of a sentence
+            that says which. Never called in a forked child.
 
     Attributes:
         loop: the loop; None before the first use and after a fork.
-
-    Args:
-        ended: called once when the loop is closed, or the process ends, in whatever thread; given how, the start of a
-            sentence. Never called in a forked child.
     """
 
     def __init__(self, ended: Callable[[str], None] | None = None) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._ended = ended
         self._forked = False
-        _affinities.add(self)
-        _watch_forks()
+        watch_forks(self)
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop, once it is sure that it is the client's own; the first call makes it so.
+        """Return the running loop if it is the client's own; the first call makes it the client's.
 
         Raises:
             WrongLoopError: no loop runs in this thread, another one does, or the process was forked.
@@ -66,16 +64,14 @@ class LoopAffinity:
         return loop
 
     def loop_ended(self, how: str) -> None:
-        """Hand on the end of the loop, or of the process; see `_loop_end`."""
+        """Call `ended`; see `loop_end.watch`."""
         if self._ended is not None and not self._forked:
             self._ended(how)
 
     def here(self) -> bool:
-        """Whether this is the loop's own thread, and the loop runs."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
+        """Whether the client's loop runs in this thread."""
+        loop = running_loop()
+        return loop is not None and loop is self.loop
 
     def now(self) -> float:
         """Return the loop's time in seconds; 0 before the first use."""
@@ -84,33 +80,18 @@ class LoopAffinity:
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in a task of the client's loop, in an empty context."""
         try:
-            # Not by `context=`, which older task factories do not take.
+            # Older task factories do not accept the argument `context`.
             return detached(self.enter().create_task, work)
         except BaseException:
-            # At the recursion limit; Python warns of a coroutine that never ran.
+            # At the recursion limit. Closed, or Python would warn of a coroutine that never ran.
             work.close()
             raise
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call `callback` in so many seconds, in an empty context."""
+        """Call `callback` after `seconds`, in an empty context."""
         return detached(self.enter().call_later, seconds, callback)
 
-    def leave_forked(self) -> None:
-        """Note that this is now the copy in a forked child, where the loop and its connections are not ours."""
+    def after_fork(self) -> None:
+        """Forget the loop in a forked child: it belongs to the parent process."""
         self.loop = None
         self._forked = True
-
-
-_affinities: weakref.WeakSet[LoopAffinity] = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    """Register the one handler for all homes, with the first: it can never be unregistered."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-
-
-def _after_fork() -> None:
-    for affinity in list(_affinities):
-        affinity.leave_forked()

@@ -1,7 +1,7 @@
-"""Notices that an event loop is closed, or the process ends, while somebody's work in it is not done.
+"""Notifies objects when their event loop is closed, or the process ends.
 
-asyncio calls nobody when a loop is closed. But it drops its timers then: so one timer, far in the future, holds the
-only reference to an object, which ends with the loop.
+asyncio has no callback for the close of a loop, but a closed loop drops its timers. So a timer far in the future holds
+the only reference to an object, and the finalizer of that object is the callback.
 """
 
 from __future__ import annotations
@@ -15,29 +15,33 @@ if TYPE_CHECKING:
     import asyncio
 
 FAR: Final = 1e9
-"""Seconds until the timer, which is never to fire: thirty years."""
+"""Seconds until the timer, thirty years: it never fires."""
 
 
 class Resident(Protocol):
-    """What has work in a loop."""
+    """An object that has work in an event loop."""
 
     def loop_ended(self, how: str) -> None:
-        """Take note of the end: nothing more is done. Called in whatever thread; `how` is the start of a sentence."""
+        """Handle the end of the loop or the process; called in any thread.
+
+        Args:
+            how: what ended, as the start of a sentence.
+        """
         ...
 
 
 class _Tether:
-    """What a timer holds, and nothing else."""
+    """The object that only the timer holds."""
 
 
 def watch(loop: asyncio.AbstractEventLoop, resident: Resident) -> None:
-    """Tell `resident`, as long as it is alive, when `loop` is closed or the process ends, whichever comes first."""
+    """Call `resident.loop_ended`, while it is alive, when `loop` is closed or the process ends, whatever is first."""
     known = _residents.get(loop)
     if known is None:
         known = _residents[loop] = weakref.WeakSet()
         tether = _Tether()
         weakref.finalize(tether, _ended, known, "its event loop was closed").atexit = False
-        # In a context of its own, or that of the first visitor would live as long as the loop.
+        # In an empty context: the caller's would live as long as the loop.
         loop.call_later(FAR, _nothing, tether, context=contextvars.Context())
     known.add(resident)
 
@@ -48,7 +52,7 @@ _residents: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.W
 
 
 def _nothing(tether: _Tether) -> None:
-    """Be what the timer calls."""
+    """Do nothing; the timer needs a function."""
 
 
 def _ended(residents: weakref.WeakSet[Resident], how: str) -> None:
@@ -61,6 +65,6 @@ def _process_ends() -> None:
         _ended(residents, "the process ended")
 
 
-# With the import, so that it runs after the handlers of the application, which may close the client, and before that of
-# `logging`, which ends the log.
+# Registered at import, so that it runs after the handlers of the application, which may close the client, and before
+# the handler of `logging`, which ends the log.
 atexit.register(_process_ends)

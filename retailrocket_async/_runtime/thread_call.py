@@ -1,8 +1,8 @@
-"""One call in a thread of its own.
+"""One call in a new thread.
 
-The event loop's own threads (`asyncio.to_thread`) are few, and may all be busy with callers who wait for us: a sync
-view that tracks through a `ThreadsafeHandle` blocks one until there is room in the buffer. What makes that room must
-not need one of them. The thread is a daemon, so that a call which never returns does not hold the process at its end.
+The threads of `asyncio.to_thread` are few, and may all wait for the client: a sync view that tracks through a
+`ThreadsafeHandle` blocks its thread until there is room in the buffer. The calls that make that room must not need one
+of these threads. The new thread is a daemon, so a call that never returns does not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 
 async def call_in_thread(function: Callable[[], T]) -> T:
-    """Call `function` in a thread of its own and return what it returns, or raise what it raises.
+    """Call `function` in a new thread; return what it returns, or raise what it raises.
 
-    If no thread can be started it is called in the loop: while the interpreter shuts down, Python 3.12 and newer start
-    none.
+    If no thread can be started, the function is called in the event loop: while the interpreter shuts down, Python 3.12
+    and newer start no thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
 
-    def tell(result: T | None, error: BaseException | None) -> None:
+    def settle(result: T | None, error: BaseException | None) -> None:
         # The caller may have been cancelled meanwhile.
         if done.done():
             return
@@ -46,32 +46,33 @@ async def call_in_thread(function: Callable[[], T]) -> T:
         try:
             result = context.run(function)
         except StopIteration as stop:
-            # A future takes anything but this.
+            # A future refuses this type of error.
             error = RuntimeError(type(stop).__name__)
-        except BaseException as raised:  # noqa: BLE001 - it is the caller's, in the other thread
+        except BaseException as raised:  # noqa: BLE001 - raised again in the caller's task
             error = raised
-        # Where the loop is closed by now, nobody waits.
+        # A closed loop raises; nobody waits for the result then.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, result, error)
+            loop.call_soon_threadsafe(settle, result, error)
 
     try:
-        detached(threading.Thread(target=run, name="retailrocket-call_in_thread", daemon=True).start)
+        detached(threading.Thread(target=run, name="retailrocket-call", daemon=True).start)
     except RuntimeError:
         return context.run(function)
     return await done
 
 
-def sealed_call(function: Callable[..., T], *arguments: object) -> Callable[[], Callable[[], T]]:
-    """Return what a thread is to call: it calls `function`, and returns one that returns, or raises, the same.
+def captured_call(function: Callable[..., T], *arguments: object) -> Callable[[], Callable[[], T]]:
+    """Return a function for a thread that calls `function` and captures its result or error: it never raises.
 
-    The error comes without its traceback, whose frames have variables.
+    It returns another function, which returns the result or raises the error. The error has no traceback, as the frames
+    of a traceback hold variables.
     """
 
     def call() -> Callable[[], T]:
         try:
             result = function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            # Not by the error's own method, which may be anybody's.
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's task
+            # The method of `BaseException`, as the error's class may override it.
             raised = BaseException.with_traceback(error, None)
             return lambda: _raise(raised)
         return lambda: result

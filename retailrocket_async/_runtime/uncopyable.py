@@ -1,4 +1,4 @@
-"""Objects that live in one process: copying or pickling one is refused, in a sentence that says what to do instead."""
+"""Makes objects that belong to one process refuse to be copied or pickled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Uncopyable:
-    """Refuses `copy`, `deepcopy` and `pickle`, and so `multiprocessing`, which pickles what it gives to a child.
+    """A base class that refuses `copy`, `deepcopy` and `pickle`, and so `multiprocessing`, which pickles.
 
     Attributes:
-        _instead: what to do instead; the end of the error's sentence.
+        _instead: what to do instead, as the end of the error's message.
     """
 
     __slots__ = ()

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.futures import set_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,9 @@ _Calls: TypeAlias = "SimpleQueue[Callable[[], None] | None]"
 class WorkerThread:
     """Makes calls in one thread, one after the other; the first call starts the thread.
 
-    `ThreadPoolExecutor` takes no work once the main thread has ended, but an event loop in another thread may still
-    run then. The thread is a daemon: an idle one does not hold the process. A call that it makes is waited for at the
-    interpreter's exit.
+    `ThreadPoolExecutor` accepts no work after the main thread has ended, when an event loop in another thread may
+    still run. The thread is a daemon, so an idle one does not keep the process from ending. At exit, the interpreter
+    waits for the calls that the thread was given.
 
     Args:
         name: the thread's name.
@@ -38,7 +39,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Have the thread call `function`, which must not raise; return the future of its result.
+        """Call `function`, which must not raise, in the thread; return the future of its result.
 
         Raises:
             RuntimeError: no thread can be started: the interpreter shuts down, or the system has no thread left.
@@ -49,22 +50,23 @@ class WorkerThread:
 
         def run() -> None:
             result = function()
-            # A closed loop has nobody who waits.
+            # A closed loop raises; nobody waits for the result then.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_set_result, done, result)
+                loop.call_soon_threadsafe(set_result, done, result)
 
         calls.put(run)
         return done
 
     def close(self) -> None:
-        """Let the thread end after the calls that it was given."""
+        """End the thread after the calls that it was given."""
         if self._calls is not None:
             self._calls.put(None)
             self._calls = None
 
     def _started(self) -> _Calls:
         calls: _Calls = SimpleQueue()
-        # The thread must not keep this object, or it would never be collected and the thread never end.
+        # The thread holds no reference to this object: otherwise the object would never be collected, and the thread
+        # would never end.
         thread = threading.Thread(target=_work, args=(calls, self._thread), name=self._name, daemon=True)
         detached(thread.start)
         self._thread = thread
@@ -74,7 +76,7 @@ class WorkerThread:
 
 def _work(calls: _Calls, before: threading.Thread | None) -> None:
     if before is not None:
-        # It may still make a call that it was given before the close.
+        # The thread before a `close` may still make its last calls.
         before.join()
     at_exit = functools.partial(_finish, calls, threading.current_thread())
     atexit.register(at_exit)
@@ -86,7 +88,7 @@ def _work(calls: _Calls, before: threading.Thread | None) -> None:
 
 
 def _made_next(calls: _Calls) -> bool:
-    # In a function of its own, so that nothing of a call is kept while the thread waits for the next one.
+    # In a function of its own, so that no variable keeps a call while the thread waits for the next one.
     call = calls.get()
     if call is None:
         return False
@@ -95,11 +97,6 @@ def _made_next(calls: _Calls) -> bool:
 
 
 def _finish(calls: _Calls, thread: threading.Thread) -> None:
-    """Wait for the calls that the thread was given; in a forked child, which lacks the thread, for nothing."""
+    """Wait until the thread has made its calls; in a forked child, which lacks the thread, do not wait."""
     calls.put(None)
     thread.join()
-
-
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import threading
 import time
-import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._runtime.forks import watch_forks
 from retailrocket_async._spool.system import SYSTEM
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class FileLock:
         self._file: int | None = None
         self._queue: _Queue | None = None
         self.mine = False
-        _locks.add(self)
-        _watch_forks()
+        watch_forks(self)
 
     @contextmanager
     def held(self, timeout: float | None = None) -> Generator[None]:
@@ -281,17 +279,3 @@ def exists(path: Path, system: System = SYSTEM) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    """Register the one handler for all locks, with the first."""
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _after_fork() -> None:
-    for lock in list(_locks):
-        lock.after_fork()

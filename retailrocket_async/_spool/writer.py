@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from retailrocket_async._errors import SpoolError, SpoolFullError
 from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.futures import set_exception, set_result
 from retailrocket_async._spool.file import LOG_PART, Settlement, now
 from retailrocket_async._spool.place import (
     LeadLostError,
@@ -322,7 +323,7 @@ class SpoolWriter:
             item = self._queue.get_nowait()
             if isinstance(item, _Job):
                 if item.done is not None:
-                    _set_error(item.done, self._why)
+                    set_exception(item.done, self._why)
             elif item is not None:
                 self._listener.refused([item], self._why)
 
@@ -553,7 +554,7 @@ class SpoolWriter:
             if job.then is not None:
                 job.then(result)
             if job.done is not None:
-                self._tell(_set_result, job.done, result)
+                self._tell(set_result, job.done, result)
         self._logged += jobs
         if jobs:
             self._read_log()
@@ -662,7 +663,7 @@ class SpoolWriter:
         self._jobs = [job for job in self._jobs if job.done is None] if keep else []
         for job in failed:
             if job.done is not None:
-                self._tell(_set_error, job.done, error)
+                self._tell(set_exception, job.done, error)
 
     def _keep_house(self) -> None:
         self._measures_at = self._clock() + _REST
@@ -729,13 +730,3 @@ def _bare(error: BaseException) -> SpoolError:
 
 def _closed() -> SpoolError:
     return SpoolError("the spool was closed")
-
-
-def _set_result(future: asyncio.Future[Any], result: object) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_error(future: asyncio.Future[Any], error: SpoolError) -> None:
-    if not future.done():
-        future.set_exception(error)

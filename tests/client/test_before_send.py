@@ -1,4 +1,4 @@
-"""`before_send`: may change or drop an event at the caller's line, and never costs one by accident."""
+"""`before_send` may change or drop an event in the caller's task, and no error of it costs an event."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SENDING: dict[str, Callable[[AsyncTrackingClient, Event], Awaitable[Delivered]]]
 
 
 async def through(way: str, client: AsyncTrackingClient, what: Event) -> Any:
-    """Send an event this way; return the outcome of its receipt, or what the direct send does."""
+    """Send an event by one of the methods; return the outcome of its receipt, or the result of the direct send."""
     return await (await WAYS[way](client, what)) if way in WAYS else await SENDING[way](client, what)
 
 
@@ -58,7 +58,7 @@ def changed(what: Event) -> Event:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_changed(way: str) -> None:
-    """What the hook returns is sent in the event's place, and the hook is asked once for each event."""
+    """The event that the hook returns is sent in place of the given one, and the hook is called once for each event."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -78,12 +78,12 @@ def test_changed(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An event that the hook does not want is settled at once, counted, told of, never sent, and no news in the log."""
+    """An event that the hook drops is settled immediately, counted and reported; it is neither sent nor logged."""
 
     async def test() -> None:
-        told: list[UndeliveredEvent] = []
+        undelivered: list[UndeliveredEvent] = []
         transport = ScriptedTransport()
-        client = make_client(transport, before_send=lambda _: None, on_outcome=into(told))
+        client = make_client(transport, before_send=lambda _: None, on_outcome=into(undelivered))
         if way in WAYS:
             receipt = await WAYS[way](client, event(1))
             assert receipt.outcome == DROPPED
@@ -96,8 +96,8 @@ def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
         assert transport.requests == []
         assert (report.stats.tracked, report.stats.dropped, report.stats.hook_errors) == (1, 1, 0)
         assert report.stats.dropped_by == {"before_send": {"view": 1}}
-        # Direct sends raise instead.
-        assert [(number_of(kept), kept.outcome) for kept in told] == ([(1, DROPPED)] if way in WAYS else [])
+        # Direct sends raise an error instead.
+        assert [(number_of(kept), kept.outcome) for kept in undelivered] == ([(1, DROPPED)] if way in WAYS else [])
 
     run(test())
 
@@ -122,7 +122,7 @@ def _returns_the_class(_: Event) -> Any:
     [(_raises, "ZeroDivisionError"), (_returns_a_dict, "TypeError"), (_returns_the_class, "TypeError")],
 )
 def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the hook raises or returns no event, events go as they came; that is counted, and logged once."""
+    """If the hook raises, or returns no event, the given event is sent; the error is counted, and logged once."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -138,7 +138,7 @@ def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pyt
 
 
 def test_each_for_itself() -> None:
-    """Of a list each event is changed, dropped or kept for itself; a direct request carries those that are left."""
+    """The hook decides on each event of a list alone; a direct request carries the events that remain."""
 
     def hook(what: Event) -> Event | None:
         number = number_of(what)
@@ -159,7 +159,7 @@ def test_each_for_itself() -> None:
 
 
 def test_personal_data_is_stripped() -> None:
-    """What the hook takes out leaves no trace in the request."""
+    """Personal data that the hook removes is nowhere in the request."""
 
     def hook(what: Event) -> Event:
         return attrs.evolve(what, email=None, phone=None) if isinstance(what, SetContact) else what
@@ -175,7 +175,7 @@ def test_personal_data_is_stripped() -> None:
 
 
 def test_another_type() -> None:
-    """The hook may return an event of another type, which then goes by its own name, to its own endpoint."""
+    """The hook may return an event of another type, which is sent under its own name, to its own endpoint."""
 
     def hook(what: Event) -> Event:
         return Order(session_external_id="a", product_id=number_of(what), quantity=1, price=1, transaction="t")
@@ -191,8 +191,8 @@ def test_another_type() -> None:
 
 
 @pytest.mark.parametrize("way", ["track", "track_nowait", "track_many", "send", "send_batch"])
-def test_is_not_asked_for_what_is_no_event(way: str) -> None:
-    """What is no event is refused as ever, and not shown to the hook."""
+def test_not_called_with_a_value_that_is_no_event(way: str) -> None:
+    """The hook is not called with a value that is not an event; the value is refused as without a hook."""
 
     async def test() -> None:
         seen: list[Event] = []
@@ -211,7 +211,7 @@ def test_is_not_asked_for_what_is_no_event(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_drops_nothing_after_the_close(way: str) -> None:
-    """A closed client is closed, whatever the hook makes of the event."""
+    """After the close an event raises the error of a closed client, even if the hook drops it."""
 
     async def test() -> None:
         client = make_client(ScriptedTransport(), before_send=lambda _: None)
@@ -224,7 +224,7 @@ def test_drops_nothing_after_the_close(way: str) -> None:
 
 
 def test_feed_that_is_dropped_lets_others_run() -> None:
-    """A long feed of events none of which the hook wants lets other tasks run every 250 events."""
+    """While the hook drops every event of a long iterable, other tasks run every 250 events."""
 
     async def test() -> None:
         client = make_client(ScriptedTransport(), before_send=lambda _: None)
@@ -251,13 +251,13 @@ async def _coroutine(what: Event) -> Event:
 
 @pytest.mark.parametrize("hook", ["strip", 1, _coroutine], ids=shown)
 def test_impossible_hook(hook: Any) -> None:
-    """A hook that is no plain function is refused where it is given."""
+    """A hook that is not a plain function is refused by the constructor."""
     with pytest.raises(ConfigurationError, match="before_send must be a plain function"):
         make_client(ScriptedTransport(), before_send=hook)
 
 
 def test_every_typed_method_is_seen() -> None:
-    """Whichever typed method makes the event, the hook is asked."""
+    """The hook is called for the event of every typed method."""
     fields: dict[str, Any] = {
         "group_id": 1,
         "product_id": 1,

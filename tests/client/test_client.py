@@ -71,7 +71,7 @@ def _ids(server: RawServer) -> list[int]:
 
 
 async def test_the_example_of_the_readme_holds() -> None:
-    """A tracked event is accepted at once, and its receipt tells that the API recorded it."""
+    """`track` returns before the request, and its receipt gives the outcome of the delivery."""
     async with raw_server() as server, _client(server) as client:
         await client.view(session_external_id="visitor", product_id=123456)
         receipt = await client.order(
@@ -84,7 +84,7 @@ async def test_the_example_of_the_readme_holds() -> None:
 
 
 async def test_a_thousand_events_leave_in_two_batches() -> None:
-    """Events tracked in one go are coalesced up to the cap, in order, none missing and none twice."""
+    """A thousand events are sent in two full batches, in order, each exactly once."""
     async with raw_server() as server, _client(server) as client:
         await client.track_many(_views(1000))
         await client.flush()
@@ -93,7 +93,7 @@ async def test_a_thousand_events_leave_in_two_batches() -> None:
 
 
 async def test_track_many_takes_iterables_of_both_kinds() -> None:
-    """Lists, generators and async generators are all tracked, and every event has its receipt."""
+    """`track_many` accepts lists, generators and async generators, and returns a receipt for every event."""
 
     async def generate() -> AsyncIterator[Event]:
         for event in _views(3):
@@ -151,7 +151,7 @@ async def test_each_status_raises_its_typed_error(status: int, error: type[Deliv
 
 
 async def test_a_server_that_resets_gives_no_answer_error() -> None:
-    """Resets to the end are `NoAnswerError`, which says that the event may have been recorded."""
+    """If every attempt is reset, the error is `NoAnswerError`, which says that the event may have been recorded."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -164,8 +164,8 @@ async def test_a_server_that_resets_gives_no_answer_error() -> None:
         assert (True, 2, None) == (caught.value.maybe_recorded, caught.value.attempts, caught.value.status)
 
 
-async def test_what_a_retry_can_mend_is_mended() -> None:
-    """A 503 and a 429 followed by a 200 are one delivery, counted as retries."""
+async def test_retries_are_counted_in_one_delivery() -> None:
+    """A 503 and a 429 followed by a 200 are one delivery, counted with two retries."""
     retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
     async with raw_server() as server, _client(server, retry=retry) as client:
         server.in_turn(answer(503), answer(429))
@@ -178,7 +178,7 @@ async def test_what_a_retry_can_mend_is_mended() -> None:
 
 
 async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
-    """A keep-alive connection that the server closed costs no event and no visible error."""
+    """A server that closes an idle keep-alive connection costs no event and no visible error."""
 
     async def answer_and_close(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
@@ -193,7 +193,7 @@ async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
 
 
 async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
-    """Neither text, cause, context nor locals of what the package raises hold httpx or the key."""
+    """Text, cause, context and frames of our exceptions hold neither an exception of httpx nor the key."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -219,13 +219,13 @@ async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
 
     assert 4 == len(raised)
     for error in raised:
-        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-        # The test's own frame and the client's hold the constructor's arguments no more: only the wire needs the key.
-        assert not [word for word in (KEY, "httpx.", "httpcore") if word in told]
+        text = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        # Only the connection needs the key: neither the test's frame nor the client's holds the arguments any more.
+        assert not [word for word in (KEY, "httpx.", "httpcore") if word in text]
 
 
-async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
-    """With every logger at DEBUG, a run through success, refusal, throttling and resets logs no key."""
+async def test_no_log_record_has_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    """With every logger at DEBUG, no record of success, refusal, throttling or a reset contains the key."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -239,16 +239,16 @@ async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None
         server.respond = rst
         await (await client.track(_views(1)[0]))
 
-    told = "\n".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
+    text = "\n".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
     assert "retailrocket_async" in {record.name for record in caplog.records}
-    assert KEY not in told
+    assert KEY not in text
     assert "visitor" not in "\n".join(
         r.getMessage() for r in caplog.records if r.levelno >= logging.INFO and r.name != "httpx"
     )
 
 
 async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Ten refused batches make one record, which says what to mend."""
+    """Ten refused batches make one log record, which says what to correct."""
     async with raw_server() as server, _client(server, batching=Batching(max_events=1, linger=0.0)) as client:
         server.always(answer(400))
         for event in _views(10):
@@ -261,20 +261,20 @@ async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixt
 
 async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> None:
     """`on_outcome` gets every undelivered event with its outcome, its JSON and, on demand, the event itself."""
-    told: list[Any] = []
+    reported: list[Any] = []
     events = _views(3)
-    async with raw_server() as server, _client(server, on_outcome=told.extend) as client:
+    async with raw_server() as server, _client(server, on_outcome=reported.extend) as client:
         server.always(answer(400))
         await client.track_many(events)
         await client.flush()
 
-    assert [400] * 3 == [undelivered.outcome.status for undelivered in told]
+    assert [400] * 3 == [undelivered.outcome.status for undelivered in reported]
     whole_seconds = [attrs.evolve(event, timestamp=event.timestamp.replace(microsecond=0)) for event in events]
-    assert whole_seconds == [undelivered.event for undelivered in told]
+    assert whole_seconds == [undelivered.event for undelivered in reported]
 
 
 async def test_a_lost_wire_is_reported_at_close() -> None:
-    """`aclose` reports what was in flight as maybe recorded and what still waited as never sent; it adds up."""
+    """`aclose` reports events in flight as maybe recorded, waiting events as never sent, and a right sum."""
     arrived = asyncio.Event()
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -297,8 +297,8 @@ async def test_a_lost_wire_is_reported_at_close() -> None:
     assert [0, 1, 2, 3, 4] == [undelivered.event.product_id for undelivered in report.undelivered]  # type: ignore[attr-defined]
 
 
-async def test_after_the_close_nothing_is_taken() -> None:
-    """Every way to track or send refuses after the close, and says so; `stats` still answers."""
+async def test_after_the_close_calls_are_refused() -> None:
+    """After the close every method that tracks or sends raises `ClientClosedError`; `stats` still works."""
     async with raw_server() as server:
         client = _client(server)
         await client.track(_views(1)[0])
@@ -314,7 +314,7 @@ async def test_after_the_close_nothing_is_taken() -> None:
 
 
 async def test_an_error_in_the_block_still_delivers() -> None:
-    """Leaving `async with` by an exception delivers what was tracked, and lets the exception through."""
+    """If the block of `async with` raises, the tracked events are delivered and the exception is raised on."""
     async with raw_server() as server:
         with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the subject
             async with _client(server) as client:
@@ -325,7 +325,7 @@ async def test_an_error_in_the_block_still_delivers() -> None:
 
 
 async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
-    """Two clients share one `httpx.AsyncClient`, which is open when both are closed."""
+    """Two clients may share one `httpx.AsyncClient`, which stays open when both are closed."""
     async with raw_server() as server, httpx.AsyncClient() as shared:
         for partner in ("one", "two"):
             async with AsyncTrackingClient("key", partner, base_url=server.url, http_client=shared) as client:
@@ -335,7 +335,7 @@ async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
 
 
 async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
-    """A limiter is asked once for every request, whatever made it."""
+    """Every request needs one permit of the limiter, whether it is a batch, a direct send or a retry."""
 
     class Counting(LocalLimiter):
         asked = 0
@@ -355,7 +355,7 @@ async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
 
 
 async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
-    """Each event class goes to the endpoint of its name, and so does an event newer than the package."""
+    """`send` uses the endpoint of the event's name, for each event class and for a custom event."""
     async with raw_server() as server, _client(server) as client:
         await client.send(CustomEvent(name="somethingNew", fields={"sessionExternalId": "visitor", "x": [1, None]}))
         await client.send(AddToBasket(session_external_id="visitor", product_id=1))
@@ -365,7 +365,7 @@ async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
 
 
 async def test_a_custom_event_travels_in_batches() -> None:
-    """A `CustomEvent` is coalesced like any other."""
+    """A `CustomEvent` is sent in a batch like any other event."""
     async with raw_server() as server, _client(server) as client:
         receipt = await client.track(CustomEvent(name="somethingNew", fields={"a": "б"}))
         await receipt.delivered()
@@ -374,8 +374,8 @@ async def test_a_custom_event_travels_in_batches() -> None:
 
 
 @pytest.mark.parametrize("not_an_event", [None, {"view": {}}, "view", View], ids=["none", "dict", "str", "class"])
-async def test_what_is_no_event_is_refused_before_anything_is_queued(not_an_event: Any) -> None:
-    """Only events of the package are taken; the refusal comes at the call and counts nothing."""
+async def test_a_value_that_is_no_event_is_refused(not_an_event: Any) -> None:
+    """A value that is not an event of the package is refused by the call, and not counted."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.track(not_an_event), client.send(not_an_event), client.track_many([not_an_event])):
             with pytest.raises(EventValidationError, match="must be an event of this package"):
@@ -385,7 +385,7 @@ async def test_what_is_no_event_is_refused_before_anything_is_queued(not_an_even
 
 
 async def test_an_event_larger_than_a_batch_is_refused_at_the_call() -> None:
-    """An event that could never leave is refused with its size and the cap, before it is queued."""
+    """An event larger than a batch is refused by the call, with its size and the bound."""
     event = CustomEvent(name="large", fields={"x": "a" * 2000})
     async with raw_server() as server, _client(server, batching=Batching(max_bytes=1024)) as client:
         with pytest.raises(EventValidationError, match=r"large must be at most 1024 bytes .*Batching\.max_bytes"):
@@ -397,7 +397,7 @@ async def test_an_event_larger_than_a_batch_is_refused_at_the_call() -> None:
 
 
 async def test_an_explicit_batch_keeps_to_the_caps() -> None:
-    """`send_batch` refuses none, too many and too much, and names the cap."""
+    """`send_batch` refuses no events, too many events and too many bytes, and names the bound."""
     async with raw_server() as server, _client(server, batching=Batching(max_events=20, max_bytes=1024)) as client:
         for events, says in (([], "1 to 20"), (_views(21), "1 to 20"), (_views(15), "1024 bytes")):
             with pytest.raises(EventValidationError, match=says):
@@ -419,7 +419,7 @@ def test_every_event_has_its_typed_method() -> None:
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 async def test_every_typed_method_tracks_its_event(name: str) -> None:
-    """A typed method makes the very event that its class would make of the same fields."""
+    """A typed method tracks the event that its class makes of the same fields."""
     values: dict[str, Any] = {
         "session_external_id": "visitor", "product_id": 1, "group_id": 2, "product_ids": [3], "quantity": 1,
         "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
@@ -460,13 +460,13 @@ async def test_every_typed_method_tracks_its_event(name: str) -> None:
     ],
 )
 def test_wrong_configuration_fails_at_construction(options: dict[str, Any], says: str) -> None:
-    """Every impossible argument is refused by the constructor with a sentence that says what to write."""
+    """The constructor refuses every impossible argument with a message that says what to write."""
     with pytest.raises(ConfigurationError, match=says):
         AsyncTrackingClient("key", "partner", **options)
 
 
 def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment gives key, id and address; keywords win over it; what is missing is named."""
+    """`from_env` reads key, id and address; keywords win over the environment; a missing variable is named."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}", raising=False)
     with pytest.raises(ConfigurationError, match="RETAILROCKET_API_KEY"):
@@ -485,7 +485,7 @@ def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_an_unclosed_client_warns() -> None:
-    """A client that was used and is collected open warns, naming the remedy; an unused one is silent."""
+    """Collecting a used client that is open warns and says what to do; collecting an unused one is silent."""
     async with raw_server() as server, httpx.AsyncClient() as connections:
         unused = _client(server)
         with warnings.catch_warnings():
@@ -514,7 +514,7 @@ def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
 
 
 async def test_the_key_is_in_no_repr() -> None:
-    """Neither the client nor anything it holds prints the key."""
+    """No repr of the client, or of its attributes, contains the key."""
     async with raw_server() as server, _client(server) as client:
         await client.send(_views(1)[0])
         parts = [client, *vars(client).values(), client.stats(), *vars(engine_of(client)).values()]
@@ -523,7 +523,7 @@ async def test_the_key_is_in_no_repr() -> None:
 
 
 async def test_ordered_batching_keeps_every_visitors_order_through_failures() -> None:
-    """With `ordered`, a visitor's events arrive as tracked, though every third request is answered 503 first."""
+    """With `ordered`, a visitor's events arrive in the order of tracking, though every third request gets a 503."""
     seen: list[tuple[str, int]] = []
     requests = 0
 
@@ -550,7 +550,7 @@ async def test_ordered_batching_keeps_every_visitors_order_through_failures() ->
 
 
 async def test_by_session_never_mixes_visitors() -> None:
-    """With `by_session` every request holds one visitor's events only."""
+    """With `by_session` every request holds the events of one visitor only."""
     batching = Batching(by_session=True)
     async with raw_server() as server, _client(server, batching=batching, rate_limit=None) as client:
         await client.track_many(View(session_external_id=f"v{n % 5}", product_id=n) for n in range(50))
@@ -561,7 +561,7 @@ async def test_by_session_never_mixes_visitors() -> None:
 
 
 def test_two_runs_of_a_program_need_two_clients() -> None:
-    """A client used in a second `asyncio.run` is refused with a sentence; nothing hangs."""
+    """A client that is used in a second `asyncio.run` raises an error, and nothing hangs."""
 
     async def use(client: AsyncTrackingClient) -> None:
         await client.aclose()
@@ -573,7 +573,7 @@ def test_two_runs_of_a_program_need_two_clients() -> None:
 
 
 async def test_equal_orders_stay_equal_on_the_wire() -> None:
-    """A price arrives as the number that was given, whichever of the three types gave it."""
+    """A price is sent as the same number, whether it was an int, a float or a Decimal."""
     async with raw_server() as server, _client(server) as client:
         for price in (1321.43, Decimal("1321.43"), 7, Decimal("7.00")):
             await client.track(
@@ -586,7 +586,7 @@ async def test_equal_orders_stay_equal_on_the_wire() -> None:
 
 
 async def test_many_flushes_do_not_make_many_requests() -> None:
-    """Two hundred tasks that track and flush at once share a few requests."""
+    """Two hundred tasks that track and flush at the same time share a few requests."""
     async with raw_server() as server, _client(server) as client:
 
         async def handler(number: int) -> None:
@@ -600,7 +600,7 @@ async def test_many_flushes_do_not_make_many_requests() -> None:
 
 
 async def test_a_log_handler_that_raises_stops_nothing() -> None:
-    """An application's broken log handler costs a record; receipts, flush and close end as ever."""
+    """A log handler that raises loses its record only; receipts, flush and close are not affected."""
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -621,7 +621,7 @@ async def test_a_log_handler_that_raises_stops_nothing() -> None:
 
 
 async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
-    """A receipt that is handed to another thread wakes its awaiter there, and the others of the batch here."""
+    """A receipt wakes a task that awaits it in another thread's loop, and the tasks of its own loop."""
     async with raw_server() as server, _client(server) as client:
         first, second = await client.track_many(_views(2))
 
@@ -635,7 +635,7 @@ async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1, "5", True])
 async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
-    """`flush` and `aclose` take None or seconds; anything else is refused before it does harm."""
+    """`flush` and `aclose` accept None or seconds, and refuse any other value before they do anything."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.flush(seconds), client.aclose(seconds)):
             with pytest.raises(ConfigurationError, match="timeout must be None or a number of seconds"):
@@ -646,7 +646,7 @@ async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
 
 
 def test_an_async_before_send_is_refused() -> None:
-    """`before_send` is called at the caller's line, not awaited: a coroutine function would never run."""
+    """The constructor refuses a coroutine function as `before_send`, because the client would never await it."""
 
     async def hook(event: Any) -> Any:
         return event
@@ -661,7 +661,7 @@ def test_an_async_before_send_is_refused() -> None:
 )
 @pytest.mark.parametrize("how", [AsyncTrackingClient, AsyncTrackingClient.from_env])
 def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -> None:
-    """The frames of a configuration error hold the key in no variable of this package's."""
+    """The frames of a `ConfigurationError` hold the key in no variable of this package."""
     given = {"api_key": KEY, "partner_id": "partner", **options}
     with pytest.raises(ConfigurationError) as caught:
         how(**given)
@@ -672,7 +672,7 @@ def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -
 
 
 def test_custom_data_is_bounded() -> None:
-    """More values than could be checked in a moment are refused at once, however they are nested or shared."""
+    """`custom_data` with more than 5,000 values is refused, however the values are nested or shared."""
     shared: Any = {}
     for _ in range(20):
         shared = {"a": shared, "b": shared}
@@ -683,7 +683,7 @@ def test_custom_data_is_bounded() -> None:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
 async def test_an_eager_task_factory_changes_nothing() -> None:
-    """Where tasks start at once and the transport answers at once, every event still gets its outcome."""
+    """With an eager task factory and a transport that answers immediately, every event gets its outcome."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     async with httpx.AsyncClient(transport=transport) as http_client:

@@ -1,4 +1,4 @@
-"""Every public record can be copied, deep-copied and pickled; what lives in one process says what to do instead."""
+"""Public records can be copied and pickled; objects of one process refuse it and say what to do instead."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ ABANDONED = rr.Abandoned(reason="closed", maybe_recorded=True)
 
 
 def throttled(status: int, body: bytes) -> bool:
-    """Stand for a user's function, which is found by its name."""
+    """Serve as a user's function that pickle finds by its name."""
     return False
 
 
 def _filled(cls: type[Any]) -> Any:
-    """Return a record whose fields are all told apart by their values: nothing checks these classes."""
+    """Return a record with a different value in every field; these classes check no values."""
     return cls(**{field.name: f"{field.name}" for field in attrs.fields(cls) if field.init})
 
 
@@ -150,18 +150,18 @@ def public_classes(kind: Callable[[type[Any]], bool]) -> dict[str, type[Any]]:
 
 
 def copies(original: Any) -> list[Any]:
-    """Return copies, made in every way."""
+    """Return copies of an object, made by `copy`, `deepcopy` and every protocol of pickle."""
     pickled = [pickle.loads(pickle.dumps(original, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
     return [copy.copy(original), copy.deepcopy(original), *pickled]
 
 
-# Wholly abstract, or the process's own emulator with all that it has seen.
+# Abstract; or an emulator of this process with its whole state.
 NO_RECORDS = {rr.Event, RunningEmulator}
 
 
 @pytest.mark.parametrize("name", sorted(public_classes(attrs.has)))
 def test_a_record(name: str) -> None:
-    """Every public record equals its copy, its deep copy and what comes back from a pickle."""
+    """Every public record equals its copy, its deep copy and its unpickled copy."""
     if public_classes(attrs.has)[name] in NO_RECORDS:
         return
     record = RECORDS[name]()
@@ -180,7 +180,7 @@ def test_an_error(name: str) -> None:
     if name in ERRORS:
         error = ERRORS[name]()
     else:
-        error = cls("told", ABANDONED) if issubclass(cls, rr.DeliveryError) else cls("told")
+        error = cls("message", ABANDONED) if issubclass(cls, rr.DeliveryError) else cls("message")
 
     assert [(type(error), str(error), vars(error))] * 6 == [
         (type(copied), str(copied), vars(copied)) for copied in copies(error)
@@ -188,7 +188,7 @@ def test_an_error(name: str) -> None:
 
 
 def test_a_withheld_value_stays_so() -> None:
-    """A copied error that withholds a value holds the same mark in its place."""
+    """The copy of an error that withholds a value has the same `REDACTED` object."""
     error = rr.EventValidationError("view", "email", "must be one")
 
     assert all(copied.value is REDACTED for copied in copies(error))
@@ -201,14 +201,14 @@ def test_the_default_ranking() -> None:
 
 
 def test_a_codec() -> None:
-    """A copied codec writes what the original writes."""
+    """A copied codec encodes as the original does."""
     codec, event = rr.Codec("milliseconds"), RECORDS["View"]()
 
     assert {codec.encode(event)} == {copied.encode(event) for copied in copies(codec)}
 
 
 def test_an_observed_client_elsewhere() -> None:
-    """What an observer knows of a client has no counters in another process."""
+    """In another process, an `ObservedClient` has no counters."""
     assert pickle.loads(pickle.dumps(_observed())).stats() is None
 
 
@@ -245,8 +245,8 @@ UNCOPYABLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNCOPYABLE.items()])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_lives_in_one_process(make: Callable[[], Any]) -> None:
-    """A client, and whatever else lives in one process, cannot be copied, and says so in a sentence."""
+def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
+    """Copying a client, or another object of one process, raises an error that says what to do instead."""
     thing = make()
 
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -256,7 +256,7 @@ def test_what_lives_in_one_process(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(public_classes(lambda cls: not attrs.has(cls))))
 def test_nothing_is_forgotten(name: str) -> None:
-    """Whatever public class is neither a record nor an error can be copied, or is in the table above."""
+    """Every public class is a record, an error, in the table above, or can be copied."""
     cls = public_classes(lambda cls: not attrs.has(cls))[name]
     known = {"Codec", "Observer", "SessionCookie", "Session", "Ranking", "Emulator", "FaultScript", "Ledger"}
 
@@ -268,7 +268,7 @@ def test_nothing_is_forgotten(name: str) -> None:
 
 
 def test_a_child_that_is_spawned() -> None:
-    """A client, or a method of one, that is given to a spawned process is refused with the sentence, at the start."""
+    """Passing a client, or one of its methods, to a spawned process raises the error when the process is started."""
     client = _client()
     spawning = multiprocessing.get_context("spawn")
 
@@ -279,7 +279,7 @@ def test_a_child_that_is_spawned() -> None:
 
 
 def test_a_pool_of_processes() -> None:
-    """A client that is given to a pool of processes is refused with the sentence, by the future."""
+    """Passing a client to a pool of processes raises the error from the future."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         future = pool.submit(print, _client())
 
@@ -288,5 +288,5 @@ def test_a_pool_of_processes() -> None:
 
 
 def test_the_limiter_of_redis_is_an_error_of_its_own() -> None:
-    """The error of Redis can be pickled as all others."""
+    """The error of the Redis limiter can be pickled like all others."""
     assert "away" in str(pickle.loads(pickle.dumps(RedisUnreachableError("away"))))

@@ -1,4 +1,4 @@
-"""The errors: their tree, the facts they carry, and what they keep to themselves."""
+"""The errors: their tree, their attributes, and the values that they withhold."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def drawn() -> dict[str, tuple[str, str | None]]:
 
 
 def test_tree_is_as_drawn() -> None:
-    """The docstring draws every class under its parent, with the builtin that it is, too."""
+    """The docstring of the module draws every class under its parent, with its builtin base."""
     classes = {
         name: (
             cls.__bases__[0].__name__,
@@ -73,13 +73,13 @@ def test_tree_is_as_drawn() -> None:
 
 
 def test_tree_is_public() -> None:
-    """Every error can be imported from the package, and none is left out."""
+    """Every error can be imported from the package."""
     assert set(CLASSES) == {name for name in retailrocket_async.__all__ if name.endswith("Error")}
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_documented(name: str) -> None:
-    """Every error says in a sentence what it means."""
+    """Every error has a docstring of one sentence."""
     assert (CLASSES[name].__doc__ or "").splitlines()[0].endswith(".")
 
 
@@ -95,7 +95,7 @@ def test_documented(name: str) -> None:
     ],
 )
 def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None:
-    """Who catches the builtin that the mistake is catches our error as well."""
+    """`except` with the builtin that fits the mistake catches our error as well."""
     assert issubclass(cls, (builtin, RetailRocketError))
     assert issubclass(cls, builtin)
 
@@ -104,15 +104,15 @@ def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None
     "cls", [ConfigurationError, ClientClosedError, WrongLoopError, BufferFullError, FlushTimeoutError]
 )
 def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
-    """An error that is only a sentence arrives whole in another process."""
+    """An error that has only a message survives pickling."""
     error = pickle.loads(pickle.dumps(cls("say so")))
 
     assert (cls, "say so") == (type(error), str(error))
 
 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
-def test_count_of_what_was_accepted_travels(trip: Any) -> None:
-    """The error of a thread that ran out of time arrives whole in another process, with its count."""
+def test_the_count_of_accepted_events_is_pickled(trip: Any) -> None:
+    """`HandleTimeoutError` survives pickling with its count."""
     other = trip(HandleTimeoutError("no room", 7))
 
     assert (HandleTimeoutError, "no room", 7) == (type(other), str(other), other.accepted)
@@ -122,7 +122,7 @@ def test_count_of_what_was_accepted_travels(trip: Any) -> None:
 
 
 def test_facts_of_a_broken_rule() -> None:
-    """The error of a broken rule carries event, field, rule and value, and is a usage error."""
+    """`EventValidationError` has event, field, rule and value, and is a usage error."""
     error = EventValidationError("view", "product_id", "must be an int", "7")
 
     assert ("view", "product_id", "must be an int", "7") == (error.event, error.field, error.rule, error.value)
@@ -140,7 +140,7 @@ def test_facts_of_a_broken_rule() -> None:
     ],
 )
 def test_message_of_a_broken_rule(arguments: tuple[Any, ...], expected: str) -> None:
-    """The message holds what there is: no field for the event as a whole, no value that is withheld; None is one."""
+    """The message leaves out the field of an event as a whole, and a withheld value; the value None is shown."""
     assert expected == str(EventValidationError(*arguments))
 
 
@@ -149,7 +149,7 @@ def test_message_of_a_broken_rule(arguments: tuple[Any, ...], expected: str) -> 
 )
 @pytest.mark.parametrize("trip", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
 def test_broken_rule_travels(trip: Any, value: Any) -> None:
-    """The error of a broken rule arrives whole in another process, a withheld value still withheld."""
+    """`EventValidationError` survives pickling, and a withheld value stays withheld."""
     error = EventValidationError("view", "product_id", "must be an int", value)
     other = trip(error)
 
@@ -160,14 +160,14 @@ def test_broken_rule_travels(trip: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("trip", [lambda value: pickle.loads(pickle.dumps(value)), copy.copy, copy.deepcopy])
 def test_redacted_is_one(trip: Any) -> None:
-    """There is one mark for what is withheld, in every process, and it shows nothing."""
+    """`REDACTED` is one object in every process, and its repr shows no value."""
     assert trip(REDACTED) is REDACTED
     assert "<withheld>" == repr(REDACTED)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_brief(name: str) -> None:
-    """Any value at all is shown in a few words."""
+    """`brief` shortens any value at all."""
     assert len(brief(HOSTILE[name])) <= 203
     assert len(brief([{"a": [HOSTILE[name]] * 9}] * 9)) <= 203
 
@@ -188,7 +188,7 @@ def test_brief(name: str) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_brief_value(value: Any, expected: str) -> None:
-    """A small value is shown as it is, with nothing in it that could forge a line of a log; a large one in part."""
+    """A small value is shown whole, without characters that could forge a log line; a large value is cut."""
     assert expected == brief(value)
 
 
@@ -203,7 +203,7 @@ def test_brief_value(value: Any, expected: str) -> None:
     ],
 )
 def test_brief_names(names: Any, expected: str) -> None:
-    """Names are shown in order, and no more than eight of them."""
+    """Names are shown in order, at most eight of them."""
     assert expected == brief_names(names)
 
 
@@ -222,7 +222,7 @@ FACTS: list[tuple[type[DeliveryError], Outcome]] = [
 
 @pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) -> None:
-    """The error of a failed delivery carries the outcome, and its facts as attributes of its own."""
+    """`DeliveryError` has the outcome, and the outcome's facts as attributes of its own."""
     error = cls("it failed", outcome)
     expected = (outcome, outcome.status, outcome.attempts, outcome.elapsed, outcome.maybe_recorded)
 
@@ -233,7 +233,7 @@ def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 @pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_failed_delivery_travels(cls: type[DeliveryError], outcome: Outcome, trip: Any) -> None:
-    """The error of a failed delivery arrives whole in another process."""
+    """`DeliveryError` survives pickling."""
     error = cls("it failed", outcome)
     other = trip(error)
 
@@ -241,7 +241,7 @@ def test_failed_delivery_travels(cls: type[DeliveryError], outcome: Outcome, tri
 
 
 def test_constructor_raises_it() -> None:
-    """An event with a broken rule raises the one error, with nothing of ours behind it."""
+    """An event that breaks a rule raises one `EventValidationError` without a cause or context."""
     with pytest.raises(EventValidationError) as caught:
         View(session_external_id="a", product_id="1")  # type: ignore[arg-type]
 

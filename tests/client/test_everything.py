@@ -1,7 +1,7 @@
-"""Everything at once, on a virtual clock: whatever meets whatever, every outcome is true and nothing stays behind.
+"""A model test on a virtual clock: after any sequence of events, every outcome is true and nothing is left behind.
 
-The server is consistent: an event that it minds makes it refuse every request with that event, so it records none of
-them; a body that is too large, a wrong key and a closed shop are always refused; everything else may fail in any way.
+The server is consistent. It refuses every request that holds a bad event, a body that is too large, a wrong key or a
+closed shop. Any other request may fail in any way.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tests.support.fakes import (
     tasks,
     turns,
 )
+from tests.support.internals import hooks_drained, leftovers_of, running_flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,17 +60,17 @@ KINDS = (View, View, AddToBasket, ImpressionContentViewed, Order)
 
 @attrs.frozen(kw_only=True)
 class Nature:
-    """What a server is like.
+    """The behaviour of a server.
 
     Attributes:
-        culprits: of the events' numbers, modulo 16, those it minds.
-        largest: events in the largest body it takes.
+        culprits: numbers of bad events, modulo 16.
+        largest: events in the largest body that it accepts.
         closed: when the shop is closed, from and to, and with which status.
         rotated: when the key changes.
-        lag: seconds until the key's function knows.
+        lag: seconds until the function that returns the key knows the new one.
         ask: seconds that this function takes.
         keyless: how many of its first calls fail.
-        faults: what becomes of requests that it does not refuse, one after the other; then it takes all.
+        faults: how requests that it does not refuse end, one after the other; after them it accepts all.
     """
 
     culprits: frozenset[int] = frozenset()
@@ -83,17 +84,17 @@ class Nature:
 
 
 class Server(ScriptedTransport):
-    """A consistent server; see the module's text."""
+    """A consistent server."""
 
     def __init__(self, nature: Nature) -> None:
         super().__init__(then=self._answer)
-        self._nature = nature
+        self.nature = nature
         self._faults = list(nature.faults)
         self._keyless = nature.keyless
         self._serial = 1
 
     def _answer(self, request: Request) -> Step:
-        nature = self._nature
+        nature = self.nature
         fault = self._faults.pop(0) if self._faults else Step(latency=0.02)
         reply = fault.reply
         recorded = fault.recorded
@@ -111,7 +112,7 @@ class Server(ScriptedTransport):
         else:
             step = None
         if step is None or (not takes and not (isinstance(reply, Reply) and reply.status == 200)):
-            # It fails before it looks, or takes the events.
+            # It fails before it reads the events, or accepts them.
             if step is not None:
                 fault = attrs.evolve(fault, recorded=False)
             answer = fault.reply
@@ -123,17 +124,17 @@ class Server(ScriptedTransport):
         return Step(reply=Reply(status=step, serial=self._serial), latency=fault.latency)
 
     def _key_at(self, moment: float, lag: float) -> int:
-        return 1 + sum(rotated + lag <= moment for rotated in self._nature.rotated)
+        return 1 + sum(rotated + lag <= moment for rotated in self.nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Ask for the key."""
+        """Call the function that returns the key."""
         if self._serial != serial:
             return True, None
-        await asyncio.sleep(self._nature.ask)
+        await asyncio.sleep(self.nature.ask)
         if self._keyless:
             self._keyless -= 1
             return False, "OSError"
-        self._serial = max(self._serial, self._key_at(now(), self._nature.lag))
+        self._serial = max(self._serial, self._key_at(now(), self.nature.lag))
         return self._serial != serial, None
 
 
@@ -190,14 +191,14 @@ NATURES = st.builds(
 
 
 class FailingLimiter:
-    """A limiter that is slow, and fails now and then; shared by all requests."""
+    """A limiter that is slow, and sometimes fails; shared by all requests."""
 
     def __init__(self, script: Sequence[float | None]) -> None:
         self._script = list(script)
         self.open = 0
 
     async def acquire(self) -> FailingLimiter:
-        """Grant after a while, or fail."""
+        """Grant a permit after a while, or fail."""
         step = self._script.pop(0) if self._script else 0.0
         if step is None:
             raise OSError
@@ -285,7 +286,7 @@ HOOKS = st.sampled_from(["none", "quiet", "raises", "slow", "tracks", "flushes",
 
 
 class Story:
-    """One client's life, and what is known of it."""
+    """The life of one client, and what the test knows of it."""
 
     def __init__(
         self,
@@ -307,7 +308,7 @@ class Story:
         )
         self.limit = limit
         self.close_timeout = close_timeout
-        self.told: list[UndeliveredEvent] = []
+        self.reported: list[UndeliveredEvent] = []
         self.changes: list[StateChange] = []
         self.engine = Engine(
             self.server,
@@ -359,7 +360,7 @@ class Story:
             self.receipts[number] = await self.engine.track(number, visitor, kind)
 
     async def hasty(self, visitor: str, kind: type[Event], patience: float) -> None:
-        """Track an event, but not for long."""
+        """Track an event with a short time-out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.track(visitor, kind)
@@ -402,7 +403,7 @@ class Story:
     # --- hooks --------------------------------------------------------------------------------------------------------
 
     async def _on_outcome(self, events: Sequence[UndeliveredEvent]) -> None:
-        self.told += events
+        self.reported += events
         await self._hooked()
 
     async def _on_state_change(self, change: StateChange) -> None:
@@ -427,10 +428,10 @@ class Story:
                 future.cancel()
                 await future
 
-    # --- the plot -----------------------------------------------------------------------------------------------------
+    # --- the run -----------------------------------------------------------------------------------------------------
 
     def do(self, visitor: str, kind: type[Event], action: tuple[str, Any]) -> None:
-        """Have an action begin."""
+        """Start an action."""
         verb, argument = action
         match verb:
             case "track":
@@ -449,7 +450,7 @@ class Story:
             case "aclose":
                 self._start(self.aclose(argument))
             case "cancel":
-                flying = [task for task in self.engine.dispatcher._flights.values() if task is not None]
+                flying = running_flights(self.engine.dispatcher)
                 if flying:
                     flying[argument % len(flying)].cancel()
 
@@ -457,7 +458,7 @@ class Story:
         self.jobs.append(asyncio.create_task(coroutine))
 
     async def live(self, plan: list[tuple[float, str, type[Event], tuple[str, Any]]]) -> None:
-        """Do all of it, and see that nothing is left."""
+        """Run all actions, and check that nothing is left behind."""
         for pause, visitor, kind, action in plan:
             self.do(visitor, kind, action)
             await asyncio.sleep(pause)
@@ -465,21 +466,12 @@ class Story:
         for job in self.jobs:
             await job
         dispatcher = self.engine.dispatcher
-        await dispatcher._ledger.hooks.drained()
+        await hooks_drained(dispatcher)
         await asyncio.sleep(1.0)
         await turns(5)
         assert tasks() == set()
         assert self.server.in_flight == 0
-        assert dispatcher._sender._wire_slots._value == self.batching.max_in_flight
-        assert not dispatcher._sender._wire_slots._waiters
-        assert not dispatcher._flights
-        assert dispatcher._batches == 0
-        assert not dispatcher._buffer._lanes
-        assert not dispatcher._buffer._busy
-        assert not dispatcher._ledger._flushes
-        breaker = dispatcher._breaker
-        assert (len(breaker._waiting), len(breaker._resting), breaker._timer) == (0, 0, None)
-        assert dispatcher._expiry._timer is None
+        assert not {name: left for name, left in leftovers_of(dispatcher).items() if left}
         if isinstance(self.limiter, FailingLimiter):
             assert self.limiter.open == 0
         elif isinstance(self.limit, RateLimit):
@@ -489,33 +481,33 @@ class Story:
         assert stats.tracked == stats.delivered + stats.rejected + stats.abandoned + stats.dropped
         if self.hook != "none":
             undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
-            told = Counter(map(number_of, self.told))
-            # A caller who was cancelled has no receipt of an event that may have been accepted.
-            assert not undelivered - told
-            assert max(told.values(), default=1) == 1
+            reported = Counter(map(number_of, self.reported))
+            # A cancelled caller has no receipt, though its event may have been accepted.
+            assert not undelivered - reported
+            assert max(reported.values(), default=1) == 1
         self.judge()
 
     def judge(self) -> None:
-        """Compare what is said with what was recorded."""
+        """Compare the outcomes with the recorded events."""
         recorded = Counter(self.server.recorded_numbers)
         carried = Counter(self.server.sent_numbers)
         outcomes = {number: receipt.outcome for number, receipt in self.receipts.items()} | self.sent
         for number, outcome in outcomes.items():
             assert outcome is not None, number
             times = recorded[number]
-            told = (number, outcome, times, carried[number])
+            facts = (number, outcome, times, carried[number])
             if isinstance(outcome, Delivered):
-                assert times >= 1, told
-                assert times == 1 or outcome.maybe_duplicate, told
+                assert times >= 1, facts
+                assert times == 1 or outcome.maybe_duplicate, facts
             else:
-                assert times == 0 or outcome.maybe_recorded, told
-            assert outcome.attempts == carried[number], told
-            assert not isinstance(outcome, Dropped) or carried[number] == 0, told
-            assert not isinstance(outcome, Abandoned) or outcome.attempts or outcome.reason != "closed", told
+                assert times == 0 or outcome.maybe_recorded, facts
+            assert outcome.attempts == carried[number], facts
+            assert not isinstance(outcome, Dropped) or carried[number] == 0, facts
+            assert not isinstance(outcome, Abandoned) or outcome.attempts or outcome.reason != "closed", facts
             if isinstance(outcome, Rejected) and outcome.status == 400 and outcome.isolated and number in self.receipts:
-                assert number % 16 in self.server._nature.culprits or not self.retry.is_throttled, told
+                assert number % 16 in self.server.nature.culprits or not self.retry.is_throttled, facts
             if self.kinds[number].wire_name in self.retry.once_names and number in self.receipts:
-                assert times <= 1, told
+                assert times <= 1, facts
         if self.batching.ordered or self.batching.by_session:
             orders: dict[str, list[int]] = defaultdict(list)
             for visitor, number in self.server.recorded:
@@ -547,7 +539,7 @@ def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:
-    """Whatever meets whatever: each event has one outcome, it is true, everything ends in time, and nothing stays."""
+    """After any sequence of actions and faults each event has one true outcome, all tasks end, and nothing is left."""
 
     async def test() -> None:
         story = Story(

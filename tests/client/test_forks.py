@@ -1,4 +1,4 @@
-"""A process that forks with a client in use: the parent goes on as if nothing had happened, the child is refused."""
+"""A process forks with a client in use: the parent is not affected, and the child's calls are refused."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ async def recipe():
     return type(receipt.outcome).__name__
 
 
-def in_child(client, handle, told):
+def in_child(client, handle, receipt):
     refused = []
-    for use in (lambda: handle.track(view(7)), handle.flush, lambda: handle.wait(told)):
+    for use in (lambda: handle.track(view(7)), handle.flush, lambda: handle.wait(receipt)):
         try:
             use()
         except WrongLoopError as error:
@@ -105,7 +105,7 @@ asyncio.run(main())
 
 
 def numbers(requests: list[Arrived]) -> Iterator[int]:
-    """Return the products of all views that arrived."""
+    """Return the product ids of all views that arrived."""
     for request in requests:
         for envelope in request.json:
             yield envelope["view"]["productId"]
@@ -114,7 +114,7 @@ def numbers(requests: list[Arrived]) -> Iterator[int]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
 async def test_a_fork_in_the_middle_of_a_flight(how: str) -> None:
-    """The parent's request goes on and is delivered once; the child is refused, sends nothing, and may begin anew."""
+    """The parent's request is delivered once; the child's calls are refused, and a new client works there."""
     arrived, answered = asyncio.Event(), asyncio.Event()
 
     async def respond(request: Arrived, _: object) -> bytes:

@@ -1,6 +1,6 @@
-"""Hostile input at every door: what is no event is refused with our own error, and what is one can be sent.
+"""Hostile input: a value that is not an event is refused with our own error, and an accepted event can be sent.
 
-`tests/fuzz` holds what is fed to what; `nox -s fuzz` lets a fuzzer think of more, and measures time and memory.
+`tests/fuzz` has the targets and the cases; `nox -s fuzz` lets a fuzzer find more, and measures time and memory.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ READING = sorted(TARGETS.keys() - DRAWN - {"serve"})
 
 
 def as_read(name: str, text: bytes) -> bytes:
-    """Return the bytes with which a target reads `text`."""
+    """Return the bytes from which a target reads `text`."""
     return PREFIXES.get(name, [b""])[0] + text
 
 
 @pytest.mark.parametrize("name", READING)
 def test_small_cases(name: str) -> None:
-    """No nasty case is anything but accepted or refused: numbers, texts, marks, keys, at every place of an event."""
+    """Every hostile number, text, mark and key, at every place of an event, is either accepted or refused."""
     for case, text in SMALL.items():
         fed(TARGETS[name], as_read(name, text), case)
 
 
 @pytest.mark.parametrize("name", READING)
 def test_large_cases(name: str) -> None:
-    """Nor is one that is nasty for its size."""
+    """Every large hostile case is either accepted or refused."""
     for case, made in LARGE.items():
-        # Encoded, a URL of this length may be too long.
+        # Percent-encoded, a URL of this length may exceed the bound.
         fed(TARGETS[name], as_read(name, made(3_000 if name == "base_url" else 12_000)), case)
 
 
@@ -65,7 +65,7 @@ def test_large_cases(name: str) -> None:
     ],
 )
 def test_huge_cases(case: str, size: int) -> None:
-    """Nor a million digits, a hundred thousand levels, a hundred thousand keys or ten megabytes of text."""
+    """A million digits, a hundred thousand levels or keys, and ten megabytes of text are accepted or refused."""
     TARGETS["decode"](LARGE[case](size))
 
 
@@ -73,12 +73,12 @@ def test_huge_cases(case: str, size: int) -> None:
 @given(data=st.binary(max_size=400))
 @settings(PROPERTY, max_examples=most(40))
 def test_arbitrary_bytes(name: str, data: bytes) -> None:
-    """Nor is anything that bytes can say, or be made to stand for."""
+    """Arbitrary bytes are accepted or refused by every target."""
     TARGETS[name](data)
 
 
 def fed(target: Target, data: bytes, note: str) -> None:
-    """Feed a target, and name what it was fed where it fails."""
+    """Call a target with an input, and name the input if it fails."""
     try:
         target(data)
     except BaseException as error:
@@ -110,7 +110,7 @@ def test_memory(door: str, case: str) -> None:
 
 
 def test_seeds() -> None:
-    """A fuzzer starts from every event there is, with bytes for every target."""
+    """The fuzzer starts from every event type, with bytes for every target."""
     started = seeds()
 
     assert TARGETS.keys() == started.keys()

@@ -1,4 +1,4 @@
-"""An observer sees every request and every outcome, and can harm neither."""
+"""An observer sees every request and every outcome, and its errors affect neither."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from retailrocket_async import ObservedClient, ObservedRequest, Outcome
 
-where: ContextVar[str | None] = ContextVar("where", default=None)
+place: ContextVar[str | None] = ContextVar("place", default=None)
 
 
 class Noting(Observer):
-    """Notes all that it sees."""
+    """Records all calls."""
 
     def __init__(self) -> None:
         self.clients: list[ObservedClient] = []
@@ -41,20 +41,20 @@ class Noting(Observer):
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
     def opened(self, client: ObservedClient) -> None:
-        """Note the client."""
+        """Record the client."""
         self.clients.append(client)
 
     def tracked(self) -> object:
-        """Return where the caller is."""
-        return where.get()
+        """Return the current value of the variable."""
+        return place.get()
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Note a request."""
+        """Record a request."""
         self.begun.append(request)
         return len(self.begun)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Note its end."""
+        """Record the end of a request."""
         self.ended.append((begun, status, failure))
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
@@ -64,7 +64,7 @@ class Noting(Observer):
 
 
 class Raising(Observer):
-    """Fails in every way that it can."""
+    """Raises in every method."""
 
     def tracked(self) -> object:
         """Raise."""
@@ -84,7 +84,7 @@ class Raising(Observer):
 
 
 class RaisingAtTheEnd(Raising):
-    """Fails where the request ends."""
+    """Raises when the request ends."""
 
     def request_began(self, request: ObservedRequest) -> object:
         """Do nothing."""
@@ -92,16 +92,16 @@ class RaisingAtTheEnd(Raising):
 
 
 async def test_a_batch_knows_where_its_events_came_from() -> None:
-    """The request of a batch is given what was kept with its events, each once, whichever call they came by."""
+    """A batch's request gets the marks of its events, each once, for every method of tracking."""
     seen = Noting()
     async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
-        where.set("page one")
+        place.set("page one")
         await client.track_many([event(1), event(2)])
-        where.set("page two")
+        place.set("page two")
         client.track_nowait(event(3))
-        where.set(None)
+        place.set(None)
         await client.track(event(4))
-        where.set("a thread")
+        place.set("a thread")
         await asyncio.to_thread(client.threadsafe().track, event(5))
         await client.flush()
 
@@ -113,26 +113,26 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
 
 
 class Asked(Noting):
-    """Says what its answers depend on, and counts the questions."""
+    """Names its context variable, and counts the calls of `tracked`."""
 
-    origin = where
+    origin = place
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = 0
 
     def tracked(self) -> object:
-        """Return where the caller is."""
+        """Return the current value of the variable."""
         self.asked += 1
         return super().tracked()
 
 
 async def test_an_observer_is_asked_once_for_one_origin() -> None:
-    """One that names a variable is asked where that has another value, and all events keep what they should."""
+    """With `origin`, `tracked` is called when the variable has changed, and each event has the right mark."""
     seen = Asked()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two", "one", None, "two"]:
-            where.set(page)
+            place.set(page)
             for number in range(1, 10):
                 await client.track(event(number))
         await client.flush()
@@ -141,11 +141,11 @@ async def test_an_observer_is_asked_once_for_one_origin() -> None:
 
 
 async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
-    """Where it has raised, it is asked for the next event, and what it said before is not kept with this one."""
+    """After `tracked` raised, it is called for the next event, and the failed event gets no earlier mark."""
 
     class Failing(Asked):
         def tracked(self) -> object:
-            if where.get() == "two" and self.asked < 4:
+            if place.get() == "two" and self.asked < 4:
                 self.asked += 1
                 raise ValueError
             return super().tracked()
@@ -153,7 +153,7 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
     seen = Failing()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two"]:
-            where.set(page)
+            place.set(page)
             for number in range(1, 6):
                 await client.track(event(number))
         await client.flush()
@@ -162,28 +162,28 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
     assert [("one", "two")] == [request.tracked for request in seen.begun]
 
 
-@pytest.mark.parametrize("origin", ["where", ContextVar[int]("without")], ids=["a name", "no default"])
+@pytest.mark.parametrize("origin", ["place", ContextVar[int]("without")], ids=["a name", "no default"])
 def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
-    """What could not be asked for every event is refused by the constructor."""
+    """The constructor refuses an `origin` that is not a context variable with a default."""
     observer = Observer()
     observer.origin = origin
     with pytest.raises(ConfigurationError, match=r"Observer\.origin must be a ContextVar"):
         RecordingClient(observer=observer)
 
 
-async def test_a_caller_who_waited_for_room_is_seen() -> None:
-    """An event that had to wait for room keeps what its caller's line had."""
+async def test_a_mark_of_an_event_that_waited_for_room() -> None:
+    """An event that waited for room in the buffer has the mark of its caller's context."""
     seen = Noting()
     client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
     async with client:
-        where.set("here")
+        place.set("here")
         await client.track_many([event(number) for number in range(1, 6)])
         await client.flush()
     assert {("here",)} == {request.tracked for request in seen.begun}
 
 
 async def test_direct_requests_and_retries() -> None:
-    """A direct request is told as one, a retry as a further attempt, a refusal by its status."""
+    """A direct request is marked as direct, a retry as a further attempt, a refusal by its status."""
     seen = Noting()
     async with RecordingClient(observer=seen) as client:
         client.fail_with(status=503)
@@ -201,7 +201,7 @@ async def test_direct_requests_and_retries() -> None:
 
 
 async def test_a_request_that_is_cut_short_has_an_end() -> None:
-    """Whatever is cancelled, every request that began is told to have ended."""
+    """`request_ended` is called for every request that began, even if it is cancelled."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     client.fail_with("stall", times=None)
@@ -213,7 +213,7 @@ async def test_a_request_that_is_cut_short_has_an_end() -> None:
 
 
 async def test_the_client_is_shown_and_not_held() -> None:
-    """An observer can read the client's counters, and does not keep it alive."""
+    """An observer can read the client's counters, and does not keep the client alive."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     async with client:
@@ -227,8 +227,8 @@ async def test_the_client_is_shown_and_not_held() -> None:
 
 
 @pytest.mark.parametrize("observer", [Raising(), RaisingAtTheEnd()], ids=["throughout", "at the end"])
-async def test_what_an_observer_raises_changes_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
-    """Every event is delivered all the same; the errors are counted, and told of once."""
+async def test_errors_of_an_observer_change_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
+    """Every event is delivered though the observer raises; its errors are counted, and logged once."""
     async with RecordingClient(observer=observer) as client:
         receipt = await client.track(event(1))
         client.track_nowait(event(2))
@@ -243,7 +243,7 @@ async def test_what_an_observer_raises_changes_nothing(observer: Observer, caplo
 
 
 async def test_events_of_a_spool_are_seen(tmp_path: Path) -> None:
-    """With a spool the requests and outcomes are seen, too."""
+    """With a spool the observer sees requests and outcomes, too."""
     seen = Noting()
     async with RecordingClient(observer=seen, spool=SqliteSpool(tmp_path / "spool")) as client:
         await client.track_many([event(1), event(2)])
@@ -253,14 +253,14 @@ async def test_events_of_a_spool_are_seen(tmp_path: Path) -> None:
 
 
 def test_only_an_observer_is_one() -> None:
-    """Something else in its place is told at construction."""
+    """The constructor refuses an observer of another type."""
     wrong: Any = object()
     with pytest.raises(ConfigurationError, match="observer must be an Observer, not object"):
         RecordingClient(observer=wrong)
 
 
 async def test_an_observer_that_does_nothing_is_one() -> None:
-    """The base class may be used as it is."""
+    """The base class `Observer` works as an observer."""
     async with RecordingClient(observer=Observer()) as client:
         assert isinstance(await (await client.track(event(1))), Delivered)
         client.fail_with(rejected=View)

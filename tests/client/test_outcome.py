@@ -1,4 +1,4 @@
-"""What became of an event: the outcome as a value, the receipt that tells it, the error that says the same."""
+"""Outcomes as values, the receipt that gives them, and the errors that correspond to them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered
 from retailrocket_async._receipt import settle
 from tests.support.ids import shown
+from tests.support.internals import waiters_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -46,7 +47,7 @@ DELIVERED = Delivered(status=200, attempts=2, elapsed=0.5)
 
 
 def abandoned(status: int | None, **fields: Any) -> Abandoned:
-    """Return an event given up after an answer of `status`."""
+    """Return an event's outcome that was given up after an answer of `status`."""
     return Abandoned(
         **{"reason": "retries_exhausted", "maybe_recorded": True, "status": status, "attempts": 3, **fields}
     )
@@ -126,7 +127,7 @@ async def settled() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_outcome_is_a_value(outcome: Outcome) -> None:
-    """An outcome is a frozen value: equal to its copies, hashable, without a dict, and it travels."""
+    """An outcome is frozen, hashable, without a dict, and equals its copies and its pickle."""
     assert outcome == pickle.loads(pickle.dumps(outcome)) == attrs.evolve(outcome)
     assert 1 == len({outcome, attrs.evolve(outcome)})
     assert not hasattr(outcome, "__dict__")
@@ -135,8 +136,8 @@ def test_outcome_is_a_value(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
-def test_every_outcome_tells_the_same_things(outcome: Outcome) -> None:
-    """Status, attempts, elapsed time and whether the event may be recorded can be read from any outcome."""
+def test_every_outcome_has_the_same_facts(outcome: Outcome) -> None:
+    """Every outcome has status, attempts, elapsed time, and whether the event may be recorded."""
     assert outcome.status is None or 100 <= outcome.status <= 599
     assert outcome.attempts >= 0
     assert outcome.elapsed >= 0
@@ -144,7 +145,7 @@ def test_every_outcome_tells_the_same_things(outcome: Outcome) -> None:
 
 
 def test_recorded() -> None:
-    """A delivered event is recorded, a rejected or dropped one is not, and for an abandoned one it depends."""
+    """A delivered event is recorded, a rejected or dropped one is not, an abandoned one may be."""
     assert DELIVERED.maybe_recorded is True
     assert Rejected(status=400).maybe_recorded is False
     assert Dropped(reason="closed").maybe_recorded is False
@@ -152,7 +153,7 @@ def test_recorded() -> None:
 
 
 def test_keyword_only() -> None:
-    """Outcomes are made by keyword, so that no number is taken for another."""
+    """Outcomes are constructed by keyword only."""
     classes: list[Any] = [Delivered, Rejected, Dropped, Abandoned, Kept]
     for make in classes:
         with pytest.raises(TypeError):
@@ -160,7 +161,7 @@ def test_keyword_only() -> None:
 
 
 def test_outcome_union() -> None:
-    """There are five outcomes; three of them say that an event will not be delivered any more."""
+    """There are five outcomes; three of them mean that the event will not be delivered."""
     assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
     assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
 
@@ -190,7 +191,7 @@ def test_advice_of_a_refusal() -> None:
 
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
-    """Each undelivered outcome has its error: the type says whose fault it is, the message what to do."""
+    """Each undelivered outcome has its error: the type says who must act, the message says what to do."""
     error = error_for(outcome)
 
     assert (kind, message) == (type(error), str(error))
@@ -198,7 +199,7 @@ def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str
 
 
 def test_error_for_status() -> None:
-    """Whatever the last status was, an abandoned event has the error that its answer, or its lack, stands for."""
+    """The error of an abandoned event depends on the status of its last answer, or on its lack."""
     expected: dict[int | None, type[AbandonedError]] = dict.fromkeys(range(100, 500), AbandonedError)
     expected |= dict.fromkeys(range(500, 600), ServerError)
     expected |= {429: ThrottledError, None: NoAnswerError}
@@ -223,7 +224,7 @@ def test_error_names_reason_of_drop(reason: DropReason) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 async def test_await_gives_the_outcome(outcome: Outcome) -> None:
-    """Awaiting a receipt gives its outcome as a value, before and after it is there, any number of times."""
+    """Awaiting a receipt returns its outcome, before and after it is set, any number of times."""
     receipt = Receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
@@ -234,7 +235,7 @@ async def test_await_gives_the_outcome(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
-    """`delivered()` raises the error that matches the outcome, a new one for each caller."""
+    """`delivered()` raises the error of the outcome, a new object for each caller."""
     receipt = Receipt("view")
     early = asyncio.ensure_future(receipt.delivered())
     await settled()
@@ -259,7 +260,7 @@ async def test_delivered_returns() -> None:
 
 
 def test_nothing_blocks() -> None:
-    """What a receipt tells without being awaited needs no event loop, and is None while there is no outcome."""
+    """The properties of a receipt need no event loop, and are None while there is no outcome."""
     receipt = Receipt("addToBasket")
     before = (receipt.event_name, receipt.done(), receipt.outcome, repr(receipt))
     settle([receipt], DELIVERED)
@@ -271,7 +272,7 @@ def test_nothing_blocks() -> None:
 
 
 def test_settled_receipt_needs_no_loop() -> None:
-    """A receipt that has its outcome gives it at once, without a turn of any loop."""
+    """Awaiting a settled receipt returns without a turn of the event loop."""
     receipt = Receipt("view")
     settle([receipt], DELIVERED)
     with pytest.raises(StopIteration) as caught:
@@ -282,7 +283,7 @@ def test_settled_receipt_needs_no_loop() -> None:
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
 async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
-    """An event has exactly one outcome: the first."""
+    """An event has one outcome: the first one that is set."""
     receipt = Receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
@@ -293,7 +294,7 @@ async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
 
 
 def test_settle_takes_many() -> None:
-    """One outcome settles a whole batch, and leaves what has an outcome alone."""
+    """`settle` sets the outcome of many receipts, and skips those that have one."""
     receipts = [Receipt("view") for _ in range(3)]
     dropped = Dropped(reason="overflow")
     settle(receipts[:1], dropped)
@@ -304,7 +305,7 @@ def test_settle_takes_many() -> None:
 
 
 async def test_many_waiters() -> None:
-    """Any number of tasks may await one receipt, and all get the same outcome, in the order they came."""
+    """Any number of tasks may await one receipt; all get the same outcome, in the order in which they came."""
     receipt = Receipt("view")
     order: list[int] = []
 
@@ -323,7 +324,7 @@ async def test_many_waiters() -> None:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 async def test_cancelled_waiter(victim: int) -> None:
-    """Cancelling one who waits cancels neither the others nor the delivery."""
+    """Cancelling one waiting task cancels neither the others nor the delivery."""
     receipt = Receipt("view")
     doors: list[Coroutine[Any, Any, Outcome]] = [_wait(receipt), receipt.delivered(), _wait(receipt)]
     tasks = [asyncio.create_task(door) for door in doors]
@@ -340,7 +341,7 @@ async def test_cancelled_waiter(victim: int) -> None:
 
 
 async def test_waiter_cancelled_with_the_outcome_there() -> None:
-    """A cancel that comes together with the outcome still reaches its task, and breaks nothing."""
+    """A task that is cancelled in the turn in which the outcome is set is cancelled, and no other is affected."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
@@ -352,7 +353,7 @@ async def test_waiter_cancelled_with_the_outcome_there() -> None:
 
 
 async def test_waiter_cancelled_just_before_the_outcome() -> None:
-    """A cancel that the task has not noticed yet when the outcome arrives takes nothing from the others."""
+    """A task that was cancelled, but has not run yet when the outcome is set, affects no other task."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
@@ -364,7 +365,7 @@ async def test_waiter_cancelled_just_before_the_outcome() -> None:
 
 
 async def test_everyone_cancelled() -> None:
-    """A receipt that everyone stopped waiting for gets its outcome all the same."""
+    """A receipt gets its outcome even if all its waiting tasks were cancelled."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(3)]
     await settled()
@@ -377,7 +378,7 @@ async def test_everyone_cancelled() -> None:
 
 
 async def test_polling_leaves_nothing_behind() -> None:
-    """Who polls with a time-out, over and over, does not make the receipt grow."""
+    """A task that awaits a receipt again and again with a time-out does not make the receipt grow."""
     receipt = Receipt("view")
     for _ in range(100):
         with pytest.raises(TimeoutError):
@@ -387,17 +388,17 @@ async def test_polling_leaves_nothing_behind() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    assert not receipt._waiters
+    assert not waiters_of(receipt)
 
 
 def test_outcome_wakes_another_threads_idle_loop() -> None:
-    """A receipt that is awaited in another thread's loop, which has nothing else to do, wakes that loop."""
+    """An outcome wakes a task in another thread's loop, even if that loop is idle."""
     receipt = Receipt("view")
     waits = threading.Event()
     outcomes: list[Outcome] = []
 
     async def wait() -> None:
-        # Called once the loop has run everything that was ready, right before it looks for more.
+        # Called when the loop has run all ready callbacks, right before it waits for more.
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, waits.set)
         outcomes.append(await receipt)
 
@@ -409,14 +410,14 @@ def test_outcome_wakes_another_threads_idle_loop() -> None:
         settle([receipt], DELIVERED)
 
     asyncio.run(settle_here())
-    # A limit for a test that fails: the loop wakes at once, or never.
+    # Ends a test that fails: the loop wakes immediately, or never.
     thread.join(60.0)
 
     assert [DELIVERED] == outcomes
 
 
 def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
-    """A receipt that is settled by a thread without a loop wakes whoever awaits it in a loop."""
+    """An outcome that is set in a thread without a loop wakes the task that awaits it in a loop."""
 
     async def main() -> Outcome:
         receipt = Receipt("view")
@@ -432,7 +433,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
 
 
 def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
-    """A receipt that was awaited in a loop which is closed now is settled, and so are those who await it elsewhere."""
+    """A waiter in a closed loop keeps neither the receipt nor its other waiters from the outcome."""
     receipts = [Receipt("view") for _ in range(2)]
     gone = asyncio.new_event_loop()
     left = _wait(receipts[0])
@@ -448,13 +449,13 @@ def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
 
     assert [DELIVERED, DELIVERED] == asyncio.run(main())
     assert not task.done()
-    # Nobody runs it any more.
+    # No loop runs the task any more.
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     left.close()
 
 
 async def test_closed_coroutine_leaves_nothing_behind() -> None:
-    """A coroutine that is closed while it waits leaves the receipt as it was."""
+    """Closing a coroutine that awaits a receipt leaves no waiter in the receipt."""
     receipt = Receipt("view")
     coroutine = _wait(receipt)
     coroutine.send(None)
@@ -465,7 +466,7 @@ async def test_closed_coroutine_leaves_nothing_behind() -> None:
 
 
 def test_unawaited_receipt_never_warns() -> None:
-    """A receipt that nobody awaits goes silently: pending, settled, failed, or left by who waited."""
+    """Collecting a receipt never warns: pending, settled, failed, or after its waiters were cancelled."""
     reports: list[dict[str, Any]] = []
 
     async def main() -> None:
@@ -481,7 +482,7 @@ def test_unawaited_receipt_never_warns() -> None:
             del receipt, left
 
     with warnings.catch_warnings():
-        # What other tests have left is theirs.
+        # Ignores objects that other tests have left.
         warnings.simplefilter("ignore")
         gc.collect()
     with warnings.catch_warnings(record=True) as caught:
@@ -493,11 +494,11 @@ def test_unawaited_receipt_never_warns() -> None:
 
 
 def test_receipt_is_slim() -> None:
-    """A receipt has no dict and makes nothing for those who never come: there is one for each event."""
+    """A receipt has no dict, and no container for waiters before the first one."""
     receipt = Receipt("view")
 
     assert not hasattr(receipt, "__dict__")
-    assert receipt._waiters is None
+    assert waiters_of(receipt) is None
 
 
 async def _wait(receipt: Receipt) -> Outcome:

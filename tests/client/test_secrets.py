@@ -1,4 +1,4 @@
-"""The key, and personal data, get nowhere but to the API: one run through every failure, with all sinks open."""
+"""The key, and personal data, reach nothing but the API: one run through every failure, with all sinks recorded."""
 
 from __future__ import annotations
 
@@ -35,47 +35,47 @@ MET = {
 
 
 def _run(what: str, folder: Path) -> dict[str, Any]:
-    """Run the program with all its sinks, and return what they hold and what it met."""
+    """Run the program with all its sinks; return their contents and the failures that the run met."""
     collected = folder / f"{what}.json"
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.every_failure", what, collected],
         cwd=Path(__file__).parents[2],
-        # Spans by both conventions, the old and the new.
+        # Spans by the old and by the new semantic conventions.
         env={**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http/dup"},
         capture_output=True,
         text=True,
-        # Before the whole test run would be ended for it.
+        # Less than the time limit of a test.
         timeout=110,
         check=False,
     )
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output
-    told: dict[str, Any] = json.loads(collected.read_text("utf-8"))
-    told["texts"][OUTPUT] = [output]
-    return told
+    result: dict[str, Any] = json.loads(collected.read_text("utf-8"))
+    result["texts"][OUTPUT] = [output]
+    return result
 
 
 def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run a program once for all processes of a test run: it takes half a minute."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     place = factory.getbasetemp() if alone else factory.getbasetemp().parent
-    told = place / f"{name}.json"
+    path = place / f"{name}.json"
     with nullcontext() if alone else FileLock(place / f"{name}.lock").held():
-        if not told.exists():
-            told.write_text(json.dumps(_run(name, factory.mktemp(name))), "utf-8")
-    found: dict[str, Any] = json.loads(told.read_text("utf-8"))
+        if not path.exists():
+            path.write_text(json.dumps(_run(name, factory.mktemp(name))), "utf-8")
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
 
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run through every failure left behind."""
+    """The sinks after a run through every failure."""
     return _run_once("survive", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def leaked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a careless program left behind, with the same sinks."""
+    """The sinks after a run of a program that leaks."""
     return _run_once("leak", tmp_path_factory)
 
 
@@ -91,7 +91,7 @@ def test_no_sink_has_the_key(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
-    """Every status, every way to get no answer and every error of the package came up; no redirect was followed."""
+    """The run meets every status, every failure without an answer and every error class; no redirect is followed."""
     met = set(survived["met"])
 
     assert MET - met == set()
@@ -99,16 +99,16 @@ def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_fills_the_sinks(survived: dict[str, Any]) -> None:
-    """No sink is clean for want of text."""
+    """Every sink has text after the run."""
     empty = EVERY - {sink for sink, texts in survived["texts"].items() if any(texts)}
 
-    # The run warns of nothing, and says nothing.
+    # The run warns of nothing and prints nothing.
     assert {"warnings", OUTPUT} >= empty
 
 
 @pytest.mark.parametrize("name", PERSONAL)
 def test_personal_data_is_in_no_record_from_info_up(name: str, survived: dict[str, Any]) -> None:
-    """What an event says of a person is in no log record at INFO or above, of whatever logger, and in no error."""
+    """Personal data of events is in no log record at INFO or above, of any logger, and in no error."""
     texts = survived["texts"]
 
     assert _places([*texts[INFO_LOG], *texts[TEXT]], PERSONAL[name]) == set()
@@ -116,7 +116,7 @@ def test_personal_data_is_in_no_record_from_info_up(name: str, survived: dict[st
 
 @pytest.mark.parametrize("sink", sorted(EVERY))
 def test_a_leak_would_be_found(sink: str, leaked: dict[str, Any]) -> None:
-    """The same search finds the key in every sink when a careless program has put it there."""
+    """The same search finds the key in every sink of a program that leaks it."""
     assert _places(leaked["texts"].get(sink, []), KEY) != set()
 
 
@@ -143,11 +143,11 @@ def test_a_leak_of_personal_data_would_be_found(name: str, leaked: dict[str, Any
     ],
 )
 def test_disguises_are_seen_through(text: str) -> None:
-    """The search finds the key however it is written."""
+    """The search finds the key in every encoding."""
     assert found_in(f"... {text} ...", KEY) != set()
 
 
 def test_innocent_text_is_no_leak() -> None:
-    """The search does not cry wolf: every form it looks for is long enough to be no chance."""
+    """The search has no false alarms: every form that it looks for is long enough."""
     assert min(map(len, disguises(KEY))) >= 8
     assert found_in("POST https://shop.test/1.0/view partner 200 OK", KEY) == set()

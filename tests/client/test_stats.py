@@ -1,4 +1,4 @@
-"""What the client tells about itself: counters, events it did not deliver, its end."""
+"""The client's reports: counters, undelivered events, the close."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DROPPED = Dropped(reason="closed")
 
 
 def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
-    """Return `event` as the client reports it."""
+    """Return the report of an undelivered `event`."""
     envelope = (codec or CODECS["seconds"]).encode(event)
     return UndeliveredEvent(event_name=event.event_name, envelope=envelope, outcome=DROPPED)
 
@@ -32,19 +32,19 @@ def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
 @given(events() | custom_events())
 @PROPERTY
 def test_event_is_read_back(event: Event) -> None:
-    """An undelivered event can be had again, custom ones too, as precise as it was sent."""
+    """`UndeliveredEvent.event` equals the event, custom ones too, with the precision of the wire."""
     assert event == undelivered(event, CODECS["microseconds"]).event
 
 
 def test_event_of_an_unknown_type_is_read_back() -> None:
-    """A custom event comes back as one."""
+    """A custom event is decoded as a `CustomEvent`."""
     event = CustomEvent(name="newEvent", fields={"a": 1})
 
     assert event == undelivered(event).event
 
 
 def test_repr_withholds_the_event() -> None:
-    """The repr of a report, which lands in logs, tells counts and names, and nothing of what a visitor did."""
+    """The repr of a report has counts and names, and no data of a visitor."""
     lost = undelivered(Search(**fields_of(Search, search_phrase="a secret wish")))
     report = CloseReport(stats=Stats(), undelivered=(lost, lost), elapsed=0.5)
 
@@ -54,7 +54,7 @@ def test_repr_withholds_the_event() -> None:
 
 
 def test_clean() -> None:
-    """A close is clean if nothing that was open at its beginning was left undelivered."""
+    """A close is clean if every event that was open at its beginning was delivered."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert CloseReport(stats=Stats(), undelivered=(), elapsed=0.0).clean is True
@@ -63,7 +63,7 @@ def test_clean() -> None:
 
 
 def test_new_stats() -> None:
-    """A client that did nothing has counted nothing, and two of them share no table."""
+    """The counters of a new client are 0, and two snapshots share no dict."""
     first, second = Stats(), Stats()
 
     assert first == second
@@ -81,7 +81,7 @@ def test_new_stats() -> None:
     ids=lambda record: type(record).__name__,
 )
 def test_records_are_frozen(record: object) -> None:
-    """No part of a report can be changed, and none carries a dict."""
+    """No attribute of a report can be set, and no report has a dict."""
     for field in attrs.fields_dict(type(record)):  # type: ignore[arg-type]
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(record, field, None)
@@ -90,7 +90,7 @@ def test_records_are_frozen(record: object) -> None:
 
 
 def test_error_says_the_same_as_the_outcome() -> None:
-    """An undelivered event's error is the one that its receipt would raise."""
+    """The error of an undelivered event equals the one that its receipt raises."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert (DroppedError, DROPPED) == (type(lost.error), lost.error.outcome)

@@ -1,4 +1,4 @@
-"""Counters that are read in another thread are those of one moment."""
+"""Counters that another thread reads are of one moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIEW = View(session_external_id="a", product_id=1)
 
 @pytest.fixture(autouse=True)
 def _switching() -> Iterator[None]:
-    """Have threads take turns as often as they can, so that a reader comes in the middle of every change."""
+    """Switch threads as often as possible, so that a reader comes in the middle of every change."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -32,13 +32,13 @@ def _switching() -> Iterator[None]:
 
 
 def left_over(stats: Stats) -> int:
-    """Return by how many events the counts do not add up."""
+    """Return the difference between `tracked` and the sum of the other counters."""
     ended = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
     return stats.tracked - ended - stats.pending - stats.in_flight
 
 
 async def read_while_tracking(client: Any) -> list[Stats]:
-    """Return what another thread reads while the loop tracks, sends, drops and settles."""
+    """Return the snapshots that another thread reads while the loop tracks, sends, drops and settles."""
     read: list[Stats] = []
     failures: list[Exception] = []
 
@@ -61,7 +61,7 @@ async def read_while_tracking(client: Any) -> list[Stats]:
 
 @pytest.mark.parametrize("overflow", ["wait", "drop_oldest", "shed"])
 async def test_in_memory(overflow: Any) -> None:
-    """In whatever thread and at whatever moment the counts are read, they add up, and none ever goes back."""
+    """In any thread, at any moment, the sum of the counters is right, and no counter decreases."""
     buffer = Buffer(max_events=50, overflow=overflow)
     async with RecordingClient(buffer=buffer, rate_limit=RateLimit(requests=200)) as client:
         read = await read_while_tracking(client)
@@ -72,7 +72,7 @@ async def test_in_memory(overflow: Any) -> None:
 
 
 async def test_with_a_spool(tmp_path: Path) -> None:
-    """With a spool they add up as well."""
+    """With a spool the sum of the counters is right, too."""
     async with RecordingClient(spool=SqliteSpool(tmp_path, durability="interval")) as client:
         read = await read_while_tracking(client)
 
@@ -80,7 +80,7 @@ async def test_with_a_spool(tmp_path: Path) -> None:
 
 
 def test_stopped_in_the_middle_of_a_change() -> None:
-    """Where the loop's thread stands still in the middle of a change, the counts add up all the same, in a moment."""
+    """If the loop's thread stops in the middle of a change, the reader still gets a right sum soon."""
     early, late = Stats(tracked=5, delivered=1, pending=5), Stats(tracked=9, delivered=1, pending=3)
 
     assert [5, 3] == [attrs.evolve(consistent(lambda half=half: half)).pending for half in (early, late)]
@@ -88,7 +88,7 @@ def test_stopped_in_the_middle_of_a_change() -> None:
 
 
 def test_changes_without_end() -> None:
-    """Where every reading is another the counts add up all the same."""
+    """If every reading differs from the one before, the sum is right all the same."""
     counts = iter(range(10**6))
     read: Callable[[], Stats] = lambda: Stats(tracked=2 * (count := next(counts)), delivered=count)  # noqa: E731
 

@@ -61,7 +61,7 @@ async def test_a_threads_events_stay_in_order(kind: Callable[[list[Event]], Any]
 
 
 async def test_every_event_of_every_thread_is_recorded_once() -> None:
-    """Eight threads with 2,000 events each, one by one and many at once: the server has each of them exactly once."""
+    """Eight threads track 2,000 events each, one by one and in lists: the server records each exactly once."""
 
     def work(handle: ThreadsafeHandle, number: int) -> int:
         events = [View(session_external_id=f"thread{number}", product_id=product) for product in range(2_000)]
@@ -74,17 +74,17 @@ async def test_every_event_of_every_thread_is_recorded_once() -> None:
             handle = client.threadsafe()
             accepted = await asyncio.gather(*(asyncio.to_thread(work, handle, number) for number in range(8)))
             await asyncio.to_thread(handle.flush)
-            told = client.stats().delivered
+            delivered = client.stats().delivered
         recorded = Counter(
             (record["fields"]["sessionExternalId"], record["fields"]["productId"]) for record in emulator.events()
         )
 
-    assert ([2_000] * 8, 16_000) == (accepted, told)
+    assert ([2_000] * 8, 16_000) == (accepted, delivered)
     assert {(f"thread{number}", product): 1 for number in range(8) for product in range(2_000)} == recorded
 
 
 async def test_a_slow_server_slows_the_threads_down() -> None:
-    """Where the buffer is full threads block, the buffer keeps its bound, and all is delivered in the end."""
+    """Threads block while the buffer is full, the buffer keeps its bound, and all events are delivered."""
     gate = asyncio.Event()
     most = 0
 
@@ -128,12 +128,12 @@ async def test_a_slow_server_slows_the_threads_down() -> None:
 
 
 async def test_the_hook_runs_in_the_calling_thread() -> None:
-    """`before_send` is asked in the caller's thread: what it changes, drops or breaks is as from `track`."""
+    """`before_send` runs in the calling thread; it changes, drops and fails as with `track`."""
     asked_in: set[int] = set()
 
-    def before_send(told: Event) -> Event | None:
+    def before_send(given: Event) -> Event | None:
         asked_in.add(threading.get_ident())
-        match told:
+        match given:
             case View(product_id=1):
                 return event(100)
             case View(product_id=2):
@@ -161,7 +161,7 @@ async def test_the_hook_runs_in_the_calling_thread() -> None:
     ("overflow", "expected"), [("raise", BufferFullError), ("drop_newest", Dropped(reason="overflow"))]
 )
 async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: object) -> None:
-    """A thread gets what `Buffer.overflow` says, an error or the receipt of what was dropped, and does not wait."""
+    """With `overflow` other than ``"wait"`` a thread gets an error or a dropped receipt, and does not wait."""
     transport = ScriptedTransport(then=PARKED)
     bounds = Buffer(max_events=1, overflow=overflow)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=bounds)
@@ -181,7 +181,7 @@ async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: ob
 
 
 async def test_waiting_for_an_outcome() -> None:
-    """`wait` returns the outcome, whatever it is; it does not wait for one that is there, wherever it is called."""
+    """`wait` returns any outcome; if the outcome is set, it returns immediately, in every thread."""
     transport = ScriptedTransport(200, 400)
     async with make_client(transport, batching=ONE_BY_ONE) as client:
         handle = client.threadsafe()
@@ -202,7 +202,7 @@ async def test_waiting_for_an_outcome() -> None:
 
 
 async def test_the_loops_own_thread_is_refused() -> None:
-    """In the loop's own thread every call is refused at once: it would wait for itself."""
+    """Every call in the loop's own thread raises an error, as it would wait for itself."""
     async with make_client(ScriptedTransport(then=OK)) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [
@@ -219,13 +219,13 @@ async def test_the_loops_own_thread_is_refused() -> None:
 
 
 def test_a_handle_is_made_in_the_loop() -> None:
-    """Outside an event loop there is no handle to be had."""
+    """`threadsafe` raises an error outside of an event loop."""
     with pytest.raises(WrongLoopError, match="no event loop runs"):
         make_client(ScriptedTransport()).threadsafe()
 
 
 async def test_a_bad_event_is_refused_in_its_thread() -> None:
-    """What is no event never reaches the loop; what came before it in a list is accepted, what came after is not."""
+    """An invalid event is refused in the calling thread; of a list, the events before it are accepted."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         handle = client.threadsafe()
@@ -247,7 +247,7 @@ async def test_a_bad_event_is_refused_in_its_thread() -> None:
 
 
 async def test_a_closed_client_is_refused() -> None:
-    """After a close the handle refuses events with the client's own error, and whoever waits for room gets it, too."""
+    """After a close the handle raises `ClientClosedError`, also in threads that wait for room."""
     async with full_shop() as shop:
         threads = [asyncio.create_task(asyncio.to_thread(shop.handle.track, event(n))) for n in (2, 3, 4)]
         await until(lambda: shop.waiting == 3)
@@ -264,7 +264,7 @@ async def test_a_closed_client_is_refused() -> None:
 
 
 async def test_an_unclosed_client_warns_with_its_handle() -> None:
-    """A handle keeps its client, no error keeps either, and an unclosed client warns as ever."""
+    """A handle keeps its client alive, no error keeps either alive, and an unclosed client warns."""
     client = make_client(ScriptedTransport(then=PARKED), batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
 
@@ -276,7 +276,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
         with pytest.raises(EventValidationError):
             handle.track("no event")  # type: ignore[arg-type]
 
-    # Its end joins the thread: one that lives on may hold what it was given for a moment longer.
+    # Joins the thread: a live thread may hold its arguments for a moment longer.
     with ThreadPoolExecutor(1) as thread:
         await asyncio.get_running_loop().run_in_executor(thread, work, handle)
     with pytest.raises(WrongLoopError):
@@ -295,7 +295,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration])
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: Callable[[list[Event]], Any]) -> None:
-    """Whatever the iterable of `track_many` raises in mid-way reaches its caller; the events before it are accepted."""
+    """An error of the iterable is raised by `track_many`; the events before it are accepted."""
 
     class Breaking(list[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -317,5 +317,5 @@ async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: 
         await asyncio.to_thread(work)
 
     assert list(range(3)) == transport.recorded_numbers
-    # A generator turns it into this.
+    # A generator turns StopIteration into RuntimeError.
     assert [RuntimeError if error is StopIteration else error] == caught

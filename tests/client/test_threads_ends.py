@@ -1,4 +1,4 @@
-"""What threads hear when the loop behind their handle ends or stops, and what is left when they are interrupted."""
+"""Threads whose loop ends or stops get an error, and an interrupted call leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 async def begun() -> None:
-    """Wait until a thread's call waits in this loop."""
+    """Wait until the call of a thread waits in this loop."""
     await until(lambda: any("_Watched" in repr(task.get_coro()) for task in asyncio.all_tasks()))
     await turns()
 
 
-def hears_of_the_end(waiting: Future[object]) -> bool:
-    """Whether the thread is told, at last, that there is no loop."""
+def gets_the_error(waiting: Future[object]) -> bool:
+    """Whether the thread gets the error of an ended loop."""
     with pytest.raises(WrongLoopError, match="does not run, or has just ended"):
         waiting.result(60)
     return True
@@ -50,7 +50,7 @@ USES: dict[str, Callable[[ThreadsafeHandle], object]] = {
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 @pytest.mark.parametrize("use", USES)
 def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecutor) -> None:
-    """A loop that ends with its client open tells the threads that wait, whatever for, and those that come later."""
+    """When a loop ends with its client open, waiting threads and later calls get an error."""
 
     async def main() -> tuple[ThreadsafeHandle, Future[object]]:
         client = make_client(ScriptedTransport(then=PARKED), batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
@@ -64,15 +64,15 @@ def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecuto
 
     handle, waiting = asyncio.run(main())
 
-    assert hears_of_the_end(waiting)
-    assert hears_of_the_end(threads.submit(USES[use], handle))
-    # Here, where its warning is expected, and not in some later test.
+    assert gets_the_error(waiting)
+    assert gets_the_error(threads.submit(USES[use], handle))
+    # Collected here, as a later test would fail because of the warning.
     del handle, waiting
     gc.collect()
 
 
 def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
-    """A loop that is closed without a word to its tasks holds no thread for ever."""
+    """A loop that is closed without cancelling its tasks blocks no thread for ever."""
 
     async def main() -> Future[object]:
         async with make_client(ScriptedTransport()) as client:
@@ -84,11 +84,11 @@ def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) ->
     waiting = loop.run_until_complete(main())
     loop.close()
 
-    assert hears_of_the_end(waiting)
+    assert gets_the_error(waiting)
 
 
 def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
-    """Where the loop stops the thread does not wait on; its event is not accepted when the loop runs again."""
+    """If the loop stops, the thread gets an error; its event is not accepted when the loop runs again."""
 
     async def first() -> tuple[Shop, Future[object]]:
         shop = Shop()
@@ -106,15 +106,15 @@ def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> Non
 
     with asyncio.Runner() as runner:
         shop, waiting = runner.run(first())
-        # The loop stands still here, and is not closed.
-        assert hears_of_the_end(waiting)
+        # The loop is stopped here, and not closed.
+        assert gets_the_error(waiting)
         runner.run(second(shop))
 
     assert [0, 1] == shop.transport.recorded_numbers
 
 
 def test_after_a_close_the_end_of_the_loop_is_no_news(threads: ThreadPoolExecutor) -> None:
-    """After close and loop's end events are refused as by any closed client; there is nothing to flush them to."""
+    """After close and end of the loop, `track` raises `ClientClosedError` and `flush` an error of the ended loop."""
 
     async def main() -> ThreadsafeHandle:
         async with make_client(ScriptedTransport()) as client:
@@ -124,12 +124,12 @@ def test_after_a_close_the_end_of_the_loop_is_no_news(threads: ThreadPoolExecuto
 
     with pytest.raises(ClientClosedError):
         threads.submit(handle.track, event(1)).result(60)
-    assert hears_of_the_end(threads.submit(USES["flush"], handle))
+    assert gets_the_error(threads.submit(USES["flush"], handle))
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal for a thread")
 def test_an_interrupted_call_is_withdrawn(threads: ThreadPoolExecutor) -> None:
-    """Where a signal's handler raises in the waiting thread, as a soft time limit does, the event is not accepted."""
+    """If a signal's handler raises in the waiting thread, as a soft time limit does, the event is not accepted."""
     made: Future[ThreadsafeHandle] = Future()
 
     class SoftTimeLimit(Exception):  # noqa: N818 - as Celery has it

@@ -1,4 +1,4 @@
-"""Threads that wait for so long and no longer: what was not accepted in time never is."""
+"""Time-outs of threads: an event that was not accepted in time is never accepted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from retailrocket_async import Buffer, ConfigurationError, Delivered, FlushTimeo
 from retailrocket_async._runtime.loop_call import LoopCall, TimeIsUpError
 from tests.support.fakes import ScriptedTransport, Step, event, make_client, turns
 from tests.support.full_shop import AT_ONCE, ONE_BY_ONE, PARKED, full_shop
+from tests.support.internals import waiters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 async def test_no_room_in_time() -> None:
-    """An event for which there is no room in time is an error, is not accepted, and never will be."""
+    """If there is no room in time, the call raises an error, and the event is never accepted."""
     async with full_shop() as shop:
         with pytest.raises(HandleTimeoutError, match=r"no room within 0\.01 s: 0 event") as caught:
             await asyncio.to_thread(shop.handle.track, event(2), timeout=0.01)
@@ -30,7 +31,7 @@ async def test_no_room_in_time() -> None:
 
 
 async def test_no_room_for_some_in_time() -> None:
-    """The error of `track_many` tells how many were accepted, and no other one is."""
+    """The error of `track_many` has the number of accepted events, and no other event is accepted."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=4))
     handle = client.threadsafe()
@@ -44,8 +45,8 @@ async def test_no_room_for_some_in_time() -> None:
     assert list(range(caught.value.accepted)) == transport.recorded_numbers
 
 
-async def test_no_time_at_all_is_enough_where_there_is_room() -> None:
-    """With `timeout=0` an event is accepted where there is room, and refused where there is none."""
+async def test_timeout_zero_is_enough_if_there_is_room() -> None:
+    """With `timeout=0` an event is accepted if there is room, and refused if there is none."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         receipt = await asyncio.to_thread(client.threadsafe().track, event(1), timeout=0)
@@ -57,7 +58,7 @@ async def test_no_time_at_all_is_enough_where_there_is_room() -> None:
 
 
 async def test_time_that_passes_at_every_moment() -> None:
-    """However the time-outs fall: what a thread was told to be accepted was recorded, and nothing else."""
+    """At whatever moment the time-outs pass, exactly the events that were reported as accepted are recorded."""
     transport = ScriptedTransport(then=Step(latency=0.001))
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
@@ -80,7 +81,7 @@ async def test_time_that_passes_at_every_moment() -> None:
 
 
 async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
-    """A call that is withdrawn when what it waits for has just come returns it; one that waits is withdrawn."""
+    """Withdrawing a call whose future is done returns its result; withdrawing one that waits cancels it."""
     loop = asyncio.get_running_loop()
     room: list[asyncio.Future[str]] = []
 
@@ -103,12 +104,12 @@ async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
 
 
 async def test_waiting_has_an_end() -> None:
-    """`wait` and `flush` give up when their time has passed, and the events go on being sent."""
+    """`wait` and `flush` raise an error when their time has passed, and the events go on being sent."""
     async with full_shop() as shop:
         receipt = Receipt("view")
         with pytest.raises(HandleTimeoutError, match="goes on being sent"):
             await asyncio.to_thread(shop.handle.wait, receipt, 0.01)
-        assert not receipt._waiters
+        assert not waiters_of(receipt)
         with pytest.raises(FlushTimeoutError, match="go on being sent"):
             await asyncio.to_thread(shop.handle.flush, 0.01)
         shop.open()
@@ -116,11 +117,11 @@ async def test_waiting_has_an_end() -> None:
         assert shop.client.stats().delivered == 2
 
 
-async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
-    """While something blocks the loop, a call still ends in its time, and its event is not accepted."""
+async def test_a_call_into_a_blocked_loop_ends_in_time() -> None:
+    """While the loop is blocked, a call ends when its time has passed, and its event is not accepted."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()
-        blocking, told = threading.Event(), threading.Event()
+        blocking, ended = threading.Event(), threading.Event()
         errors: list[Exception] = []
 
         def work() -> None:
@@ -129,12 +130,12 @@ async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
                 handle.track(event(1), timeout=0.01)
             except HandleTimeoutError as error:
                 errors.append(error)
-            told.set()
+            ended.set()
 
         thread = threading.Thread(target=work)
         thread.start()
         blocking.set()
-        told.wait(60)
+        ended.wait(60)
         thread.join()
         await turns()
 
@@ -144,7 +145,7 @@ async def test_a_blocked_loop_does_not_hold_who_has_no_time() -> None:
 
 @pytest.mark.parametrize("nonsense", [-1, float("nan"), "1", True])
 async def test_a_timeout_is_a_number_of_seconds(nonsense: Any) -> None:
-    """What is no number of seconds is refused by every method, before anything is done."""
+    """Every method refuses a time-out that is not a number of seconds, before it does anything."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [

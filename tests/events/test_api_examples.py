@@ -1,4 +1,4 @@
-"""Every curl example of the API document, with the contract's corrections, as the client sends it."""
+"""Every curl example of the API document, with the contract's corrections, equals the client's request."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _expected(endpoint: str, body: object) -> tuple[str, str, dict[str, list[str
 async def test_each_single_example_arrives_as_the_document_shows_it(
     endpoint: str, event: Event, body: dict[str, Any]
 ) -> None:
-    """A direct send makes the document's request: method, path, query, header and JSON."""
+    """A direct send makes the request of the document: method, path, query, header and JSON."""
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.send(event)
 
@@ -175,7 +175,7 @@ async def test_each_single_example_arrives_as_the_document_shows_it(
 
 @pytest.mark.parametrize("how", ["send_batch", "track_many"])
 async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> None:
-    """An explicit batch and a coalesced one both make the document's `visitorEvents` request, in order."""
+    """`send_batch` and a coalesced batch both make the `visitorEvents` request of the document, in order."""
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await getattr(client, how)(BATCH_EVENTS)
         await client.flush()
@@ -184,7 +184,7 @@ async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> N
 
 
 async def test_the_typed_methods_make_the_same_requests() -> None:
-    """The client's typed methods build the events of the batch example from their fields alone."""
+    """The typed methods make the events of the batch example from their fields."""
     who = {"session_external_id": SESSION, "timestamp": WHEN}
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.view(product_id=123456, stock_id="NewYork", **who)

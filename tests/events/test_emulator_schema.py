@@ -1,4 +1,4 @@
-"""The emulator's schema, written from the contract alone, as a second opinion on what the client sends."""
+"""The emulator's schema, written from the contract alone, checks the events of the client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @given(event=events())
 @PROPERTY
 def test_event_is_accepted(precision: TimestampPrecision, event: Event) -> None:
-    """Every event that can be constructed is accepted by the emulator's schema."""
+    """The emulator's schema accepts every event that can be constructed."""
     from retailrocket_async.emulator._schema import check_event
 
     body = json.loads(CODECS[precision].encode_bare(event))
@@ -33,7 +33,7 @@ def test_event_is_accepted(precision: TimestampPrecision, event: Event) -> None:
 @given(st.lists(events() | custom_events(), min_size=1, max_size=5))
 @PROPERTY
 def test_batch_is_accepted(several: list[Event]) -> None:
-    """Every batch of such events, and of newer ones where they are allowed, is accepted too."""
+    """It accepts every batch of such events, and custom events if they are allowed."""
     from retailrocket_async.emulator._schema import check_batch
 
     body = json.loads(join(map(CODECS["seconds"].encode, several)))
@@ -42,7 +42,7 @@ def test_batch_is_accepted(several: list[Event]) -> None:
 
 
 def test_quoted_address_is_accepted() -> None:
-    """An address whose quoted part holds an "@", which RFC 5321 allows, is accepted by both."""
+    """Both accept an address with an "@" in its quoted part, which RFC 5321 allows."""
     from retailrocket_async.emulator._schema import check_event
 
     event = SetContact(**fields_of(SetContact, email='"a@b"@example.org'))

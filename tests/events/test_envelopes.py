@@ -1,4 +1,4 @@
-"""Envelopes that are tracked together: as one after the other, but for the cost."""
+"""`track_envelopes` gives the same results as tracking one event after the other."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ async def test_all_are_delivered_in_order(emulator: RunningEmulator, ordered: bo
     assert sum(map(len, seen.values())) == 500
 
 
-async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) -> None:
-    """What is no event gives its error where its receipt would be, and costs no other anything."""
+async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmulator) -> None:
+    """An invalid envelope gives an error in place of its receipt, and does not affect the others."""
     async with client_of(emulator.url, batching=Batching(max_bytes=1024)) as client:
         good = envelopes([1])[0]
         large = CODEC.encode(event(2)).replace(b'"productId"', b'"x":"%b","productId"' % (b"y" * 2000))
@@ -90,8 +90,8 @@ async def test_what_is_no_event_is_told_in_its_place(emulator: RunningEmulator) 
 
 @settings(max_examples=most(200), deadline=None)
 @given(any_events())
-def test_what_is_sent_means_what_was_given(given_event: Event) -> None:
-    """Whether an envelope is sent as it came or made anew, it describes the same event."""
+def test_the_envelope_sent_describes_the_event_given(given_event: Event) -> None:
+    """The envelope to send describes the same event as the given one, whether it was encoded again or not."""
     data = CODEC.encode(given_event)
     name, visitor, envelope = CODEC.examined(data, allow_custom=True)
     read = CODEC.decode(data, allow_custom=True)
@@ -114,8 +114,8 @@ JSON = st.recursive(
 
 @settings(max_examples=most(400), deadline=None)
 @given(any_events(), st.data())
-def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.DataObject) -> None:
-    """An envelope is taken as it is only where decoding it finds nothing wrong, and finds the same event in it."""
+def test_an_envelope_that_passes_is_valid(given_event: Event, data: st.DataObject) -> None:
+    """An envelope passes unchanged only if decoding it gives the same event without an error."""
     [(name, fields)] = orjson.loads(CODEC.encode(given_event)).items()
     if type(fields) is dict:
         field = data.draw(st.sampled_from([*fields, "unknown", "timestamp", "stockId", "price"]))
@@ -123,7 +123,7 @@ def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.Dat
             fields[field] = data.draw(JSON)
         else:
             fields.pop(field, None)
-    with suppress(TypeError):  # an integer that orjson does not write
+    with suppress(TypeError):  # an integer that orjson does not encode
         envelope = orjson.dumps({name: fields})
         label = Passthrough().label_of(orjson.loads(envelope))
         if label is not None:
@@ -142,22 +142,22 @@ def test_what_is_found_good_at_a_glance_is_good(given_event: Event, data: st.Dat
     ],
 )
 def test_moments_are_sent_in_the_one_form(given_text: str, sent: str) -> None:
-    """A moment in another form than the API documents is written anew."""
+    """A timestamp in another form than the API document's is encoded again."""
     data = orjson.dumps({"view": {"sessionExternalId": "visitor", "productId": 1, "timestamp": given_text}})
     _, _, envelope = Codec().examined(data)
     assert orjson.loads(envelope)["view"]["timestamp"] == sent
 
 
 async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
-    """Where there is no room for all of them they wait, one after the other."""
+    """If there is no room for all envelopes, they wait one after the other."""
     async with client_of(emulator.url, buffer=Buffer(max_events=30), batching=Batching(max_events=10)) as client:
         receipts = await client.track_envelopes(envelopes(range(1, 301)))
         await client.flush()
         assert client.stats().delivered == len(receipts) == 300
 
 
-async def test_what_is_not_accepted_is_not_told_of(emulator: RunningEmulator) -> None:
-    """Where the buffer is full, or the client closed, in mid-way, the results end there; with none it is an error."""
+async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulator) -> None:
+    """If the buffer is full or the client closes, the results end there; if none is accepted, an error is raised."""
     buffer = Buffer(max_events=5, overflow="raise")
     client = client_of(emulator.url, buffer=buffer, batching=Batching(linger=100.0))
     results = await client.track_envelopes(envelopes(range(1, 11)))
@@ -170,7 +170,7 @@ async def test_what_is_not_accepted_is_not_told_of(emulator: RunningEmulator) ->
 
 
 async def test_a_client_that_closes_in_mid_way(emulator: RunningEmulator) -> None:
-    """Where the client closes in mid-way, what was accepted has its receipt, and the books are right."""
+    """If the client closes meanwhile, each accepted envelope has its receipt, and the counters' sum is right."""
     client = client_of(emulator.url)
     tracking = asyncio.create_task(client.track_envelopes(envelopes(range(1, 1001))))
     await asyncio.sleep(0)
@@ -180,7 +180,7 @@ async def test_a_client_that_closes_in_mid_way(emulator: RunningEmulator) -> Non
 
 
 async def test_a_client_with_a_spool_that_closes_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Where a client with a spool closes in mid-way, what was accepted has its receipt, and nothing else was."""
+    """If a client with a spool closes meanwhile, exactly the accepted envelopes have receipts."""
     client = client_of(emulator.url, spool=SqliteSpool(tmp_path / "spool"))
     tracking = asyncio.create_task(client.track_envelopes(envelopes(range(1, 5001))))
     async with asyncio.timeout(30):
@@ -195,7 +195,7 @@ async def test_a_client_with_a_spool_that_closes_in_mid_way(emulator: RunningEmu
 
 
 async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Where a spool takes only the first of many, their receipts are returned, and a call with the rest raises."""
+    """If a spool accepts only the first envelopes, their receipts are returned; a call with the rest raises."""
     spool = SqliteSpool(tmp_path / "spool", max_bytes=1 << 20, full_timeout=0.2)
     client = client_of("http://127.0.0.1:9/", spool=spool)
     results = await client.track_envelopes(envelopes(range(1, 20_001)))
@@ -207,7 +207,7 @@ async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path
 
 
 async def test_hooks_and_spools_see_each(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """With `before_send`, or a spool, envelopes are tracked as events are."""
+    """With `before_send`, or a spool, the results are the same as for events."""
     odd = lambda each: each if each.product_id % 2 else None  # noqa: E731
     async with client_of(emulator.url, before_send=odd) as client:
         results = await client.track_envelopes([*envelopes([1, 2]), b"no json"])

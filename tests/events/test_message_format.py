@@ -1,4 +1,4 @@
-"""The messages of a broker: their JSON Schema says what the package writes and reads, and the emulator takes."""
+"""The JSON Schema of broker messages accepts what the codec writes and reads, and the emulator accepts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PAGE = DOCS.joinpath("message-format.md").read_text("utf-8")
 
 @cache
 def validator() -> jsonschema.Draft202012Validator:
-    """Return the schema, ready to judge."""
+    """Return a validator for the schema."""
     return jsonschema.Draft202012Validator(SCHEMA)
 
 
 def test_the_schema_is_one() -> None:
-    """The file is a JSON Schema of the draft that it names."""
+    """The file is a valid JSON Schema of the draft that it names."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -48,14 +48,14 @@ def test_fields(name: str) -> None:
 
 
 def test_names() -> None:
-    """The schema knows the documented events, and no others."""
+    """The schema has the documented events, and no others."""
     assert SCHEMA["properties"].keys() == EVENT_TYPES.keys() == EVENTS.keys()
 
 
 @PROPERTY
 @given(event=events(), precision=st.sampled_from(["seconds", "milliseconds", "microseconds"]))
-def test_what_is_encoded_is_valid(event: Event, precision: Any) -> None:
-    """Whatever the codec encodes is valid by the schema."""
+def test_encoded_events_are_valid(event: Event, precision: Any) -> None:
+    """Every encoded event is valid by the schema."""
     envelope = json.loads(CODECS[precision].encode(event))
 
     assert [error.message for error in validator().iter_errors(envelope)] == []
@@ -79,17 +79,17 @@ VALUES = (
 @PROPERTY
 @given(cls=st.sampled_from(CLASSES), data=st.data())
 def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -> None:
-    """An envelope with one field that is anything is valid where the emulator takes it; the codec does not differ."""
+    """For any value in one field, the schema agrees with the emulator, and with the codec."""
     envelope = json.loads(CODECS["seconds"].encode(cls(**fields_of(cls))))
     [fields] = envelope.values()
     field = data.draw(st.sampled_from([*SCHEMA["$defs"], "other"]))
     value = data.draw(VALUES)
-    # To JSON Schema 1.0 is an integer, and to nobody else.
+    # For JSON Schema 1.0 is an integer; for the others it is not.
     assume(not (isinstance(value, float) and value.is_integer()))
     fields[field] = value
     if data.draw(st.booleans()):
         del fields[data.draw(st.sampled_from(sorted(fields)))]
-    # As whoever reads it has it: beyond 64 bits an integer is a float to them.
+    # Decoded by orjson, as in the readers: an integer beyond 64 bits becomes a float.
     valid = validator().is_valid(envelope)
     try:
         CODECS["seconds"].decode(json.dumps(envelope))
@@ -99,7 +99,7 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
         decoded = True
 
     assert valid == (check_batch([envelope]) == [])
-    # The codec looks closer at some texts, and takes null for a field that is left out.
+    # The codec checks some texts more strictly, and reads null as a missing field.
     assert decoded or not valid or field in ("email", "phone", "timestamp")
     assert valid or not decoded or value is None
 
@@ -116,22 +116,22 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
         {"view": None},
     ],
 )
-def test_what_is_no_envelope(envelope: Any) -> None:
-    """What is no object with one known key is neither valid nor decoded."""
+def test_no_envelope_is_neither_valid_nor_decoded(envelope: Any) -> None:
+    """A value that is not an object with one known key is neither valid nor decoded."""
     assert not validator().is_valid(envelope)
     with pytest.raises(EventValidationError):
         CODECS["seconds"].decode(json.dumps(envelope))
 
 
 def blocks() -> list[Any]:
-    """Return the envelopes that the page shows."""
+    """Return the envelopes on the documentation's page."""
     return [
         json.loads(line) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
     ]
 
 
 def test_the_page_shows_every_event() -> None:
-    """The page shows one valid envelope for each event, which the codec reads and writes as it is."""
+    """The page shows one valid envelope for each event, which decodes and encodes to the same JSON."""
     shown = blocks()
     assert [name for envelope in shown for name in envelope] == [cls.wire_name for cls in MINIMAL]
     for envelope in shown:

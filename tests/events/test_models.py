@@ -1,4 +1,4 @@
-"""The events: the contract's twelve, custom ones, and what makes them."""
+"""The events: the contract's twelve, custom events, and the functions that make them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_fields_are_the_contracts(name: str) -> None:
 
 
 def test_types_are_the_contracts() -> None:
-    """There is one class for each event of the contract, under its wire name, and each has samples here."""
+    """There is one class for each event of the contract, under its wire name, with samples in these tests."""
     assert list(CONTRACT) == list(EVENT_TYPES)
     assert list(CONTRACT) == [cls.wire_name for cls in EVENT_TYPES.values()]
     assert CLASSES == list(BY_CLASS) == list(MINIMAL)
@@ -92,7 +92,7 @@ def test_types_are_the_contracts() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_wire_name(cls: type[VisitorEvent]) -> None:
-    """An event tells its name as the API spells it: the class's own, with a small first letter."""
+    """An event has its name in the API's spelling: the class's name with a small first letter."""
     event = cls(**fields_of(cls))
 
     assert cls.__name__[0].lower() + cls.__name__[1:] == event.event_name
@@ -100,7 +100,7 @@ def test_wire_name(cls: type[VisitorEvent]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_missing_field(cls: type[VisitorEvent]) -> None:
-    """Without any one of the required fields there is no event."""
+    """Constructing an event without a required field raises an error."""
     for field in ("session_external_id", *MINIMAL[cls]):
         fields = fields_of(cls)
         del fields[field]
@@ -123,7 +123,7 @@ def test_frozen(event: Event) -> None:
 
 @pytest.mark.parametrize("cls", [*CLASSES, CustomEvent, Event, VisitorEvent, StockEvent])
 def test_slotted(cls: type[Event]) -> None:
-    """No event carries a dict: they are held by the hundred thousand."""
+    """No event has a dict, as a buffer holds a hundred thousand events."""
     assert "__slots__" in vars(cls)
     assert 0 == cls.__dictoffset__
 
@@ -131,7 +131,7 @@ def test_slotted(cls: type[Event]) -> None:
 @given(events() | custom_events())
 @PROPERTY
 def test_hash(event: Event) -> None:
-    """An event is hashable, and a copy of it is equal and hashes alike, also after a trip to another process."""
+    """An event equals its copy and its pickle, and has the same hash."""
     for other in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event)), attrs.evolve(event)):
         assert (event, hash(event)) == (other, hash(other))
 
@@ -174,7 +174,7 @@ def test_same_fields_of_another_event() -> None:
 
 @pytest.mark.parametrize("amounts", [(Decimal("9.90"), 9.9), (Decimal(2), 2, 2.0), (0, -0.0, Decimal("1e-400"))])
 def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
-    """Orders whose amounts are the same JSON number are equal and hash alike, whatever Python type they came in."""
+    """Orders whose amounts are the same JSON number are equal and have the same hash, whatever the Python types."""
     orders = {Order(**fields_of(Order, price=amount)) for amount in amounts}
 
     assert 1 == len(orders)
@@ -185,7 +185,7 @@ def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_default_timestamp(cls: type[VisitorEvent]) -> None:
-    """Left out, the timestamp is the moment of construction, in UTC."""
+    """The default timestamp is the moment of construction, in UTC."""
     fields = fields_of(cls)
     del fields["timestamp"]
     before = datetime.now(UTC)
@@ -197,7 +197,7 @@ def test_default_timestamp(cls: type[VisitorEvent]) -> None:
 
 
 def test_utc_now() -> None:
-    """Now is aware, and in UTC."""
+    """`utc_now` is aware, and in UTC."""
     assert UTC is utc_now().tzinfo
 
 
@@ -213,7 +213,7 @@ def test_utc_now() -> None:
     ids=shown,
 )
 def test_timestamp_is_fixed(moment: datetime) -> None:
-    """A timestamp keeps its instant and its offset, and none of the caller's classes."""
+    """A timestamp keeps its instant and its offset, and becomes a plain datetime."""
     kept = View(**fields_of(View, timestamp=moment)).timestamp
 
     assert (moment.isoformat(), datetime, timezone) == (kept.isoformat(), type(kept), type(kept.tzinfo))
@@ -221,7 +221,7 @@ def test_timestamp_is_fixed(moment: datetime) -> None:
 
 
 def test_zone_is_asked_once() -> None:
-    """A zone that works at construction cannot fail later: the encoder would take the process down with it."""
+    """A time zone is called at construction only: an error of it in the encoder would end the process."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(tzinfo=FadingZone())))
 
     assert b'"timestamp":"2018-09-15T15:53:00+03:00"' in Codec().encode(event)
@@ -231,7 +231,7 @@ def test_zone_is_asked_once() -> None:
 
 
 def test_custom_data_is_copied() -> None:
-    """What the caller does to its object after construction does not reach the event."""
+    """Later changes of the caller's object do not reach the event."""
     inner: dict[str, Any] = {"size": [1, 2]}
     data = {"basket": inner, "list": [inner]}
     contact = SetContact(**fields_of(SetContact, custom_data=data))
@@ -248,7 +248,7 @@ def test_custom_data_is_copied() -> None:
 @given(json_objects())
 @PROPERTY
 def test_custom_data_is_plain(data: dict[str, Any]) -> None:
-    """An event's object equals the caller's, and is made of plain dicts and lists of its own."""
+    """The event's object equals the caller's, and is a copy of plain dicts and lists."""
     kept = SetContact(**fields_of(SetContact, custom_data=data)).custom_data
 
     assert data == kept
@@ -256,7 +256,7 @@ def test_custom_data_is_plain(data: dict[str, Any]) -> None:
 
 
 def test_product_ids_are_copied() -> None:
-    """A list of ids is kept as a tuple, so that a later change of the list does not reach the event."""
+    """A list of ids becomes a tuple, so later changes of the list do not reach the event."""
     ids = [1, 2]
     event = GroupView(**fields_of(GroupView, product_ids=ids))
     ids.append(3)
@@ -269,7 +269,7 @@ def test_product_ids_are_copied() -> None:
 
 @pytest.mark.parametrize("name", ["a", "newEvent", "View", "X" * 50, "v2"])
 def test_custom_name(name: str) -> None:
-    """A custom event takes any name of letters and digits, a letter first, and tells it."""
+    """A custom event accepts and returns any name of letters and digits, a letter first."""
     event = CustomEvent(name=name, fields={})
 
     assert name == event.event_name
@@ -277,7 +277,7 @@ def test_custom_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "2v", "a" * 51, "a-b", "a/b", "../x", "a?b", "é", "a\n", "a b", b"a", None, 1])
 def test_custom_name_refused(name: Any) -> None:
-    """A name that is none, and could change the URL, is refused and shown."""
+    """Another name, which might change the URL, is refused and shown."""
     with pytest.raises(EventValidationError) as caught:
         CustomEvent(name=name, fields={})
 
@@ -285,27 +285,27 @@ def test_custom_name_refused(name: Any) -> None:
 
 
 def test_custom_name_of_a_liar() -> None:
-    """A name that raises whatever it is asked is refused like any other that is no str."""
+    """A name whose methods all raise is refused like any value that is not a str."""
     with pytest.raises(EventValidationError, match=r"^CustomEvent\.name must be 1-50 ASCII letters"):
         CustomEvent(name=HOSTILE["liar"], fields={})
 
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_custom_name_of_documented_event(name: str) -> None:
-    """The name of a documented event is refused, and the class to use is named."""
+    """The name of a documented event is refused, and the message names its class."""
     with pytest.raises(EventValidationError, match=f"construct {EVENT_TYPES[name].__name__} instead"):
         CustomEvent(name=name, fields={})
 
 
 def test_custom_name_of_batch() -> None:
-    """The batch endpoint is no event."""
+    """The name of the batch endpoint is refused."""
     with pytest.raises(EventValidationError, match="is the batch endpoint"):
         CustomEvent(name="visitorEvents", fields={})
 
 
 @pytest.mark.parametrize("fields", [None, [], "x", {1: 1}, {"a": math.nan}, {"a": object()}], ids=shown)
 def test_custom_fields_refused(fields: Any) -> None:
-    """The fields of a custom event must be a JSON object; the error names the event and never shows them."""
+    """Fields that are not a JSON object are refused; the error names the event and never shows the fields."""
     with pytest.raises(EventValidationError) as caught:
         CustomEvent(name="newEvent", fields=fields)
 
@@ -314,7 +314,7 @@ def test_custom_fields_refused(fields: Any) -> None:
 
 
 def test_custom_event_has_no_timestamp() -> None:
-    """Nothing is added to the fields of a custom event."""
+    """No timestamp is added to the fields of a custom event."""
     assert b'{"newEvent":{}}' == Codec().encode(CustomEvent(name="newEvent", fields={}))
 
 
@@ -339,7 +339,7 @@ def test_order_lines() -> None:
 
 
 def test_order_lines_now() -> None:
-    """Left out, the timestamp of an order is one moment, the same for all its lines."""
+    """The default timestamp is one moment for all lines of an order."""
     before = utc_now()
     orders = order_lines((LINE for _ in range(100)), session_external_id=SESSION, transaction="1")
     [moment] = {order.timestamp for order in orders}
@@ -371,7 +371,7 @@ def test_order_lines_now() -> None:
     ids=shown,
 )
 def test_order_lines_refused(line: Any, field: str, said: str) -> None:
-    """A line with an unknown key, a missing key or a broken rule is refused and told."""
+    """A line with an unknown key, a missing key or a broken rule is refused; the error names the line."""
     with pytest.raises(EventValidationError) as caught:
         order_lines([LINE, line], session_external_id=SESSION, transaction="1")
 
@@ -381,7 +381,7 @@ def test_order_lines_refused(line: Any, field: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["none", "int", "true", "moment", "function", "liar", "broken list"])
 def test_no_lines_at_all(name: str) -> None:
-    """What is no iterable is refused by our own error: where a page sends null for a basket, there is none."""
+    """A value that is not an iterable, such as a null for the basket, is refused by our own error."""
     lines = HOSTILE[name]
     with pytest.raises(EventValidationError) as caught:
         order_lines(lines, session_external_id=SESSION, transaction="1")
@@ -390,7 +390,7 @@ def test_no_lines_at_all(name: str) -> None:
 
 
 def test_a_callers_own_error_is_not_hidden() -> None:
-    """What the caller's generator raises while it makes the lines comes out as it is."""
+    """An error of the caller's generator is raised unchanged."""
 
     def rows() -> Iterator[dict[str, Any]]:
         yield LINE
@@ -401,7 +401,7 @@ def test_a_callers_own_error_is_not_hidden() -> None:
 
 
 def test_order_lines_with_many_unknown_keys() -> None:
-    """However many and long the unknown keys are, the error is brief."""
+    """The error is short, however many and long the unknown keys are."""
     line: dict[str, Any] = {**LINE, **{f"{number}{'x' * 1000}": 1 for number in range(1000)}}
     with pytest.raises(EventValidationError) as caught:
         order_lines([line], session_external_id=SESSION, transaction="1")
@@ -411,7 +411,7 @@ def test_order_lines_with_many_unknown_keys() -> None:
 
 @pytest.mark.parametrize("lines", [[], (), {}, iter(())])
 def test_empty_order(lines: Any) -> None:
-    """An order without a line is refused: nothing would be sent, and nobody would know."""
+    """An order without a line is refused: otherwise no event would be sent, and no error raised."""
     with pytest.raises(EventValidationError, match="at least one line"):
         order_lines(lines, session_external_id=SESSION, transaction="1")
 
@@ -426,7 +426,7 @@ def test_empty_order(lines: Any) -> None:
     ],
 )
 def test_order_lines_shared_field(shared: dict[str, Any], field: str) -> None:
-    """What all lines share is held to the same rules."""
+    """The arguments that all lines share are checked by the same rules."""
     with pytest.raises(EventValidationError) as caught:
         order_lines([LINE], **{"session_external_id": SESSION, "transaction": "1", **shared})
 
@@ -437,7 +437,7 @@ def test_order_lines_shared_field(shared: dict[str, Any], field: str) -> None:
 
 
 def test_new_session_id() -> None:
-    """A thousand new session ids are a thousand different ones, and every one is valid."""
+    """A thousand new session ids are all different and valid."""
     ids = {new_session_id() for _ in range(1000)}
     valid = {View(**fields_of(View, session_external_id=new)).session_external_id for new in ids}
 

@@ -176,13 +176,13 @@ def _having(field: str) -> list[type[VisitorEvent]]:
 
 
 def test_every_field_has_values() -> None:
-    """No field of any event is left out of these tests."""
+    """These tests have values for every field of every event."""
     assert VALUES.keys() == set().union(*map(attrs.fields_dict, CLASSES))
 
 
 @pytest.mark.parametrize(("field", "value"), _cases(0))
 def test_accepted(field: str, value: Any) -> None:
-    """A value that keeps the rule is accepted in every event that has the field, and can be sent."""
+    """A valid value is accepted in every event that has the field, and can be encoded."""
     codec = CODECS["microseconds"]
     for cls in _having(field):
         event = cls(**fields_of(cls, **{field: value}))
@@ -192,25 +192,25 @@ def test_accepted(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("field", "value"), _cases(1))
 def test_refused(field: str, value: Any) -> None:
-    """A value that breaks the rule is refused, in every event that has the field, by one error that tells all of it."""
+    """An invalid value is refused in every event that has the field, by one error with event, field, rule and value."""
     for cls in _having(field):
         with pytest.raises(EventValidationError) as caught:
             cls(**fields_of(cls, **{field: value}))
         error = caught.value
-        told = f"{cls.wire_name}.{error.field} {error.rule}"
+        message = f"{cls.wire_name}.{error.field} {error.rule}"
 
         assert (cls.wire_name, field) == (error.event, error.field[: len(field)])
         assert error.rule.startswith("must ")
         if field in PERSONAL:
-            assert (told, REDACTED) == (str(error), error.value)
+            assert (message, REDACTED) == (str(error), error.value)
         else:
-            assert str(error).startswith(f"{told} (got ")
+            assert str(error).startswith(f"{message} (got ")
             assert error.value is not REDACTED
         assert len(str(error)) < 300
 
 
 def test_personal_fields() -> None:
-    """What is, or may hold, personal data is known by name."""
+    """The set of personal fields is complete."""
     expected = {"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"}
 
     assert expected == PERSONAL
@@ -308,7 +308,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
     ids=_name,
 )
 def test_message(cls: type[VisitorEvent], field: str, value: Any, expected: str) -> None:
-    """The message says what is wrong, where, and what must hold instead."""
+    """The message says which field of which event breaks which rule."""
     with pytest.raises(EventValidationError) as caught:
         cls(**fields_of(cls, **{field: value}))
 
@@ -317,7 +317,7 @@ def test_message(cls: type[VisitorEvent], field: str, value: Any, expected: str)
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "int"])
 def test_brief(name: str) -> None:
-    """However large or broken a value is, the error is short enough for a log line, and holds the value itself."""
+    """The error of any value is short enough for a log line, and holds the value itself."""
     value = HOSTILE[name]
     with pytest.raises(EventValidationError) as caught:
         View(**fields_of(View, product_id=value))
@@ -328,7 +328,7 @@ def test_brief(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_value(name: str) -> None:
-    """Whatever a field of any event is given, the constructor raises our error or makes an event that can be sent."""
+    """For any value of any field, the constructor raises our error or makes an event that can be encoded."""
     for cls in CLASSES:
         for field in attrs.fields_dict(cls):
             _construct(cls, fields_of(cls, **{field: HOSTILE[name]}))
@@ -337,7 +337,7 @@ def test_hostile_value(name: str) -> None:
 @given(st.data())
 @PROPERTY
 def test_arbitrary_values(data: st.DataObject) -> None:
-    """Whatever all fields are given at once, the constructor raises our error or makes an event that can be sent."""
+    """For any values of all fields, the constructor raises our error or makes an event that can be encoded."""
     cls = data.draw(st.sampled_from(CLASSES))
     fields = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(attrs.fields_dict(cls), hostile())))
     _construct(cls, fields_of(cls, **fields))

@@ -25,6 +25,7 @@ from retailrocket_async._http.connections import Connections
 from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.exchange import has_leftover
 from retailrocket_async._http.transport import HttpxTransport
+from tests.support.internals import channels_of
 from tests.support.raw_server import OK, Arrived, answer, raw_server, reset
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def test_bytes_after_a_response_are_not_the_next_response(
     stale: bytes, http_client: httpx.AsyncClient | None
 ) -> None:
-    """A second response in the same write is taken for no request's answer: its connection is closed."""
+    """A second response in the same write answers no request, and its connection is closed."""
     async with raw_server() as server:
         server.in_turn(OK + stale, answer(503))
         transport = _transport(server.url, http_client)
@@ -74,7 +75,7 @@ async def test_bytes_after_a_response_are_not_the_next_response(
 
 
 async def test_bytes_that_come_later_are_not_the_next_response(http_client: httpx.AsyncClient | None) -> None:
-    """Bytes that come while a connection is idle close it, too."""
+    """Bytes that arrive on an idle connection close it."""
     writers: list[asyncio.StreamWriter] = []
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
@@ -94,7 +95,7 @@ async def test_bytes_that_come_later_are_not_the_next_response(http_client: http
 
 
 async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over TLS a second response may be read from the socket and not decrypted yet: that is noticed as well."""
+    """A second response that was read from a TLS socket, but is not decrypted yet, closes the connection."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -102,7 +103,7 @@ async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monke
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
-        # One segment on the wire, and two records in it.
+        # One TCP segment with two TLS records.
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
         if hasattr(socket, "TCP_CORK"):
@@ -123,8 +124,8 @@ async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monke
         assert ([200, 200, 200], 3, 3) == ([reply.status for reply in replies], len(server.arrived), server.connections)
 
 
-async def test_httpx_still_shows_what_is_left_of_a_response() -> None:
-    """The private names that lead to bytes after a response are those of the installed httpx, httpcore and h11."""
+async def test_private_names_of_httpx_for_leftovers() -> None:
+    """The private names that lead to bytes after a response exist in the installed httpx, httpcore and h11."""
     async with raw_server() as server, httpx.AsyncClient() as http:
         found: list[bool] = []
         for reply in (OK, OK + b"more"):
@@ -139,7 +140,7 @@ async def test_httpx_still_shows_what_is_left_of_a_response() -> None:
 
 
 async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
-    """A response of another make has no bytes after it."""
+    """A response of another library counts as without leftover bytes."""
     assert not has_leftover(httpx.Response(200, content=b"{}"))
 
 
@@ -147,12 +148,11 @@ async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
 
 
 async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
-    """A connection in steady use is replaced once it is old, so a change of the host's address is followed."""
+    """A connection in steady use is replaced at its maximum age, so a new address of the host is found."""
     async with raw_server() as server:
         transport = _transport(server.url)
         await _post(transport)
-        assert transport._connections is not None
-        [channel] = transport._connections._open
+        [channel] = channels_of(transport)
         channel.born_at -= 299.0
         await _post(transport)
         before = server.connections
@@ -165,7 +165,7 @@ async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
 
 
 async def test_an_idle_connection_is_closed() -> None:
-    """A connection that nothing uses is closed by itself after its keep-alive, and not at the next request."""
+    """An idle connection is closed after its keep-alive time, without a further request."""
     async with raw_server() as server, asyncio.timeout(30):
         connections = Connections(httpx.AsyncClient, shared=False, keepalive=0.05)
         channels = [connections.take() for _ in range(3)]
@@ -178,7 +178,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 
 async def test_there_are_no_more_connections_than_requests() -> None:
-    """Requests one after the other use one connection, those at the same time one each."""
+    """Requests one after the other use one connection; simultaneous requests use one each."""
     async with raw_server() as server:
         transport = _transport(server.url)
         for _ in range(5):
@@ -194,7 +194,7 @@ async def test_there_are_no_more_connections_than_requests() -> None:
 
 @pytest.mark.parametrize("trouble", ["cut", "reset", "close"])
 async def test_after_trouble_a_new_connection_is_used(trouble: str, http_client: httpx.AsyncClient | None) -> None:
-    """Whatever ends a connection, the next request has its answer at once."""
+    """However a connection ends, the next request is answered."""
 
     async def respond(request: Arrived, writer: asyncio.StreamWriter) -> bytes | None:
         if len(server.arrived) != 2:
@@ -216,7 +216,7 @@ async def test_after_trouble_a_new_connection_is_used(trouble: str, http_client:
 
 
 async def test_a_full_pool_is_named() -> None:
-    """A caller's client without a free connection is `pool`, also where the time-out is for the request as a whole."""
+    """If a caller's client has no free connection, the failure is `pool`, also with one time-out for the request."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -240,7 +240,7 @@ async def test_a_full_pool_is_named() -> None:
 
 
 async def test_a_silent_handshake_is_no_connection(tmp_path: Path) -> None:
-    """A host that accepts and never shakes hands is `connect`, and its socket is closed."""
+    """If a host accepts and does not shake hands, the failure is `connect`, and the socket is closed."""
     ends: list[bytes] = []
     closed = asyncio.Event()
 
@@ -268,12 +268,12 @@ _visitor: contextvars.ContextVar[Any] = contextvars.ContextVar("visitor", defaul
 
 
 class _Request:
-    """What a web framework keeps in the context of a request."""
+    """An object that a web framework keeps in the context of a request."""
 
 
 @pytest.mark.parametrize("end", ["returns", "cancelled before", "cancelled on its way"])
 async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.AsyncClient | None) -> None:
-    """What was in the context of a caller of `send` is collected when the call has ended, though connections stay."""
+    """The context of a caller of `send` is collected after the call, though connections stay open."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes | None:
         if end == "returns" or len(server.arrived) == 1:
@@ -305,7 +305,7 @@ async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.Asyn
         kept = await calling
         del calling
         async with asyncio.timeout(10):
-            # The request that was cut off takes a few turns to end.
+            # The cancelled request takes a few turns to end.
             while kept() is not None:
                 await asyncio.sleep(0.01)
                 gc.collect()
@@ -313,7 +313,7 @@ async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.Asyn
 
 
 async def test_a_request_has_its_observers_context() -> None:
-    """A context variable that an observer sets in `request_began` holds for the request, e.g. a span."""
+    """A context variable that an observer sets in `request_began`, e.g. a span, is set during the request."""
     seen: list[Any] = []
 
     class Watching(Observer):
@@ -357,12 +357,12 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, environment: dict[str, str]) -> Any:
-    """Return the counters of a process that was stopped with eight batches on their way, and how many arrived."""
+    """Stop a process with eight batches in flight; return its counters, and how many batches arrived."""
     seconds = 3.0
     stopped = asyncio.Event()
 
     async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
-        # All batches are on their way, and then the process stops.
+        # The process stops when all batches are in flight.
         if len(server.arrived) == 8:
             os.kill(child.pid, signal.SIGSTOP)
             await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
@@ -376,7 +376,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
         child = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE, env=environment)
         async with asyncio.timeout(60):
             await stopped.wait()
-            # Longer than what is left of its time-out, whatever that is.
+            # Longer than the rest of the time-out.
             await asyncio.sleep(seconds * 1.1)
             os.kill(child.pid, signal.SIGCONT)
             output, _ = await child.communicate()
@@ -385,7 +385,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
 async def test_a_process_that_was_stopped_reads_before_it_judges(tmp_path: Path) -> None:
-    """Answers that came while the process was stopped, for longer than its time-out, count: nothing is sent twice."""
+    """Answers that came while the process was stopped beyond its time-out count: nothing is sent twice."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,7 +1,7 @@
-"""Connections survive whatever ends their requests: after any storm the next request has an answer at once.
+"""Connections survive every end of their requests: after many cancellations the next request is answered.
 
-Over HTTP and TLS, with and without a proxy, with a client of our own and with a caller's. What is open is counted by
-the server.
+The tests run over HTTP and TLS, with and without a proxy, with our own client and with a caller's. The server counts
+the open connections.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CLOSING = answer(200, "Connection: close")
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
-    """A certificate authority, and the file that clients trust it by."""
+    """A certificate authority, and the file with its certificate."""
     authority, file = trustme.CA(), tmp_path_factory.mktemp("tls") / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
     return authority, file
@@ -54,7 +54,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Pat
 
 @attrs.frozen
 class Scene:
-    """A server, and a way to it."""
+    """A server, and how to reach it."""
 
     server: RawServer
     base_url: str
@@ -83,7 +83,7 @@ Open = Any
 
 @pytest.fixture
 def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Return what makes a scene: the way to the server, and whose HTTP client takes it."""
+    """Return a function that makes a scene, by the way to the server and the kind of HTTP client."""
 
     @asynccontextmanager
     async def make(way: str, whose: str) -> AsyncIterator[Scene]:
@@ -103,7 +103,7 @@ def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -
                 proxy = (await stack.enter_async_context(proxy_server(server.url))).url
                 monkeypatch.setenv("HTTP_PROXY", proxy)
                 monkeypatch.setenv("HTTPS_PROXY", proxy)
-                # No proxy of the environment is asked for this host over plain HTTP.
+                # A plain http request to this host uses no proxy of the environment.
                 base_url = base_url if context else "http://shop.test/1.0/"
             http_client = None
             if whose == "callers":
@@ -122,7 +122,7 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def _in_every_turn(
     act: Callable[[], asyncio.Task[Any]], stop: Callable[[asyncio.Task[Any]], Awaitable[None]]
 ) -> int:
-    """Begin a request and stop it after 0, 1, 2... turns of the loop, until one has ended before; return how many."""
+    """Cancel a request after 0, 1, 2... turns of the loop, until one ends before; return the number of turns."""
     turns = 0
     while True:
         posting = act()
@@ -139,7 +139,7 @@ async def _in_every_turn(
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """In whichever turn a request is cancelled, the next one has its answer at once, and nothing else stays open."""
+    """In whichever turn a request is cancelled, the next one is answered, and no other connection stays open."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
         transport = at.transport()
@@ -162,7 +162,7 @@ async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_all_cancelled_in_every_turn(way: str, whose: str, scene: Open) -> None:
-    """Many requests that are cancelled in the same turn lose nothing, nor do those which waited for a connection."""
+    """Many requests that are cancelled in the same turn lose no connection, also those that wait for one."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         transport = at.transport()
         replies: list[Reply] = []
@@ -194,7 +194,7 @@ async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(CLOSING)
         transport = at.transport()
-        # What takes a thread is done before the turns are counted.
+        # The work in threads is done before the turns are counted.
         await _post(transport)
 
         async def stop(posting: asyncio.Task[Reply]) -> None:
@@ -214,7 +214,7 @@ async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """Where the loop is blocked beyond our own time-out, in whichever turn, the next request has its answer at once."""
+    """In whichever turn the loop is blocked beyond the time-out, the next request is answered."""
     seconds = 0.02
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
@@ -241,7 +241,7 @@ async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: 
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_a_storm_of_cancelled_sends(way: str, whose: str, scene: Open) -> None:
-    """After hundreds of sends that were given a few milliseconds each, the next is delivered at its first attempt."""
+    """After hundreds of sends with time-outs of a few milliseconds, the next is delivered at its first attempt."""
     chance = random.Random(13)
     turn = 0
 

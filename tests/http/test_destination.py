@@ -1,4 +1,4 @@
-"""The key goes to the API's host and to no other: redirects are not followed, and TLS says who a host is."""
+"""The key is sent to the API's host only: redirects are not followed, and TLS verifies the host."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SHOP = "https://shop.test/1.0/"
 
 @pytest.mark.parametrize("own", [False, True], ids=["our client", "a caller's client"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_the_target_of_a_redirect_hears_nothing(status: int, *, own: bool) -> None:
-    """A redirect to another host is a refusal, and that host gets no connection, whatever the client follows."""
+async def test_the_target_of_a_redirect_gets_no_connection(status: int, *, own: bool) -> None:
+    """A redirect to another host is a refusal, and that host gets no connection."""
     async with raw_server() as server, raw_server() as elsewhere, httpx.AsyncClient(follow_redirects=True) as follows:
         server.always(answer(status, f"Location: {elsewhere.url}view"))
         http_client = follows if own else None
@@ -48,8 +48,8 @@ UNVERIFIED: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 
 @pytest.mark.parametrize("how", UNVERIFIED)
-async def test_a_client_that_verifies_nobody_is_refused(how: str) -> None:
-    """A caller's client without TLS verification fails at construction, and only an explicit yes lets it pass."""
+async def test_a_client_without_verification_is_refused(how: str) -> None:
+    """A caller's client without TLS verification is refused at construction, unless `allow_insecure_http` is set."""
     async with UNVERIFIED[how]() as own:
         with pytest.raises(ConfigurationError, match=r"http_client must verify TLS .* allow_insecure_http=True"):
             AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own)
@@ -59,7 +59,7 @@ async def test_a_client_that_verifies_nobody_is_refused(how: str) -> None:
 
 
 class _Unknown(httpx.AsyncBaseTransport):
-    """A transport of which nobody knows how it verifies."""
+    """A transport whose TLS verification cannot be seen."""
 
 
 PASSING: dict[str, Callable[[], httpx.AsyncClient]] = {
@@ -74,13 +74,13 @@ PASSING: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 @pytest.mark.parametrize("how", PASSING)
 async def test_any_other_client_passes(how: str) -> None:
-    """A client that verifies, or of which it cannot be seen, is taken."""
+    """A client that verifies, or whose verification cannot be seen, is accepted."""
     async with PASSING[how]() as own:
         assert SHOP in repr(AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own))
 
 
 async def test_without_tls_there_is_nothing_to_verify() -> None:
-    """Plain http on this machine is taken with every client."""
+    """With plain http to this host every client is accepted."""
     async with httpx.AsyncClient(verify=False) as own:
         client = AsyncTrackingClient("key", "partner", base_url="http://127.0.0.1:9/", http_client=own)
 

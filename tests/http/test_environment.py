@@ -1,4 +1,4 @@
-"""What is wrong in the environment halts sending with a sentence, is held like a wrong key, and is no outage."""
+"""A bad variable of the environment, or a proxy that refuses, halts sending like a wrong key; it is no outage."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ from retailrocket_async import (
     View,
 )
 from retailrocket_async._http.environment import EnvironmentReader, EnvironmentUnusableError
+<<<<<<< HEAD
 from tests.support.command import run_command
 from tests.support.proxy_server import ProxyServer, proxy_server
 from tests.support.raw_server import answer, raw_server, tls_server
+=======
+from tests.cli.test_cli import invoke
+from tests.support.connect_proxy import ConnectProxy, connect_proxy, tls_server
+from tests.support.internals import proxy_found_by
+from tests.support.raw_server import answer, raw_server
+>>>>>>> hub/from-A
 from tests.support.strategies import PROPERTY
 
 if TYPE_CHECKING:
@@ -46,20 +53,20 @@ VARIABLES = (*PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine that runs the tests counts."""
+    """Remove the variables of the machine that runs the tests."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Who signs the certificates of this module's servers."""
+    """The certificate authority of this module's servers."""
     return trustme.CA()
 
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """The authority, which `SSL_CERT_FILE` names."""
+    """The authority, with `SSL_CERT_FILE` set to its certificate."""
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(path)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -67,14 +74,14 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Changes(list["StateChange"]):
-    """The changes of a client's state; its method `hook` writes them down, in the loop."""
+    """Collects the state changes of a client."""
 
     def __init__(self) -> None:
         super().__init__()
         self.halted = asyncio.Event()
 
     async def hook(self, change: StateChange) -> None:
-        """Take a change."""
+        """Collect a change."""
         self.append(change)
         if change.state == "halted":
             self.halted.set()
@@ -86,7 +93,7 @@ def client_of(url: str, **options: Any) -> AsyncTrackingClient:
 
 
 def complaint() -> str:
-    """Return what is wrong in the environment for the shop; fail if nothing is."""
+    """Return the error of the environment for the shop; fail if there is none."""
     with pytest.raises(EnvironmentUnusableError) as caught:
         EnvironmentReader(SHOP, trusted=True).read()
     return str(caught.value)
@@ -121,18 +128,18 @@ BAD_PROXIES = {
 @pytest.mark.parametrize("variable", PROXIES)
 @pytest.mark.parametrize("name", BAD_PROXIES)
 def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence names the variable as it is spelled and what to write, and never its value."""
+    """The message names the variable as it is spelled and what to write, and never shows its value."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     value, words = BAD_PROXIES[name]
     monkeypatch.setenv(variable, value)
 
-    told = complaint()
-    assert (True, True) == (told.startswith(f"{variable} "), words in told)
-    assert (True, False) == ("write it as http://host:port" in told, PASSWORD in told)
+    message = complaint()
+    assert (True, True) == (message.startswith(f"{variable} "), words in message)
+    assert (True, False) == ("write it as http://host:port" in message, PASSWORD in message)
 
 
 def certificates(kind: str, folder: Path) -> str:
-    """Make the file that is meant, and return its path."""
+    """Make the file of a case, and return its path."""
     path = folder / "file.pem"
     if kind == "garbage":
         path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
@@ -143,28 +150,28 @@ def certificates(kind: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "empty", "text", "garbage"])
 def test_a_certificate_file_that_cannot_be_used(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is wrong with `SSL_CERT_FILE`, the sentence names it and what to write."""
+    """For every fault of `SSL_CERT_FILE` the message names it and what to write."""
     monkeypatch.setenv("SSL_CERT_FILE", certificates(kind, tmp_path))
 
-    told = complaint()
-    assert told.startswith("SSL_CERT_FILE ")
-    assert told.endswith("write the path of a file of certificates in PEM form, or unset it")
+    message = complaint()
+    assert message.startswith("SSL_CERT_FILE ")
+    assert message.endswith("write the path of a file of certificates in PEM form, or unset it")
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "text"])
 def test_a_certificate_directory_that_cannot_be_used(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory in which OpenSSL finds nothing is told, which else would be a handshake that always fails."""
+    """A directory without certificates for OpenSSL is reported: otherwise every handshake would fail."""
     monkeypatch.setenv("SSL_CERT_DIR", certificates(kind, tmp_path))
 
-    told = complaint()
-    assert told.startswith("SSL_CERT_DIR ")
-    assert told.endswith("write the path of a directory that `openssl rehash` has prepared, or unset it")
+    message = complaint()
+    assert message.startswith("SSL_CERT_DIR ")
+    assert message.endswith("write the path of a directory that `openssl rehash` has prepared, or unset it")
 
 
 def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prepared directory among several is enough, as it is for OpenSSL."""
+    """One prepared directory among several is enough, as for OpenSSL."""
     (tmp_path / "0a1b2c3d.0").touch()
     monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path / "missing"), str(tmp_path)]))
 
@@ -172,14 +179,14 @@ def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_key_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`SSLKEYLOGFILE`, which Python reads by itself, is blamed for what it is to blame for."""
+    """A bad `SSLKEYLOGFILE`, which Python itself reads, is named in the message."""
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
 
     assert complaint().startswith("SSLKEYLOGFILE names a file that cannot be written")
 
 
 def test_plain_http_to_this_host_reads_no_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is not needed cannot be wrong."""
+    """A bad variable for certificates does no harm to plain http."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
         monkeypatch.setenv(name, str(tmp_path / "missing" / "file"))
 
@@ -190,7 +197,7 @@ def test_a_system_without_file_descriptors_is_no_fault(
     trusted: trustme.CA,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a busy system lacks for a moment is no variable's fault, and is tried again."""
+    """A system without free file descriptors is no fault of a variable, and the reading is retried."""
 
     def none_left(**_: object) -> ssl.SSLContext:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -209,7 +216,7 @@ def test_a_system_without_file_descriptors_is_no_fault(
 def test_an_entry_that_cannot_be_read_is_left_out(
     variable: str, entry: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is named in one warning, once; the other entries and the proxy work on."""
+    """One warning names the bad entry; the other entries and the proxy are used."""
     monkeypatch.setenv("HTTPS_PROXY", "proxy.test:3128")
     monkeypatch.setenv(variable, f"first.test, {entry} ,last.test")
 
@@ -219,14 +226,14 @@ def test_an_entry_that_cannot_be_read_is_left_out(
     reader.read()
     assert "proxy.test:3128" == proxy_for(SHOP)
     assert None is proxy_for("https://first.test/") is proxy_for("https://www.last.test/")
-    told = [record.getMessage() for record in caplog.records]
-    assert (variable, entry) == (told[0].split(":")[0], told[0].split("'")[1])
-    # One for each reader.
-    assert 4 == len(told)
+    messages = [record.getMessage() for record in caplog.records]
+    assert (variable, entry) == (messages[0].split(":")[0], messages[0].split("'")[1])
+    # One warning for each reader.
+    assert 4 == len(messages)
 
 
 def test_an_entry_keeps_its_password(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """An entry may be a URL, and what is in front of its host is in no log."""
+    """If an entry is a URL, its user and password are in no log record."""
     monkeypatch.setenv("NO_PROXY", f"http://user:{PASSWORD}@host:port")
     EnvironmentReader(SHOP, trusted=True).read()
 
@@ -252,7 +259,7 @@ ENTRIES = (
 def test_the_proxy_is_the_one_that_httpx_takes(
     host: str, port: str, scheme: str, entries: list[str], variables: set[str]
 ) -> None:
-    """Whatever is set, the request goes through the same proxy as with httpx, or through none, too."""
+    """For any settings, the proxy is the one that httpx chooses."""
     with pytest.MonkeyPatch.context() as patch:
         for number, variable in enumerate(sorted(variables)):
             patch.setenv(variable, f"http://proxy{number}.test:3128")
@@ -260,7 +267,7 @@ def test_the_proxy_is_the_one_that_httpx_takes(
         url = f"{scheme}://{host}{port}/1.0/"
 
         pool: Any = httpx.AsyncClient(verify=PLAIN)._transport_for_url(httpx.URL(url))._pool  # type: ignore[attr-defined]
-        proxy = EnvironmentReader(url, trusted=True)._proxy_for(httpx.URL(url))
+        proxy = proxy_found_by(EnvironmentReader(url, trusted=True), url)
         ours = None if proxy is None else proxy.address
         theirs = getattr(pool, "_proxy_url", None)
         assert (None if theirs is None else f"{theirs.host.decode()}:{theirs.port}") == ours
@@ -273,7 +280,7 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """Break the environment; return the variable and what repairs it."""
+    """Break the environment; return the variable and a function that corrects it."""
     if kind == "file":
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "later.pem"))
         return "SSL_CERT_FILE", "later.pem"
@@ -285,7 +292,7 @@ def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[st
 async def test_sending_is_halted_until_it_is_repaired(
     kind: str, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One error record and one change of state name the variable; once it is repaired everything is delivered."""
+    """One log record and one state change name the variable; after its correction everything is delivered."""
     variable, _ = set_up(kind, tmp_path, monkeypatch)
     changes = Changes()
     async with tls_server(authority) as server:
@@ -317,8 +324,8 @@ async def test_sending_is_halted_until_it_is_repaired(
     assert PASSWORD not in caplog.text
 
 
-async def test_what_nobody_repairs_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After `max_halt` the events are `Abandoned` as certainly not recorded, and the close says why."""
+async def test_max_halt_ends_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After `max_halt` the events are `Abandoned` and certainly not recorded, and the close report says why."""
     variable, _ = set_up("file", tmp_path, monkeypatch)
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.5))
     outcomes = [await receipt for receipt in await client.track_many([EVENT] * 3)]
@@ -333,7 +340,7 @@ async def test_what_nobody_repairs_ends(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 async def test_with_outlast_nothing_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A policy that outlasts a wrong key outlasts a wrong environment."""
+    """With `outlast`, a bad environment ends no event."""
     set_up("file", tmp_path, monkeypatch)
     changes = Changes()
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.0, outlast=True), on_state_change=changes.hook)
@@ -351,7 +358,7 @@ async def test_with_outlast_nothing_ends(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.fixture
 def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return what points `HTTPS_PROXY` at a proxy."""
+    """Set `HTTPS_PROXY` to a proxy."""
 
     def point(proxy: ProxyServer, password: str = PASSWORD) -> None:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:{password}@{proxy.address}")
@@ -370,7 +377,7 @@ async def test_a_proxy_that_refuses_halts(
     through: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A refusal that no retry can fix halts at once, names the proxy, and leaves nothing of its password anywhere."""
+    """A refusal that no retry can fix halts sending, names the proxy, and shows no password."""
     caplog.set_level(logging.DEBUG)
     changes = Changes()
     async with proxy_server() as proxy:
@@ -402,7 +409,7 @@ async def test_a_proxy_that_refuses_halts(
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 511])
 async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..., None]) -> None:
-    """What a retry may fix is retried, as certainly not recorded, and names the proxy and its answer."""
+    """A failure of the proxy that a retry may fix is retried, and its message names the proxy and its answer."""
     changes = Changes()
     retry = RetryPolicy(max_attempts=6, initial_backoff=0.01, max_backoff=0.01)
     async with proxy_server() as proxy:
@@ -420,8 +427,13 @@ async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..
 
 
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+<<<<<<< HEAD
     """That nobody listens at the proxy's port does not look like an API that is down."""
     async with proxy_server() as proxy:
+=======
+    """If no proxy listens at its port, the message names the proxy."""
+    async with connect_proxy() as proxy:
+>>>>>>> hub/from-A
         address = proxy.address
     monkeypatch.setenv("HTTPS_PROXY", address)
     async with client_of(SHOP, retry=ONCE) as client:
@@ -433,8 +445,13 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 async def test_credentials_that_are_corrected(
     trusted: trustme.CA, through: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
+<<<<<<< HEAD
     """Once the variable holds the right password, the next probe goes through, and every event is delivered."""
     async with tls_server(trusted) as server, proxy_server() as proxy:
+=======
+    """After the password in the variable is corrected, the next probe succeeds, and every event is delivered."""
+    async with tls_server(trusted) as server, connect_proxy() as proxy:
+>>>>>>> hub/from-A
         proxy.password = PASSWORD
         through(proxy, "wrong")
         changes = Changes()
@@ -451,7 +468,7 @@ async def test_credentials_that_are_corrected(
 
 
 async def test_a_proxy_for_plain_http_that_wants_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 407 to a request without CONNECT says the same: the proxy is named, with what to write."""
+    """A 407 to a request without CONNECT names the proxy, and says what to write."""
     changes = Changes()
     async with raw_server() as proxy:
         proxy.always(answer(407))
@@ -474,7 +491,7 @@ async def test_a_proxy_for_plain_http_that_wants_credentials(monkeypatch: pytest
 
 @pytest.fixture
 def settings() -> dict[str, str]:
-    """What `check` needs."""
+    """The settings that `check` needs."""
     return {"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": SHOP}
 
 
@@ -516,7 +533,7 @@ async def test_check_names_a_proxy_that_refuses(status: int, words: str, setting
 
 
 async def test_check_goes_on_without_an_entry(authority: trustme.CA, settings: dict[str, str], tmp_path: Path) -> None:
-    """An entry of `NO_PROXY` that httpx cannot read is one warning of `check`, and its verdict comes all the same."""
+    """An unreadable entry of `NO_PROXY` is one warning of `check`, which still gives its result."""
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     async with tls_server(authority) as server:
         server.in_turn(answer(400), answer(401))
@@ -533,7 +550,7 @@ async def test_check_goes_on_without_an_entry(authority: trustme.CA, settings: d
 def test_no_command_shows_a_traceback(
     command: str, error: BaseException, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is raised becomes one sentence with its type, its place and nothing of its text."""
+    """Any error is shown as one sentence with its type and place, and without its text."""
 
     def broken(*_: object, **__: object) -> None:
         raise error

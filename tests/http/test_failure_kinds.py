@@ -1,4 +1,4 @@
-"""Every way in which a request can fail, for real: certainly not recorded or perhaps, retried, told truly."""
+"""Every way in which a real request can fail: whether it may be recorded, and whether it is retried."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ QUICK = RetryPolicy(initial_backoff=0.01, max_backoff=0.01)
 
 @attrs.frozen
 class Kind:
-    """One way to fail, and what is to be known of it.
+    """One way to fail.
 
     Attributes:
-        fault: what the emulator is to do.
-        failure: the kind that is told; None where there is an answer.
+        fault: the fault of the emulator.
+        failure: the reported kind of failure; None if there is an answer.
         recorded: whether the server records the events.
-        perhaps: whether the client must say that they may be recorded.
+        perhaps: whether the client must report that they may be recorded.
     """
 
     fault: Fault
@@ -79,7 +79,7 @@ KINDS = {
 async def shop(
     fault: Fault | None = None, **options: Any
 ) -> AsyncIterator[tuple[RunningEmulator, AsyncTrackingClient]]:
-    """Run an emulator that fails so, and a client of it."""
+    """Run an emulator with this fault, and a client of it."""
     async with running_emulator(Settings(limit=None)) as emulator:
         if fault is not None:
             emulator.faults.add(fault)
@@ -91,9 +91,9 @@ async def shop(
 
 
 def times_recorded(emulator: RunningEmulator, kind: Kind) -> int:
-    """Return how often what was in every request was recorded, if the first failed and nothing else did."""
+    """Return how often each event was recorded, if only the first request failed."""
     requests: int = emulator.stats()["requests"]
-    # On a slow machine an impatient client sends more often.
+    # On a slow machine a short time-out causes more requests.
     assert requests == 2 or kind.failure == "timeout"
     return requests - 1 + kind.recorded
 
@@ -105,7 +105,7 @@ def order(number: int) -> Order:
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_given_up(name: str) -> None:
-    """Without a retry the outcome says what is known: perhaps recorded, or certainly not."""
+    """Without a retry the outcome says whether the event may be recorded."""
     kind = KINDS[name]
     async with shop(kind.fault, retry=ONCE) as (emulator, client):
         outcome = await (await client.view(session_external_id="visitor", product_id=1))
@@ -117,7 +117,7 @@ async def test_given_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """By default it is sent again: nothing is lost, recorded twice only where that is told, no error is seen."""
+    """By default the request is retried: no event is lost, and a duplicate is reported as possible."""
     kind = KINDS[name]
     async with shop(kind.fault, retry=QUICK) as (emulator, client):
         receipts = await client.track_many([View(session_external_id="visitor", product_id=n) for n in range(20)])
@@ -132,7 +132,7 @@ async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_at_most_once(name: str) -> None:
-    """Events that are to go at most once are never recorded twice; the others of their batch go again as ever."""
+    """Events that are sent at most once are never recorded twice; the others of their batch are retried."""
     kind = KINDS[name]
     retry = attrs.evolve(QUICK, at_most_once=(Order,))
     async with shop(kind.fault, retry=retry) as (emulator, client):
@@ -153,14 +153,14 @@ async def test_at_most_once(name: str) -> None:
 
 
 async def test_a_truncated_answer_is_an_answer() -> None:
-    """A status whose body breaks off counts: the bodies say nothing."""
+    """A status with a truncated body counts."""
     async with shop(Fault(kind="truncate"), retry=ONCE) as (emulator, client):
         assert isinstance(await (await client.view(session_external_id="visitor", product_id=1)), Delivered)
         assert len(emulator.events()) == 1
 
 
 async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixture) -> None:
-    """A keep-alive connection that the server closes just as it is used again costs no event and shows no error."""
+    """A keep-alive connection that the server closes as it is reused costs no event and shows no error."""
     batching = Batching(max_in_flight=1)
     async with shop(Fault(kind="close_idle", times=5), retry=QUICK, batching=batching) as (emulator, client):
         for number in range(12):
@@ -171,11 +171,11 @@ async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixt
     assert [record for record in caplog.records if record.name == "retailrocket_async"] == []
 
 
-# --- before any byte could count ---
+# --- before any byte is sent ---
 
 
 def unused_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return a port of this machine without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -183,13 +183,13 @@ def unused_port() -> int:
 
 
 async def outcome_at(url: str, **options: Any) -> Outcome:
-    """Return what becomes of an event that is sent there once."""
+    """Return the outcome of an event that is sent there once."""
     async with AsyncTrackingClient("key", "partner", base_url=url, retry=ONCE, timeout=PATIENT, **options) as client:
         return await (await client.view(session_external_id=new_session_id(), product_id=1))
 
 
-async def test_nobody_listens() -> None:
-    """Where nobody listens nothing was recorded."""
+async def test_no_listener() -> None:
+    """If no server listens, nothing may be recorded."""
     outcome = await outcome_at(f"http://127.0.0.1:{unused_port()}/1.0/")
 
     assert isinstance(outcome, Abandoned)
@@ -197,15 +197,15 @@ async def test_nobody_listens() -> None:
 
 
 class NoNames(asyncio.SelectorEventLoop):
-    """An event loop to which every name is unknown."""
+    """An event loop that resolves no name."""
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        """Know nothing."""
+        """Raise the error of an unknown name."""
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def test_an_unknown_name() -> None:
-    """Where the host has no address nothing was recorded, and the failure says that it is the name."""
+    """If the host has no address, nothing may be recorded, and the failure is `name`."""
     with asyncio.Runner(loop_factory=NoNames) as runner:
         outcome = runner.run(outcome_at("http://shop.localhost/1.0/", allow_insecure_http=True))
 
@@ -214,7 +214,7 @@ def test_an_unknown_name() -> None:
 
 
 async def test_an_untrusted_certificate() -> None:
-    """A server whose certificate nobody vouches for gets no byte of the request, and the failure says it is TLS."""
+    """A server with an untrusted certificate gets no byte of the request, and the failure is `tls`."""
     got = bytearray()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -232,7 +232,7 @@ async def test_an_untrusted_certificate() -> None:
 
 
 async def test_no_free_connection() -> None:
-    """A caller's own client whose connections are all taken has sent nothing."""
+    """If a caller's client has no free connection, nothing was sent."""
     async with running_emulator(Settings()) as emulator:
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(PATIENT, pool=0.05)) as http:
@@ -251,7 +251,7 @@ async def test_no_free_connection() -> None:
 
 
 async def test_no_key() -> None:
-    """Where the function gives no key nothing was sent."""
+    """If the function returns no key, nothing was sent."""
 
     def no_key() -> str:
         raise KeyError
@@ -270,7 +270,7 @@ async def test_no_key() -> None:
 
 
 def test_direct_sends_follow_the_rule() -> None:
-    """A direct send with an event that goes at most once is not sent again after an ambiguous failure."""
+    """A direct send of an at-most-once event is not retried after an ambiguous failure."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(429, TIMED_OUT, then=OK), retry=RetryPolicy(at_most_once={"view"}))
@@ -282,7 +282,7 @@ def test_direct_sends_follow_the_rule() -> None:
 
 
 def test_certain_failures_do_not_count() -> None:
-    """An event that goes at most once is sent again as long as it was certainly not recorded."""
+    """An at-most-once event is retried as long as it was certainly not recorded."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(429, 408, 429, then=OK), retry=RetryPolicy(at_most_once={"view"}))

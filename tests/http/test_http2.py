@@ -1,4 +1,4 @@
-"""HTTP/2 over TLS, by the extra of that name: our own client against a real server that speaks nothing else."""
+"""HTTP/2 over TLS (extra `http2`): our own client against a real server that speaks HTTP/2 only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 KEY = "s3cr3tk3y"
 
 
-async def test_events_go_over_http2_and_no_logger_tells_the_key(
+async def test_events_go_over_http2_and_no_log_record_has_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With `http2=True` batches arrive over HTTP/2, and not even the header coder's log has the key."""
+    """With `http2=True` batches use HTTP/2, and no logger, that of the header coder included, has the key."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -42,7 +42,7 @@ async def test_events_go_over_http2_and_no_logger_tells_the_key(
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """TLS is verified: a server whose certificate nobody vouches for gets nothing, and nothing may be recorded."""
+    """A server with an untrusted certificate gets no request, and nothing may be recorded."""
     async with h2_server(trustme.CA()) as (server, url):
         once = RetryPolicy(max_attempts=1)
         async with AsyncTrackingClient(KEY, "partner", base_url=url, retry=once, timeout=60.0) as client:
@@ -56,10 +56,10 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.L
 
 @pytest.mark.parametrize("whose", ["own", "callers"])
 @pytest.mark.parametrize("word", ["goaway", "refused", "goaway-before"])
-async def test_what_the_server_has_not_processed_is_sent_again(
+async def test_unprocessed_requests_are_sent_again(
     word: str, whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GOAWAY with an earlier last stream, or REFUSED_STREAM, means "not processed": even an order is sent again."""
+    """After GOAWAY with an earlier last stream, or REFUSED_STREAM, even an order is sent again."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -76,14 +76,14 @@ async def test_what_the_server_has_not_processed_is_sent_again(
     assert isinstance(outcome, Delivered)
     assert not outcome.maybe_duplicate
     assert (3, []) == (len(server.paths), server.unprocessed)
-    # httpcore repeats it by itself where it knows; on our own connection it must not, as each request needs a permit.
+    # httpcore would send it again by itself; on our own connection it must not, as each request needs a permit.
     assert (0 if (whose, word) == ("callers", "goaway-before") else 1) == retries
 
 
 async def test_one_connection_carries_many_requests_until_one_ends_badly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTP/2 requests share a connection; after one that was refused the next are on a new one."""
+    """HTTP/2 requests share a connection; after a refused stream later requests use a new one."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

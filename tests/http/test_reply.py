@@ -1,4 +1,4 @@
-"""What an answer, or none, means: the whole table, and what a server may say about waiting."""
+"""The meaning of every reply, and of `Retry-After`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATUSES = {status: (verdict, recorded) for statuses, verdict, recorded in TABLE
 
 @pytest.mark.parametrize("others", [{}, {"retry_after": 1.0, "sent": False}], ids=shown)
 def test_status(others: dict[str, Any]) -> None:
-    """Every status means what the table says, whatever else came with it."""
+    """The meaning of a status depends on nothing but the status."""
     replies = {status: Reply(status=status, **others) for status in range(100, 600)}
 
     assert {status: (reply.verdict, reply.maybe_recorded) for status, reply in replies.items()} == STATUSES
@@ -39,7 +39,7 @@ def test_status(others: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 429, 500, 503, 599])
 def test_declared_as_throttling(status: int) -> None:
-    """What the user's policy takes for a 429 is one: not recorded, and to be sent again."""
+    """An answer that `is_throttled` declares a 429 means: not recorded, retried."""
     reply = Reply(status=status, throttled=True)
 
     assert (reply.verdict, reply.maybe_recorded) == (Verdict.THROTTLED, False)
@@ -63,14 +63,14 @@ FAILURES: list[tuple[FailureKind, Verdict, bool]] = [
 @pytest.mark.parametrize("sent", [False, True])
 @pytest.mark.parametrize(("failure", "verdict", "recorded_if_sent"), FAILURES)
 def test_no_answer(failure: FailureKind, verdict: Verdict, sent: bool, recorded_if_sent: bool) -> None:  # noqa: FBT001
-    """Without an answer, only a body that was on its way may have been recorded."""
+    """Without an answer, a request may be recorded only if its body was handed to the connection."""
     reply = Reply(failure=failure, detail="ReadError", sent=sent)
 
     assert (verdict, sent and recorded_if_sent) == (reply.verdict, reply.maybe_recorded)
 
 
 def test_every_failure_is_in_the_table() -> None:
-    """No kind of failure is left out of these tests."""
+    """These tests have every kind of failure."""
     assert list(get_args(FailureKind)) == [failure for failure, _, _ in FAILURES]
 
 
@@ -114,7 +114,7 @@ NOW = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
     ids=lambda value: repr(value)[:40],
 )
 def test_retry_after(value: str, expected: float) -> None:
-    """Seconds and every form of an HTTP-date are read; a date that has passed asks for no wait."""
+    """Seconds and every form of an HTTP-date are read; a date in the past gives 0."""
     assert expected == parse_retry_after(value, now=NOW)
 
 
@@ -143,7 +143,7 @@ def test_retry_after(value: str, expected: float) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_retry_after(value: str | None) -> None:
-    """What is neither says nothing."""
+    """Any other value gives None."""
     assert parse_retry_after(value, now=NOW) is None
 
 
@@ -164,7 +164,7 @@ DATE_PARTS = st.sampled_from(
 @example("Mon, 01 Jan 0001 00:00:00 +2359", datetime.max.replace(tzinfo=UTC))
 @PROPERTY
 def test_any_retry_after(value: str, now: datetime) -> None:
-    """Whatever a server sends, reading it never raises and never gives a negative wait."""
+    """Reading any header value never raises and never gives a negative number."""
     seconds = parse_retry_after(value, now=now)
 
     assert seconds is None or seconds >= 0
@@ -173,14 +173,14 @@ def test_any_retry_after(value: str, now: datetime) -> None:
 @given(st.integers(0, 10**15))
 @PROPERTY
 def test_seconds(seconds: int) -> None:
-    """A number of seconds is that number."""
+    """A number of seconds gives that number."""
     assert float(seconds) == parse_retry_after(str(seconds), now=NOW)
 
 
 @given(st.integers(-(10**9), 10**9))
 @PROPERTY
 def test_http_date(seconds: int) -> None:
-    """A date asks to wait until then, and a date in the past for nothing."""
+    """A date gives the seconds until then, and a date in the past 0."""
     header = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
 
     assert max(0.0, seconds) == parse_retry_after(header, now=NOW)
@@ -198,7 +198,7 @@ def test_http_date(seconds: int) -> None:
     ],
 )
 def test_date(value: str | None, expected: datetime | None) -> None:
-    """An HTTP-date is an aware moment; without a zone it is in UTC."""
+    """An HTTP-date gives an aware moment, in UTC if it names no zone."""
     moment = parse_http_date(value)
 
     assert expected == moment

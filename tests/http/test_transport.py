@@ -1,4 +1,4 @@
-"""The transport against a real server on loopback that behaves, misbehaves and breaks off."""
+"""The transport against a real server on loopback that answers, fails and breaks connections."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from retailrocket_async._http.environment import Environment, EnvironmentReader
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._http.transport import HttpxTransport
 from tests.support.fakes import ROUNDING
+from tests.support.internals import channels_of, set_timeout
 from tests.support.raw_server import OK, Arrived, RawServer, answer, raw_server, reset
 from tests.support.virtual_time import run
 
@@ -43,7 +44,7 @@ async def _post(server: RawServer, *, seconds: float = 5.0, sent: Callable[[], N
         await transport.aclose()
 
 
-async def test_a_request_is_what_the_contract_says() -> None:
+async def test_a_request_follows_the_contract() -> None:
     """Method, path, query, header, length and body arrive as given, the key decoded to what it was."""
     async with raw_server() as server:
         reply = await _post(server)
@@ -59,7 +60,7 @@ async def test_a_request_is_what_the_contract_says() -> None:
 
 @pytest.mark.parametrize("status", [200, 204, 301, 307, 400, 401, 403, 404, 408, 413, 429, 500, 503, 599])
 async def test_every_status_comes_back_as_a_value(status: int) -> None:
-    """The transport raises for no status, follows no redirect and reads no body."""
+    """The transport returns every status as a reply, follows no redirect and reads no body."""
     async with raw_server() as server:
         server.always(answer(status, "Location: http://127.0.0.1:9/elsewhere"))
         reply = await _post(server)
@@ -77,24 +78,24 @@ async def test_every_status_comes_back_as_a_value(status: int) -> None:
     ],
 )
 async def test_retry_after_is_read_in_both_forms(header: list[str], expected: float | None) -> None:
-    """Seconds and HTTP-dates are understood, the date by the server's own clock; nonsense is nothing."""
+    """`Retry-After` is read as seconds or as an HTTP-date, by the server's clock; malformed values are ignored."""
     async with raw_server() as server:
         server.always(answer(429, *header))
 
         assert expected == (await _post(server)).retry_after
 
 
-async def test_sent_is_told_once_after_the_body_is_written() -> None:
-    """`on_sent` is called exactly once, and not before the server could have the whole body."""
-    told: list[int] = []
+async def test_on_sent_is_called_once_after_the_body() -> None:
+    """`on_sent` is called exactly once, and not before the whole body is written."""
+    calls: list[int] = []
     async with raw_server() as server:
-        await _post(server, sent=lambda: told.append(1))
+        await _post(server, sent=lambda: calls.append(1))
 
-    assert told == [1]
+    assert calls == [1]
 
 
 async def test_a_refused_connection_is_certainly_not_recorded() -> None:
-    """Nobody listens: a connect failure, whose body was never handed over."""
+    """If no server listens, the failure is `connect`, and nothing was sent."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     transport = HttpxTransport(_credentials(), base_url=f"http://127.0.0.1:{port}/1.0/")
@@ -105,7 +106,7 @@ async def test_a_refused_connection_is_certainly_not_recorded() -> None:
 
 
 async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() -> None:
-    """A server that reads and stays silent is given up after `timeout`, and may have recorded the request."""
+    """A server that reads and does not answer gives a time-out after `timeout`, and may have recorded the request."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -113,7 +114,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() ->
 
     async with raw_server() as server, httpx.AsyncClient() as http_client:
         server.respond = stall
-        # Opened before; and enough for a busy machine to send it.
+        # The connection is open, so this is enough for a busy machine to send the request.
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=2.0, http_client=http_client)
         reply = await transport.post("visitorEvents", BODY, on_sent=lambda: None)
 
@@ -121,7 +122,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() ->
 
 
 async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
-    """An answer that trickles in without end does not outlive `timeout`."""
+    """`timeout` also ends an answer that arrives byte by byte without end."""
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
@@ -139,7 +140,7 @@ async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 200", b"NOT HTTP AT ALL\r\n\r\n"], ids=["closed", "cut", "garbage"])
 async def test_a_broken_answer_may_be_recorded(raw: bytes) -> None:
-    """A connection that ends, is cut or talks nonsense after the request was read leaves the outcome open."""
+    """If the connection ends or breaks after the request was read, the request may be recorded."""
 
     async def break_off(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
@@ -153,7 +154,7 @@ async def test_a_broken_answer_may_be_recorded(raw: bytes) -> None:
 
 
 async def test_a_reset_may_be_recorded() -> None:
-    """A connection reset after the request was read leaves the outcome open."""
+    """If the connection is reset after the request was read, the request may be recorded."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -166,7 +167,7 @@ async def test_a_reset_may_be_recorded() -> None:
 
 
 async def test_a_status_counts_even_if_its_body_never_ends() -> None:
-    """Decisions read the status alone: a 200 whose body is truncated is an acceptance."""
+    """A 200 with a truncated body counts as accepted."""
 
     async def truncate(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
@@ -179,7 +180,7 @@ async def test_a_status_counts_even_if_its_body_never_ends() -> None:
 
 
 async def test_an_endless_answer_is_not_read_to_its_end() -> None:
-    """A body without end costs bounded memory and the connection, not the outcome."""
+    """An endless body costs bounded memory and its connection, and does not change the reply."""
 
     async def flood(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -194,7 +195,7 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
 
 
 async def test_connections_are_kept_between_requests() -> None:
-    """Ten requests in a row go over one connection."""
+    """Ten requests, one after the other, use one connection."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         for _ in range(10):
@@ -205,7 +206,7 @@ async def test_connections_are_kept_between_requests() -> None:
 
 
 async def test_a_callers_client_is_shared_and_stays_open() -> None:
-    """Requests go through the caller's client, headers and hooks included, and closing ours leaves it open."""
+    """Requests use the caller's client with its headers and hooks; closing the transport leaves it open."""
     seen: list[str] = []
 
     async def hook(request: httpx.Request) -> None:
@@ -226,7 +227,7 @@ async def test_a_callers_client_is_shared_and_stays_open() -> None:
 
 
 async def test_a_callers_client_does_not_authenticate_for_us() -> None:
-    """The caller's auth does not apply: the API has its own."""
+    """The `auth` of the caller's client is not used."""
     async with raw_server() as server, httpx.AsyncClient(auth=("user", "password")) as own:
         transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
         reply = await transport.post("view", BODY, on_sent=lambda: None)
@@ -236,7 +237,7 @@ async def test_a_callers_client_does_not_authenticate_for_us() -> None:
 
 
 async def test_a_callers_closed_client_is_no_network_failure() -> None:
-    """A client that its owner closed cannot be mended by a retry, and certainly sent nothing."""
+    """If the caller has closed its client, the failure is `closed`: no retry can help, and nothing was sent."""
     own = httpx.AsyncClient()
     await own.aclose()
     transport = HttpxTransport(_credentials(), base_url="http://127.0.0.1:9/", http_client=own)
@@ -246,7 +247,7 @@ async def test_a_callers_closed_client_is_no_network_failure() -> None:
 
 
 async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.LogCaptureFixture) -> None:
-    """The server gets the key; no logger at DEBUG, no printed form of request, response or URL has it."""
+    """The server gets the key; no log record and no printed form of request, response or URL has it."""
     printed: list[str] = []
 
     async def on_request(request: httpx.Request) -> None:
@@ -269,8 +270,8 @@ async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.
 
     assert keys == [[KEY], [KEY]]
     assert len(caplog.records) > 10
-    told = "\n".join([*printed, *(record.getMessage() + repr(vars(record)) for record in caplog.records)])
-    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in told]
+    text = "\n".join([*printed, *(record.getMessage() + repr(vars(record)) for record in caplog.records)])
+    assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in text]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.
     ],
 )
 def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None:
-    """A wrong base URL fails at construction, with a sentence that says what to write instead."""
+    """A wrong base URL fails at construction, with a message that says what to write."""
     with pytest.raises(ConfigurationError, match=says):
         checked_base_url(url, allow_insecure=False)
 
@@ -314,19 +315,19 @@ def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None
     ],
 )
 def test_a_base_url_ends_in_a_slash(url: str, expected: str) -> None:
-    """Https anywhere and http on this host are fine, with or without the slash at the end."""
+    """A base URL by https, or by http on this host, is accepted with or without the slash at the end."""
     assert expected == checked_base_url(url, allow_insecure=False)
 
 
 def test_plain_http_elsewhere_needs_an_explicit_yes() -> None:
-    """`allow_insecure` is the only way to send the key over plain http to another host."""
+    """Plain http to another host is accepted with `allow_insecure` only."""
     assert checked_base_url("http://shop.test/1.0", allow_insecure=True) == "http://shop.test/1.0/"
 
 
 @pytest.mark.parametrize("value", ["", " key", "key\n", "k\x00y", None, 5, b"key"])
 @pytest.mark.parametrize("name", ["api_key", "partner_id"])
 def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
-    """An empty, padded or non-str key or id fails at construction, and the error does not quote it."""
+    """An empty, padded or non-str key or id fails at construction, and the error does not show it."""
     given = {"api_key": "key", "partner_id": "partner", name: value}
     with pytest.raises(ConfigurationError, match=name) as caught:
         Credentials(**given)
@@ -336,13 +337,13 @@ def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5", None])
 def test_a_timeout_that_cannot_be_meant_is_refused(timeout: float) -> None:
-    """A time-out is a positive number of seconds or an httpx.Timeout."""
+    """A time-out must be a positive number of seconds or an `httpx.Timeout`."""
     with pytest.raises(ConfigurationError, match="timeout"):
         HttpxTransport(_credentials(), timeout=timeout)
 
 
 async def test_the_four_timeouts_of_httpx_are_taken_as_they_are() -> None:
-    """An `httpx.Timeout` bounds the parts of a request; its read time-out ends a silent answer."""
+    """An `httpx.Timeout` bounds the parts of a request; its read time-out ends the wait for an answer."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -358,7 +359,7 @@ async def test_the_four_timeouts_of_httpx_are_taken_as_they_are() -> None:
 
 
 def test_an_http_client_of_another_kind_is_refused() -> None:
-    """A sync client passed by mistake fails at construction."""
+    """A sync `httpx.Client` is refused at construction."""
     with httpx.Client() as sync, pytest.raises(ConfigurationError, match=r"httpx\.AsyncClient"):
         HttpxTransport(_credentials(), http_client=sync)  # type: ignore[arg-type]
 
@@ -375,14 +376,14 @@ def test_credentials_print_and_pickle_nothing() -> None:
 
 
 async def test_closing_an_unused_transport_opens_nothing() -> None:
-    """A transport that was never used has nothing to close, and may be closed twice."""
+    """An unused transport can be closed, also twice."""
     transport = HttpxTransport(_credentials())
     await transport.aclose()
     await transport.aclose()
 
 
 async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
-    """A transport that is closed before its client is ready waits for it no longer."""
+    """Closing a transport while its connections are prepared leaves no task."""
     transport = HttpxTransport(_credentials())
     posting = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
     await asyncio.sleep(0)
@@ -397,8 +398,8 @@ async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-async def test_what_is_cancelled_below_is_a_broken_connection(*, taken: bool) -> None:
-    """Where something that a caller's transport waits for is cancelled, and not the request, it has failed."""
+async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None:
+    """If a task of a caller's transport is cancelled, and the request is not, the failure is `broken`."""
 
     class Cancelled(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -416,8 +417,8 @@ async def test_what_is_cancelled_below_is_a_broken_connection(*, taken: bool) ->
     assert (reply.failure, reply.detail, reply.maybe_recorded) == ("broken", "CancelledError", taken)
 
 
-async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
-    """A failure, or a cancelled everything, while our own client opens fails that request only."""
+async def test_a_failed_opening_is_repeated() -> None:
+    """If preparing our connections fails or is cancelled, only that request fails."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         first = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
@@ -433,7 +434,7 @@ async def test_a_client_that_could_not_be_made_is_made_anew() -> None:
 
 
 async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where reading the certificate store takes longer than a request may, the next request finds it read."""
+    """If reading the certificates outlasts a request, the next request uses the result."""
     go_on, made = threading.Event(), []
     read = EnvironmentReader.read
 
@@ -447,7 +448,7 @@ async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatc
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=0.1)
         first = await transport.post("view", BODY, on_sent=lambda: None)
         go_on.set()
-        transport._total = 30.0
+        set_timeout(transport, 30.0)
         second = await transport.post("view", BODY, on_sent=lambda: None)
         await transport.aclose()
 
@@ -455,7 +456,7 @@ async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain http is allowed for this host alone, so no `HTTP_PROXY` may get the request, and the key with it."""
+    """A plain http request to this host uses no `HTTP_PROXY`, which would get the key."""
     async with raw_server() as proxy, raw_server() as server:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/1.0/"))
@@ -465,7 +466,7 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch:
 
 
 async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A Location that echoes the key is in no record at DEBUG."""
+    """A `Location` header that repeats the key is in no log record."""
     caplog.set_level(logging.DEBUG)
 
     async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
@@ -480,12 +481,12 @@ async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: 
 
 
 async def test_an_answer_that_trickles_is_not_waited_for() -> None:
-    """With the status in hand the rest gets a second, whatever time-outs the caller chose."""
-    told = asyncio.Event()
+    """After the status, the rest of an answer is read for one second, whatever the time-outs are."""
+    ended = asyncio.Event()
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while not (told.is_set() or writer.is_closing()):
+        while not (ended.is_set() or writer.is_closing()):
             writer.write(b"a")
             await writer.drain()
             await asyncio.sleep(0.05)
@@ -494,14 +495,14 @@ async def test_an_answer_that_trickles_is_not_waited_for() -> None:
         server.respond = trickle
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=httpx.Timeout(30.0))
         reply = await transport.post("view", BODY, on_sent=lambda: None)
-        told.set()
+        ended.set()
         await transport.aclose()
 
     assert Reply(status=200) == reply
 
 
 async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
-    """A target that is no URL does not make a redirect a broken answer, which would be retried."""
+    """A redirect whose target is not a URL counts as a redirect, not as a broken answer."""
     async with raw_server() as server:
         server.always(answer(301, "Location: http://[::bad/"))
         reply = await _post(server)
@@ -510,14 +511,13 @@ async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
 
 
 async def test_cookies_are_not_kept() -> None:
-    """What the server sets is not sent back, and does not pile up."""
+    """Cookies of the server are neither kept nor sent back."""
     async with raw_server() as server:
         server.always(answer(200, "Set-Cookie: a=1; Path=/"))
         transport = HttpxTransport(_credentials(), base_url=server.url)
         for _ in range(2):
             await transport.post("view", BODY, on_sent=lambda: None)
-        assert transport._connections is not None
-        [channel] = transport._connections._open
+        [channel] = channels_of(transport)
         kept = list(channel.client.cookies.jar)
         await transport.aclose()
 
@@ -529,7 +529,7 @@ async def test_cookies_are_not_kept() -> None:
 
 
 class SetClock:
-    """A clock in place of `time.monotonic`, by which asyncio and httpcore measure: it moves only when it is set."""
+    """A clock in place of `time.monotonic`, which asyncio and httpcore use; the test sets its time."""
 
     def __init__(self) -> None:
         self.time = time.monotonic()
@@ -543,11 +543,11 @@ class SetClock:
 async def test_an_idle_connection_is_used_again_for_four_seconds(
     idle: float, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that was idle for less than 4 s is used again, and one that was idle for longer never is."""
+    """A connection that was idle for less than 4 s is used again; one that was idle for longer is not."""
     clock = SetClock()
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
-        # Open by now, as the opening has a clock of its own.
+        # Opened before, with the real clock.
         await transport.post("view", BODY, on_sent=lambda: None)
         monkeypatch.setattr(time, "monotonic", clock)
         before = server.connections
@@ -562,7 +562,7 @@ async def test_an_idle_connection_is_used_again_for_four_seconds(
 
 
 class Answering(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
-    """A server whose answers have a body of these chunks; a chunk that is None takes for ever."""
+    """A server whose answers have a body of these chunks; a chunk of None never comes."""
 
     def __init__(self, *chunks: bytes | None, status: int = 200) -> None:
         self.chunks = chunks
@@ -586,7 +586,7 @@ class Answering(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
                 yield chunk
 
     async def aclose(self) -> None:
-        """Note it."""
+        """Record the close."""
         self.closed = True
 
 
@@ -599,7 +599,7 @@ async def _answer_of(server: Answering, timeout: float | httpx.Timeout = 10.0) -
 @pytest.mark.parametrize("chunks", [[None], [b"x" * 100, None], [b"x" * 5000, None]])
 @pytest.mark.parametrize("timeout", [10.0, 1.5, httpx.Timeout(None)])
 def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeout: float | httpx.Timeout) -> None:
-    """With the status in hand the rest of the answer is read for 1 s, not less and not more; then it is left."""
+    """After the status, the rest of an answer is read for exactly one second."""
     server = Answering(*chunks, status=403)
 
     async def test() -> float:
@@ -612,7 +612,7 @@ def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeo
 
 
 def test_a_status_stands_if_the_whole_time_ends_first() -> None:
-    """An answer whose rest takes the request beyond its own `timeout` counts by its status."""
+    """If the rest of an answer outlasts the request's `timeout`, its status counts."""
     server = Answering(None, status=403)
 
     async def test() -> float:
@@ -626,18 +626,18 @@ def test_a_status_stands_if_the_whole_time_ends_first() -> None:
     "chunks", [[b"ab" * 2048], [b"ab" * 2048, b"c"], [b"ab" * 5000], [b"ab", b"", b"abab" * 4, b"ab" * 4000]]
 )
 async def test_the_first_four_kib_of_an_answer_are_kept(chunks: list[bytes]) -> None:
-    """`is_throttled` is given the first 4,096 bytes of an answer's body, however it was cut on the way, and no more."""
+    """`is_throttled` gets at most the first 4,096 bytes of an answer's body, in whatever chunks it came."""
     assert b"ab" * 2048 == (await _answer_of(Answering(*chunks, status=403))).body
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"x" * 4095])
 async def test_a_short_answer_is_kept_whole(body: bytes) -> None:
-    """An answer of less than 4 KiB is kept as it is."""
+    """`is_throttled` gets the whole body of an answer of less than 4 KiB."""
     assert body == (await _answer_of(Answering(body, status=403))).body
 
 
 async def test_an_answer_is_read_up_to_64_kib() -> None:
-    """An answer of 64 KiB is read to its end, so that its connection can be used again; of a longer one no more is."""
+    """An answer of 64 KiB is read to its end, so its connection is used again; a longer one is not."""
     whole, longer = Answering(*[b"x" * 4096] * 16), Answering(*[b"x" * 4096] * 100)
     for server in (whole, longer):
         await _answer_of(server)
@@ -650,7 +650,7 @@ async def test_an_answer_is_read_up_to_64_kib() -> None:
     ("length", "slash", "fits"), [(7_999, "", True), (8_000, "/", True), (8_000, "", False), (8_001, "/", False)]
 )
 def test_a_base_url_has_at_most_8000_characters(length: int, slash: str, fits: bool) -> None:  # noqa: FBT001
-    """With the slash at its end a base URL has up to 8,000 characters, and one of 8,001 is refused."""
+    """A base URL of 8,000 characters, the slash at its end counted, is accepted; one of 8,001 is refused."""
     url = "https://shop.test/".ljust(length - len(slash), "x") + slash
     assert length == len(url)
 
@@ -665,7 +665,7 @@ def test_a_base_url_has_at_most_8000_characters(length: int, slash: str, fits: b
 
 
 def _held_by(error: BaseException | None) -> str:
-    """Return all that an error, its causes, its contexts and the variables of their frames print."""
+    """Return the text of an error, its causes, its contexts and the variables of their frames."""
     printed: list[str] = []
     todo, seen = [error], set[int]()
     while todo:
@@ -677,7 +677,7 @@ def _held_by(error: BaseException | None) -> str:
         printed.extend(map(repr, error.args))
         frame: TracebackType | None = error.__traceback__
         while frame is not None:
-            # A test's own frame has the secret that it is about.
+            # Skips the frame of the test, which has the secret.
             if not frame.tb_frame.f_code.co_name.startswith("test_"):
                 printed.extend(map(repr, frame.tb_frame.f_locals.values()))
             frame = frame.tb_next
@@ -686,7 +686,7 @@ def _held_by(error: BaseException | None) -> str:
 
 
 class Telling(httpx.AsyncBaseTransport):
-    """A transport that waits, and is cancelled, while it deals with an error that has the request target."""
+    """A transport that is cancelled while it handles an error that has the URL."""
 
     def __init__(self) -> None:
         self.waits = asyncio.Event()
@@ -706,8 +706,8 @@ class Telling(httpx.AsyncBaseTransport):
         raise AssertionError
 
 
-async def test_a_cancelled_request_tells_nobody_its_target() -> None:
-    """The error that a cancelled request ends in has no cause, no context and no frame that prints the key."""
+async def test_the_error_of_a_cancelled_request_has_no_key() -> None:
+    """The error of a cancelled request has no cause, context or frame that shows the key."""
     server = Telling()
     async with httpx.AsyncClient(transport=server) as client:
         transport = HttpxTransport(_credentials(), http_client=client)
@@ -721,8 +721,8 @@ async def test_a_cancelled_request_tells_nobody_its_target() -> None:
     assert not [secret for secret in (KEY, "s3cr3t", "apiKey=") if secret in _held_by(caught.value)]
 
 
-async def test_a_request_that_is_cancelled_on_the_wire_tells_nobody_its_target() -> None:
-    """A request over a real connection that is cancelled while it waits for its answer leaves no key in the error."""
+async def test_the_error_of_a_request_cancelled_on_the_wire_has_no_key() -> None:
+    """The error of a request that is cancelled while it waits for a real answer does not show the key."""
     arrived = asyncio.Event()
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -759,7 +759,7 @@ async def test_a_request_that_is_cancelled_on_the_wire_tells_nobody_its_target()
     ],
 )
 def test_a_refused_base_url_is_in_no_error(url: str) -> None:
-    """The error for a base URL, which may hold credentials, has no cause, no context and no frame that prints it."""
+    """The error of a refused base URL, which may hold credentials, has no cause, context or frame that shows it."""
     with pytest.raises(ConfigurationError) as caught:
         checked_base_url(url, allow_insecure=False)
 
@@ -769,7 +769,7 @@ def test_a_refused_base_url_is_in_no_error(url: str) -> None:
 
 @pytest.mark.parametrize("key", ["s3cr3t key", "s3cr3t\n", " s3cr3t", "s3cr3t\ud800"])
 def test_a_refused_key_is_in_no_error(key: str) -> None:
-    """The error for a key that cannot be meant has no cause, no context and no frame that prints it."""
+    """The error of a refused key has no cause, context or frame that shows it."""
     with pytest.raises(ConfigurationError) as caught:
         Credentials(key, "partner")
 
@@ -778,20 +778,20 @@ def test_a_refused_key_is_in_no_error(key: str) -> None:
 
 
 def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever HTTP/2's header coder does with a path, in its table or out of it, no record at DEBUG has the key."""
+    """No log record of HTTP/2's header coder has the key, whether the path is in its table or not."""
     caplog.set_level(logging.DEBUG)
     for _ in range(2):
         HttpxTransport(_credentials(), base_url="https://shop.test/")
     coder, decoder = hpack.Encoder(), hpack.Decoder()
     headers = [(":path", f"/1.0/view?apiKey={KEY}&partnerId=partner"), ("x-other", "value")]
     block = coder.encode(headers)
-    # As a server sends it that repeats the query in a redirect.
+    # The header of a server that repeats the query in a redirect.
     assert headers == decoder.decode(block)
-    # A smaller table loses its entries, and logs them.
+    # If the table shrinks, the coder logs the evicted entries.
     coder.header_table_size = 50
-    told = "\n".join(record.getMessage() + repr(record.args) for record in caplog.records)
+    text = "\n".join(record.getMessage() + repr(record.args) for record in caplog.records)
     huffman = coder.huffman_coder.encode(f"/1.0/view?apiKey={KEY}&partnerId=partner".encode())
 
     assert {"hpack.hpack", "hpack.table"} == {record.name for record in caplog.records}
-    assert "Adding b'x-other'" in told
-    assert not [secret for secret in ("s3cr3t", repr(huffman[9:20])[2:-1]) if secret in told]
+    assert "Adding b'x-other'" in text
+    assert not [secret for secret in ("s3cr3t", repr(huffman[9:20])[2:-1]) if secret in text]

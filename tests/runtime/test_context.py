@@ -1,4 +1,4 @@
-"""Contexts: nothing of the client keeps one visitor's context variables, or shows them to what runs for others."""
+"""Contexts: the client keeps no visitor's context variables, and shows them to no code that runs for others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from retailrocket_async.asgi import RetailRocket
 from retailrocket_async.redis import RedisLimiter
 from retailrocket_async.relay import MemorySource, MemoryStream, Relay
 from tests.support.fakes import CODEC, event, turns
-from tests.support.internals import engine_of
+from tests.support.internals import connections_closed
 from tests.support.raw_server import RawServer, answer, raw_server
 from tests.support.redis_server import RedisServer, free_port, redis_server
 
@@ -47,14 +47,14 @@ FAR = 3600.0
 
 
 class Visitor:
-    """What a context variable of a request holds."""
+    """The value of a context variable of a request."""
 
 
 visitor: ContextVar[Visitor | None] = ContextVar("visitor", default=None)
 
 
 async def visit(work: Callable[[], Coroutine[Any, Any, object]]) -> weakref.ref[Visitor]:
-    """Do `work` as one visitor's request does; return a weak reference to that visitor, whom nobody else keeps."""
+    """Run `work` as the request of one visitor; return a weak reference to the visitor."""
     ours = Visitor()
     context = Context()
     context.run(visitor.set, ours)
@@ -66,14 +66,14 @@ async def visit(work: Callable[[], Coroutine[Any, Any, object]]) -> weakref.ref[
 
 
 async def is_forgotten(reference: weakref.ref[Visitor]) -> bool:
-    """Whether nobody keeps the visitor, a few turns of the loop later."""
+    """Whether the visitor is collected, a few turns of the loop later."""
     await turns(20)
     gc.collect()
     return reference() is None
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that has no other way to tell."""
+    """Poll until a condition is true."""
     # Not by `asyncio.timeout`, whose timer would keep the context in which this is called.
     ends_at = asyncio.get_running_loop().time() + 60.0
     while not condition():
@@ -82,7 +82,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def parked(server: RawServer) -> asyncio.Event:
-    """Have the server answer only once the event that this returns is set."""
+    """Let the server answer only after the returned event is set."""
     go_on = asyncio.Event()
 
     async def respond(_: object, __: object) -> bytes:
@@ -95,19 +95,18 @@ def parked(server: RawServer) -> asyncio.Event:
 
 @asynccontextmanager
 async def client_of(server: RawServer, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-    """Give a client of a server, whose close waits for nothing."""
+    """Yield a client of a server, and close it without waiting."""
     options.setdefault("api_key", "key")
     client = AsyncTrackingClient(partner_id="partner", base_url=server.url, **options)
     try:
         yield client
     finally:
         await client.aclose(0.0)
-        engine = engine_of(client)
         # Connections that are being closed would be collected in another test.
-        await asyncio.wait(getattr(engine, "engine", engine)._shutdown._last_tasks)
+        await connections_closed(client)
 
 
-# --- what the client starts, and keeps, for a visitor ---
+# --- calls of a visitor ---
 
 
 async def _tracks(client: AsyncTrackingClient) -> None:
@@ -119,7 +118,7 @@ async def _tracks_envelopes(client: AsyncTrackingClient) -> None:
 
 
 async def in_thread(function: Callable[[], object]) -> None:
-    """Call a function in a thread, in this context, and wait for the thread's end: one of a pool may keep it longer."""
+    """Call a function in a new thread with this context, and wait for the thread to end."""
     thread = threading.Thread(target=copy_context().run, args=(function,))
     thread.start()
     await until(lambda: not thread.is_alive())
@@ -159,7 +158,7 @@ async def _flushes(client: AsyncTrackingClient) -> None:
 async def test_an_event_keeps_no_visitor(
     tracks: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], options: dict[str, Any]
 ) -> None:
-    """An event that waits, or is on its way, keeps nothing of the call that brought it: nor do pump and timers."""
+    """An event that waits or is in flight keeps no context of its caller; neither do pump and timers."""
     async with raw_server() as server, client_of(server, **options) as client:
         go_on = parked(server)
         reference = await visit(lambda: tracks(client))
@@ -174,7 +173,7 @@ async def test_an_event_keeps_no_visitor(
 async def test_a_call_that_has_returned_keeps_no_visitor(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]],
 ) -> None:
-    """`send` and `flush` leave neither a timer nor a connection behind that keeps their caller's context."""
+    """After `send` and `flush` no timer and no connection keeps the caller's context."""
     async with raw_server() as server, client_of(server) as client:
         reference = await visit(lambda: does(client))
 
@@ -185,7 +184,7 @@ async def test_a_call_that_has_returned_keeps_no_visitor(
 
 @pytest.mark.parametrize("replies", [None, answer(503), answer(429, "Retry-After: 50")], ids=["parked", "503", "429"])
 async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None) -> None:
-    """A `send` that is cancelled on the wire, or before its retry, leaves nothing that keeps its context."""
+    """A `send` that is cancelled in flight, or before its retry, keeps no context."""
     retry = RetryPolicy(initial_backoff=FAR, max_backoff=FAR, max_elapsed=FAR)
     async with raw_server() as server, client_of(server, retry=retry) as client:
         if replies is None:
@@ -199,7 +198,7 @@ async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None)
 
 @pytest.mark.parametrize("limiter", [LocalLimiter(None), LocalLimiter(RateLimit(requests=1, per=FAR))], ids=["no", "1"])
 async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: LocalLimiter) -> None:
-    """A `send` that is cancelled while it waits for a permit leaves no timer of the limiter that keeps its context."""
+    """A `send` that is cancelled while it waits for a permit leaves no timer that keeps its context."""
     async with raw_server() as server, client_of(server, limiter=limiter) as client:
         await client.send(event(1))
         limiter.pause_until(asyncio.get_running_loop().time() + 60.0)
@@ -210,7 +209,7 @@ async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: Local
 
 @pytest.mark.parametrize("does", [_tracks, _gives_up])
 async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]]) -> None:
-    """While the API is down the breaker's timers keep nobody, nor does what waits for them."""
+    """While the API is down, neither the timers of the circuit breaker nor waiting requests keep a context."""
     retry = RetryPolicy(initial_backoff=60.0, max_backoff=60.0, max_elapsed=FAR)
     batching = Batching(linger=0.0, max_events=1)
     async with raw_server() as server, client_of(server, retry=retry, batching=batching) as client:
@@ -224,7 +223,7 @@ async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], 
 
 
 async def test_a_full_buffer_keeps_no_visitor() -> None:
-    """A caller that waits for room and gives up is forgotten, in the loop and in a thread."""
+    """A caller that stops waiting for room leaves no context behind, in the loop and in a thread."""
     options = {"batching": Batching(linger=FAR, max_events=10), "buffer": Buffer(max_events=1)}
     async with raw_server() as server, client_of(server, **options) as client:
         parked(server)
@@ -248,11 +247,11 @@ async def test_a_full_buffer_keeps_no_visitor() -> None:
         assert await is_forgotten(reference)
 
 
-# --- functions of the user's ---
+# --- the user's functions ---
 
 
 class Blocked:
-    """Functions that note which visitor they see, and return once `go_on` is set."""
+    """Functions that record which visitor they see, and return after `go_on` is set."""
 
     def __init__(self) -> None:
         self.seen: list[Visitor | None] = []
@@ -271,7 +270,7 @@ class Blocked:
         return "key"
 
     def in_both(self, *_: object) -> Coroutine[Any, Any, str]:
-        """Begin in a thread, and wait in the loop."""
+        """Start in a thread, and wait in the loop."""
         self.seen.append(visitor.get())
         return self.later()
 
@@ -285,7 +284,7 @@ KINDS: dict[str, Callable[[Blocked], Callable[..., object]]] = {
 
 @pytest.fixture
 def blocked() -> Iterator[Blocked]:
-    """Give functions that block, until the test ends at the latest."""
+    """Yield functions that block until the test ends."""
     functions = Blocked()
     yield functions
     functions.go_on.set()
@@ -296,7 +295,7 @@ def blocked() -> Iterator[Blocked]:
 async def test_a_key_function_sees_and_keeps_no_visitor(
     kind: str, does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], blocked: Blocked
 ) -> None:
-    """The function for the key is called in an empty context, whoever's event is the first, and keeps nobody."""
+    """The function that returns the key runs in an empty context, and keeps none."""
     api_key: Any = KINDS[kind](blocked)
     async with raw_server() as server, client_of(server, api_key=api_key, batching=Batching(linger=0.0)) as client:
         reference = await visit(lambda: does(client))
@@ -311,7 +310,7 @@ async def test_a_key_function_sees_and_keeps_no_visitor(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> None:
-    """`on_outcome` and `on_state_change` run in an empty context, and keep nobody while they do."""
+    """`on_outcome` and `on_state_change` run in an empty context, and keep none."""
     hook = KINDS[kind](blocked)
     options = {"batching": Batching(linger=0.0), "on_outcome": hook, "on_state_change": hook}
     async with raw_server() as server, client_of(server, **options) as client:
@@ -330,7 +329,7 @@ async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> Non
 
 
 async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked) -> None:
-    """A hook that one visitor's call makes due, as it drops the event of another one, sees neither of them."""
+    """If one visitor's call drops the event of another one, the hook sees the context of neither."""
     blocked.go_on.set()
     options: dict[str, Any] = {"buffer": Buffer(max_events=1, overflow="drop_oldest"), "batching": Batching(linger=FAR)}
     seeing = Seeing()
@@ -347,7 +346,7 @@ async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked
 
 
 async def test_a_thread_keeps_no_variables_from_one_call_to_the_next() -> None:
-    """What a plain hook sets in its thread is gone at its next call, as each has a context of its own."""
+    """A variable that a plain hook sets in its thread is not set in its next call."""
     seen: list[Visitor | None] = []
 
     def hook(_: object) -> None:
@@ -371,7 +370,7 @@ def _is_long(things: list[Any], length: int) -> bool:
 
 
 class Seeing(Observer):
-    """Notes which of its methods sees a visitor, and sets a variable for each request."""
+    """Records which of its methods sees a visitor, and sets a variable for each request."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, bool]] = set()
@@ -381,23 +380,23 @@ class Seeing(Observer):
         self.seen.add((method, visitor.get() is not None))
 
     def tracked(self) -> object:
-        """Note."""
+        """Record what it sees."""
         self._note("tracked")
         return None
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Note, and set the variable."""
+        """Record what it sees, and set the variable."""
         self._note("request_began")
         self.requests.append(current.get())
         return current.set(request.path)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Note, and reset it."""
+        """Record what it sees, and reset the variable."""
         self._note("request_ended")
         current.reset(begun)  # type: ignore[arg-type]
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Note."""
+        """Record what it sees."""
         self._note("settled")
 
 
@@ -407,10 +406,10 @@ current: ContextVar[str | None] = ContextVar("current", default=None)
 @pytest.mark.parametrize(
     ("does", "sees"), [(_flushes, {"tracked"}), (_sends, {"request_began", "request_ended", "settled"})]
 )
-async def test_an_observer_sees_who_waits(
+async def test_the_context_that_an_observer_sees(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], sees: set[str]
 ) -> None:
-    """`tracked`, and all of a direct send, see the caller's context; what is done for a batch sees an empty one."""
+    """`tracked`, and the methods for a direct send, see the caller's context; those for a batch an empty one."""
     seeing = Seeing()
     methods = {"request_began", "request_ended", "settled"} | sees
     async with raw_server() as server, client_of(server, observer=seeing) as client:
@@ -422,8 +421,8 @@ async def test_an_observer_sees_who_waits(
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_what_an_observer_sets_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
-    """A variable that `request_began` sets is set while the request is made, and for no other, nor for a retry."""
+async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
+    """A variable that `request_began` sets is set during that request, and not during another one or a retry."""
     inside: list[str | None] = []
 
     class Limiter(LocalLimiter):
@@ -456,7 +455,7 @@ async def test_what_an_observer_sets_holds_for_its_request(keeps: bool) -> None:
 
 
 async def test_an_observer_with_an_origin_keeps_no_visitor() -> None:
-    """The value of `Observer.origin` is kept no longer than until the next request."""
+    """The value of `Observer.origin` is kept until the next request at most."""
 
     class Origin(Observer):
         origin = visitor
@@ -477,7 +476,7 @@ async def test_an_observer_with_an_origin_keeps_no_visitor() -> None:
 async def test_a_spool_keeps_no_visitor(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], tmp_path: Path
 ) -> None:
-    """The thread of a spool, and the tasks that read from it, keep nobody, whoever's event is the first."""
+    """The thread and the tasks of a spool keep no context of a caller."""
     async with raw_server() as server, client_of(server, spool=SqliteSpool(tmp_path / "spool")) as client:
         reference = await visit(lambda: does(client))
         await client.flush()
@@ -486,7 +485,7 @@ async def test_a_spool_keeps_no_visitor(
 
 
 async def test_a_close_with_a_spool_keeps_no_visitor(tmp_path: Path) -> None:
-    """A close that a visitor's request asked for is cancelled with it, goes on, and keeps nobody."""
+    """A close whose caller is cancelled goes on, and keeps no context."""
     options = {"spool": SqliteSpool(tmp_path / "spool"), "batching": Batching(linger=0.0)}
     async with raw_server() as server, client_of(server, **options) as client:
         go_on = parked(server)
@@ -511,7 +510,7 @@ async def test_a_close_with_a_spool_keeps_no_visitor(tmp_path: Path) -> None:
 @pytest.mark.needs_server("redis-server")
 @pytest.mark.parametrize("reachable", [True, False])
 async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reachable: bool) -> None:  # noqa: FBT001
-    """Bookings, timers and the connection to Redis keep nobody, whoever's request is the first to ask or to give up."""
+    """Reservations, timers and the connection of the Redis limiter keep no context of a caller."""
     url = redis_server.url if reachable else f"redis://127.0.0.1:{free_port()}"
     async with Redis.from_url(url) as redis:
         limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
@@ -522,7 +521,7 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
             permit.sent()
             limiter.throttled(asyncio.get_running_loop().time())
             limiter.pause_until(asyncio.get_running_loop().time() + 30.0)
-            # Never told that it is over: its timer stays.
+            # `done` is never called, so the timer stays.
             waiting = asyncio.create_task(limiter.acquire())
             await asyncio.sleep(0.05)
             waiting.cancel()
@@ -533,8 +532,8 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
         assert await is_forgotten(reference)
 
 
-async def test_a_relay_that_has_ended_keeps_nobody() -> None:
-    """A relay runs in the context of the call that runs it, and the client keeps nothing of it afterwards."""
+async def test_a_relay_that_has_ended_keeps_no_context() -> None:
+    """A relay runs in its caller's context, and the client keeps none of it after the end."""
     stream = MemoryStream()
     async with raw_server() as server, client_of(server, retry=RetryPolicy(outlast=True)) as client:
         relay = Relay(MemorySource(stream, name="relay"), client)
@@ -552,7 +551,7 @@ async def test_a_relay_that_has_ended_keeps_nobody() -> None:
 
 
 async def test_an_application_keeps_no_visitor() -> None:
-    """A client of an application, opened by its lifespan and first used by a request, keeps nothing of that request."""
+    """A client that a lifespan opens, and a request uses first, keeps no context of that request."""
     async with raw_server() as server:
         make = functools.partial(AsyncTrackingClient, "key", "partner", base_url=server.url)
         rocket = RetailRocket(make, batching=Batching(linger=FAR), grace=0.0)

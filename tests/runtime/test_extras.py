@@ -1,4 +1,4 @@
-"""What a missing extra says: every public module works without optional libraries, or names the extra to install."""
+"""Every public module works without optional libraries, or its error names the extra to install."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 PACKAGE = Path(retailrocket_async.__file__).parent
 
-# By the names they are imported by.
+# The import names of their libraries.
 LIBRARIES = {
     "aiohttp": ["aiohttp"],
     "cli": ["typer", "rich"],
@@ -33,7 +33,7 @@ LIBRARIES = {
     "starlette": ["starlette"],
 }
 
-# What a user writes who needs the extra.
+# A statement that needs the extra.
 USES = {
     "aiohttp": "import retailrocket_async.aiohttp",
     "cli": "import retailrocket_async.cli._app",
@@ -61,24 +61,24 @@ sys.meta_path.insert(0, Blocker)
 """
 
 
-def told_without(libraries: list[str], *statements: str) -> list[str]:
+def errors_without(libraries: list[str], *statements: str) -> list[str]:
     """Return the errors of statements, "" for none, in a process in which these libraries are not installed."""
     code = f"""
 BLOCKED = {libraries!r}
 {BLOCKER}
-told = []
+errors = []
 for statement in {statements!r}:
     try:
         exec(statement, {{}})
     except Exception as error:
-        told.append(f"{{type(error).__name__}}: {{error}}")
+        errors.append(f"{{type(error).__name__}}: {{error}}")
     else:
-        told.append("")
-print(json.dumps(told))
+        errors.append("")
+print(json.dumps(errors))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told: list[str] = json.loads(done.stdout)
-    return told
+    errors: list[str] = json.loads(done.stdout)
+    return errors
 
 
 def public_modules() -> list[str]:
@@ -92,16 +92,16 @@ def public_modules() -> list[str]:
 
 
 def test_every_extra_is_here() -> None:
-    """The tables above name the extras that the package has, no more and no fewer."""
+    """The tables above have every extra of the package."""
     assert EXTRAS.keys() == LIBRARIES.keys() == USES.keys()
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_a_missing_library_names_its_extra(extra: str) -> None:
-    """Without any one of an extra's libraries, what needs it fails with a sentence that says what to install."""
-    told = [told_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
+    """Without one library of an extra, importing what needs it fails with a message that says what to install."""
+    errors = [errors_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
 
-    assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in told), told
+    assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in errors), errors
 
 
 def test_every_public_module() -> None:
@@ -109,11 +109,11 @@ def test_every_public_module() -> None:
     modules = public_modules()
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
 
-    told = told_without(everything, *(f"import {module}" for module in modules))
+    errors = errors_without(everything, *(f"import {module}" for module in modules))
 
     unclear = {
         module: line
-        for module, line in zip(modules, told, strict=True)
+        for module, line in zip(modules, errors, strict=True)
         if line
         and not re.fullmatch(r'ModuleNotFoundError: \w+ is not installed: pip install "retailrocket-async.*', line)
     }
@@ -121,24 +121,24 @@ def test_every_public_module() -> None:
 
 
 def test_every_name_of_the_relay() -> None:
-    """Every name that the relay's package exports is there, or its error names an extra."""
+    """Every exported name of the relay exists, or its error names an extra."""
     from retailrocket_async import relay
 
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
 
-    told = told_without(everything, *(f"from retailrocket_async.relay import {name}" for name in relay.__all__))
+    errors = errors_without(everything, *(f"from retailrocket_async.relay import {name}" for name in relay.__all__))
 
-    assert all(not line or "pip install" in line for line in told), told
+    assert all(not line or "pip install" in line for line in errors), errors
 
 
 def test_a_module_of_ours_is_no_extra() -> None:
-    """A module of the package that is missing is a defect, and shows as one."""
+    """A missing module of the package itself raises the plain error, as it is a defect."""
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'retailrocket_async\._nothing'"), needing("redis"):
         import retailrocket_async._nothing  # noqa: F401
 
 
 def test_an_old_version_names_the_extra() -> None:
-    """A library that lacks what newer versions have is named with the extra that brings one."""
-    told = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
-    with pytest.raises(ImportError, match=told), needing("redis"):
+    """If a library lacks a name of newer versions, the error names the extra that installs one."""
+    errors = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
+    with pytest.raises(ImportError, match=errors), needing("redis"):
         from json import nothing  # type: ignore[attr-defined] # noqa: F401

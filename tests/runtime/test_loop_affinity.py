@@ -1,4 +1,4 @@
-"""Where a client may be used: in the loop of its first use, and in no other loop, thread or process."""
+"""A client belongs to the loop of its first use; other loops, threads and processes are refused."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def test_first_loop_is_home() -> None:
-    """The first use decides which loop is home, and from then on its time is the time."""
+def test_the_first_use_binds_the_loop() -> None:
+    """The first use binds the client to its loop, and `now` is the time of that loop."""
 
     async def test() -> None:
-        home = LoopAffinity()
-        assert (home.loop, home.now()) == (None, 0.0)
+        affinity = LoopAffinity()
+        assert (affinity.loop, affinity.now()) == (None, 0.0)
         loop = asyncio.get_running_loop()
         await asyncio.sleep(7.0)
-        assert home.enter() is home.enter() is home.loop is loop
-        assert home.now() == loop.time() >= 7.0
+        assert affinity.enter() is affinity.enter() is affinity.loop is loop
+        assert affinity.now() == loop.time() >= 7.0
 
     run(test())
 
 
 def test_second_loop_is_refused() -> None:
-    """Another loop is refused, even where the first one is closed."""
-    home = LoopAffinity()
+    """Another loop is refused, even if the first one is closed."""
+    affinity = LoopAffinity()
 
     async def enter() -> None:
-        home.enter()
+        affinity.enter()
 
     run(enter())
     with pytest.raises(WrongLoopError, match="one client for each loop"):
@@ -52,12 +52,12 @@ def test_second_loop_is_refused() -> None:
 
 
 def test_no_loop_is_refused() -> None:
-    """Where no loop runs, the first use is refused and decides nothing."""
-    home = LoopAffinity()
+    """Without a running loop the first use is refused, and binds nothing."""
+    affinity = LoopAffinity()
     with pytest.raises(WrongLoopError, match="no event loop runs in this thread"):
-        home.enter()
+        affinity.enter()
 
-    assert home.loop is None
+    assert affinity.loop is None
 
 
 USES: dict[str, Callable[[AsyncTrackingClient], object]] = {
@@ -73,7 +73,7 @@ USES: dict[str, Callable[[AsyncTrackingClient], object]] = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 def test_every_method_refuses_a_second_loop(use: str) -> None:
-    """No method of a client that was used in one loop works in another one."""
+    """Every method of a client that was used in one loop is refused in another one."""
     client = None
 
     async def first() -> AsyncTrackingClient:
@@ -90,14 +90,14 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
     client = run(first())
     run(second())
-    # Its warning is expected here, and not in some later test.
+    # Collected here, as a later test would fail because of the warning.
     client = None
     gc.collect()
 
 
 def test_thread_without_a_loop_is_refused() -> None:
-    """`track_nowait` from a thread is refused with a sentence of ours, before and after the first use."""
-    told: list[str] = []
+    """`track_nowait` in a thread without a loop is refused, before and after the first use."""
+    messages: list[str] = []
 
     async def test() -> None:
         engine = Engine(ScriptedTransport())
@@ -105,7 +105,7 @@ def test_thread_without_a_loop_is_refused() -> None:
         def in_thread() -> None:
             with pytest.raises(WrongLoopError) as caught:
                 engine.track_nowait(1)
-            told.append(str(caught.value))
+            messages.append(str(caught.value))
 
         for _ in range(2):
             thread = threading.Thread(target=in_thread)
@@ -117,7 +117,7 @@ def test_thread_without_a_loop_is_refused() -> None:
 
     run(test())
 
-    assert [sentence.startswith("no event loop runs in this thread") for sentence in told] == [True, True]
+    assert [sentence.startswith("no event loop runs in this thread") for sentence in messages] == [True, True]
 
 
 FORKING = """
@@ -177,7 +177,7 @@ print("parent and child are done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_fork_is_refused_in_the_child() -> None:
-    """After a fork every use in the child is refused with the recipe, and the parent goes on undisturbed."""
+    """After a fork every use in the child is refused with advice, and the parent goes on."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORKING],
         cwd=ROOT,
@@ -190,15 +190,15 @@ def test_fork_is_refused_in_the_child() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "parent and child are done\n", "")
 
 
-def test_forked_homes_only_are_left() -> None:
-    """A home that was left by a fork says so, with and without a loop."""
-    home = LoopAffinity()
-    home.leave_forked()
+def test_after_a_fork() -> None:
+    """After a fork, an affinity raises the error of a fork, with and without a running loop."""
+    affinity = LoopAffinity()
+    affinity.after_fork()
 
     async def enter() -> None:
-        home.enter()
+        affinity.enter()
 
     with pytest.raises(WrongLoopError, match="lifespan"):
-        home.enter()
+        affinity.enter()
     with pytest.raises(WrongLoopError, match="lifespan"):
         run(enter())

@@ -1,4 +1,4 @@
-"""One call in a thread of its own, whatever the loop's own threads are busy with."""
+"""One call in a new thread, also if all threads of the loop are busy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.raw_server import raw_server
 
 
 async def test_it_returns_and_raises() -> None:
-    """What the function returns is returned, what it raises is raised, in another thread than the loop's."""
+    """The result of the function is returned, and its error raised; it runs in another thread."""
     assert await call_in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await call_in_thread(lambda: 1 / 0)
@@ -24,15 +24,15 @@ async def test_it_returns_and_raises() -> None:
 
 
 async def test_it_sees_the_callers_context() -> None:
-    """Context variables of the caller are those of the function."""
+    """The function sees the context variables of its caller."""
     variable = contextvars.ContextVar("variable", default="none")
     variable.set("mine")
 
     assert await call_in_thread(variable.get) == "mine"
 
 
-async def test_a_cancelled_caller_is_not_told() -> None:
-    """A caller that is cancelled gives up at once; the function ends by itself and disturbs nobody."""
+async def test_a_cancelled_caller_gets_no_result() -> None:
+    """A cancelled caller stops waiting immediately; the function ends without any effect."""
     go_on = threading.Event()
     calling = asyncio.create_task(call_in_thread(go_on.wait))
     await asyncio.sleep(0)
@@ -44,8 +44,8 @@ async def test_a_cancelled_caller_is_not_told() -> None:
     assert await call_in_thread(lambda: 1) == 1
 
 
-def test_a_loop_that_is_gone_is_not_told() -> None:
-    """A function that returns after its loop was closed ends quietly."""
+def test_a_closed_loop_gets_no_result() -> None:
+    """A function that returns after its loop was closed raises and logs nothing."""
     go_on, ended = threading.Event(), threading.Event()
 
     def late() -> None:
@@ -64,7 +64,7 @@ def test_a_loop_that_is_gone_is_not_told() -> None:
 
 
 async def test_threads_that_wait_for_room_do_not_keep_the_client_from_opening() -> None:
-    """Where every thread of the loop waits for room before the first connection, the client still opens."""
+    """If all threads of the loop wait for room, the client still opens its connections."""
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(2))
     async with raw_server() as server:

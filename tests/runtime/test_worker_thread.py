@@ -1,4 +1,4 @@
-"""The thread of the hooks: it ends with its owner, is waited for at the exit, and is missed where none can start."""
+"""The worker thread: it ends with its owner, the exit waits for its calls, and there is a fallback without threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 async def test_calls_are_made_in_order_in_one_thread() -> None:
-    """Calls are made one after the other, in the order of their coming, in one thread that is none of a pool."""
+    """Calls are made in their order, one after the other, in one thread that is of no pool."""
     worker = WorkerThread("worker")
     seen: list[int] = []
 
@@ -46,7 +46,7 @@ async def test_calls_are_made_in_order_in_one_thread() -> None:
 
 @pytest.mark.parametrize("end", ["close", "collect"])
 async def test_the_thread_ends_with_its_owner(end: str) -> None:
-    """The thread ends when it is closed, or when nobody has its owner any more, after the calls that it was given."""
+    """The thread ends after its calls when it is closed, or when its owner is collected."""
     worker = WorkerThread("worker")
     go_on, last = threading.Event(), threading.Event()
     thread = await worker.call(threading.current_thread)
@@ -62,8 +62,8 @@ async def test_the_thread_ends_with_its_owner(end: str) -> None:
     assert last.is_set()
 
 
-async def test_a_closed_one_starts_anew() -> None:
-    """A call after the close is made, in another thread."""
+async def test_a_call_after_the_close_starts_a_thread() -> None:
+    """A call after the close is made in a new thread."""
     worker = WorkerThread("worker")
     first = await worker.call(threading.current_thread)
     worker.close()
@@ -98,11 +98,11 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["open", "closed", "forked"])
 def test_the_exit_waits_for_a_call(how: str) -> None:
-    """A hook that writes while the interpreter exits is waited for, as long as it takes; not by a forked child."""
+    """The exit of the interpreter waits for a running hook; that of a forked child does not."""
     if how == "forked" and not hasattr(os, "fork"):
         pytest.skip("there is no fork here")
     done = subprocess.run(
-        # Newer Pythons warn of a fork beside a thread, which is what this is about.
+        # Newer Pythons warn of a fork in a process with threads, which this test needs.
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", EXIT, how],
         cwd=ROOT,
         capture_output=True,
@@ -119,7 +119,7 @@ def test_the_exit_waits_for_a_call(how: str) -> None:
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the interpreter refuse threads, as it does while it shuts down."""
+    """Let the interpreter refuse to start threads, as it does while it shuts down."""
 
     def start(_: threading.Thread) -> NoReturn:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -131,12 +131,12 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_threads")
 async def test_without_a_thread_hooks_run_in_the_loop() -> None:
-    """Where no thread can be started a plain hook is called in the loop, in order, and what it raises is counted."""
-    told: list[bytes] = []
+    """If no thread can start, a plain hook is called in the loop, in order, and its errors are counted."""
+    envelopes: list[bytes] = []
 
     def hook(events: Sequence[UndeliveredEvent]) -> None:
         assert threading.current_thread() is threading.main_thread()
-        told.extend(each.envelope for each in events)
+        envelopes.extend(each.envelope for each in events)
         raise SystemExit
 
     client = RecordingClient(batching=Batching(linger=0.0), on_outcome=hook)
@@ -146,20 +146,20 @@ async def test_without_a_thread_hooks_run_in_the_loop() -> None:
         for receipt in receipts:
             await receipt
 
-    assert 3 == len(told)
+    assert 3 == len(envelopes)
     assert 1 <= client.stats().hook_errors <= 3
 
 
 @pytest.mark.usefixtures("no_threads")
 async def test_without_a_thread_the_loop_makes_the_call() -> None:
-    """Where no thread can be started, what would have run there runs in the loop: it returns and raises the same."""
+    """If no thread can start, `call_in_thread` calls the function in the loop."""
     assert threading.get_ident() == await call_in_thread(threading.get_ident)
     with pytest.raises(ZeroDivisionError):
         await call_in_thread(lambda: 1 / 0)
 
 
 async def test_without_a_thread_a_spool_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where no thread can be started a spool says so to each caller, and works as soon as one can."""
+    """If no thread can start, a spool raises an error to each caller, and works once a thread can start."""
     client = RecordingClient(spool=SqliteSpool(tmp_path / "spool"))
 
     def start(_: threading.Thread) -> NoReturn:

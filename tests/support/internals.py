@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 if TYPE_CHECKING:
-    from retailrocket_async import AsyncTrackingClient
+    from retailrocket_async import AsyncTrackingClient, Receipt
+    from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._http.connections import Channel
+    from retailrocket_async._http.environment import EnvironmentReader, Proxy
+    from retailrocket_async._http.transport import HttpxTransport
 
 
 def engine_of(client: AsyncTrackingClient) -> Any:
@@ -17,3 +24,68 @@ def is_of_the_client(thing: object) -> bool:
     """Whether an object's class is one of the client: of a private file, or a public class of the package itself."""
     module = str(type(thing).__module__)
     return module == "retailrocket_async" or module.startswith("retailrocket_async._")
+
+
+def dispatcher_of(client: AsyncTrackingClient) -> Any:
+    """Return the `Dispatcher` of a client, with or without a spool."""
+    engine = engine_of(client)
+    return getattr(engine, "engine", engine)
+
+
+async def connections_closed(client: AsyncTrackingClient) -> None:
+    """Wait until the last tasks of a client's close have ended, which close its connections."""
+    await asyncio.wait(dispatcher_of(client)._shutdown._last_tasks)
+
+
+def waiters_of(receipt: Receipt) -> object:
+    """Return the futures of the tasks that await a receipt; None before the first one."""
+    return receipt._waiters
+
+
+def channels_of(transport: HttpxTransport) -> list[Channel]:
+    """Return the open channels of a transport that has made a request."""
+    assert transport._connections is not None
+    return transport._connections._open
+
+
+def set_timeout(transport: HttpxTransport, seconds: float) -> None:
+    """Change the time-out of a transport's requests as a whole."""
+    transport._total = seconds
+
+
+def proxy_found_by(reader: EnvironmentReader, url: str) -> Proxy | None:
+    """Return the proxy that the environment names for a URL."""
+    return reader._proxy_for(httpx.URL(url))
+
+
+def running_flights(dispatcher: Dispatcher) -> list[asyncio.Task[None]]:
+    """Return the tasks of the flights of a dispatcher."""
+    return [task for task in dispatcher._flights.values() if task is not None]
+
+
+async def hooks_drained(dispatcher: Any) -> None:
+    """Wait until the hooks have been called for all events that have an outcome."""
+    await dispatcher._ledger.hooks.drained()
+
+
+def leftovers_of(dispatcher: Any) -> dict[str, object]:
+    """Return what a closed dispatcher must not have any more, by name; all values are falsy if it is idle."""
+    slots, buffer, breaker = dispatcher._sender._wire_slots, dispatcher._buffer, dispatcher._breaker
+    return {
+        "places on the wire": dispatcher._max_in_flight - slots._value,
+        "waiting for a place": slots._waiters,
+        "flights": dispatcher._flights,
+        "batches in flight": dispatcher._batches,
+        "lanes": buffer._lanes,
+        "busy lanes": buffer._busy,
+        "flushes": dispatcher._ledger._flushes,
+        "waiting at the breaker": breaker._waiting,
+        "resting at the breaker": breaker._resting,
+        "timer of the breaker": breaker._timer,
+        "timer of the expiry": dispatcher._expiry._timer,
+    }
+
+
+def is_muted(client: AsyncTrackingClient) -> bool:
+    """Whether a client's ledger writes no log records."""
+    return bool(dispatcher_of(client)._ledger.quiet)

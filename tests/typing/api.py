@@ -1,4 +1,4 @@
-"""The public API as a caller types it; never run, read by mypy and pyright in strict mode."""
+"""The public API as a caller types it; it is never run, and checked by mypy and pyright in strict mode."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def events() -> Sequence[Event]:
 
 
 def wrong(view: View) -> None:
-    """Mistakes that a type checker must find: an ignored error that is none is an error itself."""
+    """Mistakes that a type checker must find; an unneeded "type: ignore" is an error."""
     View(session_external_id="s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     View(session_external_id="s", product_id="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,21 +124,21 @@ def wrong(view: View) -> None:
 
 
 class FreeLimiter:
-    """A limiter of a caller's own; it need not inherit anything."""
+    """A caller's limiter that inherits nothing."""
 
     async def acquire(self) -> Permit | None:
-        """Grant at once."""
+        """Grant a permit."""
         return None
 
     def pause_until(self, deadline: float) -> None:
-        """Ignore the server."""
+        """Do nothing."""
 
     def throttled(self, sent_at: float) -> None:
-        """Ignore that, too."""
+        """Do nothing."""
 
 
 class CountingPermit:
-    """A permit of a caller's own."""
+    """A caller's permit."""
 
     def sent(self) -> None:
         """Do nothing."""
@@ -148,7 +148,7 @@ class CountingPermit:
 
 
 def protocols() -> tuple[Limiter, Limiter, Permit]:
-    """What fits the protocols."""
+    """Objects that satisfy the protocols."""
     return FreeLimiter(), LocalLimiter(RateLimit(requests=10)), CountingPermit()
 
 
@@ -165,8 +165,8 @@ async def shared() -> list[Limiter]:
     return [full, waiting, RedisLimiter(redis, on_unreachable="share")]
 
 
-def tell(events: Sequence[UndeliveredEvent]) -> None:
-    """Take what was not delivered."""
+def report(events: Sequence[UndeliveredEvent]) -> None:
+    """Accept undelivered events."""
     for undelivered in events:
         assert_type(undelivered.event, Event)
         assert_type(undelivered.envelope, bytes)
@@ -175,13 +175,13 @@ def tell(events: Sequence[UndeliveredEvent]) -> None:
         assert_type(undelivered.error, DeliveryError)
 
 
-async def tell_later(events: Sequence[UndeliveredEvent]) -> None:
-    """Take what was not delivered, in the event loop."""
-    tell(events)
+async def report_later(events: Sequence[UndeliveredEvent]) -> None:
+    """Accept undelivered events, in the event loop."""
+    report(events)
 
 
 def alarm(change: StateChange) -> None:
-    """Take a change of state."""
+    """Accept a state change."""
     assert_type(change.state, Literal["sending", "down", "halted"])
     assert_type(change.previous, Literal["sending", "down", "halted"])
     assert_type(change.status, int | None)
@@ -191,7 +191,7 @@ def alarm(change: StateChange) -> None:
 
 
 async def alarm_later(change: StateChange) -> None:
-    """Take a change of state, in the event loop."""
+    """Accept a state change, in the event loop."""
     alarm(change)
 
 
@@ -252,20 +252,20 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
         timeout=httpx.Timeout(5.0),
         timestamp_precision="milliseconds",
         before_send=strip,
-        on_outcome=tell,
+        on_outcome=report,
         on_state_change=alarm,
         allow_insecure_http=False,
     )
     limited = AsyncTrackingClient("key", "shop", rate_limit=None, limiter=FreeLimiter(), timeout=3)
-    renewed = AsyncTrackingClient(read_key, "shop", on_outcome=tell_later, on_state_change=alarm_later)
+    renewed = AsyncTrackingClient(read_key, "shop", on_outcome=report_later, on_state_change=alarm_later)
     fetched = AsyncTrackingClient(fetch_key, "shop", before_send=lambda event: event, on_outcome=print)
-    from_env = AsyncTrackingClient.from_env(on_outcome=tell)
+    from_env = AsyncTrackingClient.from_env(on_outcome=report)
     assert_type(from_env, AsyncTrackingClient)
     return [full, limited, renewed, fetched, from_env]
 
 
 def policies() -> list[Buffer | RetryPolicy]:
-    """Every value of a policy that is one of several."""
+    """Every value of a policy's field that has several."""
     assert_type(DEFAULT_RANKING, Mapping[str, int])
     return [
         Buffer(overflow="wait", max_age=None),
@@ -279,8 +279,8 @@ def policies() -> list[Buffer | RetryPolicy]:
     ]
 
 
-def told(outcome: Outcome) -> str:
-    """Narrow an outcome by `match`; every case is named, so nothing is left."""
+def described(outcome: Outcome) -> str:
+    """Narrow an outcome by `match`; all cases together are exhaustive."""
     match outcome:
         case Delivered(status=status, maybe_duplicate=twice):
             assert_type(status, int)
@@ -309,7 +309,7 @@ def told(outcome: Outcome) -> str:
 
 
 async def many() -> AsyncIterator[Event]:
-    """Events as they come."""
+    """Yield events."""
     for event in events():
         yield event
 
@@ -326,7 +326,7 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     assert_type(receipt.outcome, Outcome | None)
     assert_type(await receipt, Outcome)
     assert_type(await receipt.delivered(), Delivered)
-    assert_type(told(await receipt), str)
+    assert_type(described(await receipt), str)
     assert_type(client.track_nowait(view), Receipt)
     assert_type(await client.track_many([view]), list[Receipt])
     assert_type(await client.track_envelopes([b"{}"], allow_custom=True), list[Receipt | EventValidationError])
@@ -354,7 +354,7 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
 
 
 async def handed(client: AsyncTrackingClient) -> ThreadsafeHandle:
-    """A handle for other threads."""
+    """Make a handle for other threads."""
     handle = client.threadsafe()
     assert_type(handle, ThreadsafeHandle)
     return handle
@@ -419,7 +419,7 @@ async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
 
 
 async def errors(client: AsyncTrackingClient, view: View) -> None:
-    """Every family of errors, and the facts it carries."""
+    """Every family of errors, and its attributes."""
     try:
         await client.send(view)
     except RejectedError as error:
@@ -440,7 +440,7 @@ async def errors(client: AsyncTrackingClient, view: View) -> None:
 
 
 def wire(view: View) -> None:
-    """The codec, both ways."""
+    """Encode and decode."""
     codec = Codec("seconds")
     assert_type(codec.encode(view), bytes)
     assert_type(codec.encode_bare(view), bytes)

@@ -1,4 +1,4 @@
-"""The integrations as a caller types them; never run, read by mypy and pyright in strict mode."""
+"""The integrations as a caller types them; never run, and checked by mypy and pyright in strict mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay's public API as a caller types it; never run, read by mypy and pyright in strict mode."""
+"""The relay's public API as a caller types it; never run, and checked by mypy and pyright in strict mode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Own:
-    """A source of a caller's own."""
+    """A caller's source."""
 
     lease: float | None = None
 
@@ -51,7 +51,7 @@ class Own:
         """Release."""
 
     async def lag(self) -> Lag:
-        """Tell the lag."""
+        """Return the lag."""
         return Lag()
 
     async def aclose(self) -> None:
@@ -59,7 +59,7 @@ class Own:
 
 
 async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
-    """Every source, and what a relay tells."""
+    """Every source, and the figures of a relay."""
     memory: Source = MemorySource(MemoryStream(), name="relay-1", lease=60)
     streams: Source = RedisStreamSource(redis, stream="events", group="relay", name="relay-1", delete_settled=True)
     by_url: Source = RedisStreamSource.from_url("redis://redis/0?stream=events", name="relay-1")
@@ -76,7 +76,7 @@ async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
 
 
 async def dead_letters(source: DeadLetters) -> None:
-    """Look into what went wrong."""
+    """Read dead letters."""
     assert_type(await source.list_dead(10), Sequence[DeadLetter])
     assert_type(await source.replay_dead(10), int)
     assert_type(await source.purge_dead(10), int)

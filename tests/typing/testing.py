@@ -1,4 +1,4 @@
-"""The testing kit as a caller types it; never run, read by mypy and pyright in strict mode."""
+"""The testing tools as a caller types them; never run, and checked by mypy and pyright in strict mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 async def shop(tracking: AsyncTrackingClient) -> Receipt:
-    """Stands for the code that is tested."""
+    """Code that is tested."""
     return await tracking.view(session_external_id="s", product_id=1)
 
 
@@ -47,7 +47,7 @@ def wrong(tracked: RecordingClient) -> None:
 
 
 def steered(emulator: EmulatorProcess) -> Fault:
-    """What the fixture `retailrocket_emulator` has beside what it had."""
+    """The methods of the fixture `retailrocket_emulator`."""
     assert_type(emulator.api_key, str)
     assert_type(emulator.partner_id, str)
     emulator.restore()

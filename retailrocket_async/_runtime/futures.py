@@ -1,0 +1,28 @@
+"""Sets the result of a future that may be done already, for example because its waiter was cancelled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+
+
+def set_result(future: asyncio.Future[T], result: T) -> None:
+    """Give a future its result, unless it is done."""
+    if not future.done():
+        future.set_result(result)
+
+
+def set_done(future: asyncio.Future[None]) -> None:
+    """Wake the waiter of a future without a value, unless the future is done."""
+    if not future.done():
+        future.set_result(None)
+
+
+def set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Give a future its error, unless it is done."""
+    if not future.done():
+        future.set_exception(error)
