@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from retailrocket_async._delivery.counts import OutcomeCounts, merged
 from retailrocket_async._errors import (
     ClientClosedError,
     DeliveryError,
@@ -56,8 +56,6 @@ _AGAIN: Final = 0.5
 _MOST_UNWRITTEN: Final = 10_000
 """Events on their way to the disk from which on nothing is taken that does not wait for it."""
 
-
-_NONE: Final[Counter[str]] = Counter()
 
 _LOST: Final = Abandoned(reason="lost", maybe_recorded=True, attempts=0)
 
@@ -189,7 +187,9 @@ class SpooledDispatcher:
         )
         self.intake = SpoolIntake(self)
         self.writer: SpoolWriter | None = None
-        self._direct = ProcessEvents()
+        # The events of direct sends, and others that never were in the file.
+        self._direct = OutcomeCounts()
+        self._direct_tracked = 0
         self._forwarder: Forwarder | None = None
         self._draining: asyncio.Task[None] | None = None
         self._usage = Usage(0, 0, 0, None)
@@ -397,8 +397,8 @@ class SpooledDispatcher:
 
     def count(self, outcome: Outcome, names: Sequence[str]) -> None:
         """Count events that never were in the file."""
-        self._direct.tracked += len(names)
-        self._direct.count(outcome, names if isinstance(outcome, Dropped) else len(names))
+        self._direct_tracked += len(names)
+        self._direct.add(outcome, len(names), names)
 
     # --- as the Dispatcher --------------------------------------------------------------------------------------------
 
@@ -426,7 +426,7 @@ class SpooledDispatcher:
         """Send one request past the spool; see `Dispatcher.send`."""
         self.affinity.enter()
         self.intake.check_open()
-        self._direct.tracked += len(names)
+        self._direct_tracked += len(names)
         outcome: Outcome = Abandoned(reason="cancelled", maybe_recorded=True)
         try:
             outcome = await self.engine.send(path, body, names)
@@ -436,7 +436,7 @@ class SpooledDispatcher:
         else:
             return outcome
         finally:
-            self._direct.count(outcome, list(names) if isinstance(outcome, Dropped) else len(names))
+            self._direct.add(outcome, len(names), names)
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - as the Dispatcher's
         """Return when everything that this process has tracked so far has its outcome."""
@@ -536,21 +536,18 @@ class SpooledDispatcher:
 
     def _with_own(self, stats: Stats) -> Stats:
         own, direct, usage = self._process_events, self._direct, self._usage
-        ended = direct.delivered + direct.rejected + direct.abandoned + direct.dropped
+        counts = own.counts
         return attrs.evolve(
             stats,
-            tracked=own.tracked + direct.tracked,
-            delivered=own.delivered + direct.delivered,
-            rejected=own.rejected + direct.rejected,
-            abandoned=own.abandoned + direct.abandoned,
-            dropped=own.dropped + direct.dropped,
-            dropped_by={
-                reason: dict(Counter(own.dropped_by.get(reason, _NONE)) + Counter(direct.dropped_by.get(reason, _NONE)))
-                for reason in own.dropped_by.keys() | direct.dropped_by.keys()
-            },
-            kept=own.kept,
+            tracked=own.tracked + self._direct_tracked,
+            delivered=counts.delivered + direct.delivered,
+            rejected=counts.rejected + direct.rejected,
+            abandoned=counts.abandoned + direct.abandoned,
+            dropped=counts.dropped + direct.dropped,
+            dropped_by=merged(counts.dropped_copy(), direct.dropped_copy()),
+            kept=counts.kept + direct.kept,
             pending=own.pending,
-            in_flight=direct.tracked - ended,
+            in_flight=self._direct_tracked - direct.total,
             state="halted" if self._ended else stats.state,
             waiting=0 if self.writer is None else self.writer.waiting,
             spool=SpoolStats(

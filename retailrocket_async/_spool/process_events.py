@@ -7,18 +7,19 @@ known as long as its owner keeps it.
 from __future__ import annotations
 
 import bisect
+import itertools
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected
+from retailrocket_async._delivery.counts import OutcomeCounts
+from retailrocket_async._delivery.flushes import Flushes
 from retailrocket_async._receipt import Receipt, settle
 
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Iterable, Sequence
 
-    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._outcome import Abandoned, Kept, Outcome
     from retailrocket_async._spool.file import Range
 
 
@@ -70,16 +71,16 @@ class ProcessEvents:
     """Counts events by their outcome, settles receipts, and knows when a flush is over.
 
     Attributes:
-        tracked, delivered, rejected, abandoned, dropped, kept: as in `Stats`.
-        dropped_by: as in `Stats`.
+        tracked: as in `Stats`.
+        counts: how many events have which outcome.
         pending: how many have no outcome.
     """
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
-        self._flushes: list[_Flush] = []
-        self.tracked = self.delivered = self.rejected = self.abandoned = self.dropped = self.kept = 0
-        self.dropped_by: dict[str, Counter[str]] = {}
+        self._flushes = Flushes()
+        self.counts = OutcomeCounts()
+        self.tracked = 0
         self.pending = 0
 
     def accepted(self, receipts: Sequence[SpoolReceipt], last: int) -> None:
@@ -119,25 +120,9 @@ class ProcessEvents:
     def _count(self, first: int, last: int, outcome: Outcome, name: str) -> None:
         count = last - first + 1
         self.pending -= count
-        self.count(outcome, [name] * count if isinstance(outcome, Dropped) else count)
+        self.counts.add(outcome, count, itertools.repeat(name, count))
         for flush in self._flushes:
-            flush.count_down(first, last)
-
-    def count(self, outcome: Outcome, events: Sequence[str] | int) -> None:
-        """Count events as settled: by their names where they were dropped."""
-        count = events if isinstance(events, int) else len(events)
-        match outcome:
-            case Delivered():
-                self.delivered += count
-            case Rejected():
-                self.rejected += count
-            case Abandoned():
-                self.abandoned += count
-            case Dropped(reason=reason):
-                self.dropped += count
-                self.dropped_by.setdefault(reason, Counter()).update([] if isinstance(events, int) else events)
-            case Kept():
-                self.kept += count
+            flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
         """Give `outcome` to everything that does not wait any more, though nobody has told what became of it."""
@@ -149,14 +134,14 @@ class ProcessEvents:
                 continue
             run.left -= gone
             self.pending -= gone
-            self.count(outcome, gone)
+            self.counts.add(outcome, gone, ())
             waits = set(still)
             for number, receipt in run.numbered():
                 if number not in waits:
                     settle([receipt], outcome)
             for flush in self._flushes:
                 if run.first <= flush.last:
-                    flush.count_down(run.first, run.first + gone - 1)
+                    flush.count_down(min(gone, flush.last - run.first + 1))
             if not run.left:
                 self._runs.remove(run)
 
@@ -168,12 +153,7 @@ class ProcessEvents:
         """Return when everything that is in the file now has its outcome."""
         if not self.pending:
             return
-        flush = _Flush(self._runs[-1].last, self.pending, finished)
-        self._flushes.append(flush)
-        try:
-            await finished
-        finally:
-            self._flushes.remove(flush)
+        await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     @property
     def flushing(self) -> bool:
@@ -182,28 +162,10 @@ class ProcessEvents:
 
     def keep(self, outcome: Kept) -> None:
         """Give what is left its outcome: it stays in the file."""
-        self.kept += self.pending
+        self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []
         for run in runs:
             settle(run.receipts(run.first, run.last), outcome)
         for flush in self._flushes:
             flush.end()
-
-
-class _Flush:
-    """A caller that waits for `remaining` events with ids up to `last`."""
-
-    def __init__(self, last: int, remaining: int, finished: Future[None]) -> None:
-        self.last = last
-        self.remaining = remaining
-        self.finished = finished
-
-    def count_down(self, first: int, last: int) -> None:
-        self.remaining -= max(0, min(last, self.last) - first + 1)
-        if self.remaining <= 0:
-            self.end()
-
-    def end(self) -> None:
-        if not self.finished.done():
-            self.finished.set_result(None)
