@@ -20,8 +20,10 @@ from retailrocket_async import (
     SqliteSpool,
     View,
 )
-from retailrocket_async._spool.file import DATABASE, Settlement, SpoolFile, now
-from retailrocket_async._spool.place import SpoolFileFullError
+from retailrocket_async._spool.directory import DATABASE
+from retailrocket_async._spool.event_table import EventTable
+from retailrocket_async._spool.failures import SpoolFileFullError
+from retailrocket_async._spool.file import Settlement, SpoolFile, now
 from retailrocket_async._spool.process_events import SpoolReceipt
 from retailrocket_async._spool.writer import SpoolWriter
 from retailrocket_async.emulator import Settings as EmulatorSettings
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from retailrocket_async import Receipt
-    from retailrocket_async._spool.writer import Entry
+    from retailrocket_async._spool.entries import Entry
     from retailrocket_async.emulator import RunningEmulator
 
 
@@ -94,11 +96,11 @@ async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Pa
     """What another process may have sent is told as perhaps a duplicate; what it has not read is not."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
-    assert other.lead()
+    assert other.lease.acquire()
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 4))
         with other.transaction():
-            other.mark_read(2)
+            other.events.mark_read(2)
         other.close()
         outcomes = [await receipt for receipt in receipts]
     assert [(type(each), getattr(each, "maybe_duplicate", None)) for each in outcomes] == [
@@ -113,8 +115,8 @@ async def test_dead_letters_after_a_takeover(tmp_path: Path) -> None:
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     with other.transaction():
-        other.append([CODEC.encode(event(number)) for number in range(1, 4)], now() - 100.0)
-        other.mark_read(2)
+        other.events.append([CODEC.encode(event(number)) for number in range(1, 4)], now() - 100.0)
+        other.events.mark_read(2)
     other.close()
     async with client_of(tmp_path, spool={"max_age": 50.0}):
         await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 3)
@@ -132,7 +134,7 @@ async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Pa
     file.open()
     for number, ahead in ((1, 7200.0), (2, 3600.0), (3, 3600.0), (4, 1800.0)):
         with file.transaction():
-            file.append([CODEC.encode(event(number))], now() + ahead)
+            file.events.append([CODEC.encode(event(number))], now() + ahead)
     file.close()
     async with client_of(tmp_path, emulator.url, batching=Batching(linger=0.01, ordered=True)):
         async with asyncio.timeout(20):
@@ -145,7 +147,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path
     file = SpoolFile(tmp_path / "spool", shop=SHOP)
     file.open()
     with file.transaction():
-        file.append([CODEC.encode(event(number)) for number in (1, 2)], now() + 3600.0)
+        file.events.append([CODEC.encode(event(number)) for number in (1, 2)], now() + 3600.0)
     file.close()
     async with client_of(tmp_path, limiter=NeverLimiter(), buffer=Buffer(max_age=0.5)) as client:
         await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 2)
@@ -228,7 +230,7 @@ async def test_a_close_on_a_disk_that_stays_full(emulator: RunningEmulator, tmp_
 class Listener:
     """The loop's side of a writer: lets callers know."""
 
-    def committed(self, entries: Sequence[Entry], last: int, *, taken: bool) -> None:
+    def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
         """Let callers know."""
         for _, receipt, admitted in entries:
             assert admitted is not None
@@ -285,7 +287,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
     assert failing < 6 or not any(isinstance(each, BaseException) for each in results)
     file = SpoolFile(tmp_path / "spool")
     file.open()
-    assert len(file.read(0, 100, 1 << 20).ids) == sum(isinstance(each, SpoolReceipt) for each in results)
+    assert len(file.events.read(0, 100, 1 << 20).ids) == sum(isinstance(each, SpoolReceipt) for each in results)
     file.close()
 
 
@@ -293,20 +295,25 @@ async def test_the_log_is_read_once_more_after_a_failure(tmp_path: Path) -> None
     """If the file fails while it is asked what became of events, it is asked again, and nobody waits for ever."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
-    assert other.lead()
+    assert other.lease.acquire()
 
     class Spool(SqliteSpool):
         def file(self, shop: str | None = None) -> SpoolFile:
             return ForgetfulFile(self.path, shop=shop)
 
     class ForgetfulFile(SpoolFile):
+        def __init__(self, directory: Path, **options: Any) -> None:
+            super().__init__(directory, **options)
+            self.events = ForgetfulTable(self._database, directory)
+
+    class ForgetfulTable(EventTable):
         failures = 3
 
-        def waiting_among(self, first: int, last: int) -> list[int]:
-            ForgetfulFile.failures -= 1
-            if ForgetfulFile.failures >= 0:
+        def waiting_between(self, first: int, last: int) -> list[int]:
+            ForgetfulTable.failures -= 1
+            if ForgetfulTable.failures >= 0:
                 raise OSError
-            return super().waiting_among(first, last)
+            return super().waiting_between(first, last)
 
     client = AsyncTrackingClient(KEY, SHOP, base_url="http://127.0.0.1:9/", spool=Spool(tmp_path / "spool"))
     receipts = await client.track_many(event(number) for number in range(1, 4))

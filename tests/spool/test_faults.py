@@ -131,8 +131,8 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
     await ended(client)
     file = SpoolFile(path)
     file.open()
-    waiting = [orjson.loads(body)["view"]["productId"] for body in file.read(0, 100, 1 << 20).bodies]
-    dead = [orjson.loads(body)["view"]["productId"] for body in file.read_dead(0, 100).bodies]
+    waiting = [orjson.loads(body)["view"]["productId"] for body in file.events.read(0, 100, 1 << 20).bodies]
+    dead = [orjson.loads(body)["view"]["productId"] for body in file.dead.read(0, 100).bodies]
     file.close()
     return Run(tracked, recorded, waiting, dead, problems)
 

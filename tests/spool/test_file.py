@@ -17,14 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailrocket_async import SpoolError
-from retailrocket_async._spool.file import (
-    DATABASE,
-    Settlement,
-    SpoolFile,
-    SpoolFileFullError,
-    network_mount,
-    ranges,
-)
+from retailrocket_async._spool.directory import DATABASE, network_mount
+from retailrocket_async._spool.failures import SpoolFileFullError
+from retailrocket_async._spool.file import Settlement, SpoolFile
+from retailrocket_async._spool.id_ranges import ranges
 from tests.support.effort import most
 from tests.support.fakes import CODEC, event
 from tests.support.strategies import events as any_events
@@ -53,7 +49,7 @@ def file(make: Callable[..., SpoolFile]) -> SpoolFile:
 def add(file: SpoolFile, envelopes: Sequence[bytes], at: float = 1.0) -> int:
     """Add events in a transaction of their own."""
     with file.transaction():
-        return file.append(envelopes, at)
+        return file.events.append(envelopes, at)
 
 
 def settle(file: SpoolFile, ids: Sequence[int], dead: str | None = None, at: float = 1.0) -> None:
@@ -75,7 +71,7 @@ def test_events_come_out_as_they_went_in(tmp_path_factory: pytest.TempPathFactor
     file.open()
     envelopes = [CODEC.encode(each) for each in given_events]
     last = add(file, envelopes)
-    rows = file.read(0, 1000, 1 << 30)
+    rows = file.events.read(0, 1000, 1 << 30)
     file.close()
     assert rows.bodies == envelopes
     assert rows.ids == list(range(last - len(envelopes) + 1, last + 1))
@@ -93,11 +89,11 @@ def test_reading_is_bounded(file: SpoolFile) -> None:
     """Reading returns no more events and bytes than asked for, but one event at least, however large."""
     bodies = numbered(10)
     add(file, bodies)
-    assert file.read(0, 3, 1 << 20).bodies == bodies[:3]
-    assert file.read(0, 10, len(bodies[0]) + len(bodies[1])).bodies == bodies[:2]
-    assert file.read(0, 10, 1).bodies == bodies[:1]
-    assert file.read(3, 2, 1 << 20).ids == [4, 5]
-    assert file.read(10, 2, 1 << 20) == ([], [], [])
+    assert file.events.read(0, 3, 1 << 20).bodies == bodies[:3]
+    assert file.events.read(0, 10, len(bodies[0]) + len(bodies[1])).bodies == bodies[:2]
+    assert file.events.read(0, 10, 1).bodies == bodies[:1]
+    assert file.events.read(3, 2, 1 << 20).ids == [4, 5]
+    assert file.events.read(10, 2, 1 << 20) == ([], [], [])
 
 
 def test_ids_are_never_used_again(file: SpoolFile) -> None:
@@ -112,12 +108,12 @@ def test_what_is_settled_is_gone_and_logged(file: SpoolFile) -> None:
     add(file, numbered(20))
     settle(file, [2, 3, 5])
     settle(file, [number for number in range(6, 21) if number % 2])
-    assert file.read(0, 100, 1 << 20).ids == [1, 4, *range(6, 21, 2)]
-    first, second = file.log_after(0)
+    assert file.events.read(0, 100, 1 << 20).ids == [1, 4, *range(6, 21, 2)]
+    first, second = file.log.after(0)
     assert (first.ids, first.outcome) == ([(2, 3), (5, 5)], DELIVERED)
     assert len(second.ids) == 7
-    assert file.log_after(first.seq) == [second]
-    assert file.last_logged() == second.seq
+    assert file.log.after(first.seq) == [second]
+    assert file.log.last() == second.seq
 
 
 def test_the_log_forgets(file: SpoolFile) -> None:
@@ -126,7 +122,7 @@ def test_the_log_forgets(file: SpoolFile) -> None:
     settle(file, [1], at=1000.0)
     settle(file, [2], at=1700.0)
     settle(file, [3], at=1710.0)
-    assert [entry.ids for entry in file.log_after(0)] == [[(2, 2)], [(3, 3)]]
+    assert [entry.ids for entry in file.log.after(0)] == [[(2, 2)], [(3, 3)]]
 
 
 def test_dead_letters(file: SpoolFile) -> None:
@@ -134,13 +130,13 @@ def test_dead_letters(file: SpoolFile) -> None:
     bodies = numbered(3)
     add(file, bodies, at=5.0)
     settle(file, [2], dead="rejected: HTTP 400", at=9.0)
-    dead = file.read_dead(0, 10)
+    dead = file.dead.read(0, 10)
     assert dead == ([2], [5.0], [9.0], ["rejected: HTTP 400"], [False], [bodies[1]])
-    assert file.counts() == (2, {"rejected: HTTP 400": 1})
+    assert (file.events.count(), file.dead.counts()) == (2, {"rejected: HTTP 400": 1})
     with file.transaction():
-        assert file.replay_dead(10, 20.0) == 1
-    assert file.read(3, 10, 1 << 20) == ([4], [20.0], [bodies[1]])
-    assert file.read_dead(0, 10).ids == []
+        assert file.dead.replay(10, 20.0) == 1
+    assert file.events.read(3, 10, 1 << 20) == ([4], [20.0], [bodies[1]])
+    assert file.dead.read(0, 10).ids == []
 
 
 def test_dead_letters_are_bounded(make: Callable[..., SpoolFile]) -> None:
@@ -150,20 +146,20 @@ def test_dead_letters_are_bounded(make: Callable[..., SpoolFile]) -> None:
     add(file, numbered(10))
     for number in range(1, 6):
         settle(file, [number], dead="rejected", at=float(number))
-    assert file.read_dead(0, 10).ids == [3, 4, 5]
+    assert file.dead.read(0, 10).ids == [3, 4, 5]
     settle(file, [6], dead="rejected", at=104.5)
-    assert file.read_dead(0, 10).ids == [5, 6]
+    assert file.dead.read(0, 10).ids == [5, 6]
 
 
 def test_a_transaction_is_all_or_nothing(file: SpoolFile) -> None:
     """Where anything in a transaction raises, nothing of it has happened."""
     add(file, numbered(2))
     with pytest.raises(ZeroDivisionError), file.transaction():  # noqa: PT012 - what is done before it counts
-        file.append(numbered(5), 1.0)
+        file.events.append(numbered(5), 1.0)
         file.settle(Settlement([(1, 1)], DELIVERED), 1.0)
         raise ZeroDivisionError
-    assert file.read(0, 10, 1 << 20).ids == [1, 2]
-    assert file.log_after(0) == []
+    assert file.events.read(0, 10, 1 << 20).ids == [1, 2]
+    assert file.log.after(0) == []
 
 
 def test_the_engine_keeps_the_bound(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
@@ -195,7 +191,7 @@ def test_the_file_shrinks(file: SpoolFile, tmp_path: Path) -> None:
 def test_files_are_private(file: SpoolFile, tmp_path: Path) -> None:
     """Directory and files can be used by their owner alone, whatever the umask is."""
     add(file, numbered(1))
-    assert file.lead()
+    assert file.lease.acquire()
     directory = tmp_path / "spool"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
@@ -267,14 +263,14 @@ def test_one_leads(make: Callable[..., SpoolFile]) -> None:
     first, second = make(), make()
     first.open()
     second.open()
-    assert first.lead()
-    assert first.lead()
-    assert not second.lead()
+    assert first.lease.acquire()
+    assert first.lease.acquire()
+    assert not second.lease.acquire()
     first.close()
-    assert second.lead()
-    second.stop_leading()
+    assert second.lease.acquire()
+    second.lease.release()
     first.open()
-    assert first.lead()
+    assert first.lease.acquire()
 
 
 def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
@@ -297,18 +293,18 @@ def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert files[0].read(0, 100, 1 << 20).ids == list(range(1, 21))
+    assert files[0].events.read(0, 100, 1 << 20).ids == list(range(1, 21))
 
 
 def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, make: Callable[..., SpoolFile]) -> None:
     """The mark of what may be on its way outlives the process that made it."""
-    assert file.read_to() == 0
+    assert file.events.read_to() == 0
     with file.transaction():
-        file.mark_read(7)
+        file.events.mark_read(7)
     file.close()
     later = make("spool")
     later.open()
-    assert later.read_to() == 7
+    assert later.events.read_to() == 7
 
 
 def test_usage_does_not_count(file: SpoolFile) -> None:
@@ -356,4 +352,4 @@ def test_what_is_settled_again_counts_once(file: SpoolFile) -> None:
     settle(file, [2, 3, 4])
     settle(file, [number for number in range(1, 13) if number != 6])
 
-    assert [entry.ids for entry in file.log_after(0)] == [[(1, 2)], [(3, 4)], [(5, 5), (7, 12)]]
+    assert [entry.ids for entry in file.log.after(0)] == [[(1, 2)], [(3, 4)], [(5, 5), (7, 12)]]

@@ -34,7 +34,7 @@ from retailrocket_async import (
     View,
 )
 from retailrocket_async._spool.file import Settlement, SpoolFile
-from retailrocket_async._spool.spool import encode_outcome
+from retailrocket_async._spool.outcome_codec import encode_outcome
 from retailrocket_async.emulator import Settings as EmulatorSettings
 from retailrocket_async.emulator import running_emulator
 from tests.support.fakes import check_balance, event
@@ -295,7 +295,7 @@ async def test_outcomes_that_nobody_tells_any_more(tmp_path: Path) -> None:
     """Where the log has forgotten what became of own events, they are `Abandoned`; what waits goes on."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
-    assert other.lead()
+    assert other.lease.acquire()
     async with client_of(tmp_path) as client:
         receipts = await client.track_many(event(number) for number in range(1, 11))
         flushing = asyncio.create_task(client.flush())
@@ -636,7 +636,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     """A child that was forked from the process that sends does not keep others from sending."""
     file = SpoolFile(tmp_path / "spool")
     file.open()
-    assert file.lead()
+    assert file.lease.acquire()
     read, write = os.pipe()
     ready, is_ready = os.pipe()
     child = os.fork()
@@ -648,7 +648,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     file.close()
     other = SpoolFile(tmp_path / "spool")
     other.open()
-    leads = other.lead()
+    leads = other.lease.acquire()
     os.write(write, b"x")
     os.waitpid(child, 0)
     other.close()

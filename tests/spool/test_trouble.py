@@ -25,9 +25,10 @@ from retailrocket_async import (
     SpoolError,
     SqliteSpool,
 )
-from retailrocket_async._spool.file import DATABASE, Settlement, SpoolFile
+from retailrocket_async._spool.directory import DATABASE
+from retailrocket_async._spool.file import Settlement, SpoolFile
 from retailrocket_async._spool.file_lock import FileLock, LockTimeoutError
-from retailrocket_async._spool.writer import SpoolWriter
+from retailrocket_async._spool.writer_thread import WriterThread
 from retailrocket_async.emulator import Settings as EmulatorSettings
 from retailrocket_async.emulator import running_emulator
 from tests.spool.test_spool import KEY, QUICK, SHOP, client_of, leave_behind, numbers, until, waiting
@@ -57,7 +58,7 @@ class ImpatientSpool(SqliteSpool):
 
     def file(self, shop: str | None = None) -> SpoolFile:
         """Return its file."""
-        return SpoolFile(self.path, shop=shop, silence=SILENCE, patience=1.0)
+        return SpoolFile(self.path, shop=shop, lease_timeout=SILENCE, patience=1.0)
 
 
 def impatient(path: Path, url: str, **options: Any) -> AsyncTrackingClient:
@@ -275,7 +276,7 @@ async def test_a_sender_that_lost_its_place(emulator: RunningEmulator, tmp_path:
     async with impatient(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 6))
         await until(lambda: client.stats().requests)
-        other = SpoolFile(tmp_path / "spool", silence=0.0)
+        other = SpoolFile(tmp_path / "spool", lease_timeout=0.0)
         other.open()
         # As a process that has seen no sign of life from this one.
         await until(lambda: taken_over(other))
@@ -294,7 +295,7 @@ async def test_a_sender_that_lost_its_place(emulator: RunningEmulator, tmp_path:
 def taken_over(file: SpoolFile) -> bool:
     """Return whether a connection has taken the place of the process that sends."""
     with file.transaction():
-        return file.lead()
+        return file.lease.acquire()
 
 
 async def test_nothing_is_sent_after_a_long_stop(emulator: RunningEmulator, tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ async def test_nothing_is_sent_after_a_long_stop(emulator: RunningEmulator, tmp_
         other.open()
         with other.transaction():
             # The thread waits, as if stopped: this process cannot know who sends.
-            engine_of(client).writer.look()
+            engine_of(client).writer.poll_log()
             await until(lambda: not engine_of(client)._may_send())
         assert isinstance(await (await client.track(event(2))), Delivered)
         other.close()
@@ -323,10 +324,10 @@ async def test_a_thread_that_ends_all_the_same(
     client = client_of(tmp_path, emulator.url, on_state_change=changes.append)
     receipts = await client.track_many(event(number) for number in range(1, 101))
     await until(lambda: client.stats().requests)
-    step = SpoolWriter._step
-    monkeypatch.setattr(SpoolWriter, "_step", lambda self: 1 // 0)
+    step = WriterThread._step
+    monkeypatch.setattr(WriterThread, "_step", lambda self: 1 // 0)
     await until(lambda: client.stats().state == "halted")
-    monkeypatch.setattr(SpoolWriter, "_step", step)
+    monkeypatch.setattr(WriterThread, "_step", step)
     with pytest.raises(SpoolError, match="ZeroDivisionError"):
         await client.track(event(101))
     with pytest.raises(SpoolError, match="ZeroDivisionError"):
@@ -426,7 +427,7 @@ def flip(path: Path, at: int, mask: int = 0x10) -> None:
     """Flip a bit of a file."""
     with path.open("r+b") as file:
         file.seek(at)
-        [byte] = file.read(1)
+        [byte] = file.events.read(1)
         file.seek(at)
         file.write(bytes([byte ^ mask]))
 
@@ -436,7 +437,7 @@ def spool_of(path: Path, count: int) -> Path:
     file = SpoolFile(path / "spool", shop=SHOP)
     file.open()
     with file.transaction():
-        file.append([CODEC.encode(event(number)) for number in range(1, count + 1)], 1e10)
+        file.events.append([CODEC.encode(event(number)) for number in range(1, count + 1)], 1e10)
     file.close()
     return path / "spool" / DATABASE
 
@@ -492,7 +493,7 @@ async def test_a_damaged_log_stops_nobody(emulator: RunningEmulator, tmp_path: P
     """An outcome in the log that cannot be read is told as not known, and everything else goes on."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
-    assert other.lead()
+    assert other.lease.acquire()
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 4))
         with closing(sqlite3.connect(tmp_path / "spool" / DATABASE, isolation_level=None)) as connection:
