@@ -49,6 +49,9 @@ class Flushes:
     def __iter__(self) -> Iterator[Flush]:
         return iter(self._waiting)
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
     async def wait(self, last: int, remaining: int, finished: Future[None]) -> None:
         """Return when `remaining` things with numbers up to `last` were settled; the arguments are those of `Flush`."""
         flush = Flush(last, remaining, finished)

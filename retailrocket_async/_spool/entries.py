@@ -58,11 +58,9 @@ class UnwrittenEntries:
         """Return how many of the first entries came at `moment` or before."""
         return sum(came_at <= moment for came_at in self._came_at)
 
-    def pop(self, count: int) -> list[Entry]:
-        """Remove and return the first entries."""
-        first = self.entries[:count]
+    def remove_first(self, count: int) -> None:
+        """Remove the first entries."""
         del self.entries[:count], self._came_at[:count]
-        return first
 
     def discard(self, entries: Iterable[Entry]) -> None:
         """Remove those of `entries` that are here."""

@@ -178,7 +178,7 @@ class SpoolFile:
         """Remove waiting events, or make them dead letters, and log their outcome.
 
         Events that do not wait any more keep the outcome that is logged: a transaction that raised may be in the file
-        all the same, so a settlement may be written twice, and must count once.
+        nevertheless, so a settlement may be written twice, and must count once.
 
         Args:
             settlement: the outcome of the events.

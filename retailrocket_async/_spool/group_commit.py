@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _LEAST_EVICTED: Final = 500
-"""Events that a full spool drops at once with ``overflow="drop_oldest"``, or more if more wait."""
+"""Events that a full spool with ``overflow="drop_oldest"`` drops together at least."""
 
 
 class GroupCommit:
@@ -106,7 +106,7 @@ class GroupCommit:
             last, claimed = self._append(entries)
         for job in jobs:
             job.written = True
-        self.unwritten.pop(fitting)
+        self.unwritten.remove_first(fitting)
         del self.jobs[: len(jobs)]
         self.dirty = True
         self._committed(entries, last, claimed=claimed)
@@ -153,7 +153,7 @@ class GroupCommit:
             last, claimed = self._append(entries) if oldest else (0, False)
         if not oldest:
             return False
-        self.unwritten.pop(len(entries))
+        self.unwritten.remove_first(len(entries))
         self._committed(entries, last, claimed=claimed)
         self._capacity.measure()
         self._log.read()
@@ -228,7 +228,7 @@ class GroupCommit:
             # `resolve_unsure` removes them if the file can be read again.
             maybe = SpoolError(f"{error}; the event may be in the spool all the same")
             self._refused([entry for entry in first if id(entry) in known], maybe)
-        self.unwritten.pop(count)
+        self.unwritten.remove_first(count)
 
     def refuse_withdrawn(self) -> None:
         """Drop the events whose callers were cancelled."""

@@ -2,7 +2,7 @@
 
 The holder has locked a file, and renews the lease by a heartbeat, the time of that file's last change. The system
 releases the lock if the holder dies. A holder that is stopped keeps the lock, but its heartbeat stops: after a
-time-out another process puts a new file in the place of the locked one, and the lease is its own.
+time-out another process replaces the locked file by a new one that it has locked, and holds the lease.
 """
 
 from __future__ import annotations

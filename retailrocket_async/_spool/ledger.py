@@ -114,7 +114,7 @@ class SpoolLedger:
 
         Args:
             engine: the counters of the engine, which counts the events that this process sends.
-            waiting: events on their way to the file.
+            waiting: events that are not written yet.
             sends: whether this process is the one that sends.
         """
         process_events, direct, usage = self.process_events, self._direct, self.usage

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retailrocket_async._runtime.loop_post import post
-from retailrocket_async._spool.outcome_log import LOG_PART
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,7 +58,7 @@ class LogReader:
             missed = missed or part[0].seq != seq + 1 or not all(entry.ids for entry in part)
             seq = part[-1].seq
             parts.append(part)
-            if len(part) < LOG_PART:
+            if len(part) < self._file.log.part:
                 break
         # All of it is read before the loop is notified of any. If a read failed after a notification, the settlements
         # of these entries would still count as pending, and `close` would settle their events a second time.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.database import Database
     from retailrocket_async._spool.id_ranges import Range
 
-LOG_PART: Final = 1000
-"""Entries that `OutcomeLog.after` returns at most."""
+_PART: Final = 1000
+"""Entries that are read at a time."""
 
 _KEPT: Final = 600.0
 """Seconds for which an entry is kept, so that the process that tracked the events reads it."""
@@ -42,11 +42,15 @@ class OutcomeLog:
 
     Args:
         database: the open database; `add` needs a transaction of it.
+
+    Attributes:
+        part: entries that `after` returns at most; fewer mean the end of the log.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._trimmed_at = 0.0
+        self.part = _PART
 
     def add(self, ids: Sequence[Range], outcome: str, now: float) -> None:
         """Add an entry unless `ids` is empty, and now and then remove old entries.
@@ -66,12 +70,12 @@ class OutcomeLog:
             connection.execute("DELETE FROM settled WHERE at < ?", (now - _KEPT,))
 
     def after(self, seq: int) -> list[LogEntry]:
-        """Return the entries after the number `seq`, oldest first, `LOG_PART` at most."""
+        """Return the entries after the number `seq`, oldest first, `part` of them at most."""
         with self._database.explained():
             text = self._database.connection.execute(
                 "SELECT json_group_array(json_array(seq, ids, outcome)) FROM"
                 " (SELECT seq, ids, outcome FROM settled WHERE seq > ? ORDER BY seq LIMIT ?)",
-                (seq, LOG_PART),
+                (seq, self.part),
             ).fetchone()[0]
         return [LogEntry(seq, decode_ranges(ids), outcome) for seq, ids, outcome in json.loads(text)]
 

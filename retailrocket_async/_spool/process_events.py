@@ -1,7 +1,7 @@
 """The events in a spool that this process has tracked: how many have no outcome yet, and the receipts of their callers.
 
 A spool may hold millions of events, so there is a record for each run of ids, not for each event. Receipts are held by
-weak references: most callers drop them at once.
+weak references: most callers drop them immediately.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class ProcessEvents:
             flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Give `outcome` to all events but those in `waiting`: their own outcomes cannot be known any more."""
+        """Give `outcome` to all events but those in `waiting`, since their true outcomes are lost."""
         left = sorted(waiting)
         for run in list(self._runs):
             still = left[bisect.bisect_left(left, run.first) : bisect.bisect_right(left, run.last)]

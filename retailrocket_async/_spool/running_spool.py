@@ -130,7 +130,7 @@ class RunningSpool:
     async def end(self) -> None:
         """Release the lease, close the file, and give every event its outcome; the engine is closed before."""
         writer, forwarder = self.writer, self.forwarder
-        # A process that sends knows what it has sent. If another process sends, the file tells how far it has read.
+        # A process that sends knows what it has sent. What another process has read to send is recorded in the file.
         asked = None if forwarder.sending else writer.submit(lambda file: file.events.read_to())
         sent_to: int | None = forwarder.reader.read_before
         forwarder.release_lease()

@@ -319,7 +319,7 @@ class WriterThread:
         return True
 
     def _recover(self, error: SpoolError) -> None:
-        """Go on after an error, whatever is raised on the way."""
+        """Handle an error of a step; if that raises as well, wait a moment and open the file again."""
         try:
             self._failed(error)
         except BaseException:  # noqa: BLE001 - as in `_step`

@@ -1,4 +1,4 @@
-"""A disk that is really full, and processes that are really killed."""
+"""A spool on a real full disk, and processes that are really killed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from retailrocket_async import AsyncTrackingClient, RetailRocketError, SpoolFullError, SqliteSpool
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.spool.test_spool import QUICK, until
 from tests.support.fakes import check_balance, event
+from tests.support.spools import QUICK, until
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 async def test_a_full_disk(small_disk: Path) -> None:
-    """When others fill the disk `track` says so and nothing is damaged; once there is room everything is delivered."""
+    """When others fill the disk, `track` raises and nothing is damaged; once there is room, everything is delivered."""
     async with running_emulator(Settings(limit=None)) as emulator:
         emulator.fail_with("status", status=503, times=30)
         spool = SqliteSpool(small_disk / "spool", min_free=16 << 20, full_timeout=0.2)
@@ -50,7 +50,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
             fill(small_disk)
             with pytest.raises(SpoolFullError, match="disk"):
                 await client.track(event(1))
-            # What is answered meanwhile cannot be written down.
+            # The outcomes of these requests cannot be written meanwhile.
             await until(lambda: client.stats().requests_by_status.get(200, 0) >= 8)
             (small_disk / "ballast").unlink()
             receipt = await client.track(event(1))
@@ -65,7 +65,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
 
 
 async def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
-    """Where there is no room even for an empty spool the client says so, and works once there is."""
+    """If there is no room for an empty spool, the client raises, and it works once there is room."""
     fill(small_disk)
     spool = SqliteSpool(small_disk / "spool", min_free=16 << 20)
     client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url="http://127.0.0.1:9/", spool=spool)
@@ -91,7 +91,7 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """Of processes that share a spool any may be killed at any moment: nothing accepted is lost, little is repeated."""
+    """When processes that share a spool are killed at any moment, no accepted event is lost, and few are repeated."""
     program = "import attrs, json, _fleet_torture as t; print(json.dumps(attrs.asdict(t.torture(5.0, every=0.4))))"
     done = subprocess.run(
         [sys.executable, "-c", f"if __name__ == '__main__': {program}"],
