@@ -25,7 +25,7 @@ class Capacity:
         min_free: bytes that stay free on its file system.
 
     Attributes:
-        full: whether the last look found no room for the next event; another thread may read it.
+        full: whether there was no room for the next event; the event loop reads it as well.
     """
 
     def __init__(self, file: SpoolFile, *, max_bytes: int, min_free: int) -> None:

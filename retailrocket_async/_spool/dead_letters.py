@@ -71,7 +71,12 @@ class DeadLetters:
         )
 
     def replay(self, most: int, at: float) -> int:
-        """Make the `most` oldest dead letters waiting events of the time `at`; return how many they were."""
+        """Make dead letters waiting events again, those that died first; return how many.
+
+        Args:
+            most: dead letters to replay at most.
+            at: the time at which the events count as tracked, in seconds since the epoch.
+        """
         connection = self._database.connection
         oldest = "SELECT id FROM dead ORDER BY died_at, id LIMIT ?"
         connection.execute(

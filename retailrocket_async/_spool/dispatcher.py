@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import CloseReport, Stats
 
 _LOOK: Final = 0.1
-"""Seconds between two looks whether requests still succeed, while a close waits for them."""
+"""Seconds between two checks whether requests still succeed, while a close waits for them."""
 
 
 class SpooledDispatcher:

@@ -22,7 +22,7 @@ _SHORT: Final = 0.0005
 """Seconds by which the pauses between the first attempts grow; a transaction takes about as long."""
 
 _ATTEMPTS: Final = 5
-"""Attempts without waiting, before a caller waits in the system's queue, which is fair and costs a thread."""
+"""Attempts before a caller waits in the system's queue, which is fair and costs a thread."""
 
 _CHANGES: Final = 5
 """How often the file may be replaced during one call, before the call fails."""

@@ -1,4 +1,4 @@
-"""Moves events from a spool's file to the engine while this process holds the lease, and their outcomes back.
+"""Forwards events from a spool's file to the engine while this process holds the lease, and their outcomes back.
 
 ::
 
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer import SpoolWriter
 
 _LEASE_POLL: Final = 0.5
-"""Seconds between two looks whether the lease is free; and before the next attempt after the file failed."""
+"""Seconds between two attempts to acquire the lease, and between two attempts after the file failed."""
 
 _READ_POLL: Final = 0.05, 0.25
-"""Seconds between two looks for events of other processes: at first, and after a while without any."""
+"""Seconds between two reads of the file, if it had no more events: the shortest and the longest pause."""
 
 _LOG_POLL: Final = 0.1
-"""Seconds between two looks for outcomes that another process has written for events of this one."""
+"""Seconds between two reads of the log of outcomes, while another process sends the events of this one."""
 
 
 class EngineReceipt(Receipt):
-    """The receipt that the engine settles for an event of the file; its caller has a `SpoolReceipt`.
+    """The engine's receipt of an event of the file. The caller of `track` has another one, a `SpoolReceipt`.
 
     Attributes:
         id: the id of the event.
@@ -68,7 +68,7 @@ class EngineReceipt(Receipt):
 
 
 class Forwarder:
-    """Feeds the engine from the file, and settles in the file what the engine has ended.
+    """Feeds the engine with events of the file, and writes the outcomes that the engine reports.
 
     Args:
         writer: runs jobs with the file.
@@ -105,7 +105,7 @@ class Forwarder:
         self._once = once
         self._keyed = keyed
         self._max_age = max_age
-        # The engine expects events in the order of the times at which they came.
+        # The time of the last event that was fed: the engine expects events in the order of their times.
         self._came_at = 0.0
         # Whether events that stay in the file may have been sent by this process.
         self._left_maybe_sent = False
@@ -128,7 +128,7 @@ class Forwarder:
     # --- feeding ------------------------------------------------------------------------------------------------------
 
     async def run(self, process_events: ProcessEvents) -> None:
-        """Feed the engine until `stop` is called; look for outcomes while any of `process_events` waits for one."""
+        """Feed the engine until `stop`; without the lease poll the log, if any of `process_events` has no outcome."""
         pause = _READ_POLL[0]
         reader = self.reader
         while not self._stopped:
@@ -160,7 +160,7 @@ class Forwarder:
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
-        """Give up the events that are with the engine: another process sends them, or they are lost (`file_gone`)."""
+        """Withdraw all events from the engine: another process sends them, or they are lost with the file."""
         self.reader.sending = False
         self._left_maybe_sent = False
         self._handing_over = True
@@ -218,7 +218,7 @@ class Forwarder:
             self._engine.hurry()
 
     def appended(self) -> None:
-        """Read soon: events were added to the file."""
+        """Read the file soon, as events were added to it."""
         if self.sending and self._window.is_worth_reading():
             self._wake_up()
 
@@ -239,7 +239,7 @@ class Forwarder:
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Have the outcome of events of the file written, or keep them in the file; return their outcome.
+        """Write the outcome of a batch of events of the file, or keep them in the file; return the outcome to report.
 
         The engine calls it when it ends a batch, before it settles the receipts.
         """
@@ -281,12 +281,12 @@ class Forwarder:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Feed the engine no more."""
+        """Stop feeding the engine."""
         self._stopped = True
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Let another process send, once the outcomes of all events that were fed are written."""
+        """Have the lease released after the outcomes of all events that were fed are written."""
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -308,7 +308,7 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return the outcome of events that another process may have sent before this one ended them with `outcome`."""
+    """Return `outcome` as it is for events that another process may have sent before."""
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)

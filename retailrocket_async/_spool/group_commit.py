@@ -1,4 +1,4 @@
-"""Writes the events and jobs that have come in one transaction, or refuses them; in the writer's thread."""
+"""Writes the events and jobs that wait in one transaction, or refuses them; runs in the writer's thread."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class GroupCommit:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def write(self) -> bool:
-        """Write what waits and fits; return False if there is no room for the next event.
+        """Write the jobs and the events that fit; return False if there is no room for the next event.
 
         Raises:
             SpoolFileFullError: the disk has no room for the transaction.
@@ -101,7 +101,7 @@ class GroupCommit:
         entries, jobs = self.unwritten.entries[:fitting], self.jobs[:1] if self.tight else list(self.jobs)
         self.size = fitting + len(jobs)
         with self._transaction():
-            # Jobs first: one that reads must not come to events that the reader is about to claim.
+            # Jobs run first: a job that reads must not see the events that the reader is about to claim.
             results = [job.run(self._file) for job in jobs]
             last, claimed = self._append(entries)
         for job in jobs:
@@ -174,7 +174,7 @@ class GroupCommit:
         self._unsure = None
 
     def resolve_unsure(self) -> None:
-        """Look whether a transaction that raised is in the file, so that none of its events is written twice.
+        """Find out whether a transaction that raised is in the file, so that its events are not written twice.
 
         Events of it that were refused meanwhile are removed; the others count as written.
         """
@@ -200,7 +200,7 @@ class GroupCommit:
     # --- refusing -----------------------------------------------------------------------------------------------------
 
     def refuse_overflow(self, late: float) -> None:
-        """Note that the spool is full, and refuse or drop what waits, as `overflow` says.
+        """Mark the spool as full, and refuse or drop the events that wait, as `overflow` says.
 
         Args:
             late: with ``overflow="wait"``, only events that came at this moment or before are refused.
@@ -237,7 +237,7 @@ class GroupCommit:
             self._refused(withdrawn, None)
 
     def fail_jobs(self, error: SpoolError, *, keep: bool = False) -> None:
-        """Fail the jobs whose result somebody waits for; `keep` says whether the others go on waiting."""
+        """Fail the jobs with a future; `keep` says whether the other jobs stay, to be tried again."""
         failed = [job.done for job in self.jobs if job.done is not None]
         self.jobs = [job for job in self.jobs if job.done is None] if keep else []
         for done in failed:

@@ -1,4 +1,4 @@
-"""What the writer's thread does with the file besides adding events: settlements, reads, and marks."""
+"""Jobs of the writer's thread: all that it does with the file besides adding events."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Job:
 
 
 class PendingSettlements:
-    """The settlements that the loop has handed to the thread, and whose log entries did not come back yet."""
+    """The settlements that the thread was given, and whose entries in the log were not read back yet."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Settlement, Job]] = deque()
 
     def add(self, settlement: Settlement, job: Job) -> None:
-        """Note that `job` writes `settlement`, and forget those whose log entries came back."""
+        """Add a settlement that `job` writes, and remove those whose entries were read back."""
         while self._pending and self._pending[0][1].reported:
             self._pending.popleft()
         self._pending.append((settlement, job))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from retailrocket_async._delivery.rate_limiter import Limiter, Permit
 
 _LOOK: Final = 0.05
-"""Seconds between two looks whether this process still holds the lease, after it was stopped."""
+"""Seconds between two checks whether this process still holds the lease, after it was stopped."""
 
 
 class LeasedLimiter:

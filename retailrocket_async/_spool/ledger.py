@@ -65,21 +65,21 @@ class SpoolLedger:
     # --- events in the file -------------------------------------------------------------------------------------------
 
     def settle_log(self, log: Iterable[LogEntry]) -> None:
-        """Give events the outcomes that entries of the log name."""
+        """Settle events of this process as entries of the log say."""
         for entry in log:
             self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
 
     def settle_kept(self, kept: Iterable[tuple[list[Range], Kept | Abandoned]]) -> None:
-        """Give events their outcomes that were with the engine, and ended without an answer."""
+        """Settle events that the engine ended without an answer from the API; see `Forwarder.kept`."""
         for ids, outcome in kept:
             self.process_events.settled(ids, outcome)
 
     def settle_unknown(self, waiting: Iterable[int]) -> None:
-        """End all events but those in `waiting`: the log does not hold their outcomes any more."""
+        """Settle all events but those in `waiting` as `Abandoned`: the log does not hold their outcomes any more."""
         self.process_events.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
 
     def settle_pending(self, settlements: Iterable[tuple[Settlement, bool]], *, file_gone: bool) -> None:
-        """Give events the outcomes that were to be written.
+        """Settle events whose outcomes were passed to the writer, and did not come back in the log.
 
         Args:
             settlements: the outcomes, each with whether it is in the file.
@@ -92,13 +92,13 @@ class SpoolLedger:
             self.process_events.settled(settlement.ids, outcome, name)
 
     def lose(self) -> int:
-        """End all events: they were lost with their file. Return how many they were."""
+        """Settle all events as lost with their file; return how many they were."""
         lost = self.process_events.pending
         self.process_events.forget([], _LOST)
         return lost
 
     def keep(self, sent_to: int | None) -> None:
-        """End all events: they stay in the file.
+        """Settle all events as `Kept`: they stay in the file.
 
         Args:
             sent_to: the id up to which another process may have sent them; None if that is not known.

@@ -1,4 +1,4 @@
-"""Reads the log of outcomes, in the writer's thread, and notifies the loop of new entries."""
+"""Reads the log of outcomes in the writer's thread, and passes new entries to the event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LogReader:
-    """A reader's position in the log of outcomes.
+    """Reads the log of outcomes from where it stopped last.
 
     Args:
         file: the open file.
@@ -35,21 +35,21 @@ class LogReader:
         self._written: list[Job] = []
 
     def start(self, *, anew: bool) -> None:
-        """Begin after the entries that are in the log, unless reading has begun.
+        """Skip the entries that are in the log now, if nothing was read before.
 
         Args:
-            anew: begin in any case, as another file is open now.
+            anew: skip them in any case, as another file is open now.
         """
         if anew or self._seq is None:
             self._seq = None
             self._seq = self._file.log.last()
 
     def wrote(self, jobs: Sequence[Job]) -> None:
-        """Note jobs whose transaction is in the file: the next `read` comes to their entries."""
+        """Add jobs that are in the file: the next `read` returns their entries, and marks them as reported."""
         self._written += jobs
 
     def read(self) -> None:
-        """Read on to the end of the log, and notify the loop of new entries."""
+        """Read the log to its end, and notify the loop of new entries."""
         parts: list[list[LogEntry]] = []
         missed = False
         seq = self._seq or 0
@@ -70,7 +70,7 @@ class LogReader:
             post(self._loop, self._listener.missed)
 
     def catch_up(self, spans: Sequence[Range]) -> tuple[list[int], list[LogEntry]]:
-        """Return which ids of `spans` wait, and the entries that were not read; needs a transaction, for one moment."""
+        """Return the ids of `spans` that wait, and the entries not read yet; needs a transaction for both."""
         log: list[LogEntry] = []
         while more := self._file.log.after(log[-1].seq if log else self._seq or 0):
             log += more

@@ -162,7 +162,7 @@ class ProcessEvents:
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
-        """Return when every event that is here now has its outcome; `finished` is a new future of the loop."""
+        """Return when every event that was added before this call has its outcome; `finished` is a new future."""
         if self.pending:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 

@@ -34,11 +34,11 @@ class ReaderListener(Protocol):
         """Events were read, and their ids are recorded as read."""
 
     def damage_found(self, count: int) -> None:
-        """So many damaged events became dead letters."""
+        """Damaged events became dead letters; `count` is their number."""
 
 
 class SpoolReader:
-    """The reader's side of a spool; all methods but `may_send` are called in the writer's thread.
+    """Reads events in the order of their ids; all methods but `may_send` are called in the writer's thread.
 
     Args:
         listener: notified in the loop.
@@ -77,11 +77,11 @@ class SpoolReader:
     # --- the lease ----------------------------------------------------------------------------------------------------
 
     def acquire_lease(self, file: SpoolFile) -> int | None:
-        """Take the lease if it is free; return the id up to which another process may have sent, None if it is not."""
+        """Take the lease if it is free; return the id up to which others may have sent, None without the lease."""
         return file.events.read_to() if file.lease.acquire() else None
 
     def lease_acquired(self, read_before: int | None) -> None:
-        """Begin to read if `acquire_lease`, whose result this is, got the lease; after its transaction."""
+        """Begin to read unless `read_before`, the result of `acquire_lease`, is None; call it after the transaction."""
         if read_before is not None and not self._has_lease:
             self.read_before = read_before
             self._cursor = 0
@@ -94,17 +94,17 @@ class SpoolReader:
         self._renewed_at = moment
 
     def lease_lost(self) -> None:
-        """Read no more: another process holds the lease, or another file is open."""
+        """Stop reading: another process holds the lease, or another file is open."""
         self._has_lease = False
 
     def may_send(self) -> bool:
-        """Whether no other process can hold the lease, as this one was not stopped for too long; for any thread."""
+        """Whether this process surely holds the lease, because it was renewed recently; may be called in any thread."""
         return not self.sending or self._clock() - self._renewed_at <= self._lease_validity
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, file: SpoolFile) -> Rows:
-        """Read on, and record in the file what was read; damaged events become dead letters. In a transaction."""
+        """Return the next events, record them as read, and make damaged ones dead letters; needs a transaction."""
         if not self._has_lease:
             return Rows([], [], [])
         events = file.events
@@ -113,7 +113,7 @@ class SpoolReader:
             events.mark_read(max(rows.ids[-1], self.read_before))
         self._damaged = len(events.damaged)
         for before in (False, True):
-            # They cannot be sent: the API would refuse a whole batch because of one of them.
+            # A damaged event cannot be sent: the API would refuse its whole batch.
             ids = [number for number in events.damaged if (number <= self.read_before) is before]
             if ids:
                 outcome = Abandoned(reason="damaged", maybe_recorded=before, attempts=0)
@@ -121,16 +121,18 @@ class SpoolReader:
         return rows
 
     def was_read(self, rows: Rows) -> None:
-        """Hand what `read` returned to the loop, and continue after it; after its transaction."""
+        """Pass the result of `read` to the loop, and move the cursor behind it; call it after that transaction."""
         if self._damaged:
             post(self._loop, self._listener.damage_found, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
-            # From here, not by the caller of `read`: events that are written later must reach the engine later.
+            # Posted here, in the writer's thread, so that events that are written later reach the engine later.
             post(self._loop, self._listener.events_read, rows)
 
     def claims(self, file: SpoolFile, first: int, last: int) -> bool:
-        """Whether events that are being written go to the engine without being read; record it. In a transaction.
+        """Claim events that are being written, if the engine may get them without a read; return whether it may.
+
+        Claimed events are recorded as read; needs a transaction.
 
         Args:
             file: the file.
@@ -145,5 +147,5 @@ class SpoolReader:
         return True
 
     def claimed(self, last: int) -> None:
-        """Continue after claimed events, the last of which has the id `last`; after their transaction."""
+        """Move the cursor behind claimed events, the last with the id `last`; call it after their transaction."""
         self._cursor = last

@@ -1,4 +1,4 @@
-"""A spool in use: the writer, the forwarder, and what follows from their reports, from the first event to the close."""
+"""Runs a spool from the first event to the close: owns writer and forwarder, and acts on the writer's reports."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.spool import SqliteSpool
 
 _CATCH_UP_AGAIN: Final = 0.5
-"""Seconds until the file is asked again for outcomes that the log does not hold any more, if it could not be read."""
+"""Seconds until `missed` looks up missing outcomes again, after the file could not be read."""
 
 _GRACE: Final = 1.0
-"""Seconds that a close waits for the file to be closed, beyond its deadline; after that only the thread waits."""
+"""Seconds beyond its deadline that a close waits for the thread to close the file."""
 
 
 class RunningSpool:
@@ -80,7 +80,7 @@ class RunningSpool:
         window = Window(
             # The events in flight, and as many again to fill the next batches from.
             2 * batching.max_in_flight * batching.max_events,
-            # A quarter of a small spool at most, so that its oldest events can be dropped for new ones.
+            # At most a quarter of the spool, so that enough events are not in flight, and `drop_oldest` may drop them.
             min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
         )
         self.forwarder = Forwarder(
@@ -90,7 +90,7 @@ class RunningSpool:
             once=once,
             keyed=batching.ordered or batching.by_session,
             max_age=spool.max_age,
-            # Half of the time-out of the lease: the other half is left for a request that has just begun.
+            # Half of the lease's time-out, so that a request of the last moment has the other half to end.
             lease_validity=file.lease.timeout / 2,
             clock=loop.time,
         )
@@ -115,7 +115,7 @@ class RunningSpool:
         await self.writer.submit(lambda _: None)
 
     async def settled_all(self) -> None:
-        """Return when all events of this process that are in the file now have an outcome."""
+        """Send without linger, and return when all events of this process that are in the file now have an outcome."""
         affinity, forwarder = self._engine.affinity, self.forwarder
         flushed = affinity.create_task(self._ledger.process_events.flushed(affinity.enter().create_future()))
         try:
@@ -128,9 +128,9 @@ class RunningSpool:
             forwarder.skip_linger = False
 
     async def end(self) -> None:
-        """Release the lease, close the file, and give every event its outcome; the engine is closed before."""
+        """Release the lease, close the file, and give every event its outcome; call it after the engine was closed."""
         writer, forwarder = self.writer, self.forwarder
-        # A process that sends knows what it has sent. What another process has read to send is recorded in the file.
+        # If this process sends, the reader knows which events others may have sent; if not, the file has it recorded.
         asked = None if forwarder.sending else writer.submit(lambda file: file.events.read_to())
         sent_to: int | None = forwarder.reader.read_before
         forwarder.release_lease()
@@ -172,7 +172,7 @@ class RunningSpool:
             self.forwarder.appended()
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
-        """Raise the error for callers that wait; count other events as dropped."""
+        """Raise `error` in the callers that wait; drop the events of other callers."""
         self.writer.waiting -= len(entries)
         for envelope, receipt, admitted in entries:
             if admitted is not None and admitted.done():
@@ -180,7 +180,7 @@ class RunningSpool:
             if error is not None and admitted is not None:
                 admitted.set_exception(error)
                 continue
-            # It was dropped, or there is no caller to raise the error for.
+            # The spool drops events, or this caller does not wait, so that no error can be raised in it.
             dropped = Dropped(reason="overflow")
             self._ledger.drop_direct(dropped, [receipt.event_name])
             self._engine.intake.end(envelope, receipt, dropped)
@@ -192,14 +192,14 @@ class RunningSpool:
         self._ledger.settle_log(log)
 
     def missed(self) -> None:
-        """Find the events of this process whose outcomes the log does not hold any more."""
+        """Look up which events of this process wait, and end those whose outcomes the log does not hold any more."""
         self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:
         if found.cancelled():
             return
         if found.exception() is not None:
-            # Nothing else would make the writer report these events again.
+            # The writer reports a gap in the log only once.
             if not self.writer.over:
                 self._engine.affinity.call_later(_CATCH_UP_AGAIN, self.missed)
             return

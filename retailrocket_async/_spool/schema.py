@@ -32,7 +32,7 @@ _MIGRATIONS: Final = (
 """Statements that turn each version of the schema into the next one; `PRAGMA user_version` counts those that ran."""
 
 _HEADROOM: Final = 1 << 20
-"""Bytes that SQLite may use above the bound for events: the statements that make room need room themselves."""
+"""Bytes that SQLite may use beyond `max_bytes`: the statements that remove events need room themselves."""
 
 _CHECKED_ALWAYS: Final = 32 << 20
 """Bytes of the largest database that is checked for damage whenever it is opened: some 5 ms a MiB."""

@@ -1,4 +1,4 @@
-"""The event loop's side of writing: hands events and jobs to the writer's thread."""
+"""Passes events and jobs from the event loop to the writer's thread."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class SpoolWriter:
         self._put_job(job)
 
     def pop_unsettled(self) -> list[tuple[Settlement, bool]]:
-        """Return the settlements that were not read back from the log, and forget them; True with those in the file."""
+        """Remove and return the settlements not yet read back from the log, each with whether it is in the file."""
         return self._settlements.pop_all()
 
     def submit(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
@@ -138,11 +138,11 @@ class SpoolWriter:
         self._put_job(Job(run, term=self.term if with_lease else None))
 
     def poll_log(self) -> None:
-        """Have the log of outcomes read, to which other processes write, too."""
+        """Have the log of outcomes read, since other processes may have written to it."""
         self.submit_until_done(_nothing)
 
     def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[LogEntry]]]:
-        """Return the future of which ids of `spans` wait, and of the log entries up to the same moment."""
+        """Return a future of two lists of one moment: the ids of `spans` that wait, and the log's new entries."""
         log = self._work.log
         return self.submit(lambda _: log.catch_up(spans), log.caught_up)
 
@@ -168,4 +168,4 @@ class SpoolWriter:
 
 
 def _nothing(_: SpoolFile) -> None:
-    """Do nothing: the log is read after every job."""
+    """Do nothing. The thread reads the log after every job, so this job makes it do so."""

@@ -41,28 +41,28 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _GROUP: Final = 1000
-"""Events in one transaction at most: the loop notifies so many callers in a millisecond or two."""
+"""Events in one transaction at most; the loop needs a millisecond or two to give so many callers their receipts."""
 
 _GROUP_BYTES: Final = 8 << 20
 
 _SPACING: Final = 0.003
-"""Seconds between two small transactions. A caller that awaits each of its events is alone in them, and not delayed."""
+"""Seconds between two small transactions. Transactions of one event, of a single caller, are not delayed."""
 
 _LARGE: Final = 100
-"""Events and jobs from which on a transaction is not small."""
+"""Number of events and jobs from which on a transaction counts as large."""
 
 _RETRY: Final = 0.05
 """Seconds between two attempts to write events that wait for room, or for the file."""
 
 _INTERVAL: Final = 0.5
-"""Seconds between two rounds of maintenance; with `durability="interval"` a power cut may cost that long."""
+"""Seconds between two rounds of maintenance; a power cut loses the events of this time with `durability="interval"`."""
 
 _REOPEN: Final = 0.25
 """Seconds between two attempts to open a file that failed."""
 
 
 class WriterThread:
-    """The work of the thread, until it has ended.
+    """The function of the writer's thread, and its state.
 
     The arguments are those of `SpoolWriter`.
 
@@ -137,13 +137,13 @@ class WriterThread:
         except BaseException as error:  # noqa: BLE001 - without a report callers would wait for ever
             defect = error
         for last in (functools.partial(self._report_defect, defect), self._refuse_all, self._file.close):
-            # Each of them, whatever the one before raises.
+            # An error of one must not keep the others from being called.
             with suppress(BaseException):
                 last()
         post(self._loop, self.refuse_rest)
 
     def _step(self) -> bool:
-        """Do what there is to do; return whether to go on. If this raises anything, the next step tries again."""
+        """Do one round of work; return False at the end. After an error the next round tries again."""
         failed: SpoolError | None = None
         try:
             if not self._goes_on():
@@ -185,7 +185,7 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """Have the loop stop sending, and wait for it: then another process may have the lease."""
+        """Make the loop stop sending, and wait until it has: the lease is released after this."""
         if defect is None:
             return
         self._end_reason = SpoolError(
@@ -205,10 +205,10 @@ class WriterThread:
     # --- collecting ---------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Wait for something to do, and take what there is, up to a group."""
+        """Wait for an item in the queue, and take items up to a full group."""
         try:
             self._take(self.queue.get(timeout=_RETRY if self._group else _INTERVAL))
-            # The first item is noted before the wait for more, which may raise.
+            # The first item is stored before this wait, which may raise.
             self._wait_for_more()
             entries = self._unwritten.entries
             size = size_of(entries)
@@ -220,7 +220,7 @@ class WriterThread:
             self._unwritten.stamp(self._clock())
 
     def _take(self, item: Entry | Job | None) -> int:
-        """Note an item of the queue; return its bytes if it is an event."""
+        """Store an item of the queue; return its bytes if it is an event, else 0."""
         if type(item) is tuple:
             self._unwritten.entries.append(item)
             return len(item[0])
@@ -232,7 +232,7 @@ class WriterThread:
         return 0
 
     def _wait_for_more(self) -> None:
-        """Wait a moment if small groups follow one another: each costs as much as a hundred events."""
+        """Wait a moment for more items if the last transaction was small: each costs as much as a hundred events."""
         if 1 < self._group.size < _LARGE and (wait := self._collected_at + _SPACING - self._clock()) > 0.0:
             time.sleep(wait)
         self._collected_at = self._clock()
@@ -240,7 +240,7 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write what waits; if nothing waits, or it is time, do the maintenance."""
+        """Write the events and jobs that wait; do the maintenance if none waits or it is due."""
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -262,7 +262,7 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """Show other processes that this one sends, and the reader that no other one does."""
+        """Renew the lease if this process holds it, and let the reader know."""
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
@@ -270,7 +270,7 @@ class WriterThread:
             self.reader.lease_renewed(began)
 
     def _lose_lease(self) -> None:
-        """Stop sending: jobs of the term that ends here are skipped."""
+        """Release the lease and begin a new term: jobs of the old term are skipped."""
         self._group.term += 1
         if self.reader is not None:
             self.reader.lease_lost()
@@ -307,7 +307,7 @@ class WriterThread:
             replaced = self._file.generation != self._generation
             if replaced:
                 if self._generation:
-                    # Ids of the old file mean other events in this one, or none.
+                    # Ids of the old file stand for other events in the new one.
                     self._group.forget_unsure()
                     self._lose_lease()
                     post(self._loop, self._listener.replaced)
@@ -327,7 +327,7 @@ class WriterThread:
             time.sleep(_REOPEN)
 
     def _failed(self, error: SpoolError) -> None:
-        """Have the file opened again; events wait for it as they wait for room."""
+        """Report an error, have the file opened again, and refuse the events that waited too long."""
         ever_open = self._generation > 0
         if not isinstance(error, SpoolBusyError):
             self._is_open = False
