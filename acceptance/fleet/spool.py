@@ -278,11 +278,11 @@ def _drain_lock(directory: str) -> Iterator[None]:
     def beat() -> None:
         # Without it the process that fills the spool takes over, and its backlog is delivered meanwhile.
         while not over.wait(1.0):
-            file.beat()
+            file.lease.beat()
 
     beating = threading.Thread(target=beat)
     try:
-        assert file.lead()
+        assert file.lease.acquire()
         beating.start()
         yield
     finally:

@@ -10,6 +10,8 @@ import operator
 from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from retailrocket_async._delivery.counts import OutcomeCounts
+from retailrocket_async._delivery.flushes import Flushes
 from retailrocket_async._delivery.hooks import Hooks
 from retailrocket_async._errors import error_for
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected
@@ -77,7 +79,7 @@ class Ledger:
         self.hooks = Hooks(affinity, on_outcome, on_state_change, most=most_told, failed=self.hook_failed)
         self._keeps = False
         self.quiet = False
-        self._flushes: list[_Flush] = []
+        self._flushes = Flushes()
         self._told: set[Hashable] = set()
         self.undelivered: list[UndeliveredEvent] = []
         self.tracked = self.in_flight = 0
@@ -86,8 +88,7 @@ class Ledger:
         self.retries = 0
         self.splits = 0
         self.limiter_wait = 0.0
-        self._delivered = self._rejected = self._abandoned = self._dropped = self._kept = 0
-        self._dropped_by: dict[str, dict[str, int]] = {}
+        self._counts = OutcomeCounts()
         self._hook_errors = 0
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, tell: bool = True) -> None:
@@ -124,24 +125,12 @@ class Ledger:
 
     def _count(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> Iterable[str]:
         """Count events as settled, here and in the flushes that wait for them; return their names, to be read again."""
-        match outcome:
-            case Delivered():
-                self._delivered += count
-            case Rejected():
-                self._rejected += count
-            case Abandoned():
-                self._abandoned += count
-            case Dropped(reason=reason):
-                self._dropped += count
-                names = tuple(names)
-                by_name = self._dropped_by.setdefault(reason, {})
-                for name in names:
-                    by_name[name] = by_name.get(name, 0) + 1
-            case Kept():
-                self._kept += count
+        if isinstance(outcome, Dropped):
+            names = tuple(names)
+        self._counts.add(outcome, count, names)
         if opened_in:
             for flush in self._flushes:
-                flush.count_down(opened_in)
+                flush.count_down(sum(generation <= flush.last for generation in opened_in))
         return names
 
     def _announce(self, outcome: Outcome, count: int, names: Iterable[str]) -> None:
@@ -168,12 +157,7 @@ class Ledger:
 
     async def flushed(self, generation: int, count: int, finished: Future[None]) -> None:
         """Return when `count` batches and direct sends, all those open of `generation` and before, are settled."""
-        flush = _Flush(generation, count, finished)
-        self._flushes.append(flush)
-        try:
-            await finished
-        finally:
-            self._flushes.remove(flush)
+        await self._flushes.wait(generation, count, finished)
 
     def tell_once(self, key: Hashable, level: int, message: str, *args: object) -> None:
         """Log the first of its kind; the rest shows in `stats`, and what carries events goes to `on_outcome`."""
@@ -190,10 +174,10 @@ class Ledger:
         """Return a snapshot of the books and of the buffer."""
         return Stats(
             tracked=self.tracked,
-            delivered=self._delivered,
-            rejected=self._rejected,
-            abandoned=self._abandoned,
-            dropped=self._dropped,
+            delivered=self._counts.delivered,
+            rejected=self._counts.rejected,
+            abandoned=self._counts.abandoned,
+            dropped=self._counts.dropped,
             pending=buffer.events,
             pending_bytes=buffer.bytes,
             in_flight=self.in_flight,
@@ -206,9 +190,9 @@ class Ledger:
             hook_errors=self._hook_errors,
             hook_missed=self.hooks.missed,
             state=state,
-            dropped_by={reason: dict(names) for reason, names in list(self._dropped_by.items())},
+            dropped_by=self._counts.dropped_copy(),
             splits=self.splits,
-            kept=self._kept,
+            kept=self._counts.kept,
         )
 
     def _tell_undelivered(self, batch: Batch, outcome: Undelivered) -> None:
@@ -243,19 +227,3 @@ class Ledger:
         self.tell_once(
             ("hook", name), logging.ERROR, "%s raised %s; it goes on being called", name, type(error).__name__
         )
-
-
-class _Flush:
-    """A caller that waits for `remaining` batches and direct sends of `generation` and before."""
-
-    __slots__ = ("finished", "generation", "remaining")
-
-    def __init__(self, generation: int, remaining: int, finished: Future[None]) -> None:
-        self.generation = generation
-        self.remaining = remaining
-        self.finished = finished
-
-    def count_down(self, opened_in: Sequence[int]) -> None:
-        self.remaining -= sum(generation <= self.generation for generation in opened_in)
-        if self.remaining <= 0 and not self.finished.done():
-            self.finished.set_result(None)

@@ -37,11 +37,7 @@ class needing:  # noqa: N801 - read as a statement: with needing("redis"): impor
         if not isinstance(error, ImportError) or (name := error.name) is None:
             return
         library = name.partition(".")[0]
-<<<<<<< HEAD
         if library == "retailrocket_async":
-=======
-        if library == __name__.partition(".")[0]:
->>>>>>> hub/from-A
             return
         absent = isinstance(error, ModuleNotFoundError)
         reason = f"{library} is not installed" if absent else f"another version of {library} is needed ({error.msg})"

@@ -13,21 +13,11 @@ from retailrocket_async._receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Protocol
 
-    from retailrocket_async._errors import RetailRocketError, SpoolError, SpoolFullError
+    from retailrocket_async._errors import RetailRocketError
     from retailrocket_async._events.envelopes import EnvelopeReader, Examined
     from retailrocket_async._events.models import Event
-
-    class GroupIntake(Protocol):
-        """Writes events, given by name and envelope, together; see `SpoolIntake`."""
-
-        async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]: ...
-
-        async def accept_group(
-            self, events: Sequence[tuple[str, bytes]]
-        ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]: ...
-
+    from retailrocket_async._spool.intake import SpoolIntake
 
 _GROUP: Final = 500
 """Events that are written together."""
@@ -35,7 +25,7 @@ _GROUP: Final = 500
 
 async def accept_many(
     events: Iterable[Event] | AsyncIterable[Event],
-    intake: GroupIntake,
+    intake: SpoolIntake,
     *,
     prepare: Callable[[Event], tuple[str, bytes] | Receipt],
 ) -> list[Receipt]:
@@ -79,7 +69,7 @@ async def accept_many(
 
 
 async def accept_envelopes(
-    envelopes: Sequence[bytes], reader: EnvelopeReader, intake: GroupIntake
+    envelopes: Sequence[bytes], reader: EnvelopeReader, intake: SpoolIntake
 ) -> list[Receipt | EventValidationError]:
     """Accept the events that envelopes describe, in order; see `Engine.accept_envelopes`.
 

@@ -1,4 +1,4 @@
-"""A lock that one process at a time holds, and that the system gives back when the process dies, however it dies."""
+"""A lock that one process at a time holds; the system releases it when the process dies, however it dies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 _SHORT: Final = 0.0005
-"""Seconds between the first attempts to take a lock that is held; a transaction takes about as long."""
+"""Seconds by which the pauses between the first attempts grow; a transaction takes about as long."""
 
 _ATTEMPTS: Final = 5
 """Attempts before a caller waits in the system's queue, which is fair and costs a thread."""
 
 _CHANGES: Final = 5
-"""Times that the file may be replaced while one call takes the lock."""
+"""How often the file may be replaced during one call, before the call fails."""
 
 
 class LockTimeoutError(OSError):
@@ -33,14 +33,17 @@ class LockTimeoutError(OSError):
 
 
 class FileLock:
-    """An advisory lock on a file of its own; fair: who waits for longer than some ms waits in the system's queue.
+    """An advisory lock on a file of its own; fair, as a caller that waits for some ms enters the system's queue.
 
     The lock counts only while its file is the one at `path`: if somebody removes or replaces the file, a holder of the
-    old one holds nothing (`is_current`).
+    old file holds nothing (see `is_current`).
 
     Args:
         path: the file; created for this user alone if it does not exist, never removed.
-        system: makes the calls.
+        system: makes the calls to the system.
+
+    Attributes:
+        owned: whether this process holds the lock since a call of `acquire_now` or `seize`, as far as it knows.
     """
 
     def __init__(self, path: Path, system: System = SYSTEM) -> None:
@@ -48,15 +51,15 @@ class FileLock:
         self._system = system
         self._file: int | None = None
         self._queue: _Queue | None = None
-        self.mine = False
+        self.owned = False
         watch_forks(self)
 
     @contextmanager
     def held(self, timeout: float | None = None) -> Generator[None]:
-        """Hold the lock.
+        """Hold the lock during the block.
 
         Args:
-            timeout: seconds to wait for it; default None, for ever.
+            timeout: seconds to wait for it; default None, without limit.
 
         Raises:
             LockTimeoutError: another process has held it for `timeout` seconds.
@@ -81,14 +84,14 @@ class FileLock:
             except BaseException:
                 self.release()
                 raise
-            # Others lock the file that replaced this one.
+            # Other processes lock the file that replaced this one.
             self.release()
         raise LockTimeoutError(errno.ETIMEDOUT, f"{self._path.name} is replaced again and again")
 
     def _taken(self, file: int, deadline: float | None) -> bool:
         import fcntl  # noqa: PLC0415 - Windows has none
 
-        # With a thread in the queue this call must not take the lock beside it: that thread would give it back.
+        # While a thread waits in the queue, this call must not take the lock itself: that thread would release it.
         queued = self._queue is not None and self._queue.pending
         for attempt in range(0 if queued else _ATTEMPTS):
             try:
@@ -102,7 +105,7 @@ class FileLock:
         return self._queue.wait(None if deadline is None else deadline - time.monotonic())
 
     def _unlock(self) -> None:
-        """Give the lock back; closing the file does so, too, if unlocking fails: what was written stays written."""
+        """Release the lock; if the call fails, close the file, which releases it as well. A commit stays valid."""
         import fcntl  # noqa: PLC0415 - as above
 
         if self._file is not None:
@@ -112,11 +115,11 @@ class FileLock:
                 self.release()
 
     def acquire_now(self) -> bool:
-        """Take the lock, unless another process has it; return whether this one has it now."""
+        """Take the lock unless another process holds it; return whether this process holds it now."""
         import fcntl  # noqa: PLC0415 - as above
 
         for _ in range(_CHANGES):
-            if self.mine and self.is_current():
+            if self.owned and self.is_current():
                 return True
             held = True
             try:
@@ -125,7 +128,7 @@ class FileLock:
                 held = False
             try:
                 if self.is_current():
-                    self.mine = held
+                    self.owned = held
                     return held
             except BaseException:
                 self.release()
@@ -134,9 +137,9 @@ class FileLock:
         return False
 
     def seize(self) -> None:
-        """Take the lock from a process that is stopped: put a new file, locked, in the place of the one it holds.
+        """Take the lock from a process that is stopped: replace the file that it has locked by a new, locked one.
 
-        The caller sees to it that one process at a time does this.
+        Callers make sure that one process at a time does this, by another lock.
         """
         import fcntl  # noqa: PLC0415 - as above
 
@@ -149,7 +152,7 @@ class FileLock:
         except BaseException:
             self._close(file)
             raise
-        self._file, self.mine = file, True
+        self._file, self.owned = file, True
 
     def is_current(self) -> bool:
         """Whether the file that is open is the one at `path`."""
@@ -162,27 +165,27 @@ class FileLock:
         here = self._system.fstat(self._file)
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
-    def beat(self) -> None:
-        """Show others that the holder is alive: see `last_beat`."""
+    def heartbeat(self) -> None:
+        """Show other processes that the holder is alive; see `last_heartbeat`."""
         if self._file is not None:
             self._system.touch(self._file)
 
-    def last_beat(self) -> tuple[int, int]:
-        """Return a value that changes whenever the holder calls `beat`."""
+    def last_heartbeat(self) -> tuple[int, int]:
+        """Return a value that changes whenever the holder calls `heartbeat`."""
         found = self._system.stat(self._path)
         return found.st_ino, found.st_mtime_ns
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if it is not held."""
-        file, self._file, self.mine = self._file, None, False
+        """Release the lock and close its file; nothing happens if the lock is not held."""
+        file, self._file, self.owned = self._file, None, False
         queue, self._queue = self._queue, None
         # A thread that waits for the lock closes the file when it has it.
         if file is not None and (queue is None or queue.leave()):
             self._close(file)
 
     def after_fork(self) -> None:
-        """Forget what belongs to the parent: a child shares the lock, and would hold it on when the parent dies."""
-        file, self._file, self.mine, self._queue = self._file, None, False, None
+        """Close the file in a forked child: it shares the lock, and would still hold it after the parent has died."""
+        file, self._file, self.owned, self._queue = self._file, None, False, None
         if file is not None:
             self._close(file)
 
@@ -197,23 +200,25 @@ class FileLock:
 
 
 class _Queue:
-    """A place in the system's queue for a lock: a thread waits there, as that call has no time-out of its own."""
+    """A place in the system's queue for a lock: a thread waits there, since the system's call has no time-out."""
 
     def __init__(self, file: int, system: System) -> None:
         self._file = file
         self._system = system
         self._changed = threading.Condition()
+        # Whether the thread waits, whether the caller waits for it, whether the caller has left for good, and whether
+        # the thread took the lock for the caller.
         self._asked = self._wanted = self._left = self._taken = False
         self._error: BaseException | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether the thread waits for the lock, or gives it back."""
+        """Whether the thread waits for the lock, or releases it."""
         with self._changed:
             return self._asked
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the lock; return whether this process has it now."""
+        """Wait for the lock for `timeout` seconds, None for no limit; return whether this process holds it now."""
         with self._changed:
             self._wanted = True
             if not self._asked:
@@ -230,7 +235,7 @@ class _Queue:
         return taken
 
     def leave(self) -> bool:
-        """Give the place up; return whether the caller closes the file."""
+        """Leave the queue; return whether the caller has to close the file, which a waiting thread closes itself."""
         with self._changed:
             self._left = True
             return not self._asked
@@ -241,7 +246,7 @@ class _Queue:
         error: BaseException | None = None
         try:
             self._system.flock(self._file, fcntl.LOCK_EX)
-        except BaseException as raised:  # noqa: BLE001 - it is the caller's
+        except BaseException as raised:  # noqa: BLE001 - raised for the caller
             error = raised
         with self._changed:
             self._asked = False
@@ -249,7 +254,7 @@ class _Queue:
                 self._taken, self._error = error is None, error
                 self._changed.notify_all()
                 return
-            # Nobody waits any more.
+            # The caller does not wait any more.
             with suppress(OSError):
                 if self._left:
                     self._system.close(self._file)
@@ -258,7 +263,7 @@ class _Queue:
 
 
 def open_private(path: Path, flags: int, system: System = SYSTEM) -> int:
-    """Open a file, making it for the owner of its directory alone if it is new: root may be there only to look."""
+    """Open a file and return its descriptor; a new file is private, and the directory's owner's if root opens it."""
     new = not exists(path, system)
     file = system.open(path, flags, 0o600)
     if new and os.geteuid() == 0:

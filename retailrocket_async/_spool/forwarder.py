@@ -1,260 +1,177 @@
-"""Moves events from a spool's file to the engine, while this process is the one that sends, and back what they met.
+"""Forwards events from a spool's file to the engine while this process holds the lease, and their outcomes back.
 
 ::
 
-    file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> every process's own events
+    file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> events of every process
 
-An event that this process has just written itself goes to the engine at once, where nothing else waits before it.
-
-One process at a time holds the drain lock; the others look every half second whether it is free. Only a window of
-events is in memory, however many wait in the file. Ids rise, and the window's end is written down before anything of
-it is sent: whoever comes after a crash knows which events may have been recorded.
+An event that this process has just written goes to the engine without being read if no other event waits before it.
+One process at a time holds the lease; the others look every half second whether it is free. Only a window of events is
+in memory, however many wait in the file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from retailrocket_async._errors import SpoolError
 from retailrocket_async._events.codec import label_of, name_of
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept
 from retailrocket_async._receipt import Receipt
-from retailrocket_async._spool.file import Rows, Settlement, now, ranges
-from retailrocket_async._spool.spool import encode_outcome
+from retailrocket_async._runtime.futures import set_result
+from retailrocket_async._spool.dead_letters import reason_of
+from retailrocket_async._spool.file import Settlement, now
+from retailrocket_async._spool.id_ranges import ranges
+from retailrocket_async._spool.outcome_codec import encode_outcome
+from retailrocket_async._spool.reader import SpoolReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from retailrocket_async._delivery.dispatcher import Dispatcher
-    from retailrocket_async._delivery.rate_limiter import Limiter, Permit
+    from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.batch import Batch
-    from retailrocket_async._spool.file import Range, SpoolFile
-    from retailrocket_async._spool.writer import Entry, SpoolWriter
+    from retailrocket_async._spool.entries import Entry
+    from retailrocket_async._spool.event_table import Rows
+    from retailrocket_async._spool.file import SpoolFile
+    from retailrocket_async._spool.id_ranges import Range
+    from retailrocket_async._spool.process_events import ProcessEvents
+    from retailrocket_async._spool.window import Window
+    from retailrocket_async._spool.writer import SpoolWriter
 
-_AT_ONCE: Final = 500
-"""Events that are read at once: a millisecond for the loop."""
+_LEASE_POLL: Final = 0.5
+"""Seconds between two attempts to acquire the lease, and between two attempts after the file failed."""
 
-_READ_BYTES: Final = 1 << 20
+_READ_POLL: Final = 0.05, 0.25
+"""Seconds between two reads of the file, if it had no more events: the shortest and the longest pause."""
 
-_ELECTION: Final = 0.5
-"""Seconds between two looks whether the process that sends is gone."""
-
-_IDLE: Final = 0.05, 0.25
-"""Seconds between two looks for events of other processes: at first, and later on."""
-
-_TELLING: Final = 0.1
-"""Seconds between two looks for what became of own events, where another process sends them."""
-
-
-_LOOK: Final = 0.05
-"""Seconds between two looks whether this process is still the one that sends, after it was stopped."""
+_LOG_POLL: Final = 0.1
+"""Seconds between two reads of the log of outcomes, while another process sends the events of this one."""
 
 
-class LeasedLimiter:
-    """A limiter that grants nothing while another process may send from the spool in the place of this one.
-
-    Args:
-        limiter: whose permits are granted.
-        may_send: whether no other process sends, as far as this one knows; asked once the permit is there.
-    """
-
-    def __init__(self, limiter: Limiter, may_send: Callable[[], bool]) -> None:
-        self._limiter = limiter
-        self._may_send = may_send
-
-    async def acquire(self) -> Permit | None:
-        """Wait for a permit, and until this process may send."""
-        permit = await self._limiter.acquire()
-        try:
-            while not self._may_send():  # noqa: ASYNC110 - the thread of the spool finds out
-                await asyncio.sleep(_LOOK)
-        except BaseException:
-            if permit is not None:
-                permit.done()
-            raise
-        return permit
-
-    def pause_until(self, deadline: float) -> None:
-        """Pause the limiter."""
-        self._limiter.pause_until(deadline)
-
-    def throttled(self, sent_at: float) -> None:
-        """Tell the limiter of a 429."""
-        self._limiter.throttled(sent_at)
-
-
-class SpooledReceipt(Receipt):
-    """Stands for an event of the file while it is with the engine.
+class EngineReceipt(Receipt):
+    """The engine's receipt of an event of the file. The caller of `track` has another one, a `SpoolReceipt`.
 
     Attributes:
-        id: its id.
-        before: whether a process that died may have sent it.
+        id: the id of the event.
+        maybe_sent: whether another process may have sent the event.
     """
 
-    __slots__ = ("before", "id")
+    __slots__ = ("id", "maybe_sent")
 
-    def __init__(self, event_name: str, number: int, *, before: bool) -> None:
+    def __init__(self, event_name: str, number: int, *, maybe_sent: bool) -> None:
         super().__init__(event_name)
         self.id = number
-        self.before = before
+        self.maybe_sent = maybe_sent
 
 
 class Forwarder:
-    """Feeds the engine; see the module's text.
+    """Feeds the engine with events of the file, and writes the outcomes that the engine reports.
 
     Args:
-        writer: the way to the file.
-        engine: where events go.
-        once: names of events that are not sent again once they may have been recorded.
-        keyed: whether the engine tells visitors from each other.
-        window: events with the engine at most.
-        window_bytes: bytes of their JSON at most.
-        max_age: seconds after which an event is not fed any more.
-        lease: seconds for which this process may send after it was last sure that no other one does.
+        writer: runs jobs with the file.
+        engine: sends the events.
+        window: how many events may be with the engine.
+        once: names of events that are not sent again if they may have been recorded.
+        keyed: whether the engine tells the events of one visitor from those of another.
+        max_age: seconds after which an event is not sent any more.
+        lease_validity: seconds after a renewal of the lease for which this process may send.
         clock: returns the loop's time in seconds, in any thread.
 
     Attributes:
-        leads: whether this process is the one that sends.
-        hurries: whether what is fed is to leave before its linger is over.
-        kept: what became of events that were fed and did not get as far as an answer: they stay in the file, or were
-            lost with it.
-        gone: whether the file is not there any more, so that nothing stays in it.
-        read_before: up to this id another process may have sent events.
+        reader: the part that runs in the writer's thread.
+        skip_linger: whether events leave without waiting for others to fill their batch.
+        kept: the outcomes of events that ended without an answer: they stay in the file, or were lost with it.
+        file_gone: whether the file is not at its path any more, so that no event stays in it.
     """
 
-    def __init__(  # noqa: PLR0913 - what it has to keep
+    def __init__(  # noqa: PLR0913 - its collaborators, and the settings of a spool
         self,
         writer: SpoolWriter,
         engine: Dispatcher,
+        window: Window,
         *,
         once: frozenset[str],
         keyed: bool,
-        window: int,
-        window_bytes: int,
         max_age: float,
-        lease: float,
+        lease_validity: float,
         clock: Callable[[], float],
     ) -> None:
-        self._lease = lease
-        self._clock = clock
         self._writer = writer
         self._engine = engine
+        self._window = window
         self._once = once
         self._keyed = keyed
-        self._window = window
-        self._window_bytes = window_bytes
         self._max_age = max_age
-        self._events = self._bytes = 0
-        # The writer's thread reads on behind it; nobody else touches it while this process leads.
-        self._cursor = 0
-        self._led = False
-        self._alive_at = -math.inf
-        self._damaged = 0
-        self.read_before = 0
+        # The time of the last event that was fed: the engine expects events in the order of their times.
         self._came_at = 0.0
-        self._maybe_left = False
+        # Whether events that stay in the file may have been sent by this process.
+        self._left_maybe_sent = False
+        # Whether events are given up because another process sends them.
+        self._handing_over = False
         self._stopped = False
         self._wake: asyncio.Future[None] | None = None
-        self.leads = False
-        self.hurries = False
+        self.reader = SpoolReader(
+            self, loop=engine.affinity.enter(), window=window, clock=clock, lease_validity=lease_validity
+        )
+        self.skip_linger = False
         self.kept: list[tuple[list[Range], Kept | Abandoned]] = []
-        self._yields = False
-        self.gone = False
+        self.file_gone = False
+
+    @property
+    def sending(self) -> bool:
+        """Whether this process is the one that sends."""
+        return self.reader.sending
 
     # --- feeding ------------------------------------------------------------------------------------------------------
 
-    async def run(self, waits: Callable[[], bool]) -> None:
-        """Feed the engine until `stop` is called; `waits` says whether own events wait to be told of."""
-        idle = _IDLE[0]
+    async def run(self, process_events: ProcessEvents) -> None:
+        """Feed the engine until `stop`; without the lease poll the log, if any of `process_events` has no outcome."""
+        pause = _READ_POLL[0]
+        reader = self.reader
         while not self._stopped:
             try:
-                if not self.leads:
-                    await self._follow(waits)
-                elif not self._has_room():
-                    await self._sleep(_IDLE[1])
-                elif (await self._writer.ask(self._read, self._was_read)).ids:
-                    idle = _IDLE[0]
+                if not self.sending:
+                    await self._wait_for_lease(process_events)
+                elif not self._window.is_worth_reading():
+                    await self._sleep(_READ_POLL[1])
+                elif (await self._writer.submit(reader.read, reader.was_read)).ids:
+                    pause = _READ_POLL[0]
                 else:
-                    idle = min(idle * 1.5, _IDLE[1])
-                    await self._sleep(idle)
+                    pause = min(pause * 1.5, _READ_POLL[1])
+                    await self._sleep(pause)
             except SpoolError:
-                # Told by the writer, which opens the file again.
-                await self._sleep(_ELECTION)
+                # The writer reports the error, and opens the file again.
+                await self._sleep(_LEASE_POLL)
 
-    async def _follow(self, waits: Callable[[], bool]) -> None:
-        if await self._writer.ask(_lead, self._elected) is None:
-            until = asyncio.get_running_loop().time() + _ELECTION
-            while (left := until - asyncio.get_running_loop().time()) > 0.0 and not self._stopped:
-                if waits():
-                    self._writer.look()
-                await self._sleep(min(_TELLING, left))
+    async def _wait_for_lease(self, process_events: ProcessEvents) -> None:
+        loop = asyncio.get_running_loop()
+        if await self._writer.submit(self.reader.acquire_lease, self.reader.lease_acquired) is None:
+            until = loop.time() + _LEASE_POLL
+            while (left := until - loop.time()) > 0.0 and not self._stopped:
+                if process_events.pending:
+                    self._writer.poll_log()
+                await self._sleep(min(_LOG_POLL, left))
 
-    def _elected(self, found: int | None) -> None:
-        """Note in the writer's thread whether this process sends from now on; `found`: up to where another one did."""
-        if found is not None and not self._led:
-            self.read_before = found
-            self._cursor = 0
-            self._led = True
-            self._alive_at = self._clock()
-            self._writer.call(self._leads_now)
-
-    def _leads_now(self) -> None:
-        self.leads = not self._stopped
-
-    def alive(self, moment: float) -> None:
-        """Note, in the writer's thread, that no other process sent at this moment."""
-        self._alive_at = moment
-
-    def lost(self) -> None:
-        """Read no more, in the writer's thread: another process sends, or another file is there."""
-        self._led = False
-
-    def may_send(self) -> bool:
-        """Whether no other process can have taken the place of this one: it was not stopped for too long."""
-        return not self.leads or self._clock() - self._alive_at <= self._lease
+    def lease_acquired(self) -> None:
+        """Begin to feed the engine."""
+        self.reader.sending = not self._stopped
 
     def lose(self) -> None:
-        """Give up what is with the engine: another process sends it, or it was lost with its file (`gone`)."""
-        self.leads = False
-        self._maybe_left = False
-        self._yields = True
+        """Withdraw all events from the engine: another process sends them, or they are lost with the file."""
+        self.reader.sending = False
+        self._left_maybe_sent = False
+        self._handing_over = True
         try:
             self._engine.recall()
         finally:
-            self._yields = False
-        self._rouse()
+            self._handing_over = False
+        self._wake_up()
 
-    def _read(self, file: SpoolFile) -> Rows:
-        """Read on, in the writer's thread, and write down that what was read is on its way."""
-        if not self._led:
-            return Rows([], [], [])
-        most = min(_AT_ONCE, self._window - self._events)
-        rows = file.read(self._cursor, most, min(_READ_BYTES, max(1, self._window_bytes - self._bytes)))
-        if rows.ids:
-            file.mark_read(max(rows.ids[-1], self.read_before))
-        self._damaged = len(file.damaged)
-        for before in (False, True):
-            # Nothing good comes of sending them: the API would refuse the whole batch.
-            ids = [number for number in file.damaged if (number <= self.read_before) is before]
-            if ids:
-                outcome = Abandoned(reason="damaged", maybe_recorded=before, attempts=0)
-                file.settle(Settlement(ranges(ids), encode_outcome(outcome), "damaged", before), now())
-        return rows
-
-    def _was_read(self, rows: Rows) -> None:
-        """Go on behind what was read, in the writer's thread, now that it is written down."""
-        if self._damaged:
-            self._writer.call(self._report_damage, self._damaged)
-        if rows.ids:
-            self._cursor = rows.ids[-1]
-            # Not by who asked: what is written after it must not reach the engine before it.
-            self._writer.call(self._feed_rows, rows)
-
-    def _report_damage(self, count: int) -> None:
+    def damage_found(self, count: int) -> None:
+        """Log that damaged events became dead letters."""
         self._engine.spool_failed(
             SpoolError(
                 f"{count} event(s) of the spool were damaged on disk, and are dead letters now, with the reason"
@@ -262,22 +179,8 @@ class Forwarder:
             )
         )
 
-    def takes(self, file: SpoolFile, first: int, last: int) -> bool:
-        """Whether events that are being written go to the engine from here, in the writer's thread; write it down."""
-        if (
-            not (self.leads and self._led)
-            or self._cursor != first - 1
-            or self._window - self._events < last - first + 1
-        ):
-            return False
-        file.mark_read(max(last, self.read_before))
-        return True
-
-    def taken(self, last: int) -> None:
-        """Go on behind events that go to the engine from here, in the writer's thread, now that they are written."""
-        self._cursor = last
-
-    def _feed_rows(self, rows: Rows) -> None:
+    def events_read(self, rows: Rows) -> None:
+        """Feed events that were read."""
         if self._stopped:
             return
         time, here = now(), self._engine.affinity.now()
@@ -289,8 +192,8 @@ class Forwarder:
             self._came_at = came_at
         self._fed(len(rows.ids), sum(map(len, rows.bodies)))
 
-    def feed_own(self, entries: Sequence[Entry], last: int) -> None:
-        """Feed events that this process has just written; `last` is the id of the last of them."""
+    def feed_claimed(self, entries: Sequence[Entry], last: int) -> None:
+        """Feed events that this process has just written and claimed; `last` is the id of the last of them."""
         if self._stopped:
             return
         self._came_at = here = max(self._came_at, self._engine.affinity.now())
@@ -299,9 +202,9 @@ class Forwarder:
         self._fed(len(entries), sum([len(entry[0]) for entry in entries]))
 
     def _feed(self, number: int, name: str, body: bytes, came_at: float, *, expired: bool) -> None:
-        before = number <= self.read_before
-        receipt = SpooledReceipt(name, number, before=before)
-        if before and name in self._once:
+        maybe_sent = number <= self.reader.read_before
+        receipt = EngineReceipt(name, number, maybe_sent=maybe_sent)
+        if maybe_sent and name in self._once:
             outcome = Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0)
             self._engine.intake.end(body, receipt, outcome)
         elif expired:
@@ -310,108 +213,102 @@ class Forwarder:
             self._engine.intake.feed(body, receipt, label_of(body)[1] if self._keyed else "", came_at)
 
     def _fed(self, count: int, size: int) -> None:
-        self._events += count
-        self._bytes += size
-        if self.hurries:
+        self._window.add(count, size)
+        if self.skip_linger:
             self._engine.hurry()
 
-    def _has_room(self) -> bool:
-        """Whether there is room for so many events that reading them is worth while."""
-        least = min(_AT_ONCE, self._window // 2)
-        return self._window - self._events >= least and self._bytes < self._window_bytes
-
     def appended(self) -> None:
-        """Tell that there is something to read."""
-        if self.leads and self._has_room():
-            self._rouse()
+        """Read the file soon, as events were added to it."""
+        if self.sending and self._window.is_worth_reading():
+            self._wake_up()
 
     async def _sleep(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         wake = self._wake = loop.create_future()
-        timer = loop.call_later(seconds, self._rouse)
+        timer = loop.call_later(seconds, self._wake_up)
         try:
             await wake
         finally:
             self._wake = None
             timer.cancel()
 
-    def _rouse(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    def _wake_up(self) -> None:
+        if self._wake is not None:
+            set_result(self._wake, None)
 
-    # --- what became of them ------------------------------------------------------------------------------------------
+    # --- outcomes -----------------------------------------------------------------------------------------------------
 
     def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Write down what became of events that were fed, or keep them; return their outcome."""
-        receipts = [receipt for receipt in batch.receipts if isinstance(receipt, SpooledReceipt)]
+        """Write the outcome of a batch of events of the file, or keep them in the file; return the outcome to report.
+
+        The engine calls it when it ends a batch, before it settles the receipts.
+        """
+        receipts = [receipt for receipt in batch.receipts if isinstance(receipt, EngineReceipt)]
         if not receipts:
             return outcome
-        self._events -= len(receipts)
-        self._bytes -= sum(map(len, batch.envelopes))
-        if self._has_room():
-            self._rouse()
+        self._window.remove(len(receipts), sum(map(len, batch.envelopes)))
+        if self._window.is_worth_reading():
+            self._wake_up()
         if isinstance(outcome, Kept | Dropped | Abandoned) and _is_cut_short(outcome):
-            maybe = outcome.maybe_recorded or any(each.before for each in receipts)
-            self._maybe_left = self._maybe_left or maybe
+            maybe = outcome.maybe_recorded or any(each.maybe_sent for each in receipts)
+            self._left_maybe_sent = self._left_maybe_sent or maybe
             kept: Kept | Abandoned = Kept(maybe_recorded=maybe, attempts=outcome.attempts)
-            if self.gone:
+            if self.file_gone:
                 kept = Abandoned(reason="lost", maybe_recorded=maybe, attempts=outcome.attempts)
-            if self.gone or not self._yields:
+            if self.file_gone or not self._handing_over:
                 self.kept.append((ranges(receipt.id for receipt in receipts), kept))
             return kept
-        for before in (False, True):
-            ids = [receipt.id for receipt in receipts if receipt.before is before]
-            if ids:
-                self._settle(ids, receipts, _as_known(outcome) if before else outcome, before=before)
+        for maybe_sent in (False, True):
+            chosen = [receipt for receipt in receipts if receipt.maybe_sent is maybe_sent]
+            if chosen:
+                self._settle(chosen, _maybe_sent_before(outcome) if maybe_sent else outcome, maybe_sent=maybe_sent)
         return outcome
 
-    def _settle(self, ids: list[int], receipts: Sequence[SpooledReceipt], outcome: Outcome, *, before: bool) -> None:
+    def _settle(self, receipts: Sequence[EngineReceipt], outcome: Outcome, *, maybe_sent: bool) -> None:
         dead = None if isinstance(outcome, Delivered) else reason_of(outcome)
-        by_name: dict[str, list[int]] = {"": ids}
+        by_name: dict[str, list[int]] = {}
         if isinstance(outcome, Dropped):
-            # Those are counted by their names.
-            chosen = set(ids)
-            by_name = {}
+            # Dropped events are counted by their names.
             for receipt in receipts:
-                if receipt.id in chosen:
-                    by_name.setdefault(receipt.event_name, []).append(receipt.id)
-        for name, same in by_name.items():
+                by_name.setdefault(receipt.event_name, []).append(receipt.id)
+        else:
+            by_name[""] = [receipt.id for receipt in receipts]
+        for name, ids in by_name.items():
             self._writer.settle(
-                Settlement(ranges(same), encode_outcome(outcome, name), dead, before or outcome.maybe_recorded)
+                Settlement(ranges(ids), encode_outcome(outcome, name), dead, maybe_sent or outcome.maybe_recorded)
             )
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Feed no more."""
+        """Stop feeding the engine."""
         self._stopped = True
-        self._rouse()
+        self._wake_up()
 
-    def resign(self) -> None:
-        """Let another process send, now that everything that was fed has ended, as soon as that is written down."""
-        if self.leads:
-            self.leads = False
-            certain = not self._maybe_left
-            self._writer.tell(lambda file: _resign(file, certain=certain), leading=True)
-
-
-def _lead(file: SpoolFile) -> int | None:
-    """Become the process that sends; return up to which id another one may have sent, None where one still does."""
-    return file.read_to() if file.lead() else None
+    def release_lease(self) -> None:
+        """Have the lease released after the outcomes of all events that were fed are written."""
+        if self.sending:
+            self.reader.sending = False
+            release = _release if self._left_maybe_sent else _release_unsent
+            self._writer.submit_until_done(release, with_lease=True)
 
 
-def _resign(file: SpoolFile, *, certain: bool) -> None:
-    if certain:
-        file.mark_read(0)
-    file.stop_leading()
+def _release(file: SpoolFile) -> None:
+    file.lease.release()
+
+
+def _release_unsent(file: SpoolFile) -> None:
+    """Release the lease, and record that none of the events that wait was sent."""
+    file.events.mark_read(0)
+    file.lease.release()
 
 
 def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
     return isinstance(outcome, Kept) or outcome.reason in ("closed", "cancelled")
 
 
-def _as_known(outcome: Outcome) -> Outcome:
-    """Return the outcome of events that a process that died may have sent."""
+def _maybe_sent_before(outcome: Outcome) -> Outcome:
+    """Return `outcome` as it is for events that another process may have sent before."""
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)
@@ -421,18 +318,3 @@ def _as_known(outcome: Outcome) -> Outcome:
             return Abandoned(reason="expired", maybe_recorded=True, attempts=0)
         case _:
             return outcome
-
-
-def reason_of(outcome: Outcome) -> str:
-    """Return why events became dead letters, in a few words."""
-    match outcome:
-        case Rejected(status=status):
-            return f"rejected: HTTP {status}"
-        case Abandoned(reason=reason, status=None, failure=failure):
-            return f"{reason}: {failure}" if failure else reason
-        case Abandoned(reason=reason, status=status):
-            return f"{reason}: HTTP {status}"
-        case Dropped(reason=reason):
-            return reason
-        case _:
-            return type(outcome).__name__.lower()

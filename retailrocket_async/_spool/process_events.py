@@ -1,33 +1,34 @@
-"""The events in a spool that this process has tracked: how many have no outcome yet, and who waits for one.
+"""The events in a spool that this process has tracked: how many have no outcome yet, and the receipts of their callers.
 
-A spool may hold millions of them, so there is a record for each run of ids, not for each event, and a receipt is only
-known as long as its owner keeps it.
+A spool may hold millions of events, so there is a record for each run of ids, not for each event. Receipts are held by
+weak references: most callers drop them immediately.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected
+from retailrocket_async._delivery.counts import OutcomeCounts
+from retailrocket_async._delivery.flushes import Flushes
 from retailrocket_async._receipt import Receipt, settle
 
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Iterable, Sequence
 
-    from retailrocket_async._outcome import Outcome
-    from retailrocket_async._spool.file import Range
+    from retailrocket_async._outcome import Abandoned, Kept, Outcome
+    from retailrocket_async._spool.id_ranges import Range
 
 
 _YOUNG: Final = 16
-"""Runs whose receipts are not looked after: their callers are only just being told."""
+"""Newest runs that are not compacted: their callers are about to get their receipts, and may drop them."""
 
 
 class SpoolReceipt(Receipt):
-    """A receipt that can be known without being kept alive."""
+    """A receipt that may be held by a weak reference."""
 
     __slots__ = ("__weakref__",)
 
@@ -35,75 +36,87 @@ class SpoolReceipt(Receipt):
 class _Run:
     """Events whose ids follow one another.
 
+    Args:
+        first: the first id.
+        receipts: the receipts of the events, in the order of their ids.
+
     Attributes:
         first: the first id.
         last: the last id.
-        left: how many of them have no outcome.
-        known: their receipts, as long as somebody keeps them; None where nobody does any more.
+        left: how many of the events have no outcome.
+        refs: weak references to their receipts; None once nobody holds any of these receipts.
     """
 
-    __slots__ = ("first", "known", "last", "left")
+    __slots__ = ("first", "last", "left", "refs")
 
-    def __init__(self, first: int, known: list[weakref.ref[SpoolReceipt]]) -> None:
+    def __init__(self, first: int, receipts: Sequence[SpoolReceipt]) -> None:
         self.first = first
-        self.last = first + len(known) - 1
-        self.left = len(known)
-        self.known: list[weakref.ref[SpoolReceipt]] | None = known
+        self.last = first + len(receipts) - 1
+        self.left = len(receipts)
+        self.refs: list[weakref.ref[SpoolReceipt]] | None = list(map(weakref.ref, receipts))
 
     def receipts(self, first: int, last: int) -> list[SpoolReceipt]:
-        """Return the receipts from one id to another that somebody still keeps."""
-        if self.known is None:
+        """Return the receipts of the ids from `first` to `last` that somebody still holds."""
+        if self.refs is None:
             return []
-        some = self.known[first - self.first : last - self.first + 1]
+        some = self.refs[first - self.first : last - self.first + 1]
         return [receipt for ref in some if (receipt := ref()) is not None]
 
     def numbered(self) -> list[tuple[int, SpoolReceipt]]:
-        """Return all receipts that somebody still keeps, each with its id."""
+        """Return all receipts that somebody still holds, each with its id."""
         return [
             (number, receipt)
-            for number, ref in enumerate(self.known or (), self.first)
+            for number, ref in enumerate(self.refs or (), self.first)
             if (receipt := ref()) is not None
         ]
 
 
 class ProcessEvents:
-    """Counts events by their outcome, settles receipts, and knows when a flush is over.
+    """Counts the events of this process by their outcome, settles their receipts, and ends calls of `flush`.
 
     Attributes:
-        tracked, delivered, rejected, abandoned, dropped, kept: as in `Stats`.
-        dropped_by: as in `Stats`.
-        pending: how many have no outcome.
+        tracked: events that were added.
+        counts: how many of them have which outcome.
+        pending: how many of them have no outcome.
     """
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
-        self._flushes: list[_Flush] = []
-        self.tracked = self.delivered = self.rejected = self.abandoned = self.dropped = self.kept = 0
-        self.dropped_by: dict[str, Counter[str]] = {}
+        self._flushes = Flushes()
+        self.counts = OutcomeCounts()
+        self.tracked = 0
         self.pending = 0
 
     def accepted(self, receipts: Sequence[SpoolReceipt], last: int) -> None:
-        """Note events that were added, the last of them with the id `last`."""
+        """Add events, the last of them with the id `last`."""
         first = last - len(receipts) + 1
         self.tracked += len(receipts)
         self.pending += len(receipts)
-        self._runs.append(_Run(first, list(map(weakref.ref, receipts))))
+        self._runs.append(_Run(first, receipts))
         if len(self._runs) > _YOUNG:
-            self._age(len(self._runs) - _YOUNG - 1)
+            self._compact(len(self._runs) - _YOUNG - 1)
 
-    def _age(self, position: int) -> None:
-        """Look after a run that is not young any more: most receipts are forgotten at once by those who got them."""
+    def _compact(self, position: int) -> None:
+        """Drop the references of a run if nobody holds its receipts, and merge it with the run before it."""
         run = self._runs[position]
-        if run.known is not None and not any(ref() is not None for ref in run.known):
-            run.known = None
+        if run.refs is not None and not any(ref() is not None for ref in run.refs):
+            run.refs = None
         before = self._runs[position - 1] if position else None
-        if before is not None and before.known is None and run.known is None and before.last == run.first - 1:
+        if before is not None and before.refs is None and run.refs is None and before.last == run.first - 1:
             before.last = run.last
             before.left += run.left
             del self._runs[position]
 
     def settled(self, ids: Sequence[Range], outcome: Outcome, name: str = "") -> None:
-        """Give an outcome to those of `ids` that are of this process; `name` is that of events that were dropped."""
+        """Give an outcome to those of `ids` that are events of this process.
+
+        Every event may be settled once only: the runs do not remember which of their events have an outcome.
+
+        Args:
+            ids: the events.
+            outcome: their outcome.
+            name: their name, if they were dropped.
+        """
         for first, last in ids:
             position = bisect.bisect_left(self._runs, first, key=lambda run: run.last)
             while position < len(self._runs) and (run := self._runs[position]).first <= last:
@@ -119,28 +132,12 @@ class ProcessEvents:
     def _count(self, first: int, last: int, outcome: Outcome, name: str) -> None:
         count = last - first + 1
         self.pending -= count
-        self.count(outcome, [name] * count if isinstance(outcome, Dropped) else count)
+        self.counts.add(outcome, count, itertools.repeat(name, count))
         for flush in self._flushes:
-            flush.count_down(first, last)
-
-    def count(self, outcome: Outcome, events: Sequence[str] | int) -> None:
-        """Count events as settled: by their names where they were dropped."""
-        count = events if isinstance(events, int) else len(events)
-        match outcome:
-            case Delivered():
-                self.delivered += count
-            case Rejected():
-                self.rejected += count
-            case Abandoned():
-                self.abandoned += count
-            case Dropped(reason=reason):
-                self.dropped += count
-                self.dropped_by.setdefault(reason, Counter()).update([] if isinstance(events, int) else events)
-            case Kept():
-                self.kept += count
+            flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Give `outcome` to everything that does not wait any more, though nobody has told what became of it."""
+        """Give `outcome` to all events but those in `waiting`, since their true outcomes are lost."""
         left = sorted(waiting)
         for run in list(self._runs):
             still = left[bisect.bisect_left(left, run.first) : bisect.bisect_right(left, run.last)]
@@ -149,61 +146,32 @@ class ProcessEvents:
                 continue
             run.left -= gone
             self.pending -= gone
-            self.count(outcome, gone)
+            self.counts.add(outcome, gone, ())
             waits = set(still)
             for number, receipt in run.numbered():
                 if number not in waits:
                     settle([receipt], outcome)
             for flush in self._flushes:
                 if run.first <= flush.last:
-                    flush.count_down(run.first, run.first + gone - 1)
+                    flush.count_down(min(gone, flush.last - run.first + 1))
             if not run.left:
                 self._runs.remove(run)
 
     def spans(self) -> list[Range]:
-        """Return ranges that hold all ids without an outcome, and others of this process."""
+        """Return ranges that hold all ids without an outcome, and other ids of this process."""
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
-        """Return when everything that is in the file now has its outcome."""
-        if not self.pending:
-            return
-        flush = _Flush(self._runs[-1].last, self.pending, finished)
-        self._flushes.append(flush)
-        try:
-            await finished
-        finally:
-            self._flushes.remove(flush)
-
-    @property
-    def flushing(self) -> bool:
-        """Whether anybody waits for a flush."""
-        return bool(self._flushes)
+        """Return when every event that was added before this call has its outcome; `finished` is a new future."""
+        if self.pending:
+            await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Give what is left its outcome: it stays in the file."""
-        self.kept += self.pending
+        """Give `outcome` to all events without one: they stay in the file."""
+        self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []
         for run in runs:
             settle(run.receipts(run.first, run.last), outcome)
         for flush in self._flushes:
             flush.end()
-
-
-class _Flush:
-    """A caller that waits for `remaining` events with ids up to `last`."""
-
-    def __init__(self, last: int, remaining: int, finished: Future[None]) -> None:
-        self.last = last
-        self.remaining = remaining
-        self.finished = finished
-
-    def count_down(self, first: int, last: int) -> None:
-        self.remaining -= max(0, min(last, self.last) - first + 1)
-        if self.remaining <= 0:
-            self.end()
-
-    def end(self) -> None:
-        if not self.finished.done():
-            self.finished.set_result(None)

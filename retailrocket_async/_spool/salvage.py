@@ -1,7 +1,7 @@
-"""Reads what can be read of a damaged spool, straight from its pages: SQLite gives up at the first damaged one.
+"""Reads the sound events of a damaged spool directly from its pages: SQLite stops at the first damaged page.
 
-The format is https://www.sqlite.org/fileformat2.html. A page that holds rows says where each of them begins, so each
-row is read by itself. Pages that are free hold rows that were removed, and are passed over. Nothing is written.
+The format is https://www.sqlite.org/fileformat2.html. A page that holds rows says where each row begins, so each row is
+read by itself. Free pages hold rows that were removed, and are skipped. Nothing is written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from retailrocket_async._spool.place import DATABASE
+from retailrocket_async._spool.directory import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,27 +24,32 @@ _HEADER: Final = 100
 """Bytes before the content of the first page."""
 
 _ROWS: Final = 0x0D
-"""What the first byte says of a page that holds rows."""
+"""The first byte of a page that holds rows."""
 
 _MAP_ENTRIES: Final = _PAGE // 5
-"""Pages that a page of the pointer map describes, in five bytes each."""
+"""Pages that one page of the pointer map describes, with five bytes for each."""
 
 _FREE: Final = 2
-"""What the pointer map says of a page that is free."""
+"""The first of the five bytes that describe a free page."""
 
 _MOST_BYTES: Final = 64 << 20
-"""Bytes of the largest row that is believed."""
+"""Bytes of the largest row that is read; a larger size is taken for damage."""
 
 
 class Row(NamedTuple):
-    """A row: an event or a dead letter, or None for one whose content is damaged."""
+    """A waiting event or a dead letter.
+
+    Attributes:
+        dead: whether it is a dead letter.
+        envelope: its JSON; None if it is damaged.
+    """
 
     dead: bool
     envelope: bytes | None
 
 
 def salvaged(directory: Path) -> Iterator[Row]:
-    """Yield the events and the dead letters that the files hold, oldest page first.
+    """Yield the events and the dead letters in the files, in the order of the first id of each page.
 
     Raises:
         OSError: the files cannot be read.
@@ -58,7 +63,11 @@ def salvaged(directory: Path) -> Iterator[Row]:
 
 
 class _Log:
-    """The pages that are committed and not in the database yet."""
+    """SQLite's write-ahead log: pages that are committed and not in the database yet.
+
+    Attributes:
+        count: pages of the database after the last committed transaction; None if there is no such transaction.
+    """
 
     def __init__(self, path: Path) -> None:
         self._at: dict[int, int] = {}
@@ -77,13 +86,13 @@ class _Log:
             number, count = struct.unpack(">II", header[:8])
             pending[number] = file.tell()
             if file.seek(_PAGE, 1) and count:
-                # The last page of a transaction.
+                # A header with a count belongs to the last page of a transaction.
                 self._at.update(pending)
                 self.count = count
                 pending = {}
 
     def page(self, number: int) -> bytes | None:
-        """Return a page; None if it is not here."""
+        """Return a page; None if the log does not hold it."""
         if self._file is None or number not in self._at:
             return None
         self._file.seek(self._at[number])
@@ -96,7 +105,7 @@ class _Log:
 
 
 class _Pages:
-    """The pages of a database."""
+    """The pages of a database, and of its write-ahead log."""
 
     def __init__(self, database: BinaryIO, log: _Log) -> None:
         self._database = database
@@ -111,12 +120,12 @@ class _Pages:
         return page.ljust(_PAGE, b"\0")
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows, by the first id of their page."""
+        """Yield all rows, in the order of the first id of each page."""
         found: list[tuple[int, int]] = []
         described, free = 0, b""
         for number in range(1, self._count + 1):
             if (number - 2) % (_MAP_ENTRIES + 1) == 0:
-                # A page of the pointer map tells which of those behind it are free.
+                # A page of the pointer map says which of the pages behind it are free.
                 described, free = number + 1, self._page(number)[0::5][:_MAP_ENTRIES]
                 continue
             page = self._page(number)
@@ -141,7 +150,7 @@ class _Pages:
                 yield 0, Row(dead=False, envelope=None)
 
     def _content(self, page: bytes, at: int, size: int) -> bytes:
-        """Return the content of a row, of which a large one goes on in other pages."""
+        """Return the content of a row; that of a large row continues in other pages."""
         most = _PAGE - 35
         if size > _MOST_BYTES:
             raise ValueError(size)
@@ -164,7 +173,7 @@ class _Pages:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return an integer of one to nine bytes, and where it ends."""
+    """Return SQLite's integer of one to nine bytes that begins at `at`, and the position after it."""
     value = 0
     for number in range(9):
         byte = data[at + number]
@@ -177,10 +186,11 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 _SIZES: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
+"""Bytes of a value of each of SQLite's first kinds."""
 
 
 def _row(content: bytes) -> Row | None:
-    """Return an event or a dead letter; None for another table's row."""
+    """Return the event or the dead letter with this content; None for the row of another table."""
     end, at = _varint(content, 0)
     kinds: list[int] = []
     while at < end:
@@ -192,7 +202,7 @@ def _row(content: bytes) -> Row | None:
         size = _SIZES[kind] if kind < len(_SIZES) else (kind - 12) // 2
         values.append(content[at : at + size])
         at += size
-    # Both have their JSON last; an event's size stands before it, a dead letter's reason is the fourth of six.
+    # The last column of both tables is the JSON. That of an event follows its size.
     is_event = len(kinds) == 4 and kinds[0] == 0 and kinds[2] < len(_SIZES)
     is_dead = len(kinds) == 6 and kinds[0] == 0
     if not is_event and not is_dead:
@@ -207,7 +217,7 @@ def _integer(kind: int, value: bytes) -> int:
 
 
 def is_envelope(body: bytes) -> bool:
-    """Whether this is the JSON of an object, as every event is."""
+    """Whether this is JSON of an object, as that of every event is."""
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

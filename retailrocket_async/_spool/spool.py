@@ -1,21 +1,22 @@
-"""A spool: events on disk before `track` returns, delivered by whichever process of the host sends."""
+"""The settings of a spool, and the methods to inspect and repair one."""
 
-import json
 import math
 import os
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias, get_args
+from typing import Final, TypeAlias, get_args
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError, SpoolError
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
-from retailrocket_async._spool.file import Durability, SpoolFile, now
-from retailrocket_async._spool.place import SpoolDamagedError
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._spool.failures import SpoolDamagedError
+from retailrocket_async._spool.file import SpoolFile, now
+from retailrocket_async._spool.outcome_codec import encode_outcome
 from retailrocket_async._spool.salvage import is_envelope, salvaged
+from retailrocket_async._spool.schema import Durability
 
 _DAY: Final = 86_400.0
 
@@ -23,12 +24,13 @@ _OLDEST_SQLITE: Final = (3, 38)
 """The first version that has JSON functions in every build."""
 
 _LEAST_FREE: Final = 16 << 20
-"""As much as SQLite's log of transactions may hold that is not in the file yet."""
+"""Bytes that SQLite's write-ahead log may hold beside the database, see `journal_size_limit` in `schema`."""
 
 _PART: Final = 1000
-"""Events that are read at once where people look at them."""
+"""Events that are read at a time by the methods that list them."""
 
 _PART_BYTES: Final = 8 << 20
+"""Bytes of their JSON that are read at a time."""
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -54,8 +56,8 @@ class SpooledEvent:
 
     Attributes:
         id: its number in the spool, rising.
-        envelope: its JSON: one line that ``retailrocket-async send`` takes.
-        tracked_at: when it came, in seconds since the epoch.
+        envelope: its JSON, one line that ``retailrocket-async send`` reads.
+        tracked_at: when it was tracked, in seconds since the epoch.
     """
 
     id: int
@@ -65,15 +67,15 @@ class SpooledEvent:
 
 @attrs.frozen(kw_only=True)
 class DeadEvent:
-    """An event that was not delivered and will not be, unless somebody replays it.
+    """A dead letter: an event that was not delivered and will not be, unless somebody replays it.
 
     Attributes:
         id: its number in the spool.
         envelope: its JSON, as in `SpooledEvent`.
-        tracked_at: when it came, in seconds since the epoch.
-        died_at: when it was given up, in seconds since the epoch.
+        tracked_at: when it was tracked, in seconds since the epoch.
+        died_at: when it became a dead letter, in seconds since the epoch.
         reason: why, e.g. ``"rejected: HTTP 400"`` or ``"expired"``.
-        maybe_recorded: whether the API may have recorded it all the same.
+        maybe_recorded: whether the API may have recorded it nevertheless.
     """
 
     id: int
@@ -89,12 +91,12 @@ class SpoolContents:
     """What is in a spool.
 
     Attributes:
-        partner_id: the shop that it belongs to; None where no client has used it yet.
-        events: events that wait.
+        partner_id: the shop that it belongs to; None if no client has used it yet.
+        events: number of waiting events.
         size: bytes in use.
-        oldest_at: when the oldest of them came, in seconds since the epoch; None where none waits.
-        dead: dead letters by reason.
-        sending: whether a process is there that sends.
+        oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
+        dead: numbers of dead letters by reason.
+        sending: whether a process sends the events.
     """
 
     partner_id: str | None
@@ -107,30 +109,31 @@ class SpoolContents:
 
 @attrs.frozen
 class SqliteSpool:
-    """Where events wait on disk: a directory on a local file system, shared by the processes of one host.
+    """Stores events on disk until they are delivered: in a directory that the processes of one host share.
 
-    `track` returns once its event is in the file. From then on it survives a crash of the process, of the host and,
-    with ``durability="commit"``, a power cut; it leaves the file when it has its outcome, and what is refused becomes a
-    dead letter. Any number of processes may share a spool; one of them sends at a time, so the host keeps one limit.
-    A spool belongs to one shop. The key is never in it. Needs Linux, macOS or another system with ``flock``.
+    `track` returns when its event is in the file. From then on the event survives a crash of the process and of the
+    host and, with ``durability="commit"``, a power cut. It leaves the file when it has its outcome; an event that is
+    refused becomes a dead letter. Any number of processes may share a spool. One of them sends at a time, so the host
+    keeps one request limit. A spool belongs to one shop. The key is never written to it. A spool needs Linux, macOS or
+    another system with ``flock``.
 
     Args:
-        path: the directory; it is made, for this user alone, where it is not there. No network file system.
+        path: the directory, on a local file system; if it does not exist, it is made for this user alone.
         durability: ``"commit"`` (default): flushed to the disk before `track` returns. ``"interval"``: flushed every
             half second, so that a power cut, or the end of a virtual machine, may cost the last moment's events; a
             crash of the process costs none.
         max_bytes: bytes that the file may hold, 1 MiB or more; default 1 GiB, some four million events.
-        min_free: bytes of its file system that are left free, 16 MiB or more: removing events takes room, too; default
-            64 MiB.
+        min_free: bytes of its file system that are left free, 16 MiB or more, as removing events takes room, too;
+            default 64 MiB.
         max_age: seconds after which an event becomes a dead letter instead of being sent, above 0; default 7 days.
-        full_timeout: seconds for which `track` waits where the spool is full, or its file cannot be used, before it
-            raises, 0 or more; default 5. What a full spool does otherwise, `Buffer.overflow` says: ``"wait"`` (this
-            one), ``"raise"``, ``"drop_newest"`` or ``"drop_oldest"``.
-        max_dead: dead letters kept, 0 or more; default 100,000; the oldest give way.
-        dead_age: seconds for which they are kept, above 0; default 30 days.
+        full_timeout: seconds for which `track` waits, if the spool is full or its file cannot be used, before it
+            raises, 0 or more; default 5. A full spool makes `track` wait with ``Buffer(overflow="wait")`` only;
+            ``"raise"``, ``"drop_newest"`` and ``"drop_oldest"`` do what they say.
+        max_dead: dead letters kept, 0 or more; default 100,000; the oldest are removed.
+        dead_age: seconds for which dead letters are kept, above 0; default 30 days.
 
     Raises:
-        ConfigurationError: a value outside its range, or a system without what it needs.
+        ConfigurationError: a value is outside its range, or the system lacks something that a spool needs.
     """
 
     path: Path = attrs.field(converter=_directory)
@@ -160,16 +163,16 @@ class SqliteSpool:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise ConfigurationError(f"SqliteSpool needs SQLite 3.38 or newer, not {sqlite3.sqlite_version}")
 
-    # --- for people; every method blocks, so call them in a thread where a loop runs ----------------------------------
+    # --- inspection; every method blocks, so call it in a thread if an event loop runs --------------------------------
 
     def stat(self) -> SpoolContents:
-        """Return what is in the spool; goes through all of it, which takes a second for millions of events.
+        """Return what is in the spool. This looks at every event, which takes a second for millions of events.
 
         Raises:
             SpoolError: there is no spool, or it cannot be used.
         """
         with self._opened() as file:
-            waiting, dead = file.counts()
+            waiting, dead = file.events.count(), file.dead.counts()
             usage = file.usage()
             return SpoolContents(
                 partner_id=file.shop(),
@@ -177,11 +180,11 @@ class SqliteSpool:
                 size=usage.bytes,
                 oldest_at=usage.oldest_at,
                 dead=dead,
-                sending=not file.lead(),
+                sending=not file.lease.acquire(),
             )
 
     def events(self) -> Iterator[SpooledEvent]:
-        """Yield the events that wait, oldest first.
+        """Yield the waiting events, oldest first.
 
         Raises:
             SpoolError: as `stat`.
@@ -189,12 +192,12 @@ class SqliteSpool:
         return (event for event in self._events() if event is not None)
 
     def _events(self) -> Iterator[SpooledEvent | None]:
-        """Yield the events that wait, and None for each that is damaged."""
+        """Yield the waiting events, and None for each damaged one."""
         with self._opened() as file:
             after = 0
             while True:
-                rows = file.read(after, _PART, _PART_BYTES)
-                yield from (None for _ in file.damaged)
+                rows = file.events.read(after, _PART, _PART_BYTES)
+                yield from (None for _ in file.events.damaged)
                 if not rows.ids:
                     return
                 after = rows.ids[-1]
@@ -209,7 +212,7 @@ class SqliteSpool:
         """
         with self._opened() as file:
             after = 0
-            while (rows := file.read_dead(after, _PART)).ids:
+            while (rows := file.dead.read(after, _PART)).ids:
                 after = rows.ids[-1]
                 for number, at, died_at, reason, maybe, body in zip(*rows, strict=True):
                     yield DeadEvent(
@@ -217,13 +220,13 @@ class SqliteSpool:
                     )
 
     def export(self, *, dead: bool = False) -> Iterator[bytes | None]:
-        """Yield the JSON of each event that waits, oldest first, and None for one that is damaged.
+        """Yield the JSON of each waiting event, oldest first, and None for each damaged one.
 
-        Where SQLite cannot read the file any more its pages are read directly, without a lock and without writing:
-        stop the processes that use it before. Events are then in the order of their pages.
+        If SQLite cannot read the file any more, its pages are read directly, without a lock and without writing: stop
+        the processes that use the spool before. The events then come in the order of the pages.
 
         Args:
-            dead: the dead letters, not the events that wait; default False.
+            dead: yield the dead letters, and not the waiting events; default False.
 
         Raises:
             SpoolError: there is no spool, or its files cannot be read at all.
@@ -240,7 +243,7 @@ class SqliteSpool:
             raise SpoolError(f"the spool in {self.path} cannot be read: {error.strerror}") from None
 
     def _is_readable(self, *, dead: bool) -> bool:
-        """Whether SQLite can read all of it: half way through it would be too late to begin anew."""
+        """Whether SQLite can read all events: after the first ones it would be too late to read the pages instead."""
         try:
             for _ in self.dead() if dead else self._events():
                 pass
@@ -249,25 +252,25 @@ class SqliteSpool:
         return True
 
     def replay_dead(self, most: int | None = None) -> int:
-        """Let dead letters wait again, those that died first; return how many. Whoever sends next sends them, too.
+        """Make dead letters waiting events again, the oldest dead letters first; return how many.
 
         Args:
-            most: how many at most; default None, all.
+            most: dead letters to replay at most; default None, for all.
 
         Raises:
             SpoolError: as `stat`.
         """
         with self._opened() as file, file.transaction():
-            return file.replay_dead(1 << 40 if most is None else most, now())
+            return file.dead.replay(1 << 40 if most is None else most, now())
 
     def purge(self) -> int:
-        """Remove the events that wait, for good; return how many. Those that are being sent stay.
+        """Remove the waiting events for good; return how many. Events that another process has read to send stay.
 
         Raises:
             SpoolError: as `stat`.
         """
         with self._opened() as file, file.transaction():
-            after = 0 if file.lead() else file.read_to()
+            after = 0 if file.lease.acquire() else file.events.read_to()
             return file.purge(after, lambda name: encode_outcome(Dropped(reason="purged"), name), now())
 
     def purge_dead(self) -> int:
@@ -277,7 +280,7 @@ class SqliteSpool:
             SpoolError: as `stat`.
         """
         with self._opened() as file, file.transaction():
-            return file.purge_dead()
+            return file.dead.purge()
 
     @contextmanager
     def _opened(self) -> Generator[SpoolFile]:
@@ -289,7 +292,7 @@ class SqliteSpool:
             file.close()
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return a connection to it that is not open yet; for this package."""
+        """Return a connection to the spool that is not open yet; for this package alone."""
         return SpoolFile(
             self.path,
             durability=self.durability,
@@ -297,21 +300,6 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
-            # At least a moment: another process that writes is no failure.
+            # A second at least: a transaction of another process is no failure.
             patience=max(1.0, self.full_timeout),
         )
-
-
-_KINDS: Final = {kind.__name__: kind for kind in (Delivered, Rejected, Abandoned, Dropped)}
-
-
-def encode_outcome(outcome: Outcome, name: str = "") -> str:
-    """Return an outcome as the log holds it; `name` is that of the events, where they were dropped."""
-    return json.dumps([type(outcome).__name__, attrs.asdict(outcome), name])
-
-
-def decode_outcome(text: str) -> tuple[Outcome, str]:
-    """Return what `told` has told."""
-    kind, fields, name = json.loads(text)
-    values: dict[str, Any] = fields
-    return _KINDS[kind](**values), name

@@ -1,4 +1,4 @@
-"""The calls that a spool makes to the operating system, in one place: tests pass a `System` whose calls fail."""
+"""The calls that a spool makes to the operating system, in one class, so that tests can pass one whose calls fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class System:
-    """Calls the operating system; every method does what the function of `os`, `fcntl` or `time` of its name does."""
+    """Calls the operating system: every method does what the function of its name in `os`, `fcntl` or `time` does."""
 
     def stat(self, path: Path) -> os.stat_result:
         """Return the status of a file."""

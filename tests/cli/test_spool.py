@@ -28,7 +28,7 @@ def spool(tmp_path: Path) -> Path:
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
-        file.append([CODEC.encode(event(number)) for number in range(1, 6)], 1e9)
+        file.events.append([CODEC.encode(event(number)) for number in range(1, 6)], 1e9)
         file.settle(Settlement([(2, 2)], '["Rejected",{"status":400},""]', "rejected: HTTP 400"), 1.1e9)
         file.settle(
             Settlement([(4, 4)], '["Dropped",{"reason":"expired"},"view"]', "expired", maybe_recorded=True), 1.2e9
@@ -72,7 +72,7 @@ def test_stat_sees_who_sends(spool: Path) -> None:
     """`stat` says whether a process sends the events of the spool."""
     file = SpoolFile(spool)
     file.open()
-    file.lead()
+    file.lease.acquire()
     assert "running" in run("stat", spool).stdout
     file.close()
 
@@ -120,9 +120,9 @@ def test_purge_leaves_what_is_being_sent(spool: Path) -> None:
     """`purge` leaves events that a process has read for sending, since they may be in flight."""
     file = SpoolFile(spool)
     file.open()
-    file.lead()
+    file.lease.acquire()
     with file.transaction():
-        file.mark_read(3)
+        file.events.mark_read(3)
     assert "removed 1 waiting events" in run("purge", spool, "--yes").stdout
     file.close()
 
@@ -147,7 +147,7 @@ def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
-        file.append([CODEC.encode(event(number)) for number in range(1, 3001)], 1e9)
+        file.events.append([CODEC.encode(event(number)) for number in range(1, 3001)], 1e9)
     with file.transaction():
         file.settle(Settlement([(1, 100)], '["Delivered",{"status":200},""]'), 1e9)
         file.settle(Settlement([(101, 110)], '["Rejected",{"status":400},""]', "rejected: HTTP 400"), 1e9)

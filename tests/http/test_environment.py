@@ -26,16 +26,10 @@ from retailrocket_async import (
     View,
 )
 from retailrocket_async._http.environment import EnvironmentReader, EnvironmentUnusableError
-<<<<<<< HEAD
 from tests.support.command import run_command
+from tests.support.internals import proxy_found_by
 from tests.support.proxy_server import ProxyServer, proxy_server
 from tests.support.raw_server import answer, raw_server, tls_server
-=======
-from tests.cli.test_cli import invoke
-from tests.support.connect_proxy import ConnectProxy, connect_proxy, tls_server
-from tests.support.internals import proxy_found_by
-from tests.support.raw_server import answer, raw_server
->>>>>>> hub/from-A
 from tests.support.strategies import PROPERTY
 
 if TYPE_CHECKING:
@@ -427,13 +421,8 @@ async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..
 
 
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    """That nobody listens at the proxy's port does not look like an API that is down."""
-    async with proxy_server() as proxy:
-=======
     """If no proxy listens at its port, the message names the proxy."""
-    async with connect_proxy() as proxy:
->>>>>>> hub/from-A
+    async with proxy_server() as proxy:
         address = proxy.address
     monkeypatch.setenv("HTTPS_PROXY", address)
     async with client_of(SHOP, retry=ONCE) as client:
@@ -445,13 +434,8 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 async def test_credentials_that_are_corrected(
     trusted: trustme.CA, through: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-<<<<<<< HEAD
-    """Once the variable holds the right password, the next probe goes through, and every event is delivered."""
-    async with tls_server(trusted) as server, proxy_server() as proxy:
-=======
     """After the password in the variable is corrected, the next probe succeeds, and every event is delivered."""
-    async with tls_server(trusted) as server, connect_proxy() as proxy:
->>>>>>> hub/from-A
+    async with tls_server(trusted) as server, proxy_server() as proxy:
         proxy.password = PASSWORD
         through(proxy, "wrong")
         changes = Changes()

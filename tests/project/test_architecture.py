@@ -31,7 +31,7 @@ FOREIGN = {
     "aiolimiter": {"_delivery.rate_limiter"},
     "cattrs": {"_events.codec"},
     "orjson": {"_events.codec"},
-    "sqlite3": {"_spool.spool", "_spool.file", "_spool.place"},
+    "sqlite3": {"_spool.spool", "_spool.file", "_spool.database", "_spool.schema", "_spool.failures"},
 }
 
 

@@ -1,4 +1,4 @@
-"""A disk that is really full, and processes that are really killed."""
+"""A spool on a real full disk, and processes that are really killed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from retailrocket_async import AsyncTrackingClient, RetailRocketError, SpoolFullError, SqliteSpool
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.spool.test_spool import QUICK, until
 from tests.support.fakes import check_balance, event
+from tests.support.spools import QUICK, until
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -36,7 +36,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 async def test_a_full_disk(small_disk: Path) -> None:
-    """When others fill the disk `track` says so and nothing is damaged; once there is room everything is delivered."""
+    """When others fill the disk, `track` raises and nothing is damaged; once there is room, everything is delivered."""
     async with running_emulator(Settings(limit=None)) as emulator:
         emulator.fail_with("status", status=503, times=30)
         spool = SqliteSpool(small_disk / "spool", min_free=16 << 20, full_timeout=0.2)
@@ -46,7 +46,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
             fill(small_disk)
             with pytest.raises(SpoolFullError, match="disk"):
                 await client.track(event(1))
-            # What is answered meanwhile cannot be written down.
+            # The outcomes of these requests cannot be written meanwhile.
             await until(lambda: client.stats().requests_by_status.get(200, 0) >= 8)
             (small_disk / "ballast").unlink()
             receipt = await client.track(event(1))
@@ -61,7 +61,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
 
 
 async def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
-    """Where there is no room even for an empty spool the client says so, and works once there is."""
+    """If there is no room for an empty spool, the client raises, and it works once there is room."""
     fill(small_disk)
     spool = SqliteSpool(small_disk / "spool", min_free=16 << 20)
     client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url="http://127.0.0.1:9/", spool=spool)

@@ -1,7 +1,7 @@
 """Every call that a spool makes to SQLite and to the system fails, one at a time, once and for good.
 
 A run without a fault is recorded. Then each kind of call in it fails in a run of its own: the first, the second and
-the last of that kind. Whatever fails, the thread goes on, nothing accepted is lost or sent twice, no outcome
+the last of that kind. Whatever fails, the thread works on, no accepted event is lost or sent twice, no outcome
 contradicts what the server has recorded, and the close ends.
 """
 
@@ -28,17 +28,16 @@ from retailrocket_async import (
     SqliteSpool,
 )
 from retailrocket_async._spool.file import SpoolFile
-from tests.spool.test_spool import until
 from tests.support.fakes import check_balance, event
 from tests.support.faulty_system import Faults, FaultySystem, connector
-from tests.support.internals import engine_of
+from tests.support.spools import spool_thread_ended, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from retailrocket_async import Outcome, Receipt
 
-# Once, without a tracer: it takes half a minute.
+# Run once, without measuring coverage: it takes half a minute.
 pytestmark = pytest.mark.endurance
 
 
@@ -50,7 +49,7 @@ class FaultySpool(SqliteSpool):
     """A spool whose calls may fail."""
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return its file."""
+        """Return the file, whose calls go through the faults of its path."""
         faults = FAULTS[self.path]
         return SpoolFile(
             self.path,
@@ -68,7 +67,7 @@ FAULTS: dict[Any, Faults] = {}
 
 @attrs.define
 class Run:
-    """What came of a run: for each event its receipt or its error, and what the server has recorded."""
+    """The result of a run: the receipt or the error of each event, and the events that the server has recorded."""
 
     tracked: dict[int, Receipt | SpoolError]
     recorded: list[int]
@@ -112,13 +111,13 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
             try:
                 await client.flush(20.0)
             except SpoolError:
-                # The one failure was this one's.
+                # The one fault was for this call.
                 await client.flush(20.0)
-            # The next look at the file finds it in order.
+            # The next maintenance finds that the file works.
             await until(lambda: client.stats().spool.failure is None)  # type: ignore[union-attr]
             if not all(number in recorded for number, result in tracked.items() if not isinstance(result, Exception)):
                 problems.append("the flush has left something")
-            # It goes on: whatever failed, the next event is accepted and delivered.
+            # Whatever failed, the next event is accepted and delivered.
             await track(range(6, 7))
             if isinstance(tracked[6], BaseException) or not isinstance(await tracked[6], Delivered):
                 problems.append(f"it does not go on: {tracked[6]}")
@@ -127,21 +126,14 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
             check_balance(report.stats)
         except AssertionError as error:
             problems.append(f"the counts do not add up: {error}")
-    faults.mend()
-    await ended(client)
+    faults.clear()
+    await spool_thread_ended(client)
     file = SpoolFile(path)
     file.open()
-    waiting = [orjson.loads(body)["view"]["productId"] for body in file.read(0, 100, 1 << 20).bodies]
-    dead = [orjson.loads(body)["view"]["productId"] for body in file.read_dead(0, 100).bodies]
+    waiting = [orjson.loads(body)["view"]["productId"] for body in file.events.read(0, 100, 1 << 20).bodies]
+    dead = [orjson.loads(body)["view"]["productId"] for body in file.dead.read(0, 100).bodies]
     file.close()
     return Run(tracked, recorded, waiting, dead, problems)
-
-
-async def ended(client: AsyncTrackingClient) -> None:
-    """Wait for the thread of a client that was closed, which may still try to write."""
-    writer = engine_of(client).writer
-    if writer is not None:
-        await asyncio.to_thread(writer._thread.join)
 
 
 def contradictions(run: Run) -> list[str]:
@@ -162,12 +154,12 @@ def contradictions(run: Run) -> list[str]:
 
 
 def is_true(outcome: Outcome | None, *, sent: bool, waits: bool, dead: bool) -> bool:
-    """Whether an accepted event was not lost, and its outcome is what is known of it elsewhere."""
+    """Whether an accepted event is not lost, and its outcome agrees with the server, the file and the dead letters."""
     if outcome is None or not (sent or waits or dead):
         return False
     if isinstance(outcome, Delivered):
         return sent
-    # Kept, or given up.
+    # The outcome is Kept, or Abandoned.
     return (outcome.maybe_recorded or not sent) and (waits or outcome.maybe_recorded or not isinstance(outcome, Kept))
 
 
@@ -192,7 +184,7 @@ def chosen(calls: list[str]) -> list[int]:
     ids="-".join,
 )
 async def test_every_call_fails(tmp_path: Path, fault: dict[str, bool]) -> None:
-    """Whichever call fails, once or for good, nothing is lost, sent twice or misreported, and all goes on."""
+    """Whichever call fails, once or for good, no event is lost, sent twice or misreported, and the client works on."""
     lasting = fault.get("lasting", False)
     recorded = Faults()
     assert contradictions(await run(tmp_path / "recorded", recorded, lasting=False)) == []
@@ -204,7 +196,7 @@ async def test_every_call_fails(tmp_path: Path, fault: dict[str, bool]) -> None:
             try:
                 async with asyncio.timeout(60):
                     found = contradictions(await run(tmp_path / f"{number}", faults, lasting=lasting))
-            except Exception as error:  # noqa: BLE001 - told by the assertion
+            except Exception as error:  # noqa: BLE001 - reported by the assertion
                 found = [repr(error)]
             failed = faults.calls[number] if number < len(faults.calls) else "nothing"
             return [f"call {number} ({failed}): {each}" for each in found]

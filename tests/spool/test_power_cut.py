@@ -1,8 +1,8 @@
-"""A power cut at any moment: what `track` has accepted is there again, whatever the disk had not been told to flush.
+"""A power cut at any moment: an event that `track` has accepted is in the file afterwards, if commits are flushed.
 
-A process tracks events while a library preloaded into it writes down every write and flush of the database. For moments
-chosen at random the files are put together as a disk would have them that lost all writes since the last flush of each
-file, or any part of them, and are opened again.
+A process tracks events, while a library preloaded into it records every write and flush of the database. For random
+moments the files are built as a disk holds them that has lost all writes since the last flush of each file, or a part
+of these writes. Then they are opened again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def main(path, durability):
             await client.track(View(session_external_id="visitor", product_id=number))
             os.write(log, struct.pack("=cbqI", b"A", 0, number, 0))
 
-    # Callers at random moments, so that groups are of all sizes.
+    # Many callers, so that groups of all sizes are written.
     await asyncio.gather(*(caller(1 + 100 * each) for each in range(20)))
     os._exit(0)
 
@@ -51,7 +51,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 
 
 class Record(NamedTuple):
-    """One thing that the process did; see powercut.c. Kind A: it was told that event `at` is accepted."""
+    """One call that the process made, see powercut.c; kind A means that the event with the number `at` was accepted."""
 
     kind: str
     file: int
@@ -61,7 +61,7 @@ class Record(NamedTuple):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that writes down."""
+    """The library that records the calls."""
     built = tmp_path_factory.mktemp("powercut") / "powercut.so"
     source = Path(__file__).with_name("powercut.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", built, source, "-ldl"], check=True)
@@ -69,7 +69,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recorded(library: Path, path: Path, durability: str) -> list[Record]:
-    """Run the program and return what it did."""
+    """Run the program and return the calls that it made."""
     log = path / "log"
     watched = {"LD_PRELOAD": str(library), "POWERCUT_LOG": str(log), "POWERCUT_MATCH": "events.db"}
     command = [sys.executable, "-c", PROGRAM, str(path / "spool"), durability]
@@ -88,7 +88,7 @@ def parsed(log: bytes) -> Iterator[Record]:
 
 
 def left_over(records: list[Record], chance: float, dice: random.Random) -> dict[str, bytes]:
-    """Return the files as a power cut after `records` leaves them; unflushed writes survive with a chance."""
+    """Return the files as a power cut after `records` leaves them; each unflushed write survives with this chance."""
     names: dict[int, str] = {}
     files: dict[int, bytearray] = {}
     unflushed: dict[int, list[Record]] = {}
@@ -114,7 +114,7 @@ def left_over(records: list[Record], chance: float, dice: random.Random) -> dict
 
 
 def apply(file: bytearray, record: Record) -> None:
-    """Do to a file what a record says."""
+    """Make the change to a file that a record describes."""
     if record.kind == "T":
         del file[record.at :]
         file.extend(bytes(record.at - len(file)))
@@ -124,7 +124,7 @@ def apply(file: bytearray, record: Record) -> None:
 
 
 def lost(records: list[Record], path: Path, seed: int) -> list[int]:
-    """Return for each cut how many accepted events are not there again; every file must be whole."""
+    """Return for each cut how many accepted events are missing afterwards; every file must be undamaged."""
     dice = random.Random(seed)
     counts: list[int] = []
     accepted_from = next(number for number, record in enumerate(records) if record.kind == "A")
@@ -149,6 +149,6 @@ def test_commit_loses_nothing(library: Path, tmp_path: Path) -> None:
 
 
 def test_interval_loses_the_last_moment(library: Path, tmp_path: Path) -> None:
-    """With `durability="interval"` a power cut may lose accepted events, as this model shows; the file stays whole."""
+    """With `durability="interval"` a power cut may lose the last accepted events, and never damages the file."""
     records = recorded(library, tmp_path, "interval")
     assert any(lost(records, tmp_path, seed=2))

@@ -1,4 +1,4 @@
-"""What a process remembers of its events in a spool, against a model that remembers each of them."""
+"""The events of this process in a spool, compared with a model that stores each of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from retailrocket_async import Abandoned, Delivered, Dropped, Kept, Rejected
-from retailrocket_async._spool.file import ranges
+from retailrocket_async._spool.id_ranges import ranges
 from retailrocket_async._spool.process_events import ProcessEvents, SpoolReceipt
 from tests.support.effort import most
 
@@ -22,13 +22,13 @@ OUTCOMES: list[Any] = [
 ]
 
 
-class OwnEventsMachine(RuleBasedStateMachine):
-    """Adds and settles events in all orders, others' events among them; some receipts are kept, some are not."""
+class ProcessEventsMachine(RuleBasedStateMachine):
+    """Adds and settles events of two processes in all orders; some receipts are held, some are dropped."""
 
     @initialize()
     def begin(self) -> None:
         """Begin with nothing."""
-        self.own = ProcessEvents()
+        self.events = ProcessEvents()
         self.next = 1
         self.open: dict[int, SpoolReceipt | None] = {}
         self.others: set[int] = set()
@@ -37,10 +37,10 @@ class OwnEventsMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 30), keeps=st.booleans())
     def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - as Hypothesis calls it
-        """Add a group of own events."""
+        """Add a group of events of this process."""
         receipts = [SpoolReceipt("view") for _ in range(count)]
         last = self.next + count - 1
-        self.own.accepted(receipts, last)
+        self.events.accepted(receipts, last)
         for number, receipt in enumerate(receipts, self.next):
             self.open[number] = receipt if keeps else None
         self.next = last + 1
@@ -54,10 +54,10 @@ class OwnEventsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open or self.others)
     @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
     def settle(self, data: st.DataObject, outcome: Any) -> None:
-        """Settle some events, own and others'."""
+        """Settle some events of both processes."""
         some = sorted([*self.open, *self.others])
         ids = data.draw(st.lists(st.sampled_from(some), unique=True, min_size=1, max_size=40))
-        self.own.settled(ranges(ids), outcome, "view")
+        self.events.settled(ranges(ids), outcome, "view")
         for number in ids:
             if number in self.open:
                 self.counts[type(outcome)] = self.counts.get(type(outcome), 0) + 1
@@ -69,10 +69,10 @@ class OwnEventsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
-        """Let some own events have outcomes that nobody tells."""
+        """End events of this process whose outcomes are not known."""
         waiting = data.draw(st.sets(st.sampled_from(sorted(self.open))))
         outcome = Abandoned(reason="untold", maybe_recorded=True)
-        self.own.forget(waiting, outcome)
+        self.events.forget(waiting, outcome)
         for number in self.open.keys() - waiting:
             self.counts[Abandoned] = self.counts.get(Abandoned, 0) + 1
             receipt = self.open.pop(number)
@@ -81,51 +81,50 @@ class OwnEventsMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_right(self) -> None:
-        """Every count is that of the model, and kept receipts have their outcomes."""
-        own = self.own
-        assert own.pending == len(self.open)
-        assert own.tracked == own.pending + own.delivered + own.rejected + own.abandoned + own.dropped
-        assert own.delivered == self.counts.get(Delivered, 0)
-        assert own.abandoned == self.counts.get(Abandoned, 0)
-        assert own.rejected == self.counts.get(Rejected, 0)
-        assert own.dropped == self.counts.get(Dropped, 0) == own.dropped_by.get("overflow", {}).get("view", 0)
+        """Every count is that of the model, and receipts that are held have their outcomes."""
+        events, counts = self.events, self.events.counts
+        assert events.pending == len(self.open)
+        assert events.tracked == events.pending + counts.total
+        assert counts.delivered == self.counts.get(Delivered, 0)
+        assert counts.abandoned == self.counts.get(Abandoned, 0)
+        assert counts.rejected == self.counts.get(Rejected, 0)
+        assert counts.dropped == self.counts.get(Dropped, 0) == counts.dropped_by.get("overflow", {}).get("view", 0)
         assert all(receipt.outcome == outcome for receipt, outcome in self.ended)
         assert not any(receipt.done() for receipt in self.open.values() if receipt is not None)
-        spans = own.spans()
+        spans = events.spans()
         assert all(any(first <= number <= last for first, last in spans) for number in self.open)
 
     def teardown(self) -> None:
-        """In the end what is left is kept."""
-        self.own.keep(Kept())
-        assert self.own.kept == len(self.open)
+        """In the end the rest is kept."""
+        self.events.keep(Kept())
+        assert self.events.counts.kept == len(self.open)
         assert all(receipt.outcome == Kept() for receipt in self.open.values() if receipt is not None)
 
 
-TestOwnEvents = OwnEventsMachine.TestCase
+TestOwnEvents = ProcessEventsMachine.TestCase
 TestOwnEvents.settings = settings(max_examples=most(60), stateful_step_count=most(25), deadline=None)
 
 
 def test_memory_does_not_grow_with_the_backlog() -> None:
-    """A hundred thousand events whose receipts nobody keeps are remembered as a handful of runs."""
-    own = ProcessEvents()
+    """A hundred thousand events whose receipts nobody holds are remembered as a handful of runs."""
+    events = ProcessEvents()
     for group in range(1, 10_001):
-        own.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)
-    assert len(own.spans()) < 50
-    assert own.pending == 100_000
+        events.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)
+    assert len(events.spans()) < 50
+    assert events.pending == 100_000
 
 
 async def test_a_flush_waits_for_what_was_there() -> None:
-    """A flush is over when everything that was there at its beginning has its outcome, whatever came later."""
-    own = ProcessEvents()
-    own.accepted([SpoolReceipt("view") for _ in range(10)], 10)
-    flushing = asyncio.ensure_future(own.flushed(asyncio.get_running_loop().create_future()))
+    """A flush returns when all events from before it have an outcome, whatever came later."""
+    events = ProcessEvents()
+    events.accepted([SpoolReceipt("view") for _ in range(10)], 10)
+    flushing = asyncio.ensure_future(events.flushed(asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
-    own.accepted([SpoolReceipt("view") for _ in range(10)], 20)
-    own.settled([(11, 20)], OUTCOMES[0])
-    own.settled([(2, 10)], OUTCOMES[0])
+    events.accepted([SpoolReceipt("view") for _ in range(10)], 20)
+    events.settled([(11, 20)], OUTCOMES[0])
+    events.settled([(2, 10)], OUTCOMES[0])
     await asyncio.sleep(0)
     assert not flushing.done()
-    own.settled([(1, 1)], OUTCOMES[1])
+    events.settled([(1, 1)], OUTCOMES[1])
     await flushing
-    assert not own.flushing
-    await own.flushed(asyncio.get_running_loop().create_future())
+    await events.flushed(asyncio.get_running_loop().create_future())

@@ -1,7 +1,6 @@
-"""A system and a database whose calls fail on demand: what a spool is given instead of the real ones.
+"""An operating system and a database whose calls fail on demand; a spool takes them as arguments.
 
-Every call goes through `Faults.call`, which writes it down, and lets one of them fail, once or from then on. Nothing
-is patched: `SpoolFile` takes both as arguments.
+Every call goes through `Faults.call`, which records it, and lets one of the calls fail, once or from then on.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Fault(BaseException):
-    """An error that nobody expects."""
+    """An error of a type that no code expects."""
 
 
 class Faults:
@@ -26,9 +25,9 @@ class Faults:
 
     Args:
         at: the number of the call, from 0; None for no call.
-        lasting: whether every later call fails, too, until `mend`.
-        foreign: whether it raises what nobody expects, instead of what such a call may raise.
-        after: whether it fails after it has done its work.
+        lasting: whether every later call fails, too, until `clear`.
+        foreign: whether it raises `Fault`, and not an error that such a call may raise.
+        after: whether it does its work and raises then.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Faults:
         self._after = after
         self._lock = threading.Lock()
 
-    def mend(self) -> None:
+    def clear(self) -> None:
         """Let no call fail any more."""
         self._at = None
 
@@ -51,7 +50,7 @@ class Faults:
             number = len(self.calls)
             self.calls.append(f"{name} {detail}")
             fails = self._at is not None and (number == self._at or (self._lasting and number > self._at))
-        # A close that reports an error has closed all the same.
+        # A close that raises has closed nevertheless.
         if fails and not self._after and name not in ("connection.close", "close"):
             raise self._error(name)
         result = function(*arguments, **named)
@@ -94,12 +93,12 @@ class FaultyConnection:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open: no call, but a look at the connection."""
+        """Whether a transaction is open; it is read from the connection, and cannot fail."""
         return self._real.in_transaction
 
     @property
     def text_factory(self) -> Any:
-        """What makes text of bytes."""
+        """The function that makes text of bytes."""
         return self._real.text_factory
 
     @text_factory.setter
@@ -147,7 +146,7 @@ class FaultyCursor:
 
 
 def connector(faults: Faults) -> Callable[..., Any]:
-    """Return what makes connections whose calls go through `faults`."""
+    """Return a function that opens connections whose calls go through `faults`."""
 
     def connect(*arguments: Any, **named: Any) -> FaultyConnection:
         made: list[sqlite3.Connection] = []
@@ -159,7 +158,7 @@ def connector(faults: Faults) -> Callable[..., Any]:
         try:
             real = faults.call("connect", "", open_database, *arguments, **named)
         except BaseException:
-            # What fails after its work hands out nothing that its caller could close.
+            # The caller gets no connection that it could close.
             for connection in made:
                 connection.close()
             raise

@@ -1,0 +1,83 @@
+"""The directory of a spool: made for this user alone, and refused if others can read it or a network holds it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._spool.failures import explained
+from retailrocket_async._spool.file_lock import exists, open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from retailrocket_async._spool.system import System
+
+DATABASE: Final = "events.db"
+"""The name of the database file."""
+
+_NETWORK: Final = frozenset(
+    {"afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs"}
+    | {"lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+)
+"""Linux's names of network file systems, whose locks do not work between hosts."""
+
+
+def prepare(directory: Path, system: System, *, create: bool) -> None:
+    """Check the directory, and make it and the database file for this user alone if `create` says so.
+
+    Raises:
+        SpoolError: the directory is missing, another user's, readable by others, or on a network file system.
+    """
+    with explained(directory):
+        if create:
+            system.makedirs(directory.parent)
+            with suppress(FileExistsError):
+                system.mkdir(directory, 0o700)
+        found = system.stat(directory)
+        mode = found.st_mode
+        if found.st_uid != os.geteuid() != 0:
+            raise SpoolError(f"the spool in {directory} belongs to another user")
+        if mode & 0o077:
+            raise SpoolError(
+                f"the spool in {directory} could be read by others (mode {mode & 0o777:o}): chmod 700, or name a"
+                " directory that is not there yet"
+            )
+        if (kind := _network_file_system(directory, system)) is not None:
+            raise SpoolError(f"the spool in {directory} would be on {kind}: locks need a file system of this host")
+        # Made here with its mode; SQLite gives the same mode to its other files. An existing file is not opened:
+        # closing it would drop the locks that this process has on it.
+        if create and not exists(directory / DATABASE, system):
+            with suppress(FileExistsError):
+                system.close(open_private(directory / DATABASE, os.O_CREAT | os.O_EXCL | os.O_RDWR, system))
+
+
+def _network_file_system(directory: Path, system: System) -> str | None:
+    """Return the kind of network file system that `directory` is on; None if it is on none that is recognised."""
+    try:
+        lines = system.read_text(Path("/proc/self/mountinfo")).splitlines()
+    except OSError:
+        return None
+    return network_mount(lines, directory.resolve())
+
+
+def network_mount(lines: Iterable[str], path: Path) -> str | None:
+    """Return the kind of network file system that `path` is on; None for any other kind.
+
+    Args:
+        lines: Linux's list of mounts, ``/proc/self/mountinfo``.
+        path: an absolute path.
+    """
+    deepest, kind = -1, None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if len(fields) < 5 or not after:
+            continue
+        mount = Path(fields[4].replace("\\040", " "))
+        if path.is_relative_to(mount) and len(mount.parts) >= deepest:
+            deepest, kind = len(mount.parts), after.split()[0]
+    return kind if kind in _NETWORK else None

@@ -1,0 +1,90 @@
+"""The errors of a spool: one class for each kind that the spool's own code treats differently.
+
+All of them are `SpoolError` for callers. Errors of SQLite and of the system are translated here into sentences that
+say what happened, to which spool, and what to do.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._spool.file_lock import LockTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+
+class SpoolFileFullError(SpoolError):
+    """The file, or its disk, has no room for a transaction."""
+
+
+class SpoolBusyError(SpoolError):
+    """Another process has held the write lock for longer than this one waits."""
+
+
+class SpoolGoneError(SpoolError):
+    """The file that was opened is not at its path any more, so what is written to it is lost."""
+
+
+class SpoolDamagedError(SpoolError):
+    """The content of the file is damaged."""
+
+
+class LeaseLostError(SpoolError):
+    """This process was stopped for too long: another one took the lease, and sends in its place."""
+
+
+def damaged(directory: Path, finding: object) -> SpoolDamagedError:
+    """Return the error for a damaged file; `finding` is SQLite's sentence about the damage."""
+    return SpoolDamagedError(
+        f"the spool in {directory} is damaged ({finding}): stop its processes, save what can be read with"
+        f" 'retailrocket-async spool export {directory} --output events.ndjson', and move the directory away"
+    )
+
+
+def gone(directory: Path) -> SpoolGoneError:
+    """Return the error for a spool whose file is not at its path any more."""
+    return SpoolGoneError(
+        f"the spool in {directory} was removed or replaced while it was open: put the directory back, or restart"
+        " the process to begin with an empty spool"
+    )
+
+
+@contextmanager
+def explained(directory: Path) -> Generator[None]:
+    """Translate what SQLite and the system raise in the block into a `SpoolError` that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # The lowest byte of SQLite's code is the kind of error; the other bytes only give details.
+        code = getattr(error, "sqlite_errorcode", None)
+        kind = code & 0xFF if isinstance(code, int) else None
+        if kind == sqlite3.SQLITE_FULL:
+            raise SpoolFileFullError(f"the spool in {directory} has no room for more") from None
+        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damaged(directory, error) from None
+        raise SpoolError(f"the spool in {directory} cannot be used: {error}") from None
+    except LockTimeoutError as error:
+        raise SpoolBusyError(f"the spool in {directory} cannot be used: {error.strerror}") from None
+    except OSError as error:
+        cause = error.strerror or type(error).__name__
+        raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
+    except (ValueError, MemoryError, RecursionError) as error:
+        # A path that the system does not accept, or a moment without memory.
+        cause = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
+
+
+def without_frames(error: BaseException) -> SpoolError:
+    """Return an error for callers to keep, without the frames that it came through: they hold statements of the file.
+
+    An error that is no `SpoolError` becomes one that names its type.
+    """
+    if not isinstance(error, SpoolError):
+        return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error

@@ -1,0 +1,145 @@
+"""Accepts events into a spool: an event is accepted when it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol
+
+from retailrocket_async._errors import ClientClosedError, SpoolError, SpoolFullError
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._spool.process_events import SpoolReceipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._events.models import Event
+    from retailrocket_async._receipt import Receipt
+    from retailrocket_async._spool.entries import Entry
+    from retailrocket_async._spool.ledger import SpoolLedger
+    from retailrocket_async._spool.writer import SpoolWriter
+
+_MOST_UNWRITTEN: Final = 10_000
+"""Number of unwritten events above which `track_nowait` raises `SpoolFullError`."""
+
+
+class WriterSource(Protocol):
+    """Starts the writer when the first event comes."""
+
+    @property
+    def writer(self) -> SpoolWriter | None:
+        """The writer; None before the first use."""
+        ...
+
+    def started_writer(self) -> SpoolWriter:
+        """Return the writer; the first call starts it."""
+        ...
+
+
+class SpoolIntake:
+    """Accepts events into a spool; see `EventIntake`, whose methods these are.
+
+    Args:
+        source: gives the writer.
+        engine: counts and reports events that are dropped before they are written.
+        ledger: counts such events as well.
+
+    Attributes:
+        left_in_a_row: as in `EventIntake`; it never becomes 0, since every event waits for the disk.
+        closed: whether events are refused because a close has begun.
+    """
+
+    def __init__(self, source: WriterSource, engine: Dispatcher, ledger: SpoolLedger) -> None:
+        self._source = source
+        self._engine = engine
+        self._ledger = ledger
+        self._affinity = engine.affinity
+        self._write: Callable[[Entry], None] | None = None
+        self.left_in_a_row = 1
+        self.closed = False
+
+    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:  # noqa: ARG002 - as Intake's
+        """Return None: an event has to wait for the disk."""
+        return None
+
+    def wait_for_room(self, event: Event, envelope: bytes) -> asyncio.Future[Receipt]:
+        """Return the future of the event's receipt, which is done when the event is on disk."""
+        admitted: asyncio.Future[Receipt] = self._affinity.enter().create_future()
+        self._put(event.wire_name or event.event_name, envelope, admitted)
+        return admitted
+
+    async def accept(self, event: Event, envelope: bytes) -> Receipt:
+        """Return the event's receipt when the event is on disk."""
+        return await self.wait_for_room(event, envelope)
+
+    def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
+        """Return the receipt of an event that will be on disk in a moment.
+
+        Raises:
+            SpoolFullError: the spool is full, or too many events wait for the disk.
+        """
+        self._affinity.enter()
+        writer = self._source.writer
+        if writer is not None and (writer.capacity.full or writer.waiting >= _MOST_UNWRITTEN):
+            raise SpoolFullError("the spool takes no more right now; wait (track), or raise its bounds")
+        return self._put(event.wire_name or event.event_name, envelope, None)
+
+    async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+        """Return the receipts of events, given by name and envelope, when all are on disk; they are written together.
+
+        Raises:
+            SpoolError, SpoolFullError: some events were not accepted.
+        """
+        receipts, error = await self.accept_group(events)
+        if error is not None:
+            raise error
+        return receipts
+
+    async def accept_group(
+        self, events: Sequence[tuple[str, bytes]]
+    ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]:
+        """Return the receipts of the events that are on disk, and the error of the first that was not accepted."""
+        loop = self._affinity.enter()
+        waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
+        for (name, envelope), admitted in zip(events, waiting, strict=True):
+            self._put(name, envelope, admitted)
+        receipts: list[Receipt] = []
+        try:
+            for admitted in waiting:
+                receipts.append(await admitted)  # noqa: PERF401 - the receipts so far count if a later one fails
+        except (SpoolError, SpoolFullError) as error:
+            return receipts, error
+        finally:
+            # After an error, or a cancellation of this call, the other events are withdrawn. Their errors are
+            # retrieved, so that asyncio does not log them.
+            for admitted in waiting[len(receipts) :]:
+                if not admitted.cancel() and not admitted.cancelled():
+                    admitted.exception()
+        return receipts, None
+
+    def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
+        """Count an event that `before_send` drops, and return its receipt; `tell` says whether to call `on_outcome`."""
+        self._affinity.enter()
+        self.check_open()
+        receipt = self._engine.intake.refuse(event, envelope, tell=tell)
+        self._ledger.drop_direct(Dropped(reason="before_send"), [event.event_name])
+        return receipt
+
+    async def let_others_run(self) -> None:
+        """Yield to other tasks."""
+        await asyncio.sleep(0)
+
+    def check_open(self) -> None:
+        """Raise `ClientClosedError` if no event is accepted any more."""
+        if self.closed:
+            raise ClientClosedError("the client is closed, or is closing, and takes no new events")
+
+    def _put(self, name: str, envelope: bytes, admitted: asyncio.Future[Receipt] | None) -> Receipt:
+        if self.closed:
+            self.check_open()
+        write = self._write
+        if write is None:
+            write = self._write = self._source.started_writer().put
+        receipt = SpoolReceipt(name)
+        write((envelope, receipt, admitted))
+        return receipt

@@ -1,0 +1,62 @@
+"""Jobs of the writer's thread: all that it does with the file besides adding events."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from retailrocket_async._spool.file import Settlement, SpoolFile
+
+
+class Job:
+    """A function that runs in a transaction of the file, together with other jobs and the events that wait.
+
+    Args:
+        run: the function, called in the thread; again if the transaction fails.
+        done: gets the result of `run`, in the loop; None if nobody waits. Such a job is tried until it succeeds.
+        then: called with the result in the thread, once the transaction is in the file.
+        term: the lease term in which the job is valid: it is skipped in a later one; None for always.
+
+    Attributes:
+        written: whether the transaction is in the file.
+        reported: whether the loop was notified of all log entries that the transaction wrote.
+    """
+
+    __slots__ = ("done", "reported", "run", "term", "then", "written")
+
+    def __init__(
+        self,
+        run: Callable[[SpoolFile], Any],
+        done: asyncio.Future[Any] | None = None,
+        then: Callable[[Any], None] | None = None,
+        *,
+        term: int | None = None,
+    ) -> None:
+        self.run = run
+        self.done = done
+        self.then = then
+        self.term = term
+        self.written = self.reported = False
+
+
+class PendingSettlements:
+    """The settlements that the thread was given, and whose entries in the log were not read back yet."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[Settlement, Job]] = deque()
+
+    def add(self, settlement: Settlement, job: Job) -> None:
+        """Add a settlement that `job` writes, and remove those whose entries were read back."""
+        while self._pending and self._pending[0][1].reported:
+            self._pending.popleft()
+        self._pending.append((settlement, job))
+
+    def pop_all(self) -> list[tuple[Settlement, bool]]:
+        """Return the pending settlements, each with whether it is in the file; and forget them."""
+        left = [(settlement, job.written) for settlement, job in self._pending if not job.reported]
+        self._pending.clear()
+        return left

@@ -1,0 +1,143 @@
+"""Counts the events of a client with a spool: those in the file, and those that never were in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from retailrocket_async._delivery.counts import OutcomeCounts, merged
+from retailrocket_async._outcome import Abandoned, Kept
+from retailrocket_async._spool.file import Usage, now
+from retailrocket_async._spool.outcome_codec import decode_outcome
+from retailrocket_async._spool.process_events import ProcessEvents
+from retailrocket_async._stats import SpoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from retailrocket_async._errors import SpoolError
+    from retailrocket_async._outcome import Outcome
+    from retailrocket_async._spool.file import Settlement
+    from retailrocket_async._spool.id_ranges import Range
+    from retailrocket_async._spool.outcome_log import LogEntry
+    from retailrocket_async._stats import Stats
+
+_LOST: Final = Abandoned(reason="lost", maybe_recorded=True, attempts=0)
+
+_HIGHEST_ID: Final = 1 << 62
+
+
+class SpoolLedger:
+    """Gives the events of this process their outcomes, and counts them.
+
+    Attributes:
+        process_events: the events of this process in the file.
+        usage: how much is in the file, as last measured.
+        failure: why the file cannot be used; None if it can.
+        ended: whether the writer's thread has ended by a defect.
+    """
+
+    def __init__(self) -> None:
+        self.process_events = ProcessEvents()
+        self.usage = Usage(0, 0, 0, None)
+        self.failure: SpoolError | None = None
+        self.ended = False
+        # Events that never were in the file: direct sends, and events that were dropped before.
+        self._direct = OutcomeCounts()
+        self._direct_tracked = 0
+
+    # --- events that never were in the file ---------------------------------------------------------------------------
+
+    def track_direct(self, count: int) -> None:
+        """Count events that are sent past the file, and have no outcome yet."""
+        self._direct_tracked += count
+
+    def settle_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
+        """Count the outcome of events that were sent past the file."""
+        self._direct.add(outcome, len(names), names)
+
+    def drop_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
+        """Count events that were dropped before they were in the file."""
+        self.track_direct(len(names))
+        self.settle_direct(outcome, names)
+
+    # --- events in the file -------------------------------------------------------------------------------------------
+
+    def settle_log(self, log: Iterable[LogEntry]) -> None:
+        """Settle events of this process as entries of the log say."""
+        for entry in log:
+            self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
+
+    def settle_kept(self, kept: Iterable[tuple[list[Range], Kept | Abandoned]]) -> None:
+        """Settle events that the engine ended without an answer from the API; see `Forwarder.kept`."""
+        for ids, outcome in kept:
+            self.process_events.settled(ids, outcome)
+
+    def settle_unknown(self, waiting: Iterable[int]) -> None:
+        """Settle all events but those in `waiting` as `Abandoned`: the log does not hold their outcomes any more."""
+        self.process_events.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
+
+    def settle_pending(self, settlements: Iterable[tuple[Settlement, bool]], *, file_gone: bool) -> None:
+        """Settle events whose outcomes were passed to the writer, and did not come back in the log.
+
+        Args:
+            settlements: the outcomes, each with whether it is in the file.
+            file_gone: whether the file is lost; otherwise an event whose outcome is not in it will be sent again.
+        """
+        for settlement, written in settlements:
+            outcome, name = decode_outcome(settlement.outcome)
+            if not written and not file_gone:
+                outcome = Kept(maybe_recorded=outcome.maybe_recorded, attempts=outcome.attempts)
+            self.process_events.settled(settlement.ids, outcome, name)
+
+    def lose(self) -> int:
+        """Settle all events as lost with their file; return how many they were."""
+        lost = self.process_events.pending
+        self.process_events.forget([], _LOST)
+        return lost
+
+    def keep(self, sent_to: int | None) -> None:
+        """Settle all events as `Kept`: they stay in the file.
+
+        Args:
+            sent_to: the id up to which another process may have sent them; None if that is not known.
+        """
+        if sent_to is None or sent_to > 0:
+            self.process_events.settled([(1, sent_to or _HIGHEST_ID)], Kept(maybe_recorded=True))
+        self.process_events.keep(Kept())
+
+    # --- counters -----------------------------------------------------------------------------------------------------
+
+    def stats(self, engine: Stats, *, waiting: int, sends: bool) -> Stats:
+        """Return the counters of a client.
+
+        Args:
+            engine: the counters of the engine, which counts the events that this process sends.
+            waiting: events that are not written yet.
+            sends: whether this process is the one that sends.
+        """
+        process_events, direct, usage = self.process_events, self._direct, self.usage
+        counts = process_events.counts
+        return attrs.evolve(
+            engine,
+            tracked=process_events.tracked + self._direct_tracked,
+            delivered=counts.delivered + direct.delivered,
+            rejected=counts.rejected + direct.rejected,
+            abandoned=counts.abandoned + direct.abandoned,
+            dropped=counts.dropped + direct.dropped,
+            dropped_by=merged(counts.dropped_copy(), direct.dropped_copy()),
+            kept=counts.kept + direct.kept,
+            pending=process_events.pending,
+            in_flight=self._direct_tracked - direct.total,
+            state="halted" if self.ended else engine.state,
+            waiting=waiting,
+            spool=SpoolStats(
+                sends=sends,
+                events=usage.events,
+                size=usage.bytes,
+                dead=usage.dead,
+                oldest_age=0.0 if usage.oldest_at is None else max(0.0, now() - usage.oldest_at),
+                failure=None if self.failure is None else str(self.failure),
+            ),
+        )

@@ -1,0 +1,261 @@
+"""Runs a spool from the first event to the close: owns writer and forwarder, and acts on the writer's reports."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._outcome import Dropped
+from retailrocket_async._spool.failures import SpoolGoneError
+from retailrocket_async._spool.forwarder import Forwarder
+from retailrocket_async._spool.outcome_codec import encode_outcome
+from retailrocket_async._spool.window import Window
+from retailrocket_async._spool.writer import SpoolWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._errors import SpoolFullError
+    from retailrocket_async._queue.eviction import Overflow
+    from retailrocket_async._queue.options import Batching
+    from retailrocket_async._spool.entries import Entry
+    from retailrocket_async._spool.file import SpoolFile, Usage
+    from retailrocket_async._spool.ledger import SpoolLedger
+    from retailrocket_async._spool.outcome_log import LogEntry
+    from retailrocket_async._spool.spool import SqliteSpool
+
+_CATCH_UP_AGAIN: Final = 0.5
+"""Seconds until `missed` looks up missing outcomes again, after the file could not be read."""
+
+_GRACE: Final = 1.0
+"""Seconds beyond its deadline that a close waits for the thread to close the file."""
+
+
+class RunningSpool:
+    """Connects writer, forwarder, engine and ledger; is the writer's listener, see `WriterListener`.
+
+    Args:
+        spool: the settings of the spool.
+        file: the file.
+        engine: sends the events.
+        ledger: counts the events of this process.
+        batching: the bounds of a batch.
+        once: names of events that are not sent again if they may have been recorded.
+        overflow: what a full spool does.
+
+    Attributes:
+        writer: writes events and outcomes.
+        forwarder: feeds the engine.
+    """
+
+    def __init__(  # noqa: PLR0913 - its collaborators, and the settings of a spool
+        self,
+        spool: SqliteSpool,
+        file: SpoolFile,
+        engine: Dispatcher,
+        ledger: SpoolLedger,
+        *,
+        batching: Batching,
+        once: frozenset[str],
+        overflow: Overflow,
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._forwarding: asyncio.Task[None] | None = None
+        loop = engine.affinity.enter()
+        self.writer = SpoolWriter(
+            file,
+            self,
+            loop=loop,
+            clock=loop.time,
+            overflow=overflow,
+            max_bytes=spool.max_bytes,
+            min_free=spool.min_free,
+            patience=spool.full_timeout,
+            flushes=spool.durability == "interval",
+            overflowed=_overflowed,
+        )
+        window = Window(
+            # The events in flight, and as many again to fill the next batches from.
+            2 * batching.max_in_flight * batching.max_events,
+            # At most a quarter of the spool, so that enough events are not in flight, and `drop_oldest` may drop them.
+            min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
+        )
+        self.forwarder = Forwarder(
+            self.writer,
+            engine,
+            window,
+            once=once,
+            keyed=batching.ordered or batching.by_session,
+            max_age=spool.max_age,
+            # Half of the lease's time-out, so that a request of the last moment has the other half to end.
+            lease_validity=file.lease.timeout / 2,
+            clock=loop.time,
+        )
+
+    def start(self) -> None:
+        """Start the thread and the task that feeds the engine.
+
+        Raises:
+            SpoolError: no thread can be started.
+        """
+        self.writer.start(self.forwarder.reader)
+        self._forwarding = self._engine.affinity.create_task(self.forwarder.run(self._ledger.process_events))
+
+    # --- flushing and ending ------------------------------------------------------------------------------------------
+
+    async def written(self) -> None:
+        """Return when all events that were accepted are in the file.
+
+        Raises:
+            SpoolError: the file cannot be used.
+        """
+        await self.writer.submit(lambda _: None)
+
+    async def settled_all(self) -> None:
+        """Send without linger, and return when all events of this process that are in the file now have an outcome."""
+        affinity, forwarder = self._engine.affinity, self.forwarder
+        flushed = affinity.create_task(self._ledger.process_events.flushed(affinity.enter().create_future()))
+        try:
+            forwarder.skip_linger = True
+            self._engine.hurry()
+            forwarder.appended()
+            await flushed
+        finally:
+            flushed.cancel()
+            forwarder.skip_linger = False
+
+    async def end(self) -> None:
+        """Release the lease, close the file, and give every event its outcome; call it after the engine was closed."""
+        writer, forwarder = self.writer, self.forwarder
+        # If this process sends, the reader knows which events others may have sent; if not, the file has it recorded.
+        asked = None if forwarder.sending else writer.submit(lambda file: file.events.read_to())
+        sent_to: int | None = forwarder.reader.read_before
+        forwarder.release_lease()
+        await asyncio.wait({writer.stop()}, timeout=_GRACE)
+        writer.join()
+        if self._forwarding is not None:
+            self._forwarding.cancel()
+        if asked is not None:
+            sent_to = None if not asked.done() or asked.exception() is not None else asked.result()
+        self._settle_rest(sent_to)
+
+    def _settle_rest(self, sent_to: int | None) -> None:
+        """Give every event of this process its outcome, as far as it is known; see `SpoolLedger.keep`."""
+        file_gone = self.forwarder.file_gone
+        self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=file_gone)
+        self._settle_kept()
+        if file_gone:
+            self._ledger.lose()
+        self._ledger.keep(sent_to)
+
+    def _settle_kept(self) -> None:
+        kept, self.forwarder.kept = self.forwarder.kept, []
+        self._ledger.settle_kept(kept)
+
+    # --- the writer's listener ----------------------------------------------------------------------------------------
+
+    def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
+        """Give callers their receipts, and feed the engine."""
+        self.writer.waiting -= len(entries)
+        if self._ledger.failure is not None:
+            self._file_works()
+        self._ledger.process_events.accepted([receipt for _, receipt, _ in entries], last)
+        for _, receipt, admitted in entries:
+            if admitted is not None and not admitted.done():
+                admitted.set_result(receipt)
+        if claimed:
+            self.forwarder.feed_claimed(entries, last)
+        else:
+            self.forwarder.appended()
+
+    def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
+        """Raise `error` in the callers that wait; drop the events of other callers."""
+        self.writer.waiting -= len(entries)
+        for envelope, receipt, admitted in entries:
+            if admitted is not None and admitted.done():
+                continue
+            if error is not None and admitted is not None:
+                admitted.set_exception(error)
+                continue
+            # The spool drops events, or this caller does not wait, so that no error can be raised in it.
+            dropped = Dropped(reason="overflow")
+            self._ledger.drop_direct(dropped, [receipt.event_name])
+            self._engine.intake.end(envelope, receipt, dropped)
+            if admitted is not None:
+                admitted.set_result(receipt)
+
+    def settled(self, log: Sequence[LogEntry]) -> None:
+        """Give events of this process the outcomes in the log."""
+        self._ledger.settle_log(log)
+
+    def missed(self) -> None:
+        """Look up which events of this process wait, and end those whose outcomes the log does not hold any more."""
+        self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
+
+    def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:
+        if found.cancelled():
+            return
+        if found.exception() is not None:
+            # The writer reports a gap in the log only once.
+            if not self.writer.over:
+                self._engine.affinity.call_later(_CATCH_UP_AGAIN, self.missed)
+            return
+        waiting, log = found.result()
+        self._ledger.settle_log(log)
+        self._ledger.settle_unknown(waiting)
+
+    def measured(self, usage: Usage) -> None:
+        """Note that the file can be used, and how much is in it."""
+        self._ledger.usage = usage
+        self._file_works()
+
+    def _file_works(self) -> None:
+        self._ledger.failure = None
+        self.forwarder.file_gone = False
+
+    def failed(self, error: SpoolError) -> None:
+        """Note why the file cannot be used, and log it."""
+        self._ledger.failure = error
+        self.forwarder.file_gone = isinstance(error, SpoolGoneError)
+        self._engine.spool_failed(error)
+
+    def lease_lost(self, error: SpoolError) -> None:
+        """Stop sending: another process sends, and writes the outcomes."""
+        self.writer.term += 1
+        # Outcomes that were not written are void: the other process sends these events again.
+        self.writer.pop_unsettled()
+        self.forwarder.lose()
+        self._engine.spool_failed(error)
+
+    def replaced(self) -> None:
+        """Give all events of the old file their outcome, and go on with the file in its place."""
+        self.writer.term += 1
+        self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=True)
+        self.forwarder.file_gone = True
+        self.forwarder.lose()
+        self._settle_kept()
+        lost = self._ledger.lose()
+        self._file_works()
+        self._engine.spool_failed(
+            SpoolError(
+                f"another spool is in the place of the one that was open: {lost} event(s) of this process that it"
+                " held are lost, unless somebody has the old directory"
+            )
+        )
+
+    def ended(self, error: SpoolError) -> None:
+        """Stop sending: outcomes cannot be written, and another process may take the lease."""
+        self._ledger.failure, self._ledger.ended = error, True
+        self.writer.term += 1
+        self.forwarder.stop()
+        self.forwarder.reader.sending = False
+        self._engine.recall()
+        self._settle_rest(None)
+        self._engine.spool_ended(error)
+
+
+def _overflowed(name: str) -> str:
+    return encode_outcome(Dropped(reason="overflow"), name)

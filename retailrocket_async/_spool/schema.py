@@ -1,0 +1,105 @@
+"""The tables of a spool's database, and the settings of every connection to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._spool.failures import damaged
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+Durability: TypeAlias = Literal["commit", "interval"]
+"""When an accepted event is safe from a power cut: before `track` returns, or half a second later."""
+
+PAGE: Final = 4096
+"""Bytes of a page of the database: SQLite's default."""
+
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, size INTEGER NOT NULL,
+                        body TEXT NOT NULL);
+    CREATE TABLE dead (id INTEGER PRIMARY KEY, at REAL NOT NULL, died_at REAL NOT NULL, reason TEXT NOT NULL,
+                       maybe_recorded INTEGER NOT NULL, body TEXT NOT NULL);
+    CREATE INDEX dead_by_time ON dead (died_at);
+    CREATE TABLE settled (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, ids TEXT NOT NULL,
+                          outcome TEXT NOT NULL);
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    """,
+)
+"""Statements that turn each version of the schema into the next one; `PRAGMA user_version` counts those that ran."""
+
+_HEADROOM: Final = 1 << 20
+"""Bytes that SQLite may use beyond `max_bytes`: the statements that remove events need room themselves."""
+
+_CHECKED_ALWAYS: Final = 32 << 20
+"""Bytes of the largest database that is checked for damage whenever it is opened: some 5 ms a MiB."""
+
+
+def configure(connection: sqlite3.Connection, durability: Durability, max_bytes: int) -> None:
+    """Set a new connection up, and bring the tables up to date.
+
+    Raises:
+        SpoolError: a newer version of this package wrote the database.
+    """
+    connection.text_factory = _decoded
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        raise SpoolError(f"the spool was written by a newer version of this package (schema {version}): upgrade")
+    if not version:
+        # It has an effect before the first table only; later it would write to a file that may be damaged.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'commit' else 'NORMAL'}")
+    connection.execute(f"PRAGMA journal_size_limit={16 << 20}")
+    connection.execute(f"PRAGMA max_page_count={(max_bytes + _HEADROOM) // PAGE}")
+    # A damaged page is noticed when it is read, for which SQLite looks at each of its cells.
+    connection.execute("PRAGMA cell_size_check=ON")
+    for number in range(version, len(_MIGRATIONS)):
+        # One transaction for each version: a crash in the middle leaves the version before.
+        connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT")
+
+
+def claim(connection: sqlite3.Connection, shop: str, directory: Path) -> None:
+    """Make `shop`, a partner id, the owner of a database that has none.
+
+    Raises:
+        SpoolError: the database belongs to another shop.
+    """
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('shop', ?)", (shop,))
+    owner = owner_of(connection)
+    if owner != shop:
+        raise SpoolError(f"the spool in {directory} belongs to partner_id {owner!r}: one spool per shop")
+
+
+def owner_of(connection: sqlite3.Connection) -> str | None:
+    """Return the partner id of the shop that a database belongs to; None if no client has used it yet."""
+    found = connection.execute("SELECT value FROM meta WHERE name = 'shop'").fetchone()
+    return None if found is None else str(found[0])
+
+
+def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: bool) -> bool:
+    """Check the database for damage, unless it is large; return whether it was checked.
+
+    Args:
+        connection: an open connection.
+        directory: the directory of the spool, for the error.
+        large: whether to check a large database as well.
+
+    Raises:
+        SpoolDamagedError: the database is damaged.
+    """
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    if not large and pages * PAGE > _CHECKED_ALWAYS:
+        return False
+    [finding] = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if finding != "ok":
+        raise damaged(directory, finding.splitlines()[-1])
+    return True
+
+
+def _decoded(text: bytes) -> str:
+    # An event with damaged text must not keep other events from being read.
+    return text.decode(errors="replace")

@@ -1,0 +1,344 @@
+"""The one thread that uses a spool's file: writes what has come in one transaction, then what has come meanwhile.
+
+While a transaction is under way everything that comes waits for the next one (group commit), so a slow disk makes
+large groups and not a long queue. The thread reports to the event loop by calls into it, and never waits for the loop,
+except at its end after a defect.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from retailrocket_async._errors import SpoolError
+from retailrocket_async._runtime.futures import set_exception
+from retailrocket_async._runtime.loop_post import post
+from retailrocket_async._spool.capacity import Capacity
+from retailrocket_async._spool.entries import size_of
+from retailrocket_async._spool.failures import (
+    LeaseLostError,
+    SpoolBusyError,
+    SpoolDamagedError,
+    SpoolFileFullError,
+    without_frames,
+)
+from retailrocket_async._spool.group_commit import GroupCommit
+from retailrocket_async._spool.jobs import Job
+from retailrocket_async._spool.log_reader import LogReader
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from retailrocket_async._queue.eviction import Overflow
+    from retailrocket_async._spool.entries import Entry
+    from retailrocket_async._spool.file import SpoolFile
+    from retailrocket_async._spool.reader import SpoolReader
+    from retailrocket_async._spool.writer_listener import WriterListener
+
+_GROUP: Final = 1000
+"""Events in one transaction at most; the loop needs a millisecond or two to give so many callers their receipts."""
+
+_GROUP_BYTES: Final = 8 << 20
+
+_SPACING: Final = 0.003
+"""Seconds between two small transactions. Transactions of one event, of a single caller, are not delayed."""
+
+_LARGE: Final = 100
+"""Number of events and jobs from which on a transaction counts as large."""
+
+_RETRY: Final = 0.05
+"""Seconds between two attempts to write events that wait for room, or for the file."""
+
+_INTERVAL: Final = 0.5
+"""Seconds between two rounds of maintenance; a power cut loses the events of this time with `durability="interval"`."""
+
+_REOPEN: Final = 0.25
+"""Seconds between two attempts to open a file that failed."""
+
+
+class WriterThread:
+    """The function of the writer's thread, and its state.
+
+    The arguments are those of `SpoolWriter`.
+
+    Attributes:
+        queue: takes events and jobs; None asks the thread to end.
+        ended: gets its result, in the loop, when the thread has ended.
+        capacity: the room for events.
+        log: reads the log of outcomes.
+    """
+
+    def __init__(  # noqa: PLR0913 - as SpoolWriter
+        self,
+        file: SpoolFile,
+        listener: WriterListener,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        overflow: Overflow,
+        max_bytes: int,
+        min_free: int,
+        patience: float,
+        flushes: bool,
+        overflowed: Callable[[str], str],
+    ) -> None:
+        self._file = file
+        self._listener = listener
+        self._loop = loop
+        self._clock = clock
+        self._patience = patience
+        self._flushes = flushes
+        self.queue: queue.SimpleQueue[Entry | Job | None] = queue.SimpleQueue()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.capacity = Capacity(file, max_bytes=max_bytes, min_free=min_free)
+        self.log = LogReader(file, listener, loop)
+        self._group = GroupCommit(
+            file,
+            listener,
+            loop=loop,
+            capacity=self.capacity,
+            log=self.log,
+            overflow=overflow,
+            overflowed=overflowed,
+        )
+        self._unwritten = self._group.unwritten
+        self._is_open = False
+        self._generation = 0
+        self._opens_at = self._opening_took = 0.0
+        self._collected_at = self._renews_at = self._maintains_at = 0.0
+        self._stopping = False
+        self._ends_at = 0.0
+        # Why events and jobs are refused after the end.
+        self._end_reason = SpoolError("the spool was closed")
+        self._end_reported = threading.Event()
+
+    @property
+    def reader(self) -> SpoolReader | None:
+        """Reads what is written; None for none. Set it before the thread starts."""
+        return self._group.reader
+
+    @reader.setter
+    def reader(self, reader: SpoolReader | None) -> None:
+        self._group.reader = reader
+
+    # --- the life of the thread ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Write what comes through `queue`, until it is asked to end or a defect ends it."""
+        defect: BaseException | None = None
+        try:
+            while self._step():
+                pass
+        except BaseException as error:  # noqa: BLE001 - without a report callers would wait for ever
+            defect = error
+        for last in (functools.partial(self._report_defect, defect), self._refuse_all, self._file.close):
+            # An error of one must not keep the others from being called.
+            with suppress(BaseException):
+                last()
+        post(self._loop, self.refuse_rest)
+
+    def _step(self) -> bool:
+        """Do one round of work; return False at the end. After an error the next round tries again."""
+        failed: SpoolError | None = None
+        try:
+            if not self._goes_on():
+                if self._is_open:
+                    self._shrink(most=20)
+                return False
+            self._collect()
+            if self._opened():
+                self._work()
+        except BaseException as error:  # noqa: BLE001 - without this thread nothing is accepted or settled any more
+            if self._stopping and not self._group:
+                return False
+            failed = without_frames(error)
+        # Outside the block: the error's frames hold statements that would keep the file open.
+        if failed is not None:
+            self._recover(failed)
+        return True
+
+    def _goes_on(self) -> bool:
+        if not self._stopping:
+            return True
+        # If the disk stays full the rest cannot be written: the events are still in the file, or were refused.
+        return bool(self._group) and self._clock() < self._ends_at
+
+    def _refuse_all(self) -> None:
+        self._group.refuse(len(self._unwritten), self._end_reason)
+        self._group.fail_jobs(self._end_reason)
+
+    def refuse_rest(self) -> None:
+        """Note that the thread has ended, and refuse what came too late for it; called in the loop."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+        while not self.queue.empty():
+            item = self.queue.get_nowait()
+            if isinstance(item, Job):
+                if item.done is not None:
+                    set_exception(item.done, self._end_reason)
+            elif item is not None:
+                self._listener.refused([item], self._end_reason)
+
+    def _report_defect(self, defect: BaseException | None) -> None:
+        """Make the loop stop sending, and wait until it has: the lease is released after this."""
+        if defect is None:
+            return
+        self._end_reason = SpoolError(
+            f"a defect ({type(defect).__name__}) has ended the spool's thread: restart the process; what was accepted"
+            " is in the spool. Please report this"
+        )
+        post(self._loop, self._notify_ended)
+        while not self._end_reported.wait(_INTERVAL) and not self._loop.is_closed():
+            pass
+
+    def _notify_ended(self) -> None:
+        try:
+            self._listener.ended(self._end_reason)
+        finally:
+            self._end_reported.set()
+
+    # --- collecting ---------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Wait for an item in the queue, and take items up to a full group."""
+        try:
+            self._take(self.queue.get(timeout=_RETRY if self._group else _INTERVAL))
+            # The first item is stored before this wait, which may raise.
+            self._wait_for_more()
+            entries = self._unwritten.entries
+            size = size_of(entries)
+            while len(entries) < _GROUP and size < _GROUP_BYTES:
+                size += self._take(self.queue.get_nowait())
+        except queue.Empty:
+            pass
+        finally:
+            self._unwritten.stamp(self._clock())
+
+    def _take(self, item: Entry | Job | None) -> int:
+        """Store an item of the queue; return its bytes if it is an event, else 0."""
+        if type(item) is tuple:
+            self._unwritten.entries.append(item)
+            return len(item[0])
+        if isinstance(item, Job):
+            self._group.jobs.append(item)
+        else:
+            self._stopping = True
+            self._ends_at = self._clock() + self._patience
+        return 0
+
+    def _wait_for_more(self) -> None:
+        """Wait a moment for more items if the last transaction was small: each costs as much as a hundred events."""
+        if 1 < self._group.size < _LARGE and (wait := self._collected_at + _SPACING - self._clock()) > 0.0:
+            time.sleep(wait)
+        self._collected_at = self._clock()
+
+    # --- working ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Write the events and jobs that wait; do the maintenance if none waits or it is due."""
+        self._group.refuse_withdrawn()
+        idle = not self._group
+        try:
+            self._renew_lease()
+            self._group.resolve_unsure()
+            if not idle and not self._group.write():
+                self._overflow()
+            if idle or self._clock() >= self._maintains_at:
+                self._maintain()
+        except LeaseLostError as error:
+            self._lose_lease()
+            post(self._loop, self._listener.lease_lost, without_frames(error))
+        except SpoolFileFullError:
+            self._group.tight = True
+            self._file.truncate_wal()
+            self._overflow()
+
+    def _overflow(self) -> None:
+        self._group.refuse_overflow(self._clock() - self._patience)
+
+    def _renew_lease(self) -> None:
+        """Renew the lease if this process holds it, and let the reader know."""
+        began = self._clock()
+        if self.reader is not None and self._file.lease.held and began >= self._renews_at:
+            self._file.lease.renew()
+            self._renews_at = began + _INTERVAL
+            self.reader.lease_renewed(began)
+
+    def _lose_lease(self) -> None:
+        """Release the lease and begin a new term: jobs of the old term are skipped."""
+        self._group.term += 1
+        if self.reader is not None:
+            self.reader.lease_lost()
+        self._file.lease.release()
+
+    def _maintain(self) -> None:
+        self._maintains_at = self._clock() + _INTERVAL
+        self._file.check_place()
+        if self._flushes and self._group.dirty:
+            self._file.checkpoint()
+        self._group.dirty = False
+        self._shrink(most=4)
+        self.log.read()
+        post(self._loop, self._listener.measured, self._file.usage())
+
+    def _shrink(self, most: int) -> None:
+        with suppress(SpoolFileFullError):
+            for _ in range(most):
+                if not self.queue.empty() or not self._file.shrink():
+                    return
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> bool:
+        """Open the file if it is not open; return whether it is."""
+        if self._is_open:
+            return True
+        began = self._clock()
+        if began < self._opens_at:
+            return False
+        try:
+            self._file.open()
+            self.capacity.measure()
+            replaced = self._file.generation != self._generation
+            if replaced:
+                if self._generation:
+                    # Ids of the old file stand for other events in the new one.
+                    self._group.forget_unsure()
+                    self._lose_lease()
+                    post(self._loop, self._listener.replaced)
+                self._generation = self._file.generation
+            self.log.start(anew=replaced)
+            self._is_open = True
+        finally:
+            self._opening_took = self._clock() - began
+        return True
+
+    def _recover(self, error: SpoolError) -> None:
+        """Handle an error of a step; if that raises as well, wait a moment and open the file again."""
+        try:
+            self._failed(error)
+        except BaseException:  # noqa: BLE001 - as in `_step`
+            self._is_open = False
+            time.sleep(_REOPEN)
+
+    def _failed(self, error: SpoolError) -> None:
+        """Report an error, have the file opened again, and refuse the events that waited too long."""
+        ever_open = self._generation > 0
+        if not isinstance(error, SpoolBusyError):
+            self._is_open = False
+            # A large file that is damaged takes long to open, and other processes need the disk, too.
+            self._opens_at = self._clock() + max(_REOPEN, 4 * self._opening_took)
+        post(self._loop, self._listener.failed, error)
+        if ever_open and not isinstance(error, SpoolDamagedError):
+            self._group.refuse_older(self._clock() - self._patience, error)
+        else:
+            self._group.refuse(len(self._unwritten), error)
+        self._group.fail_jobs(error, keep=ever_open)
+        if not self._is_open:
+            with suppress(SpoolError):
+                self._file.disconnect()

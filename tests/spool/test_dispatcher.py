@@ -1,0 +1,162 @@
+"""The engine of a client with a spool: it delivers, flushes and closes, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from retailrocket_async import (
+    ClientClosedError,
+    Delivered,
+    FlushTimeoutError,
+    Kept,
+    KeptError,
+    RetryPolicy,
+)
+from tests.support.fakes import check_balance, event
+from tests.support.spools import (
+    client_of,
+    numbers,
+    until,
+    waiting,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from retailrocket_async.emulator import RunningEmulator
+
+
+async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Events are delivered, their receipts say so, and no event stays in the file."""
+    async with client_of(tmp_path, emulator.url) as client:
+        receipts = await client.track_many(event(number) for number in range(1, 1201))
+        receipts.append(await client.view(session_external_id="visitor", product_id=1201))
+        await client.flush()
+        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+        check_balance(client.stats())
+        assert client.stats().delivered == 1201
+    assert sorted(numbers(emulator)) == list(range(1, 1202))
+    assert waiting(tmp_path) == []
+
+
+async def test_interval(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """With `durability="interval"` events are delivered as well."""
+    async with client_of(tmp_path, emulator.url, spool={"durability": "interval"}) as client:
+        receipts = await client.track_many(event(number) for number in range(1, 101))
+        await client.flush(30)
+        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+
+
+async def test_a_close_keeps_what_it_cannot_deliver(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """While the API is down a close takes no time, loses nothing, and every receipt says that its event is kept."""
+    emulator.fail_with("status", status=503, times=10_000)
+    client = client_of(tmp_path, emulator.url)
+    receipts = await client.track_many(event(number) for number in range(1, 1001))
+    await until(lambda: client.stats().state == "down")
+    report = await client.aclose(20.0)
+    assert all(isinstance(receipt.outcome, Kept) for receipt in receipts)
+    with pytest.raises(KeptError):
+        await receipts[0].delivered()
+    assert report.stats.kept == 1000
+    assert report.undelivered == ()
+    check_balance(report.stats)
+    assert sorted(waiting(tmp_path)) == list(range(1, 1001))
+    with pytest.raises(ClientClosedError):
+        await client.track(event(1))
+
+
+async def test_an_outage_costs_nothing(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Events outlast an outage in the file, though it is longer than any retry, and are delivered after it."""
+    emulator.fail_with("status", status=503, times=60)
+    retry = RetryPolicy(initial_backoff=0.01, max_backoff=0.02, max_attempts=2, max_elapsed=0.1)
+    async with client_of(tmp_path, emulator.url, retry=retry) as client:
+        receipts = await client.track_many(event(number) for number in range(1, 1001))
+        await client.flush(30)
+        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+
+
+async def test_a_wrong_key_costs_nothing(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Events that are refused for a wrong key stay in the file, and a client with the right key delivers them."""
+    client = client_of(tmp_path, emulator.url, key="wrong", retry=RetryPolicy(max_halt=0.0))
+    receipts = await client.track_many(event(number) for number in range(1, 11))
+    await until(lambda: client.stats().state == "halted")
+    report = await client.aclose()
+    assert [type(receipt.outcome) for receipt in receipts] == [Kept] * 10
+    assert report.error is not None
+    async with client_of(tmp_path, emulator.url):
+        await until(lambda: len(emulator.events()) == 10)
+
+
+async def test_direct_sends_pass_the_spool(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """A direct send goes out immediately, is not in the file, and is counted."""
+    async with client_of(tmp_path, emulator.url) as client:
+        assert isinstance(await client.send(event(1)), Delivered)
+        assert isinstance(await client.send_batch([event(2), event(3)]), Delivered)
+        stats = client.stats()
+        assert (stats.tracked, stats.delivered) == (3, 3)
+        check_balance(stats)
+
+
+async def test_flush_has_a_deadline(tmp_path: Path) -> None:
+    """A flush whose time-out passes raises an error, and its events stay in the spool."""
+    async with client_of(tmp_path) as client:
+        await client.track(event(1))
+        with pytest.raises(FlushTimeoutError, match="stay in the spool"):
+            await client.flush(0.05)
+
+
+async def test_closing_twice(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Two calls of `aclose` give the same report; an unused client closes without making a file."""
+    client = client_of(tmp_path, emulator.url)
+    await client.track(event(1))
+    first, second = await asyncio.gather(client.aclose(), client.aclose())
+    assert first is second
+    assert await client.aclose() is first
+    unused = client_of(tmp_path / "other")
+    await unused.aclose()
+    assert not (tmp_path / "other").exists()
+
+
+async def test_a_closed_client_lets_nobody_wait(tmp_path: Path) -> None:
+    """A flush returns immediately after a close, and a flush that waits during a close returns with it."""
+    client = client_of(tmp_path)
+    await client.track(event(1))
+    flushing = asyncio.create_task(client.flush())
+    await asyncio.sleep(0)
+    await client.aclose(0)
+    async with asyncio.timeout(10):
+        await flushing
+        await client.flush()
+    with pytest.raises(ClientClosedError):
+        await client.track(event(2))
+
+
+async def test_a_cancelled_close_keeps_everything(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """A close that is cancelled gives every receipt its outcome, and leaves the file to the next client."""
+    emulator.fail_with("stall", times=100, seconds=60)
+    client = client_of(tmp_path, emulator.url)
+    receipts = await client.track_many(event(number) for number in range(1, 1001))
+    await until(lambda: client.stats().requests)
+    closing = asyncio.create_task(client.aclose(60))
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    report = await client.aclose()
+    assert report.stats.kept == 1000
+    assert all(isinstance(receipt.outcome, Kept) for receipt in receipts)
+    assert any(receipt.outcome == Kept(maybe_recorded=True, attempts=1) for receipt in receipts)
+
+
+async def test_the_key_is_in_no_file(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Neither the key nor any part of the address is in the files."""
+    client = client_of(tmp_path, emulator.url, key="a-secret-key-of-this-test")
+    await client.track(event(1))
+    await until(lambda: client.stats().requests)
+    content = b"".join(path.read_bytes() for path in (tmp_path / "spool").iterdir())
+    await client.aclose(0)
+    assert b"a-secret-key" not in content
+    assert b"apiKey" not in content

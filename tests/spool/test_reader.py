@@ -1,0 +1,110 @@
+"""The reader: the file records which events another process may have sent before this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from retailrocket_async import (
+    Batching,
+    Delivered,
+    RetryPolicy,
+    SqliteSpool,
+    View,
+)
+from retailrocket_async._spool.file import SpoolFile, now
+from tests.support.fakes import CODEC, event
+from tests.support.spools import (
+    SHOP,
+    NeverLimiter,
+    client_of,
+    crashed,
+    leave_behind,
+    numbers,
+    until,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from retailrocket_async.emulator import RunningEmulator
+
+
+async def test_a_crash_leaves_a_mark(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Events that a killed process may have sent are sent again, and a dead letter says `maybe_recorded`."""
+    await crashed(tmp_path, emulator)
+    emulator.fail_with("status", status=400, times=1)
+    async with client_of(tmp_path, emulator.url, batching=Batching(max_events=1)):
+        await until(lambda: len(emulator.events()) == 5)
+        await until(lambda: list(SqliteSpool(tmp_path / "spool").dead()))
+    [dead] = SqliteSpool(tmp_path / "spool").dead()
+    assert dead.maybe_recorded
+
+
+async def test_at_most_once_holds_over_a_crash(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """An event for `at_most_once` that a killed process may have sent is not sent again."""
+    await crashed(tmp_path, emulator)
+    retry = RetryPolicy(at_most_once=(View,))
+    async with client_of(tmp_path, emulator.url, retry=retry) as client:
+        await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 6)
+        assert isinstance(await (await client.track(event(7))), Delivered)
+    assert {dead.reason for dead in SqliteSpool(tmp_path / "spool").dead()} == {"at_most_once"}
+    assert numbers(emulator) == [7]
+
+
+async def test_at_most_once_holds_over_a_crash_and_a_clean_close(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Such an event is not sent either after a third process has opened and closed the spool without sending."""
+    await crashed(tmp_path, emulator)
+    between = client_of(tmp_path, limiter=NeverLimiter())
+    await between.__aenter__()
+    await until(lambda: between.stats().pending_bytes)
+    await between.aclose(0)
+    assert between.stats().requests == 0
+    retry = RetryPolicy(at_most_once=(View,))
+    async with client_of(tmp_path, emulator.url, retry=retry):
+        await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 6)
+    assert {dead.reason for dead in SqliteSpool(tmp_path / "spool").dead()} == {"at_most_once"}
+    assert emulator.events() == []
+
+
+async def test_a_clean_close_leaves_no_mark(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Events that a client kept without having sent them may be sent by the next one."""
+    await leave_behind(tmp_path, range(1, 6))
+    retry = RetryPolicy(at_most_once=(View,))
+    async with client_of(tmp_path, emulator.url, retry=retry):
+        await until(lambda: len(emulator.events()) == 5)
+
+
+async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Delivered events that another process had read before are perhaps duplicates; others are not."""
+    other = SpoolFile(tmp_path / "spool", shop=SHOP)
+    other.open()
+    assert other.lease.acquire()
+    async with client_of(tmp_path, emulator.url) as client:
+        receipts = await client.track_many(event(number) for number in range(1, 4))
+        with other.transaction():
+            other.events.mark_read(2)
+        other.close()
+        outcomes = [await receipt for receipt in receipts]
+    assert [(type(each), getattr(each, "maybe_duplicate", None)) for each in outcomes] == [
+        (Delivered, True),
+        (Delivered, True),
+        (Delivered, False),
+    ]
+
+
+async def test_dead_letters_after_a_takeover(tmp_path: Path) -> None:
+    """Expired events that another process had read before are perhaps recorded; others are not."""
+    other = SpoolFile(tmp_path / "spool", shop=SHOP)
+    other.open()
+    with other.transaction():
+        other.events.append([CODEC.encode(event(number)) for number in range(1, 4)], now() - 100.0)
+        other.events.mark_read(2)
+    other.close()
+    async with client_of(tmp_path, spool={"max_age": 50.0}):
+        await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 3)
+    dead = list(SqliteSpool(tmp_path / "spool").dead())
+    assert [(each.reason, each.maybe_recorded) for each in dead] == [
+        ("expired", True),
+        ("expired", True),
+        ("expired", False),
+    ]
