@@ -18,8 +18,9 @@ from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
 from retailrocket_async._receipt import Receipt
-from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, run, status
+from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
 from tests.support.strategies import PROPERTY
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -211,20 +212,16 @@ def test_a_batch_bad_throughout_is_given_up_early() -> None:
     assert len(engine.transport.requests) <= 2 * (MOST_CULPRITS + 9)
 
 
-def test_other_batches_keep_flowing() -> None:
+async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
     """While one batch is searched, others are delivered: the search holds one place on the wire at a time."""
-
-    async def test() -> tuple[float, float]:
-        engine = Engine(
-            ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
-        )
-        receipts = await engine.track_all(range(100))
-        await receipts[99]
-        others = now()
-        await receipts[3]
-        return others, now()
-
-    others, searched = run(test())
+    engine = Engine(
+        ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
+    )
+    receipts = await engine.track_all(range(100))
+    await receipts[99]
+    others = now()
+    await receipts[3]
+    searched = now()
 
     # The bad batch takes 7 requests one after the other; the nine others take nine, side by side with them.
     assert others < 0.5
@@ -255,61 +252,52 @@ def test_an_ordered_visitor_stays_in_order() -> None:
     assert engine.transport.recorded_numbers == [number for number in range(40) if number not in (2, 13, 30)]
 
 
-def test_a_flush_waits_for_all_parts() -> None:
+async def test_a_flush_waits_for_all_parts(virtual_clock: CheckedLoop) -> None:
     """A flush ends when the last part of a divided batch has its outcome, not with the first."""
+    engine = Engine(ScriptedTransport(then=refusing(5)))
+    await engine.track_all(range(6))
+    await engine.flush()
 
-    async def test() -> int:
-        engine = Engine(ScriptedTransport(then=refusing(5)))
-        await engine.track_all(range(6))
-        await engine.flush()
-        assert engine.stats().in_flight == 0
-        return engine.stats().delivered
+    assert engine.stats().in_flight == 0
 
-    assert run(test()) == 5
+    assert engine.stats().delivered == 5
 
 
-def test_a_close_gives_every_part_its_outcome() -> None:
+async def test_a_close_gives_every_part_its_outcome(virtual_clock: CheckedLoop) -> None:
     """A close in the middle of a search: what was accepted is delivered, what waits was refused with others."""
+    script = iter([400])
+    transport = ScriptedTransport(then=lambda _: next(script, OK))
+    engine = Engine(transport)
+    receipts = await engine.track_all(range(8))
+    await engine.flush()
+    assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+    script = iter([400, 400, Step(latency=1e9)])
+    receipts = await engine.track_all(range(8))
+    report = await engine.aclose(1.0)
+    told = [receipt.outcome for receipt in receipts]
 
-    async def test() -> None:
-        script = iter([400])
-        transport = ScriptedTransport(then=lambda _: next(script, OK))
-        engine = Engine(transport)
-        receipts = await engine.track_all(range(8))
-        await engine.flush()
-        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
-        script = iter([400, 400, Step(latency=1e9)])
-        receipts = await engine.track_all(range(8))
-        report = await engine.aclose(1.0)
-        told = [receipt.outcome for receipt in receipts]
-        assert [(type(outcome).__name__, outcome.maybe_recorded) for outcome in told if outcome] == (
-            [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
-        )
-        assert len(report.undelivered) == 8
-
-    run(test())
+    assert [(type(outcome).__name__, outcome.maybe_recorded) for outcome in told if outcome] == (
+        [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
+    )
+    assert len(report.undelivered) == 8
 
 
 @pytest.mark.parametrize("step", [Step(reply=ZeroDivisionError()), status(503)])
-def test_what_one_part_meets_is_not_told_of_another(step: Step) -> None:
+async def test_what_one_part_meets_is_not_told_of_another(virtual_clock: CheckedLoop, step: Step) -> None:
     """A half that waits for its turn was refused with the whole and no more, however its other half has ended."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
-        receipts = await engine.track_all(range(4))
-        for _ in range(2):
-            await asyncio.sleep(0.2)
-            limiter.grant()
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
+    receipts = await engine.track_all(range(4))
+    for _ in range(2):
         await asyncio.sleep(0.2)
-        await engine.aclose(0.0)
-        for receipt, known in zip(receipts, [True, True, False, False], strict=True):
-            assert isinstance(receipt.outcome, Abandoned)
-            assert receipt.outcome.maybe_recorded is known
-            if not known:
-                assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
-
-    run(test())
+        limiter.grant()
+    await asyncio.sleep(0.2)
+    await engine.aclose(0.0)
+    for receipt, known in zip(receipts, [True, True, False, False], strict=True):
+        assert isinstance(receipt.outcome, Abandoned)
+        assert receipt.outcome.maybe_recorded is known
+        if not known:
+            assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
 
 
 def test_too_large_is_divided_without_blame() -> None:
@@ -333,34 +321,29 @@ def test_an_event_too_large_alone_is_rejected() -> None:
     assert told[4].status == 413
 
 
-def test_later_batches_stay_below_what_was_too_large() -> None:
+async def test_later_batches_stay_below_what_was_too_large(virtual_clock: CheckedLoop) -> None:
     """After a 413 no later body is as large as the one that failed, also of what had been batched before."""
-
-    async def test() -> list[int]:
-        transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
-        engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
-        receipts = await engine.track_all(range(500))
-        for receipt in receipts:
-            assert isinstance(await receipt, Delivered)
-        assert sorted(transport.recorded_numbers) == list(range(500))
-        return [len(request.body) for request in transport.requests]
-
-    sizes = run(test())
+    transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
+    engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
+    receipts = await engine.track_all(range(500))
+    for receipt in receipts:
+        assert isinstance(await receipt, Delivered)
+    assert sorted(transport.recorded_numbers) == list(range(500))
+    sizes = [len(request.body) for request in transport.requests]
 
     too_large = [size for size in sizes if size > 3000]
+
     assert len(too_large) <= 2
     assert sizes.index(too_large[-1]) <= 2
 
 
-def test_direct_sends_are_not_divided() -> None:
+async def test_direct_sends_are_not_divided(virtual_clock: CheckedLoop) -> None:
     """`send_batch` promises one request: it is refused as a whole."""
+    engine = Engine(ScriptedTransport(then=refusing(1)))
+    with pytest.raises(BadRequestError) as caught:
+        await engine.send_batch([0, 1, 2])
 
-    async def test() -> tuple[int, int]:
-        engine = Engine(ScriptedTransport(then=refusing(1)))
-        with pytest.raises(BadRequestError) as caught:
-            await engine.send_batch([0, 1, 2])
-        assert isinstance(caught.value.outcome, Rejected)
-        assert not caught.value.outcome.isolated
-        return len(engine.transport.requests), engine.stats().rejected
+    assert isinstance(caught.value.outcome, Rejected)
+    assert not caught.value.outcome.isolated
 
-    assert run(test()) == (1, 3)
+    assert (len(engine.transport.requests), engine.stats().rejected) == (1, 3)

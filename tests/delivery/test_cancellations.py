@@ -68,12 +68,11 @@ from tests.support.fakes import (
     make_client,
     now,
     number_of,
-    run,
     status,
     tasks,
     turns,
 )
-from tests.support.virtual_time import block
+from tests.support.virtual_time import CheckedLoop, block, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -515,63 +514,64 @@ async def cancel(task: asyncio.Task[Any]) -> None:
 
 @pytest.mark.parametrize("mended_first", [False, True])
 @pytest.mark.parametrize("place", PLACES)
-def test_cancelled(place: Callable[[], Coroutine[Any, Any, Parked]], mended_first: bool) -> None:  # noqa: FBT001
+async def test_cancelled(
+    virtual_clock: CheckedLoop,
+    place: Callable[[], Coroutine[Any, Any, Parked]],
+    mended_first: bool,  # noqa: FBT001
+) -> None:
     """Cancelled there, even in the turn that ends the wait: no event is lost, no place leaks, no batch goes twice."""
-
-    async def test() -> None:
-        parked = await place()
-        scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
-        if mended_first:
-            # What was waited for comes in the same turn as the cancellation, just before it.
-            scene.mend()
-            parked.task.cancel()
-            await asyncio.wait({parked.task})
-        else:
-            await cancel(parked.task)
-            await turns()
-            scene.mend()
-        await asyncio.sleep(1.0)
-
-        # No event is lost: whoever comes next takes along what is left behind.
-        await scene.track(1000)
-        await engine.flush(60.0)
-        for number, receipt in scene.receipts.items():
-            outcome = receipt.outcome
-            if number in parked.abandoned and not isinstance(outcome, Delivered):
-                assert isinstance(outcome, Abandoned)
-                assert (outcome.reason, outcome.maybe_recorded) == ("cancelled", parked.abandoned[number])
-            else:
-                assert isinstance(outcome, Delivered)
-                assert transport.recorded_numbers.count(number) == 1
-        await asyncio.sleep(1.0)
-        for number, send in scene.sends.items():
-            assert send.done()
-            assert send is parked.task or isinstance(send.result(), Delivered), number
-
-        # No batch goes twice, and nothing goes that was not accepted.
-        counts = Counter(transport.sent_numbers)
-        assert {number for number, count in counts.items() if count > 1} <= parked.again
-        assert max(Counter(transport.recorded_numbers).values()) == 1
-        if not mended_first:
-            assert not parked.refused & counts.keys()
-        accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
-        assert counts.keys() <= accepted
-
-        # No place on the wire and no permit is missing.
-        transport.then = PARKED
-        await scene.send(*range(2000, 2000 + IN_FLIGHT + 1))
-        assert transport.in_flight == transport.parked == IN_FLIGHT
-        assert scene.limiter.open == IN_FLIGHT
+    parked = await place()
+    scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
+    if mended_first:
+        # What was waited for comes in the same turn as the cancellation, just before it.
         scene.mend()
-        await asyncio.sleep(1.0)
-        report = await engine.aclose(60.0)
-        assert report.clean
-        assert scene.limiter.open == scene.limiter.waiting == 0
-        check_balance(report.stats)
-        assert report.stats.abandoned <= len(parked.abandoned)
-        assert tasks() == set()
+        parked.task.cancel()
+        await asyncio.wait({parked.task})
+    else:
+        await cancel(parked.task)
+        await turns()
+        scene.mend()
+    await asyncio.sleep(1.0)
 
-    run(test())
+    # No event is lost: whoever comes next takes along what is left behind.
+    await scene.track(1000)
+    await engine.flush(60.0)
+    for number, receipt in scene.receipts.items():
+        outcome = receipt.outcome
+        if number in parked.abandoned and not isinstance(outcome, Delivered):
+            assert isinstance(outcome, Abandoned)
+            assert (outcome.reason, outcome.maybe_recorded) == ("cancelled", parked.abandoned[number])
+        else:
+            assert isinstance(outcome, Delivered)
+            assert transport.recorded_numbers.count(number) == 1
+    await asyncio.sleep(1.0)
+    for number, send in scene.sends.items():
+        assert send.done()
+        assert send is parked.task or isinstance(send.result(), Delivered), number
+
+    # No batch goes twice, and nothing goes that was not accepted.
+    counts = Counter(transport.sent_numbers)
+    assert {number for number, count in counts.items() if count > 1} <= parked.again
+    assert max(Counter(transport.recorded_numbers).values()) == 1
+    if not mended_first:
+        assert not parked.refused & counts.keys()
+    accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
+    assert counts.keys() <= accepted
+
+    # No place on the wire and no permit is missing.
+    transport.then = PARKED
+    await scene.send(*range(2000, 2000 + IN_FLIGHT + 1))
+    assert transport.in_flight == transport.parked == IN_FLIGHT
+    assert scene.limiter.open == IN_FLIGHT
+    scene.mend()
+    await asyncio.sleep(1.0)
+    report = await engine.aclose(60.0)
+    assert report.clean
+    assert scene.limiter.open == scene.limiter.waiting == 0
+    check_balance(report.stats)
+
+    assert report.stats.abandoned <= len(parked.abandoned)
+    assert tasks() == set()
 
 
 # --- the local limiter ---
@@ -658,42 +658,39 @@ def test_local_limiter_grants_as_before(
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_retry_cancelled_in_a_throttled_limiter(turn: int) -> None:
+async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop, turn: int) -> None:
     """A flight that is cancelled in a limiter which a 429 has slowed down takes nothing, and loses nothing else."""
+    limiter = LocalLimiter(LIMIT)
+    engine = Engine(
+        ScriptedTransport(429),
+        limiter=limiter,
+        batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT),
+        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+    )
+    receipt = await engine.track(1)
+    await asyncio.sleep(1.0)
+    opens = limiter._paused_until
+    assert opens > now()
+    (flight,) = engine.dispatcher._flights.values()
+    assert flight is not None
+    later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
+    if turn:
+        # The pause ends in this very turn, or in one of the next.
+        await asyncio.sleep(opens - now())
+        await turns(turn - 1)
+    flight.cancel()
+    await asyncio.wait({flight, *later})
+    assert isinstance(receipt.outcome, Abandoned | Delivered)
+    assert engine.transport.sent_numbers.count(1) <= 2
+    if isinstance(receipt.outcome, Abandoned):
+        assert receipt.outcome.reason == "cancelled"
+    if engine.transport.sent_numbers.count(1) == 1:
+        assert engine.transport.times[1] == pytest.approx(opens, abs=ROUNDING)
+    report = await engine.aclose()
 
-    async def test() -> None:
-        limiter = LocalLimiter(LIMIT)
-        engine = Engine(
-            ScriptedTransport(429),
-            limiter=limiter,
-            batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-        )
-        receipt = await engine.track(1)
-        await asyncio.sleep(1.0)
-        opens = limiter._paused_until
-        assert opens > now()
-        (flight,) = engine.dispatcher._flights.values()
-        assert flight is not None
-        later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
-        if turn:
-            # The pause ends in this very turn, or in one of the next.
-            await asyncio.sleep(opens - now())
-            await turns(turn - 1)
-        flight.cancel()
-        await asyncio.wait({flight, *later})
-        assert isinstance(receipt.outcome, Abandoned | Delivered)
-        assert engine.transport.sent_numbers.count(1) <= 2
-        if isinstance(receipt.outcome, Abandoned):
-            assert receipt.outcome.reason == "cancelled"
-        if engine.transport.sent_numbers.count(1) == 1:
-            assert engine.transport.times[1] == pytest.approx(opens, abs=ROUNDING)
-        report = await engine.aclose()
-        assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert tasks() == set()
-
-    run(test())
+    assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
+    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert tasks() == set()
 
 
 # --- the key ---
@@ -722,41 +719,35 @@ async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyn
     return client, sends, transport
 
 
-def test_cancelled_while_the_key_is_asked_for() -> None:
+async def test_cancelled_while_the_key_is_asked_for(virtual_clock: CheckedLoop) -> None:
     """A request that is cancelled while it waits for the key was not sent, and leaves the answer to the others."""
+    asked = Asked()
+    client, (first, second), transport = await client_that_asks(asked)
+    await cancel(first)
+    asked.given.set()
+    assert isinstance(await second, Delivered)
+    assert transport.recorded_numbers == [2]
+    assert asked.times == 1
+    report = await client.aclose()
 
-    async def test() -> None:
-        asked = Asked()
-        client, (first, second), transport = await client_that_asks(asked)
-        await cancel(first)
-        asked.given.set()
-        assert isinstance(await second, Delivered)
-        assert transport.recorded_numbers == [2]
-        assert asked.times == 1
-        report = await client.aclose()
-        assert (report.stats.abandoned, report.stats.delivered) == (1, 1)
-        assert tasks() == set()
-
-    run(test())
+    assert (report.stats.abandoned, report.stats.delivered) == (1, 1)
+    assert tasks() == set()
 
 
-def test_asking_task_cancelled() -> None:
+async def test_asking_task_cancelled(virtual_clock: CheckedLoop) -> None:
     """Where a shutdown cancels the asking itself, those who wait for the key ask again."""
+    asked = Asked()
+    client, sends, transport = await client_that_asks(asked)
+    for task in tasks() - set(sends):
+        if getattr(task.get_coro(), "__name__", "") == "_ask_now":
+            await cancel(task)
+    asked.given.set()
+    assert [type(each) for each in await asyncio.gather(*sends)] == [Delivered] * 2
+    assert sorted(transport.recorded_numbers) == [1, 2]
+    assert asked.times == 2
+    await client.aclose()
 
-    async def test() -> None:
-        asked = Asked()
-        client, sends, transport = await client_that_asks(asked)
-        for task in tasks() - set(sends):
-            if getattr(task.get_coro(), "__name__", "") == "_ask_now":
-                await cancel(task)
-        asked.given.set()
-        assert [type(each) for each in await asyncio.gather(*sends)] == [Delivered] * 2
-        assert sorted(transport.recorded_numbers) == [1, 2]
-        assert asked.times == 2
-        await client.aclose()
-        assert tasks() == set()
-
-    run(test())
+    assert tasks() == set()
 
 
 # --- closing ---
@@ -770,168 +761,144 @@ async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = 
     return engine, await engine.track_all(range(3))
 
 
-def test_close_cancelled_in_its_flush() -> None:
+async def test_close_cancelled_in_its_flush(virtual_clock: CheckedLoop) -> None:
     """A close that is cancelled while it waits gives every event the outcome that a passed deadline would."""
+    engine, receipts = await parked_engine()
+    close = asyncio.create_task(engine.aclose(None))
+    await asyncio.sleep(1.0)
+    await cancel(close)
+    backing_off, on_wire, buffered = (receipt.outcome for receipt in receipts)
+    assert isinstance(backing_off, Abandoned)
+    assert isinstance(on_wire, Abandoned)
+    assert (backing_off.maybe_recorded, on_wire.maybe_recorded) == (False, True)
+    assert buffered == Dropped(reason="closed")
+    report = await engine.aclose()
+    assert len(report.undelivered) == 3
+    await turns(5)
 
-    async def test() -> None:
-        engine, receipts = await parked_engine()
-        close = asyncio.create_task(engine.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(close)
-        backing_off, on_wire, buffered = (receipt.outcome for receipt in receipts)
-        assert isinstance(backing_off, Abandoned)
-        assert isinstance(on_wire, Abandoned)
-        assert (backing_off.maybe_recorded, on_wire.maybe_recorded) == (False, True)
-        assert buffered == Dropped(reason="closed")
-        report = await engine.aclose()
-        assert len(report.undelivered) == 3
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
-        assert tasks() == set()
-
-    run(test())
+    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
+    assert tasks() == set()
 
 
-def test_close_cancelled_in_its_first_turn() -> None:
+async def test_close_cancelled_in_its_first_turn(virtual_clock: CheckedLoop) -> None:
     """A close that is cancelled before its first step has closed nothing."""
-
-    async def test() -> None:
-        engine, _ = await parked_engine()
-        close = asyncio.create_task(engine.aclose(None))
-        await cancel(close)
-        await engine.track(4)
-        assert not engine.dispatcher.closed
-        await engine.aclose(0)
-
-    run(test())
+    engine, _ = await parked_engine()
+    close = asyncio.create_task(engine.aclose(None))
+    await cancel(close)
+    await engine.track(4)
+    assert not engine.dispatcher.closed
+    await engine.aclose(0)
 
 
-def test_close_cancelled_while_connections_close() -> None:
+async def test_close_cancelled_while_connections_close(virtual_clock: CheckedLoop) -> None:
     """A close that is cancelled at its very end has its report, and the connections go on closing."""
+    closed = asyncio.Event()
 
-    async def test() -> None:
-        closed = asyncio.Event()
+    async def slowly() -> None:
+        await asyncio.sleep(0.4)
+        closed.set()
 
-        async def slowly() -> None:
-            await asyncio.sleep(0.4)
-            closed.set()
+    engine = Engine(ScriptedTransport(close=slowly))
+    await engine.track(1)
+    close = asyncio.create_task(engine.aclose(10.0))
+    await asyncio.sleep(0.3)
+    assert engine.transport.closed == 1
+    await cancel(close)
+    assert (await engine.aclose()).stats.delivered == 1
+    await asyncio.wait_for(closed.wait(), 1.0)
+    await turns()
 
-        engine = Engine(ScriptedTransport(close=slowly))
-        await engine.track(1)
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(0.3)
-        assert engine.transport.closed == 1
-        await cancel(close)
-        assert (await engine.aclose()).stats.delivered == 1
-        await asyncio.wait_for(closed.wait(), 1.0)
-        await turns()
-        assert tasks() == set()
-
-    run(test())
+    assert tasks() == set()
 
 
-def test_close_cancelled_while_it_drops() -> None:
+async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> None:
     """A close that is cancelled while it drops a full buffer drops the rest at once."""
+    engine = Engine(
+        ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
+    )
+    receipts = await engine.track_all(range(5_000))
+    close = asyncio.create_task(engine.aclose(1.0))
+    await asyncio.sleep(0.9)
+    while not 0 < engine.stats().dropped < 5_000:
+        block(0.0001)
+        await asyncio.sleep(0)
+    await cancel(close)
+    assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
+    assert len((await engine.aclose()).undelivered) == 5_000
+    await turns(5)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
-        )
-        receipts = await engine.track_all(range(5_000))
-        close = asyncio.create_task(engine.aclose(1.0))
-        await asyncio.sleep(0.9)
-        while not 0 < engine.stats().dropped < 5_000:
-            block(0.0001)
-            await asyncio.sleep(0)
-        await cancel(close)
-        assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
-        assert len((await engine.aclose()).undelivered) == 5_000
-        await turns(5)
-        assert tasks() == set()
-
-    run(test())
+    assert tasks() == set()
 
 
-def test_close_cancelled_while_the_hook_is_told() -> None:
+async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop) -> None:
     """A close that is cancelled while it waits for the hook has its report, and the hook is told on."""
+    told: list[int] = []
 
-    async def test() -> None:
-        told: list[int] = []
-
-        async def hook(events: Any) -> None:
-            await asyncio.sleep(5.0)
-            told.extend(range(len(events)))
-
-        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(1.0)
-        await cancel(close)
-        assert (await engine.aclose()).stats.rejected == 1
+    async def hook(events: Any) -> None:
         await asyncio.sleep(5.0)
-        assert told == [0]
-        assert tasks() == set()
+        told.extend(range(len(events)))
 
-    run(test())
+    engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
+    await (await engine.track(1))
+    close = asyncio.create_task(engine.aclose(10.0))
+    await asyncio.sleep(1.0)
+    await cancel(close)
+    assert (await engine.aclose()).stats.rejected == 1
+    await asyncio.sleep(5.0)
+
+    assert told == [0]
+    assert tasks() == set()
 
 
-def test_second_close_cancelled() -> None:
+async def test_second_close_cancelled(virtual_clock: CheckedLoop) -> None:
     """A second close that is cancelled does not disturb the first."""
+    engine, receipts = await parked_engine()
+    first = asyncio.create_task(engine.aclose(10.0))
+    second = asyncio.create_task(engine.aclose(None))
+    await asyncio.sleep(1.0)
+    await cancel(second)
+    assert not first.done()
+    assert not receipts[1].done()
+    report = await first
 
-    async def test() -> None:
-        engine, receipts = await parked_engine()
-        first = asyncio.create_task(engine.aclose(10.0))
-        second = asyncio.create_task(engine.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(second)
-        assert not first.done()
-        assert not receipts[1].done()
-        report = await first
-        assert now() == pytest.approx(10.0, abs=ROUNDING)
-        assert len(report.undelivered) == 3
-
-    run(test())
+    assert now() == pytest.approx(10.0, abs=ROUNDING)
+    assert len(report.undelivered) == 3
 
 
-def test_closing_task_cancelled() -> None:
+async def test_closing_task_cancelled(virtual_clock: CheckedLoop) -> None:
     """A shutdown that cancels the closing of the connections does not hurt the close."""
 
-    async def test() -> None:
-        async def forever() -> None:
-            await asyncio.sleep(1e9)
+    async def forever() -> None:
+        await asyncio.sleep(1e9)
 
-        engine, _ = await parked_engine(forever)
-        close = asyncio.create_task(engine.aclose(0))
-        await asyncio.sleep(0.2)
-        for task in tasks() - {close}:
-            task.cancel()
-        assert (await close).stats.tracked == 3
+    engine, _ = await parked_engine(forever)
+    close = asyncio.create_task(engine.aclose(0))
+    await asyncio.sleep(0.2)
+    for task in tasks() - {close}:
+        task.cancel()
 
-    run(test())
+    assert (await close).stats.tracked == 3
 
 
-def test_ending_of_the_hooks_cancelled() -> None:
+async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None:
     """A shutdown that cancels the end of the hooks lets the close return at once, and the hook end its call."""
+    told: list[int] = []
 
-    async def test() -> None:
-        told: list[int] = []
-
-        async def hook(events: Any) -> None:
-            await asyncio.sleep(5.0)
-            told.extend(range(len(events)))
-
-        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(1.0)
-        await cancel(engine.dispatcher._shutdown._last_tasks[1])
-        assert (await close).stats.rejected == 1
-        assert now() < 2.0
+    async def hook(events: Any) -> None:
         await asyncio.sleep(5.0)
-        assert told == [0]
+        told.extend(range(len(events)))
 
-    run(test())
+    engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
+    await (await engine.track(1))
+    close = asyncio.create_task(engine.aclose(10.0))
+    await asyncio.sleep(1.0)
+    await cancel(engine.dispatcher._shutdown._last_tasks[1])
+    assert (await close).stats.rejected == 1
+    assert now() < 2.0
+    await asyncio.sleep(5.0)
+
+    assert told == [0]
 
 
 # --- the client's methods ---
@@ -954,170 +921,153 @@ METHODS: dict[str, Callable[[AsyncTrackingClient], Coroutine[Any, Any, Any]]] = 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_client_method_cancelled(method: str) -> None:
+async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) -> None:
     """Each method of a client can be cancelled where it waits: what was accepted is delivered, the rest never is."""
+    transport = ScriptedTransport(then=PARKED)
+    client = make_client(
+        transport,
+        batching=Batching(max_events=2, max_in_flight=1, linger=0.0),
+        buffer=Buffer(max_events=1),
+        limiter=(limiter := RecordingLimiter()),
+    )
+    receipts = [await client.track(event(1)), await client.track(event(2))]
+    await asyncio.sleep(1.0)
+    task = asyncio.create_task(METHODS[method](client))
+    # httpx has a time-out of 10 s: stay below it.
+    await asyncio.sleep(1.0)
+    await cancel(task)
+    transport.then = OK
+    transport.release()
+    report = await client.aclose()
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=PARKED)
-        client = make_client(
-            transport,
-            batching=Batching(max_events=2, max_in_flight=1, linger=0.0),
-            buffer=Buffer(max_events=1),
-            limiter=(limiter := RecordingLimiter()),
-        )
-        receipts = [await client.track(event(1)), await client.track(event(2))]
-        await asyncio.sleep(1.0)
-        task = asyncio.create_task(METHODS[method](client))
-        # httpx has a time-out of 10 s: stay below it.
-        await asyncio.sleep(1.0)
-        await cancel(task)
-        transport.then = OK
-        transport.release()
-        report = await client.aclose()
-        assert [type(receipt.outcome) for receipt in receipts] == [Delivered, Delivered]
-        assert sorted(transport.sent_numbers) == [1, 2]
-        assert report.stats.tracked == 2 + {"send": 1, "send_batch": 2}.get(method, 0)
-        assert limiter.open == 0
-        assert tasks() == set()
-
-    run(test())
+    assert [type(receipt.outcome) for receipt in receipts] == [Delivered, Delivered]
+    assert sorted(transport.sent_numbers) == [1, 2]
+    assert report.stats.tracked == 2 + {"send": 1, "send_batch": 2}.get(method, 0)
+    assert limiter.open == 0
+    assert tasks() == set()
 
 
 @pytest.mark.parametrize("leave", ["aclose", "async with"])
-def test_client_close_cancelled(leave: str) -> None:
+async def test_client_close_cancelled(virtual_clock: CheckedLoop, leave: str) -> None:
     """A real client whose close is cancelled, or whose block's end is, has an outcome for every event."""
+    client = make_client(ScriptedTransport(then=PARKED))
 
-    async def test() -> None:
-        client = make_client(ScriptedTransport(then=PARKED))
+    async def block() -> None:
+        async with client:
+            pass
 
-        async def block() -> None:
-            async with client:
-                pass
+    receipt = await client.track(event(1))
+    await asyncio.sleep(1.0)
+    closing = asyncio.create_task(block() if leave == "async with" else client.aclose(None))
+    await asyncio.sleep(1.0)
+    await cancel(closing)
+    assert isinstance(receipt.outcome, Abandoned)
+    assert (receipt.outcome.reason, receipt.outcome.maybe_recorded) == ("closed", True)
+    await turns(20)
 
-        receipt = await client.track(event(1))
-        await asyncio.sleep(1.0)
-        closing = asyncio.create_task(block() if leave == "async with" else client.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(closing)
-        assert isinstance(receipt.outcome, Abandoned)
-        assert (receipt.outcome.reason, receipt.outcome.maybe_recorded) == ("closed", True)
-        await turns(20)
-        assert tasks() == set()
-
-    run(test())
+    assert tasks() == set()
 
 
-def test_track_many_cancelled_in_the_feed() -> None:
+async def test_track_many_cancelled_in_the_feed(virtual_clock: CheckedLoop) -> None:
     """`track_many` that is cancelled in the caller's own iterator leaves the events before it accepted."""
+    transport = ScriptedTransport()
+    async with make_client(transport) as client:
+        task = asyncio.create_task(client.track_many(endless()))
+        await asyncio.sleep(1.0)
+        await cancel(task)
 
-    async def test() -> None:
-        transport = ScriptedTransport()
-        async with make_client(transport) as client:
-            task = asyncio.create_task(client.track_many(endless()))
-            await asyncio.sleep(1.0)
-            await cancel(task)
-        assert transport.recorded_numbers == [1]
-
-    run(test())
+    assert transport.recorded_numbers == [1]
 
 
 # --- anywhere at all ---
 
 
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
-def test_everyone_cancelled_in_any_turn(turn: int) -> None:
+async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
     """Whenever every task there is gets cancelled, a close afterwards gives each accepted event its one outcome."""
+    limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
+    transport = ScriptedTransport(503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200)
+    engine = Engine(
+        transport,
+        limiter=limiter,
+        buffer=Buffer(max_events=4),
+        batching=Batching(max_events=2, max_in_flight=IN_FLIGHT, ordered=turn % 2 == 1),
+        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+    )
+    receipts: list[Receipt] = []
 
-    async def test() -> None:
-        limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
-        transport = ScriptedTransport(
-            503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200
-        )
-        engine = Engine(
-            transport,
-            limiter=limiter,
-            buffer=Buffer(max_events=4),
-            batching=Batching(max_events=2, max_in_flight=IN_FLIGHT, ordered=turn % 2 == 1),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-        )
-        receipts: list[Receipt] = []
+    async def caller(first: int) -> None:
+        for number in range(first, first + 10):
+            receipts.append(await engine.track(number, f"v{number % 3}"))  # noqa: PERF401 - kept one by one
 
-        async def caller(first: int) -> None:
-            for number in range(first, first + 10):
-                receipts.append(await engine.track(number, f"v{number % 3}"))  # noqa: PERF401 - kept one by one
+    async def sender() -> None:
+        for number in range(100, 110):
+            await engine.send(number)
 
-        async def sender() -> None:
-            for number in range(100, 110):
-                await engine.send(number)
+    work = [asyncio.create_task(each) for each in (caller(0), caller(10), sender(), engine.flush())]
+    for _ in range(turn):
+        await asyncio.sleep(0 if turn < 40 else 0.002)
+    for task in tasks():
+        task.cancel()
+    await asyncio.wait(work)
+    report = await engine.aclose(None)
+    stats = report.stats
+    assert (stats.pending, stats.in_flight, stats.dropped, stats.rejected) == (0, 0, 0, 0)
+    recorded = Counter(transport.recorded_numbers)
+    for receipt in receipts:
+        assert receipt.outcome is not None
+    assert max(recorded.values(), default=0) <= 1
+    assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
+    await turns(5)
 
-        work = [asyncio.create_task(each) for each in (caller(0), caller(10), sender(), engine.flush())]
-        for _ in range(turn):
-            await asyncio.sleep(0 if turn < 40 else 0.002)
-        for task in tasks():
-            task.cancel()
-        await asyncio.wait(work)
-        report = await engine.aclose(None)
-        stats = report.stats
-        assert (stats.pending, stats.in_flight, stats.dropped, stats.rejected) == (0, 0, 0, 0)
-        recorded = Counter(transport.recorded_numbers)
-        for receipt in receipts:
-            assert receipt.outcome is not None
-        assert max(recorded.values(), default=0) <= 1
-        assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert tasks() == set()
-
-    run(test())
+    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert tasks() == set()
 
 
 FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 403]
 
 
 @pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
-def test_everyone_cancelled_amid_faults(turn: int) -> None:
+async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: int) -> None:
     """The same while batches are divided, the API is down and sending is halted; the hook is told of every loss."""
+    told: list[UndeliveredEvent] = []
+    transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
+    limiter = RecordingLimiter()
+    engine = Engine(
+        transport,
+        limiter=limiter,
+        buffer=Buffer(max_events=6, max_age=60.0),
+        batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
+        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+        on_outcome=into(told),
+    )
+    receipts: dict[int, Receipt] = {}
 
-    async def test() -> None:
-        told: list[UndeliveredEvent] = []
-        transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
-        limiter = RecordingLimiter()
-        engine = Engine(
-            transport,
-            limiter=limiter,
-            buffer=Buffer(max_events=6, max_age=60.0),
-            batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-            on_outcome=into(told),
-        )
-        receipts: dict[int, Receipt] = {}
+    async def caller(first: int) -> None:
+        for number in range(first, first + 8):
+            receipts[number] = await engine.track(number, f"v{number % 3}")
 
-        async def caller(first: int) -> None:
-            for number in range(first, first + 8):
-                receipts[number] = await engine.track(number, f"v{number % 3}")
+    work = [asyncio.create_task(each) for each in (caller(0), caller(10), engine.flush())]
+    for _ in range(turn):
+        await asyncio.sleep(0 if turn < 60 else 0.01)
+    for task in tasks():
+        task.cancel()
+    await asyncio.wait(work)
+    transport.answer_next()
+    report = await engine.aclose(None)
+    recorded = Counter(transport.recorded_numbers)
+    assert max(recorded.values(), default=0) <= 1
+    for number, receipt in receipts.items():
+        outcome = receipt.outcome
+        assert outcome is not None
+        assert number in recorded or not isinstance(outcome, Delivered)
+        assert number not in recorded or outcome.maybe_recorded
+    undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
+    # What a caller put in whose call was cancelled in that turn has no receipt here.
+    assert undelivered <= set(map(number_of, told))
+    assert len(told) == report.stats.tracked - report.stats.delivered
+    await turns(5)
 
-        work = [asyncio.create_task(each) for each in (caller(0), caller(10), engine.flush())]
-        for _ in range(turn):
-            await asyncio.sleep(0 if turn < 60 else 0.01)
-        for task in tasks():
-            task.cancel()
-        await asyncio.wait(work)
-        transport.answer_next()
-        report = await engine.aclose(None)
-        recorded = Counter(transport.recorded_numbers)
-        assert max(recorded.values(), default=0) <= 1
-        for number, receipt in receipts.items():
-            outcome = receipt.outcome
-            assert outcome is not None
-            assert number in recorded or not isinstance(outcome, Delivered)
-            assert number not in recorded or outcome.maybe_recorded
-        undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
-        # What a caller put in whose call was cancelled in that turn has no receipt here.
-        assert undelivered <= set(map(number_of, told))
-        assert len(told) == report.stats.tracked - report.stats.delivered
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert limiter.open == 0
-        assert tasks() == set()
-
-    run(test())
+    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert limiter.open == 0
+    assert tasks() == set()

@@ -30,7 +30,6 @@ from tests.support.fakes import (
     make_client,
     now,
     number_of,
-    run,
     tasks,
     turns,
 )
@@ -38,6 +37,8 @@ from tests.support.ids import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tests.support.virtual_time import CheckedLoop
 
 REFUSED = Rejected(status=400)
 
@@ -194,52 +195,44 @@ async def test_plain_function_that_returns_an_awaitable() -> None:
 # --- coroutine functions ---
 
 
-def test_coroutine_hooks_are_awaited_in_turn() -> None:
+async def test_coroutine_hooks_are_awaited_in_turn(virtual_clock: CheckedLoop) -> None:
     """Coroutine functions are awaited in the loop, one at a time, in the order of what happened."""
+    calls: list[tuple[float, int]] = []
 
-    async def test() -> None:
-        calls: list[tuple[float, int]] = []
+    async def hook(told: Any) -> None:
+        calls.append((now(), told.status if isinstance(told, StateChange) else number_of(told[0])))
+        await asyncio.sleep(1.0)
 
-        async def hook(told: Any) -> None:
-            calls.append((now(), told.status if isinstance(told, StateChange) else number_of(told[0])))
-            await asyncio.sleep(1.0)
+    hooks = Teller(hook=hook).hooks
+    for number in range(0, 6, 2):
+        hooks.tell_outcomes(undelivered(number))
+        hooks.tell_state(change(number + 1))
+    await hooks.drained()
 
-        hooks = Teller(hook=hook).hooks
-        for number in range(0, 6, 2):
-            hooks.tell_outcomes(undelivered(number))
-            hooks.tell_state(change(number + 1))
-        await hooks.drained()
-        assert [number for _, number in calls] == list(range(6))
-        assert [at for at, _ in calls] == pytest.approx(range(6), abs=ROUNDING)
-        assert threading.active_count() == 1 + len(own_threads())
-
-    run(test())
+    assert [number for _, number in calls] == list(range(6))
+    assert [at for at, _ in calls] == pytest.approx(range(6), abs=ROUNDING)
+    assert threading.active_count() == 1 + len(own_threads())
 
 
-def test_hook_is_told_of_changes_of_state() -> None:
+async def test_hook_is_told_of_changes_of_state(virtual_clock: CheckedLoop) -> None:
     """`on_state_change` gets each change once, in order, with what it means."""
+    changes: list[StateChange] = []
 
-    async def test() -> None:
-        changes: list[StateChange] = []
+    async def hook(told: StateChange) -> None:
+        changes.append(told)
 
-        async def hook(told: StateChange) -> None:
-            changes.append(told)
+    transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
+    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook)
+    await engine.track_all(range(3))
+    await engine.flush()
+    await engine.aclose()
 
-        transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
-        engine = Engine(
-            transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook
-        )
-        await engine.track_all(range(3))
-        await engine.flush()
-        await engine.aclose()
-        assert [(told.previous, told.state, told.status) for told in changes] == [
-            ("sending", "down", None),
-            ("down", "halted", 401),
-            ("halted", "sending", None),
-        ]
-        assert all(told.advice for told in changes)
-
-    run(test())
+    assert [(told.previous, told.state, told.status) for told in changes] == [
+        ("sending", "down", None),
+        ("down", "halted", 401),
+        ("halted", "sending", None),
+    ]
+    assert all(told.advice for told in changes)
 
 
 # --- hooks that raise ---
@@ -381,27 +374,24 @@ async def test_cancelled_while_the_thread_is_busy() -> None:
 
 
 @pytest.mark.parametrize("before", range(4))
-def test_cancelled_in_a_coroutine_hook(before: int) -> None:
+async def test_cancelled_in_a_coroutine_hook(virtual_clock: CheckedLoop, before: int) -> None:
     """A hook's task that is cancelled, in whatever turn, costs at most the call that it is in, which has begun."""
+    begun: list[int] = []
 
-    async def test() -> None:
-        begun: list[int] = []
+    async def hook(told: Sequence[UndeliveredEvent]) -> None:
+        begun.extend(map(number_of, told))
+        await asyncio.sleep(1.0)
 
-        async def hook(told: Sequence[UndeliveredEvent]) -> None:
-            begun.extend(map(number_of, told))
-            await asyncio.sleep(1.0)
+    teller = Teller(hook=hook)
+    teller.hooks.tell_outcomes(undelivered(1))
+    await turns(before)
+    teller.hooks.tell_outcomes(undelivered(2))
+    for task in tasks():
+        task.cancel()
+    await turns()
+    await teller.hooks.drained()
 
-        teller = Teller(hook=hook)
-        teller.hooks.tell_outcomes(undelivered(1))
-        await turns(before)
-        teller.hooks.tell_outcomes(undelivered(2))
-        for task in tasks():
-            task.cancel()
-        await turns()
-        await teller.hooks.drained()
-        assert begun == [1, 2]
-
-    run(test())
+    assert begun == [1, 2]
 
 
 async def test_close_after_everything_was_cancelled() -> None:
@@ -426,25 +416,27 @@ async def test_close_after_everything_was_cancelled() -> None:
 
 
 @pytest.mark.parametrize(("takes", "timeout", "returns"), [(3.0, 10.0, 3.0), (1e6, 10.0, 10.0), (50.0, None, 50.0)])
-def test_close_waits_for_the_hook(takes: float, timeout: float | None, returns: float) -> None:
+async def test_close_waits_for_the_hook(
+    virtual_clock: CheckedLoop,
+    takes: float,
+    timeout: float | None,  # noqa: ASYNC109
+    returns: float,
+) -> None:
     """A close waits for the hook to be told of everything, within its deadline and not beyond it."""
+    told: list[int] = []
 
-    async def test() -> None:
-        told: list[int] = []
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        await asyncio.sleep(takes)
+        told.extend(map(number_of, events))
 
-        async def hook(events: Sequence[UndeliveredEvent]) -> None:
-            await asyncio.sleep(takes)
-            told.extend(map(number_of, events))
+    engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
+    await (await engine.track(1))
+    begin = now()
+    report = await engine.aclose(timeout)
 
-        engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        begin = now()
-        report = await engine.aclose(timeout)
-        assert now() - begin == pytest.approx(returns, abs=ROUNDING)
-        assert told == ([1] if takes < 1e6 else [])
-        assert report.stats.rejected == 1
-
-    run(test())
+    assert now() - begin == pytest.approx(returns, abs=ROUNDING)
+    assert told == ([1] if takes < 1e6 else [])
+    assert report.stats.rejected == 1
 
 
 async def test_close_leaves_a_blocked_thread_behind() -> None:

@@ -17,13 +17,14 @@ from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
-from tests.support.fakes import check_balance, into, run
+from tests.support.fakes import check_balance, into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
     from retailrocket_async._stats import State, Stats
+    from tests.support.virtual_time import CheckedLoop
 
 OUTCOMES: list[Outcome] = [
     Delivered(status=200),
@@ -104,39 +105,35 @@ def test_receipts_are_settled() -> None:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_hook_is_told_of_the_undelivered(outcome: Outcome) -> None:
+async def test_hook_is_told_of_the_undelivered(virtual_clock: CheckedLoop, outcome: Outcome) -> None:
     """The hook gets every undelivered event with its outcome, once, and never a delivered one."""
     batch = batch_of(3)
 
-    async def test() -> list[UndeliveredEvent]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.close_batch(batch, outcome)
-        await ledger.hooks.drained()
-        return told
-
     expected = [UndeliveredEvent(event_name="view", envelope=body, outcome=outcome) for body in batch.envelopes]  # type: ignore[arg-type]
 
-    assert run(test()) == ([] if isinstance(outcome, Delivered) else expected)
+    told: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(told))
+    ledger.close_batch(batch, outcome)
+    await ledger.hooks.drained()
+
+    assert told == ([] if isinstance(outcome, Delivered) else expected)
 
 
-def test_hook_finds_its_receipts_settled() -> None:
+async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> None:
     """When the hook is called, the receipts have their outcome and the books add up."""
     batch = batch_of(2)
 
-    async def test() -> list[object]:
-        seen: list[object] = []
+    seen: list[object] = []
 
-        async def hook(_: Sequence[UndeliveredEvent]) -> None:
-            seen.append([receipt.done() for receipt in batch.receipts])
-            check_balance(stats(ledger))
+    async def hook(_: Sequence[UndeliveredEvent]) -> None:
+        seen.append([receipt.done() for receipt in batch.receipts])
+        check_balance(stats(ledger))
 
-        ledger = new_ledger(hook)
-        close(ledger, batch, OUTCOMES[1])
-        await ledger.hooks.drained()
-        return seen
+    ledger = new_ledger(hook)
+    close(ledger, batch, OUTCOMES[1])
+    await ledger.hooks.drained()
 
-    assert run(test()) == [[True, True]]
+    assert seen == [[True, True]]
 
 
 def test_drops_are_counted_by_reason_and_name() -> None:
@@ -216,21 +213,19 @@ def test_how_changes_of_state_are_logged(
 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, Kept()])
-def test_events_that_the_caller_is_told_of_are_told_nobody_else(outcome: Outcome) -> None:
+async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
+    virtual_clock: CheckedLoop, outcome: Outcome
+) -> None:
     """With `tell=False` events are counted and settled, and neither the hook nor the close report has them."""
-
-    async def test() -> tuple[list[UndeliveredEvent], list[UndeliveredEvent], Stats]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.keep_undelivered()
-        ledger.tracked += 2
-        ledger.end(b"{}", receipts[0], outcome, tell=False)
-        ledger.end(b"{}", receipts[1], outcome)
-        await ledger.hooks.drained()
-        return told, ledger.undelivered, stats(ledger)
-
     receipts = [Receipt("view"), Receipt("view")]
-    told, kept, counted = run(test())
+    told: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(told))
+    ledger.keep_undelivered()
+    ledger.tracked += 2
+    ledger.end(b"{}", receipts[0], outcome, tell=False)
+    ledger.end(b"{}", receipts[1], outcome)
+    await ledger.hooks.drained()
+    kept, counted = ledger.undelivered, stats(ledger)
     undelivered = int(not isinstance(outcome, Delivered | Kept))
 
     assert (undelivered, undelivered) == (len(told), len(kept))
@@ -257,71 +252,65 @@ def test_what_keeps_events_says_how_they_end() -> None:
     assert (3, 0, []) == (stats(ledger).kept, stats(ledger).abandoned, ledger.undelivered)
 
 
-def test_missed_events_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missed_events_are_logged_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
     """What a hook misses, as more waits for it than its bound, is counted each time and logged once."""
+    ledger = new_ledger(into([]))
+    for _ in range(3):
+        close(ledger, batch_of(60), OUTCOMES[1])
 
-    async def test() -> int:
-        ledger = new_ledger(into([]))
-        for _ in range(3):
-            close(ledger, batch_of(60), OUTCOMES[1])
-        return stats(ledger).hook_missed
-
-    assert 80 == run(test())
+    assert 80 == stats(ledger).hook_missed
     assert 1 == sum("on_outcome is too slow" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
-def test_log_handler_that_raises_costs_the_hook_no_event(outcome: Outcome, raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_costs_the_hook_no_event(
+    virtual_clock: CheckedLoop, outcome: Outcome, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
     batch = batch_of(3)
 
-    async def test() -> tuple[int, int, Stats]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.keep_undelivered()
-        close(ledger, batch, outcome)
-        await ledger.hooks.drained()
-        return len(told), len(ledger.undelivered), stats(ledger)
-
-    told, kept, counted = run(test())
+    told: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(told))
+    ledger.keep_undelivered()
+    close(ledger, batch, outcome)
+    await ledger.hooks.drained()
+    told, kept, counted = len(told), len(ledger.undelivered), stats(ledger)
 
     assert (3, 3, 1) == (told, kept, raising_handler.records)
     assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
     check_balance(counted)
 
 
-def test_log_handler_that_raises_ends_a_flush(raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_ends_a_flush(
+    virtual_clock: CheckedLoop, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises does not leave a flush waiting for events that have their outcome."""
-
-    async def test() -> None:
-        ledger = new_ledger()
-        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
-        await asyncio.sleep(0)
-        close(ledger, batch_of(1), OUTCOMES[1])
-        await flush
-
-    run(test())
+    ledger = new_ledger()
+    flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    close(ledger, batch_of(1), OUTCOMES[1])
+    await flush
 
     assert raising_handler.records == 1
 
 
 @pytest.mark.parametrize("state", ["halted", "sending"])
-def test_log_handler_that_raises_costs_no_change_of_state(state: State, raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_costs_no_change_of_state(
+    virtual_clock: CheckedLoop, state: State, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises keeps no change of state from `on_state_change`."""
     change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
 
-    async def test() -> list[StateChange]:
-        told: list[StateChange] = []
+    told: list[StateChange] = []
 
-        async def hook(change: StateChange) -> None:
-            told.append(change)
+    async def hook(change: StateChange) -> None:
+        told.append(change)
 
-        ledger = new_ledger(None, hook)
-        ledger.tell_state(change)
-        await ledger.hooks.drained()
-        return told
+    ledger = new_ledger(None, hook)
+    ledger.tell_state(change)
+    await ledger.hooks.drained()
 
-    assert [change] == run(test())
+    assert [change] == told
     assert raising_handler.records == 1
 
 
@@ -365,35 +354,28 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
     check_balance(stats(ledger))
 
 
-def test_flush_waits_for_its_generation() -> None:
+async def test_flush_waits_for_its_generation(virtual_clock: CheckedLoop) -> None:
     """A flush ends with the last batch of its generation, and later ones neither hold nor end it."""
-
-    async def test() -> None:
-        ledger = new_ledger()
-        finished = asyncio.get_running_loop().create_future()
-        flush = asyncio.create_task(ledger.flushed(1, 4, finished))
+    ledger = new_ledger()
+    finished = asyncio.get_running_loop().create_future()
+    flush = asyncio.create_task(ledger.flushed(1, 4, finished))
+    await asyncio.sleep(0)
+    for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
+        ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
         await asyncio.sleep(0)
-        for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
-            ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
-            await asyncio.sleep(0)
-            assert not flush.done()
-        ledger.close(OUTCOMES[2], 1, [1], ["view"])
-        await flush
-        ledger.close(OUTCOMES[0], 1, [1], ["view"])
-
-    run(test())
+        assert not flush.done()
+    ledger.close(OUTCOMES[2], 1, [1], ["view"])
+    await flush
+    ledger.close(OUTCOMES[0], 1, [1], ["view"])
 
 
-def test_cancelled_flush_is_forgotten() -> None:
+async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
     """A flush that nobody waits for any more leaves nothing behind."""
+    ledger = new_ledger()
+    flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    flush.cancel()
+    await asyncio.wait({flush})
+    ledger.close(OUTCOMES[0], 1, [0], ["view"])
 
-    async def test() -> list[object]:
-        ledger = new_ledger()
-        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
-        await asyncio.sleep(0)
-        flush.cancel()
-        await asyncio.wait({flush})
-        ledger.close(OUTCOMES[0], 1, [0], ["view"])
-        return list(ledger._flushes)
-
-    assert run(test()) == []
+    assert list(ledger._flushes) == []

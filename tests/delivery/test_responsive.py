@@ -33,18 +33,8 @@ from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._receipt import Receipt, settle
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.support.fakes import (
-    CheckedLoop,
-    Engine,
-    RecordingLimiter,
-    ScriptedTransport,
-    Step,
-    check_balance,
-    event,
-    run,
-    turns,
-)
-from tests.support.virtual_time import block
+from tests.support.fakes import Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, event, turns
+from tests.support.virtual_time import CheckedLoop, block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,167 +125,139 @@ SHAPES: list[Any] = [
 
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
-def test_a_full_buffer_expires_in_parts(batching: Batching, count: int, most: int) -> None:
+async def test_a_full_buffer_expires_in_parts(
+    virtual_clock: CheckedLoop, batching: Batching, count: int, most: int
+) -> None:
     """However many events become too old in the same moment, others run in between, and all of them are dropped."""
+    engine = Engine(
+        ScriptedTransport(),
+        limiter=RecordingLimiter(gated=True),
+        batching=batching,
+        buffer=Buffer(max_age=10.0),
+        on_outcome=nothing,
+    )
+    receipts = await fill(engine, count, batching)
+    pace = settled(engine)
+    await asyncio.sleep(10.3)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(),
-            limiter=RecordingLimiter(gated=True),
-            batching=batching,
-            buffer=Buffer(max_age=10.0),
-            on_outcome=nothing,
-        )
-        receipts = await fill(engine, count, batching)
-        pace = settled(engine)
-        await asyncio.sleep(10.3)
-        assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
-        assert pace.worst <= most
-
-    run(test())
+    assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
+    assert pace.worst <= most
 
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
-def test_a_halt_ends_in_parts(batching: Batching, count: int, most: int) -> None:
+async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int, most: int) -> None:
     """A full buffer whose time for a mended key is over is rejected in parts."""
+    engine = Engine(ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing)
+    receipts = await fill(engine, count, batching)
+    pace = settled(engine)
+    await asyncio.sleep(6.0)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing
-        )
-        receipts = await fill(engine, count, batching)
-        pace = settled(engine)
-        await asyncio.sleep(6.0)
-        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
-        assert engine.stats().pending == engine.stats().in_flight == 0
-        # A batch that is on its way ends as a whole.
-        assert pace.worst <= max(most, 2 * batching.max_events)
-
-    run(test())
+    assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+    assert engine.stats().pending == engine.stats().in_flight == 0
+    # A batch that is on its way ends as a whole.
+    assert pace.worst <= max(most, 2 * batching.max_events)
 
 
 @pytest.mark.parametrize(("batching", "count"), [pytest.param(*shape.values[:2], id=shape.id) for shape in SHAPES])
-def test_a_full_buffer_is_closed_in_parts(batching: Batching, count: int) -> None:
+async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int) -> None:
     """What a close drops it drops in parts, small batches together, and reports all of it in order."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing)
+    await fill(engine, count, batching)
+    pace = settled(engine)
+    report = await engine.aclose(1.0)
+    assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
+    check_balance(report.stats)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing
-        )
-        await fill(engine, count, batching)
-        pace = settled(engine)
-        report = await engine.aclose(1.0)
-        assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
-        check_balance(report.stats)
-        assert pace.worst <= MOST
-
-    run(test())
+    assert pace.worst <= MOST
 
 
 @pytest.mark.parametrize("ends", ["halted", "down", "closed"])
-def test_direct_sends_end_in_parts(ends: str) -> None:
+async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) -> None:
     """Thousands of direct sends that end for the same reason do not all end in one turn."""
+    limiter = RecordingLimiter(gated=True)
+    retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
+    transport = ScriptedTransport(then=403 if ends == "halted" else 503)
+    engine = Engine(transport, limiter=limiter, retry=retry)
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+    await turns()
+    if ends == "closed":
+        pace = settled(engine)
+        await engine.aclose(1.0)
+    else:
+        limiter.open_gate()
+        pace = settled(engine)
+        await asyncio.sleep(20.0)
+    outcomes = await asyncio.gather(*sends, return_exceptions=True)
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
-        transport = ScriptedTransport(then=403 if ends == "halted" else 503)
-        engine = Engine(transport, limiter=limiter, retry=retry)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
-        await turns()
-        if ends == "closed":
-            pace = settled(engine)
-            await engine.aclose(1.0)
-        else:
-            limiter.open_gate()
-            pace = settled(engine)
-            await asyncio.sleep(20.0)
-        outcomes = await asyncio.gather(*sends, return_exceptions=True)
-        assert all(isinstance(outcome, Exception) for outcome in outcomes)
-        assert pace.worst <= 250
-
-    run(test())
+    assert all(isinstance(outcome, Exception) for outcome in outcomes)
+    assert pace.worst <= 250
 
 
-def test_many_who_wait_are_let_in_in_parts() -> None:
+async def test_many_who_wait_are_let_in_in_parts(virtual_clock: CheckedLoop) -> None:
     """Where room is made for thousands of callers at once, they are let in in order, and some at a time."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(
+        ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
+    )
+    await engine.track_all(range(2000))
+    callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
+    await turns()
+    assert engine.stats().waiting == 2000
+    pace = Pace(lambda: -engine.stats().waiting)
+    limiter.grant()
+    await turns(20)
+    assert engine.stats().waiting == 0
+    assert pace.worst <= 250
+    await asyncio.gather(*callers)
+    limiter.open_gate()
+    await engine.flush()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
-        )
-        await engine.track_all(range(2000))
-        callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
-        await turns()
-        assert engine.stats().waiting == 2000
-        pace = Pace(lambda: -engine.stats().waiting)
-        limiter.grant()
-        await turns(20)
-        assert engine.stats().waiting == 0
-        assert pace.worst <= 250
-        await asyncio.gather(*callers)
-        limiter.open_gate()
-        await engine.flush()
-        assert engine.transport.recorded_numbers == list(range(4000))
-
-    run(test())
+    assert engine.transport.recorded_numbers == list(range(4000))
 
 
-def test_many_who_wait_are_turned_away_in_parts() -> None:
+async def test_many_who_wait_are_turned_away_in_parts(virtual_clock: CheckedLoop) -> None:
     """A close turns thousands of callers away some at a time, and none of their events is accepted."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+    await engine.track(0)
+    callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
+    await turns()
+    pace = Pace(lambda: sum(caller.done() for caller in callers))
+    report = await engine.aclose(0.0)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
-        await engine.track(0)
-        callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
-        await turns()
-        pace = Pace(lambda: sum(caller.done() for caller in callers))
-        report = await engine.aclose(0.0)
-        assert (report.stats.tracked, report.stats.waiting) == (1, 0)
-        assert all(
-            isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True)
-        )
-        assert pace.worst <= 250
-
-    run(test())
+    assert (report.stats.tracked, report.stats.waiting) == (1, 0)
+    assert all(isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True))
+    assert pace.worst <= 250
 
 
-def test_a_flush_starts_nothing_in_the_middle_of_a_close() -> None:
+async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: CheckedLoop) -> None:
     """While a full buffer is dropped in parts, a flush does not get more of it sent."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(), limiter=limiter)
+    await fill(engine, 20_000, Batching(ordered=False))
+    closing = asyncio.create_task(engine.aclose(1.0))
+    await begun(engine)
+    await turns()
+    assert 0 < engine.stats().pending < 20_000
+    limiter.open_gate()
+    await engine.flush()
+    report = await closing
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(ScriptedTransport(), limiter=limiter)
-        await fill(engine, 20_000, Batching(ordered=False))
-        closing = asyncio.create_task(engine.aclose(1.0))
-        await begun(engine)
-        await turns()
-        assert 0 < engine.stats().pending < 20_000
-        limiter.open_gate()
-        await engine.flush()
-        report = await closing
-        assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
-
-    run(test())
+    assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
 
 
-def test_a_cancelled_close_still_ends_everything() -> None:
+async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoop) -> None:
     """Cancelled in the middle of its parts a close settles the rest at once."""
+    engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
+    await fill(engine, 20_000, Batching(ordered=False))
+    closing = asyncio.create_task(engine.aclose(1.0))
+    await begun(engine)
+    assert engine.stats().pending > 0
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    stats = engine.stats()
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
-        await fill(engine, 20_000, Batching(ordered=False))
-        closing = asyncio.create_task(engine.aclose(1.0))
-        await begun(engine)
-        assert engine.stats().pending > 0
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        stats = engine.stats()
-        assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
-
-    run(test())
+    assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
 
 
 # --- costs ---
@@ -356,27 +318,25 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 
 @pytest.mark.parametrize("waiting", [10, 510, 90_010])
 @pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(ordered=False), 15)])
-def test_an_event_that_fills_no_batch_costs_few_calls(waiting: int, batching: Batching, most: int) -> None:
+async def test_an_event_that_fills_no_batch_costs_few_calls(
+    virtual_clock: CheckedLoop, waiting: int, batching: Batching, most: int
+) -> None:
     """From `track` to the receipt few functions are called, however much waits: each one that is added here shows."""
+    client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
+    view = View(session_external_id="visitor", product_id=1)
+    await client.track_many(itertools.repeat(view, waiting))
 
-    async def test() -> None:
-        client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
-        view = View(session_external_id="visitor", product_id=1)
-        await client.track_many(itertools.repeat(view, waiting))
+    def track() -> None:
+        with pytest.raises(StopIteration):
+            client.track(view).send(None)
 
-        def track() -> None:
-            with pytest.raises(StopIteration):
-                client.track(view).send(None)
+    def nothing() -> None:
+        with pytest.raises(StopIteration):
+            next(iter(()))
 
-        def nothing() -> None:
-            with pytest.raises(StopIteration):
-                next(iter(()))
-
-        assert calls(track) - calls(nothing) <= most
-        assert client.stats().tracked == waiting + 1
-        await client.aclose(0)
-
-    run(test())
+    assert calls(track) - calls(nothing) <= most
+    assert client.stats().tracked == waiting + 1
+    await client.aclose(0)
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
@@ -396,21 +356,17 @@ def test_many_lanes_are_not_gone_through_for_every_event() -> None:
     assert buffer.due_in() == pytest.approx(0.01)
 
 
-def test_stats_do_not_count_who_waits() -> None:
+async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
     """A snapshot costs the same with thousands of callers who wait for room."""
-
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
-        await engine.track(0)
-        alone = calls(engine.stats)
-        callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
-        await turns()
-        assert engine.stats().waiting == 2000
-        assert calls(engine.stats) <= alone
-        await engine.aclose(0.0)
-        await asyncio.gather(*callers, return_exceptions=True)
-
-    run(test())
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+    await engine.track(0)
+    alone = calls(engine.stats)
+    callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
+    await turns()
+    assert engine.stats().waiting == 2000
+    assert calls(engine.stats) <= alone
+    await engine.aclose(0.0)
+    await asyncio.gather(*callers, return_exceptions=True)
 
 
 async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,56 +458,48 @@ def test_cookies_are_not_read() -> None:
     assert len(client.cookies) == 0
 
 
-def test_a_batch_that_is_too_long_is_not_encoded() -> None:
+async def test_a_batch_that_is_too_long_is_not_encoded(virtual_clock: CheckedLoop) -> None:
     """`send_batch` refuses an endless feed after the first event too many, and encodes none of it."""
     client = AsyncTrackingClient("key", "partner", batching=Batching(ordered=False, max_events=3))
     made = []
 
-    async def test() -> None:
-        with pytest.raises(EventValidationError, match="1 to 3 events"):
-            await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
+    with pytest.raises(EventValidationError, match="1 to 3 events"):
+        await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
 
-    run(test())
     assert made == [0, 1, 2, 3]
 
 
-def test_sends_that_are_cancelled_in_an_outage_are_forgotten() -> None:
+async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock: CheckedLoop) -> None:
     """Direct sends that wait for the API and are cancelled, the last first, leave nothing behind."""
+    engine = Engine(ScriptedTransport(then=503))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+    await asyncio.sleep(3.0)
+    waiting = engine.dispatcher._breaker._waiting
+    assert engine.stats().state == "down"
+    assert len(waiting) > 1900
+    for send in reversed(sends):
+        send.cancel()
+    await asyncio.gather(*sends, return_exceptions=True)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=503))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
-        await asyncio.sleep(3.0)
-        waiting = engine.dispatcher._breaker._waiting
-        assert engine.stats().state == "down"
-        assert len(waiting) > 1900
-        for send in reversed(sends):
-            send.cancel()
-        await asyncio.gather(*sends, return_exceptions=True)
-        assert (len(waiting), engine.stats().in_flight) == (0, 0)
-
-    run(test())
+    assert (len(waiting), engine.stats().in_flight) == (0, 0)
 
 
-def test_a_receipt_forgets_who_was_cancelled() -> None:
+async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -> None:
     """Of thousands who await one receipt those who are cancelled leave, and the others are woken in order."""
+    receipt, woken = Receipt("view"), []
 
-    async def test() -> None:
-        receipt, woken = Receipt("view"), []
+    async def wait(number: int) -> None:
+        await receipt
+        woken.append(number)
 
-        async def wait(number: int) -> None:
-            await receipt
-            woken.append(number)
+    waits = [asyncio.create_task(wait(number)) for number in range(2000)]
+    await turns()
+    for task in reversed(waits[5:]):
+        task.cancel()
+    await asyncio.gather(*waits[5:], return_exceptions=True)
+    assert receipt._waiters is not None
+    assert len(receipt._waiters) == 5
+    settle([receipt], Dropped(reason="closed"))
+    await asyncio.gather(*waits[:5])
 
-        waits = [asyncio.create_task(wait(number)) for number in range(2000)]
-        await turns()
-        for task in reversed(waits[5:]):
-            task.cancel()
-        await asyncio.gather(*waits[5:], return_exceptions=True)
-        assert receipt._waiters is not None
-        assert len(receipt._waiters) == 5
-        settle([receipt], Dropped(reason="closed"))
-        await asyncio.gather(*waits[:5])
-        assert woken == [0, 1, 2, 3, 4]
-
-    run(test())
+    assert woken == [0, 1, 2, 3, 4]

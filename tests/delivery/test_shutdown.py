@@ -25,11 +25,10 @@ from tests.support.fakes import (
     Step,
     check_balance,
     now,
-    run,
     tasks,
     turns,
 )
-from tests.support.virtual_time import VirtualTimeLoop, block
+from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +60,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0, 60.0])
-def test_never_later(timeout: float) -> None:
+async def test_never_later(virtual_clock: CheckedLoop, timeout: float) -> None:  # noqa: ASYNC109
     """Hooks that never end and connections that never close do not make a close late, not by a moment."""
 
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
@@ -70,20 +69,17 @@ def test_never_later(timeout: float) -> None:
     async def forever() -> None:
         await asyncio.sleep(1e9)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER, close=forever), on_outcome=hook, batching=Batching(max_events=3))
-        await engine.track_all(range(20))
-        await asyncio.sleep(1.0)
-        begin = now()
-        report = await engine.aclose(timeout)
-        assert now() - begin <= timeout + ROUNDING
-        assert len(report.undelivered) == 20
-        check_balance(report.stats)
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=NEVER, close=forever), on_outcome=hook, batching=Batching(max_events=3))
+    await engine.track_all(range(20))
+    await asyncio.sleep(1.0)
+    begin = now()
+    report = await engine.aclose(timeout)
+    assert now() - begin <= timeout + ROUNDING
+    assert len(report.undelivered) == 20
+    check_balance(report.stats)
 
 
-def test_a_hook_that_is_quick_is_told_in_time() -> None:
+async def test_a_hook_that_is_quick_is_told_in_time(virtual_clock: CheckedLoop) -> None:
     """What is left at the deadline reaches the hook before the close returns."""
     told: list[int] = []
 
@@ -91,79 +87,67 @@ def test_a_hook_that_is_quick_is_told_in_time() -> None:
         await asyncio.sleep(0.01)
         told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=hook)
-        await engine.track_all(range(20))
-        await engine.aclose(5.0)
-        assert told == list(range(20))
-        await turns(5)
-        assert tasks() == set()
+    engine = Engine(ScriptedTransport(then=NEVER), on_outcome=hook)
+    await engine.track_all(range(20))
+    await engine.aclose(5.0)
+    assert told == list(range(20))
+    await turns(5)
 
-    run(test())
+    assert tasks() == set()
 
 
-def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books() -> None:
+async def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books(virtual_clock: CheckedLoop) -> None:
     """A direct send that a close ends before its first request is counted with its reason and name, as events are."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
+    sending = asyncio.create_task(engine.send_batch([1, 2]))
+    await turns(5)
+    report = await engine.aclose(0.0)
+    with pytest.raises(DroppedError):
+        await sending
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
-        sending = asyncio.create_task(engine.send_batch([1, 2]))
-        await turns(5)
-        report = await engine.aclose(0.0)
-        with pytest.raises(DroppedError):
-            await sending
-        assert report.stats.dropped == 2
-        assert report.stats.dropped_by == {"closed": {"view": 2}}
-
-    run(test())
+    assert report.stats.dropped == 2
+    assert report.stats.dropped_by == {"closed": {"view": 2}}
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
-def test_a_hook_may_close(timeout: float | None) -> None:
+async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | None) -> None:  # noqa: ASYNC109
     """A close from within a hook does not wait for that hook, and what is left is told of afterwards."""
     told: list[int] = []
     took: list[float] = []
 
-    async def test() -> None:
-        async def hook(events: Sequence[UndeliveredEvent]) -> None:
-            told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
-            begin = now()
-            await engine.aclose(timeout)
-            took.append(now() - begin)
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+        begin = now()
+        await engine.aclose(timeout)
+        took.append(now() - begin)
 
-        engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
-        await engine.track_all(range(3))
-        await asyncio.sleep(10.0)
-        assert told == [0, 1, 2]
-        assert max(took) < 1.0
-        assert tasks() == set()
+    engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
+    await engine.track_all(range(3))
+    await asyncio.sleep(10.0)
 
-    run(test())
+    assert told == [0, 1, 2]
+    assert max(took) < 1.0
+    assert tasks() == set()
 
 
-def test_a_second_close_returns_the_same_report() -> None:
+async def test_a_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
     """However often it is closed, there is one report."""
+    engine = Engine(ScriptedTransport(then=NEVER))
+    await engine.track(1)
+    first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER))
-        await engine.track(1)
-        first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
-        assert first is second is third is await engine.aclose(0)
-
-    run(test())
+    assert first is second is third is await engine.aclose(0)
 
 
-def test_a_clean_close_is_quick() -> None:
+async def test_a_clean_close_is_quick(virtual_clock: CheckedLoop) -> None:
     """Where everything is delivered a close takes as long as that does."""
+    engine = Engine(ScriptedTransport(then=OK))
+    await engine.track_all(range(100))
+    report = await engine.aclose(60.0)
 
-    async def test() -> float:
-        engine = Engine(ScriptedTransport(then=OK))
-        await engine.track_all(range(100))
-        report = await engine.aclose(60.0)
-        assert report.clean
-        return report.elapsed
+    assert report.clean
 
-    assert run(test()) == pytest.approx(0.05, abs=0.01)
+    assert report.elapsed == pytest.approx(0.05, abs=0.01)
 
 
 # --- what is left ---
@@ -215,36 +199,37 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
         report_of(b"{}").save_undelivered(tmp_path)
 
 
-def test_a_large_buffer_is_dropped_in_turns() -> None:
+async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) -> None:
     """While there is time for it, a close that drops many events lets others run meanwhile, and accounts for all."""
+    engine = Engine(ScriptedTransport(then=NEVER))
+    await engine.track_all(range(20_000))
+    turned = 0
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER))
-        await engine.track_all(range(20_000))
-        turned = 0
+    async def count() -> None:
+        nonlocal turned
+        await asyncio.sleep(0.8)
+        while True:
+            block(0.001)
+            turned += engine.stats().dropped > 0
+            await asyncio.sleep(0)
 
-        async def count() -> None:
-            nonlocal turned
-            await asyncio.sleep(0.8)
-            while True:
-                block(0.001)
-                turned += engine.stats().dropped > 0
-                await asyncio.sleep(0)
+    counting = asyncio.create_task(count())
+    begin = now()
+    report = await engine.aclose(1.0)
+    counting.cancel()
 
-        counting = asyncio.create_task(count())
-        begin = now()
-        report = await engine.aclose(1.0)
-        counting.cancel()
-        assert now() - begin <= 1.0
-        assert 20_000 == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
-        assert turned >= 20
-
-    run(test())
+    assert now() - begin <= 1.0
+    assert 20_000 == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
+    assert turned >= 20
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("batching", [Batching(), Batching(max_events=1)], ids=["large", "small"])
-def test_the_turns_of_others_make_no_close_late(timeout: float, batching: Batching) -> None:
+async def test_the_turns_of_others_make_no_close_late(
+    virtual_clock: CheckedLoop,
+    timeout: float,  # noqa: ASYNC109
+    batching: Batching,
+) -> None:
     """Where every turn of the application's own tasks takes 50 ms, a close is late by what asyncio needs to wake it."""
 
     async def others() -> None:
@@ -252,19 +237,16 @@ def test_the_turns_of_others_make_no_close_late(timeout: float, batching: Batchi
             block(0.05)
             await asyncio.sleep(0)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), batching=batching)
-        await engine.track_all(range(30_000))
-        busy = asyncio.create_task(others())
-        begin = now()
-        report = await engine.aclose(timeout)
-        busy.cancel()
-        # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
-        assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
-        assert len(report.undelivered) == 30_000
-        check_balance(report.stats)
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=NEVER), batching=batching)
+    await engine.track_all(range(30_000))
+    busy = asyncio.create_task(others())
+    begin = now()
+    report = await engine.aclose(timeout)
+    busy.cancel()
+    # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
+    assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
+    assert len(report.undelivered) == 30_000
+    check_balance(report.stats)
 
 
 class SlowClockLoop(VirtualTimeLoop):

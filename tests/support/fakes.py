@@ -21,7 +21,7 @@ from retailrocket_async._events.codec import BATCH_PATH, Codec, join
 from retailrocket_async._events.models import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._queue.options import Batching, Buffer
-from tests.support.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import CheckedLoop, run  # noqa: F401 - some tests import `run` from here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -66,31 +66,6 @@ def number_of(told: Event | UndeliveredEvent) -> int:
     envelope = CODEC.encode(told) if isinstance(told, Event) else told.envelope
     ((_, number),) = _events(b"[" + envelope + b"]")
     return number
-
-
-# --- a loop that checks ---
-
-
-class CheckedLoop(VirtualTimeLoop):
-    """A virtual loop that runs checks after every turn: what they raise ends the test."""
-
-    def __init__(self) -> None:
-        self.checks: list[Callable[[], None]] = []
-        self.turns = 0
-        super().__init__()
-
-    def block(self, seconds: float) -> None:
-        """Let time pass; the loop itself does so once in every turn."""
-        self.turns += 1
-        for check in self.checks:
-            check()
-        super().block(seconds)
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run `coroutine` on a checked loop of its own, as `asyncio.run` would."""
-    with asyncio.Runner(loop_factory=CheckedLoop) as runner:
-        return runner.run(coroutine)
 
 
 def check_balance(stats: Stats) -> None:
