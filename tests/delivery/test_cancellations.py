@@ -1,42 +1,45 @@
-"""Every await of the engine: park there, cancel, and show that nothing is lost, leaked or sent twice.
+"""Every await of the engine: park a task there, cancel it, and show that nothing is lost, leaked or sent twice.
 
-==========================  ============================================  ==============================================
-await                       who is cancelled there                        parked by
-==========================  ============================================  ==============================================
-`Intake.accept`             caller of `track`: waits for room             `track_waiting`, `track_waiting_behind`
-`Intake.let_others_run`     caller of `track`: yields                     `track_yielding`
-`Dispatcher.send`           caller of `send`: waits for its outcome       `send_*`, in each place where its flight waits
-`Dispatcher._run_pump`      pump: first turn under eager tasks            `test_client.py`, the eager task factory
-`Dispatcher._run_pump`      pump: waits for a broken limiter              `pump_with_broken_limiter`
-`Dispatcher._sleep`         pump: lingers, or waits for a flight          `pump_lingering`, `pump_with_all_in_flight`
-`Sender.next_turn`          pump: wire slot, permit                       `pump_without_slot`, `pump_without_permit`
-`Sender.next_turn`          flight: wire slot, permit                     `send_without_*`, `retry_without_*`
-`CircuitBreaker.wait`              pump: the API is down, or sending is halted   `pump_while_*`
-`CircuitBreaker.wait`              flight: the same                              `batch_while_*`, `send_while_*`
-`CircuitBreaker.rest`              flight: backoff                               `send_backing_off`, `batch_backing_off`
-`Sender._wait`              flight: the limiter is broken                 `retry_with_broken_limiter`
-`Sender._request`           flight: request                               `*_on_wire`
-`Sender._request`           flight: request for a part of it              `half_on_wire`, `between_the_halves`
-`Exchange.reply`            flight: the request itself, in every turn     `test_connections.py`
-`Transport.renew_key`       flight: before a probe, after a 401           `*_renewing_the_key`
-(none)                      before the first step                         `batch_not_started`, `pump_not_started`
-`Dispatcher.flush`          caller of `flush`                             `flush_waiting`
-`Ledger.flushed`            the same, and the caller of `aclose`          `flush_waiting`, `test_close_*`
-`Shutdown._settle_rest`      caller of `aclose`: drops a full buffer       `test_close_cancelled_while_it_drops`
-`Shutdown.close`             caller: flush, connections, hooks             `test_close_cancelled_*`
-`Shutdown._join`             second caller of `aclose`                     `test_second_close_cancelled`
-`Shutdown._last_words`       caller: connections, hooks                    `test_close_cancelled_while_*`
-`Sender.aclose`             the task that closes the connections          `test_closing_task_cancelled`
-`Hooks._run`, `._call`      the task that tells the hooks                 `test_hooks.py`
-`Hooks.drained`             the task that ends them                       `test_ending_of_the_hooks_cancelled`
-`Credentials._asked`        whoever needs the key                         `test_cancelled_while_the_key_is_asked_for`
-`Credentials._ask_now`      the task that asks                            `test_asking_task_cancelled`
-`Receipt.__await__`         whoever awaits a receipt                      `receipt_awaited`
-`LocalLimiter.acquire`      pump, sender: queue, pace, window, pause      `test_local_limiter_grants_as_before`
-`LocalLimiter.acquire`      flight: slowed down by a 429                  `test_retry_cancelled_in_a_throttled_limiter`
-`AsyncTrackingClient.*`     caller of each method                         `test_client_method_cancelled`
-`AsyncTrackingClient`       `track_many` in the caller's own iterator     `test_track_many_cancelled_in_the_feed`
-==========================  ============================================  ==============================================
+Functions named in the last column park a scene of this module; `test_*` are tests of the modules named
+`test_*_cancellations.py`, or of the module that is named.
+
+=======================  ===========================================  ==============================================
+await                    who is cancelled there                       parked by
+=======================  ===========================================  ==============================================
+`Intake.accept`          caller of `track`: waits for room            `track_waiting`, `track_waiting_behind`
+`Intake.let_others_run`  caller of `track`: yields                    `track_yielding`
+`Dispatcher.send`        caller of `send`: waits for its outcome      `send_*`, in each place where its flight waits
+`Dispatcher._run_pump`   pump: first turn under eager tasks           `test_client.py`, the eager task factory
+`Dispatcher._run_pump`   pump: waits for a broken limiter             `pump_with_broken_limiter`
+`Dispatcher._sleep`      pump: lingers, or waits for a flight         `pump_lingering`, `pump_with_all_in_flight`
+`Sender.next_turn`       pump: wire slot, permit                      `pump_without_slot`, `pump_without_permit`
+`Sender.next_turn`       flight: wire slot, permit                    `send_without_*`, `retry_without_*`
+`CircuitBreaker.wait`    pump: the API is down, or sending is halted  `pump_while_*`
+`CircuitBreaker.wait`    flight: the same                             `batch_while_*`, `send_while_*`
+`CircuitBreaker.rest`    flight: backoff                              `send_backing_off`, `batch_backing_off`
+`Sender._wait`           flight: the limiter is broken                `retry_with_broken_limiter`
+`Sender._request`        flight: request                              `*_on_wire`
+`Sender._request`        flight: request for a part of it             `half_on_wire`, `between_the_halves`
+`Exchange.reply`         flight: the request itself, in every turn    `test_connections.py`
+`Transport.renew_key`    flight: before a probe, after a 401          `*_renewing_the_key`
+(none)                   before the first step                        `batch_not_started`, `pump_not_started`
+`Dispatcher.flush`       caller of `flush`                            `flush_waiting`
+`Ledger.flushed`         the same, and the caller of `aclose`         `flush_waiting`, `test_close_*`
+`Shutdown._settle_rest`  caller of `aclose`: drops a full buffer      `test_close_cancelled_while_it_drops`
+`Shutdown.close`         caller: flush, connections, hooks            `test_close_cancelled_*`
+`Shutdown._join`         second caller of `aclose`                    `test_second_close_cancelled`
+`Shutdown._last_words`   caller: connections, hooks                   `test_close_cancelled_while_*`
+`Sender.aclose`          the task that closes the connections         `test_closing_task_cancelled`
+`Hooks._run`, `._call`   the task that tells the hooks                `test_hooks.py`
+`Hooks.drained`          the task that ends them                      `test_ending_of_the_hooks_cancelled`
+`Credentials._asked`     caller that needs the key                    `test_cancelled_while_the_key_is_asked_for`
+`Credentials._ask_now`   the task that asks                           `test_asking_task_cancelled`
+`Receipt.__await__`      caller that awaits a receipt                 `receipt_awaited`
+`LocalLimiter.acquire`   pump, sender: queue, pace, window, pause     `test_local_limiter_grants_as_before`
+`LocalLimiter.acquire`   flight: slowed down by a 429                 `test_retry_cancelled_in_a_throttled_limiter`
+`AsyncTrackingClient.*`  caller of each method                        `test_client_method_cancelled`
+`AsyncTrackingClient`    `track_many` in the caller's own iterator    `test_track_many_cancelled_in_the_feed`
+=======================  ===========================================  ==============================================
 """
 
 from __future__ import annotations
@@ -50,36 +53,31 @@ import pytest
 
 from retailrocket_async._delivery.rate_limiter import LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped
+from retailrocket_async._outcome import Abandoned, Delivered
 from retailrocket_async._queue.options import Batching, Buffer
+from tests.support.cancelling import cancel
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
     PARKED,
-    ROUNDING,
     SLOW_RETRY,
     Engine,
     RecordingLimiter,
     ScriptedTransport,
     Step,
     check_balance,
-    event,
     into,
-    make_client,
-    now,
     number_of,
-    status,
     tasks,
     turns,
 )
-from tests.support.virtual_time import CheckedLoop, block, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from retailrocket_async import AsyncTrackingClient
     from retailrocket_async._receipt import Receipt
     from retailrocket_async._stats import UndeliveredEvent
+    from tests.support.virtual_time import CheckedLoop
 
 IN_FLIGHT = 2
 
@@ -504,14 +502,6 @@ PLACES = [
 ]
 
 
-async def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and see it end so."""
-    assert not task.done()
-    task.cancel()
-    await asyncio.wait({task})
-    assert task.cancelled()
-
-
 @pytest.mark.parametrize("mended_first", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 async def test_cancelled(
@@ -572,411 +562,6 @@ async def test_cancelled(
 
     assert report.stats.abandoned <= len(parked.abandoned)
     assert tasks() == set()
-
-
-# --- the local limiter ---
-
-LIMIT = RateLimit(requests=2, per=10.0, burst=1, jitter=0.0)
-
-
-async def in_the_queue(limiter: LocalLimiter) -> None:
-    """Another one is at the head of the queue."""
-    ahead = asyncio.create_task(limiter.acquire())
-    await asyncio.sleep(0)
-    ahead.add_done_callback(lambda task: task.result().done(answered=True) if not task.cancelled() else None)
-
-
-async def in_the_bucket(limiter: LocalLimiter) -> None:
-    """The pace holds the head of the queue."""
-    permit = await limiter.acquire()
-    assert permit is not None
-    permit.done(answered=True)
-
-
-async def in_the_guard(limiter: LocalLimiter) -> None:
-    """The window is full."""
-    permits = [await limiter.acquire() for _ in range(2)]
-    await asyncio.sleep(5.0)
-    for permit in permits:
-        assert permit is not None
-        permit.done(answered=True)
-
-
-async def in_a_pause(limiter: LocalLimiter) -> None:
-    """The server asked for a pause."""
-    limiter.pause_until(now() + 50.0)
-
-
-async def who_pumps(engine: Engine) -> asyncio.Task[Any]:
-    """Have the pump wait for the limiter."""
-    await engine.track(1)
-    engine.dispatcher._buffer.begin_flush()
-    await turns()
-    assert engine.dispatcher._pump is not None
-    return engine.dispatcher._pump
-
-
-async def who_sends(engine: Engine) -> asyncio.Task[Any]:
-    """Have a direct send wait for the limiter."""
-    task = asyncio.create_task(engine.send(1))
-    await turns()
-    return task
-
-
-@pytest.mark.parametrize("who", [who_pumps, who_sends])
-@pytest.mark.parametrize("where", [in_the_queue, in_the_bucket, in_the_guard, in_a_pause])
-def test_local_limiter_grants_as_before(
-    where: Callable[[LocalLimiter], Coroutine[Any, Any, None]],
-    who: Callable[[Engine], Coroutine[Any, Any, asyncio.Task[Any]]],
-) -> None:
-    """Whoever is cancelled in the limiter takes nothing: the next requests leave when they would have without them."""
-
-    async def times(*, with_a_cancelled: bool) -> list[float]:
-        limiter = LocalLimiter(LIMIT)
-        engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT)
-        )
-        await where(limiter)
-        if with_a_cancelled:
-            task = await who(engine)
-            await asyncio.sleep(1.0)
-            assert engine.transport.requests == []
-            task.cancel()
-            await asyncio.wait({task})
-        else:
-            await turns()
-            await asyncio.sleep(1.0)
-        begin = len(engine.transport.requests)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(10, 15)]
-        await asyncio.wait(sends)
-        report = await engine.aclose(None)
-        assert report.clean
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        return [request.at for request in engine.transport.requests[begin:] if request.numbers != [1]]
-
-    assert run(times(with_a_cancelled=True)) == pytest.approx(run(times(with_a_cancelled=False)), abs=ROUNDING)
-
-
-@pytest.mark.parametrize("turn", range(4))
-async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop, turn: int) -> None:
-    """A flight that is cancelled in a limiter which a 429 has slowed down takes nothing, and loses nothing else."""
-    limiter = LocalLimiter(LIMIT)
-    engine = Engine(
-        ScriptedTransport(429),
-        limiter=limiter,
-        batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT),
-        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-    )
-    receipt = await engine.track(1)
-    await asyncio.sleep(1.0)
-    opens = limiter._paused_until
-    assert opens > now()
-    (flight,) = engine.dispatcher._flights.values()
-    assert flight is not None
-    later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
-    if turn:
-        # The pause ends in this very turn, or in one of the next.
-        await asyncio.sleep(opens - now())
-        await turns(turn - 1)
-    flight.cancel()
-    await asyncio.wait({flight, *later})
-    assert isinstance(receipt.outcome, Abandoned | Delivered)
-    assert engine.transport.sent_numbers.count(1) <= 2
-    if isinstance(receipt.outcome, Abandoned):
-        assert receipt.outcome.reason == "cancelled"
-    if engine.transport.sent_numbers.count(1) == 1:
-        assert engine.transport.times[1] == pytest.approx(opens, abs=ROUNDING)
-    report = await engine.aclose()
-
-    assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-    assert tasks() == set()
-
-
-# --- the key ---
-
-
-class Asked:
-    """A key that is given when `given` is set."""
-
-    def __init__(self) -> None:
-        self.given = asyncio.Event()
-        self.times = 0
-
-    async def ask(self) -> str:
-        """Wait, and return the key."""
-        self.times += 1
-        await self.given.wait()
-        return "key"
-
-
-async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyncio.Task[Any]], ScriptedTransport]:
-    """Return a client two of whose requests wait for the key."""
-    transport = ScriptedTransport()
-    client = make_client(transport, api_key=asked.ask)
-    sends = [asyncio.create_task(client.send(event(number))) for number in (1, 2)]
-    await asyncio.sleep(1.0)
-    return client, sends, transport
-
-
-async def test_cancelled_while_the_key_is_asked_for(virtual_clock: CheckedLoop) -> None:
-    """A request that is cancelled while it waits for the key was not sent, and leaves the answer to the others."""
-    asked = Asked()
-    client, (first, second), transport = await client_that_asks(asked)
-    await cancel(first)
-    asked.given.set()
-    assert isinstance(await second, Delivered)
-    assert transport.recorded_numbers == [2]
-    assert asked.times == 1
-    report = await client.aclose()
-
-    assert (report.stats.abandoned, report.stats.delivered) == (1, 1)
-    assert tasks() == set()
-
-
-async def test_asking_task_cancelled(virtual_clock: CheckedLoop) -> None:
-    """Where a shutdown cancels the asking itself, those who wait for the key ask again."""
-    asked = Asked()
-    client, sends, transport = await client_that_asks(asked)
-    for task in tasks() - set(sends):
-        if getattr(task.get_coro(), "__name__", "") == "_ask_now":
-            await cancel(task)
-    asked.given.set()
-    assert [type(each) for each in await asyncio.gather(*sends)] == [Delivered] * 2
-    assert sorted(transport.recorded_numbers) == [1, 2]
-    assert asked.times == 2
-    await client.aclose()
-
-    assert tasks() == set()
-
-
-# --- closing ---
-
-
-async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> tuple[Engine, list[Receipt]]:
-    """Return an engine with a batch on the wire, one waiting for its retry, and one in the buffer."""
-    transport = ScriptedTransport(status(429), then=PARKED, close=close)
-    batching = Batching(max_events=1, max_in_flight=IN_FLIGHT, ordered=False)
-    engine = Engine(transport, batching=batching, retry=SLOW_RETRY)
-    return engine, await engine.track_all(range(3))
-
-
-async def test_close_cancelled_in_its_flush(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it waits gives every event the outcome that a passed deadline would."""
-    engine, receipts = await parked_engine()
-    close = asyncio.create_task(engine.aclose(None))
-    await asyncio.sleep(1.0)
-    await cancel(close)
-    backing_off, on_wire, buffered = (receipt.outcome for receipt in receipts)
-    assert isinstance(backing_off, Abandoned)
-    assert isinstance(on_wire, Abandoned)
-    assert (backing_off.maybe_recorded, on_wire.maybe_recorded) == (False, True)
-    assert buffered == Dropped(reason="closed")
-    report = await engine.aclose()
-    assert len(report.undelivered) == 3
-    await turns(5)
-
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-    assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
-    assert tasks() == set()
-
-
-async def test_close_cancelled_in_its_first_turn(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled before its first step has closed nothing."""
-    engine, _ = await parked_engine()
-    close = asyncio.create_task(engine.aclose(None))
-    await cancel(close)
-    await engine.track(4)
-    assert not engine.dispatcher.closed
-    await engine.aclose(0)
-
-
-async def test_close_cancelled_while_connections_close(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled at its very end has its report, and the connections go on closing."""
-    closed = asyncio.Event()
-
-    async def slowly() -> None:
-        await asyncio.sleep(0.4)
-        closed.set()
-
-    engine = Engine(ScriptedTransport(close=slowly))
-    await engine.track(1)
-    close = asyncio.create_task(engine.aclose(10.0))
-    await asyncio.sleep(0.3)
-    assert engine.transport.closed == 1
-    await cancel(close)
-    assert (await engine.aclose()).stats.delivered == 1
-    await asyncio.wait_for(closed.wait(), 1.0)
-    await turns()
-
-    assert tasks() == set()
-
-
-async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it drops a full buffer drops the rest at once."""
-    engine = Engine(
-        ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
-    )
-    receipts = await engine.track_all(range(5_000))
-    close = asyncio.create_task(engine.aclose(1.0))
-    await asyncio.sleep(0.9)
-    while not 0 < engine.stats().dropped < 5_000:
-        block(0.0001)
-        await asyncio.sleep(0)
-    await cancel(close)
-    assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
-    assert len((await engine.aclose()).undelivered) == 5_000
-    await turns(5)
-
-    assert tasks() == set()
-
-
-async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it waits for the hook has its report, and the hook is told on."""
-    told: list[int] = []
-
-    async def hook(events: Any) -> None:
-        await asyncio.sleep(5.0)
-        told.extend(range(len(events)))
-
-    engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-    await (await engine.track(1))
-    close = asyncio.create_task(engine.aclose(10.0))
-    await asyncio.sleep(1.0)
-    await cancel(close)
-    assert (await engine.aclose()).stats.rejected == 1
-    await asyncio.sleep(5.0)
-
-    assert told == [0]
-    assert tasks() == set()
-
-
-async def test_second_close_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A second close that is cancelled does not disturb the first."""
-    engine, receipts = await parked_engine()
-    first = asyncio.create_task(engine.aclose(10.0))
-    second = asyncio.create_task(engine.aclose(None))
-    await asyncio.sleep(1.0)
-    await cancel(second)
-    assert not first.done()
-    assert not receipts[1].done()
-    report = await first
-
-    assert now() == pytest.approx(10.0, abs=ROUNDING)
-    assert len(report.undelivered) == 3
-
-
-async def test_closing_task_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A shutdown that cancels the closing of the connections does not hurt the close."""
-
-    async def forever() -> None:
-        await asyncio.sleep(1e9)
-
-    engine, _ = await parked_engine(forever)
-    close = asyncio.create_task(engine.aclose(0))
-    await asyncio.sleep(0.2)
-    for task in tasks() - {close}:
-        task.cancel()
-
-    assert (await close).stats.tracked == 3
-
-
-async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A shutdown that cancels the end of the hooks lets the close return at once, and the hook end its call."""
-    told: list[int] = []
-
-    async def hook(events: Any) -> None:
-        await asyncio.sleep(5.0)
-        told.extend(range(len(events)))
-
-    engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-    await (await engine.track(1))
-    close = asyncio.create_task(engine.aclose(10.0))
-    await asyncio.sleep(1.0)
-    await cancel(engine.dispatcher._shutdown._last_tasks[1])
-    assert (await close).stats.rejected == 1
-    assert now() < 2.0
-    await asyncio.sleep(5.0)
-
-    assert told == [0]
-
-
-# --- the client's methods ---
-
-
-async def endless() -> AsyncIterator[Any]:
-    """Yield an event, and then wait for ever."""
-    yield event(1)
-    await asyncio.sleep(1e9)
-
-
-METHODS: dict[str, Callable[[AsyncTrackingClient], Coroutine[Any, Any, Any]]] = {
-    "track": lambda client: client.track(event(3)),
-    "view": lambda client: client.view(session_external_id="a", product_id=3),
-    "track_many": lambda client: client.track_many([event(3), event(4)]),
-    "send": lambda client: client.send(event(3)),
-    "send_batch": lambda client: client.send_batch([event(3), event(4)]),
-    "flush": lambda client: client.flush(),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) -> None:
-    """Each method of a client can be cancelled where it waits: what was accepted is delivered, the rest never is."""
-    transport = ScriptedTransport(then=PARKED)
-    client = make_client(
-        transport,
-        batching=Batching(max_events=2, max_in_flight=1, linger=0.0),
-        buffer=Buffer(max_events=1),
-        limiter=(limiter := RecordingLimiter()),
-    )
-    receipts = [await client.track(event(1)), await client.track(event(2))]
-    await asyncio.sleep(1.0)
-    task = asyncio.create_task(METHODS[method](client))
-    # httpx has a time-out of 10 s: stay below it.
-    await asyncio.sleep(1.0)
-    await cancel(task)
-    transport.then = OK
-    transport.release()
-    report = await client.aclose()
-
-    assert [type(receipt.outcome) for receipt in receipts] == [Delivered, Delivered]
-    assert sorted(transport.sent_numbers) == [1, 2]
-    assert report.stats.tracked == 2 + {"send": 1, "send_batch": 2}.get(method, 0)
-    assert limiter.open == 0
-    assert tasks() == set()
-
-
-@pytest.mark.parametrize("leave", ["aclose", "async with"])
-async def test_client_close_cancelled(virtual_clock: CheckedLoop, leave: str) -> None:
-    """A real client whose close is cancelled, or whose block's end is, has an outcome for every event."""
-    client = make_client(ScriptedTransport(then=PARKED))
-
-    async def block() -> None:
-        async with client:
-            pass
-
-    receipt = await client.track(event(1))
-    await asyncio.sleep(1.0)
-    closing = asyncio.create_task(block() if leave == "async with" else client.aclose(None))
-    await asyncio.sleep(1.0)
-    await cancel(closing)
-    assert isinstance(receipt.outcome, Abandoned)
-    assert (receipt.outcome.reason, receipt.outcome.maybe_recorded) == ("closed", True)
-    await turns(20)
-
-    assert tasks() == set()
-
-
-async def test_track_many_cancelled_in_the_feed(virtual_clock: CheckedLoop) -> None:
-    """`track_many` that is cancelled in the caller's own iterator leaves the events before it accepted."""
-    transport = ScriptedTransport()
-    async with make_client(transport) as client:
-        task = asyncio.create_task(client.track_many(endless()))
-        await asyncio.sleep(1.0)
-        await cancel(task)
-
-    assert transport.recorded_numbers == [1]
 
 
 # --- anywhere at all ---

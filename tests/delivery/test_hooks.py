@@ -13,14 +13,16 @@ import pytest
 from retailrocket_async._delivery.hooks import Hooks
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._http.reply import Reply
-from retailrocket_async._outcome import Delivered, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
 from tests.support.fakes import (
+    NEVER,
     NO_CONNECTION,
+    OK,
     ROUNDING,
     Engine,
     ScriptedTransport,
@@ -501,3 +503,67 @@ async def test_client_calls_both_hooks() -> None:
     assert [number_of(told) for told in outcomes] == [1]
     assert [told.status for told in changes] == [403]
     assert report.stats.hook_errors == 0
+
+
+# --- through the engine ---
+
+
+async def test_hook_gets_every_undelivered_event_once(virtual_clock: CheckedLoop) -> None:
+    """Rejected, abandoned and dropped events are given to the hook, once each, as batches; delivered ones are not."""
+    # What comes while the hook runs, or in one go, is told of in one call.
+    told: list[list[int]] = []
+    kinds: list[type] = []
+
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        told.append([kept.event.product_id for kept in events])  # type: ignore[attr-defined]
+        kinds.extend(type(kept.outcome) for kept in events)
+        engine.check()
+
+    transport = ScriptedTransport(200, 400, 400, 400, 501, then=NEVER)
+    engine = Engine(transport, batching=Batching(max_events=2, max_in_flight=1), on_outcome=hook)
+    await engine.track_all(range(12))
+    await asyncio.sleep(1.0)
+    report = await engine.aclose(1.0)
+
+    assert kinds == [Rejected] * 2 + [Abandoned] * 4 + [Dropped] * 4
+    # The books add up whenever it is called.
+    assert report.stats.hook_errors == 0
+
+    assert (told, len(report.undelivered)) == ([[2], [3], [4, 5], [6, 7, 8, 9, 10, 11]], 6)
+
+
+async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that always raises is counted and logged once; every event still has its outcome."""
+
+    async def hook(_: Sequence[UndeliveredEvent]) -> None:
+        raise ZeroDivisionError
+
+    engine = Engine(
+        ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1, ordered=False), on_outcome=hook
+    )
+    receipts = []
+    for number in range(4):
+        receipts.append(await engine.track(number))
+        await asyncio.sleep(1.0)
+    report = await engine.aclose(1.0)
+
+    assert [type(receipt.outcome) for receipt in receipts] == [Rejected, Rejected, Delivered, Abandoned]
+    assert engine.stats().hook_errors == 3
+    assert len(report.undelivered) == 1
+
+    assert sum("on_outcome raised ZeroDivisionError" in record.message for record in caplog.records) == 1
+
+
+async def test_hook_may_use_the_client(virtual_clock: CheckedLoop) -> None:
+    """A hook may track again what was refused, and look at the counters."""
+
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        for kept in events:
+            engine.track_nowait(kept.event.product_id + 100)  # type: ignore[attr-defined]
+
+    transport = ScriptedTransport(then=lambda request: 400 if min(request.numbers) < 100 else 200)
+    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=hook)
+    await engine.track_all(range(3))
+    await asyncio.sleep(1.0)
+
+    assert sorted(transport.recorded_numbers) == [100, 101, 102]

@@ -33,7 +33,7 @@ from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._receipt import Receipt, settle
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.support.fakes import Engine, RecordingLimiter, ScriptedTransport, Step, check_balance, event, turns
+from tests.support.fakes import NEVER, Engine, RecordingLimiter, ScriptedTransport, check_balance, event, turns
 from tests.support.virtual_time import CheckedLoop, block
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 MOST = 1500
 """Events that may be settled in one turn: a few milliseconds' worth."""
 
-NEVER = Step(latency=1e9)
 ONE_EACH = Batching(ordered=False, max_events=1)
 LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
 

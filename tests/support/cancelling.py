@@ -29,3 +29,11 @@ async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], second
                 return await task
             except asyncio.CancelledError:
                 turns += 1
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and see it end so."""
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import httpx
+import pytest
 
 from retailrocket_async import AsyncTrackingClient
 from retailrocket_async._delivery.dispatcher import Dispatcher
@@ -47,6 +48,11 @@ SLOW_RETRY = RetryPolicy(initial_backoff=1e6, max_backoff=1e6, max_elapsed=1e9)
 def now() -> float:
     """Return the running loop's time in seconds."""
     return asyncio.get_running_loop().time()
+
+
+def near(seconds: float) -> Any:
+    """Return a value that equals `seconds`, give or take the time that the turns of a virtual loop take."""
+    return pytest.approx(seconds, abs=ROUNDING)
 
 
 def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
@@ -104,6 +110,8 @@ def status(code: int, *, retry_after: float | None = None, latency: float = 0.05
 NO_CONNECTION = Step(reply=Reply(failure="connect", detail="ConnectError", sent=False))
 TIMED_OUT = Step(reply=Reply(failure="timeout", detail="ReadTimeout"))
 PARKED = Step(parked=True)
+NEVER = Step(latency=1e9)
+"""A request that is never answered."""
 OK = Step()
 
 
