@@ -212,7 +212,7 @@ class Dispatcher:
         self.intake.check_open()
         ensure_stack()
         landed: asyncio.Future[Outcome] = loop.create_future()
-        self._ledger.tracked += len(names)
+        self._ledger.count_tracked(len(names))
         flight = Flight(
             path,
             body,
@@ -275,7 +275,7 @@ class Dispatcher:
         self.intake.admit_waiters()
 
     def _launch(self, flight: Flight) -> None:
-        self._ledger.in_flight += flight.count
+        self._ledger.count_launched(flight.count)
         # Entered first: under an eager task factory the flight may be over before `create_task` returns.
         self._flights[flight] = None
         self._expiry.arrived()
@@ -442,7 +442,7 @@ class Dispatcher:
     def _part_over(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
         """Settle events of a flight that goes on with others."""
         if flight.outcome is None:
-            self._ledger.in_flight -= len(part)
+            self._ledger.count_landed(len(part))
             self._ledger.close_batch(part, outcome)
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
@@ -453,7 +453,7 @@ class Dispatcher:
         self._flights.pop(flight, None)
         if flight.turn is not None:
             flight.turn.end()
-        self._ledger.in_flight -= flight.count
+        self._ledger.count_landed(flight.count)
         if flight.whole is None or flight.batch is None:
             # In the context of the caller of `send`, which is kept no longer.
             context, flight.context = flight.context or Context(), None
@@ -464,7 +464,8 @@ class Dispatcher:
             # With its last part the flight is over for those who flush.
             flight.batch.opened_in = flight.opened_in
             for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
-                self._ledger.in_flight -= len(part) if part is not flight.batch else 0
+                if part is not flight.batch:
+                    self._ledger.count_landed(len(part))
                 self._ledger.close_batch(part, its_outcome)
             self._rouse()
         if flight.landed is not None and not flight.landed.done():

@@ -50,6 +50,8 @@ class Ledger:
 
     Attributes:
         hooks: tells the user of what was not delivered.
+        tracked: number of events tracked. Only `Intake.accept_now` adds to it from outside: that method runs for every
+            event, and a call of `count_tracked` would be the 16th for an event, which 15 are enough for.
         undelivered: the undelivered events since `keep_undelivered` was called.
         quiet: whether what ends just now is not logged, as somebody else logs it.
 
@@ -80,15 +82,64 @@ class Ledger:
         self._flushes: list[_Flush] = []
         self._told: set[Hashable] = set()
         self.undelivered: list[UndeliveredEvent] = []
-        self.tracked = self.in_flight = 0
-        self.requested = 0
-        self.requests: Counter[int | str] = Counter()
-        self.retries = 0
-        self.splits = 0
-        self.limiter_wait = 0.0
+        self.tracked = self._in_flight = 0
+        self._requested = 0
+        self._requests: Counter[int | str] = Counter()
+        self._retries = 0
+        self._splits = 0
+        self._limiter_wait = 0.0
         self._delivered = self._rejected = self._abandoned = self._dropped = self._kept = 0
         self._dropped_by: dict[str, dict[str, int]] = {}
         self._hook_errors = 0
+
+    # --- counting: nothing here calls other code ---
+
+    @property
+    def in_flight(self) -> int:
+        """Number of events in flight."""
+        return self._in_flight
+
+    def count_tracked(self, count: int = 1) -> None:
+        """Count events as tracked."""
+        self.tracked += count
+
+    def count_launched(self, count: int) -> None:
+        """Count events as in flight."""
+        self._in_flight += count
+
+    def count_landed(self, count: int) -> None:
+        """Count events as no longer in flight; the caller settles them in the same step."""
+        self._in_flight -= count
+
+    def count_request(self, *, part: bool) -> None:
+        """Count a request that is about to be made.
+
+        Args:
+            part: whether it carries a part of a batch that was divided.
+        """
+        self._requested += 1
+        self._splits += part
+
+    def uncount_request(self, *, part: bool) -> None:
+        """Take back `count_request`: the request was not made after all."""
+        self._requested -= 1
+        self._splits -= part
+
+    def count_reply(self, kind: int | str, *, retry: bool) -> None:
+        """Count how a request ended.
+
+        Args:
+            kind: its HTTP status, or the name of its failure.
+            retry: whether it was a further attempt of its flight.
+        """
+        self._requests[kind] += 1
+        self._retries += retry
+
+    def count_limiter_wait(self, seconds: float) -> None:
+        """Add seconds that a request has waited for its permit."""
+        self._limiter_wait += seconds
+
+    # --- settling ---
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, tell: bool = True) -> None:
         """Give the events of a batch their outcome, and tell of them where they are undelivered."""
@@ -196,18 +247,18 @@ class Ledger:
             dropped=self._dropped,
             pending=buffer.events,
             pending_bytes=buffer.bytes,
-            in_flight=self.in_flight,
+            in_flight=self._in_flight,
             oldest_age=buffer.oldest_age(),
             waiting=waiting,
-            requests=self.requested,
-            requests_by_status=dict(self.requests),
-            retries=self.retries,
-            limiter_wait=self.limiter_wait,
+            requests=self._requested,
+            requests_by_status=dict(self._requests),
+            retries=self._retries,
+            limiter_wait=self._limiter_wait,
             hook_errors=self._hook_errors,
             hook_missed=self.hooks.missed,
             state=state,
             dropped_by={reason: dict(names) for reason, names in list(self._dropped_by.items())},
-            splits=self.splits,
+            splits=self._splits,
             kept=self._kept,
         )
 

@@ -208,8 +208,7 @@ class Sender:
                 # While the API is down the breaker says when: later than the policy had reckoned with.
                 return flight.give_up("retries_exhausted", self._affinity.now())
             flight.depart(self._affinity.now())
-            self._ledger.requested += 1
-            self._ledger.splits += flight.divided
+            self._ledger.count_request(part=flight.divided)
             if self._watch is None:
                 reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
             else:
@@ -221,16 +220,15 @@ class Sender:
         if reply.failure in _UNMADE:
             self._uncount(flight, reply)
             return turn.admission, reply
-        self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
-        self._ledger.retries += flight.attempts > 1
+        kind = reply.status if reply.status is not None else str(reply.failure)
+        self._ledger.count_reply(kind, retry=flight.attempts > 1)
         # An answer may repeat the request, key and all, and nobody else reads it.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
 
     def _uncount(self, flight: Flight, reply: Reply) -> None:
         """Take back what was counted for a request that was not made after all."""
         flight.attempts -= 1
-        self._ledger.requested -= 1
-        self._ledger.splits -= flight.divided
+        self._ledger.uncount_request(part=flight.divided)
         if reply.failure == "key":
             self._key_failed(reply.detail)
 
@@ -328,7 +326,7 @@ class Sender:
         try:
             return await self._limiter.acquire()
         finally:
-            self._ledger.limiter_wait += self._affinity.now() - asked_at
+            self._ledger.count_limiter_wait(self._affinity.now() - asked_at)
 
     def _tell_limiter(self, tell: Callable[[], None]) -> None:
         try:

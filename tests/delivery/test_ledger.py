@@ -75,7 +75,7 @@ def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
 
 def close(ledger: Ledger, batch: Batch, outcome: Outcome) -> None:
     """Track, send and close a batch."""
-    ledger.tracked += len(batch)
+    ledger.count_tracked(len(batch))
     ledger.close_batch(batch, outcome)
 
 
@@ -140,7 +140,7 @@ def test_drops_are_counted_by_reason_and_name() -> None:
     """What is dropped is counted by reason and event; what the user's own hook drops is not logged."""
     ledger = new_ledger()
     for _ in range(3):
-        ledger.tracked += 1
+        ledger.count_tracked()
         ledger.drop(b"{}", Receipt("search"), "before_send")
     close(ledger, batch_of(2), Dropped(reason="overflow"))
 
@@ -221,7 +221,7 @@ async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
     told: list[UndeliveredEvent] = []
     ledger = new_ledger(into(told))
     ledger.keep_undelivered()
-    ledger.tracked += 2
+    ledger.count_tracked(2)
     ledger.end(b"{}", receipts[0], outcome, tell=False)
     ledger.end(b"{}", receipts[1], outcome)
     await ledger.hooks.drained()
@@ -341,7 +341,7 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
     ledger = new_ledger(watch=Watch(observer, lambda *_: None))
     close(ledger, batch_of(2), outcome)
     close(ledger, batch_of(3, name="search"), outcome)
-    ledger.tracked += 1
+    ledger.count_tracked()
     ledger.drop(b"{}", Receipt("order"), "before_send")
     dropped_by = {"before_send": {"order": 1}} | (
         {"closed": {"view": 2, "search": 3}} if isinstance(outcome, Dropped) else {}
