@@ -397,7 +397,7 @@ async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: i
 
 
 @pytest.mark.parametrize(
-    ("brought", "tells", "state"),
+    ("brought", "conclusive", "state"),
     [
         (Reply(status=200), True, "sending"),
         (Reply(status=400), True, "sending"),
@@ -408,14 +408,19 @@ async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: i
         (Reply(failure="timeout"), True, "halted"),
     ],
 )
-async def test_which_answers_end_a_halt(virtual_clock: CheckedLoop, brought: Reply, tells: bool, state: str) -> None:  # noqa: FBT001
+async def test_which_answers_end_a_halt(
+    virtual_clock: CheckedLoop,
+    brought: Reply,
+    conclusive: bool,  # noqa: FBT001
+    state: str,
+) -> None:
     """A halt ends by an answer that shows the key and the address to be right, and by no other; probes go on then."""
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
     admission = it.admit()
     assert admission is not None
-    it.report(admission, brought, halts=True, tells=tells)
+    it.report(admission, brought, halts=True, conclusive=conclusive)
     assert it.state == state
     if state == "halted":
         assert it.admit() is None

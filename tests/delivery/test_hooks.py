@@ -117,8 +117,8 @@ async def test_plain_hooks_share_one_thread() -> None:
     """Plain functions are called in a thread of their own, one call at a time, in the order of what happened."""
     teller = Teller(blocks=True)
     for number in range(0, 30, 3):
-        teller.hooks.tell_outcomes(undelivered(number, number + 1))
-        teller.hooks.tell_state(change(number + 2))
+        teller.hooks.notify_outcomes(undelivered(number, number + 1))
+        teller.hooks.notify_state(change(number + 2))
     await teller.begun.wait()
     teller.release.set()
     await teller.hooks.drained()
@@ -187,7 +187,7 @@ async def test_plain_function_that_returns_an_awaitable() -> None:
             seen.append(asyncio.get_running_loop() is teller.loop)
 
     teller = Teller(hook=Hook())
-    teller.hooks.tell_outcomes(undelivered(1))
+    teller.hooks.notify_outcomes(undelivered(1))
     await teller.hooks.drained()
     teller.hooks.close()
 
@@ -207,8 +207,8 @@ async def test_coroutine_hooks_are_awaited_in_turn(virtual_clock: CheckedLoop) -
 
     hooks = Teller(hook=hook).hooks
     for number in range(0, 6, 2):
-        hooks.tell_outcomes(undelivered(number))
-        hooks.tell_state(change(number + 1))
+        hooks.notify_outcomes(undelivered(number))
+        hooks.notify_state(change(number + 1))
     await hooks.drained()
 
     assert [number for _, number in calls] == list(range(6))
@@ -291,7 +291,7 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
 async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     """What waits for a slow hook is bounded; what does not fit in is counted and complained of once."""
     teller = Teller(blocks=True)
-    ledger = Ledger(LoopAffinity(), teller.plainly, None, most_told=10)
+    ledger = Ledger(LoopAffinity(), teller.plainly, None, max_unreported=10)
     for size in (3, 4, 5, 6):
         batch = Batch(0.0, 0, None)
         batch.envelopes += [kept.envelope for kept in undelivered(*range(size))]
@@ -309,10 +309,10 @@ async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixtu
 async def test_missed_events_are_counted_while_the_hook_runs() -> None:
     """What a running call was given takes no room of those who wait."""
     teller = Teller(blocks=True, most=2)
-    teller.hooks.tell_outcomes(undelivered(1, 2))
+    teller.hooks.notify_outcomes(undelivered(1, 2))
     await teller.begun.wait()
-    teller.hooks.tell_outcomes(undelivered(3))
-    teller.hooks.tell_outcomes(undelivered(4, 5))
+    teller.hooks.notify_outcomes(undelivered(3))
+    teller.hooks.notify_outcomes(undelivered(4, 5))
     teller.release.set()
     await teller.hooks.drained()
     teller.hooks.close()
@@ -327,7 +327,7 @@ async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
     teller = Teller()
     begin = 0
     for size in sizes:
-        teller.hooks.tell_outcomes(undelivered(*range(begin, begin + size)))
+        teller.hooks.notify_outcomes(undelivered(*range(begin, begin + size)))
         begin += size
     await teller.hooks.drained()
     teller.hooks.close()
@@ -339,9 +339,9 @@ async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
 async def test_changes_of_state_are_bounded() -> None:
     """A hook that is slow misses the oldest changes of state, and learns of the latest."""
     teller = Teller(blocks=True)
-    teller.hooks.tell_outcomes(undelivered(0))
+    teller.hooks.notify_outcomes(undelivered(0))
     for number in range(1, 501):
-        teller.hooks.tell_state(change(number))
+        teller.hooks.notify_state(change(number))
     assert len(teller.hooks._queue) == 101
     teller.release.set()
     await teller.hooks.drained()
@@ -356,11 +356,11 @@ async def test_changes_of_state_are_bounded() -> None:
 async def test_cancelled_while_the_thread_is_busy() -> None:
     """A shutdown that cancels every task, and again, loses nothing that waits for the thread, nor its order."""
     teller = Teller(blocks=True)
-    teller.hooks.tell_outcomes(undelivered(1))
+    teller.hooks.notify_outcomes(undelivered(1))
     await teller.begun.wait()
     for number in range(2, 6):
-        teller.hooks.tell_outcomes(undelivered(number))
-        teller.hooks.tell_state(change(number * 10))
+        teller.hooks.notify_outcomes(undelivered(number))
+        teller.hooks.notify_state(change(number * 10))
         await turns()
         task = teller.hooks._task
         assert task is not None
@@ -385,9 +385,9 @@ async def test_cancelled_in_a_coroutine_hook(virtual_clock: CheckedLoop, before:
         await asyncio.sleep(1.0)
 
     teller = Teller(hook=hook)
-    teller.hooks.tell_outcomes(undelivered(1))
+    teller.hooks.notify_outcomes(undelivered(1))
     await turns(before)
-    teller.hooks.tell_outcomes(undelivered(2))
+    teller.hooks.notify_outcomes(undelivered(2))
     for task in tasks():
         task.cancel()
     await turns()

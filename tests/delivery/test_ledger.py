@@ -38,7 +38,7 @@ def new_ledger(
     on_outcome: OutcomeHook | None = None, on_state_change: StateHook | None = None, *, watch: Watch | None = None
 ) -> Ledger:
     """Return empty books."""
-    return Ledger(LoopAffinity(), on_outcome, on_state_change, most_told=100, watch=watch)
+    return Ledger(LoopAffinity(), on_outcome, on_state_change, max_unreported=100, watch=watch)
 
 
 class RaisingHandler(logging.Handler):
@@ -205,7 +205,7 @@ def test_how_changes_of_state_are_logged(
         state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
     )
     for _ in range(2):
-        ledger.tell_state(change)
+        ledger.report_state(change)
     says = f"sending is {state}: do this ({'HTTP 403' if status else 'connect: X'})"
 
     assert [level, level] == [record.levelname for record in caplog.records]
@@ -216,13 +216,13 @@ def test_how_changes_of_state_are_logged(
 async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
     virtual_clock: CheckedLoop, outcome: Outcome
 ) -> None:
-    """With `tell=False` events are counted and settled, and neither the hook nor the close report has them."""
+    """With `notify=False` events are counted and settled, and neither the hook nor the close report has them."""
     receipts = [Receipt("view"), Receipt("view")]
     told: list[UndeliveredEvent] = []
     ledger = new_ledger(into(told))
     ledger.keep_undelivered()
     ledger.count_tracked(2)
-    ledger.end(b"{}", receipts[0], outcome, tell=False)
+    ledger.end(b"{}", receipts[0], outcome, notify=False)
     ledger.end(b"{}", receipts[1], outcome)
     await ledger.hooks.drained()
     kept, counted = ledger.undelivered, stats(ledger)
@@ -243,7 +243,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
         return Kept(attempts=2)
 
     batch = batch_of(3)
-    ledger = Ledger(LoopAffinity(), None, None, most_told=100, keep=keep)
+    ledger = Ledger(LoopAffinity(), None, None, max_unreported=100, keep=keep)
     ledger.keep_undelivered()
     close(ledger, batch, OUTCOMES[2])
 
@@ -307,7 +307,7 @@ async def test_log_handler_that_raises_costs_no_change_of_state(
         told.append(change)
 
     ledger = new_ledger(None, hook)
-    ledger.tell_state(change)
+    ledger.report_state(change)
     await ledger.hooks.drained()
 
     assert [change] == told
