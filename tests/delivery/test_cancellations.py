@@ -56,6 +56,7 @@ from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._outcome import Abandoned, Delivered
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.cancelling import cancel
+from tests.support.engine_state import flight_tasks, free_wire_slots, pump_task, waiting_at_breaker
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
@@ -112,7 +113,7 @@ class Scene:
     @property
     def pump(self) -> asyncio.Task[Any]:
         """The task that takes batches."""
-        pump = self.engine.dispatcher._pump
+        pump = pump_task(self.engine)
         assert pump is not None
         assert not pump.done()
         return pump
@@ -120,7 +121,7 @@ class Scene:
     @property
     def flight(self) -> asyncio.Task[Any]:
         """The task of the one flight there is."""
-        (task,) = self.engine.dispatcher._flights.values()
+        (task,) = flight_tasks(self.engine)
         return task
 
     def mend(self) -> None:
@@ -354,7 +355,7 @@ async def pump_while_down() -> Parked:
     scene = await outage(NO_CONNECTION, "down")
     await scene.track(2)
     await asyncio.sleep(0.5)
-    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    assert len(waiting_at_breaker(scene.engine)) == 2
     return Parked(scene, scene.pump, again=frozenset({1}))
 
 
@@ -363,7 +364,7 @@ async def pump_while_halted() -> Parked:
     scene = await outage(401, "halted")
     await scene.track(2)
     await asyncio.sleep(0.5)
-    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    assert len(waiting_at_breaker(scene.engine)) == 2
     return Parked(scene, scene.pump, again=frozenset({1}))
 
 
@@ -605,7 +606,7 @@ async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: 
     assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
     await turns(5)
 
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert free_wire_slots(engine) == IN_FLIGHT
     assert tasks() == set()
 
 
@@ -653,6 +654,6 @@ async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: 
     assert len(told) == report.stats.tracked - report.stats.delivered
     await turns(5)
 
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert free_wire_slots(engine) == IN_FLIGHT
     assert limiter.open == 0
     assert tasks() == set()

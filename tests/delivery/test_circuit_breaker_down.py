@@ -15,6 +15,7 @@ from retailrocket_async._delivery.rate_limiter import LocalLimiter
 from retailrocket_async._http.reply import Reply
 from tests.contracts.limiter import worst_window
 from tests.delivery.test_circuit_breaker_halted import listening
+from tests.support.engine_state import scheduled_timers
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
@@ -564,7 +565,7 @@ async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
 def left_behind() -> tuple[int, int]:
     """Return how many futures there are, and how many timers the running loop will call."""
     gc.collect()
-    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    scheduled = scheduled_timers()
     futures = sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
     return futures, sum(not timer.cancelled() for timer in scheduled)
 

@@ -23,6 +23,7 @@ from retailrocket_async._errors import (
 from retailrocket_async._events.models import CustomEvent
 from retailrocket_async._outcome import Delivered
 from retailrocket_async._queue.options import Batching, Buffer
+from tests.support.engine_state import limiter_of
 from tests.support.fakes import (
     CODEC,
     NEVER,
@@ -401,7 +402,7 @@ async def test_all_tasks_cancelled(
         task.cancel()
     await turns(5)
     assert engine.stats().in_flight == 0
-    limiter = engine.dispatcher._sender._limiter
+    limiter = limiter_of(engine)
     if isinstance(limiter, RecordingLimiter):
         limiter.open_gate()
     report = await engine.aclose(None)

@@ -23,6 +23,7 @@ from retailrocket_async._http.reply import Reply
 from retailrocket_async._outcome import Delivered
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.effort import most
+from tests.support.engine_state import buffer_of, free_wire_slots, lanes_of
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
@@ -107,7 +108,7 @@ def test_ordered_means_ordered(tracked: list[tuple[str, float]], steps: list[Ste
         engine = Engine(ScriptedTransport(*steps), batching=batching)
         await feed(engine, tracked)
         await engine.aclose(None)
-        assert not engine.dispatcher._buffer._lanes
+        assert not lanes_of(buffer_of(engine))
         return engine.transport.recorded
 
     orders: dict[str, list[int]] = defaultdict(list)
@@ -200,7 +201,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
         await turns(5)
         assert tasks() == set()
         assert transport.in_flight == 0
-        assert engine.dispatcher._sender._wire_slots._value == batching.max_in_flight
+        assert free_wire_slots(engine) == batching.max_in_flight
         return outcomes, Counter(transport.recorded_numbers)
 
     outcomes, recorded = run(test())

@@ -15,6 +15,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._runtime.loop_end import FAR
 from tests.support.effort import most
+from tests.support.engine_state import buffer_of, scheduled_timers
 from tests.support.fakes import (
     NO_CONNECTION,
     SLOW_RETRY,
@@ -49,7 +50,7 @@ def engine_with(transport: ScriptedTransport, **options: Any) -> Engine:
 
 def timers() -> int:
     """Return how many timers the loop has, but for the one that notices its end."""
-    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    scheduled = scheduled_timers()
     return sum(not timer.cancelled() and timer.when() < FAR for timer in scheduled)
 
 
@@ -247,7 +248,7 @@ async def test_parts_that_were_never_sent(virtual_clock: CheckedLoop) -> None:
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     receipts = await engine.track_all(range(4))
     # As after a 413 of another batch, while this one waits for its permit.
-    engine.dispatcher._buffer.cap.bytes = receipts_size(engine) // 2 + 10
+    buffer_of(engine).cap.bytes = receipts_size(engine) // 2 + 10
     await turns(5)
     limiter.grant(1)
     outcomes = [await ended(receipt) for receipt in receipts[2:]]

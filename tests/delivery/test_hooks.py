@@ -19,6 +19,7 @@ from retailrocket_async._queue.options import Batching
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
+from tests.support.engine_state import breaker_of, hooks_ending_task, hooks_of, hooks_task, queued_for_hooks
 from tests.support.fakes import (
     NEVER,
     NO_CONNECTION,
@@ -269,11 +270,11 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
     )
     engine.transport.renewals = []
     await (await engine.track(1))
-    await engine.dispatcher._ledger.hooks.drained()
+    await hooks_of(engine).drained()
     receipt = await engine.track(2)
     while engine.stats().state != "halted":  # noqa: ASYNC110 - turns of the loop, not time
         await asyncio.sleep(0)
-    engine.dispatcher._breaker.hurry()
+    breaker_of(engine).hurry()
     await receipt
     await (await engine.track(3))
     report = await engine.aclose()
@@ -342,7 +343,7 @@ async def test_changes_of_state_are_bounded() -> None:
     teller.hooks.notify_outcomes(undelivered(0))
     for number in range(1, 501):
         teller.hooks.notify_state(change(number))
-    assert len(teller.hooks._queue) == 101
+    assert queued_for_hooks(teller.hooks) == 101
     teller.release.set()
     await teller.hooks.drained()
     teller.hooks.close()
@@ -362,7 +363,7 @@ async def test_cancelled_while_the_thread_is_busy() -> None:
         teller.hooks.notify_outcomes(undelivered(number))
         teller.hooks.notify_state(change(number * 10))
         await turns()
-        task = teller.hooks._task
+        task = hooks_task(teller.hooks)
         assert task is not None
         task.cancel()
         await asyncio.wait({task})
@@ -458,7 +459,7 @@ async def test_close_leaves_a_blocked_thread_behind() -> None:
     assert not release.is_set()
     assert threads[0].is_alive()
     release.set()
-    await engine.dispatcher._shutdown._last_tasks[1]
+    await hooks_ending_task(engine)
     threads[0].join(60.0)
 
     assert report.stats.rejected == 1

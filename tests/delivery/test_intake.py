@@ -17,6 +17,7 @@ from retailrocket_async._errors import (
 )
 from retailrocket_async._events.models import Search
 from retailrocket_async._queue.options import Batching, Buffer
+from tests.support.engine_state import buffer_of
 from tests.support.fakes import (
     CODEC,
     NEVER,
@@ -67,7 +68,7 @@ async def test_bytes_are_bounded(virtual_clock: CheckedLoop) -> None:
         ScriptedTransport(), limiter=limiter, buffer=Buffer(max_bytes=2048), batching=Batching(max_bytes=1024)
     )
     for number in itertools.count():
-        if not engine.dispatcher._buffer.fits(len(CODEC.encode(event(number))) + 1):
+        if not buffer_of(engine).fits(len(CODEC.encode(event(number))) + 1):
             break
         engine.track_nowait(number)
     with pytest.raises(BufferFullError, match=rf"full: {number} events, \d+ bytes, 0 callers waiting"):

@@ -17,6 +17,7 @@ from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
+from tests.support.engine_state import flushes_waited_for
 from tests.support.fakes import check_balance, into
 
 if TYPE_CHECKING:
@@ -378,4 +379,4 @@ async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
     await asyncio.wait({flush})
     ledger.close(OUTCOMES[0], 1, [0], ["view"])
 
-    assert list(ledger._flushes) == []
+    assert flushes_waited_for(ledger) == 0

@@ -11,6 +11,7 @@ from retailrocket_async._delivery.rate_limiter import LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._outcome import Abandoned, Delivered
 from retailrocket_async._queue.options import Batching
+from tests.support.engine_state import buffer_of, flight_tasks, free_wire_slots, paused_until, pump_task
 from tests.support.fakes import (
     ROUNDING,
     Engine,
@@ -62,10 +63,10 @@ async def in_a_pause(limiter: LocalLimiter) -> None:
 async def who_pumps(engine: Engine) -> asyncio.Task[Any]:
     """Have the pump wait for the limiter."""
     await engine.track(1)
-    engine.dispatcher._buffer.begin_flush()
+    buffer_of(engine).begin_flush()
     await turns()
-    assert engine.dispatcher._pump is not None
-    return engine.dispatcher._pump
+    assert pump_task(engine) is not None
+    return pump_task(engine)
 
 
 async def who_sends(engine: Engine) -> asyncio.Task[Any]:
@@ -103,7 +104,7 @@ def test_local_limiter_grants_as_before(
         await asyncio.wait(sends)
         report = await engine.aclose(None)
         assert report.clean
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+        assert free_wire_slots(engine) == IN_FLIGHT
         return [request.at for request in engine.transport.requests[begin:] if request.numbers != [1]]
 
     assert run(times(with_a_cancelled=True)) == pytest.approx(run(times(with_a_cancelled=False)), abs=ROUNDING)
@@ -121,9 +122,9 @@ async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop
     )
     receipt = await engine.track(1)
     await asyncio.sleep(1.0)
-    opens = limiter._paused_until
+    opens = paused_until(limiter)
     assert opens > now()
-    (flight,) = engine.dispatcher._flights.values()
+    (flight,) = flight_tasks(engine)
     assert flight is not None
     later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
     if turn:
@@ -141,5 +142,5 @@ async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop
     report = await engine.aclose()
 
     assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert free_wire_slots(engine) == IN_FLIGHT
     assert tasks() == set()

@@ -33,6 +33,14 @@ from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._receipt import Receipt, settle
 from retailrocket_async.emulator import Settings, running_emulator
+from tests.support.engine_state import (
+    ages_kept,
+    awaiting,
+    codec_of,
+    httpx_client_of,
+    running_key_call,
+    waiting_at_breaker,
+)
 from tests.support.fakes import NEVER, Engine, RecordingLimiter, ScriptedTransport, check_balance, event, turns
 from tests.support.virtual_time import CheckedLoop, block
 
@@ -262,10 +270,10 @@ async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoo
 # --- costs ---
 
 
-def buffer_of(
+def filled_buffer(
     batching: Batching, lanes: int, per_lane: int, clock: Callable[[], float], **bounds: Any
 ) -> tuple[EventBuffer, list[Receipt]]:
-    """Return a buffer with so many lanes and events in each, and the receipts of the events, lane by lane in turn."""
+    """Return a buffer with `lanes` lanes of `per_lane` events, and the receipts, one of each lane in turn."""
     buffer = EventBuffer(batching, Buffer(**bounds), clock)
     receipts = [Receipt("view") for _ in range(lanes * per_lane)]
     for number, receipt in enumerate(receipts):
@@ -276,7 +284,7 @@ def buffer_of(
 def test_expiry_does_not_look_at_young_events() -> None:
     """Where every visitor's batch was opened long ago and holds young events only, an expiry looks at none of them."""
     now = 0.0
-    buffer, _ = buffer_of(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
+    buffer, _ = filled_buffer(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
     now = 9.0
     for number in range(1000):
         buffer.append(b"{}", Receipt("view"), buffer.lane_of(f"v{number}"))
@@ -289,11 +297,11 @@ def test_expiry_does_not_look_at_young_events() -> None:
 def test_the_ages_of_what_has_left_are_forgotten() -> None:
     """Batches that were taken leave nothing behind that grows."""
     now = 0.0
-    buffer, _ = buffer_of(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
+    buffer, _ = filled_buffer(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
     for _ in range(1000):
         buffer.append(b"{}", Receipt("view"))
         assert buffer.take() is not None
-    assert len(buffer._ages) < 100
+    assert ages_kept(buffer) < 100
 
 
 @pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
@@ -301,7 +309,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
     """However many batches of one visitor wait behind one on its way, taking and releasing cost the same."""
 
     def cost(length: int) -> int:
-        buffer, _ = buffer_of(batching, 1, length, lambda: 0.0)
+        buffer, _ = filled_buffer(batching, 1, length, lambda: 0.0)
         buffer.begin_flush()
 
         def turn() -> None:
@@ -341,7 +349,7 @@ async def test_an_event_that_fills_no_batch_costs_few_calls(
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
     """When the next batch is due is known without a look at all visitors, until the oldest one's may be."""
     now = 0.0
-    buffer, _ = buffer_of(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
+    buffer, _ = filled_buffer(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
     assert buffer.due_in() == 1.0
     for number in range(1000, 1010):
         now += 0.01
@@ -405,7 +413,7 @@ async def test_a_key_function_that_fails_late_is_not_logged(
 
     credentials = Credentials(ask, "partner")
     assert await credentials.ready() == "TimeoutError"
-    calling = credentials._calling
+    calling = running_key_call(credentials)
     assert calling is not None
     go_on.set()
     await asyncio.wait({calling})
@@ -419,7 +427,7 @@ def test_clients_share_their_codec() -> None:
     """A second client builds no second codec, but for another precision of timestamps."""
     first, second = AsyncTrackingClient("key", "partner"), AsyncTrackingClient("key", "partner")
     third = AsyncTrackingClient("key", "partner", timestamp_precision="milliseconds")
-    assert first._codec is second._codec is not third._codec
+    assert codec_of(first) is codec_of(second) is not codec_of(third)
 
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +453,7 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 def test_cookies_are_not_read() -> None:
     """However many cookies an answer sets, they cost nothing, and none is kept."""
     environment = Environment(ssl.create_default_context(), None)
-    client = HttpxTransport(Credentials("key", "partner"))._make_client(environment)
+    client = httpx_client_of(HttpxTransport(Credentials("key", "partner")), environment)
 
     def cost(count: int) -> int:
         headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]
@@ -473,7 +481,7 @@ async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock
     engine = Engine(ScriptedTransport(then=503))
     sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
     await asyncio.sleep(3.0)
-    waiting = engine.dispatcher._breaker._waiting
+    waiting = waiting_at_breaker(engine)
     assert engine.stats().state == "down"
     assert len(waiting) > 1900
     for send in reversed(sends):
@@ -496,8 +504,7 @@ async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -
     for task in reversed(waits[5:]):
         task.cancel()
     await asyncio.gather(*waits[5:], return_exceptions=True)
-    assert receipt._waiters is not None
-    assert len(receipt._waiters) == 5
+    assert awaiting(receipt) == 5
     settle([receipt], Dropped(reason="closed"))
     await asyncio.gather(*waits[:5])
 

@@ -10,6 +10,7 @@ import pytest
 from retailrocket_async._outcome import Abandoned, Dropped
 from retailrocket_async._queue.options import Batching
 from tests.support.cancelling import cancel
+from tests.support.engine_state import free_wire_slots, hooks_ending_task
 from tests.support.fakes import (
     PARKED,
     ROUNDING,
@@ -55,7 +56,7 @@ async def test_close_cancelled_in_its_flush(virtual_clock: CheckedLoop) -> None:
     assert len(report.undelivered) == 3
     await turns(5)
 
-    assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
+    assert free_wire_slots(engine) == IN_FLIGHT
     assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
     assert tasks() == set()
 
@@ -172,7 +173,7 @@ async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None
     await (await engine.track(1))
     close = asyncio.create_task(engine.aclose(10.0))
     await asyncio.sleep(1.0)
-    await cancel(engine.dispatcher._shutdown._last_tasks[1])
+    await cancel(hooks_ending_task(engine))
     assert (await close).stats.rejected == 1
     assert now() < 2.0
     await asyncio.sleep(5.0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from retailrocket_async import Batching, ConfigurationError, Delivered, LocalLimiter, RateLimit, RetryPolicy
 from retailrocket_async._http.reply import Reply
 from tests.contracts.limiter import worst_window
+from tests.support.engine_state import paused_until
 from tests.support.fakes import OK, ROUNDING, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
 from tests.support.strategies import PROPERTY
 from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, run
@@ -109,9 +110,9 @@ def test_pauses_only_move_later(gaps: list[float]) -> None:
     async def test() -> None:
         limiter = LocalLimiter(RateLimit())
         for index, gap in enumerate(gaps):
-            before = limiter._paused_until
+            before = paused_until(limiter)
             limiter.throttled(now()) if index % 2 else limiter.pause_until(now() + gap)
-            assert limiter._paused_until >= before
+            assert paused_until(limiter) >= before
             assert 0.1 <= limiter.pace(now()) <= 1.0
             await asyncio.sleep(gap)
 
@@ -148,7 +149,7 @@ def test_the_slower_pace_is_kept() -> None:
         limiter = LocalLimiter(RateLimit())
         for _ in range(incidents):
             limiter.throttled(now())
-            await asyncio.sleep(limiter._paused_until - now() + 0.01)
+            await asyncio.sleep(paused_until(limiter) - now() + 0.01)
         times = []
         end = now() + 2.0
         while now() < end:

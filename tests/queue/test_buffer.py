@@ -20,6 +20,7 @@ from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from tests.support.effort import most
+from tests.support.engine_state import busy_lanes, lanes_of, ready_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -208,7 +209,7 @@ class BufferMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         assert self.buffer.events == len(self.model)
-        assert self.buffer.batches == sum(map(len, self.buffer._lanes.values()))
+        assert self.buffer.batches == sum(map(len, lanes_of(self.buffer).values()))
         assert self.buffer.bytes == sum(waiting.size for waiting in self.model)
         oldest = min((waiting.came_at for waiting in self.model), default=self.clock())
         assert self.buffer.oldest_age() == self.clock() - oldest
@@ -237,7 +238,7 @@ class BufferMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         needed = {waiting.lane for waiting in self.model} | self.busy.keys() | (set() if self.exclusive else {None})
-        assert self.buffer._lanes.keys() <= needed
+        assert lanes_of(self.buffer).keys() <= needed
 
     def ready(self) -> list[Waiting]:
         """Return the waiting events of lanes that are not busy, in order."""
@@ -509,7 +510,7 @@ def test_million_visitors_leave_no_lanes() -> None:
         assert batch is not None
         buffer.release(batch)
 
-    assert (len(buffer._lanes), len(buffer._busy), len(buffer._ready)) == (0, 0, 0)
+    assert (len(lanes_of(buffer)), len(busy_lanes(buffer)), len(ready_lanes(buffer))) == (0, 0, 0)
 
 
 def test_drained_batch_by_batch() -> None:
@@ -532,7 +533,7 @@ def test_release_after_drain() -> None:
     assert [numbers(left) for left in buffer.drain()] == [[2]]
 
     assert not buffer.release(batch)
-    assert buffer._lanes == {}
+    assert lanes_of(buffer) == {}
 
 
 def test_batch_pairs_envelopes_and_receipts() -> None:

@@ -16,6 +16,7 @@ from retailrocket_async._queue.eviction import DEFAULT_RANKING
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from tests.support.effort import most
+from tests.support.engine_state import lanes_of, ordered_batches, ranked, ready_counters, ready_lanes, uncounted_growth
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -296,17 +297,17 @@ class Model(RuleBasedStateMachine):
         assert (buffer.events, buffer.batches) == (len(self.events), len(self.batches))
         assert buffer.bytes == sum(event.size for event in self.events)
         # What has grown is counted later, and always ready.
-        grown, size = buffer.events - buffer._events, buffer.bytes - buffer._bytes
-        assert buffer._ready_events == sum(len(bundled.events) for bundled in ready) - grown
-        assert buffer._ready_bytes == sum(bundled.size - 1 for bundled in ready) - size
-        assert buffer._ready_batches == len(ready)
-        assert buffer._urgent_batches == sum(bundled.generation < self.generation for bundled in ready)
-        assert buffer._ready.keys() == {bundled.lane for bundled in ready}
-        assert buffer._lanes.keys() <= {bundled.lane for bundled in self.batches} | self.busy | {None}
-        assert len(buffer._order) == len(self.batches)
-        if buffer._ranks is not None:
-            assert sum(map(len, buffer._ranks._waiting.values())) == len(self.events)
-            assert buffer._ranks._bytes.total() == buffer.bytes
+        grown, size = uncounted_growth(buffer)
+        assert ready_counters(buffer) == {
+            "events": sum(len(bundled.events) for bundled in ready) - grown,
+            "bytes": sum(bundled.size - 1 for bundled in ready) - size,
+            "batches": len(ready),
+            "urgent": sum(bundled.generation < self.generation for bundled in ready),
+        }
+        assert ready_lanes(buffer) == {bundled.lane for bundled in ready}
+        assert lanes_of(buffer).keys() <= {bundled.lane for bundled in self.batches} | self.busy | {None}
+        assert ordered_batches(buffer) == len(self.batches)
+        assert ranked(buffer) in {None, (len(self.events), buffer.bytes)}
 
     @invariant()
     def due_when_it_should_be(self) -> None:

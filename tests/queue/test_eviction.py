@@ -25,6 +25,7 @@ from retailrocket_async._outcome import Delivered, Dropped
 from retailrocket_async._queue.eviction import DEFAULT_RANKING, Overflow
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.effort import most
+from tests.support.engine_state import buffer_of, callers_waiting_for_space
 from tests.support.fakes import (
     CODEC,
     PARKED,
@@ -157,7 +158,7 @@ async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> 
     for number in range(2, 50):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(crowd.engine.track(number), 0.1)
-    assert len(crowd.engine.dispatcher.intake._waiters) == crowd.engine.stats().waiting == 1
+    assert callers_waiting_for_space(crowd.engine) == crowd.engine.stats().waiting == 1
     crowd.limiter.open_gate()
     await (await patient)
     await crowd.engine.aclose()
@@ -356,7 +357,7 @@ async def test_flush_ends_with_the_last_that_gives_way(
     await turns()
     # Whoever comes to a lane in which one of the first still waits joins the batch that the flush waits for; which
     # lanes are the same differs from run to run, as hashes do.
-    lane_of = crowd.engine.dispatcher._buffer.lane_of
+    lane_of = buffer_of(crowd.engine).lane_of
     waited_for = Counter(map(lane_of, "abc"))
     for gone, come in zip("abc", "def", strict=True):
         waited_for[lane_of(gone)] -= 1
