@@ -84,7 +84,7 @@ IN_FLIGHT = 2
 
 
 class Scene:
-    """An engine with a few places on the wire, whose limiter and server do as they are told.
+    """An engine with a few places on the wire, a gated limiter and a scripted server.
 
     Attributes:
         receipts: those of the buffered events, by their numbers.
@@ -120,7 +120,7 @@ class Scene:
 
     @property
     def flight(self) -> asyncio.Task[Any]:
-        """The task of the one flight there is."""
+        """The task of the only flight."""
         (task,) = flight_tasks(self.engine)
         return task
 
@@ -149,11 +149,11 @@ class Parked:
     again: frozenset[int] = frozenset()
 
 
-# --- where to park ---
+# --- places to cancel at ---
 
 
 async def track_waiting() -> Parked:
-    """A caller waits for room."""
+    """A caller waits for space in the buffer."""
     scene = Scene(gated=True, buffer=Buffer(max_events=2))
     await scene.track(1, 2)
     caller = asyncio.create_task(scene.track(3))
@@ -327,7 +327,7 @@ async def flush_waiting() -> Parked:
 
 
 async def receipt_awaited() -> Parked:
-    """Somebody awaits a receipt."""
+    """A task awaits a receipt."""
     scene = Scene(then=PARKED)
     await scene.track(1, 2, 3)
     waiter = asyncio.create_task(scene.receipts[1].delivered())
@@ -360,7 +360,7 @@ async def pump_while_down() -> Parked:
 
 
 async def pump_while_halted() -> Parked:
-    """The pump waits for the key to be mended."""
+    """The pump waits while sending is halted."""
     scene = await outage(401, "halted")
     await scene.track(2)
     await asyncio.sleep(0.5)
@@ -395,7 +395,7 @@ async def send_while_down() -> Parked:
 
 
 async def send_while_halted() -> Parked:
-    """A direct send waits for the key to be mended."""
+    """A direct send waits while sending is halted."""
     scene = await outage(401, "halted")
     scene.sends[11] = asyncio.create_task(scene.engine.send(11))
     await asyncio.sleep(0.5)
@@ -403,7 +403,7 @@ async def send_while_halted() -> Parked:
 
 
 async def probe_on_wire() -> Parked:
-    """The one request that is let through to see is on its way, and others wait for what it brings."""
+    """The probe is on the wire, and other requests wait for its result."""
     scene = await outage(NO_CONNECTION, "down")
     scene.transport.answer_next(PARKED)
     scene.transport.then = OK
@@ -415,7 +415,7 @@ async def probe_on_wire() -> Parked:
 
 
 async def probe_renewing_the_key() -> Parked:
-    """The one request that is let through to see has its turn, and asks for the key first."""
+    """The probe has its send slot, and asks for the key before its request."""
     scene = await outage(401, "halted")
     scene.transport.keeps_key = True
     flight = scene.flight
@@ -427,7 +427,7 @@ async def probe_renewing_the_key() -> Parked:
 
 
 async def batch_renewing_the_key() -> Parked:
-    """A batch was refused for its key, and asks whether there is another."""
+    """A batch was refused for its key, and asks for another key."""
     scene = Scene(401)
     scene.transport.keeps_key = True
     await scene.track(1, 2)
@@ -510,11 +510,11 @@ async def test_cancelled(
     place: Callable[[], Coroutine[Any, Any, Parked]],
     mended_first: bool,  # noqa: FBT001
 ) -> None:
-    """Cancelled there, even in the turn that ends the wait: no event is lost, no place leaks, no batch goes twice."""
+    """A task that is cancelled at that place, even in the turn that ends its wait, loses no event and no place."""
     parked = await place()
     scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
     if mended_first:
-        # What was waited for comes in the same turn as the cancellation, just before it.
+        # The awaited result comes in the same turn as the cancellation, right before it.
         scene.mend()
         parked.task.cancel()
         await asyncio.wait({parked.task})
@@ -524,7 +524,7 @@ async def test_cancelled(
         scene.mend()
     await asyncio.sleep(1.0)
 
-    # No event is lost: whoever comes next takes along what is left behind.
+    # No event is lost: the next batch takes the events that a cancelled task left behind.
     await scene.track(1000)
     await engine.flush(60.0)
     for number, receipt in scene.receipts.items():
@@ -565,12 +565,12 @@ async def test_cancelled(
     assert tasks() == set()
 
 
-# --- anywhere at all ---
+# --- cancelling in every turn ---
 
 
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
 async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
-    """Whenever every task there is gets cancelled, a close afterwards gives each accepted event its one outcome."""
+    """If every task is cancelled in any turn, a close afterwards gives each accepted event its one outcome."""
     limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
     transport = ScriptedTransport(503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200)
     engine = Engine(
@@ -615,8 +615,8 @@ FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 
 
 @pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
 async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: int) -> None:
-    """The same while batches are divided, the API is down and sending is halted; the hook is told of every loss."""
-    told: list[UndeliveredEvent] = []
+    """As above, amid divided batches, an outage and a halt; every event is settled, and the hook gets each loss."""
+    reported: list[UndeliveredEvent] = []
     transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
     limiter = RecordingLimiter()
     engine = Engine(
@@ -625,7 +625,7 @@ async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: 
         buffer=Buffer(max_events=6, max_age=60.0),
         batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
         retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-        on_outcome=into(told),
+        on_outcome=into(reported),
     )
     receipts: dict[int, Receipt] = {}
 
@@ -649,9 +649,9 @@ async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: 
         assert number in recorded or not isinstance(outcome, Delivered)
         assert number not in recorded or outcome.maybe_recorded
     undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
-    # What a caller put in whose call was cancelled in that turn has no receipt here.
-    assert undelivered <= set(map(number_of, told))
-    assert len(told) == report.stats.tracked - report.stats.delivered
+    # An event has no receipt here if the call that put it in was cancelled in that turn.
+    assert undelivered <= set(map(number_of, reported))
+    assert len(reported) == report.stats.tracked - report.stats.delivered
     await turns(5)
 
     assert free_wire_slots(engine) == IN_FLIGHT

@@ -1,4 +1,4 @@
-"""An API that is down gets one request at a time, keeps what it is owed, and is noticed when it is back."""
+"""While the API is down, requests go out one at a time, events are kept, and a success ends the outage."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_requests_decay(virtual_clock: CheckedLoop, how: str) -> None:
 
 
 async def test_never_fifty_failing_requests_a_second(virtual_clock: CheckedLoop) -> None:
-    """No second of an outage sees more failing requests than the handful that showed it, whatever is waiting."""
+    """In no second of an outage do more requests fail than the few that showed it, however many events wait."""
     transport = ScriptedTransport(then=Step(reply=Reply(status=503), latency=0.01))
     limiter = LocalLimiter(RateLimit())
     engine = Engine(transport, batching=ONE_EACH, limiter=limiter, buffer=Buffer(max_events=10_000))
@@ -120,7 +120,7 @@ async def first_success(transport: ScriptedTransport) -> float:
 
 
 async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
-    """In an outage the buffer's bounds hold, callers wait, and the books add up in every turn."""
+    """During an outage the buffer's bounds hold, callers wait, and the counters add up in every turn."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
     engine = Engine(
         transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
@@ -149,17 +149,17 @@ async def test_the_story_is_told_once(virtual_clock: CheckedLoop, caplog: pytest
 
     assert [(change.previous, change.state) for change in changes] == [("sending", "down"), ("down", "sending")]
     assert changes[0].failure == "connect: ConnectError"
-    told = [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
+    reported = [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
 
-    assert ["down" in told[0], "sending again" in told[1], len(told)] == [True, True, 2]
+    assert ["down" in reported[0], "sending again" in reported[1], len(reported)] == [True, True, 2]
 
 
 async def test_down_for_longer_than_the_retries(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """An outage longer than the retry limits costs the batches that were tried, and each of their events is told."""
-    told: list[UndeliveredEvent] = []
+    """An outage beyond the retry limits abandons the batches that were tried; the hook gets each of their events."""
+    reported: list[UndeliveredEvent] = []
 
     async def hook(events: Any) -> None:
-        told.extend(events)
+        reported.extend(events)
 
     transport = ScriptedTransport(then=NO_CONNECTION)
     retry = RetryPolicy(max_elapsed=60.0)
@@ -170,9 +170,9 @@ async def test_down_for_longer_than_the_retries(virtual_clock: CheckedLoop, capl
     assert stats.abandoned >= 8
     report = await engine.aclose(5.0)
     await turns(5)
-    assert report.stats.abandoned + report.stats.dropped == 50 == len(told)
+    assert report.stats.abandoned + report.stats.dropped == 50 == len(reported)
     assert all(receipt.outcome is not None for receipt in receipts)
-    abandoned = [kept.outcome for kept in told if isinstance(kept.outcome, Abandoned)]
+    abandoned = [kept.outcome for kept in reported if isinstance(kept.outcome, Abandoned)]
 
     assert not any(outcome.maybe_recorded for outcome in abandoned)
     assert tasks() == set()
@@ -189,7 +189,7 @@ async def test_a_direct_send_gives_up_in_time(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_a_close_probes_at_once_and_often(virtual_clock: CheckedLoop) -> None:
-    """A close of a client whose API is back after a long outage does not wait for the next planned probe."""
+    """If the API is back after a long outage, a close does not wait for the next planned probe."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
     engine = Engine(transport, batching=Batching(max_events=10))
     await engine.track_all(range(100))
@@ -202,7 +202,7 @@ async def test_a_close_probes_at_once_and_often(virtual_clock: CheckedLoop) -> N
 
 
 async def test_a_close_probes_every_half_second(virtual_clock: CheckedLoop) -> None:
-    """A client that closes while its API is down probes each half second, whatever its intervals were before."""
+    """A client that closes while the API is down probes every half second, whatever its interval was before."""
     transport = ScriptedTransport(then=NO_CONNECTION)
     retry = RetryPolicy(max_elapsed=1e6, max_attempts=10**6)
     engine = Engine(transport, batching=Batching(max_events=10), retry=retry)
@@ -220,7 +220,7 @@ async def test_a_close_probes_every_half_second(virtual_clock: CheckedLoop) -> N
 
 
 async def test_one_batch_that_always_fails_holds_back_no_other(virtual_clock: CheckedLoop) -> None:
-    """A single batch that makes the API fail lets the others pass: their success says that the API is up."""
+    """A single batch that makes the API fail stops no other batch: their success shows that the API is up."""
 
     def then(request: Request) -> Step | int:
         return 500 if 3 in request.numbers else OK
@@ -259,7 +259,7 @@ async def test_a_hurried_breaker_admits_a_probe_each_half_second(
     state: str,
     early: bool,  # noqa: FBT001
 ) -> None:
-    """Hurried before the state changes or long after, a breaker has its next probe at once, then one each 0.5 s."""
+    """A hurried breaker has its next probe now, and then one every 0.5 s, whether it was hurried early or late."""
     it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
     brought = [Reply(status=403)] if state == "halted" else FAILED
     if early:
@@ -344,7 +344,7 @@ async def test_probes_of_a_halt_follow_no_policy(virtual_clock: CheckedLoop, pol
 
 
 async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> None:
-    """Each change says what is, what was, for how long, why and what to do; the same refusal again is no change."""
+    """Each change names both states, the old one's duration, the cause and the advice; a repeated refusal is none."""
     changes: list[StateChange] = []
 
     it = breaker(changes)
@@ -371,7 +371,9 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
 
     # The last refusal; the first one, since which it has been halted; the last answer.
     assert [pytest.approx(at) for at in (31.0, 11.0, 81.0)] == list(times)
-    told = [(change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes]
+    reported = [
+        (change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes
+    ]
 
     assert [
         ("sending", "down", None, "connect: ConnectError", 0),
@@ -381,14 +383,14 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
         ("sending", "down", None, "key: KeyError", 0),
         ("down", "sending", None, None, 40),
         ("sending", "down", 503, None, 0),
-    ] == told
+    ] == reported
     assert ["does not answer", "does not answer"] == [changes[index].advice[8:23] for index in (0, 6)]
     assert "api_key function" in changes[4].advice
 
 
 @pytest.mark.parametrize("answer", [200, 400, 413, 429])
 async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: int) -> None:
-    """Whatever the API answers, be it a refusal of the events or a 429, shows that it is back."""
+    """Any answer of the API, also a refusal of events or a 429, ends the state `down`."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
@@ -440,7 +442,7 @@ async def test_a_refusal_that_halts_nobody_is_an_answer(virtual_clock: CheckedLo
 
 
 async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
-    """A wait between two attempts ends in its time, at once if the state changes, and takes none while not sending."""
+    """A wait between two attempts lasts its time or until the state changes; it is skipped unless requests go out."""
     it = breaker()
     ended: list[float] = []
 
@@ -459,7 +461,7 @@ async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_probe_that_is_held_keeps_others_waiting(virtual_clock: CheckedLoop) -> None:
-    """A probe that is over and held again admits no other until it is over for good; what is older holds nothing."""
+    """While a probe that is over is held, no other is admitted; an admission of an earlier state holds nothing."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     early = it.admit()
     assert early is not None
@@ -504,7 +506,7 @@ async def test_what_is_older_than_the_state_frees_and_holds_no_probe(virtual_clo
 async def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(
     virtual_clock: CheckedLoop, passed: int
 ) -> None:
-    """A waiter that is cancelled, in whatever turn of the loop, costs the next one nothing: it is woken instead."""
+    """If a waiter is cancelled, in any turn of the loop, the next waiter is woken instead."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     waiting = [asyncio.create_task(it.wait()) for _ in range(2)]
@@ -546,7 +548,7 @@ async def test_one_is_woken_for_one_probe(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
-    """Who waits for a halted client is not woken if it is refused for something else, but by the next probe's time."""
+    """A refusal for another cause does not wake those who wait for a halted client; the time of the next probe does."""
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
@@ -563,7 +565,7 @@ async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
 
 
 def left_behind() -> tuple[int, int]:
-    """Return how many futures there are, and how many timers the running loop will call."""
+    """Return the number of futures alive, and of timers that the running loop will call."""
     gc.collect()
     scheduled = scheduled_timers()
     futures = sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
@@ -587,11 +589,11 @@ async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) 
     await asyncio.wait(waiting)
     del resting, waiting, task
     it.nudge()
-    # The loop itself holds what it has woken this task by until the next turn.
+    # The loop itself keeps what has woken this task until the next turn.
     await turns()
     futures, timers = left_behind()
     assert (True, before[1]) == (futures <= before[0], timers)
-    # Somebody who waits has a timer, one alone.
+    # The waiter has exactly one timer.
     waiter = asyncio.create_task(it.wait())
     await turns()
     assert before[1] + 1 == left_behind()[1]
@@ -603,7 +605,7 @@ async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) 
 
 @pytest.mark.parametrize("outlast", [False, True])
 def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT001
-    """The time since a failure counts, but for that spent halted and, if the policy outlasts outages, that spent down.
+    """The time since a failure counts, except time spent halted and, if the policy outlasts outages, time spent down.
 
     What counts begins anew at the end of a time that does not.
     """
@@ -641,7 +643,7 @@ def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT00
 
 
 async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: CheckedLoop) -> None:
-    """A halted client whose probes are answered is sending; whatever state follows a halt, its time does not count."""
+    """A halted client whose probe is answered sends again; time spent halted never counts, whatever state follows."""
     it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(50.0)
@@ -706,7 +708,7 @@ async def test_a_probe_that_is_cut_off_lets_the_next_one_go(virtual_clock: Check
 
 
 async def test_who_waits_is_served_in_order(virtual_clock: CheckedLoop) -> None:
-    """Probes go to who has waited longest, and at the recovery all go."""
+    """The waiter that has waited longest gets the probe, and all waiters go at the recovery."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     for _ in range(FAILURES):
         admission = it.admit()

@@ -96,7 +96,7 @@ async def test_probes_grow_apart(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_when_mended_everything_goes(virtual_clock: CheckedLoop) -> None:
-    """Once the shop is let in again, everything that waited is delivered, once, within two seconds at full speed."""
+    """When the shop is no longer refused, all waiting events are delivered once, within two seconds at full speed."""
     transport = ScriptedTransport(then=403)
     changes: list[StateChange] = []
     batching = Batching(max_events=10, max_in_flight=8, ordered=False)
@@ -128,7 +128,7 @@ async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, ma
         with pytest.raises(AuthenticationError, match="check the api_key"):
             await receipt.delivered()
     assert now() <= 0.05 + max_halt + (2.5 if max_halt else 0.25) + 0.05 + ROUNDING
-    # What is tracked later waits as long, counted from then.
+    # Later events wait as long, counted from their own time.
     await asyncio.sleep(60.0)
     begin = now()
 
@@ -137,7 +137,7 @@ async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, ma
 
 
 def test_what_is_mended_in_time_is_delivered() -> None:
-    """Whenever within `max_halt` it is mended, nothing is rejected: the client asks once more before it rejects."""
+    """If the cause is corrected within `max_halt`, no event is rejected: a last request comes before the end."""
 
     async def test(mended_at: float) -> None:
         transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
@@ -161,7 +161,7 @@ async def test_an_event_of_a_long_halt_waits_no_longer(virtual_clock: CheckedLoo
 
 
 async def test_a_second_halt_has_a_last_question_of_its_own(virtual_clock: CheckedLoop) -> None:
-    """What is mended in time is delivered also where the client has asked in an earlier halt."""
+    """After an earlier halt with a last request, events are again delivered if the cause is corrected in time."""
     mended_at = 29.0
     transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
     engine = Engine(transport, batching=ONE_EACH)
@@ -196,7 +196,7 @@ async def test_young_events_are_not_rejected_with_old_ones(virtual_clock: Checke
         await asyncio.sleep(0.1)
     waiting = [now() - came_at for came_at, receipt in receipts if not receipt.done()]
     ended = [now() - came_at for came_at, receipt in receipts if receipt.done()]
-    # The one batch under way goes by its oldest event, and holds what came until it left the buffer.
+    # The batch in flight is as old as its oldest event, and holds the events that came until it left the buffer.
     assert min(ended) >= 15.0
     assert max(waiting) <= 30.0 + 2.5
     await engine.aclose(0)
@@ -214,7 +214,7 @@ async def test_events_that_were_never_sent_say_so(virtual_clock: CheckedLoop) ->
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_close_says_it_at_once(virtual_clock: CheckedLoop, waits: bool) -> None:  # noqa: FBT001
-    """A close of a halted client tries once more, and then ends at once with the error that says what to mend."""
+    """A close of a halted client tries once more and then ends, with the error that says what to correct."""
     engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH)
     receipts = await engine.track_all(range(50))
     if waits:
@@ -230,7 +230,7 @@ async def test_a_close_says_it_at_once(virtual_clock: CheckedLoop, waits: bool) 
 
 
 async def test_a_close_of_a_mended_client_delivers(virtual_clock: CheckedLoop) -> None:
-    """Where the close's own try succeeds, everything goes, and the report knows no error."""
+    """If the close's own request succeeds, all events are delivered, and the report has no error."""
     transport = ScriptedTransport(then=403)
     engine = Engine(transport, batching=ONE_EACH)
     await engine.track_all(range(50))
@@ -265,7 +265,7 @@ async def test_an_unknown_endpoint_halts_nobody_else(virtual_clock: CheckedLoop)
 
 
 async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtual_clock: CheckedLoop) -> None:
-    """What timed out before the key was refused may be recorded, and its outcome says so."""
+    """An event whose request timed out before the key was refused may be recorded, and its outcome says so."""
     engine = Engine(ScriptedTransport(503, then=401), retry=RetryPolicy(initial_backoff=0.0, max_halt=1.0))
     outcome = await (await engine.track(1))
 
@@ -273,7 +273,7 @@ async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtu
 
 
 async def test_late_answers_change_nothing(virtual_clock: CheckedLoop) -> None:
-    """Requests that were on their way when the key was refused do not let the others go again by their success."""
+    """Requests that were in flight when the key was refused do not end the halt by their success."""
     transport = ScriptedTransport(PARKED, 401, then=401)
     batching = Batching(max_events=1, max_in_flight=2, ordered=False)
     engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
@@ -316,7 +316,7 @@ async def test_the_time_of_a_halt_does_not_count_for_retries(virtual_clock: Chec
 
 
 async def test_failures_in_a_halt_do_not_use_up_the_retries_time(virtual_clock: CheckedLoop) -> None:
-    """A probe that fails in a halt longer than the retries last costs its batch nothing: it is delivered in the end."""
+    """A probe that fails during a halt longer than `max_elapsed` costs its batch no retry: it is delivered later."""
     transport = ScriptedTransport(503, then=401)
     retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1, max_backoff=0.1)
     engine = Engine(transport, renewable=True, retry=retry)
@@ -334,7 +334,7 @@ async def test_failures_in_a_halt_do_not_use_up_the_retries_time(virtual_clock: 
 async def test_one_probe_at_a_time_though_many_wait_for_permits(
     virtual_clock: CheckedLoop, script: list[Step | int], state: str
 ) -> None:
-    """What was let in before the state changed, and waits for its permit, goes out as a probe, one by one, or waits."""
+    """A request admitted before the state changed, and still waiting for its permit, goes out as a probe or waits."""
     limiter = RecordingLimiter(gated=True)
     transport = ScriptedTransport(*script, then=PARKED)
     retry = RetryPolicy(initial_backoff=1.0, max_backoff=1.0, max_halt=1e6, max_elapsed=1e6)
@@ -364,7 +364,7 @@ async def test_one_probe_at_a_time_though_many_wait_for_permits(
 
 
 async def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever(virtual_clock: CheckedLoop) -> None:
-    """With the same wrong key from its function a close gives it `max_halt` seconds, and then says what is wrong."""
+    """If the key function returns the same wrong key, a close waits `max_halt` seconds and reports the refusal."""
     engine = Engine(ScriptedTransport(then=401), renewable=True, retry=RetryPolicy(max_halt=20.0))
     receipts = await engine.track_all(range(3))
     await asyncio.sleep(100.0)
@@ -378,7 +378,7 @@ async def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever(virtu
 
 
 async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock: CheckedLoop) -> None:
-    """A probe that is refused for its key is over when the key was asked for: no burst of others goes meanwhile."""
+    """A probe that is refused for its key stays a probe while the key is asked for: no other request goes meanwhile."""
     transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
     transport.keeps_key = True
     engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
@@ -395,7 +395,7 @@ async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock:
 
 
 async def test_a_key_that_has_changed_goes_at_once(virtual_clock: CheckedLoop) -> None:
-    """A 401 asks for the key again; with another one the batch goes out at once, and nobody hears of it."""
+    """After a 401 the key is asked for again; with another key the batch goes out immediately, without a record."""
     changes: list[StateChange] = []
 
     transport = ScriptedTransport(401)
@@ -411,7 +411,7 @@ async def test_a_key_that_has_changed_goes_at_once(virtual_clock: CheckedLoop) -
 
 
 async def test_a_key_that_has_not_changed_is_asked_for_again(virtual_clock: CheckedLoop) -> None:
-    """With the same key the client halts, and asks at growing intervals, for as long as it takes: nothing is lost."""
+    """With the same key the client stays halted and asks for the key at growing intervals; no event is lost."""
     transport = ScriptedTransport(then=401)
     engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=RetryPolicy(max_elapsed=1.0))
     receipts = await engine.track_all(range(100))
@@ -427,7 +427,7 @@ async def test_a_key_that_has_not_changed_is_asked_for_again(virtual_clock: Chec
 
 
 async def test_a_function_that_returns_new_wrong_keys_makes_no_storm(virtual_clock: CheckedLoop) -> None:
-    """A function that returns another wrong key every time does not turn into a stream of refused requests."""
+    """A function that returns another wrong key every time does not cause a stream of refused requests."""
     # Eight in flight go three times each, then one at a time.
     transport = ScriptedTransport(then=401)
     transport.renewals = [(True, None)] * 1000
@@ -443,7 +443,7 @@ async def test_a_function_that_returns_new_wrong_keys_makes_no_storm(virtual_clo
 
 
 async def test_a_function_that_fails_is_told_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """What the key's function raises is logged once, by its name, and the client goes on asking."""
+    """An error of the key function is logged once, by its type's name, and the function is called again."""
     transport = ScriptedTransport(*[401] * 4, then=OK)
     transport.renewals = [(False, "KeyError")] * 4
     engine = Engine(transport, renewable=True)
@@ -453,7 +453,7 @@ async def test_a_function_that_fails_is_told_once(virtual_clock: CheckedLoop, ca
     assert sum("api_key function failed: KeyError" in record.getMessage() for record in caplog.records) == 1
 
 
-# --- for real ---
+# --- against the emulator ---
 
 
 async def test_a_key_rotated_in_mid_run() -> None:
@@ -485,7 +485,7 @@ async def test_a_key_rotated_in_mid_run() -> None:
 
 @pytest.mark.parametrize("how", ["function", "coroutine function", "callable object"])
 async def test_every_kind_of_function_is_asked(how: str) -> None:
-    """A function, a coroutine function and an object with either are asked for the key before the first request."""
+    """A key function, a coroutine function and an object with either are called before the first request."""
 
     def plain() -> str:
         return "the-key"
@@ -532,7 +532,7 @@ async def test_a_wrong_key_against_a_server() -> None:
 
 
 async def test_every_step_is_a_request(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """403 that turns into 404 is told of again: something else is to be mended."""
+    """A 403 followed by a 404 is reported again: there is another cause to correct."""
     changes: list[StateChange] = []
 
     def then(request: Request) -> Step | int:

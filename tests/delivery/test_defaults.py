@@ -23,7 +23,7 @@ PRODUCT = re.compile(rb'"sessionExternalId":"(\w+)","timestamp":"[^"]+","product
 
 
 class SlowServer:
-    """Answers each batch after 1.5 s, every twentieth with 503; notes what the API forbids."""
+    """Answers each batch after 1.5 s, every twentieth with 503; records what the API forbids."""
 
     def __init__(self) -> None:
         self._in_flight: Counter[bytes] = Counter()
@@ -87,7 +87,7 @@ async def shop_of(server: SlowServer, *, seconds: float, per_second: int) -> int
 
 
 async def test_no_two_batches_of_a_visitor_are_in_flight_at_once(virtual_clock: CheckedLoop) -> None:
-    """With the defaults no visitor has two batches in flight, none is recorded out of order, whatever is retried."""
+    """By default no visitor has two batches in flight, and no events are recorded out of order, also after retries."""
     server = SlowServer()
 
     await shop_of(server, seconds=8.0, per_second=6_000)

@@ -95,7 +95,7 @@ async def test_full_batch_leaves_at_once(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_batch_is_taken_after_its_permit(virtual_clock: CheckedLoop) -> None:
-    """What is tracked while the permit is waited for goes with the batch that it is for."""
+    """Events tracked while a permit is awaited go with the batch that uses it."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter)
     for number in range(10):
@@ -123,7 +123,7 @@ async def test_scarce_permits_make_large_batches(virtual_clock: CheckedLoop) -> 
 
 
 async def test_max_in_flight_is_used_and_never_exceeded(virtual_clock: CheckedLoop) -> None:
-    """With a slow server as many requests are on their way as are allowed, and not one more."""
+    """With a slow server `max_in_flight` requests are in flight, and never more."""
     transport = ScriptedTransport(then=Step(latency=1.0))
     engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
     await engine.track_all(range(20))
@@ -173,7 +173,7 @@ async def test_custom_events_keep_their_visitors_order(virtual_clock: CheckedLoo
 
 
 async def test_flush_does_not_linger(virtual_clock: CheckedLoop) -> None:
-    """A flush sends at once what waits, and returns when it has its outcome."""
+    """A flush sends all waiting events without linger, and returns when they have their outcome."""
     engine = Engine(ScriptedTransport(), batching=Batching(linger=60.0))
     receipt = await engine.track(1)
     await engine.flush()
@@ -236,7 +236,7 @@ async def test_concurrent_flushes_wait_for_their_own(virtual_clock: CheckedLoop)
 
 
 async def test_flush_of_an_empty_client(virtual_clock: CheckedLoop) -> None:
-    """A flush with nothing to wait for returns in the same turn."""
+    """A flush without events returns in the same turn."""
     engine = Engine(ScriptedTransport())
     await engine.flush()
     await engine.flush(0)
@@ -287,7 +287,7 @@ async def test_flushes_while_events_stream_in(virtual_clock: CheckedLoop) -> Non
     await engine.aclose()
 
 
-# --- life ---
+# --- start and end ---
 
 
 async def test_idle_client_has_no_task(virtual_clock: CheckedLoop) -> None:
@@ -396,7 +396,7 @@ def test_loop_that_ends_with_the_client_open(
 async def test_all_tasks_cancelled(
     virtual_clock: CheckedLoop, state: Callable[[], Coroutine[Any, Any, Engine]]
 ) -> None:
-    """Where a shutdown cancels every task there is, a close still gives every event its outcome, and does not hang."""
+    """If a shutdown cancels every task, a close still gives every event its outcome, and does not hang."""
     engine = await state()
     for task in tasks():
         task.cancel()
@@ -412,7 +412,7 @@ async def test_all_tasks_cancelled(
 
 
 async def test_cancelled_pump_is_replaced(virtual_clock: CheckedLoop) -> None:
-    """The next event starts a new pump where someone cancelled the old one, before its first step or later."""
+    """If the pump is cancelled, before its first step or later, the next event starts a new one."""
     engine = Engine(ScriptedTransport())
     receipts = [await engine.track(1)]
     (pump,) = tasks()
@@ -443,7 +443,7 @@ async def test_unclosed_client_warns(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_unused_client_does_not_warn(virtual_clock: CheckedLoop) -> None:
-    """A client that was never used, or that was closed, or whose constructor raised, is collected silently."""
+    """A client that was never used, that was closed, or whose constructor raised, is collected silently."""
     unused = make_client(ScriptedTransport())
     assert repr(unused).endswith(" new>")
     with pytest.raises(ValueError, match="on_outcome"):

@@ -1,4 +1,4 @@
-"""Properties of the whole engine on a virtual clock: whatever the server does, each event has one true outcome.
+"""Properties of the whole engine on a virtual clock: for any behaviour of the server, each event has one true outcome.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
 counters add up and that no bound is exceeded. So no test here has to say so.
@@ -83,7 +83,7 @@ async def feed(engine: Engine, tracked: list[tuple[str, float]]) -> list[Receipt
 def test_clean_replies_deliver_exactly_once(
     tracked: list[tuple[str, float]], steps: list[Step], batching: Batching, size: int
 ) -> None:
-    """Where every reply is clean, every event is recorded exactly once, whatever the latencies and the policies."""
+    """If every reply is clean, every event is recorded exactly once, for any latencies and policies."""
 
     async def test() -> list[int]:
         engine = Engine(ScriptedTransport(*steps), batching=batching, buffer=Buffer(max_events=size))
@@ -102,7 +102,7 @@ def test_clean_replies_deliver_exactly_once(
     batching=BATCHINGS.filter(lambda batching: batching.ordered or batching.by_session),
 )
 def test_ordered_means_ordered(tracked: list[tuple[str, float]], steps: list[Step], batching: Batching) -> None:
-    """Where order is asked for, each visitor's events are first recorded in the order in which they were tracked."""
+    """With ordering, each visitor's events are first recorded in the order in which they were tracked."""
 
     async def test() -> list[tuple[str, int]]:
         engine = Engine(ScriptedTransport(*steps), batching=batching)
@@ -142,7 +142,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
     cancelled: list[float],
     broken: int,
 ) -> None:
-    """Whatever fails, is cancelled or closed: every event has one outcome, and it agrees with what was recorded."""
+    """Under any failures, cancellations and closes, every event has one outcome, and the server's record agrees."""
 
     async def test() -> tuple[dict[int, Outcome], Counter[int]]:
         script = iter(steps)
@@ -154,7 +154,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
             return OK if malformed and set(request.numbers) & set(transport.recorded_numbers) else step
 
         transport = ScriptedTransport(then=answer)
-        told: list[UndeliveredEvent] = []
+        reported: list[UndeliveredEvent] = []
         local = LocalLimiter(limit)
         engine = Engine(
             transport,
@@ -162,7 +162,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
             batching=batching,
             buffer=Buffer(max_events=size),
             retry=RetryPolicy(max_attempts=attempts),
-            on_outcome=into(told),
+            on_outcome=into(reported),
         )
         receipts: dict[int, Receipt] = {}
         outcomes: dict[int, Outcome] = {}
@@ -196,7 +196,7 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
         for number, receipt in receipts.items():
             assert receipt.outcome is not None
             outcomes[number] = receipt.outcome
-        undelivered = Counter(kept.event.product_id for kept in told)  # type: ignore[attr-defined]
+        undelivered = Counter(kept.event.product_id for kept in reported)  # type: ignore[attr-defined]
         assert undelivered == Counter(n for n in receipts if not isinstance(outcomes[n], Delivered))
         await turns(5)
         assert tasks() == set()

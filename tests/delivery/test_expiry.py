@@ -1,4 +1,4 @@
-"""No event is sent stale: what is older than `Buffer.max_age` ends wherever it waits, and in time."""
+"""No event is sent late: an event older than `Buffer.max_age` ends in time, wherever it waits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOO_OLD = Dropped(reason="expired")
 
 
 def engine_with(transport: ScriptedTransport, **options: Any) -> Engine:
-    """Return an engine whose events grow old in ten seconds."""
+    """Return an engine whose events expire after ten seconds."""
     options.setdefault("batching", Batching(linger=0.0, max_in_flight=2))
     return Engine(transport, buffer=Buffer(max_age=MAX_AGE, **options.pop("bounds", {})), **options)
 
@@ -62,15 +62,15 @@ async def ended(receipt: Receipt, *, came_at: float = 0.0) -> Outcome:
 
 
 async def test_too_old_in_the_buffer(virtual_clock: CheckedLoop) -> None:
-    """An event that no permit came for is dropped in time, though nobody looks: settled, counted and told of."""
-    told: list[UndeliveredEvent] = []
+    """An event without a permit is dropped in time although no call checks it: settled, counted and reported."""
+    reported: list[UndeliveredEvent] = []
     limiter = RecordingLimiter(gated=True)
-    engine = engine_with(ScriptedTransport(), limiter=limiter, on_outcome=into(told))
+    engine = engine_with(ScriptedTransport(), limiter=limiter, on_outcome=into(reported))
     receipts = await engine.track_all(range(3))
     assert [await ended(receipt) for receipt in receipts] == [TOO_OLD] * 3
     await turns(5)
     assert engine.stats().dropped_by == {"expired": {"view": 3}}
-    assert [(number_of(kept), kept.outcome) for kept in told] == [(number, TOO_OLD) for number in range(3)]
+    assert [(number_of(kept), kept.outcome) for kept in reported] == [(number, TOO_OLD) for number in range(3)]
     limiter.open_gate()
     await engine.flush()
     await engine.aclose()
@@ -79,7 +79,7 @@ async def test_too_old_in_the_buffer(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_mixed_ages(virtual_clock: CheckedLoop) -> None:
-    """Of a batch only what is too old is dropped; the rest is sent, and not sooner than it would have been."""
+    """Only the events of a batch that are too old are dropped; the others are sent, and no sooner than otherwise."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     old = await engine.track_all(range(3))
@@ -136,7 +136,7 @@ async def test_too_old_while_nothing_goes_out(
             assert outcome == TOO_OLD
     assert 1 <= len(sent) <= 2
     assert max(transport.times) < MAX_AGE
-    # Nothing is left to look after, and nobody does.
+    # No event is left, and no timer runs.
     await asyncio.sleep(1e5)
 
     assert timers() == 0
@@ -144,7 +144,7 @@ async def test_too_old_while_nothing_goes_out(
 
 
 async def test_events_come_after_an_idle_outage(virtual_clock: CheckedLoop) -> None:
-    """Whoever comes while the API is still down, after an idle time, is looked after again."""
+    """An event that comes after an idle time, while the API is still down, is checked again."""
     transport = ScriptedTransport(then=NO_CONNECTION)
     retry = RetryPolicy(initial_backoff=0.1, max_backoff=1e4, max_elapsed=20.0)
     engine = Engine(transport, retry=retry, batching=Batching(linger=0.0))
@@ -163,7 +163,7 @@ async def test_events_come_after_an_idle_outage(virtual_clock: CheckedLoop) -> N
 
 
 async def test_too_old_for_a_retry(virtual_clock: CheckedLoop) -> None:
-    """A batch that waits for its retry loses what grows too old meanwhile, and goes with the rest."""
+    """A batch that waits for its retry loses the events that become too old, and sends the others."""
     step = Step(reply=Reply(status=503, retry_after=6.0))
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(step), limiter=limiter)
@@ -203,7 +203,7 @@ async def test_too_old_between_attempts(virtual_clock: CheckedLoop, gated: bool)
 
 
 async def test_too_old_in_the_turn_of_the_permit(virtual_clock: CheckedLoop) -> None:
-    """A retry whose permit comes when its events are just too old, before any timer, is not made."""
+    """A retry is not made if its permit comes when its events are just too old, before any timer."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(
         ScriptedTransport(503), limiter=limiter, retry=RetryPolicy(initial_backoff=0.001, max_backoff=0.001)
@@ -225,7 +225,7 @@ async def test_too_old_in_the_turn_of_the_permit(virtual_clock: CheckedLoop) -> 
 
 
 async def test_parts_that_grow_too_old(virtual_clock: CheckedLoop) -> None:
-    """Parts of a divided batch that wait for their turn are not sent stale either, and remember that they were sent."""
+    """Unsent parts of a divided batch expire as well, and their outcome says that the whole was sent."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(400), limiter=limiter)
     receipts = await engine.track_all(range(4))
@@ -243,7 +243,7 @@ async def test_parts_that_grow_too_old(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_parts_that_were_never_sent(virtual_clock: CheckedLoop) -> None:
-    """Parts of a batch that was never sent as a whole are dropped, not abandoned, where they grow too old."""
+    """Parts of a batch that was never sent as a whole are dropped, not abandoned, if they become too old."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     receipts = await engine.track_all(range(4))
@@ -262,11 +262,11 @@ def receipts_size(engine: Engine) -> int:
     return engine.stats().pending_bytes
 
 
-# --- waiting for room ---
+# --- waiting for space ---
 
 
 async def test_age_counts_from_the_call(virtual_clock: CheckedLoop) -> None:
-    """An event that had to wait for room is as old as its call, and is dropped with the others of that time."""
+    """The age of an event that waited for space counts from its call: it is dropped with events of that time."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
     await engine.track(0)
@@ -283,7 +283,7 @@ async def test_age_counts_from_the_call(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "raise", "drop_newest", "drop_oldest", "shed"])
 async def test_what_is_too_old_makes_room(virtual_clock: CheckedLoop, overflow: str) -> None:
-    """An event that is too old makes room at once for one that comes, whatever the policy: no other gives way."""
+    """An event that is too old is dropped for a new one under every policy, and no other event is evicted."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 2, "overflow": overflow})
     await asyncio.sleep(0.1)
@@ -299,7 +299,7 @@ async def test_what_is_too_old_makes_room(virtual_clock: CheckedLoop, overflow: 
 
 
 async def test_caller_who_comes_when_the_queue_grows_too_old(virtual_clock: CheckedLoop) -> None:
-    """A caller who finds others waiting, all of them too old by now, takes their place at once."""
+    """A caller who finds others waiting, all of them too old by now, is admitted immediately."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
     await asyncio.sleep(0.1)
@@ -314,7 +314,7 @@ async def test_caller_who_comes_when_the_queue_grows_too_old(virtual_clock: Chec
 
 
 async def test_waiters_get_the_room(virtual_clock: CheckedLoop) -> None:
-    """Where events grow too old, callers who wait for room are let in."""
+    """If events become too old, waiting callers are admitted."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
     old = await engine.track(0)
@@ -327,7 +327,7 @@ async def test_waiters_get_the_room(virtual_clock: CheckedLoop) -> None:
     assert engine.transport.sent_numbers == [1]
 
 
-# --- at the end ---
+# --- closing ---
 
 
 @pytest.mark.parametrize("open_at_the_close", [False, True])
@@ -345,7 +345,7 @@ async def test_no_timer_is_left(virtual_clock: CheckedLoop, open_at_the_close: b
     assert tasks() == set()
 
 
-# --- whatever happens ---
+# --- properties ---
 
 STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
 
@@ -367,7 +367,7 @@ STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
 def test_nothing_is_sent_stale(
     script: list[Step | int], pauses: list[float], batching: Batching, room: int, overflow: str
 ) -> None:
-    """Whatever the API answers, no request ever carries an event that is too old, and each event has its outcome."""
+    """For any answers of the API, no request carries an event that is too old, and each event has its outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(*script)

@@ -48,7 +48,7 @@ def test_accepted(code: int) -> None:
 
 @pytest.mark.parametrize("code", [301, 307, 400, 401, 403, 404, 405, 413, 418])
 def test_refused(code: int) -> None:
-    """What is refused is rejected, after one request."""
+    """A refused event is rejected after one request."""
     assert outcome_of(code) == Rejected(status=code, attempts=1, elapsed=near(0.05))
 
 
@@ -62,7 +62,7 @@ def test_unclear(code: int) -> None:
 
 @pytest.mark.parametrize("code", [408, 425, 429])
 def test_refused_for_now(code: int) -> None:
-    """What is refused for the moment is tried again, and was not recorded meanwhile."""
+    """An event that is refused for now is tried again, and was not recorded meanwhile."""
     outcome = outcome_of(code, 200)
 
     assert outcome == Delivered(status=200, attempts=2, elapsed=outcome.elapsed, maybe_duplicate=False)
@@ -70,7 +70,7 @@ def test_refused_for_now(code: int) -> None:
 
 @pytest.mark.parametrize("step", [500, 502, 503, 504, TIMED_OUT])
 def test_ambiguous_failure_may_duplicate(step: Step | int) -> None:
-    """What is delivered after an answer that left it open may be recorded twice, and says so."""
+    """An event delivered after an ambiguous failure may be recorded twice, and its outcome says so."""
     outcome = outcome_of(step, 200)
 
     assert outcome == Delivered(status=200, attempts=2, elapsed=outcome.elapsed, maybe_duplicate=True)
@@ -91,7 +91,7 @@ def test_malformed_after_an_ambiguous_failure() -> None:
 
 
 def outcome_of(*script: Step | int) -> Outcome:
-    """Return the outcome of an event whose requests end so."""
+    """Return the outcome of an event whose requests get these answers."""
 
     async def test() -> Outcome:
         engine = Engine(ScriptedTransport(*script, then=NEVER), retry=RetryPolicy(max_halt=0.0))
@@ -117,7 +117,7 @@ def outcome_of(*script: Step | int) -> Outcome:
 async def test_direct_send_raises_the_typed_error(
     virtual_clock: CheckedLoop, script: list[Step | int], error: type[DeliveryError]
 ) -> None:
-    """A direct send that fails raises the error named by what happened, with its facts and without a chain."""
+    """A failed direct send raises the error that its outcome names, with its facts and without a chain."""
     engine = Engine(ScriptedTransport(*script, then=NEVER), retry=RetryPolicy(max_attempts=2))
     with pytest.raises(error) as caught:
         await engine.send(1)
@@ -128,7 +128,7 @@ async def test_direct_send_raises_the_typed_error(
 
 
 async def test_direct_sends_go_to_their_endpoints(virtual_clock: CheckedLoop) -> None:
-    """`send` posts the event alone to its own endpoint, `send_batch` a list to `visitorEvents`, both at once."""
+    """`send` posts the event alone to its own endpoint, `send_batch` a list to `visitorEvents`; neither lingers."""
     engine = Engine(ScriptedTransport())
 
     assert await engine.send(1) == Delivered(status=200, elapsed=near(0.05))
@@ -148,7 +148,7 @@ async def test_transport_that_raises(
     recorded: bool,  # noqa: FBT001
     latency: float,
 ) -> None:
-    """A transport with a defect costs its own batch only, which may have been recorded; the pump lives on."""
+    """A transport that raises costs its own batch only, which may have been recorded; the pump goes on."""
     broken = Step(reply=ZeroDivisionError("with?apiKey=secret"), recorded=recorded, latency=latency)
     engine = Engine(ScriptedTransport(broken, OK, broken), limiter=(limiter := RecordingLimiter()))
     outcomes = [await (await engine.track(number)) for number in (1, 2)]

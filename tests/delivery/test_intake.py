@@ -1,4 +1,4 @@
-"""The intake on a virtual clock: callers wait for room in order, and a long feed lets others run.
+"""The intake on a virtual clock: callers wait for space in order, and a long feed lets other tasks run.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
 counters add up and that no bound is exceeded. So no test here has to say so.
@@ -40,7 +40,7 @@ ONE_EACH = Batching(max_events=1, ordered=False)
 
 
 async def test_track_waits_only_where_the_buffer_is_full(virtual_clock: CheckedLoop) -> None:
-    """`track` returns in the same turn while there is room, and waits while there is none."""
+    """`track` returns in the same turn if the buffer has space, and waits if it has none."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=3), batching=Batching(max_events=2))
     loop = asyncio.get_running_loop()
@@ -60,7 +60,7 @@ async def test_track_waits_only_where_the_buffer_is_full(virtual_clock: CheckedL
 
 
 async def test_bytes_are_bounded(virtual_clock: CheckedLoop) -> None:
-    """The buffer is full when its bytes are, whatever the number of events."""
+    """The buffer is full when its bytes reach their bound, for any number of events."""
     size = len(CODEC.encode(event(10))) + 1
 
     limiter = RecordingLimiter(gated=True)
@@ -103,7 +103,7 @@ async def test_waiters_are_served_in_order_one_by_one(virtual_clock: CheckedLoop
 
 
 async def test_cancelled_waiter_is_never_sent(virtual_clock: CheckedLoop) -> None:
-    """A caller that is cancelled while it waits leaves no event, and those behind it move up."""
+    """A caller that is cancelled while it waits leaves no event, and later callers move up."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1), batching=ONE_EACH)
     await engine.track(0)
@@ -122,7 +122,7 @@ async def test_cancelled_waiter_is_never_sent(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_cancelled_waiter_makes_room_for_smaller_ones(virtual_clock: CheckedLoop) -> None:
-    """Where a large event's caller is cancelled, smaller ones behind it that fit are accepted at once."""
+    """If a large event's caller is cancelled, smaller events behind it that fit are accepted in the same step."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(
         ScriptedTransport(), limiter=limiter, buffer=Buffer(max_bytes=1024), batching=Batching(max_bytes=1024)
@@ -146,7 +146,7 @@ async def test_cancelled_waiter_makes_room_for_smaller_ones(virtual_clock: Check
 
 
 async def test_cancelled_after_acceptance_is_delivered(virtual_clock: CheckedLoop) -> None:
-    """A caller that is cancelled in the very turn in which its event was accepted does not take it back."""
+    """A caller that is cancelled in the turn in which its event was accepted does not withdraw the event."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1), batching=ONE_EACH)
     await engine.track(0)
@@ -165,7 +165,7 @@ async def test_cancelled_after_acceptance_is_delivered(virtual_clock: CheckedLoo
 
 
 async def test_track_nowait_never_overtakes(virtual_clock: CheckedLoop) -> None:
-    """`track_nowait` is refused where others wait, even if its own event would fit."""
+    """`track_nowait` is refused while others wait, even if its own event would fit."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=2), batching=ONE_EACH)
     engine.track_nowait(0)

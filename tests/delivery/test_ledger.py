@@ -1,4 +1,4 @@
-"""The books: they add up after every entry, tell each kind of failure once, and wait for the right events."""
+"""The ledger: counters add up after every change, each kind of failure is logged once, flushes wait for events."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def stats(ledger: Ledger) -> Stats:
 
 
 def test_every_outcome_is_counted() -> None:
-    """Each kind of outcome has a counter of its own, and they add up."""
+    """Each kind of outcome has its own counter, and the counters add up."""
     ledger = new_ledger()
     for count, outcome in enumerate(OUTCOMES, start=1):
         close(ledger, batch_of(count), outcome)
@@ -112,16 +112,16 @@ async def test_hook_is_told_of_the_undelivered(virtual_clock: CheckedLoop, outco
 
     expected = [UndeliveredEvent(event_name="view", envelope=body, outcome=outcome) for body in batch.envelopes]  # type: ignore[arg-type]
 
-    told: list[UndeliveredEvent] = []
-    ledger = new_ledger(into(told))
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
     ledger.close_batch(batch, outcome)
     await ledger.hooks.drained()
 
-    assert told == ([] if isinstance(outcome, Delivered) else expected)
+    assert reported == ([] if isinstance(outcome, Delivered) else expected)
 
 
 async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> None:
-    """When the hook is called, the receipts have their outcome and the books add up."""
+    """When the hook is called, the receipts have their outcome and the counters add up."""
     batch = batch_of(2)
 
     seen: list[object] = []
@@ -138,7 +138,7 @@ async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> No
 
 
 def test_drops_are_counted_by_reason_and_name() -> None:
-    """What is dropped is counted by reason and event; what the user's own hook drops is not logged."""
+    """Drops are counted by reason and event name; drops of the user's own `before_send` are not logged."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.count_tracked()
@@ -159,7 +159,7 @@ def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_undelivered_are_kept_on_demand() -> None:
-    """Only what is not delivered after `keep_undelivered` is kept."""
+    """Only undelivered events after `keep_undelivered` are kept."""
     ledger = new_ledger()
     close(ledger, batch_of(1), OUTCOMES[1])
     ledger.keep_undelivered()
@@ -170,7 +170,7 @@ def test_undelivered_are_kept_on_demand() -> None:
 
 
 def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
-    """One record for each reason and status says how many events, and why; of a `before_send` drop there is none."""
+    """One record for each reason and status gives the number of events and the cause; `before_send` drops have none."""
     caplog.set_level(logging.DEBUG)
     ledger = new_ledger()
     outcomes: list[Outcome] = [
@@ -200,7 +200,7 @@ def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
 def test_how_changes_of_state_are_logged(
     state: State, level: str, status: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A halt is an error, other changes are warnings; the record says what happened, and each change has its own."""
+    """A halt is logged as an error, other changes as warnings; each change has its own record with its cause."""
     ledger = new_ledger()
     change = StateChange(
         state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
@@ -219,8 +219,8 @@ async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
 ) -> None:
     """With `notify=False` events are counted and settled, and neither the hook nor the close report has them."""
     receipts = [Receipt("view"), Receipt("view")]
-    told: list[UndeliveredEvent] = []
-    ledger = new_ledger(into(told))
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
     ledger.keep_undelivered()
     ledger.count_tracked(2)
     ledger.end(b"{}", receipts[0], outcome, notify=False)
@@ -229,13 +229,13 @@ async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
     kept, counted = ledger.undelivered, stats(ledger)
     undelivered = int(not isinstance(outcome, Delivered | Kept))
 
-    assert (undelivered, undelivered) == (len(told), len(kept))
+    assert (undelivered, undelivered) == (len(reported), len(kept))
     assert [outcome, outcome] == [receipt.outcome for receipt in receipts]
     check_balance(counted)
 
 
 def test_what_keeps_events_says_how_they_end() -> None:
-    """What a spool keeps is asked before anybody is told, and the outcome that it returns is the events' own."""
+    """A spool is asked before an event is settled, and the outcome that it returns stands."""
     asked: list[tuple[int, Outcome]] = []
 
     def keep(batch: Batch, outcome: Outcome) -> Outcome:
@@ -254,7 +254,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
 
 
 async def test_missed_events_are_logged_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """What a hook misses, as more waits for it than its bound, is counted each time and logged once."""
+    """Events that a hook misses because too many wait for it are counted each time and logged once."""
     ledger = new_ledger(into([]))
     for _ in range(3):
         close(ledger, batch_of(60), OUTCOMES[1])
@@ -270,14 +270,14 @@ async def test_log_handler_that_raises_costs_the_hook_no_event(
     """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
     batch = batch_of(3)
 
-    told: list[UndeliveredEvent] = []
-    ledger = new_ledger(into(told))
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
     ledger.keep_undelivered()
     close(ledger, batch, outcome)
     await ledger.hooks.drained()
-    told, kept, counted = len(told), len(ledger.undelivered), stats(ledger)
+    reported, kept, counted = len(reported), len(ledger.undelivered), stats(ledger)
 
-    assert (3, 3, 1) == (told, kept, raising_handler.records)
+    assert (3, 3, 1) == (reported, kept, raising_handler.records)
     assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
     check_balance(counted)
 
@@ -302,21 +302,21 @@ async def test_log_handler_that_raises_costs_no_change_of_state(
     """A log handler that raises keeps no change of state from `on_state_change`."""
     change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
 
-    told: list[StateChange] = []
+    reported: list[StateChange] = []
 
     async def hook(change: StateChange) -> None:
-        told.append(change)
+        reported.append(change)
 
     ledger = new_ledger(None, hook)
     ledger.report_state(change)
     await ledger.hooks.drained()
 
-    assert [change] == told
+    assert [change] == reported
     assert raising_handler.records == 1
 
 
 def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
-    """What a hook raises is counted each time, and so is what the log handler raises when it is told of the first."""
+    """Each error of a hook is counted, and so is an error of the log handler that records the first one."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.hook_failed("on_outcome", ValueError("x"))
@@ -371,7 +371,7 @@ async def test_flush_waits_for_its_generation(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
-    """A flush that nobody waits for any more leaves nothing behind."""
+    """A cancelled flush leaves nothing behind."""
     ledger = new_ledger()
     flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)

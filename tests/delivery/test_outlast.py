@@ -1,4 +1,4 @@
-"""`RetryPolicy.outlast`: events that are kept elsewhere wait for the end of whatever is not their own fault."""
+"""`RetryPolicy.outlast`: events that are stored elsewhere wait for the end of any failure that is not their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TROUBLES = {
 @pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_hours_of_trouble_cost_no_event(virtual_clock: CheckedLoop, trouble: str) -> None:
-    """Events outlast hours in which every request fails, whatever the bounds for attempts, time and halts are."""
+    """Events outlast hours in which every request fails, for any bounds of attempts, time and halts."""
 
     def then(request: Request) -> Step:
         return TROUBLES[trouble] if request.at < HOURS else OK
@@ -66,7 +66,7 @@ async def test_what_fails_while_others_succeed_is_given_up(virtual_clock: Checke
 
 
 async def test_a_close_ends_it(virtual_clock: CheckedLoop) -> None:
-    """A close with a deadline ends even those waits, in time."""
+    """A close with a deadline ends even these waits in time."""
     engine = Engine(ScriptedTransport(then=Step(reply=Reply(status=503))), batching=ONE_EACH, retry=PATIENT)
     receipts = await engine.track_all(range(20))
     await asyncio.sleep(100.0)

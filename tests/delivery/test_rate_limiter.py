@@ -1,4 +1,4 @@
-"""The request limit, on a virtual clock: what a server at the end of an uneven network would count."""
+"""The request limit on a virtual clock, as a server counts it at the end of an uneven network."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class TestLocalLimiter(LimiterContract):
         return LocalLimiter(rate_limit)
 
 
-# --- what the server sees ---
+# --- requests as the server counts them ---
 
 
 @attrs.frozen
 class Way:
-    """What happens to one request between its grant and its end; all in seconds."""
+    """The times of one request between its grant and its end; all in seconds."""
 
     connecting: float = 0.0
     """From the grant to the write, while others run."""
@@ -84,7 +84,7 @@ async def demand(limiter: Limiter, ways: Iterable[Way], *, senders: int = 8, sec
 
 @st.composite
 def limits_and_ways(draw: st.DrawFn) -> tuple[RateLimit, list[Way]]:
-    """Draw a limit, and requests whose ways differ by no more than its jitter."""
+    """Draw a limit, and requests whose delays differ by no more than its jitter."""
     requests = draw(st.integers(1, 12))
     limit = RateLimit(
         requests=requests,
@@ -149,7 +149,7 @@ async def test_the_limit_is_used(
     spread: float,
     blocked: bool,  # noqa: FBT001
 ) -> None:
-    """Demand without end uses at least 97 % of the limit, 95 % where an answer takes 0.1 s, and never exceeds it."""
+    """Demand without end uses at least 97 % of the limit, 95 % if an answer takes 0.1 s, and never exceeds it."""
     arrivals = await steady_demand(uneven_network(spread=spread, answer=answer), blocked=blocked)
     steady = [at for at in arrivals if 1.0 <= at < 29.0]
 
@@ -158,7 +158,7 @@ async def test_the_limit_is_used(
 
 
 def test_quiet_moments_are_not_saved_up() -> None:
-    """After an hour without a request no more than `burst` of them leave at once."""
+    """After an hour without a request at most `burst` requests leave together."""
 
     async def test() -> list[float]:
         limiter = LocalLimiter(NOMINAL)
@@ -181,11 +181,11 @@ async def test_two_clients_share_one_limit(virtual_clock: CheckedLoop) -> None:
     assert abs(len(one) - len(other)) <= 0.1 * len(one)
 
 
-# --- a slot's time ---
+# --- the time of a slot ---
 
 
 async def when_free(tell: Callable[[Permit], Coroutine[None, None, None]], limit: RateLimit) -> float:
-    """Return when the second request is granted where there is room for one, and `tell` is told of the first."""
+    """Return when the second request is granted by a limiter with one slot; `tell` reports on the first request."""
     limiter = LocalLimiter(limit)
     permit = await limiter.acquire()
     assert permit is not None
@@ -209,7 +209,7 @@ async def test_unsent_request_keeps_its_slot(virtual_clock: CheckedLoop) -> None
 
 
 async def test_written_request_frees_its_slot(virtual_clock: CheckedLoop) -> None:
-    """A slot is free `per + jitter` after the writing where no answer comes sooner."""
+    """A slot is free `per + jitter` after the writing if no answer comes sooner."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(0.5)
@@ -221,7 +221,7 @@ async def test_written_request_frees_its_slot(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_prompt_answer_frees_the_slot_sooner(virtual_clock: CheckedLoop) -> None:
-    """An answer proves the arrival: `per` after it the slot is free, whatever the network's spread."""
+    """An answer proves the arrival: the slot is free `per` after it, for any jitter of the network."""
 
     async def tell(permit: Permit) -> None:
         permit.sent()
@@ -244,7 +244,7 @@ async def test_cancelled_request_frees_its_slot_no_sooner(virtual_clock: Checked
 
 @pytest.mark.parametrize(("answered", "held"), [(False, 1.1), (True, 1.0)])
 async def test_done_without_sent_frees_the_slot(virtual_clock: CheckedLoop, answered: bool, held: float) -> None:  # noqa: FBT001
-    """A request that ended before anyone told of its writing counts as if written, or arrived, at its end."""
+    """A request that ended without a report of its writing counts as if written, or answered, at its end."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(5.0)
@@ -253,7 +253,7 @@ async def test_done_without_sent_frees_the_slot(virtual_clock: CheckedLoop, answ
     assert await when_free(tell, ONE) == pytest.approx(5.0 + held)
 
 
-# --- waiters that are cancelled ---
+# --- cancelled waiters ---
 
 
 async def cancelled(task: asyncio.Task[Any], *, at: float) -> None:
@@ -314,7 +314,7 @@ async def test_cancelled_in_a_pause(virtual_clock: CheckedLoop) -> None:
     calls=st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 30)), max_size=40),
 )
 def test_cancelled_waiters_delay_nobody(limit: RateLimit, calls: list[tuple[int, int | None]]) -> None:
-    """Wherever waiters are cancelled, the others are granted no later than if those had never called."""
+    """If waiters are cancelled, the others are granted no later than if the cancelled ones had never called."""
     # No two of them call at the same instant: their order must be sure.
     starts = [start / 20 + index / 1000 for index, (start, _) in enumerate(calls)]
     waits = [math.inf if wait is None else wait / 20 for _, wait in calls]
@@ -367,7 +367,7 @@ async def test_pause_over_a_wait_for_the_guard(virtual_clock: CheckedLoop) -> No
 
 
 async def test_pause_over_a_pause(virtual_clock: CheckedLoop) -> None:
-    """A later pause holds those who already wait for the end of an earlier one."""
+    """A later pause also holds requests that already wait for the end of an earlier one."""
     limiter = LocalLimiter(NOMINAL)
     limiter.pause_until(2.0)
     waiter = asyncio.create_task(take(limiter))
@@ -388,7 +388,7 @@ async def test_pause_never_moves_earlier(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("deadline", [61.0, 1e9, math.inf])
 async def test_pause_is_capped(virtual_clock: CheckedLoop, deadline: float) -> None:
-    """Whatever the server asks for, a pause ends 60 s from the moment it was asked for."""
+    """Whatever the server asks for, a pause ends 60 s after the answer."""
     limiter = LocalLimiter(NOMINAL)
     await asyncio.sleep(7.0)
     limiter.pause_until(7.0 + deadline)
@@ -397,7 +397,7 @@ async def test_pause_is_capped(virtual_clock: CheckedLoop, deadline: float) -> N
 
 
 async def test_finished_requests_do_not_end_a_pause(virtual_clock: CheckedLoop) -> None:
-    """A slot that is freed during a pause lets nobody through."""
+    """A slot that is freed during a pause admits no request."""
     limiter = LocalLimiter(ONE)
     permit = await limiter.acquire()
     assert permit is not None
@@ -413,7 +413,7 @@ async def test_finished_requests_do_not_end_a_pause(virtual_clock: CheckedLoop) 
 
 
 async def test_no_limit(virtual_clock: CheckedLoop) -> None:
-    """None lifts the limit: a thousand requests leave at once, and have nothing to tell."""
+    """None lifts the limit: a thousand requests leave together, and have no permits."""
     limiter = LocalLimiter(None)
     permits = [await limiter.acquire() for _ in range(1000)]
 
@@ -423,7 +423,7 @@ async def test_no_limit(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_no_limit_honours_pauses(virtual_clock: CheckedLoop) -> None:
-    """A pause holds requests back even where there is no limit."""
+    """A pause holds requests back even without a limit."""
     limiter = LocalLimiter(None)
     limiter.pause_until(5.0)
 
@@ -543,7 +543,7 @@ def test_pause_outlives_its_loop() -> None:
     assert run(take(limiter)) == pytest.approx(MAX_PAUSE)
 
 
-# --- the values ---
+# --- invalid settings ---
 
 
 @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ def test_pause_outlives_its_loop() -> None:
     ],
 )
 def test_impossible_value(field: str, value: Any) -> None:
-    """A value outside its range is refused where it is given, with the name of its field."""
+    """A value outside its range is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=rf"^RateLimit\.{field} must be .*, not "):
         RateLimit(**{field: value})
 

@@ -56,7 +56,7 @@ async def in_the_guard(limiter: LocalLimiter) -> None:
 
 
 async def in_a_pause(limiter: LocalLimiter) -> None:
-    """The server asked for a pause."""
+    """A caller waits in a pause that the server has asked for."""
     limiter.pause_until(now() + 50.0)
 
 
@@ -82,7 +82,7 @@ def test_local_limiter_grants_as_before(
     where: Callable[[LocalLimiter], Coroutine[Any, Any, None]],
     who: Callable[[Engine], Coroutine[Any, Any, asyncio.Task[Any]]],
 ) -> None:
-    """Whoever is cancelled in the limiter takes nothing: the next requests leave when they would have without them."""
+    """A request that is cancelled in the limiter takes no permit: later requests leave as if it had never been made."""
 
     async def times(*, with_a_cancelled: bool) -> list[float]:
         limiter = LocalLimiter(LIMIT)
@@ -112,7 +112,7 @@ def test_local_limiter_grants_as_before(
 
 @pytest.mark.parametrize("turn", range(4))
 async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop, turn: int) -> None:
-    """A flight that is cancelled in a limiter which a 429 has slowed down takes nothing, and loses nothing else."""
+    """A flight cancelled in a limiter that a 429 has slowed down takes no permit, and no other event is lost."""
     limiter = LocalLimiter(LIMIT)
     engine = Engine(
         ScriptedTransport(429),

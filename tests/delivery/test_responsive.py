@@ -1,4 +1,4 @@
-"""Nothing holds the event loop for long: what is much is done in parts, and nothing costs more the more there is.
+"""Nothing blocks the event loop for long: large work is done in parts, and costs do not grow with the number of events.
 
 Nothing here measures time. Parts are counted by turns of the loop, costs by calls of functions.
 """
@@ -58,7 +58,7 @@ LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
 
 
 class Pace:
-    """Notes the most that a counter has grown by in one turn of the loop."""
+    """Measures the largest growth of a counter in one turn of the loop."""
 
     def __init__(self, counter: Callable[[], int]) -> None:
         self._counter = counter
@@ -93,7 +93,7 @@ def calls(function: Callable[[], object]) -> int:
         count += what in ("call", "c_call")
 
     before, collecting = sys.getprofile(), gc.isenabled()
-    # The collector may run at any moment, and calls those who listen to it: Hypothesis is one, with four calls a round.
+    # The collector may run at any moment and call its listeners: Hypothesis is one, with four calls each time.
     gc.disable()
     sys.setprofile(profile)
     try:
@@ -106,7 +106,7 @@ def calls(function: Callable[[], object]) -> int:
 
 
 async def fill(engine: Engine, count: int, batching: Batching) -> list[PublicReceipt]:
-    """Track events, of a visitor each where every visitor has batches of their own."""
+    """Track events, each of another visitor if every visitor has batches of their own."""
     return [await engine.track(number, f"v{number}" if batching.by_session else "v") for number in range(count)]
 
 
@@ -120,7 +120,7 @@ async def begun(engine: Engine) -> None:
 
 
 async def nothing(_: Sequence[UndeliveredEvent]) -> None:
-    """Do nothing of what is told."""
+    """Do nothing with the arguments."""
 
 
 SHAPES: list[Any] = [
@@ -153,7 +153,7 @@ async def test_a_full_buffer_expires_in_parts(
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
 async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int, most: int) -> None:
-    """A full buffer whose time for a mended key is over is rejected in parts."""
+    """A full buffer of a halted client is rejected in parts after `max_halt`."""
     engine = Engine(ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing)
     receipts = await fill(engine, count, batching)
     pace = settled(engine)
@@ -167,7 +167,7 @@ async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batchi
 
 @pytest.mark.parametrize(("batching", "count"), [pytest.param(*shape.values[:2], id=shape.id) for shape in SHAPES])
 async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int) -> None:
-    """What a close drops it drops in parts, small batches together, and reports all of it in order."""
+    """A close drops events in parts, merges small batches, and reports all of them in order."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing)
     await fill(engine, count, batching)
     pace = settled(engine)
@@ -180,7 +180,7 @@ async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batc
 
 @pytest.mark.parametrize("ends", ["halted", "down", "closed"])
 async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) -> None:
-    """Thousands of direct sends that end for the same reason do not all end in one turn."""
+    """Thousands of direct sends with the same outcome are not all settled in one turn."""
     limiter = RecordingLimiter(gated=True)
     retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
     transport = ScriptedTransport(then=403 if ends == "halted" else 503)
@@ -201,7 +201,7 @@ async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) 
 
 
 async def test_many_who_wait_are_let_in_in_parts(virtual_clock: CheckedLoop) -> None:
-    """Where room is made for thousands of callers at once, they are let in in order, and some at a time."""
+    """If thousands of callers can be admitted, they are admitted in order, some at a time."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(
         ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
@@ -253,7 +253,7 @@ async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: Ch
 
 
 async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoop) -> None:
-    """Cancelled in the middle of its parts a close settles the rest at once."""
+    """A close that is cancelled between its parts settles the rest in one step."""
     engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
     await fill(engine, 20_000, Batching(ordered=False))
     closing = asyncio.create_task(engine.aclose(1.0))
@@ -282,7 +282,7 @@ def filled_buffer(
 
 
 def test_expiry_does_not_look_at_young_events() -> None:
-    """Where every visitor's batch was opened long ago and holds young events only, an expiry looks at none of them."""
+    """If all events are young, an expiry checks none of them, even if their batches were opened long ago."""
     now = 0.0
     buffer, _ = filled_buffer(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
     now = 9.0
@@ -306,7 +306,7 @@ def test_the_ages_of_what_has_left_are_forgotten() -> None:
 
 @pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
 def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
-    """However many batches of one visitor wait behind one on its way, taking and releasing cost the same."""
+    """For any number of batches behind a visitor's batch in flight, taking and releasing cost the same."""
 
     def cost(length: int) -> int:
         buffer, _ = filled_buffer(batching, 1, length, lambda: 0.0)
@@ -328,7 +328,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 async def test_an_event_that_fills_no_batch_costs_few_calls(
     virtual_clock: CheckedLoop, waiting: int, batching: Batching, most: int
 ) -> None:
-    """From `track` to the receipt few functions are called, however much waits: each one that is added here shows."""
+    """From `track` to the receipt few functions are called, however many events wait; each added call shows here."""
     client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
     view = View(session_external_id="visitor", product_id=1)
     await client.track_many(itertools.repeat(view, waiting))
@@ -356,7 +356,7 @@ def test_many_lanes_are_not_gone_through_for_every_event() -> None:
         buffer.append(b"{}", Receipt("view"), f"v{number}")
         assert calls(buffer.due_in) < 10
     assert buffer.due_in() == pytest.approx(0.9)
-    # The oldest thousand leave: nothing is due before those who came later.
+    # The oldest thousand leave: nothing is due before the later ones.
     for _ in range(1000):
         buffer.take()
     now = 1.0
@@ -364,7 +364,7 @@ def test_many_lanes_are_not_gone_through_for_every_event() -> None:
 
 
 async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
-    """A snapshot costs the same with thousands of callers who wait for room."""
+    """A snapshot costs the same with thousands of waiting callers."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
     await engine.track(0)
     alone = calls(engine.stats)
@@ -377,7 +377,7 @@ async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is asked, a function that does not come back is called once, and its late answer is taken."""
+    """A key function that does not return is called once for any number of requests, and its late answer is used."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     called = 0
     go_on = threading.Event()
@@ -403,7 +403,7 @@ async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.Monk
 async def test_a_key_function_that_fails_late_is_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a function raises when nobody waits for it any more is in no log: it may hold the key."""
+    """An error of the key function after its last caller has left is not logged: it may hold the key."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     go_on = threading.Event()
 
@@ -431,7 +431,7 @@ def test_clients_share_their_codec() -> None:
 
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
+    """If many clients begin together, they read the certificate store one after the other, and all of them begin."""
     read, reading, most = EnvironmentReader.read, 0, 0
 
     def counted(reader: EnvironmentReader) -> Environment:
@@ -451,7 +451,7 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cookies_are_not_read() -> None:
-    """However many cookies an answer sets, they cost nothing, and none is kept."""
+    """Any number of cookies in an answer costs nothing, and none is kept."""
     environment = Environment(ssl.create_default_context(), None)
     client = httpx_client_of(HttpxTransport(Credentials("key", "partner")), environment)
 
@@ -492,7 +492,7 @@ async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock
 
 
 async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -> None:
-    """Of thousands who await one receipt those who are cancelled leave, and the others are woken in order."""
+    """If thousands of tasks await one receipt, cancelled ones leave, and the others are woken in order."""
     receipt, woken = Receipt("view"), []
 
     async def wait(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Requests: what each of them counts for, whom its answer stops, and when a key is asked for again."""
+"""The sender's requests: their counters, the pauses and halts by their answers, and the renewal of keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENT = RetryPolicy(max_halt=1e6)
 
 
 class Serials(ScriptedTransport):
-    """A server whose answers carry the serial of the key, and that notes for which serials another was asked for."""
+    """A server whose answers carry the serial of the key; records for which serials another key was asked for."""
 
     def __init__(self, *script: Step | int, then: Step | int = OK) -> None:
         super().__init__(*script, then=then)
@@ -59,7 +59,7 @@ class Serials(ScriptedTransport):
 
 @pytest.mark.parametrize("new_keys", [0, 1, 2, 3, 10])
 async def test_a_batch_goes_again_at_once_for_two_new_keys(virtual_clock: CheckedLoop, new_keys: int) -> None:
-    """A batch whose key is refused is sent again at once for the first two new keys, and halts the client then."""
+    """A batch whose key is refused is sent again immediately for the first two new keys, and halts the client then."""
     transport = ScriptedTransport(then=401)
     transport.renewals = [(True, None)] * new_keys
     engine = Engine(transport, renewable=True, batching=ONE_EACH)
@@ -82,7 +82,7 @@ async def test_a_request_with_a_key_that_was_refused_is_an_attempt(virtual_clock
 
 
 async def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused(virtual_clock: CheckedLoop) -> None:
-    """Another key is asked for in place of the one that the refused request carried; before each probe it is again."""
+    """After a refusal a key other than that of the refused request is asked for, and again before each probe."""
     transport = Serials(then=401)
     transport.serial = 7
     engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=PATIENT)
@@ -95,7 +95,7 @@ async def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused(vi
 
 
 async def test_a_close_while_the_key_is_asked_for_knows_the_answer(virtual_clock: CheckedLoop) -> None:
-    """What was refused with 401 is certainly not recorded, also if the client closes while it asks for a key."""
+    """Events refused with 401 are certainly not recorded, also if the client closes while it asks for a key."""
     transport = ScriptedTransport(then=401)
     transport.keeps_key = True
     engine = Engine(transport, renewable=True, batching=ONE_EACH)
@@ -110,7 +110,7 @@ async def test_a_close_while_the_key_is_asked_for_knows_the_answer(virtual_clock
 
 
 async def test_other_halts_ask_for_no_key(virtual_clock: CheckedLoop) -> None:
-    """A client that is halted for its shop or address asks nobody for another key, whatever the key's source is."""
+    """A client that is halted for its shop or address asks for no other key, whatever the source of the key is."""
     for refusal in (403, 404, 407):
         transport = Serials(then=refusal)
         engine = Engine(transport, renewable=True, retry=PATIENT)
@@ -121,7 +121,7 @@ async def test_other_halts_ask_for_no_key(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_without_a_key_no_request_was_made(virtual_clock: CheckedLoop) -> None:
-    """An attempt for which there was no key is no request, no retry and no attempt of its events, but uses up a try."""
+    """An attempt without a key counts as no request, no retry and no attempt of its events, but as a try."""
     no_key = Step(reply=Reply(failure="key", detail="KeyError", sent=False), latency=0.0)
 
     engine = Engine(ScriptedTransport(no_key, no_key), retry=AT_ONCE)
@@ -176,13 +176,13 @@ async def test_a_halt_uses_up_no_attempts(virtual_clock: CheckedLoop) -> None:
         retry = RetryPolicy(max_attempts=3, initial_backoff=0.0, max_backoff=0.0, max_halt=1e6, max_elapsed=1e6)
         engine = Engine(transport, retry=retry)
         receipt = await engine.track(1)
-        told = await receipt
-        assert (outcome, 6 + failures + (outcome == "Delivered")) == (type(told).__name__, told.attempts)
+        reported = await receipt
+        assert (outcome, 6 + failures + (outcome == "Delivered")) == (type(reported).__name__, reported.attempts)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 async def test_a_direct_send_that_is_refused_has_its_outcome_at_once(virtual_clock: CheckedLoop, attempts: int) -> None:
-    """A direct send does not wait for anybody to lift what it was refused for, whichever attempt of it that was."""
+    """A direct send does not wait for a correction of its refusal, whichever attempt was refused."""
     engine = Engine(ScriptedTransport(*[429] * (attempts - 1), 403), limiter=RecordingLimiter(), retry=AT_ONCE)
     with pytest.raises(DeliveryError) as caught:
         await engine.send(1)
@@ -195,7 +195,7 @@ async def test_a_direct_send_that_is_refused_has_its_outcome_at_once(virtual_clo
 
 
 async def test_a_limiter_is_told_when_the_refused_request_left(virtual_clock: CheckedLoop) -> None:
-    """For each 429 the limiter is told when that very request left, not when its batch left the buffer."""
+    """For each 429 the limiter learns when that request left, not when its batch left the buffer."""
     limiter = RecordingLimiter()
     engine = Engine(ScriptedTransport(429, 503, 429, 429), limiter=limiter, retry=AT_ONCE)
     assert isinstance(await (await engine.track(1)), Delivered)
@@ -209,7 +209,7 @@ async def test_a_limiter_is_told_when_the_refused_request_left(virtual_clock: Ch
 async def test_a_limiter_is_told_how_long_the_server_asked_to_wait(
     virtual_clock: CheckedLoop, answer: int, asked: float
 ) -> None:
-    """Whatever the status is, `Retry-After` pauses everyone from the moment of the answer on, for 60 s at most."""
+    """For any status, `Retry-After` pauses all requests from the answer on, for at most 60 s."""
     limiter = RecordingLimiter()
     engine = Engine(ScriptedTransport(status(answer, retry_after=asked)), limiter=limiter, retry=AT_ONCE)
     left = now() + 0.1
@@ -230,7 +230,7 @@ async def test_a_limiter_is_told_of_nothing_else(virtual_clock: CheckedLoop) -> 
 
 
 async def test_the_wait_for_a_limiter_that_fails_is_counted_and_lasts(virtual_clock: CheckedLoop) -> None:
-    """The time in a limiter that raises in the end counts as waited, and a change of state does not cut its retry."""
+    """The time in a limiter that finally raises counts as waited, and a change of state does not end its backoff."""
     slow = SlowLimiter(seconds=2.0)
     engine = Engine(ScriptedTransport(), limiter=slow, retry=RetryPolicy(initial_backoff=0.0))
     send = asyncio.create_task(engine.send(1))
@@ -254,7 +254,7 @@ class SlowLimiter(RecordingLimiter):
         return await super().acquire()
 
 
-# --- time ---
+# --- times ---
 
 
 async def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent(virtual_clock: CheckedLoop) -> None:
@@ -281,7 +281,7 @@ async def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent(virt
 
 
 async def test_what_is_fresh_goes_on_without_what_is_too_old(virtual_clock: CheckedLoop) -> None:
-    """Of a batch that waits for its retry, the events that are too old by then are given up; the others are sent."""
+    """In a batch that waits for its retry, events that become too old are given up; the others are sent."""
     limiter = RecordingLimiter(gated=True)
     transport = ScriptedTransport(503)
     batching = Batching(linger=0.3)
@@ -304,7 +304,7 @@ async def test_what_is_fresh_goes_on_without_what_is_too_old(virtual_clock: Chec
 
 
 async def test_who_waits_for_a_probe_holds_no_place_and_no_permit(virtual_clock: CheckedLoop) -> None:
-    """While the client is halted, those who wait hold neither a permit nor a place, and all places are there after."""
+    """While the client is halted, waiting requests hold neither permit nor place, and all places are free later."""
     limiter = RecordingLimiter()
     transport = ScriptedTransport(403, then=PARKED)
     engine = Engine(transport, limiter=limiter, batching=Batching(max_events=1, max_in_flight=3), retry=PATIENT)

@@ -38,7 +38,7 @@ ONE_EACH = Batching(max_events=1, ordered=False)
 
 
 async def test_one_permit_for_each_attempt(virtual_clock: CheckedLoop) -> None:
-    """The limiter is asked once for every attempt, of batches, retries and direct sends, and told of each one's end."""
+    """The limiter grants a permit for every attempt, of batches, retries and direct sends, and learns its end."""
     transport = ScriptedTransport(503, NO_CONNECTION, 200, 429, TIMED_OUT, 200)
     limiter = RecordingLimiter()
     engine = Engine(transport, limiter=limiter)
@@ -81,7 +81,7 @@ async def test_retry_after_pauses_everybody(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("asked", [86_400.0, float("inf")])
 async def test_retry_after_is_capped(virtual_clock: CheckedLoop, asked: float) -> None:
-    """A server that asks for a day is asked again after a minute: the batch is not given up for it."""
+    """A `Retry-After` of a day is cut to a minute, and the batch is not given up for it."""
     engine = Engine(ScriptedTransport(status(503, retry_after=asked)))
     outcome = await (await engine.track(1))
     times = engine.transport.times
@@ -99,12 +99,12 @@ async def test_retry_after_is_capped(virtual_clock: CheckedLoop, asked: float) -
         (TIMED_OUT, {"maybe_recorded": True, "failure": "timeout: ReadTimeout"}),
     ],
 )
-async def test_attempts_run_out(virtual_clock: CheckedLoop, step: Step, told: dict[str, Any]) -> None:
-    """After `max_attempts` requests the event is abandoned, with what is known of it."""
+async def test_attempts_run_out(virtual_clock: CheckedLoop, step: Step, reported: dict[str, Any]) -> None:
+    """After `max_attempts` requests the event is abandoned, and its outcome gives the last failure."""
     engine = Engine(ScriptedTransport(then=step), retry=RetryPolicy(max_attempts=4))
     outcome, requests = await (await engine.track(1)), len(engine.transport.requests)
 
-    assert outcome == Abandoned(reason="retries_exhausted", attempts=4, elapsed=outcome.elapsed, **told)
+    assert outcome == Abandoned(reason="retries_exhausted", attempts=4, elapsed=outcome.elapsed, **reported)
     assert requests == 4
 
 
@@ -122,7 +122,7 @@ async def test_time_runs_out(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_failed_batch_holds_back_no_other(virtual_clock: CheckedLoop) -> None:
-    """While one batch waits for its retry, the others go."""
+    """While one batch waits for its retry, other batches are sent."""
     transport = ScriptedTransport(503, then=OK)
     engine = Engine(transport, batching=ONE_EACH, retry=SLOW_RETRY)
     receipts = await engine.track_all(range(20))

@@ -42,7 +42,7 @@ ONE_EACH = Batching(max_events=1, ordered=False)
 
 
 async def test_raising_limiter_loses_no_batch(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """Events wait in the buffer while the limiter raises, and go when it works again; told once."""
+    """Events wait in the buffer while the limiter raises, and go out when it works again; one record is logged."""
     limiter = RecordingLimiter(*[OSError("redis://:secret@host")] * 5)
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -56,7 +56,7 @@ async def test_raising_limiter_loses_no_batch(virtual_clock: CheckedLoop, caplog
 
 
 async def test_raising_limiter_loses_no_retry(virtual_clock: CheckedLoop) -> None:
-    """A batch whose retry finds the limiter broken waits for it, and is delivered."""
+    """A batch whose retry meets a broken limiter waits for it, and is delivered."""
     limiter = RecordingLimiter(None, *[OSError()] * 5)
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -67,7 +67,7 @@ async def test_raising_limiter_loses_no_retry(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_raising_limiter_delays_a_direct_send(virtual_clock: CheckedLoop) -> None:
-    """A direct send asks a broken limiter again, for as long as the policy allows."""
+    """A direct send asks a broken limiter again, as long as the policy allows."""
     limiter = RecordingLimiter(*[OSError()] * 3)
     engine = Engine(ScriptedTransport(), limiter=limiter)
     assert isinstance(await engine.send(1), Delivered)
@@ -82,7 +82,7 @@ async def test_raising_limiter_delays_a_direct_send(virtual_clock: CheckedLoop) 
 
 @pytest.mark.parametrize("backoff", [0.0, 0.1])
 async def test_raising_limiter_is_asked_as_often_as_the_policy_says(virtual_clock: CheckedLoop, backoff: float) -> None:
-    """Without a wait between its tries a direct send asks a broken limiter `max_attempts` times, not without end."""
+    """Without backoff a direct send asks a broken limiter `max_attempts` times, not for ever."""
     limiter = RecordingLimiter(*[OSError()] * 10_000)
     policy = RetryPolicy(max_attempts=7, initial_backoff=backoff, max_backoff=backoff)
     engine = Engine(ScriptedTransport(), limiter=limiter, retry=policy)
@@ -94,7 +94,7 @@ async def test_raising_limiter_is_asked_as_often_as_the_policy_says(virtual_cloc
 
 
 async def test_limiter_that_is_cancelled_itself_loses_nothing(virtual_clock: CheckedLoop) -> None:
-    """Where something is cancelled that the limiter waits for, it has failed: nobody stops, and nobody hangs."""
+    """If a task that the limiter awaits is cancelled, the limiter has failed: no task ends, and none hangs."""
     limiter = RecordingLimiter(asyncio.CancelledError())
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     receipt = await engine.track(1)
@@ -109,7 +109,7 @@ async def test_limiter_that_is_cancelled_itself_loses_nothing(virtual_clock: Che
 async def test_broken_permits_and_pauses_lose_nothing(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A limiter whose permits and pauses raise is complained of once, and costs no event its outcome."""
+    """A limiter whose permits and pauses raise is logged once, and costs no event its outcome."""
     limiter = RecordingLimiter(broken_permits=True, broken_pause=OSError())
     engine = Engine(ScriptedTransport(status(429, retry_after=1.0), OK, then=NEVER), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -121,9 +121,9 @@ async def test_broken_permits_and_pauses_lose_nothing(
         await send
     assert limiter.open == 0
 
-    told = [record.message.split(" (")[0] for record in caplog.records if "limiter" in record.message]
+    reported = [record.message.split(" (")[0] for record in caplog.records if "limiter" in record.message]
 
-    assert told == ["the limiter failed: RuntimeError", "the limiter failed: OSError"]
+    assert reported == ["the limiter failed: RuntimeError", "the limiter failed: OSError"]
 
 
 class StubbornLimiter:
@@ -134,7 +134,7 @@ class StubbornLimiter:
         self.recording = RecordingLimiter()
 
     async def acquire(self) -> Any:
-        """Grant at once, and later only whoever is cancelled."""
+        """A limiter that grants the first permits, and later ones only to callers that are cancelled."""
         if self.grants:
             self.grants -= 1
         else:
@@ -167,7 +167,7 @@ async def test_permit_that_comes_after_the_close(virtual_clock: CheckedLoop, gra
 
 
 async def test_two_clients_share_a_limiter(virtual_clock: CheckedLoop) -> None:
-    """Two clients with one limiter keep its limit together, and both get on."""
+    """Two clients with one limiter keep its limit together, and both make progress."""
     limiter = LocalLimiter(RateLimit(requests=10, burst=2, jitter=0.0))
     one, other = (Engine(ScriptedTransport(), limiter=limiter, batching=ONE_EACH) for _ in range(2))
     await one.track_all(range(40))

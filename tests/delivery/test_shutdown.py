@@ -1,4 +1,4 @@
-"""Close is a deadline: it returns in time whatever the server does, with a report that adds up and can be kept."""
+"""A close is a deadline: it returns in time for any server, with a report that adds up and can be kept."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
             await client.view(session_external_id="visitor", product_id=number)
         begin = time.monotonic()
         report = await client.aclose(timeout=0.5)
-        # No test of speed: whoever hangs does so for the 30 s of a time-out or for ever.
+        # No test of speed: a close that hangs does so for the 30 s of a time-out or for ever.
         assert time.monotonic() - begin < 5.0
 
     stats = report.stats
@@ -100,17 +100,17 @@ async def test_never_later(virtual_clock: CheckedLoop, timeout: float) -> None: 
 
 
 async def test_a_hook_that_is_quick_is_told_in_time(virtual_clock: CheckedLoop) -> None:
-    """What is left at the deadline reaches the hook before the close returns."""
-    told: list[int] = []
+    """Events left at the deadline reach the hook before the close returns."""
+    reported: list[int] = []
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
         await asyncio.sleep(0.01)
-        told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+        reported.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
 
     engine = Engine(ScriptedTransport(then=NEVER), on_outcome=hook)
     await engine.track_all(range(20))
     await engine.aclose(5.0)
-    assert told == list(range(20))
+    assert reported == list(range(20))
     await turns(5)
 
     assert tasks() == set()
@@ -131,12 +131,12 @@ async def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books(virtual
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | None) -> None:  # noqa: ASYNC109
-    """A close from within a hook does not wait for that hook, and what is left is told of afterwards."""
-    told: list[int] = []
+    """A close from within a hook does not wait for that hook, which gets the leftover events afterwards."""
+    reported: list[int] = []
     took: list[float] = []
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
-        told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+        reported.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
         begin = now()
         await engine.aclose(timeout)
         took.append(now() - begin)
@@ -145,13 +145,13 @@ async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | Non
     await engine.track_all(range(3))
     await asyncio.sleep(10.0)
 
-    assert told == [0, 1, 2]
+    assert reported == [0, 1, 2]
     assert max(took) < 1.0
     assert tasks() == set()
 
 
 async def test_a_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
-    """However often it is closed, there is one report."""
+    """Several closes give one report."""
     engine = Engine(ScriptedTransport(then=NEVER))
     await engine.track(1)
     first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
@@ -160,7 +160,7 @@ async def test_a_second_close_returns_the_same_report(virtual_clock: CheckedLoop
 
 
 async def test_a_clean_close_is_quick(virtual_clock: CheckedLoop) -> None:
-    """Where everything is delivered a close takes as long as that does."""
+    """If everything is delivered, a close takes only the time of the delivery."""
     engine = Engine(ScriptedTransport(then=OK))
     await engine.track_all(range(100))
     report = await engine.aclose(60.0)
@@ -170,7 +170,7 @@ async def test_a_clean_close_is_quick(virtual_clock: CheckedLoop) -> None:
     assert report.elapsed == pytest.approx(0.05, abs=0.01)
 
 
-# --- what is left ---
+# --- leftover events ---
 
 
 async def test_what_is_left_can_be_sent_again(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) -> None:
-    """While there is time for it, a close that drops many events lets others run meanwhile, and accounts for all."""
+    """If there is time, a close that drops many events lets other tasks run meanwhile, and reports all events."""
     engine = Engine(ScriptedTransport(then=NEVER))
     await engine.track_all(range(20_000))
     turned = 0
@@ -250,7 +250,7 @@ async def test_the_turns_of_others_make_no_close_late(
     timeout: float,  # noqa: ASYNC109
     batching: Batching,
 ) -> None:
-    """Where every turn of the application's own tasks takes 50 ms, a close is late by what asyncio needs to wake it."""
+    """If every turn of the application takes 50 ms, a close is late only by the turns that asyncio needs to wake it."""
 
     async def others() -> None:
         while True:
@@ -270,7 +270,7 @@ async def test_the_turns_of_others_make_no_close_late(
 
 
 class SlowClockLoop(VirtualTimeLoop):
-    """A loop on which whatever looks at the clock takes a millisecond: time passes while our own code runs."""
+    """A loop on which each reading of the clock takes a millisecond: time passes while our own code runs."""
 
     def time(self) -> float:
         """Return the virtual time in seconds, a millisecond later than the last one."""
@@ -279,14 +279,14 @@ class SlowClockLoop(VirtualTimeLoop):
 
 
 def test_our_own_work_makes_no_close_late() -> None:
-    """Where the settling itself takes longer than was kept for it, the rest is settled in one go, in time."""
+    """If settling takes longer than the time reserved for it, the rest is settled in one step, in time."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(then=NEVER))
         await engine.track_all(range(30_000))
         begin = now()
         report = await engine.aclose(0.1)
-        # What comes after the settling looks at the clock a few times.
+        # After the settling, the clock is read a few more times.
         assert now() - begin <= 0.1 + 0.02
         assert len(report.undelivered) == 30_000
 
@@ -311,7 +311,7 @@ async def test_close_delivers_what_is_open(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_close_of_an_unused_client(virtual_clock: CheckedLoop) -> None:
-    """A client that was never used closes at once."""
+    """A client that was never used closes without waiting."""
     engine = Engine(ScriptedTransport())
     report = await engine.aclose()
 
@@ -344,9 +344,9 @@ STUCK: dict[str, Callable[[], Setup]] = {
 async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeout: float) -> None:  # noqa: ASYNC109
     """Wherever events are stuck, a close returns in time, with a report that holds each of them with its outcome."""
     transport, options = STUCK[where]()
-    told: list[UndeliveredEvent] = []
+    reported: list[UndeliveredEvent] = []
     options["batching"] = Batching(max_events=2, max_in_flight=2)
-    engine = Engine(transport, buffer=Buffer(max_events=50), on_outcome=into(told), **options)
+    engine = Engine(transport, buffer=Buffer(max_events=50), on_outcome=into(reported), **options)
     receipts = await engine.track_all(range(9))
     sends = [asyncio.create_task(engine.send(number)) for number in (100, 101)]
     await asyncio.sleep(1.0)
@@ -359,7 +359,7 @@ async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeo
     stats = report.stats
     assert (stats.pending, stats.in_flight, stats.delivered) == (0, 0, 0)
     assert stats.tracked == 11 == stats.abandoned + stats.dropped
-    assert list(report.undelivered) == told
+    assert list(report.undelivered) == reported
     assert [kept.event.product_id for kept in report.undelivered] == list(range(9))  # type: ignore[attr-defined]
     for receipt, kept in zip(receipts, report.undelivered, strict=True):
         assert receipt.outcome is kept.outcome
@@ -433,7 +433,7 @@ async def test_second_close_with_more_time_changes_nothing(virtual_clock: Checke
 
 
 async def test_waiting_callers_are_told_of_the_close(virtual_clock: CheckedLoop) -> None:
-    """A close refuses those who wait for room, and all who come later; what was accepted is delivered."""
+    """A close refuses waiting callers and all later ones; accepted events are delivered."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=2), batching=ONE_EACH)
     await engine.track_all(range(2))
@@ -460,7 +460,7 @@ async def test_waiting_callers_are_told_of_the_close(virtual_clock: CheckedLoop)
 async def test_waiting_caller_cancelled_by_the_close_leaves_no_trace(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller that is refused and cancelled in the same turn leaves nothing in the log."""
+    """A caller that is refused and cancelled in the same turn causes no log record."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1))
     await engine.track(0)
@@ -495,7 +495,7 @@ async def test_cancelled_close_settles_everything(virtual_clock: CheckedLoop) ->
 
 
 async def test_impossible_timeout_closes_nothing(virtual_clock: CheckedLoop) -> None:
-    """A close with a deadline that is no number is an error that loses nothing: the client stays open."""
+    """A timeout that is no number is an error before anything changes: the client stays open."""
     engine = Engine(ScriptedTransport())
     receipt = await engine.track(1)
     with pytest.raises(TypeError):
@@ -509,7 +509,7 @@ async def test_impossible_timeout_closes_nothing(virtual_clock: CheckedLoop) -> 
 
 
 def test_connections_that_do_not_close_hold_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """A transport that never closes holds a close for half a second, one that raises for none; both are told."""
+    """A transport that never closes holds a close for half a second, one that raises does not; both are logged."""
 
     async def forever() -> None:
         await asyncio.sleep(1e9)
@@ -550,7 +550,7 @@ async def test_report_is_oldest_first(virtual_clock: CheckedLoop, ordered: bool)
 
 
 async def test_async_with_closes(virtual_clock: CheckedLoop) -> None:
-    """Leaving the block closes the client and delivers, also where an exception leaves it."""
+    """Leaving the block closes the client and delivers, also if an exception leaves it."""
     transport = ScriptedTransport()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
         async with make_client(transport) as client:

@@ -93,7 +93,7 @@ async def test_close_cancelled_while_connections_close(virtual_clock: CheckedLoo
 
 
 async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it drops a full buffer drops the rest at once."""
+    """A close that is cancelled while it drops a full buffer drops the rest in one step."""
     engine = Engine(
         ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
     )
@@ -112,12 +112,12 @@ async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it waits for the hook has its report, and the hook is told on."""
-    told: list[int] = []
+    """A close that is cancelled while it waits for the hook has its report, and the hook gets the remaining events."""
+    reported: list[int] = []
 
     async def hook(events: Any) -> None:
         await asyncio.sleep(5.0)
-        told.extend(range(len(events)))
+        reported.extend(range(len(events)))
 
     engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
     await (await engine.track(1))
@@ -127,7 +127,7 @@ async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop
     assert (await engine.aclose()).stats.rejected == 1
     await asyncio.sleep(5.0)
 
-    assert told == [0]
+    assert reported == [0]
     assert tasks() == set()
 
 
@@ -162,12 +162,12 @@ async def test_closing_task_cancelled(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A shutdown that cancels the end of the hooks lets the close return at once, and the hook end its call."""
-    told: list[int] = []
+    """If a shutdown cancels the end of the hooks, the close returns, and the hook ends its call."""
+    reported: list[int] = []
 
     async def hook(events: Any) -> None:
         await asyncio.sleep(5.0)
-        told.extend(range(len(events)))
+        reported.extend(range(len(events)))
 
     engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
     await (await engine.track(1))
@@ -178,4 +178,4 @@ async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None
     assert now() < 2.0
     await asyncio.sleep(5.0)
 
-    assert told == [0]
+    assert reported == [0]

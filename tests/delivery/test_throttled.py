@@ -1,4 +1,4 @@
-"""An API that slows us down is listened to: everyone pauses, the pace falls at once and comes back little by little."""
+"""Answers of 429 slow the client down: all requests pause, the pace falls in one step and recovers slowly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENT = RetryPolicy(max_attempts=1000, max_elapsed=1e6)
 
 
 def allowing(limit: int) -> Callable[[Request], Step | int]:
-    """Return a server that admits so many requests in any second, and refuses the others."""
+    """Return a server that accepts so many requests in any second, and refuses further ones."""
     admitted: deque[float] = deque()
 
     def then(request: Request) -> Step | int:
@@ -59,7 +59,7 @@ def refused(transport: ScriptedTransport, limit: int) -> int:
 
 
 async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
-    """A server that allows 30 a second where 50 are believed refuses few, and is used well."""
+    """A server that allows 30 requests a second, where 50 are configured, refuses few of them and is well used."""
     transport = await flood(allowing(30), 120.0)
 
     assert refused(transport, 30) <= 0.04 * len(transport.requests)
@@ -68,7 +68,7 @@ async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("answer", [429, status(429, retry_after=0.0), status(429, retry_after=3.0)])
 async def test_a_stream_of_429_never_raises_the_rate(virtual_clock: CheckedLoop, answer: Step | int) -> None:
-    """Where nothing but 429 comes back, ever fewer requests are made."""
+    """If every answer is 429, fewer and fewer requests are made."""
     times = (await flood(answer, 120.0)).times
     by_half_minute = [sum(start <= at < start + 30.0 for at in times) for start in (0.0, 30.0, 60.0, 90.0)]
 
@@ -105,7 +105,7 @@ async def test_the_pace_comes_back_by_two_hundredths_a_second(virtual_clock: Che
 @given(st.lists(st.floats(0.0, 20.0), max_size=40))
 @PROPERTY
 def test_pauses_only_move_later(gaps: list[float]) -> None:
-    """Whatever comes in whatever order, the end of a pause never moves earlier, and the pace never below a tenth."""
+    """In any order of pauses and 429s, the end of a pause never moves earlier, and the pace stays above a tenth."""
 
     async def test() -> None:
         limiter = LocalLimiter(RateLimit())
@@ -121,7 +121,7 @@ def test_pauses_only_move_later(gaps: list[float]) -> None:
 
 
 async def test_nobody_recovers_in_a_pause(virtual_clock: CheckedLoop) -> None:
-    """After a long `Retry-After` the pace is what it was cut to, not what it would have grown to meanwhile."""
+    """After a long `Retry-After` the pace is the one after the cut: it does not recover during the pause."""
     limiter = LocalLimiter(RateLimit())
     engine = Engine(ScriptedTransport(status(429, retry_after=30.0)), limiter=limiter, retry=PATIENT)
 
@@ -183,7 +183,7 @@ async def test_everyone_pauses(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("throttled", [403, 503])
 async def test_what_counts_as_throttling_can_be_extended(virtual_clock: CheckedLoop, throttled: int) -> None:
-    """A 403 or 503 whose body says so is a 429: certainly not recorded, sent again, slower; any other is not."""
+    """If `is_throttled` says so, a 403 or 503 counts as a 429: not recorded, sent again, slower; any other does not."""
 
     def is_throttled(code: int, body: bytes) -> bool:
         return code == throttled and b"too fast" in body
@@ -202,7 +202,7 @@ async def test_what_counts_as_throttling_can_be_extended(virtual_clock: CheckedL
 
 @pytest.mark.parametrize("code", [200, 204, 299])
 async def test_what_was_accepted_is_not_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
-    """No predicate is asked about a 2xx: an event that was accepted is delivered, whatever the answer says."""
+    """`is_throttled` is not called for a 2xx: an accepted event is delivered, whatever the answer contains."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
@@ -221,7 +221,7 @@ async def test_what_was_accepted_is_not_asked_about(virtual_clock: CheckedLoop, 
 
 @pytest.mark.parametrize("code", [199, 300, 400, 413, 429, 599])
 async def test_every_other_answer_is_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
-    """A predicate is asked once about each answer that is no 2xx, and may take any of them for a 429."""
+    """`is_throttled` is called once for each answer that is no 2xx, and may declare any of them a 429."""
     asked: list[tuple[int, bytes]] = []
 
     def is_throttled(code: int, body: bytes) -> bool:
@@ -240,7 +240,7 @@ async def test_every_other_answer_is_asked_about(virtual_clock: CheckedLoop, cod
 
 
 async def test_without_an_answer_nobody_is_asked(virtual_clock: CheckedLoop) -> None:
-    """A predicate is not asked about a request that had no answer."""
+    """`is_throttled` is not called for a request without an answer."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
@@ -258,7 +258,7 @@ async def test_without_an_answer_nobody_is_asked(virtual_clock: CheckedLoop) -> 
 async def test_a_predicate_that_raises_is_no_throttling(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A predicate that raises is logged once, and the answer means what it always does."""
+    """If `is_throttled` raises, one record is logged, and the answer keeps its usual meaning."""
 
     def broken(code: int, body: bytes) -> bool:
         raise ZeroDivisionError
@@ -288,6 +288,6 @@ async def test_a_predicate_that_raises_is_no_throttling(
     ],
 )
 def test_bad_policies_fail_at_construction(options: dict[str, Any]) -> None:
-    """A policy that would protect or judge nothing is refused where it is made, by the name of its field."""
+    """A policy whose settings would have no effect is refused at construction, by the name of its field."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         RetryPolicy(**options)

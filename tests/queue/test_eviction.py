@@ -1,4 +1,4 @@
-"""A full buffer: who waits, who is refused, what gives way; every event that does is settled, counted and told of."""
+"""A full buffer: callers wait or are refused, or events are evicted, settled, counted and reported."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ class Crowd:
 
     engine: Engine
     limiter: RecordingLimiter
-    told: list[UndeliveredEvent]
+    reported: list[UndeliveredEvent]
     receipts: dict[int, Receipt] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, batching: Batching = Batching(), **bounds: Any) -> Crowd:  # noqa: B008 - frozen
         """Return a crowd at a buffer with these bounds."""
-        told: list[UndeliveredEvent] = []
+        reported: list[UndeliveredEvent] = []
         limiter = RecordingLimiter(gated=True)
         engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=batching, buffer=Buffer(**bounds), on_outcome=into(told)
+            ScriptedTransport(), limiter=limiter, batching=batching, buffer=Buffer(**bounds), on_outcome=into(reported)
         )
-        return cls(engine, limiter, told)
+        return cls(engine, limiter, reported)
 
     async def come(self, kinds: str, visitors: str = "", *, nowait: bool = False) -> None:
         """Track an event for each letter of `kinds`, numbered on, each by the visitor in its place."""
@@ -96,15 +96,15 @@ class Crowd:
         return [number for number, receipt in self.receipts.items() if receipt.outcome == OVERFLOWED]
 
     async def end(self) -> set[int]:
-        """Let everything go out; return the numbers of the events that arrived, once the books were found to agree."""
+        """Let all requests go out; return the numbers of the delivered events, once the counters have been checked."""
         self.limiter.open_gate()
         report = await self.engine.aclose()
         stats = report.stats
         names = Counter(self.receipts[number].event_name for number in self.gone)
         assert stats.dropped_by == ({"overflow": names} if names else {})
         assert (stats.dropped, stats.delivered) == (len(self.gone), len(self.receipts) - len(self.gone))
-        assert sorted(map(number_of, self.told)) == self.gone
-        assert all(kept.outcome == OVERFLOWED for kept in self.told)
+        assert sorted(map(number_of, self.reported)) == self.gone
+        assert all(kept.outcome == OVERFLOWED for kept in self.reported)
         recorded = self.engine.transport.recorded_numbers
         assert len(recorded) == len(set(recorded))
         assert tasks() == set()
@@ -132,7 +132,7 @@ class Counted:
 
 
 async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -> None:
-    """Of many callers who wait for room each is woken once, when there is room for it, in the order of coming."""
+    """Of many callers that wait for space, each is woken once, when its event fits, in the order of their calls."""
     transport = ScriptedTransport()
     engine = Engine(transport, batching=Batching(max_events=1, linger=0.0), buffer=Buffer(max_events=2))
     calls = [Counted(engine.track(number)) for number in range(300)]
@@ -171,7 +171,7 @@ async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> 
 
 @pytest.mark.parametrize("nowait", [False, True])
 async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa: FBT001
-    """With "raise" a full buffer is an error at once, and the event that was refused counts for nothing."""
+    """With "raise" a full buffer is an error in the same step, and the refused event is not counted."""
     crowd = Crowd.of(overflow="raise", max_events=2)
     await crowd.come("vv", nowait=nowait)
     with pytest.raises(BufferFullError, match="2 events"):
@@ -182,7 +182,7 @@ async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa:
     assert await crowd.end() == {0, 1}
 
 
-# --- what gives way ---
+# --- evictions ---
 
 
 @pytest.mark.parametrize("nowait", [False, True])
@@ -193,13 +193,13 @@ async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa:
         ("drop_newest", "vvv|vo", [3, 4]),
         ("drop_oldest", "ovi|ii", [0, 1]),
         ("drop_oldest", "ovi|iiii", [0, 1, 2, 3]),
-        # The least valuable goes first, the oldest among equals, whatever the order of coming.
+        # The least valuable event is dropped first, the oldest among equals, in any order of arrival.
         ("shed", "oiv|o", [1]),
         ("shed", "obvsi|ooooo", [4, 2, 3, 1, 0]),
         ("shed", "ivi|v", [0]),
         ("shed", "isv|vbbb", [0, 1, 2, 3]),
         ("shed", "vvv|v", [0]),
-        # The newcomer goes where it is worth least.
+        # The new event is dropped if it is worth least.
         ("shed", "vsb|i", [3]),
         ("shed", "ooo|bvi", [3, 4, 5]),
         ("shed", "ioo|ivb", [0, 3, 4]),
@@ -213,7 +213,7 @@ async def test_what_gives_way(  # noqa: PLR0917
     batching: Batching,
     nowait: bool,  # noqa: FBT001
 ) -> None:
-    """The right events give way, in the turn in which room is needed; they are settled, counted and told of."""
+    """The right events are evicted as soon as space is needed; they are settled, counted and reported."""
     before, after = kinds.split("|")
     crowd = Crowd.of(batching, overflow=overflow, max_events=len(before))
     await crowd.come(before + after, "abcabdefghkl", nowait=nowait)
@@ -224,7 +224,7 @@ async def test_what_gives_way(  # noqa: PLR0917
 
 
 async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
-    """One by one, they give way by rank and then by age."""
+    """Events are evicted one by one, by rank and then by age."""
     crowd = Crowd.of(overflow="shed", max_events=10)
     await crowd.come("ovbisovbis")
     order = []
@@ -237,7 +237,7 @@ async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
-    """A ranking of the caller's own decides alone; what it does not name counts as 1."""
+    """A custom ranking decides alone; an event without a rank counts as 1."""
     crowd = Crowd.of(overflow="shed", max_events=4, ranking={"order": 0, "impressionContentViewed": 9, "view": 1})
     await crowd.come("oivsiiio")
     assert crowd.gone == [0, 2, 3, 7]
@@ -245,7 +245,7 @@ async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_event_of_an_unknown_type(virtual_clock: CheckedLoop) -> None:
-    """An event that the default ranking does not know gives way as a view does."""
+    """An event that the default ranking does not name is evicted like a view."""
     crowd = Crowd.of(overflow="shed", max_events=2)
     await crowd.come("b")
     unknown = CustomEvent(name="wishlist", fields={"sessionExternalId": "a", "productId": 9})
@@ -259,7 +259,7 @@ async def test_event_of_an_unknown_type(virtual_clock: CheckedLoop) -> None:
 @pytest.mark.parametrize("batching", LANES)
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
 async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow) -> None:
-    """Whoever's they are, events of one rank give way in the order in which they came."""
+    """Events of one rank are evicted in the order in which they came, whichever visitor they belong to."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=6)
     await crowd.come("vvvvvv", "abcabc")
     for gone in range(6):
@@ -274,7 +274,7 @@ async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batchin
 async def test_events_of_a_visitor_under_way(
     virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
 ) -> None:
-    """Events that wait for their visitor's batch to come back give way like others; what is on its way does not."""
+    """Events behind a batch in flight are evicted like others; events in flight are not."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=3)
     crowd.limiter.open_gate()
     crowd.engine.transport.then = PARKED
@@ -313,7 +313,7 @@ def custom(name: str, number: int, size: int) -> CustomEvent:
 async def test_bytes_give_way(
     virtual_clock: CheckedLoop, overflow: Overflow, sizes: list[int], newcomer: int, gone: list[int]
 ) -> None:
-    """Where the bytes are the bound, as many events give way as the newcomer needs, and not one more."""
+    """If bytes are the bound, just as many events are evicted as the new one needs."""
     crowd = Crowd.of(overflow=overflow, max_bytes=1024)
     receipts = []
     for number, size in enumerate([*sizes, newcomer]):
@@ -325,7 +325,7 @@ async def test_bytes_give_way(
 
 
 async def test_nothing_gives_way_in_vain(virtual_clock: CheckedLoop) -> None:
-    """Where all that is worth less is too small to make room, the newcomer alone is dropped."""
+    """If all less valuable events together are too small, only the new event is dropped."""
     ranking = {"cheap": 0, "good": 1, "dear": 2}
     crowd = Crowd.of(overflow="shed", max_bytes=1024, ranking=ranking)
     receipts = []
@@ -344,7 +344,7 @@ async def test_nothing_gives_way_in_vain(virtual_clock: CheckedLoop) -> None:
 async def test_flush_ends_with_the_last_that_gives_way(
     virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
 ) -> None:
-    """A flush whose last open events give way ends in that moment, and the newcomers do not hold it."""
+    """A flush whose last open events are evicted ends in that step, and newer events do not hold it."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=3)
     await crowd.come("vvv", "abc")
     # Their batches are full of a later flush's events otherwise.
@@ -397,7 +397,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     flushes: set[int],
     latencies: list[float],
 ) -> None:
-    """However events come, leave and give way, each is sent once or dropped, and a flush ends after those before it."""
+    """For any order of arrivals, takes and evictions, each event is sent once or dropped, and each flush ends."""
 
     async def test() -> None:
         crowd = Crowd.of(batching, overflow=overflow, max_events=room)
@@ -433,13 +433,13 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     ("overflow", "gone"), [("drop_newest", [2, 3]), ("drop_oldest", [0, 1]), ("shed", [1, 2]), ("raise", [])]
 )
 async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overflow, gone: list[int], way: str) -> None:
-    """Each way into a client does at a full buffer as its policy says, and the receipt tells it."""
-    told: list[UndeliveredEvent] = []
+    """Each way into a client follows the policy at a full buffer, and the receipt has the outcome."""
+    reported: list[UndeliveredEvent] = []
     client = make_client(
         ScriptedTransport(),
         limiter=(limiter := RecordingLimiter(gated=True)),
         buffer=Buffer(max_events=2, overflow=overflow),
-        on_outcome=into(told),
+        on_outcome=into(reported),
     )
     kinds = [Order, View, ImpressionContentViewed, Order] if overflow == "shed" else [View] * 4
     events = [event(number, "a", kind) for number, kind in enumerate(kinds)]
@@ -456,7 +456,7 @@ async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overfl
     limiter.open_gate()
     report = await client.aclose()
 
-    assert report.stats.dropped == len(gone) == len(told)
+    assert report.stats.dropped == len(gone) == len(reported)
     assert report.stats.delivered == 2
 
 
@@ -478,7 +478,7 @@ async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overfl
     ],
 )
 def test_impossible_bounds(option: str, value: object) -> None:
-    """A policy, a ranking or an age that cannot be is refused where it is given, with the name of its field."""
+    """An invalid policy, ranking or age is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=f"Buffer.{option} must"):
         Buffer(**{option: value})  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], second
                     return await task
             task.cancel()
             try:
-                # Asked to end, it may have come to its end all the same.
+                # The task may have ended normally in spite of the cancellation.
                 return await task
             except asyncio.CancelledError:
                 turns += 1

@@ -1,4 +1,4 @@
-"""A proxy on loopback that answers CONNECT as it is told, or makes the tunnel; and a server with TLS behind it."""
+"""A proxy on loopback that answers CONNECT with a given status, or makes the tunnel; and a TLS server behind it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ConnectProxy:
-    """What the tests point `HTTPS_PROXY` at.
+    """A proxy for the tests' `HTTPS_PROXY`.
 
     Attributes:
         status: its answer to CONNECT; 200 makes the tunnel.
@@ -42,7 +42,7 @@ class ConnectProxy:
             token = base64.b64encode(f"user:{self.password}".encode()).decode()
             status = 200 if f"Basic {token}" in head else 407
         if status != 200:
-            # Some proxies repeat what they were sent.
+            # Some proxies repeat the request in their answer.
             echo = head.partition("Proxy-Authorization: ")[2].partition("\r\n")[0]
             writer.write(f"HTTP/1.1 {status} No {echo}\r\nContent-Length: 0\r\n\r\n".encode())
             await writer.drain()

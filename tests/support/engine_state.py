@@ -51,7 +51,7 @@ def limiter_of(engine: Engine) -> Any:
     return engine.dispatcher._sender._limiter
 
 
-# --- what is under way ---
+# --- tasks, futures and timers ---
 
 
 def flights_of(engine: Engine) -> list[Flight]:

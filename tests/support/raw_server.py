@@ -1,4 +1,4 @@
-"""A bare HTTP/1.1 server on loopback that keeps every byte it got and answers as it is told."""
+"""A bare HTTP/1.1 server on loopback that keeps every byte that it receives and sends scripted answers."""
 
 from __future__ import annotations
 
