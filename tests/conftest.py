@@ -1,7 +1,8 @@
-"""What all tests share: a limit on their time, and the rule for tests that need a real server."""
+"""For all tests: a time limit, the virtual clock, and the rule for tests that need a real server."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
@@ -15,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.time_limit import TimeLimit
+from tests.support.virtual_time import CheckedLoop
 
 with suppress(ImportError):
     # Not on Windows, whose permissions bind everybody.
     import pwd
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 # A property is a claim about values, not about the time that the machine takes for them.
 settings.register_profile("every", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,6 +70,23 @@ def collected(request: pytest.FixtureRequest) -> Generator[None]:
     yield
     if request.node.get_closest_marker("leaves_connections"):
         gc.collect()
+
+
+def pytest_asyncio_loop_factories(item: pytest.Function) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run an async test that uses the fixture `virtual_clock` on a virtual loop of its own, any other on a real one."""
+    virtual = "virtual_clock" in item.fixturenames
+    return {"virtual": CheckedLoop} if virtual else {"real": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def virtual_clock() -> CheckedLoop:
+    """Run the async test that asks for this fixture on a virtual clock that begins at 0, and return its loop.
+
+    The loop belongs to this test alone. It raises `Stuck` if every task waits and no timer is set.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, CheckedLoop), "virtual_clock is for async tests"
+    return loop
 
 
 @pytest.fixture

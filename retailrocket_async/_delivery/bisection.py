@@ -1,13 +1,13 @@
-"""The search for the events that make the API refuse a batch.
+"""Finds the events for which the API refuses a batch, by sending halves of it.
 
-The API answers 400 to a batch as a whole and never says which event it minds (contract, "Responses"). So a refused
-batch is halved, and its halves are sent, the left one first and to its end, until the culprits stand alone. That keeps
-the order of the events. Where the left half is accepted as it is, the right one must be to blame: it is halved without
-being sent. A single event is always sent alone before it is called a culprit.
+The API answers 400 to a batch as a whole and never names the bad event (contract, "Responses"). So a refused batch is
+halved. The left half is sent first, and divided further if it is refused too, until each bad event is alone; then the
+right half follows. This keeps the order of the events. If the left half is accepted whole, the bad event must be in
+the right half, which is then halved without being sent. A single event is always sent alone before it is rejected.
 
-For k culprits among n events this takes at most ``2 * k * log2(n) + 1`` requests. After `MOST_CULPRITS` the batch
-counts as bad throughout: the parts that are left, at most ``log2(n)``, are sent once as they are, and where one is
-refused its events are rejected together.
+For k bad events among n this takes at most ``2 * k * log2(n) + 1`` requests. After `MOST_CULPRITS` bad events the
+search ends: the remaining parts, at most ``log2(n)``, are sent once as they are. If such a part is refused, all its
+events are rejected together.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
 
 MOST_CULPRITS: Final = 8
-"""Culprits of one batch that are looked for: a few are an accident, more are a mistake in the shop's code."""
+"""Bad events that are searched for in one batch: a few are accidents, more are a mistake in the shop's code."""
 
 
 class _Pending(NamedTuple):
-    """A right half that waits for its left one."""
+    """A right half that is sent after its left half."""
 
     batch: Batch
-    # Whether it is bad for certain once its left half is accepted: not where the whole was too large, no more.
+    # Whether it must hold a bad event if its left half is accepted. False if the whole was only too large.
     blamed: bool
     left_size: int
 
 
 class Bisection:
-    """Which part of a refused batch is sent next; see the module's text."""
+    """Chooses the part of a refused batch to send next; see the module's text."""
 
     __slots__ = ("_culprits", "_pending")
 
@@ -41,20 +41,20 @@ class Bisection:
 
     @property
     def pending(self) -> list[Batch]:
-        """The parts that wait for their turn, the next one last."""
+        """The parts that have not been sent, the next one last."""
         return [pending.batch for pending in self._pending]
 
     @property
     def given_up(self) -> bool:
-        """Whether no more culprits are looked for."""
+        """Whether the search has ended because it found too many bad events."""
         return self._culprits >= MOST_CULPRITS
 
     def divide(self, batch: Batch, *, blames: bool) -> Batch | None:
-        """Return the part of a refused `batch` to send next; None where it is not divided.
+        """Return the part of a refused `batch` to send next; None if it is not divided.
 
         Args:
-            batch: what was refused.
-            blames: whether an event in it must be to blame.
+            batch: the refused batch, or the refused part of one.
+            blames: whether the refusal was for one of its events, and not for its size.
         """
         if len(batch) == 1 or self.given_up:
             self._culprits += 1
@@ -68,10 +68,10 @@ class Bisection:
         return batch
 
     def after(self, *, accepted: int | None) -> Batch | None:
-        """Return the part to send after one that is done with; None where there is no other.
+        """Return the part to send after a part that has its outcome; None if no part is left.
 
         Args:
-            accepted: events of a part that the API accepted; None where it did not.
+            accepted: number of events in that part if the API accepted it; None if it did not.
         """
         if not self._pending:
             return None
@@ -87,7 +87,7 @@ class Bisection:
         return left
 
     def clear(self) -> list[Batch]:
-        """Return the parts that wait, and forget them."""
+        """Return the parts that have not been sent, and forget them."""
         parts = self.pending
         self._pending.clear()
         return parts

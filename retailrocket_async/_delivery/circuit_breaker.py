@@ -1,4 +1,4 @@
-"""Whether requests may go out: all of them, or one at a time to see whether the API is back.
+"""Decides whether all requests may go out, or one at a time as a probe.
 
 ::
 
@@ -8,11 +8,12 @@
     down, halted --- a probe is answered ----------------> sending
     halted --- environment or proxy usable, no answer ---> down
 
-While `down` or `halted` one request at a time, a probe, may go out, at growing intervals. It is no request of its own
-but the next one there is, so a probe that succeeds is a batch delivered. Whoever else wants to send waits here. Only
-what began after the last change says anything of now: answers that come late change nothing.
+While the state is `down` or `halted`, one request at a time may go out as a probe, at growing intervals. A probe is the
+next request that waits, so a probe that succeeds delivers its events. All other requests wait in this module. Only a
+request that began after the last change of state may change the state; late answers to earlier ones are ignored.
 
-The intervals of `down` are the retry policy's, those of `halted` double from 1 s to 30 s: a person mends it.
+In `down` the intervals are those of the retry policy. In `halted` they double from 1 s to 30 s, since a person has to
+correct the key, the shop or the address.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ _HALTED_FIRST, _HALTED_LAST = 1.0, 30.0
 """Seconds between the first two probes of a halted client, and between its later ones."""
 
 _LEAST = 0.1
-"""Seconds between probes at least."""
+"""Least number of seconds between probes."""
 
 _HURRIED = 0.5
-"""Seconds between probes at most, once the client closes: there may not be many more."""
+"""Largest number of seconds between probes once the client closes: little time is left for them."""
 
 _DOWN: Final = "the API does not answer: one request at a time is tried until it does"
 _NO_WAY: Final = "the proxy {} gives no connection to the API: one request at a time is tried until it does"
@@ -56,8 +57,8 @@ class Admission(NamedTuple):
     """The right to make a request now.
 
     Attributes:
-        epoch: which state it was given in; states are counted.
-        probe: whether it is the one that is let through to see.
+        epoch: number of the state in which it was granted; each change of state adds one.
+        probe: whether the request is the probe.
     """
 
     epoch: int
@@ -65,19 +66,20 @@ class Admission(NamedTuple):
 
 
 class CircuitBreaker:
-    """Lets requests through as the state allows; see the module's text.
+    """Admits requests as the state allows; see the module's text.
 
     Args:
-        retry: whose intervals are used while the API is down.
+        retry: gives the intervals between probes while the API is down.
         clock: returns the loop's time in seconds.
-        changed: told of every change.
+        changed: called with every change of state.
 
     Attributes:
         state: as in `Stats.state`.
-        since: when it became so (loop time).
-        status: the HTTP status that halted it; None if it is not halted, or by no status.
-        failure: what else halted it, e.g. ``"config: SSL_CERT_FILE ..."``; None if it is not halted, or by a status.
-        refused_at: when a request was last refused with it (loop time).
+        since: when the state began (loop time).
+        status: the HTTP status that halted sending; None if sending is not halted, or not by a status.
+        failure: the failure that halted sending, e.g. ``"config: SSL_CERT_FILE ..."``; None if sending is not halted,
+            or by a status.
+        refused_at: when a request was last refused for the cause of the halt (loop time).
         answered_at: when a request was last answered, in whatever state (loop time).
     """
 
@@ -94,14 +96,14 @@ class CircuitBreaker:
         self.failure: str | None = None
         self.refused_at = 0.0
         self.answered_at = -math.inf
-        self._mended_at = 0.0
+        self._restored_at = 0.0
         self._epoch = 0
         self._failures = 0
         self._probes = 0
         self._probing = False
         self._probe_at = 0.0
         self._hurried = False
-        # A queue out of whose middle those go who were cancelled.
+        # A queue; cancelled waiters leave it from the middle.
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._resting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -109,7 +111,7 @@ class CircuitBreaker:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def admit(self) -> Admission | None:
-        """Return the right to make a request now; None where `wait` comes first."""
+        """Return the right to make a request now; None if the caller must `wait` first."""
         if self.state == "sending":
             return Admission(self._epoch, probe=False)
         if self._probing or self._clock() < self._probe_at:
@@ -122,7 +124,7 @@ class CircuitBreaker:
         return admission.epoch == self._epoch
 
     async def wait(self) -> None:
-        """Return when `admit` is worth another call; in order of the calls."""
+        """Return when `admit` may succeed; waiters are woken in the order of their calls."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = None
         self.nudge()
@@ -134,7 +136,7 @@ class CircuitBreaker:
             raise
 
     async def rest(self, seconds: float) -> None:
-        """Sleep so long, or until the state changes: then the time is the breaker's to tell."""
+        """Sleep for `seconds`, but no longer than until the state changes: from then on the breaker sets the time."""
         if self.state != "sending":
             return
         rested = asyncio.get_running_loop().create_future()
@@ -147,7 +149,7 @@ class CircuitBreaker:
             self._resting.discard(rested)
 
     def nudge(self) -> None:
-        """Have the next who waits look again as soon as it may; needed where somebody was woken and did not go."""
+        """Wake the next waiter as soon as a request may go out; needed if a woken waiter made no request."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -156,28 +158,28 @@ class CircuitBreaker:
             self._timer = detached(asyncio.get_running_loop().call_at, when, self._wake_one)
 
     def over(self, admission: Admission) -> None:
-        """Tell that a request is over, reported or not."""
+        """Note that a request is over, whether it was reported or not."""
         if admission.probe and admission.epoch == self._epoch and self._probing:
-            # Nothing was learned from it: it was cut off.
+            # The probe was cut off and has no result.
             self._probing = False
             self.nudge()
 
     def hold(self, admission: Admission) -> None:
-        """Let a probe go on that was over, until it is over again: there is more to learn from it."""
+        """Keep the place of a probe that is over: its flight is about to make another request."""
         if admission.probe and admission.epoch == self._epoch:
             self._probing = True
             self.nudge()
 
-    # --- telling ------------------------------------------------------------------------------------------------------
+    # --- reporting ----------------------------------------------------------------------------------------------------
 
-    def report(self, admission: Admission, reply: Reply, *, halts: bool, tells: bool = True) -> None:
-        """Tell what a request brought.
+    def report(self, admission: Admission, reply: Reply, *, halts: bool, conclusive: bool = True) -> None:
+        """Change the state, if need be, by the reply to a request.
 
         Args:
-            admission: what it was admitted by.
-            reply: what came back.
-            halts: whether every other request would be refused like this one, where it is.
-            tells: whether an answer would tell that what it was halted for is mended.
+            admission: the admission of that request.
+            reply: the reply.
+            halts: whether a refusal for key, shop or address would meet every other request as well.
+            conclusive: whether an answer proves that the cause of a halt is corrected.
         """
         if admission.epoch != self._epoch:
             return
@@ -185,14 +187,14 @@ class CircuitBreaker:
             self._halt(reply)
         elif reply.verdict in (Verdict.TRANSIENT, Verdict.UNCLEAR):
             self._failed(reply)
-        elif self.state != "halted" or (tells and reply.verdict is not Verdict.THROTTLED):
+        elif self.state != "halted" or (conclusive and reply.verdict is not Verdict.THROTTLED):
             self._answered()
         else:
-            # An answer, but not to the question whether key and address are right.
+            # The answer does not prove that key and address are right.
             self._probe_again()
 
     def refusal(self, *, attempts: int = 0, elapsed: float = 0.0) -> Rejected | Abandoned | None:
-        """Return the outcome of an event that waits for what halted sending; None if it is not halted.
+        """Return the outcome of an event that has waited too long for the end of a halt; None if sending is not halted.
 
         Args:
             attempts: requests that carried the event; none of them may have been recorded.
@@ -207,11 +209,11 @@ class CircuitBreaker:
         )
 
     def counted_from(self, moment: float) -> float:
-        """Return from when on the time since `moment` counts for retries.
+        """Return the time from which `retry.max_elapsed` counts for a flight that began at `moment` (loop time).
 
-        That of a halt is somebody else's, and where the policy outlasts an outage so is that of one.
+        Excludes time spent halted, and time spent down if `retry.outlast` is set.
         """
-        return self._clock() if self.state in self._excused else max(moment, self._mended_at)
+        return self._clock() if self.state in self._excused else max(moment, self._restored_at)
 
     def hurry(self) -> None:
         """Probe now, and often: the client closes."""
@@ -219,7 +221,7 @@ class CircuitBreaker:
         self.probe_now()
 
     def probe_now(self) -> None:
-        """Let the next probe go at once."""
+        """Let the next probe go now."""
         self._probe_at = min(self._probe_at, self._clock())
         if self._waiting:
             self.nudge()
@@ -233,7 +235,7 @@ class CircuitBreaker:
     def _failed(self, reply: Reply) -> None:
         self._failures += 1
         if self.state == "halted" and self._is_past(reply):
-            # What halted it is corrected, and now it is another thing that fails.
+            # The cause of the halt is corrected; the request failed for another reason.
             self._failures = FAILURES
         elif self.state != "sending":
             self._probe_again()
@@ -242,7 +244,7 @@ class CircuitBreaker:
             self._become("down", _advice(reply), status=reply.status, failure=_failure_of(reply))
 
     def _is_past(self, reply: Reply) -> bool:
-        """Whether a request that failed has come further than what halted it would have let it."""
+        """Whether a failed request came further than the cause of the halt would have let it."""
         if self.failure is None:
             return False
         return reply.status is not None or (self.failure.startswith("config:") and reply.failure != "key")
@@ -260,7 +262,7 @@ class CircuitBreaker:
         now = self._clock()
         previous, lasted = self.state, now - self.since if self.state != "sending" else 0.0
         if previous in self._excused and state not in self._excused:
-            self._mended_at = now
+            self._restored_at = now
         if state != "halted":
             self.status = self.failure = None
         if state != previous:
@@ -309,7 +311,7 @@ def _failure_of(reply: Reply) -> str | None:
 
 
 def _advice(reply: Reply) -> str:
-    """Return what a reply that halts, or the last of several failures, means and what can be done."""
+    """Return what a reply means that halts sending or is the last of several failures, and what to do."""
     if reply.verdict is Verdict.BLOCKED:
         return reply.detail or (reply.failure if reply.status is None else refusal_of(reply.status).advice) or ""
     if reply.failure == "key":

@@ -1,12 +1,12 @@
-"""The engine: the only owner of tasks and of the clock.
+"""The engine: owns the tasks that send, and the clock.
 
 ::
 
     intake -> buffer -> pump [permit, take] -> flight -> sender [attempt, judge, wait]* -> settle -> receipts
 
-State changes happen in methods that do not await, so that whatever is cancelled, no event is between two places. An
-event is in the buffer, or in one flight, or settled. The pump is a task that lives only while the buffer holds
-events: an idle client has none.
+State changes happen in methods that do not await. An event is in the buffer, or in one flight, or settled; cancelling
+a task at any `await` leaves no event outside of these. The pump is a task that lives only while the buffer holds
+events: an idle client has no task.
 """
 
 from __future__ import annotations
@@ -56,33 +56,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("retailrocket_async")
 
-_SOON = 1.0
-"""Seconds for which what was cancelled from outside waits to be told of."""
+_CUT_OFF_LOG_DELAY = 1.0
+"""Seconds until flights that were cancelled from outside are logged: if the loop ends before, its end logs them."""
 
 _LIMITER_RETRY = 1.0
 """Seconds until a limiter that raised is asked again."""
 
-_MOST_TOLD = 10_000
-"""Undelivered events that may wait for the hook, where the buffer is smaller: batches in flight end, too."""
+_MAX_UNREPORTED = 10_000
+"""Least number of undelivered events that may wait for the hook: a small buffer may have large batches in flight."""
 
 
 class Dispatcher:
-    """Runs the rooms below it; see the module's text.
+    """Runs the modules of this package; see the module's text.
 
     Args:
-        batching: caps of a batch, and its ordering.
-        buffer: bounds of the buffer, and what happens there.
-        retry: when to try again.
-        limiter: asked once for every attempt.
-        transport: carries the requests; closed at the end.
+        batching: largest size of a batch, and whether visitors' events keep their order.
+        buffer: bounds of the buffer, and what happens if it is full.
+        retry: when a failed request is tried again.
+        limiter: grants a permit for every attempt.
+        transport: makes the requests; closed at the end.
         renewable: whether the transport's key may change.
-        on_outcome: told of every buffered event that was not delivered; None for nobody.
-        on_state_change: told whenever sending is halted, the API is down, or requests go out again; None for nobody.
-        keep: says how events end that a spool holds, too; None without one.
-        watch: told of every request and every end; None for nobody.
+        on_outcome: called with buffered events that were not delivered; None for no hook.
+        on_state_change: called when sending is halted, the API is down, or requests go out again; None for no hook.
+        keep: returns how events end that a spool holds as well; None without a spool.
+        watch: called for every request and every outcome; None without an observer.
 
     Attributes:
-        intake: takes the events.
+        intake: accepts the events.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root fills it in
@@ -102,14 +102,14 @@ class Dispatcher:
         self._affinity = LoopAffinity(self.loses)
         self._lost = False
         self._cut_off = 0
-        # What a spool holds is not lost; it says how many events these are.
+        # Returns the number of undelivered events in the spool, which are not lost; None without a spool.
         self.kept_elsewhere: Callable[[], int] | None = None
         self._buffer = EventBuffer(batching, buffer, self._affinity.now)
         self._ledger = Ledger(
             self._affinity,
             on_outcome,
             on_state_change,
-            most_told=max(_MOST_TOLD, buffer.max_events),
+            max_unreported=max(_MAX_UNREPORTED, buffer.max_events),
             keep=keep,
             watch=watch,
         )
@@ -124,7 +124,7 @@ class Dispatcher:
             renewable=renewable,
             flights=lambda: list(self._flights),
             end=self._end,
-            ended=lambda: self.intake.admit_waiters(),  # noqa: PLW0108 - there is none yet
+            ended=lambda: self.intake.admit_waiters(),  # noqa: PLW0108 - the intake is made below
         )
         self._sender = Sender(
             self._affinity,
@@ -149,10 +149,10 @@ class Dispatcher:
             expire=self._expiry.expire,
             max_age=buffer.max_age,
         )
-        # A batch counts as in flight until it is settled, so that an outage holds few of them; its place on the
-        # wire it has for each attempt only, so that direct sends pass a batch that waits for its retry.
+        # A batch counts as in flight until it is settled, so that few batches wait out an outage. It holds a place on
+        # the wire during an attempt only, so that direct sends pass a batch that waits for its retry.
         self._timed = buffer.max_age is not None
-        # With lanes an event may come to one that is busy, and make nothing due, after the pump has ended.
+        # With lanes, an event for a busy lane makes no batch due. If the pump has ended by then, it must start again.
         self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
@@ -201,18 +201,18 @@ class Dispatcher:
         """Send one request past the buffer, and return when the API has accepted it.
 
         Args:
-            path: where to, relative to the base URL.
-            body: what.
+            path: path of the request, relative to the base URL.
+            body: body of the request.
             names: the names of its events.
 
         Raises:
-            DeliveryError: the subclass that matches the outcome, where it has not.
+            DeliveryError: the API has not accepted it; the subclass matches the outcome.
         """
         loop = self._affinity.enter()
         self.intake.check_open()
         ensure_stack()
         landed: asyncio.Future[Outcome] = loop.create_future()
-        self._ledger.tracked += len(names)
+        self._ledger.count_tracked(len(names))
         flight = Flight(
             path,
             body,
@@ -233,7 +233,7 @@ class Dispatcher:
         raise error_for(outcome)
 
     async def _run_pump(self) -> None:
-        """Take batches as permits come, until the buffer is empty."""
+        """Take a batch for each permit, until the buffer is empty."""
         # Under an eager task factory this runs before `_pump` is set, and would be started twice.
         if asyncio.current_task() is not self._pump:
             await asyncio.sleep(0)
@@ -247,7 +247,7 @@ class Dispatcher:
                 continue
             try:
                 turn = await self._sender.next_turn()
-            except BaseException as error:  # a limiter may be anybody's; without it nothing may leave
+            except BaseException as error:  # a user's limiter may raise anything; without a permit nothing may leave
                 if ends_task(error):
                     raise
                 self._sender.limiter_failed(error)
@@ -256,7 +256,7 @@ class Dispatcher:
             self._take_off(turn)
 
     def _take_off(self, turn: SendSlot) -> None:
-        """Take the batch that is next, now that it may leave: it has grown while the permit was waited for."""
+        """Launch the next batch, now that it has its permit; it may have grown while the permit was awaited."""
         batch = self._buffer.take() if self._expiry.expire() else None
         if batch is None:
             turn.end()
@@ -275,7 +275,7 @@ class Dispatcher:
         self.intake.admit_waiters()
 
     def _launch(self, flight: Flight) -> None:
-        self._ledger.in_flight += flight.count
+        self._ledger.count_launched(flight.count)
         # Entered first: under an eager task factory the flight may be over before `create_task` returns.
         self._flights[flight] = None
         self._expiry.arrived()
@@ -285,35 +285,35 @@ class Dispatcher:
         detached(task.add_done_callback, functools.partial(self._landed, flight))
 
     def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
-        # Whoever cancels settles first; what is left is a loop that shuts down with the client open. The task cannot
-        # do this itself: it may be cancelled before its first step.
+        # Our own code settles a flight before it cancels the task. So other code has cancelled this one, for example a
+        # loop that shuts down with the client open. The task cannot settle it: it may be cancelled before it starts.
         if flight.outcome is None:
             if self.kept_elsewhere is None and self._affinity.loop is not None:
-                # Logged in a moment, unless the loop ends by then: its end logs all that is lost with it, once.
+                # Logged a moment later, unless the loop ends before: then one record names all events that are lost.
                 self._ledger.quiet = True
                 self._cut_off += flight.count
-                self._affinity.call_later(_SOON, self._tell_cut_off)
+                self._affinity.call_later(_CUT_OFF_LOG_DELAY, self._log_cut_off)
             try:
                 self._settle(flight, flight.give_up("cancelled", self._affinity.now()))
             finally:
                 # Also after Ctrl-C in an observer: later records must not be missing.
                 self._ledger.quiet = False
 
-    def _tell_cut_off(self) -> None:
+    def _log_cut_off(self) -> None:
         count, self._cut_off = self._cut_off, 0
         if count and not self._lost:
-            message = "%d event(s): given up, cancelled: somebody cancelled the tasks that sent them"
-            self._ledger.tell_once(("cancelled",), logging.ERROR, message, count)
+            message = "%d event(s): given up, cancelled: other code cancelled the tasks that sent them"
+            self._ledger.log_once(("cancelled",), logging.ERROR, message, count)
 
     def nothing_to_lose(self) -> None:
-        """Never log undelivered events that are left at an end: nobody wants them to be delivered."""
+        """Log no undelivered events at the end of the client or its loop: they are not meant to be delivered."""
         self._lost = True
 
     def loses(self, how: str) -> None:
-        """Tell, once, how many events are lost with the end of the client, its loop or its process; in any thread.
+        """Log, once, how many events are lost because the client, its loop or its process ended; for any thread.
 
         Args:
-            how: what ended, the start of a sentence.
+            how: the start of the record's sentence, e.g. "its event loop was closed".
         """
         if self.kept_elsewhere is None:
             count, what = self._buffer.events + self._ledger.in_flight + self._cut_off, "are lost"
@@ -326,7 +326,7 @@ class Dispatcher:
         write_log(logger, logging.ERROR, message, how, count, what)
 
     async def _fly(self, flight: Flight) -> None:
-        """Bring a flight to its outcome, or its parts to theirs, and settle them."""
+        """Send a flight, whole or in parts, until all its events have their outcome."""
         goes_on = True
         while goes_on:
             flight.fit(self._buffer.cap.bytes, self._affinity.now())
@@ -335,14 +335,14 @@ class Dispatcher:
             except BaseException as error:  # a defect, of ours or of a transport passed in
                 if ends_task(error):
                     raise
-                self._ledger.tell_once(
+                self._ledger.log_once(
                     ("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__
                 )
                 outcome = flight.give_up("internal_error", self._affinity.now())
             goes_on = self._goes_on(flight, outcome)
 
     def _goes_on(self, flight: Flight, outcome: Outcome) -> bool:
-        """Divide what was refused, or settle it; return whether there is something left to send."""
+        """Divide or settle the part that has an outcome; return whether another part is to be sent."""
         if flight.outcome is not None:
             return False
         part, now = flight.batch, self._affinity.now()
@@ -364,7 +364,7 @@ class Dispatcher:
             self._buffer.cap.refused(part.size, now)
 
     async def _sleep(self, delay: float | None) -> None:
-        """Wait until something happens to the buffer or, where `delay` says so, that many seconds."""
+        """Wait until the buffer changes, but at most `delay` seconds; None for no bound."""
         wake = self._wake = self._affinity.enter().create_future()
         timer = None if delay is None else self._affinity.call_later(delay, self._rouse)
         try:
@@ -380,13 +380,13 @@ class Dispatcher:
             self._kick()
 
     def _pump_ended(self, _: asyncio.Task[None]) -> None:
-        # Where it was cancelled (some shutdowns cancel every task) the next event needs another one.
+        # Some shutdowns cancel every task: the next event then starts another pump.
         self.intake.watched = True
 
     def _kick(self) -> None:
-        """Have the pump look at the buffer, starting it where there is none."""
+        """Make the pump check the buffer; start it if it does not run."""
         if self._aborted:
-            # A flush may still come while a full buffer is settled: nothing leaves it any more.
+            # A flush may begin while the leftovers are settled: no batch is sent any more.
             return
         if self._pump is None or self._pump.done():
             ensure_stack()
@@ -402,22 +402,22 @@ class Dispatcher:
 
     def _state_changed(self, change: StateChange) -> None:
         self._buffer.short_batches = change.state == "halted"
-        self._ledger.tell_state(change)
+        self._ledger.report_state(change)
         self._expiry.watch()
 
     def hurry(self) -> None:
-        """Have what waits in the buffer leave as soon as it may, before its linger is over."""
+        """Send all waiting batches as soon as permits come, without their linger."""
         if self._buffer.events:
             self._buffer.begin_flush()
             self._kick()
 
     def give_back(self) -> None:
-        """End what waits in the buffer, as a close would; what is on its way goes on."""
+        """Drop all waiting events, as a close would; flights go on."""
         for batch in self._buffer.drain(AT_ONCE):
             self._ledger.close_batch(batch, Dropped(reason="closed"))
 
     def recall(self) -> None:
-        """End what waits in the buffer and every batch under way, as a close would; direct sends go on."""
+        """Settle all waiting events and every batch in flight, as a close would; direct sends go on."""
         self.give_back()
         for flight in list(self._flights):
             if flight.outcome is None and flight.whole is not None:
@@ -426,7 +426,7 @@ class Dispatcher:
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
-        """End a flight now: it gets its outcome here, whatever its task is waiting for."""
+        """Settle a flight now as cancelled or closed, whatever its task waits for."""
         if reason == "closed" and not flight.attempts:
             self._end(flight, Dropped(reason="closed"))
         else:
@@ -440,9 +440,9 @@ class Dispatcher:
             task.cancel()
 
     def _part_over(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
-        """Settle events of a flight that goes on with others."""
+        """Settle events of a flight that goes on with its other events."""
         if flight.outcome is None:
-            self._ledger.in_flight -= len(part)
+            self._ledger.count_landed(len(part))
             self._ledger.close_batch(part, outcome)
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
@@ -453,18 +453,19 @@ class Dispatcher:
         self._flights.pop(flight, None)
         if flight.turn is not None:
             flight.turn.end()
-        self._ledger.in_flight -= flight.count
+        self._ledger.count_landed(flight.count)
         if flight.whole is None or flight.batch is None:
-            # In the context of the caller of `send`, which is kept no longer.
+            # In the context of the caller of `send`; the flight keeps that context no longer.
             context, flight.context = flight.context or Context(), None
             context.run(self._ledger.close, outcome, flight.count, flight.opened_in, flight.names)
         else:
             self._batches -= 1
             self._buffer.release(flight.whole)
-            # With its last part the flight is over for those who flush.
+            # For a flush, the whole batch is over with its last part.
             flight.batch.opened_in = flight.opened_in
             for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
-                self._ledger.in_flight -= len(part) if part is not flight.batch else 0
+                if part is not flight.batch:
+                    self._ledger.count_landed(len(part))
                 self._ledger.close_batch(part, its_outcome)
             self._rouse()
         if flight.landed is not None and not flight.landed.done():
@@ -472,7 +473,7 @@ class Dispatcher:
 
     # --- lifecycle ----------------------------------------------------------------------------------------------------
 
-    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - a deadline of the API, told in its error
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - a deadline of the public API, named in its error
         """Return when everything tracked so far has its outcome.
 
         Raises:
@@ -510,7 +511,7 @@ class Dispatcher:
         self._breaker.hurry()
 
     def _settle_leftovers(self) -> Iterator[int]:
-        """Settle everything, piece by piece; yield what each has cost, counted in events."""
+        """Settle everything in pieces; yield the cost of each piece, counted in events."""
         self._expiry.close()
         self._aborted = True
         if self._pump is not None:
@@ -528,17 +529,17 @@ class Dispatcher:
         return self._buffer.events + self._buffer.batches + self._ledger.in_flight + EACH * len(self._flights)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
-        """Count what a user's hook raised at the caller's line, and tell of the first time."""
+        """Count an error that a user's hook raised in the caller's own call, and log the first one."""
         self._ledger.hook_failed(name, error)
 
     def spool_failed(self, error: BaseException) -> None:
-        """Tell that the spool could not be used, once for each kind of failure."""
-        told = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
-        self._ledger.tell_once(("spool", told), logging.ERROR, "%s", told)
+        """Log that the spool could not be used, once for each kind of failure."""
+        reason = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
+        self._ledger.log_once(("spool", reason), logging.ERROR, "%s", reason)
 
     def spool_ended(self, error: RetailRocketError) -> None:
         """Report that nothing from the spool is sent any more."""
-        self._ledger.tell_state(
+        self._ledger.report_state(
             StateChange(state="halted", previous=self._breaker.state, failure="spool", advice=str(error))
         )
 
@@ -549,7 +550,7 @@ class Dispatcher:
 
     @property
     def affinity(self) -> LoopAffinity:
-        """The one loop that all of this belongs to."""
+        """The one event loop that the engine belongs to."""
         return self._affinity
 
     @property
@@ -563,9 +564,9 @@ class Dispatcher:
         return self._shutdown.begun
 
     def stats(self) -> Stats:
-        """Return a snapshot of the counters, in whatever thread."""
+        """Return a consistent snapshot of the counters; callable in any thread."""
         return self.counters() if self._affinity.here() else consistent(self.counters)
 
     def counters(self) -> Stats:
-        """Return the counters as they are; in another thread than the loop's they may be of two moments."""
+        """Return the counters as they are; in another thread than the loop's they may not add up."""
         return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

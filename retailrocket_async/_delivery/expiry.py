@@ -1,8 +1,8 @@
-"""Ends what has waited too long.
+"""Settles events that have waited too long.
 
-Three waits are bounded by time alone, whatever the API does: that of an event in the buffer by `Buffer.max_age`, that
-for a mended key, shop or address by `RetryPolicy.max_halt`, and that of a batch for an API that is down by
-`RetryPolicy.max_elapsed`. Nobody else wakes up for them, so a timer does, while there is one to look after.
+Three waits have a bound in time: an event in the buffer has `Buffer.max_age`, the wait for a corrected key, shop or
+address has `RetryPolicy.max_halt`, and a batch that waits for an API that is down has `RetryPolicy.max_elapsed`. A
+timer checks these bounds, and runs only while one of them may be reached.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _EVERY: Final = 0.25
-"""Seconds between two looks, and so the precision of all these bounds."""
+"""Seconds between two checks, and so the precision of these bounds."""
 
 _FRESH: Final = 5.0
-"""Seconds for which a refusal is believed to hold, a quarter of `max_halt` at most, for events not sent themselves."""
+"""Seconds for which a refusal counts as fresh (at most a quarter of `max_halt`): it then rejects events unsent."""
 
 _LAST_CHANCE: Final = 2.0
-"""Seconds that the answer to a last question may take, before events are rejected without it."""
+"""Seconds that the last probe may take before events are rejected without its answer."""
 
 
 class Expiry:
-    """Ends what has waited too long; see the module's text.
+    """Settles events that have waited too long; see the module's text.
 
     Args:
         affinity: the loop that the client belongs to.
-        buffer: where events wait.
-        ledger: settles them.
-        breaker: tells whether sending is halted or the API is down.
-        retry: the bounds.
+        buffer: holds the waiting events.
+        ledger: settles events.
+        breaker: knows whether sending is halted or the API is down.
+        retry: gives the bounds `max_halt` and `max_elapsed`.
         max_age: seconds after which an event in the buffer is dropped; None for never.
-        renewable: whether the key is a function's, so that a wrong one may mend itself.
-        flights: returns the batches and direct sends under way.
-        end: gives one of those its outcome.
+        renewable: whether a function returns the key, so that another key may come without a person.
+        flights: returns all flights.
+        end: settles a flight.
         ended: called when events have left the buffer.
     """
 
-    def __init__(  # noqa: PLR0913 - the rooms it looks into
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         affinity: LoopAffinity,
         buffer: EventBuffer,
@@ -80,34 +80,34 @@ class Expiry:
         self._closed = False
 
     def expire(self, most: int = AT_ONCE) -> bool:
-        """Drop what waits in the buffer and is too old, about `most` events; return whether that was all."""
+        """Drop events of the buffer that are too old, about `most` of them; return whether none is left."""
         if self._max_age is None:
             return True
         return self._end_buffered(self._affinity.now() - self._max_age, Dropped(reason="expired"), most)
 
     def arrived(self) -> None:
-        """Tell that an event has come, or that a request is to be made."""
+        """Note that an event was accepted, or that a request is to be made."""
         if self._timer is None and self._bounded():
             self.watch()
 
     def watch(self) -> None:
-        """Look after what may have to end, from now on."""
+        """Start the timer, unless it runs."""
         if self._timer is None and not self._closed:
             self._timer = self._affinity.call_later(_EVERY, self._tick)
 
     def close_begins(self) -> None:
-        """Be short from now on: what is refused again has no time to be mended."""
+        """Note that a close has begun: from now on a fresh refusal ends events without waiting for `max_halt`."""
         self._closing_since = self._affinity.now()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the timer for good."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def look(self) -> None:
-        """End what has waited too long by now: of very much a part, and the rest once others have run."""
+        """Settle what has waited too long; of very many events a part now, and the rest after other tasks have run."""
         if self._end_overdue() or self._closed:
             return
         if self._timer is not None:
@@ -115,7 +115,7 @@ class Expiry:
         self._timer = self._affinity.call_later(0.0, self._tick)
 
     def _end_overdue(self) -> bool:
-        """End what has waited too long by now, but not too much in a row; return whether that was all."""
+        """Settle what has waited too long, but at most some `AT_ONCE` events; return whether none is left."""
         now = self._affinity.now()
         if not self.expire():
             return False
@@ -138,24 +138,24 @@ class Expiry:
 
     def _refusal(self, *, attempts: int = 0, elapsed: float = 0.0) -> Outcome:
         refusal = self._breaker.refusal(attempts=attempts, elapsed=elapsed)
-        assert refusal is not None  # noqa: S101 - it is asked only while sending is halted
+        assert refusal is not None  # noqa: S101 - called only while sending is halted
         return refusal
 
     def _refused(self, flight: Flight, now: float) -> Outcome:
-        """Return the outcome of a flight that waits behind one that was refused."""
+        """Return the outcome of a flight that was not refused itself, while sending is halted."""
         if flight.maybe_recorded:
             return flight.give_up("not_retryable", now)
         return self._refusal(attempts=flight.attempts, elapsed=now - flight.started_at)
 
     def _may_end(self, moment: float, now: float) -> bool:
-        """Whether what came at `moment` or before, if anything did, may end; where no refusal is fresh, ask first."""
+        """Whether events older than `moment` may be rejected; sends a probe first if the last refusal is stale."""
         came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
-            # Whom the last question was for has got his answer otherwise.
+            # The probe's events were settled meanwhile; forget the probe.
             self._asked_at = math.inf
             return False
         if self._asked_at < self._breaker.since:
-            # It was about an earlier halt.
+            # That probe belonged to an earlier halt.
             self._asked_at = math.inf
         fresh = now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
         if not fresh and math.isinf(self._asked_at):
@@ -164,7 +164,7 @@ class Expiry:
         return fresh or now - self._asked_at >= _LAST_CHANCE
 
     def _overdue(self, flight: Flight, refused_by: float, now: float) -> Outcome | None:
-        """Return the outcome of a flight that has waited too long; None of any other."""
+        """Return the outcome of a flight that has waited too long; None if it has not."""
         if _came_at(flight) <= refused_by:
             return flight.refusal or self._refused(flight, now)
         if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
@@ -175,7 +175,7 @@ class Expiry:
         return None
 
     def _bounded(self) -> bool:
-        """Whether there are bounds that time alone may reach."""
+        """Whether a bound may be reached just by waiting."""
         return self._max_age is not None or self._breaker.state != "sending"
 
     def _tick(self) -> None:
@@ -185,17 +185,17 @@ class Expiry:
             self.watch()
 
     def _patience(self) -> float:
-        """Return how long events wait for somebody to mend what they were refused for, in seconds."""
+        """Return the seconds that events wait for a correction of what they were refused for."""
         if self._retry.outlast:
             return math.inf
         closing = self._affinity.now() - self._closing_since
         if self._renewable and self._breaker.status == 401 and closing < self._retry.max_halt:
-            # There may be a new key at any time; a close without a deadline must end all the same.
+            # The function may return a new key at any time. A close without a deadline must end all the same.
             return math.inf
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 
     def _end_buffered(self, moment: float, outcome: Outcome, most: int) -> bool:
-        """End what came to the buffer at `moment` or before, about `most` events; return whether that was all."""
+        """Settle events that came to the buffer at `moment` or before, about `most`; return whether none is left."""
         spent = 0
         for batch in self._buffer.expire(moment, most):
             self._ledger.close_batch(batch, outcome)

@@ -1,4 +1,4 @@
-"""One batch's, or one direct send's, way from its first attempt to its outcome, whole or in parts."""
+"""The state of one batch, or one direct send, from its first attempt to its outcome, whole or in parts."""
 
 from __future__ import annotations
 
@@ -27,75 +27,75 @@ class SendSlot:
     """The right to make one request: a place on the wire, and the limiter's permit.
 
     Args:
-        admission: what the breaker let it through by.
-        permit: what the limiter granted.
-        leave: gives the place on the wire back, and tells the breaker.
-        complain: told what the permit raises: a limiter may be anybody's, and must not cost a request its outcome.
+        admission: the circuit breaker's admission.
+        permit: the limiter's permit; None if the limiter grants none.
+        leave: returns the place on the wire, and notifies the breaker.
+        report_error: called with an error that the permit raised: a user's limiter may raise anything, which must not
+            cost a request its outcome.
     """
 
-    __slots__ = ("_complain", "_leave", "_over", "_permit", "admission")
+    __slots__ = ("_leave", "_over", "_permit", "_report_error", "admission")
 
     def __init__(
         self,
         admission: Admission,
         permit: Permit | None,
         leave: Callable[[], None],
-        complain: Callable[[BaseException], None],
+        report_error: Callable[[BaseException], None],
     ) -> None:
         self.admission = admission
         self._permit = permit
         self._leave = leave
-        self._complain = complain
+        self._report_error = report_error
         self._over = False
 
     def sent(self) -> None:
-        """Tell that the request's body was written."""
+        """Note that the request's body was written."""
         if self._permit is not None and not self._over:
             try:
                 self._permit.sent()
-            except BaseException as error:  # noqa: BLE001 - see `complain`
-                self._complain(error)
+            except BaseException as error:  # noqa: BLE001 - see `report_error`
+                self._report_error(error)
 
     def end(self, *, answered: bool = False) -> None:
-        """Give everything back, and tell the limiter whether the server answered; only the first call counts."""
+        """Return place and permit, and report whether the server answered; only the first call counts."""
         if not self._over:
             self._over = True
             self._leave()
             if self._permit is not None:
                 try:
                     self._permit.done(answered=answered)
-                except BaseException as error:  # noqa: BLE001 - see `complain`
-                    self._complain(error)
+                except BaseException as error:  # noqa: BLE001 - see `report_error`
+                    self._report_error(error)
 
 
 class Flight:
-    """A batch, or a direct send, on its way; remembers what its attempts have brought.
+    """A batch, or a direct send, in flight; remembers the results of its attempts.
 
-    A batch that the API refuses is divided (see `Bisection`): the flight then carries one part after the other, and
-    what it remembers is that of the part on its way.
+    A batch that the API refuses is divided (see `Bisection`). The flight then carries one part after the other, and its
+    attributes describe the current part.
 
     Attributes:
-        path: where it goes, relative to the base URL.
+        path: path of its requests, relative to the base URL.
         body: the request's body.
         names: names of the events in it, as the API spells them.
-        started_at: when it left the buffer, or was asked for (loop time).
-        opened_in: for each batch it was made of, the flushes that had begun when that was opened.
+        started_at: when it left the buffer, or `send` was called (loop time).
+        opened_in: for each batch that it was made of, the number of flushes that had begun when that batch was opened.
         whole: the batch as it left the buffer; None for a direct send.
-        batch: the part of it that is on its way.
-        landed: set to the outcome; for a direct send only.
+        batch: the current part; None for a direct send.
+        landed: future that gets the outcome; for a direct send only.
         context: a copy of the context of a direct send's caller, until it has its outcome; None for a batch.
-        attempts: requests made so far that carried the events of this part.
-        tries: those of them since it was divided last, and times that the limiter failed; they and `tried_at` are what
-            the retry policy counts by.
-        excused: those of the tries that the policy does not count.
-        tried_at: when they began (loop time).
-        failed_at: when the last attempt that a retry may mend failed (loop time); minus infinity before the first.
+        attempts: requests made so far with the events of this part.
+        tries: attempts since the last division, and failures of the limiter; the retry policy counts these.
+        excused: tries that the policy does not count.
+        tried_at: when the tries began (loop time).
+        failed_at: when the last attempt with a retryable failure ended (loop time); minus infinity before the first.
         departed_at: when the last request went out (loop time).
-        turn: the right to the next request, or to the one on its way; None while it waits.
-        on_wire: whether a request is on its way right now.
+        turn: the send slot of the next request, or of the current one; None while the flight waits.
+        on_wire: whether a request is under way.
         renewals: how often it was sent again because the key had changed.
-        refusal: the outcome it will have if nobody mends what it was refused for; None where it was not refused.
-        outcome: None until all of it has one; that of its last part then.
+        refusal: its outcome unless the cause of the refusal is corrected; None if it was not refused.
+        outcome: None until all of its events have an outcome; then that of its last part.
     """
 
     __slots__ = (
@@ -157,25 +157,25 @@ class Flight:
 
     @property
     def count(self) -> int:
-        """Events on their way, those of the parts that wait not among them."""
+        """Number of events in the current part."""
         return len(self.names)
 
     @property
     def divided(self) -> bool:
-        """Whether it carries a part only."""
+        """Whether it was divided, so that it carries a part only."""
         return self._bisection is not None
 
     def depart(self, now: float) -> None:
-        """Note that a request goes out."""
+        """Note that a request is about to go out."""
         self.attempts += 1
         self.tries += 1
         self.departed_at = now
         self.on_wire = True
-        # What an earlier attempt brought is not what this one did.
+        # The reply to an earlier attempt says nothing about this one.
         self._reply = None
 
     def judge(self, reply: Reply, now: float) -> Outcome | None:
-        """Note what an attempt brought; return the outcome where that settles it, None where a retry may mend it."""
+        """Note the reply to an attempt; return the outcome, or None if a retry may succeed."""
         self.on_wire = False
         self._reply = reply
         self.refusal = None
@@ -188,7 +188,7 @@ class Flight:
         self._maybe_recorded = self._maybe_recorded or reply.maybe_recorded
         if verdict in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
-        # A malformed request was malformed in every attempt; any other refusal speaks for its own attempt only.
+        # A malformed request was malformed in every attempt. Any other refusal holds for its own attempt only.
         refused = verdict in (Verdict.REFUSED, Verdict.BLOCKED) and (reply.status == 400 or not self._maybe_recorded)
         if verdict is Verdict.BLOCKED and reply.status is None:
             outcome: Undelivered = self.give_up("halted", now)
@@ -200,7 +200,7 @@ class Flight:
         return outcome
 
     def give_up(self, reason: AbandonReason, now: float) -> Abandoned:
-        """Return the outcome of a flight that ends here."""
+        """Return the outcome of a flight that is given up now for `reason`."""
         reply = self._reply
         failure = f"{reply.failure}: {reply.detail}" if reply is not None and reply.failure is not None else None
         if self.on_wire:
@@ -227,12 +227,12 @@ class Flight:
     # --- dividing -----------------------------------------------------------------------------------------------------
 
     def divide(self, outcome: Outcome, now: float) -> bool:
-        """Go on with a half of a batch that was refused as a whole; return whether it does."""
+        """Replace a refused batch by its first half, if it is to be divided; return whether it is."""
         refused = self._reply is not None and self._reply.verdict is Verdict.REFUSED
         if self.batch is None or not refused or outcome.status not in _DIVIDED:
             return False
         if isinstance(outcome, Abandoned) and outcome.reason != "not_retryable":
-            # Given up for another reason: to `is_throttled` a 400 or 413 may mean anything.
+            # Given up for another reason: `is_throttled` may take a 400 or 413 for a 429.
             return False
         if self._bisection is None:
             if len(self.batch) == 1:
@@ -240,7 +240,7 @@ class Flight:
             self._bisection = Bisection()
         blames = outcome.status == 400
         if blames:
-            # Nothing of it was recorded, in no attempt.
+            # No attempt recorded any of its events.
             self._maybe_recorded = False
         self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
         part = self._bisection.divide(self.batch, blames=blames)
@@ -250,7 +250,7 @@ class Flight:
         return True
 
     def fit(self, size: int, now: float) -> None:
-        """Carry a part of at most `size` bytes first, where the whole is larger: the server was seen to mind."""
+        """Carry a first part of at most `size` bytes if the batch is larger: the server has refused such bodies."""
         if self.batch is None or self.batch.size <= size or len(self.batch) == 1:
             return
         if self._bisection is None:
@@ -259,13 +259,13 @@ class Flight:
         self._carry(self._bisection.fitting(self.batch, size), now)
 
     def part_refused(self, outcome: Outcome) -> Outcome:
-        """Return the outcome of what is not divided any more: of several events none was refused for its own sake."""
+        """Return the outcome of a part that is not divided further; if it has several events, none is isolated."""
         if isinstance(outcome, Rejected) and outcome.status in _DIVIDED and self.count > 1:
             return attrs.evolve(outcome, isolated=False)
         return outcome
 
     def go_on(self, outcome: Outcome, now: float) -> bool:
-        """Go on with the next part, now that this one has its outcome; return whether there is one."""
+        """Carry the next part, now that the current one has its outcome; return whether there is one."""
         if self._bisection is None or self.batch is None:
             return False
         part = self._bisection.after(accepted=len(self.batch) if isinstance(outcome, Delivered) else None)
@@ -274,12 +274,12 @@ class Flight:
         return part is not None
 
     def waiting_parts(self, outcome: Outcome) -> list[tuple[Batch, Outcome]]:
-        """Return the parts that wait for their turn, each with its outcome, and forget them: the flight ends so."""
+        """Return the parts that were not sent, each with its outcome, and forget them; `outcome` ends the flight."""
         parts = [] if self._bisection is None else self._bisection.clear()
         return [(part, _as_for(part, outcome)) for part in reversed(parts)]
 
     def take_out(self, positions: Collection[int]) -> Batch:
-        """Remove and return the events at `positions`: they have their outcome, the others go on."""
+        """Remove and return the events at `positions`, which have their outcome; the others stay in flight."""
         assert self.batch is not None  # noqa: S101 - a direct send has one outcome
         taken, self.batch = self.batch.parted(positions)
         if self.batch:
@@ -291,7 +291,7 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = self.excused = 0
         self.tried_at = now
-        # What the part before it has met is not what this one has.
+        # Replies to the part before it say nothing about this one.
         self.on_wire = False
         self._reply = self.refusal = None
         self._pack()
@@ -303,13 +303,13 @@ class Flight:
 
 
 def _as_for(part: Batch, outcome: Outcome) -> Outcome:
-    """Return the outcome of a part that waited while the flight that carried it ended with `outcome`."""
+    """Return the outcome of a part that was not sent when its flight ended with `outcome`."""
     match outcome:
         case Abandoned(reason="closed" | "expired" as reason) if not part.attempts:
             return Dropped(reason=reason)
         case Abandoned():
             known = part.maybe_recorded
-            # What halts one part halts all of them; any other failure was the other part's own.
+            # A halt concerns all parts; any other failure concerns the other part alone.
             failure = outcome.failure if outcome.reason == "halted" else None
             return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=failure)
         case Rejected():
@@ -319,4 +319,4 @@ def _as_for(part: Batch, outcome: Outcome) -> Outcome:
 
 
 _DIVIDED: Final = frozenset({400, 413})
-"""Refusals that may be a single event's, or the size's."""
+"""Statuses by which the API refuses a batch for a single event or for its size."""

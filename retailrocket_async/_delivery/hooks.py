@@ -1,8 +1,8 @@
-"""The user's hooks for what happened, called one after the other and never in the way of the delivery.
+"""Calls the user's hooks one after the other, apart from the delivery.
 
-A plain function runs in a thread of its own, so that one which writes a file or blocks otherwise costs the event loop
-nothing; a coroutine function runs in the loop. What they raise is counted and logged once. What they are told waits in
-a queue, which is bounded: a hook that is slower than the failures misses some, and that is counted, too.
+A plain function runs in a thread of its own, so it may block. A coroutine function runs in the event loop. Errors of
+hooks are counted and logged once. Events and changes of state wait for the hook in a bounded queue. If a hook is slower
+than the failures, it misses some events, and these are counted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import StateChange, UndeliveredEvent
 
 _AT_ONCE: Final = 1000
-"""Events that one call is given at most."""
+"""Largest number of events in one call of a hook."""
 
 _MOST_CHANGES: Final = 100
-"""Changes of state that may wait to be told of; of more, the oldest say nothing of how it is now."""
+"""Changes of state that may wait for the hook; the oldest of more are dropped, as later ones replace them."""
 
 OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
 StateHook: TypeAlias = "Callable[[StateChange], object]"
@@ -39,13 +39,13 @@ class Hooks:
 
     Args:
         affinity: the loop that the client belongs to.
-        on_outcome: told of undelivered events; None for nobody.
-        on_state_change: told of changes of `Stats.state`; None for nobody.
-        most: events that may wait to be told of.
-        failed: told the name of a hook, and what it raised.
+        on_outcome: called with undelivered events; None for no hook.
+        on_state_change: called with changes of `Stats.state`; None for no hook.
+        most: number of events that may wait for the hook.
+        failed: called with the name of a hook and the error that it raised.
 
     Attributes:
-        missed: undelivered events that were not told of.
+        missed: number of undelivered events that the hook missed because the queue was full.
     """
 
     def __init__(
@@ -62,30 +62,30 @@ class Hooks:
         self._on_state_change = on_state_change
         self._most = most
         self._failed = failed
-        # Each item is a state change, or undelivered events: those that come in a row are told of together.
+        # Each item is a change of state, or a list of undelivered events; events in a row share a list.
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
         self._queued = 0
         self._task: asyncio.Task[None] | None = None
-        # Where plain functions run, and the call that it has not answered yet.
+        # The thread that plain functions run in, and the call that has not returned.
         self._thread = WorkerThread("retailrocket-hooks")
         self._begun: tuple[str, asyncio.Future[Callable[[], object]]] | None = None
         self.missed = 0
 
     @property
     def wants_outcomes(self) -> bool:
-        """Whether somebody wants to be told of undelivered events."""
+        """Whether there is a hook for undelivered events."""
         return self._on_outcome is not None
 
     @property
     def calling(self) -> bool:
-        """Whether the running task is the one that calls the hooks, so that it is a hook that asks."""
+        """Whether the running task is the one that calls the hooks: then the caller is a hook."""
         return self._task is not None and self._task is asyncio.current_task()
 
-    def tell_outcomes(self, events: list[UndeliveredEvent]) -> None:
-        """Have undelivered events told of."""
-        room = max(0, self._most - self._queued)
-        self.missed += max(0, len(events) - room)
-        events = events[:room]
+    def notify_outcomes(self, events: list[UndeliveredEvent]) -> None:
+        """Queue undelivered events for `on_outcome`; count those for which the queue is too short."""
+        free = max(0, self._most - self._queued)
+        self.missed += max(0, len(events) - free)
+        events = events[:free]
         if not events:
             return
         self._queued += len(events)
@@ -97,8 +97,8 @@ class Hooks:
             self._queue.append(events[start : start + _AT_ONCE])
         self._start()
 
-    def tell_state(self, change: StateChange) -> None:
-        """Have a change of state told of."""
+    def notify_state(self, change: StateChange) -> None:
+        """Queue a change of state for `on_state_change`."""
         if self._on_state_change is None:
             return
         waiting = [item for item in self._queue if not isinstance(item, list)]
@@ -108,17 +108,17 @@ class Hooks:
         self._start()
 
     async def drained(self) -> None:
-        """Return when everything was told."""
+        """Return when the queue is empty and no hook runs."""
         while self._queue or self._begun is not None or (self._task is not None and not self._task.done()):
-            # Some shutdowns cancel every task: what is left in the queue needs another one.
+            # Some shutdowns cancel every task: another task then goes on with the queue.
             await asyncio.wait({self._running()})
 
     def close(self) -> None:
-        """Let the thread end when it has called what it was given."""
+        """Let the thread end after its last call."""
         self._thread.close()
 
     def _start(self) -> None:
-        # At the recursion limit no task can be made: the next one calls the hooks for this, too.
+        # At the recursion limit no task can be made. The next one will call the hooks for this item as well.
         with suppress(RecursionError):
             self._running()
 
@@ -128,13 +128,13 @@ class Hooks:
         return self._task
 
     async def _run(self) -> None:
-        # Under an eager task factory this runs inside the call that tells, which must not wait for a hook's first part.
+        # Under an eager task factory this runs inside `notify_*`, which must not wait for a hook's first step.
         await asyncio.sleep(0)
         while self._begun is not None or self._queue:
             await self._call_next()
 
     async def _call_next(self) -> None:
-        """Call a hook for what is next in the queue; if the thread still makes a call, wait for that one instead."""
+        """Call a hook for the next item of the queue; if the thread still runs a call, wait for that one instead."""
         name = ""
         try:
             if self._begun is None:
@@ -146,7 +146,7 @@ class Hooks:
                     return
                 self._begun = name, self._in_thread(captured_call(detached, hook, argument))
             name, call = self._begun
-            # Cancelled here, the next task of these hooks goes on with the call.
+            # If this task is cancelled here, the next one waits for the same call.
             await asyncio.wait({call})
             self._begun = None
             answer = call.result()()
@@ -168,7 +168,7 @@ class Hooks:
         try:
             return self._thread.call(call)
         except RuntimeError:
-            # While the interpreter shuts down no thread can be started: the loop is the only place left.
+            # While the interpreter shuts down no thread can be started, so the hook runs in the loop.
             done: asyncio.Future[Callable[[], object]] = asyncio.get_running_loop().create_future()
             done.set_result(call())
             return done

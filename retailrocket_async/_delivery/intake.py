@@ -1,4 +1,4 @@
-"""The caller's side of the buffer: who gets in, who waits for room, who is refused."""
+"""Accepts events into the buffer, makes callers wait if it is full, or refuses them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _FEW = 20
-"""Events that are dropped at once to make room for another one, so that no caller pays for all."""
+"""Expired events that one call drops at a time to make space for its own event, so that no caller pays for all."""
 
 _WOKEN_AT_ONCE = 200
-"""Callers that are let in, or turned away, before others may run: each of them has something to do then."""
+"""Waiting callers that are admitted, or refused, before other tasks run: each of them is then ready to run."""
 
 _FULL = 3
-"""Events that it costs as much as, if one comes where there is no room: another one is dropped, and told of."""
+"""Cost, in events, of accepting into a full buffer: it also evicts one and reports it."""
 
 _YIELD_EVERY = 250
-"""Events dealt with in a row before the caller's task lets others run, a KiB counts as one more: a millisecond."""
+"""Events accepted in a row before the caller's task yields; each KiB counts as one more. About a millisecond."""
 
 
 class _Arrived(Protocol):
@@ -42,24 +42,25 @@ class _Arrived(Protocol):
 
 
 class Intake:
-    """Puts events in the buffer, in order, and makes callers wait where it is full.
+    """Puts events in the buffer, in order, and makes callers wait if it is full.
 
     Args:
         affinity: the loop that the client belongs to.
-        buffer: where the events go.
-        ledger: counts them.
-        keyed: whether the buffer has a lane for each visitor.
-        overflow: what happens where there is no room; see `Buffer.overflow`.
-        arrived: called where a batch may be due sooner (`due_sooner`) by an event that was put in.
-        expire: drops what waits in the buffer and is too old, about so many events; returns whether that was all.
+        buffer: holds the events.
+        ledger: counts the events.
+        keyed: whether the buffer has several lanes, so that each event needs a lane.
+        overflow: what happens if the buffer is full; see `Buffer.overflow`.
+        arrived: called after an event by which a batch may be due sooner (`due_sooner`); if `watched`, also before
+            every event.
+        expire: drops events of the buffer that are too old, about as many as given; returns whether none is left.
         max_age: seconds after which an event is too old; None for never.
 
     Attributes:
-        left_in_a_row: how many events more may be dealt with before it is time to yield; with 0 or less it is.
+        left_in_a_row: number of events that may be accepted before the caller should yield; 0 or less: it should now.
         watched: whether `arrived` is called for every event.
     """
 
-    def __init__(  # noqa: PLR0913 - the rooms it stands between
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         affinity: LoopAffinity,
         buffer: EventBuffer,
@@ -79,7 +80,7 @@ class Intake:
         self._expire = expire
         self._max_age = math.inf if max_age is None else max_age
         self._arrived = arrived
-        # A queue out of whose middle those go who wait no longer: their events must not be kept.
+        # A queue; cancelled callers leave it from the middle, so that their events are not kept.
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._waking: asyncio.Handle | None = None
         self._closed = False
@@ -87,7 +88,7 @@ class Intake:
         self.watched = False
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer; where there is no room, wait for it in order, or do as `overflow` says."""
+        """Put one event in the buffer; if it is full, wait in order, or do as `overflow` says."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
             return await self.wait_for_room(event, envelope)
@@ -96,23 +97,23 @@ class Intake:
         return receipt
 
     async def wait_for_room(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer, for which there was no room, as soon as there is; or raise, see `overflow`."""
+        """Put one event in the buffer as soon as there is space for it; or raise, see `overflow`."""
         if self._overflow == "raise":
             raise self._full()
         loop = self._affinity.enter()
         waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
         self._waiters[waiter] = None
         try:
-            # From the moment the future has its result the event is accepted, even if this task is cancelled now.
+            # The event is accepted as soon as the future has its result, even if this task is cancelled then.
             return await waiter.admitted
         except asyncio.CancelledError:
             self._waiters.pop(waiter, None)
-            # There may be room for those behind, if not for this one.
+            # A smaller event behind this one may fit.
             self.admit_waiters()
             raise
 
     async def let_others_run(self) -> None:
-        """Yield where so many events were dealt with in a row that it is time to."""
+        """Yield to other tasks if the caller has accepted enough events in a row."""
         if self.left_in_a_row <= 0:
             self.left_in_a_row = _YIELD_EVERY
             await asyncio.sleep(0)
@@ -125,15 +126,15 @@ class Intake:
         return receipt
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
-        """Count an event that the user's `before_send` does not want to be sent; `tell` the hook of it, or not."""
+        """Count an event that the user's `before_send` dropped; `tell` says whether `on_outcome` gets it."""
         self._affinity.enter()
         self.check_open()
         ensure_stack()
         self.left_in_a_row -= 1
-        return self._drop(envelope, Receipt(event.event_name), "before_send", tell=tell)
+        return self._drop(envelope, Receipt(event.event_name), "before_send", notify=tell)
 
     def accept_group(self, events: Sequence[tuple[str, str, bytes]]) -> list[Receipt] | None:
-        """Put events in the buffer, in order; None, and none put in, where there is no room for all, or it is closed.
+        """Put events in the buffer, in order; return None, and put in none, if not all fit or the intake is closed.
 
         Args:
             events: name, visitor and envelope of each.
@@ -155,38 +156,39 @@ class Intake:
                 found = lanes[lane] = ([], [])
             found[0].append(envelope)
             found[1].append(receipt)
-        self._ledger.tracked += len(events)
+        self._ledger.count_tracked(len(events))
         sooner = [self._buffer.extend(*found, lane) for lane, found in lanes.items()]
         if any(sooner) or self.watched:
             self._arrived(due_sooner=any(sooner))
         return receipts
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
-        """Put in an event that was accepted elsewhere, bounds or not: whoever feeds knows how much is on its way."""
+        """Put in an event that the spool has accepted, whatever the bounds: the caller keeps within its own bound."""
         if self.watched:
             self._arrived(due_sooner=False)
         if self._buffer.grow(envelope, receipt):
-            self._ledger.tracked += 1
+            self._ledger.count_tracked()
             return
         self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
-        """Count an event that was accepted elsewhere, and has its outcome without ever being in the buffer."""
-        self._ledger.tracked += 1
+        """Count and settle an event that the spool has accepted, and that never was in the buffer."""
+        self._ledger.count_tracked()
         self._ledger.end(envelope, receipt, outcome)
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        """Put one event in the buffer, or drop it where `overflow` says so; None where it can only wait."""
+        """Put one event in the buffer, or drop it if `overflow` says so; return None if its caller must wait."""
         self._affinity.enter()
         if self._closed:
             raise _closed_error()
-        # An event that is not documented knows its name itself.
+        # A custom event carries its name itself.
         receipt = Receipt(event.wire_name or event.event_name)
         if self.watched:
-            # Before the event is put in: if the stack ends here, nothing has changed.
+            # Before the event is put in: if a RecursionError is raised here, nothing has changed.
             self._arrived(due_sooner=False)
         if self._waiters or not self._buffer.grow(envelope, receipt):
             return self._accept_at_length(event, envelope, receipt)
+        # Not `count_tracked`: one call less for every event.
         self._ledger.tracked += 1
         return receipt
 
@@ -205,12 +207,12 @@ class Intake:
 
     def _expire_some(self, size: int) -> None:
         while not self._expire(_FEW):
-            # What room there is belongs to those who wait.
+            # Waiting callers come first.
             if self._waiters or self._buffer.fits(size):
                 return
 
     def _makes_room(self, size: int, event_name: str) -> bool:
-        # For a large event very many small ones may give way: they are settled together.
+        # Very many small events may be evicted for a large one: they are settled together.
         given_way = None
         for batch in self._buffer.make_room(size, event_name):
             if given_way is None:
@@ -221,9 +223,9 @@ class Intake:
             self._ledger.close_batch(given_way, Dropped(reason="overflow"))
         return self._buffer.fits(size)
 
-    def _drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, tell: bool = True) -> Receipt:
-        self._ledger.tracked += 1
-        self._ledger.drop(envelope, receipt, reason, tell=tell)
+    def _drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, notify: bool = True) -> Receipt:
+        self._ledger.count_tracked()
+        self._ledger.drop(envelope, receipt, reason, notify=notify)
         return receipt
 
     def _full(self) -> BufferFullError:
@@ -234,21 +236,21 @@ class Intake:
 
     def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
         left = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
-        # The event after which it is time to yield must come through here, and not through `EventBuffer.grow`.
+        # The event after which the caller should yield must come through here, not through `EventBuffer.grow`.
         growth = (left if left > 0 else _YIELD_EVERY) - 1
         due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
         self.left_in_a_row = left
-        self._ledger.tracked += 1
+        self._ledger.count_tracked()
         if due_sooner:
             try:  # noqa: SIM105 - suppress() is one more call
                 self._arrived(due_sooner=True)
             except RecursionError:
-                # The event is accepted. The pump looks at the buffer again by itself, if a little later.
+                # The event is accepted. The pump checks the buffer by itself, a little later.
                 pass
         return receipt
 
     def admit_waiters(self) -> None:
-        """Let those in for whom there is room now, in the order in which they came; of very many, some at a time."""
+        """Admit waiting callers whose events fit now, in their order; of very many, some at a time."""
         if self._waking is None:
             self._wake_some()
 
@@ -280,23 +282,23 @@ class Intake:
         return self._buffer.lane_of(getattr(event, "session_external_id", ""))
 
     def check_open(self) -> None:
-        """Raise `ClientClosedError` where nothing is taken any more."""
+        """Raise `ClientClosedError` if the intake is closed."""
         if self._closed:
             raise _closed_error()
 
     def close(self) -> None:
-        """Take nothing any more, and turn away who waits."""
+        """Accept no more events, and refuse those of waiting callers."""
         self._closed = True
         self.admit_waiters()
 
     @property
     def waiting(self) -> int:
-        """How many callers wait for room."""
+        """Number of callers that wait for space."""
         return 0 if self._closed else len(self._waiters)
 
 
 class _Waiter:
-    """A caller that waits for room in the buffer."""
+    """A caller that waits for space in the buffer."""
 
     __slots__ = ("admitted", "came_at", "envelope", "event_name", "lane")
 

@@ -5,18 +5,18 @@ parts do, together:
 
 - an aiolimiter bucket with a small burst paces the grants; the burst makes up for late timers;
 - a guard counts the requests that may still lie in the server's last window, and never lets there be more than
-  `requests`. A request takes a slot at its grant. The slot's time runs from the moment its body was written, not
-  from the grant, so a blocked event loop or a slow connect cannot squeeze arrivals together; it is free again
-  `per + jitter` after the writing or `per` after the answer, whichever is earlier. A request that ends without an
-  answer may still be on its way: the answer's shortcut is not for it. So the promise holds whenever the
+  `requests`. A request takes a slot when its permit is granted. The slot's time runs from the writing of the body, not
+  from the grant, so a blocked event loop or a slow connect cannot squeeze arrivals together. The slot is free again
+  `per + jitter` after the writing or `per` after the answer, whichever is earlier. A request that ended without an
+  answer may still be on its way, so only the first of these times holds for it. The promise holds whenever the
   network's delays differ by no more than `jitter`.
 
-A pause (`Retry-After`) is a deadline that only ever moves later: no answer can reopen the gate for another.
+A pause (`Retry-After`) is a deadline that only ever moves later: an answer cannot shorten the pause of another.
 
-Where the server says 429 all the same, its limit is lower than ours, or others share it. Every incident (all the
-answers to requests sent before the last one ended) pauses everyone, longer each time in a row, and cuts the pace
-once; the pace comes back little by little. So a stream of 429 never makes more requests, and a limit that is lower
-than believed is found.
+If the server still answers 429, its limit is lower than ours, or others share it. An incident is all 429 answers to
+requests that were sent before the last incident ended. Each incident pauses all requests, longer for each one in a row,
+and cuts the pace once; the pace recovers slowly. So a stream of 429 never causes more requests, and the limiter finds a
+limit that is lower than configured.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.uncopyable import Uncopyable
 
 MAX_PAUSE = 60.0
-"""Seconds a pause may last at most, whatever the server asks for."""
+"""Longest pause in seconds, whatever the server asks for."""
 
 _CUT = 0.7
-"""What an incident leaves of the pace."""
+"""Factor by which an incident cuts the pace."""
 
 _SLOWEST = 0.1
-"""The least of the full pace."""
+"""Slowest pace, as a part of the full pace."""
 
 _RECOVERY = 0.02
-"""How much of the full pace comes back in a second: from one cut in 15 s, from the slowest pace in 45 s."""
+"""Part of the full pace that is recovered each second: all after 15 s from one cut, after 45 s from the slowest."""
 
 _LONGEST_PENALTY = 8.0
-"""Seconds that an incident pauses for at most, where the server names no time: the limit may be another process's."""
+"""Longest pause in seconds for an incident without `Retry-After`: another process may have caused it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -82,18 +82,18 @@ class RateLimit:
 
 
 class Permit(Protocol):
-    """The right to make one request; told when the request left and when it was over."""
+    """The right to make one request; its holder reports when the request left and when it was over."""
 
     def sent(self) -> None:
-        """Tell that the request's body was written; called at most once."""
+        """Report that the request's body was written; called at most once."""
         ...
 
     def done(self, *, answered: bool = False) -> None:
-        """Tell that the request is over; called exactly once, last.
+        """Report that the request is over; called exactly once, last.
 
         Args:
-            answered: whether the server answered, so that it has surely counted the request; False where the request
-                failed or was cancelled, when it may still be on its way.
+            answered: whether the server answered, so that it has surely counted the request. False if the request
+                failed or was cancelled: it may still be on its way.
         """
         ...
 
@@ -105,8 +105,8 @@ class Limiter(Protocol):
     async def acquire(self) -> Permit | None:
         """Wait for the right to make one request, and take it; in the order of the calls.
 
-        Called once for every attempt, retries included. Cancelling the wait takes nothing. None where the limiter
-        does not care when the request was sent and answered.
+        Called once for every attempt, retries included. Cancelling the wait takes no permit. Returns None if the
+        limiter need not know when the request was sent and answered.
         """
         ...
 
@@ -115,23 +115,23 @@ class Limiter(Protocol):
         ...
 
     def throttled(self, sent_at: float) -> None:
-        """Tell that the server refused a request as one too many (429), so that fewer are made.
+        """Report that the server refused a request as one too many (429), so that fewer are made.
 
         Args:
-            sent_at: when that request was sent (seconds on the event loop's clock): several sent at once are one
-                incident.
+            sent_at: when that request was sent (seconds on the event loop's clock). Refused requests that were sent
+                together count as one incident.
         """
         ...
 
 
 class LocalLimiter(Uncopyable):
-    """The limit of one process, on a token bucket with a guard; see the module's text.
+    """Keeps the request limit of one process, by a token bucket and a guard; see the module's text.
 
     Args:
         rate_limit: the limit to keep; None lifts it, and only pauses hold requests back.
 
     Raises:
-        WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
+        WrongLoopError: from the methods, if another event loop that is not closed uses the limiter.
     """
 
     _instead = "make one in each process; RedisLimiter shares a limit between processes"
@@ -150,11 +150,11 @@ class LocalLimiter(Uncopyable):
     async def acquire(self) -> Permit | None:
         """Wait for the right to make one request, and take it; in the order of the calls."""
         loop = self._bind()
-        # One at a time: the lock's queue is fair, where aiolimiter's is not, and the guard needs a single mind.
+        # One caller at a time: the lock's queue is fair, aiolimiter's is not, and the guard decides for one caller.
         async with self._turn:
             if self._bucket is not None and not self._drawn:
                 await self._bucket.acquire()
-                # The bucket takes nothing back: should this waiter be cancelled below, the next one goes on from here.
+                # The bucket takes nothing back. If this caller is cancelled below, the next one uses its token.
                 self._drawn = True
             while (wake_at := self._open_at(loop.time())) > loop.time():
                 await self._sleep_until(loop, wake_at)
@@ -180,10 +180,10 @@ class LocalLimiter(Uncopyable):
             self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
             pace = max(_SLOWEST, self.pace(now) * _CUT)
             self.pause_until(now + self._penalty)
-            # The pace is a straight line, known by the moment in which it will be full again.
+            # The pace grows linearly, so the time at which it is full again describes it.
             self._incident_over = now
             self._slow_until = now + (1.0 - pace) / _RECOVERY
-        # Nobody recovers in a pause, also where a later answer of the same incident has made it longer.
+        # The pace does not recover during a pause, even if a later answer of the same incident prolongs it.
         longer = max(0.0, self._paused_until - self._incident_over)
         self._incident_over += longer
         self._slow_until += longer
@@ -194,7 +194,7 @@ class LocalLimiter(Uncopyable):
         return min(1.0, 1.0 - before_full * _RECOVERY)
 
     def _open_at(self, now: float) -> float:
-        """Return when the next grant may be made, on what is known now; infinity where an answer must come first."""
+        """Return when the next permit may be granted (loop time); infinity if an answer must come first."""
         if self.rate_limit is None:
             return self._paused_until
         opens = self._paused_until
@@ -229,7 +229,7 @@ class LocalLimiter(Uncopyable):
         return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin on a new loop, with what the server may still remember of the closed one's requests."""
+        """Begin on a new loop; keep the requests of the closed loop that the server may still count."""
         self._loop = loop
         self._turn = asyncio.Lock()
         self._bucket: AsyncLimiter | None = None
@@ -249,7 +249,7 @@ class LocalLimiter(Uncopyable):
 
 
 class _Slot:
-    """One request that may lie in the server's last window until `expires` (loop time)."""
+    """A request that the server may count in its current window until `expires` (loop time)."""
 
     __slots__ = ("_changed", "_clock", "_limit", "expires")
 
@@ -257,7 +257,7 @@ class _Slot:
         self._clock = clock
         self._changed = changed
         self._limit = limit
-        # Not sent yet: no time can be named before which the server has seen it.
+        # Not sent yet, so the server may see it at any later time.
         self.expires = math.inf
 
     def sent(self) -> None:

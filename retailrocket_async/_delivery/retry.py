@@ -1,4 +1,4 @@
-"""When a failed request is tried again; `_reply` decides whether.
+"""Decides whether and when a failed request is tried again; `_http.reply` says which failures may be.
 
 tenacity makes the decision, and stays in this file: full-jitter exponential waits, a limit on attempts and one on
 elapsed time. Time comes in as an argument, so nothing here sleeps or reads a clock.
@@ -19,16 +19,16 @@ from retailrocket_async._http.reply import Reply, Verdict
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How long a request that may yet succeed is tried.
+    """How long a request that may yet succeed is retried.
 
-    Whichever limit is reached first ends it. Attempts count from 1, so ``max_attempts=1`` never retries.
+    The limit that is reached first ends the retries. Attempts count from 1, so ``max_attempts=1`` never retries.
 
     Attributes:
         max_attempts: requests for one batch or direct send, 1 or more; default 20. Together with the waits below
-            that is minutes, so that the time decides in an outage and the attempts only bound a flapping server.
-        max_elapsed: seconds from the first attempt after which no further one is planned, 0 or more (it may then have
-            to wait for its permit); default 300: an API's restart or a failover takes minutes, while the buffer's
-            bound is there for longer outages.
+            that is minutes: in an outage the time decides, and the attempts only bound a server that keeps failing.
+        max_elapsed: seconds from the first attempt after which no further attempt is planned, 0 or more; default 300.
+            An attempt that was planned before may still wait for its permit. An API's restart or a failover takes
+            minutes; longer outages are for the buffer's bounds.
         initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, a
             third of the time that the API takes to answer a batch.
         max_backoff: seconds; the random wait's upper end doubles with every attempt up to this; default 30.
@@ -36,18 +36,18 @@ class RetryPolicy:
             ``(Order,)`` for a shop that counts revenue by them; default none: at least once. Such an event is then
             `Abandoned` with reason ``"at_most_once"``; the rest of its batch is sent again. A direct send follows
             the rule as a whole.
-        max_halt: seconds, 0 or more, that events wait for somebody to mend a wrong key, a forbidden shop or a wrong
+        max_halt: seconds, 0 or more, that events wait until a person corrects a wrong key, a forbidden shop or a wrong
             address (401, 403, 404 and the like) before they are `Rejected`, or the environment or a proxy before they
-            are `Abandoned`; default 30. A last request sees first
-            whether it still holds, so it may take up to 2.5 s more. Where `api_key` is a function and the answer is
-            401 they wait for a new key as long as the buffer can hold them, or so long into a close.
-        is_throttled: told the status of an answer that is no 2xx and the start of its body (bytes, at most 4 KiB),
-            returns whether to take it for a 429: the API documents none, so a 403 or 503 may mean it. Runs in the
-            event loop. Default None: 429 alone.
-        outlast: wait for the end of an outage, or for a mended key, shop or address, however long it takes; default
-            False. `max_attempts` and `max_elapsed` then count only what happens while other requests are answered,
-            and answers of 429 not at all; `max_halt` does not count. For events that are kept elsewhere until they
-            have their outcome, in a spool or a broker: the buffer still holds no more than its bounds.
+            are `Abandoned`; default 30. A last request checks first whether the cause remains, so up to 2.5 s more may
+            pass. If `api_key` is a function and the answer is 401, events wait for a new key without limit, and during
+            a close for `max_halt` seconds.
+        is_throttled: called with the status of an answer that is no 2xx and the start of its body (bytes, at most
+            4 KiB); returns whether the answer counts as a 429. The API documents no such answer, so a 403 or 503 may
+            mean it. Runs in the event loop. Default None: only 429 counts.
+        outlast: wait for the end of an outage, or for a corrected key, shop or address, without limit; default False.
+            `max_attempts` and `max_elapsed` then count only while other requests are answered, answers of 429 never
+            count, and `max_halt` does not apply. Meant for events that a spool or a broker keeps until they have their
+            outcome: the buffer still holds no more than its bounds.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -84,14 +84,14 @@ class RetryPolicy:
         """Return the seconds to wait before the next attempt, or None to stop.
 
         Args:
-            reply: what the last attempt brought.
+            reply: the reply to the last attempt.
             attempt: the number of that attempt, 1 or more.
             elapsed: seconds since the first attempt began.
-            excused: how many of the attempts do not count, though the wait grows with them.
+            excused: number of attempts that do not count; the wait still grows with them.
         """
         if reply.verdict not in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
-        # tenacity's strategies read one record of the past; built by hand, it needs neither a loop nor a clock.
+        # tenacity's strategies read a record of past attempts; built here, it needs neither a loop nor a clock.
         past = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
         # Beyond a thousand doublings tenacity's power of two overflows, to `max_backoff` even from 0.
         past.attempt_number = min(attempt, 1000)
@@ -117,7 +117,7 @@ def _names(events: object) -> frozenset[str]:
             )
         known = {each.casefold(): each for each in EVENT_TYPES}.get(name.replace("_", "").casefold(), name)
         if known != name:
-            # Taken for the name of a newer event it would protect nothing.
+            # Taken as the name of an event that this version does not know, it would protect nothing.
             raise ConfigurationError(f"RetryPolicy.at_most_once must name {known!r} so, not {name!r}")
         names.add(name)
     return frozenset(names)

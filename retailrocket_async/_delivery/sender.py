@@ -1,4 +1,4 @@
-"""Requests: asks breaker and limiter, uses the transport, follows the retry policy, until a flight has its outcome."""
+"""Makes the attempts of a flight, as breaker, limiter and retry policy allow, until it has its outcome."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _RENEWALS: Final = 2
-"""How often one batch is sent again at once for a changed key: a function may return a new wrong one every time."""
+"""How often one flight is sent again at once because the key changed: a function may return wrong keys for ever."""
 
 _ANYWHERE: Final = frozenset({401, 403, 407})
-"""Refusals that no other path would be spared; an address may be wrong for one event's endpoint alone."""
+"""Statuses that refuse requests on every path; a wrong address (404) may concern one endpoint alone."""
 
 
 _UNMADE: Final = frozenset({"key", "config"})
-"""Failures that come before a request is made."""
+"""Failures that happen before a request is made."""
 
 
 class Sender:
@@ -49,18 +49,18 @@ class Sender:
     Args:
         affinity: the loop that the client belongs to.
         ledger: counts requests, retries and waits.
-        breaker: asked before the limiter, and told what every request brought.
-        limiter: asked once for every attempt.
-        retry: when to try again.
-        transport: carries the requests.
-        at_once: requests on the wire at most.
+        breaker: admits each request before the limiter does, and gets the result of each.
+        limiter: grants a permit for every attempt.
+        retry: when a failed request is tried again.
+        transport: makes the requests.
+        at_once: largest number of requests on the wire.
         max_age: seconds after which an event is not sent again; None for never.
-        part_over: settles events of a flight that end before the others.
-        blocked: called when a batch was refused for its key, shop or address.
-        watch: told of every request; None for nobody.
+        part_over: settles events of a flight that have their outcome before the others.
+        blocked: called when a batch was refused for key, shop or address.
+        watch: called for every request; None without an observer.
     """
 
-    def __init__(  # noqa: PLR0913 - the rooms it brings together
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         affinity: LoopAffinity,
         ledger: Ledger,
@@ -89,21 +89,21 @@ class Sender:
         self._refused_serial = 0
 
     async def outcome_of(self, flight: Flight) -> Outcome:
-        """Attempt, judge and wait until there is an outcome, for all events of the part that is on its way."""
+        """Make attempts until the current part of the flight has its outcome; return that outcome."""
         while True:
             answer = await self._request(flight)
             if not isinstance(answer, tuple):
                 return answer
             admission, reply = answer
             if flight.outcome is not None:
-                # It was cut short, and something that it awaited swallowed the cancellation.
+                # The flight was settled meanwhile, and foreign code that it awaited swallowed the cancellation.
                 return flight.outcome
             outcome = flight.judge(reply, self._affinity.now())
             again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
             if admission is not None and not again:
                 self._report(flight, admission, reply)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
-                # It waits in the queue for the next turn like all others, and as long as `blocked` lets it.
+                # It waits for its next send slot like all others, until `blocked` or `Expiry` settles it.
                 flight.tries -= 1
                 self._blocked()
                 again = True
@@ -116,13 +116,13 @@ class Sender:
 
     def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
         batches = flight.path == BATCH_PATH
-        # Where the address of the batches is wrong, an event's own endpoint says nothing of it.
-        tells = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
+        # If the address of the batches is wrong, an answer of another endpoint proves nothing about it.
+        conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
         anywhere = reply.status is None or reply.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=batches or anywhere, tells=tells)
+        self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Settle the events that must not be sent again; return their outcome where no others are left."""
+        """Settle the events that must not be sent again; return their outcome if no other events are left."""
         once = self._retry.once_names
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
             return None
@@ -132,7 +132,7 @@ class Sender:
         return self._without(flight, doomed, outcome)
 
     def _expired(self, flight: Flight) -> Undelivered | None:
-        """Settle the events that are too old by now; return their outcome where no others are left."""
+        """Settle the events that are too old by now; return their outcome if no other events are left."""
         if self._max_age is None or flight.batch is None:
             return None
         now = self._affinity.now()
@@ -149,15 +149,15 @@ class Sender:
         return None
 
     async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Wait as the policy says before another attempt; return the outcome where there is to be none."""
+        """Wait before the next attempt, as the policy says; return the outcome if there is to be no further attempt."""
         now = self._affinity.now()
         if reply.retry_after is not None:
-            # As the pause is capped, so is the wait: a day asked for must not use up `max_elapsed` at once.
+            # The wait has the pause's bound: a server that asks for a day must not use up `max_elapsed`.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
-            self._tell_limiter(lambda: self._limiter.pause_until(now + pause))
+            self._notify_limiter(lambda: self._limiter.pause_until(now + pause))
         if reply.verdict is Verdict.THROTTLED:
-            self._tell_limiter(lambda: self._limiter.throttled(flight.departed_at))
+            self._notify_limiter(lambda: self._limiter.throttled(flight.departed_at))
         if self._is_excused(flight, reply):
             # The wait still grows with the attempts.
             flight.excused += 1
@@ -174,24 +174,24 @@ class Sender:
         return flight.outcome
 
     def _is_excused(self, flight: Flight, reply: Reply) -> bool:
-        """Whether an attempt counts for nothing: the policy outlasts what it has met."""
+        """Whether an attempt does not count, because the policy outlasts its failure."""
         if not self._retry.outlast:
             return False
         if reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending":
             return True
-        # An outage takes some failures to be seen as one; a batch that fails by itself does so while others do not.
+        # It takes several failures until the API counts as down. A bad batch fails while others are answered.
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
-        """Make one request, as soon as breaker and limiter allow it; return an outcome where it is too late then."""
+        """Make one request as soon as breaker and limiter allow it; return an outcome if it is too late by then."""
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
-            except BaseException as error:  # a limiter may be anybody's
+            except BaseException as error:  # a user's limiter may raise anything
                 if ends_task(error):
                     raise
                 self.limiter_failed(error)
-                # There was no attempt; it still counts as a try, or a broken limiter is asked for ever.
+                # No attempt was made. It counts as a try all the same, or a broken limiter would be asked for ever.
                 flight.tries += 1
                 return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
         turn = flight.turn
@@ -199,17 +199,16 @@ class Sender:
         try:
             if turn.admission.probe and self._breaker.status == 401:
                 await self._renewed(self._refused_serial)
-            # It may have waited long for its turn.
+            # It may have waited long for its send slot.
             if flight.outcome is None and (stale := self._expired(flight)) is not None:
                 return stale
             if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
             if turn.admission.probe and flight.tries and self._too_late(flight):
-                # While the API is down the breaker says when: later than the policy had reckoned with.
+                # While the API is down the breaker sets the time of a probe: it may be later than the policy allows.
                 return flight.give_up("retries_exhausted", self._affinity.now())
             flight.depart(self._affinity.now())
-            self._ledger.requested += 1
-            self._ledger.splits += flight.divided
+            self._ledger.count_request(part=flight.divided)
             if self._watch is None:
                 reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
             else:
@@ -221,22 +220,21 @@ class Sender:
         if reply.failure in _UNMADE:
             self._uncount(flight, reply)
             return turn.admission, reply
-        self._ledger.requests[reply.status if reply.status is not None else str(reply.failure)] += 1
-        self._ledger.retries += flight.attempts > 1
-        # An answer may repeat the request, key and all, and nobody else reads it.
+        kind = reply.status if reply.status is not None else str(reply.failure)
+        self._ledger.count_reply(kind, retry=flight.attempts > 1)
+        # The body is dropped: it may repeat the request with its key, and is not needed any more.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
 
     def _uncount(self, flight: Flight, reply: Reply) -> None:
-        """Take back what was counted for a request that was not made after all."""
+        """Undo the counts of a request that was not made after all."""
         flight.attempts -= 1
-        self._ledger.requested -= 1
-        self._ledger.splits -= flight.divided
+        self._ledger.uncount_request(part=flight.divided)
         if reply.failure == "key":
             self._key_failed(reply.detail)
 
     async def _watched(self, watch: Watch, flight: Flight, turn: SendSlot) -> Reply:
-        """Make the request, and tell of its beginning and its end."""
-        # A direct send's caller has a context of its own; what the observer sets there holds for this request alone.
+        """Make the request, and report its beginning and its end to the observer."""
+        # In a copy of the context of a direct send's caller: what the observer sets there holds for this request.
         context = Context() if flight.context is None else flight.context.copy()
         before = context.copy()
         begun = context.run(
@@ -258,7 +256,7 @@ class Sender:
             context.run(watch.ended, begun, status=status, failure=failure)
 
     def _as_declared(self, reply: Reply) -> Reply:
-        """Return the reply as the user's policy sees it."""
+        """Return the reply, marked as throttled if the user's `is_throttled` says so."""
         ask = self._retry.is_throttled
         if ask is None or reply.status is None or 200 <= reply.status <= 299:
             return reply
@@ -268,17 +266,17 @@ class Sender:
             if is_interrupt(error):
                 raise
             name = type(error).__name__
-            self._ledger.tell_once(("is_throttled",), logging.ERROR, "RetryPolicy.is_throttled raised %s", name)
+            self._ledger.log_once(("is_throttled",), logging.ERROR, "RetryPolicy.is_throttled raised %s", name)
             return reply
         return attrs.evolve(reply, throttled=True) if throttled else reply
 
     async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
-        """Whether a flight that was refused for its key goes again at once, as there is another key."""
+        """Whether a flight that was refused for its key is sent again at once, because there is another key."""
         self._refused_serial = reply.serial
         if admission is None or flight.renewals >= _RENEWALS:
             return False
         if admission.probe and self._breaker.status == 401:
-            # It was asked for just before.
+            # The key was asked for right before this probe.
             return False
         self._breaker.hold(admission)
         try:
@@ -295,9 +293,9 @@ class Sender:
         return changed
 
     async def next_turn(self) -> SendSlot:
-        """Wait for the right to make one request; raises what the limiter raises."""
+        """Wait for the right to make one request; errors of the limiter pass."""
         while True:
-            # The place on the wire first: a permit that then waited for one would let requests bunch.
+            # The place on the wire comes first: requests with permits that waited for a place would leave in a bunch.
             await self._wire_slots.acquire()
             admission: Admission | None = None
             try:
@@ -310,7 +308,7 @@ class Sender:
                 turn = SendSlot(admission, permit, functools.partial(self._leave, admission), self.limiter_failed)
                 if self._breaker.still_admits(admission):
                     return turn
-                # The state has changed while the permit was waited for.
+                # The state has changed while the permit was awaited.
                 turn.end()
             else:
                 self._leave(None)
@@ -328,29 +326,29 @@ class Sender:
         try:
             return await self._limiter.acquire()
         finally:
-            self._ledger.limiter_wait += self._affinity.now() - asked_at
+            self._ledger.count_limiter_wait(self._affinity.now() - asked_at)
 
-    def _tell_limiter(self, tell: Callable[[], None]) -> None:
+    def _notify_limiter(self, call: Callable[[], None]) -> None:
         try:
-            tell()
-        except BaseException as error:  # noqa: BLE001 - the batch must not pay for it
+            call()
+        except BaseException as error:  # noqa: BLE001 - the batch keeps its outcome
             self.limiter_failed(error)
 
     def limiter_failed(self, error: BaseException) -> None:
         """Log that a limiter raised; raise the user's Ctrl-C again."""
         if is_interrupt(error):
             raise error
-        self._ledger.tell_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
+        self._ledger.log_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
 
     def _key_failed(self, name: str) -> None:
-        self._ledger.tell_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)
+        self._ledger.log_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)
 
     async def aclose(self) -> None:
-        """Close the connections; raises nothing, as nothing is left that could fail."""
+        """Close the connections; errors are logged, since all events have their outcome."""
         try:
             await self._transport.aclose()
         except BaseException as error:  # every event has its outcome already
             if ends_task(error):
                 raise
             name = type(error).__name__
-            self._ledger.tell_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)
+            self._ledger.log_once(("transport",), logging.WARNING, "closing the connections failed: %s", name)

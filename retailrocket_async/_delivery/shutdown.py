@@ -1,7 +1,7 @@
-"""The end of a client: one deadline for all of it, and one report.
+"""Closes a client within one deadline, and reports.
 
-The deadline covers the flush, with all its waits and requests, the settling of what is left, the hooks that are told of
-it, and the connections. What takes time after the flush gets a part of the time at its end.
+The deadline covers the flush with all its waits and requests, the settling of leftover events, their hooks, and the
+connections. The flush ends early enough to leave time for the rest.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import Stats
 
 _GRACE: Final = 0.5
-"""Seconds that connections get to close, after everything has its outcome; then they are left to themselves."""
+"""Seconds to wait for connections to close, after all events are settled; then they close by themselves."""
 
 _HOOK_TIME: Final = 0.1
-"""Seconds that are kept for telling the hook of what is left."""
+"""Seconds reserved for hooks that get the leftover events."""
 
 _DROP_TIME: Final = 5e-6
-"""Seconds that are kept for settling an event that is left, with the turns of others meanwhile."""
+"""Seconds reserved for settling each leftover event, including the turns of other tasks meanwhile."""
 
 _PIECES: Final = 5
-"""Pieces by which the speed of the settling is known."""
+"""Number of pieces from which the speed of settling is estimated."""
 
 _SETTLING: Final = 0.25
-"""The part of the whole time that is kept for them at most."""
+"""Largest part of the whole time that is reserved for settling leftovers."""
 
 _ENDING: Final = 0.1
-"""The part of the whole time that is kept for the hook at most."""
+"""Largest part of the whole time that is reserved for hooks."""
 
 
 class Shutdown:
@@ -48,17 +48,17 @@ class Shutdown:
 
     Args:
         affinity: the loop that the client belongs to.
-        ledger: keeps what is not delivered for the report, and tells the hooks.
-        breaker: tells what sending was halted for.
-        begins: called first: nothing new is taken from then on.
-        flushed: returns when everything has its outcome.
-        leftovers: settles everything, piece by piece; yields what each piece has cost, counted in events.
-        left: returns what settling everything would cost, counted likewise.
+        ledger: keeps undelivered events for the report, and has the hooks.
+        breaker: knows what halted sending.
+        begins: called first; from then on no event is accepted.
+        flushed: returns when all events have their outcome.
+        leftovers: settles all events in pieces; yields the cost of each piece, counted in events.
+        left: returns the cost of settling all events, counted likewise.
         disconnect: closes the connections.
         stats: returns the counters.
     """
 
-    def __init__(  # noqa: PLR0913 - the rooms that end with it
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         affinity: LoopAffinity,
         ledger: Ledger,
@@ -98,27 +98,27 @@ class Shutdown:
         self._ledger.keep_undelivered()
         self._begins()
         try:
-            # Without any time not even the turns are taken that a timer needs.
+            # With a timeout of 0 the flush does not even begin.
             if timeout is None or timeout > 0.0:
                 async with timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
                     await self._flushed()
         except TimeoutError:
             pass
         finally:
-            # Also where this call itself is cancelled: every event gets its outcome, and nothing stays behind.
+            # Also if this call is cancelled: every event gets its outcome, and no task stays behind.
             try:
                 await self._settle_rest(ends_at)
             finally:
                 report = self._reported(started_at)
                 self._report.set_result(report)
                 create_task = self._affinity.create_task
-                # Kept, as the loop itself keeps no task alive.
+                # A reference is kept, since the loop itself keeps no task alive.
                 self._last_tasks = create_task(self._disconnect()), create_task(self._end_hooks())
         await self._last_words(ends_at)
         return report
 
     async def _join(self, report: asyncio.Future[CloseReport], ends_at: float | None) -> CloseReport:
-        """Wait for the close that is under way, and cut it short at this caller's own deadline."""
+        """Wait for the close that is under way, and settle the rest at this caller's own deadline."""
         try:
             async with timeout_at(ends_at):
                 return await asyncio.shield(report)
@@ -128,22 +128,22 @@ class Shutdown:
         return await asyncio.shield(report)
 
     def _kept(self, timeout: float | None) -> float:
-        """Return the seconds at the end that settling what is left, and telling of it, may take."""
+        """Return the seconds reserved at the end for settling leftovers and running hooks."""
         hooks = _HOOK_TIME if self._ledger.hooks.wants_outcomes else 0.0
         whole, left = timeout or 0.0, self._left()
-        # What is done in one piece needs no turns of others.
+        # Few events are settled in one piece, without turns of other tasks.
         settling = left * _DROP_TIME if left > AT_ONCE else 0.0
         return min(_ENDING * whole, hooks) + min(_SETTLING * whole, settling)
 
     async def _settle_rest(self, ends_at: float | None) -> None:
-        """Settle everything; others run meanwhile, as long as there is time for their turns and for what is left.
+        """Settle all events; other tasks run meanwhile, as long as there is time for them and for the rest.
 
-        Each of their turns takes as long as they like. So the speed of our own work is measured, and as soon as the
-        rest would end at the deadline, or after it, the rest is settled in one go.
+        A turn of other tasks may take any time. So the speed of our own work is measured. As soon as the rest would
+        end at the deadline or later, it is settled without further turns.
         """
         now = self._affinity.now
         leftovers, spent, began = self._leftovers(), 0, now()
-        # Seconds per event of the last pieces; the median, as a log record or the collector makes one of them long.
+        # Seconds per event of the last pieces. The median counts: a log record or the collector may delay one piece.
         speeds: deque[float] = deque(maxlen=_PIECES)
         try:
             for cost in leftovers:
@@ -157,7 +157,7 @@ class Shutdown:
                 await asyncio.sleep(0)
                 spent, began = 0, now()
         finally:
-            # No time, or cancelled in the middle, which leaves none.
+            # There is no time left, or this call was cancelled, which leaves none.
             for _ in leftovers:
                 pass
 
@@ -177,13 +177,13 @@ class Shutdown:
             self._ledger.hooks.close()
 
     async def _last_words(self, ends_at: float | None) -> None:
-        """Let connections and hooks end; a peer or a hook that does not must not hold the caller beyond its time."""
-        disconnecting, telling = self._last_tasks
+        """Wait for connections and hooks to end, but not beyond the caller's deadline."""
+        disconnecting, ending_hooks = self._last_tasks
         if (left := self._time_left(ends_at)) > 0.0:
             await asyncio.wait({disconnecting}, timeout=min(_GRACE, left))
-        # A hook that closes must not wait for its own end: what is left is told of after it.
+        # A hook that closes the client must not wait for its own end; it gets the leftover events afterwards.
         if (left := self._time_left(ends_at)) > 0.0 and not self._ledger.hooks.calling:
-            await asyncio.wait({telling}, timeout=None if math.isinf(left) else left)
+            await asyncio.wait({ending_hooks}, timeout=None if math.isinf(left) else left)
 
     def _time_left(self, ends_at: float | None) -> float:
         return math.inf if ends_at is None else max(0.0, ends_at - self._affinity.now())

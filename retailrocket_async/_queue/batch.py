@@ -1,4 +1,4 @@
-"""Events that go, or may go, in one request."""
+"""A batch: the events of one request, with their bytes and receipts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Events side by side: their envelopes, their receipts and, where the buffer asks for it, their times.
+    """The events of one request: their envelopes, their receipts and, if the buffer has `max_age`, their times.
 
     Attributes:
         envelopes: the JSON of each event, in order.
         receipts: the receipt of each event.
-        times: when each event came (seconds on the buffer's clock); empty where nobody asks.
-        size: bytes of the request body that holds them.
-        opened_at: when it was opened: the oldest event came then, or had waited for room.
-        generation: how many flushes had begun when it was opened. It may grow on after the next one began: a flush
-            waits for the batches that were open then, so that many flushes at once do not make many small batches.
-        opened_in: the generations of all batches it was made of; empty for a part of one.
-        lanes: keys of the lanes it was taken from; empty for a part.
-        attempts: requests that carried it, before it was divided.
-        maybe_recorded: whether one of those may have been recorded.
+        times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
+        size: bytes of the request body that holds the events.
+        opened_at: when it was opened, with its oldest event; an event that had waited for space may be older.
+        generation: number of flushes that had begun when it was opened. It may still grow during the next flush, which
+            waits for it: so many flushes at once do not make many small batches.
+        opened_in: the generations of all batches that were merged into it; empty for a part of a batch.
+        lanes: keys of the lanes that it was taken from; empty for a part.
+        attempts: number of requests that carried it before it was divided.
+        maybe_recorded: whether one of these requests may have been recorded.
     """
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Batch:
         return zip(self.envelopes, self.receipts, strict=True)
 
     def absorb(self, other: Batch) -> None:
-        """Take over the events of `other`, which follow those here, or are of other lanes."""
+        """Append the events of `other`: later ones of the same lane, or those of other lanes."""
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
@@ -69,7 +69,7 @@ class Batch:
         self.lanes += [lane for lane in other.lanes if lane not in self.lanes]
 
     def join_end(self, other: Batch) -> None:
-        """Take over the events of `other` and its flushes, for one end together; no lane counts them."""
+        """Append the events and generations of `other`, to settle both together; no lane counts them any more."""
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
@@ -77,7 +77,7 @@ class Batch:
         self.opened_in += other.opened_in
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return a copy of the events from `start` to before `stop`, that no lane and no flush counts."""
+        """Return a copy of the events from `start` to before `stop`; no lane and no flush counts the copy."""
         part = Batch(self.opened_at, self.generation, None)
         part.opened_in, part.lanes = [], []
         part.envelopes = self.envelopes[start:stop]
@@ -88,21 +88,21 @@ class Batch:
         return part
 
     def cut_head(self, count: int) -> Batch:
-        """Remove the first `count` events and return them, as `part` does."""
+        """Remove the first `count` events and return them as a batch, see `part`."""
         head = self.part(0, count)
         del self.envelopes[:count], self.receipts[:count], self.times[:count]
         self.size -= head.size - 1
         return head
 
     def pop(self, position: int) -> Batch:
-        """Remove the event at `position` and return it, as `part` does."""
+        """Remove the event at `position` and return it as a batch, see `part`."""
         alone = self.part(position, position + 1)
         del self.envelopes[position], self.receipts[position], self.times[position : position + 1]
         self.size -= alone.size - 1
         return alone
 
     def parted(self, positions: Collection[int]) -> tuple[Batch, Batch]:
-        """Return the events at `positions`, and the others, as `part` does."""
+        """Return the events at `positions`, and the others, as two batches, see `part`."""
         chosen = set(positions)
         halves = self.part(0, 0), self.part(0, 0)
         for position, (envelope, receipt) in enumerate(self):

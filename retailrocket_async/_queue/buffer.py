@@ -1,11 +1,12 @@
-"""Where events wait for a permit: appended one by one, taken as batches.
+"""Holds the events that wait for a permit: appended one by one, taken as batches.
 
 The limit counts requests, not events, so a batch is taken *after* its permit is granted. Until then it grows up to
-the caps: scarce permits make large batches, an idle shop's event leaves after the linger.
+its largest size: scarce permits make large batches, and an idle shop's event leaves after the linger.
 
-Events stand in lanes, each a queue of batches of which the last is open. By default (`ordered`) a visitor belongs to
-one of a fixed number of lanes, with `by_session` each visitor has one of their own. A lane with a batch in flight is
-busy and gives no other, so a visitor's events are never in two requests at once. Without ordering there is one lane.
+Events wait in lanes. A lane is a queue of batches, of which the last is open. By default (`ordered`) a visitor belongs
+to one of a fixed number of lanes; with `by_session` each visitor has a lane. A lane with a batch in flight is busy, and
+no other batch is taken from it, so a visitor's events are never in two requests at once. Without ordering there is one
+lane.
 
 Nothing here awaits, and the clock comes in as an argument.
 """
@@ -33,28 +34,28 @@ if TYPE_CHECKING:
     from retailrocket_async._queue.options import Batching, Buffer
     from retailrocket_async._receipt import Receipt
 
-_FINE = 0.25
-"""Seconds that a batch stays open where `short_batches` is asked for."""
+_SHORT_BATCH_SPAN = 0.25
+"""Seconds that a batch stays open if `short_batches` is set."""
 
 _LANES = 512
-"""Lanes of ordered batching: several for each batch in flight, so that enough lanes stay free to fill the next one."""
+"""Number of lanes for ordered batching: so many that enough lanes are free to fill the next batch."""
 
 _LOOKED_AT = 32
-"""Lanes that do not fit into a batch, or that may be the oldest, which are looked at in one call."""
+"""Number of lanes that one call checks, for whether they fit into a batch or are the oldest."""
 
 
 class EventBuffer:
     """The waiting events; see the module's text.
 
     Args:
-        batching: caps of a batch, and its ordering.
-        buffer: bounds of the whole.
+        batching: largest size of a batch, and whether visitors' events keep their order.
+        buffer: bounds of all waiting events.
         clock: returns the time in seconds; only differences matter.
 
     Attributes:
-        cap: how large a body may be by what is known of the server.
-        generation: how many flushes have begun.
-        batches: waiting batches.
+        cap: the largest body that the server is known to accept.
+        generation: number of flushes that have begun.
+        batches: number of waiting batches.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
@@ -69,29 +70,29 @@ class EventBuffer:
         self._ranks = buffer.ranks()
         self.cap = BodyLimit(batching.max_bytes)
         self._lanes: dict[Hashable, Lane] = {}
-        # All waiting batches, oldest first, and when their first event came; with a constant cost at its front, where
-        # a dict's grows.
+        # All waiting batches, oldest first, with the time of their first event. Unlike a dict, an OrderedDict has a
+        # constant cost at its front.
         self._order: OrderedDict[Batch, float] = OrderedDict()
-        # The same for `max_age`: a heap by the time of their first events. What waits no more may still be in it.
+        # The same for `max_age`: a heap by the time of the first event. It may hold batches that have left.
         self._ages: list[tuple[float, int, Batch]] = []
         self._opened = itertools.count()
         self._busy: set[Hashable] = set()
-        # Lanes that could give a batch now, in the order in which they could; a dict for its order.
+        # Lanes from which a batch may be taken, in the order in which they became ready.
         self._ready: dict[Hashable, Lane] = {}
         self._ready_events = 0
         self._ready_bytes = 0
-        # Ready batches, and those of them that a flush waits for.
+        # Number of ready batches, and of those that a flush waits for.
         self._ready_batches = 0
         self._urgent_batches = 0
-        # No ready batch was opened before then.
+        # A lower bound of the times at which ready batches were opened.
         self._oldest_ready = math.inf
-        # The batch that the next event goes to without further ado; how far it may grow in this way, and how much of it
-        # is in the counters.
+        # The batch that `grow` appends to, the size up to which it may do so, and the part of the batch that is in the
+        # counters.
         self._growing: Batch | None = None
         self._full_events = self._full_size = 0
         self._counted_events = self._counted_size = 0
         self._plain = not self._timed and self._ranks is None
-        self._fine = False
+        self._short_batches = False
         self.generation = 0
         self.batches = 0
         self._events = 0
@@ -105,24 +106,24 @@ class EventBuffer:
 
     @property
     def events(self) -> int:
-        """Waiting events."""
+        """Number of waiting events."""
         batch = self._growing
         return self._events if batch is None else self._events + len(batch.receipts) - self._counted_events
 
     @property
     def bytes(self) -> int:
-        """Bytes of their JSON."""
+        """Number of bytes of their JSON."""
         batch = self._growing
         return self._bytes if batch is None else self._bytes + batch.size - self._counted_size
 
     @property
     def short_batches(self) -> bool:
-        """Whether batches are small in time, so that young events are told from old ones; set while it is wanted."""
-        return self._fine
+        """Whether a batch holds only events of a short time, so that old events can be rejected without young ones."""
+        return self._short_batches
 
     @short_batches.setter
     def short_batches(self, value: bool) -> None:
-        self._fine = value
+        self._short_batches = value
         self.end_growth()
 
     def fits(self, size: int) -> bool:
@@ -130,17 +131,17 @@ class EventBuffer:
         return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
     def holds(self, count: int, size: int) -> bool:
-        """Whether so many more events, of so many bytes together, are within the buffer's bounds."""
+        """Whether `count` more events, of `size` bytes together, are within the buffer's bounds."""
         return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
     def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
-        """Add one event where that changes nothing else: no batch is opened, is full, or becomes due; or return False.
+        """Append one event if no batch is opened, filled or made due by it; return whether it was appended.
 
-        That is what becomes of nearly every event, so it is all that is done for it; even the counters follow later.
-        Whatever else happens to the buffer ends it, until `append` finds a batch again that may go on growing.
+        Nearly every event takes this short way; even the counters are updated later. Every other change of the buffer
+        ends it, until `append` finds a batch that may grow again.
         """
         batch = self._growing
-        # A large event is more than one to those who count them.
+        # `Intake` counts a large event as several, so it must go through `append`.
         if batch is None or (length := len(envelope)) >= 1024:
             return False
         size, receipts = batch.size + length + 1, batch.receipts
@@ -157,12 +158,12 @@ class EventBuffer:
         return True
 
     def _let_grow(self, batch: Batch, most: int) -> None:
-        """Have `grow` add what comes next to `batch`, as long as nothing would happen by it."""
+        """Let `grow` append the next events to `batch`, as long as that has no other effect."""
         events, size = len(batch.receipts), batch.size
         self._counted_events, self._counted_size = events, size
         most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
         most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
-        # The event that makes a batch due has more to do; where one is due already there is no such event.
+        # The event that makes a batch due must go through `append`; if one is due already, there is no such event.
         if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
             most_events = min(most_events, self._max_events - self._ready_events - 1)
             most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
@@ -170,7 +171,7 @@ class EventBuffer:
         self._growing = batch
 
     def end_growth(self) -> int:
-        """Let nothing grow any more, and count what has; return how many events that is."""
+        """End the growth of the current batch, and count the events that `grow` appended; return their number."""
         batch = self._growing
         if batch is None:
             return 0
@@ -194,14 +195,14 @@ class EventBuffer:
         came_at: float | None = None,
         growth: int = sys.maxsize,
     ) -> bool:
-        """Add one event, no older than the last; return whether `due_in` may have become sooner by it.
+        """Append one event, no older than the last; return whether `due_in` may be sooner by it.
 
         Args:
             envelope: its JSON.
             receipt: its receipt.
-            lane: where it goes, see `lane_of`.
-            came_at: when it came, if it had to wait for room; default now.
-            growth: events by which its batch may `grow` then; default any number.
+            lane: key of its lane, see `lane_of`.
+            came_at: when it was tracked, if it had to wait for space; default now.
+            growth: number of events that `grow` may append to its batch then; default any number.
         """
         self.end_growth()
         size = len(envelope) + 1
@@ -233,11 +234,11 @@ class EventBuffer:
             return False
         self._ready_events += 1
         self._ready_bytes += size
-        if growth > 0 and self._plain and lane is None and not self._fine:
+        if growth > 0 and self._plain and lane is None and not self._short_batches:
             try:  # noqa: SIM105 - suppress() is one more call
                 self._let_grow(batch, growth)
             except RecursionError:
-                # The event is in; the next one takes the longer way.
+                # The event is in the buffer; the next one goes through `append`, too.
                 pass
         if lane not in self._ready:
             self._make_ready(lane, batches)
@@ -245,7 +246,7 @@ class EventBuffer:
         return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
 
     def extend(self, envelopes: list[builtins.bytes], receipts: list[Receipt], lane: Hashable) -> bool:
-        """Add events of one lane, as `append` would one by one, at a fraction of the cost."""
+        """Append events of one lane, as `append` does one by one, at a fraction of the cost."""
         if self._timed or self._ranks is not None:
             sooner = [self.append(*event, lane) for event in zip(envelopes, receipts, strict=True)]
             return any(sooner)
@@ -280,11 +281,11 @@ class EventBuffer:
         return by_events or sooner_by_bytes < self.cap.bytes <= self._ready_bytes
 
     def _is_closed(self, batch: Batch, size: int) -> bool:
-        """Whether an event of `size` bytes needs another batch than this, the last of its lane."""
+        """Whether an event of `size` bytes does not go into `batch`, the last of its lane."""
         return (
             len(batch.receipts) >= self._max_events
             or batch.size + size > self.cap.bytes
-            or (self._fine and self._clock() - batch.opened_at > _FINE)
+            or (self._short_batches and self._clock() - batch.opened_at > _SHORT_BATCH_SPAN)
         )
 
     def _open(self, batches: Lane, lane: Hashable, came_at: float, *, ready: bool) -> Batch:
@@ -298,45 +299,45 @@ class EventBuffer:
         return batch
 
     def _fitting(self, batch: Batch, envelopes: list[builtins.bytes], position: int) -> tuple[int, int]:
-        """Return how many of the envelopes from `position` on fit in a batch, one at least, and their bytes there."""
+        """Return how many envelopes from `position` on fit in a batch (one at least), and their bytes."""
         most = envelopes[position : position + self._max_events - len(batch.receipts)]
-        room = self.cap.bytes - batch.size
+        free = self.cap.bytes - batch.size
         size = sum(map(len, most)) + len(most)
-        while size > room and len(most) > 1:
+        while size > free and len(most) > 1:
             size -= len(most.pop()) + 1
         return len(most), size
 
     def due_in(self) -> float | None:
-        """Return the seconds until a batch should be taken, 0 for now; None while there is none to take.
+        """Return the seconds until a batch should be taken, 0 for now; None if no batch is ready.
 
-        Sometimes less, where there are many lanes: ask again then.
+        With many lanes the answer may be too small: call again after that time.
         """
         if not self._ready:
             return None
         if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
             return 0.0
         now = self._clock()
-        # A lane that was busy can come after a younger one. Of many, and each event may make one ready, all are looked
-        # at only once the oldest may be due.
+        # Lanes become ready in any order, and each event may make one ready. So with many lanes, all are checked only
+        # when the oldest may be due.
         if len(self._ready) <= _LOOKED_AT or self._oldest_ready + self._linger <= now:
             self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
         return max(0.0, self._oldest_ready + self._linger - now)
 
     def take(self) -> Batch | None:
-        """Remove and return the next batch; None where every lane is empty or busy.
+        """Remove and return the next batch; None if every lane is empty or busy.
 
-        Its lanes are busy until `release` where order is kept.
+        With ordering, its lanes are busy until `release`.
         """
         if not self._ready:
             return None
         self.end_growth()
         batch = self._take_from(next(iter(self._ready)))
         if self._merging:
-            # A copy, since taking changes the dict; it has one entry per lane at most, and lanes are few.
+            # A copy, since taking changes the dict. It has at most one entry for each lane, and there are few lanes.
             misses, opened_at = 0, batch.opened_at
             for lane, batches in list(self._ready.items()):
                 # Young events would be rejected with the old ones of their batch.
-                alike = not self._fine or abs(batches.first.opened_at - opened_at) <= _FINE
+                alike = not self._short_batches or abs(batches.first.opened_at - opened_at) <= _SHORT_BATCH_SPAN
                 if alike and self._fit_together(batch, batches.first):
                     self._take_from(lane, batch)
                 elif (misses := misses + 1) >= _LOOKED_AT:
@@ -344,7 +345,7 @@ class EventBuffer:
         return batch
 
     def release(self, batch: Batch) -> bool:
-        """Free the lanes of a batch that has its outcomes; return whether that made another one ready."""
+        """Free the lanes of a batch that is settled; return whether another batch became ready by it."""
         if not self._exclusive:
             return False
         became_ready = False
@@ -359,16 +360,16 @@ class EventBuffer:
         return became_ready
 
     def begin_flush(self) -> int:
-        """Make everything that waits now due at once; return the generation that ends here."""
+        """Make all waiting batches due now; return the generation that ends here."""
         self.generation += 1
         self._urgent_batches = self._ready_batches
         return self.generation - 1
 
     def drain(self, most: int | None = None) -> Iterator[Batch]:
-        """Remove and yield all that waits, oldest first, `most` events at once; they wait until yielded.
+        """Remove and yield all waiting events, oldest first, in batches of at most `most` events.
 
-        None: each batch as it is. Small ones come together otherwise: to end thousands of them one by one takes three
-        times as long.
+        Events count as waiting until they are yielded. With `most`, small batches are merged: settling thousands of
+        them one by one takes three times as long. None: yield each batch as it is.
         """
         self.end_growth()
         self._lanes.clear()
@@ -391,20 +392,20 @@ class EventBuffer:
                 yield batch
 
     def oldest_age(self) -> float:
-        """Return the age of the longest waiting event in seconds; 0 where none waits."""
-        # Counters may be read in another thread, while this one changes what is looked at.
+        """Return the age of the longest waiting event in seconds; 0 if none waits."""
+        # Another thread may read this while the loop's thread changes the batches.
         with suppress(RuntimeError, IndexError):
             for oldest in self._order:
                 came_at = oldest.times[0] if self._timed else oldest.opened_at
                 return max(0.0, self._clock() - came_at)
         return 0.0
 
-    # --- events that leave by another door ----------------------------------------------------------------------------
+    # --- events that leave without being taken ------------------------------------------------------------------------
 
     def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
-        """Remove and yield events, one by one, until an envelope of `size` bytes fits; none where that cannot be."""
+        """Evict and yield events, one by one, until an envelope of `size` bytes fits; none if it cannot fit."""
         ranks = self._ranks
-        # Nothing is dropped in vain: for an event that is dropped itself in the end.
+        # No event is evicted for one that would be dropped all the same.
         if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
@@ -412,12 +413,12 @@ class EventBuffer:
             yield self._remove(batch, batch.pop(position))
 
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
-        """Remove and yield what came at `moment` or before, at most `most` events at once.
+        """Remove and yield events that came at `moment` or before, in batches of at most `most` events.
 
-        Without `max_age` the time of each event is not known: whole batches go by their oldest one.
+        Without `max_age` the time of each event is not known: a batch is then as old as its oldest event.
         """
         while (batch := self._oldest_by(moment)) is not None:
-            # Each time: whoever is told of the last one may have tracked another.
+            # Each time: code that ran for the last batch may have tracked another event.
             self.end_growth()
             count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
             yield self._remove(batch, batch.cut_head(min(count, most)))
@@ -434,12 +435,12 @@ class EventBuffer:
             elif batch.times[0] <= moment:
                 return batch
             else:
-                # Its first events have left since.
+                # Its first events have left.
                 heapq.heapreplace(self._ages, (batch.times[0], number, batch))
         return None
 
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
-        """Take what was cut out of a waiting batch off the books, and the batch if it is empty; return what was cut."""
+        """Subtract `removed`, the events cut out of a waiting batch, from the counters; return it."""
         lane = batch.lanes[0]
         batches = self._lanes[lane]
         size = removed.size - 1
@@ -465,7 +466,7 @@ class EventBuffer:
         return removed
 
     def _forget(self, batch: Batch) -> None:
-        """Take a batch that waits no more off the books."""
+        """Subtract a batch that has left the buffer from the counters."""
         del self._order[batch]
         if self._ranks is not None:
             self._ranks.forget(batch)
@@ -480,9 +481,9 @@ class EventBuffer:
         return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
 
     def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
-        """Take the first batch of a lane, and what fits in with it; all of it into `batch`, if there is one."""
+        """Take the first batch of a lane, and further ones that fit in; merge them into `batch`, if given."""
         batches = self._ready[lane]
-        # A lane that becomes busy is not ready as a whole: its rest makes nothing due until the release.
+        # A lane that becomes busy is not ready: its other batches make nothing due until `release`.
         if self._exclusive:
             self._count_ready(batches, -1)
         first = self._take_first(batches)
@@ -490,7 +491,7 @@ class EventBuffer:
             batch = first
         else:
             batch.absorb(first)
-        # Batches that events have left by another door, or that were closed early, make a full one together.
+        # Batches that lost events, or were closed early, are merged to a full one.
         while not self.short_batches and batches and self._fit_together(batch, batches.first):
             batch.absorb(self._take_first(batches))
         if self._exclusive:

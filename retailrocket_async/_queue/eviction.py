@@ -1,7 +1,7 @@
-"""What gives way where the buffer is full.
+"""Chooses the events to evict if the buffer is full.
 
-An order is worth more to a shop than the impression of a banner. Where events must be dropped, the least valuable
-go first, and among equals the oldest.
+An order is worth more to a shop than the impression of a banner. So the least valuable events are dropped first, and
+among equal ones the oldest.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 Overflow: TypeAlias = Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]
-"""What a full buffer means for one event more; see `Buffer.overflow`."""
+"""What happens to a new event if the buffer is full; see `Buffer.overflow`."""
 
 
 class Ranking(Mapping[str, int]):
-    """A mapping that nobody can change, and that can be copied and pickled: `MappingProxyType` cannot.
+    """An immutable mapping that can be copied and pickled, which `MappingProxyType` cannot.
 
     Args:
-        ranks: what is in it.
+        ranks: its content, copied.
     """
 
     __slots__ = ("_ranks",)
@@ -66,17 +66,17 @@ DEFAULT_RANKING: Final[Mapping[str, int]] = Ranking(
         "order": 3,
     }
 )
-"""How valuable the events are, by wire name: impressions and block views, then views, taps, categories and searches,
+"""Values of events by wire name: impressions and block views are lowest, then views, taps, categories and searches,
 then baskets and contacts, then orders."""
 
 _UNNAMED: Final = 1
 
 
 def checked_ranking(ranking: object) -> Mapping[str, int]:
-    """Return a copy of a ranking that nobody can change.
+    """Return an immutable copy of a ranking.
 
     Raises:
-        ConfigurationError: no mapping of wire names to ints.
+        ConfigurationError: the ranking is no mapping of wire names to ints.
     """
     if not isinstance(ranking, Mapping):
         raise ConfigurationError(f"Buffer.ranking must be a mapping like {{'view': 1}}, not {brief(ranking)}")
@@ -88,16 +88,16 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
 
 
 class Ranks:
-    """Finds the event that gives way first, among those that wait.
+    """Finds the waiting event to evict first.
 
     Args:
-        ranking: how valuable events are; empty where all are alike.
+        ranking: values of events by wire name; empty if all are equal.
     """
 
     def __init__(self, ranking: Mapping[str, int]) -> None:
         self._ranking = dict(ranking)
-        # For each rank its waiting events, oldest first, each with its batch: with lanes, batches are open side by
-        # side, so that the order of the batches is not that of their events. A plain dict is slow at its front.
+        # For each rank its waiting events, oldest first, each with its batch. With lanes several batches are open at a
+        # time, so their order is not the order of their events. A plain dict is slow at its front.
         self._waiting: dict[int, OrderedDict[Receipt, Batch]] = {}
         self._bytes: Counter[int] = Counter()
 
@@ -116,19 +116,19 @@ class Ranks:
         self._bytes[rank] += size
 
     def forget(self, gone: Batch) -> None:
-        """Forget events that wait no more."""
+        """Forget events that have left the buffer."""
         for envelope, receipt in gone:
             rank = self.of(receipt.event_name)
             del self._waiting[rank][receipt]
             self._bytes[rank] -= len(envelope) + 1
 
     def yielding(self, event_name: str) -> int:
-        """Return the bytes of all events that give way to one of `event_name`."""
+        """Return the bytes of all events that may be evicted for one of `event_name`."""
         rank = self.of(event_name)
         return sum(size for other, size in self._bytes.items() if other <= rank)
 
     def first(self, event_name: str) -> tuple[Batch, int] | None:
-        """Return batch and position of the event that gives way to one of `event_name`; None where that one does."""
+        """Return batch and position of the event to evict for one of `event_name`; None if there is none."""
         for rank in sorted(self._waiting):
             if rank > self.of(event_name):
                 return None

@@ -1,4 +1,4 @@
-"""The batches of one lane: what waits of one visitor, of some, or of all."""
+"""A lane: the waiting batches of one visitor, of some visitors, or of all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from retailrocket_async._queue.batch import Batch
 
 
 class Lane(OrderedDict[Batch, None]):
-    """The waiting batches of one lane, oldest first, and what they hold: a long lane is never gone through.
+    """The waiting batches of one lane, oldest first, with counters, so that no call walks through a long lane.
 
     Attributes:
-        events: events in them.
-        bytes: bytes of their JSON.
+        events: number of events in these batches.
+        bytes: number of bytes of their JSON.
     """
 
     __slots__ = ("_generation", "_newest", "bytes", "events")
@@ -20,7 +20,7 @@ class Lane(OrderedDict[Batch, None]):
     def __init__(self) -> None:
         super().__init__()
         self.events = self.bytes = 0
-        # The last generation in which a batch was opened, and how many there are of it.
+        # The last generation in which a batch was opened, and the number of batches of that generation.
         self._generation = self._newest = 0
 
     @property

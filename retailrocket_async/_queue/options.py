@@ -1,4 +1,4 @@
-"""How much goes in one request, and how much may wait: what the user says of batches and of the buffer."""
+"""The user's settings for batches and for the buffer."""
 
 import math
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ class Batching:
     """How events are coalesced into `visitorEvents` requests.
 
     Attributes:
-        max_events: events in one batch, 1 or more; default 500. The cost of a request is spread over them: beyond
-            500 little is left to gain, while a refused or repeated batch hits more events.
-        max_bytes: bytes of JSON in one batch, 1,024 or more; default 524,288 (512 KiB), half of what common servers
-            accept by default. No event may be larger.
-        linger: seconds the oldest event may wait for company while permits are plenty, 0 or more; default 0.1, little
-            beside the time that the API takes to answer a batch.
-        max_in_flight: requests in flight at once, 1 to 100; default 75. Rate x response time says what is needed: the
-            API answers a batch in 1.5 s, so 50 requests a second keep 75 in flight.
+        max_events: largest number of events in one batch, 1 or more; default 500. More than 500 hardly lower the cost
+            of an event further, while a refused or repeated batch concerns more events.
+        max_bytes: largest number of bytes of JSON in one batch, 1,024 or more; default 524,288 (512 KiB), half of what
+            common servers accept by default. No event may be larger.
+        linger: seconds that the oldest event may wait for further events while permits are free, 0 or more; default
+            0.1, little beside the time that the API takes to answer a batch.
+        max_in_flight: largest number of requests in flight, 1 to 100; default 75. The API answers a batch in 1.5 s, so
+            50 requests a second keep 75 in flight.
         by_session: keep each visitor's events in batches of their own; default False. One edition of the API
             document describes the batch endpoint so; it costs a request per visitor. Implies `ordered`.
         ordered: never have a visitor's events in two batches in flight at once; default True, as the API demands it
-            (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked,
-            whatever is retried. A batch that waits for its retry holds back its visitors, and up to one visitor in 512
-            more for each of them.
+            (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked, also
+            after retries. A batch that waits for its retry holds back the events of its visitors, and for each of them
+            those of up to one other visitor in 512.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -54,23 +54,23 @@ class Batching:
 
 @attrs.frozen(kw_only=True)
 class Buffer:
-    """How much may wait for a permit; whichever bound is reached first makes `track` wait.
+    """Bounds of the events that wait for a permit; `track` waits as soon as one bound is reached.
 
-    Events in flight come on top: at most `Batching.max_in_flight` batches.
+    Events in flight are not included: at most `Batching.max_in_flight` batches.
 
     Attributes:
-        max_events: events, 1 or more; default 100,000, four seconds of a full stream.
-        max_bytes: bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
-        overflow: what a full buffer means for one event more. ``"wait"`` (default): `track` waits for room, in order,
-            and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new event
-            is dropped. ``"drop_oldest"``: the oldest ones are. ``"shed"``: the least valuable ones are, the oldest
-            of them first, or the new event where it is the least valuable itself, or larger than all that is worth
-            no more. What is dropped is `Dropped` with reason ``"overflow"``, counted in `Stats.dropped_by` and handed
-            to `on_outcome`.
-        ranking: how valuable events are, by wire name, for ``"shed"``; the lowest give way first; default
-            `DEFAULT_RANKING`. An event that it does not name counts as a view does in `DEFAULT_RANKING`, 1.
-        max_age: seconds after the call of `track` from which an event is dropped and not sent, or not sent again, any
-            more, above 0; default None: none is too old, as every event carries its time.
+        max_events: largest number of events, 1 or more; default 100,000, four seconds of a full stream.
+        max_bytes: largest number of bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
+        overflow: what happens to a new event if the buffer is full. ``"wait"`` (default): `track` waits for space, in
+            order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new
+            event is dropped. ``"drop_oldest"``: the oldest events are dropped. ``"shed"``: the least valuable events
+            are dropped, the oldest of them first; the new event is dropped if it is the least valuable, or larger than
+            all events that are not worth more. A dropped event is `Dropped` with reason ``"overflow"``, counted in
+            `Stats.dropped_by` and handed to `on_outcome`.
+        ranking: values of events by wire name, for ``"shed"``; the lowest are dropped first; default
+            `DEFAULT_RANKING`. An event without a value counts as 1, like a view in `DEFAULT_RANKING`.
+        max_age: seconds after the call of `track` from which an event is dropped instead of sent or sent again, above
+            0; default None: no event is too old, as each carries its time.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -93,7 +93,7 @@ class Buffer:
             raise ConfigurationError(f"Buffer.max_age must be None or a number of seconds above 0, not {age!r}")
 
     def ranks(self) -> Ranks | None:
-        """Return what says which event gives way; None where none does."""
+        """Return the ranks that choose the event to evict; None if the buffer evicts none."""
         if self.overflow == "shed":
             return Ranks(self.ranking)
         return Ranks({}) if self.overflow == "drop_oldest" else None

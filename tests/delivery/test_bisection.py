@@ -18,8 +18,9 @@ from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
 from retailrocket_async._receipt import Receipt
-from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, run, status
+from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
 from tests.support.strategies import PROPERTY
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -41,7 +42,7 @@ def numbers(batch: Batch) -> list[int]:
 
 @attrs.frozen
 class Search:
-    """How a search went: what was accepted, refused alone and refused together, in order, and its requests."""
+    """The result of a search: events accepted, refused alone and refused together, in order, and its requests."""
 
     accepted: list[int] = attrs.field(factory=list[int])
     alone: list[int] = attrs.field(factory=list[int])
@@ -105,7 +106,7 @@ def test_it_finds_all_of_few_culprits(case: tuple[int, set[int]]) -> None:
 @example((5, {4}))
 @PROPERTY
 def test_it_takes_few_requests(case: tuple[int, set[int]]) -> None:
-    """For k culprits among n events it takes at most 2 k log2(n) + 1 requests, whatever k is and wherever they are."""
+    """For k bad events among n a search takes at most 2 k log2(n) + 1 requests, for any k and any positions."""
     count, culprits = case
 
     assert len(search(count, culprits).requests) <= 2 * len(culprits) * math.log2(count) + 1
@@ -150,7 +151,7 @@ def test_what_was_accepted_is_not_sent_again(case: tuple[int, set[int]]) -> None
 
 
 def test_a_part_too_large_is_halved_as_often_as_needed() -> None:
-    """What is larger than it may be is sent in parts that fit, in order, and none of them is blamed for that."""
+    """A batch above the size limit is sent in parts that fit, in order, and no part is blamed for the size."""
     bisection = Bisection()
     parts = [bisection.fitting(batch_of(100), 40)]
     while (part := bisection.after(accepted=len(parts[-1]))) is not None:
@@ -170,7 +171,7 @@ def refusing(*culprits: int, status: int = 400) -> Callable[[Request], Step | in
 
 
 def outcomes(count: int, then: Callable[[Request], Step | int], **options: object) -> tuple[list[Outcome], Engine]:
-    """Return what becomes of `count` events that are tracked at once."""
+    """Return the outcomes of `count` events that are tracked together, and the engine."""
 
     async def test() -> tuple[list[Outcome], Engine]:
         engine = Engine(ScriptedTransport(then=then), **options)  # type: ignore[arg-type]
@@ -181,12 +182,12 @@ def outcomes(count: int, then: Callable[[Request], Step | int], **options: objec
 
 
 def test_one_bad_event_does_not_poison_its_batch() -> None:
-    """The bad event alone is rejected, after a request of its own; the others are delivered and recorded once."""
-    told, engine = outcomes(500, refusing(77))
+    """The bad event is rejected after a request of its own; the other events are delivered and recorded once."""
+    reported, engine = outcomes(500, refusing(77))
 
-    assert [number for number, outcome in enumerate(told) if not isinstance(outcome, Delivered)] == [77]
-    assert isinstance(told[77], Rejected)
-    assert (told[77].status, told[77].isolated, told[77].maybe_recorded) == (400, True, False)
+    assert [number for number, outcome in enumerate(reported) if not isinstance(outcome, Delivered)] == [77]
+    assert isinstance(reported[77], Rejected)
+    assert (reported[77].status, reported[77].isolated, reported[77].maybe_recorded) == (400, True, False)
     assert engine.transport.recorded_numbers == [number for number in range(500) if number != 77]
     assert [77] in [request.numbers for request in engine.transport.requests]
     assert len(engine.transport.requests) - 1 == engine.stats().splits <= 2 * math.log2(500) + 1
@@ -194,37 +195,33 @@ def test_one_bad_event_does_not_poison_its_batch() -> None:
 
 def test_attempts_are_those_of_the_event() -> None:
     """An event counts the requests that carried it, not those of its batch's other parts."""
-    told, engine = outcomes(8, refusing(7))
+    reported, engine = outcomes(8, refusing(7))
     carried = [sum(number in request.numbers for request in engine.transport.requests) for number in range(8)]
 
-    assert [outcome.attempts for outcome in told] == carried
+    assert [outcome.attempts for outcome in reported] == carried
 
 
 def test_a_batch_bad_throughout_is_given_up_early() -> None:
-    """Where every event is refused, all are rejected after a bounded number of requests, most of them together."""
-    told, engine = outcomes(500, lambda _: 400)
+    """If every event is refused, all are rejected after a bounded number of requests, most of them together."""
+    reported, engine = outcomes(500, lambda _: 400)
 
-    assert all(isinstance(outcome, Rejected) for outcome in told)
+    assert all(isinstance(outcome, Rejected) for outcome in reported)
     assert engine.stats().rejected == 500
     # One more may have been left as a part of its own.
-    assert sum(outcome.isolated for outcome in told if isinstance(outcome, Rejected)) <= MOST_CULPRITS + 1
+    assert sum(outcome.isolated for outcome in reported if isinstance(outcome, Rejected)) <= MOST_CULPRITS + 1
     assert len(engine.transport.requests) <= 2 * (MOST_CULPRITS + 9)
 
 
-def test_other_batches_keep_flowing() -> None:
+async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
     """While one batch is searched, others are delivered: the search holds one place on the wire at a time."""
-
-    async def test() -> tuple[float, float]:
-        engine = Engine(
-            ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
-        )
-        receipts = await engine.track_all(range(100))
-        await receipts[99]
-        others = now()
-        await receipts[3]
-        return others, now()
-
-    others, searched = run(test())
+    engine = Engine(
+        ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
+    )
+    receipts = await engine.track_all(range(100))
+    await receipts[99]
+    others = now()
+    await receipts[3]
+    searched = now()
 
     # The bad batch takes 7 requests one after the other; the nine others take nine, side by side with them.
     assert others < 0.5
@@ -233,16 +230,16 @@ def test_other_batches_keep_flowing() -> None:
 
 @pytest.mark.parametrize("failure", [503, Step(latency=0.01, reply=OK.reply, recorded=True)])
 def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
-    """A part that fails for another reason is sent again, and tells of its own attempts only."""
+    """A part that fails for another reason is sent again, and its outcome counts its own attempts only."""
     script = iter([400, failure])
 
     def then(request: Request) -> Step | int:
         return next(script, 400 if 3 in request.numbers else OK)
 
-    told, engine = outcomes(4, then)
+    reported, engine = outcomes(4, then)
 
-    assert [type(outcome) for outcome in told] == [Delivered, Delivered, Delivered, Rejected]
-    duplicates = [outcome.maybe_duplicate for outcome in told if isinstance(outcome, Delivered)]
+    assert [type(outcome) for outcome in reported] == [Delivered, Delivered, Delivered, Rejected]
+    duplicates = [outcome.maybe_duplicate for outcome in reported if isinstance(outcome, Delivered)]
     assert duplicates == [failure == 503, failure == 503, False]
     assert len(engine.transport.recorded) == 3
 
@@ -255,112 +252,98 @@ def test_an_ordered_visitor_stays_in_order() -> None:
     assert engine.transport.recorded_numbers == [number for number in range(40) if number not in (2, 13, 30)]
 
 
-def test_a_flush_waits_for_all_parts() -> None:
+async def test_a_flush_waits_for_all_parts(virtual_clock: CheckedLoop) -> None:
     """A flush ends when the last part of a divided batch has its outcome, not with the first."""
+    engine = Engine(ScriptedTransport(then=refusing(5)))
+    await engine.track_all(range(6))
+    await engine.flush()
 
-    async def test() -> int:
-        engine = Engine(ScriptedTransport(then=refusing(5)))
-        await engine.track_all(range(6))
-        await engine.flush()
-        assert engine.stats().in_flight == 0
-        return engine.stats().delivered
+    assert engine.stats().in_flight == 0
 
-    assert run(test()) == 5
+    assert engine.stats().delivered == 5
 
 
-def test_a_close_gives_every_part_its_outcome() -> None:
-    """A close in the middle of a search: what was accepted is delivered, what waits was refused with others."""
+async def test_a_close_gives_every_part_its_outcome(virtual_clock: CheckedLoop) -> None:
+    """If a close ends a search, accepted parts are delivered, and the other events were refused with the whole."""
+    script = iter([400])
+    transport = ScriptedTransport(then=lambda _: next(script, OK))
+    engine = Engine(transport)
+    receipts = await engine.track_all(range(8))
+    await engine.flush()
+    assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+    script = iter([400, 400, Step(latency=1e9)])
+    receipts = await engine.track_all(range(8))
+    report = await engine.aclose(1.0)
+    reported = [receipt.outcome for receipt in receipts]
 
-    async def test() -> None:
-        script = iter([400])
-        transport = ScriptedTransport(then=lambda _: next(script, OK))
-        engine = Engine(transport)
-        receipts = await engine.track_all(range(8))
-        await engine.flush()
-        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
-        script = iter([400, 400, Step(latency=1e9)])
-        receipts = await engine.track_all(range(8))
-        report = await engine.aclose(1.0)
-        told = [receipt.outcome for receipt in receipts]
-        assert [(type(outcome).__name__, outcome.maybe_recorded) for outcome in told if outcome] == (
-            [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
-        )
-        assert len(report.undelivered) == 8
-
-    run(test())
+    assert [(type(outcome).__name__, outcome.maybe_recorded) for outcome in reported if outcome] == (
+        [("Abandoned", True)] * 2 + [("Abandoned", False)] * 6
+    )
+    assert len(report.undelivered) == 8
 
 
 @pytest.mark.parametrize("step", [Step(reply=ZeroDivisionError()), status(503)])
-def test_what_one_part_meets_is_not_told_of_another(step: Step) -> None:
-    """A half that waits for its turn was refused with the whole and no more, however its other half has ended."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
-        receipts = await engine.track_all(range(4))
-        for _ in range(2):
-            await asyncio.sleep(0.2)
-            limiter.grant()
+async def test_what_one_part_meets_is_not_told_of_another(virtual_clock: CheckedLoop, step: Step) -> None:
+    """An unsent half was refused only with the whole batch, however its other half has ended."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
+    receipts = await engine.track_all(range(4))
+    for _ in range(2):
         await asyncio.sleep(0.2)
-        await engine.aclose(0.0)
-        for receipt, known in zip(receipts, [True, True, False, False], strict=True):
-            assert isinstance(receipt.outcome, Abandoned)
-            assert receipt.outcome.maybe_recorded is known
-            if not known:
-                assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
-
-    run(test())
+        limiter.grant()
+    await asyncio.sleep(0.2)
+    await engine.aclose(0.0)
+    for receipt, known in zip(receipts, [True, True, False, False], strict=True):
+        assert isinstance(receipt.outcome, Abandoned)
+        assert receipt.outcome.maybe_recorded is known
+        if not known:
+            assert (receipt.outcome.attempts, receipt.outcome.status, receipt.outcome.failure) == (1, None, None)
 
 
 def test_too_large_is_divided_without_blame() -> None:
-    """A 413 divides, too, and where both halves fit both are delivered, in two more requests."""
+    """A batch is also divided after a 413; if both halves fit, both are delivered in two further requests."""
 
     def then(request: Request) -> Step | int:
         return 413 if len(request.body) > 600 else OK
 
-    told, engine = outcomes(8, then)
+    reported, engine = outcomes(8, then)
 
-    assert all(isinstance(outcome, Delivered) for outcome in told)
+    assert all(isinstance(outcome, Delivered) for outcome in reported)
     assert len(engine.transport.requests) == 3
     assert engine.transport.recorded_numbers == list(range(8))
 
 
 def test_an_event_too_large_alone_is_rejected() -> None:
-    """An event that is too large on its own is rejected, the others of its batch are delivered."""
-    told, _ = outcomes(5, refusing(4, status=413))
+    """An event that is too large on its own is rejected; the other events of its batch are delivered."""
+    reported, _ = outcomes(5, refusing(4, status=413))
 
-    assert [type(outcome) for outcome in told] == [Delivered] * 4 + [Rejected]
-    assert told[4].status == 413
+    assert [type(outcome) for outcome in reported] == [Delivered] * 4 + [Rejected]
+    assert reported[4].status == 413
 
 
-def test_later_batches_stay_below_what_was_too_large() -> None:
-    """After a 413 no later body is as large as the one that failed, also of what had been batched before."""
-
-    async def test() -> list[int]:
-        transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
-        engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
-        receipts = await engine.track_all(range(500))
-        for receipt in receipts:
-            assert isinstance(await receipt, Delivered)
-        assert sorted(transport.recorded_numbers) == list(range(500))
-        return [len(request.body) for request in transport.requests]
-
-    sizes = run(test())
+async def test_later_batches_stay_below_what_was_too_large(virtual_clock: CheckedLoop) -> None:
+    """After a 413 every later body is smaller than the refused one, also those of events that were batched before."""
+    transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
+    engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
+    receipts = await engine.track_all(range(500))
+    for receipt in receipts:
+        assert isinstance(await receipt, Delivered)
+    assert sorted(transport.recorded_numbers) == list(range(500))
+    sizes = [len(request.body) for request in transport.requests]
 
     too_large = [size for size in sizes if size > 3000]
+
     assert len(too_large) <= 2
     assert sizes.index(too_large[-1]) <= 2
 
 
-def test_direct_sends_are_not_divided() -> None:
+async def test_direct_sends_are_not_divided(virtual_clock: CheckedLoop) -> None:
     """`send_batch` promises one request: it is refused as a whole."""
+    engine = Engine(ScriptedTransport(then=refusing(1)))
+    with pytest.raises(BadRequestError) as caught:
+        await engine.send_batch([0, 1, 2])
 
-    async def test() -> tuple[int, int]:
-        engine = Engine(ScriptedTransport(then=refusing(1)))
-        with pytest.raises(BadRequestError) as caught:
-            await engine.send_batch([0, 1, 2])
-        assert isinstance(caught.value.outcome, Rejected)
-        assert not caught.value.outcome.isolated
-        return len(engine.transport.requests), engine.stats().rejected
+    assert isinstance(caught.value.outcome, Rejected)
+    assert not caught.value.outcome.isolated
 
-    assert run(test()) == (1, 3)
+    assert (len(engine.transport.requests), engine.stats().rejected) == (1, 3)

@@ -1,42 +1,45 @@
-"""Every await of the engine: park there, cancel, and show that nothing is lost, leaked or sent twice.
+"""Every await of the engine: park a task there, cancel it, and show that nothing is lost, leaked or sent twice.
 
-==========================  ============================================  ==============================================
-await                       who is cancelled there                        parked by
-==========================  ============================================  ==============================================
-`Intake.accept`             caller of `track`: waits for room             `track_waiting`, `track_waiting_behind`
-`Intake.let_others_run`     caller of `track`: yields                     `track_yielding`
-`Dispatcher.send`           caller of `send`: waits for its outcome       `send_*`, in each place where its flight waits
-`Dispatcher._run_pump`      pump: first turn under eager tasks            `test_client.py`, the eager task factory
-`Dispatcher._run_pump`      pump: waits for a broken limiter              `pump_with_broken_limiter`
-`Dispatcher._sleep`         pump: lingers, or waits for a flight          `pump_lingering`, `pump_with_all_in_flight`
-`Sender.next_turn`          pump: wire slot, permit                       `pump_without_slot`, `pump_without_permit`
-`Sender.next_turn`          flight: wire slot, permit                     `send_without_*`, `retry_without_*`
-`CircuitBreaker.wait`              pump: the API is down, or sending is halted   `pump_while_*`
-`CircuitBreaker.wait`              flight: the same                              `batch_while_*`, `send_while_*`
-`CircuitBreaker.rest`              flight: backoff                               `send_backing_off`, `batch_backing_off`
-`Sender._wait`              flight: the limiter is broken                 `retry_with_broken_limiter`
-`Sender._request`           flight: request                               `*_on_wire`
-`Sender._request`           flight: request for a part of it              `half_on_wire`, `between_the_halves`
-`Exchange.reply`            flight: the request itself, in every turn     `test_connections.py`
-`Transport.renew_key`       flight: before a probe, after a 401           `*_renewing_the_key`
-(none)                      before the first step                         `batch_not_started`, `pump_not_started`
-`Dispatcher.flush`          caller of `flush`                             `flush_waiting`
-`Ledger.flushed`            the same, and the caller of `aclose`          `flush_waiting`, `test_close_*`
-`Shutdown._settle_rest`      caller of `aclose`: drops a full buffer       `test_close_cancelled_while_it_drops`
-`Shutdown.close`             caller: flush, connections, hooks             `test_close_cancelled_*`
-`Shutdown._join`             second caller of `aclose`                     `test_second_close_cancelled`
-`Shutdown._last_words`       caller: connections, hooks                    `test_close_cancelled_while_*`
-`Sender.aclose`             the task that closes the connections          `test_closing_task_cancelled`
-`Hooks._run`, `._call`      the task that tells the hooks                 `test_hooks.py`
-`Hooks.drained`             the task that ends them                       `test_ending_of_the_hooks_cancelled`
-`Credentials._asked`        whoever needs the key                         `test_cancelled_while_the_key_is_asked_for`
-`Credentials._ask_now`      the task that asks                            `test_asking_task_cancelled`
-`Receipt.__await__`         whoever awaits a receipt                      `receipt_awaited`
-`LocalLimiter.acquire`      pump, sender: queue, pace, window, pause      `test_local_limiter_grants_as_before`
-`LocalLimiter.acquire`      flight: slowed down by a 429                  `test_retry_cancelled_in_a_throttled_limiter`
-`AsyncTrackingClient.*`     caller of each method                         `test_client_method_cancelled`
-`AsyncTrackingClient`       `track_many` in the caller's own iterator     `test_track_many_cancelled_in_the_feed`
-==========================  ============================================  ==============================================
+Functions named in the last column park a scene of this module; `test_*` are tests of the modules named
+`test_*_cancellations.py`, or of the module that is named.
+
+=======================  ===========================================  ==============================================
+await                    who is cancelled there                       parked by
+=======================  ===========================================  ==============================================
+`Intake.accept`          caller of `track`: waits for room            `track_waiting`, `track_waiting_behind`
+`Intake.let_others_run`  caller of `track`: yields                    `track_yielding`
+`Dispatcher.send`        caller of `send`: waits for its outcome      `send_*`, in each place where its flight waits
+`Dispatcher._run_pump`   pump: first turn under eager tasks           `test_client.py`, the eager task factory
+`Dispatcher._run_pump`   pump: waits for a broken limiter             `pump_with_broken_limiter`
+`Dispatcher._sleep`      pump: lingers, or waits for a flight         `pump_lingering`, `pump_with_all_in_flight`
+`Sender.next_turn`       pump: wire slot, permit                      `pump_without_slot`, `pump_without_permit`
+`Sender.next_turn`       flight: wire slot, permit                    `send_without_*`, `retry_without_*`
+`CircuitBreaker.wait`    pump: the API is down, or sending is halted  `pump_while_*`
+`CircuitBreaker.wait`    flight: the same                             `batch_while_*`, `send_while_*`
+`CircuitBreaker.rest`    flight: backoff                              `send_backing_off`, `batch_backing_off`
+`Sender._wait`           flight: the limiter is broken                `retry_with_broken_limiter`
+`Sender._request`        flight: request                              `*_on_wire`
+`Sender._request`        flight: request for a part of it             `half_on_wire`, `between_the_halves`
+`Exchange.reply`         flight: the request itself, in every turn    `test_connections.py`
+`Transport.renew_key`    flight: before a probe, after a 401          `*_renewing_the_key`
+(none)                   before the first step                        `batch_not_started`, `pump_not_started`
+`Dispatcher.flush`       caller of `flush`                            `flush_waiting`
+`Ledger.flushed`         the same, and the caller of `aclose`         `flush_waiting`, `test_close_*`
+`Shutdown._settle_rest`  caller of `aclose`: drops a full buffer      `test_close_cancelled_while_it_drops`
+`Shutdown.close`         caller: flush, connections, hooks            `test_close_cancelled_*`
+`Shutdown._join`         second caller of `aclose`                    `test_second_close_cancelled`
+`Shutdown._last_words`   caller: connections, hooks                   `test_close_cancelled_while_*`
+`Sender.aclose`          the task that closes the connections         `test_closing_task_cancelled`
+`Hooks._run`, `._call`   the task that tells the hooks                `test_hooks.py`
+`Hooks.drained`          the task that ends them                      `test_ending_of_the_hooks_cancelled`
+`Credentials._asked`     caller that needs the key                    `test_cancelled_while_the_key_is_asked_for`
+`Credentials._ask_now`   the task that asks                           `test_asking_task_cancelled`
+`Receipt.__await__`      caller that awaits a receipt                 `receipt_awaited`
+`LocalLimiter.acquire`   pump, sender: queue, pace, window, pause     `test_local_limiter_grants_as_before`
+`LocalLimiter.acquire`   flight: slowed down by a 429                 `test_retry_cancelled_in_a_throttled_limiter`
+`AsyncTrackingClient.*`  caller of each method                        `test_client_method_cancelled`
+`AsyncTrackingClient`    `track_many` in the caller's own iterator    `test_track_many_cancelled_in_the_feed`
+=======================  ===========================================  ==============================================
 """
 
 from __future__ import annotations
@@ -50,43 +53,38 @@ import pytest
 
 from retailrocket_async._delivery.rate_limiter import LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
-from retailrocket_async._outcome import Abandoned, Delivered, Dropped
+from retailrocket_async._outcome import Abandoned, Delivered
 from retailrocket_async._queue.options import Batching, Buffer
+from tests.support.cancelling import cancel
+from tests.support.engine_state import flight_tasks, free_wire_slots, pump_task, waiting_at_breaker
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
     PARKED,
-    ROUNDING,
     SLOW_RETRY,
     Engine,
     RecordingLimiter,
     ScriptedTransport,
     Step,
     check_balance,
-    event,
     into,
-    make_client,
-    now,
     number_of,
-    run,
-    status,
     tasks,
     turns,
 )
-from tests.support.virtual_time import block
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from retailrocket_async import AsyncTrackingClient
     from retailrocket_async._receipt import Receipt
     from retailrocket_async._stats import UndeliveredEvent
+    from tests.support.virtual_time import CheckedLoop
 
 IN_FLIGHT = 2
 
 
 class Scene:
-    """An engine with a few places on the wire, whose limiter and server do as they are told.
+    """An engine with a few places on the wire, a gated limiter and a scripted server.
 
     Attributes:
         receipts: those of the buffered events, by their numbers.
@@ -115,15 +113,15 @@ class Scene:
     @property
     def pump(self) -> asyncio.Task[Any]:
         """The task that takes batches."""
-        pump = self.engine.dispatcher._pump
+        pump = pump_task(self.engine)
         assert pump is not None
         assert not pump.done()
         return pump
 
     @property
     def flight(self) -> asyncio.Task[Any]:
-        """The task of the one flight there is."""
-        (task,) = self.engine.dispatcher._flights.values()
+        """The task of the only flight."""
+        (task,) = flight_tasks(self.engine)
         return task
 
     def mend(self) -> None:
@@ -151,11 +149,11 @@ class Parked:
     again: frozenset[int] = frozenset()
 
 
-# --- where to park ---
+# --- places to cancel at ---
 
 
 async def track_waiting() -> Parked:
-    """A caller waits for room."""
+    """A caller waits for space in the buffer."""
     scene = Scene(gated=True, buffer=Buffer(max_events=2))
     await scene.track(1, 2)
     caller = asyncio.create_task(scene.track(3))
@@ -329,7 +327,7 @@ async def flush_waiting() -> Parked:
 
 
 async def receipt_awaited() -> Parked:
-    """Somebody awaits a receipt."""
+    """A task awaits a receipt."""
     scene = Scene(then=PARKED)
     await scene.track(1, 2, 3)
     waiter = asyncio.create_task(scene.receipts[1].delivered())
@@ -357,16 +355,16 @@ async def pump_while_down() -> Parked:
     scene = await outage(NO_CONNECTION, "down")
     await scene.track(2)
     await asyncio.sleep(0.5)
-    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    assert len(waiting_at_breaker(scene.engine)) == 2
     return Parked(scene, scene.pump, again=frozenset({1}))
 
 
 async def pump_while_halted() -> Parked:
-    """The pump waits for the key to be mended."""
+    """The pump waits while sending is halted."""
     scene = await outage(401, "halted")
     await scene.track(2)
     await asyncio.sleep(0.5)
-    assert len(scene.engine.dispatcher._breaker._waiting) == 2
+    assert len(waiting_at_breaker(scene.engine)) == 2
     return Parked(scene, scene.pump, again=frozenset({1}))
 
 
@@ -397,7 +395,7 @@ async def send_while_down() -> Parked:
 
 
 async def send_while_halted() -> Parked:
-    """A direct send waits for the key to be mended."""
+    """A direct send waits while sending is halted."""
     scene = await outage(401, "halted")
     scene.sends[11] = asyncio.create_task(scene.engine.send(11))
     await asyncio.sleep(0.5)
@@ -405,7 +403,7 @@ async def send_while_halted() -> Parked:
 
 
 async def probe_on_wire() -> Parked:
-    """The one request that is let through to see is on its way, and others wait for what it brings."""
+    """The probe is on the wire, and other requests wait for its result."""
     scene = await outage(NO_CONNECTION, "down")
     scene.transport.answer_next(PARKED)
     scene.transport.then = OK
@@ -417,7 +415,7 @@ async def probe_on_wire() -> Parked:
 
 
 async def probe_renewing_the_key() -> Parked:
-    """The one request that is let through to see has its turn, and asks for the key first."""
+    """The probe has its send slot, and asks for the key before its request."""
     scene = await outage(401, "halted")
     scene.transport.keeps_key = True
     flight = scene.flight
@@ -429,7 +427,7 @@ async def probe_renewing_the_key() -> Parked:
 
 
 async def batch_renewing_the_key() -> Parked:
-    """A batch was refused for its key, and asks whether there is another."""
+    """A batch was refused for its key, and asks for another key."""
     scene = Scene(401)
     scene.transport.keeps_key = True
     await scene.track(1, 2)
@@ -505,619 +503,157 @@ PLACES = [
 ]
 
 
-async def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and see it end so."""
-    assert not task.done()
-    task.cancel()
-    await asyncio.wait({task})
-    assert task.cancelled()
-
-
 @pytest.mark.parametrize("mended_first", [False, True])
 @pytest.mark.parametrize("place", PLACES)
-def test_cancelled(place: Callable[[], Coroutine[Any, Any, Parked]], mended_first: bool) -> None:  # noqa: FBT001
-    """Cancelled there, even in the turn that ends the wait: no event is lost, no place leaks, no batch goes twice."""
-
-    async def test() -> None:
-        parked = await place()
-        scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
-        if mended_first:
-            # What was waited for comes in the same turn as the cancellation, just before it.
-            scene.mend()
-            parked.task.cancel()
-            await asyncio.wait({parked.task})
-        else:
-            await cancel(parked.task)
-            await turns()
-            scene.mend()
-        await asyncio.sleep(1.0)
-
-        # No event is lost: whoever comes next takes along what is left behind.
-        await scene.track(1000)
-        await engine.flush(60.0)
-        for number, receipt in scene.receipts.items():
-            outcome = receipt.outcome
-            if number in parked.abandoned and not isinstance(outcome, Delivered):
-                assert isinstance(outcome, Abandoned)
-                assert (outcome.reason, outcome.maybe_recorded) == ("cancelled", parked.abandoned[number])
-            else:
-                assert isinstance(outcome, Delivered)
-                assert transport.recorded_numbers.count(number) == 1
-        await asyncio.sleep(1.0)
-        for number, send in scene.sends.items():
-            assert send.done()
-            assert send is parked.task or isinstance(send.result(), Delivered), number
-
-        # No batch goes twice, and nothing goes that was not accepted.
-        counts = Counter(transport.sent_numbers)
-        assert {number for number, count in counts.items() if count > 1} <= parked.again
-        assert max(Counter(transport.recorded_numbers).values()) == 1
-        if not mended_first:
-            assert not parked.refused & counts.keys()
-        accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
-        assert counts.keys() <= accepted
-
-        # No place on the wire and no permit is missing.
-        transport.then = PARKED
-        await scene.send(*range(2000, 2000 + IN_FLIGHT + 1))
-        assert transport.in_flight == transport.parked == IN_FLIGHT
-        assert scene.limiter.open == IN_FLIGHT
-        scene.mend()
-        await asyncio.sleep(1.0)
-        report = await engine.aclose(60.0)
-        assert report.clean
-        assert scene.limiter.open == scene.limiter.waiting == 0
-        check_balance(report.stats)
-        assert report.stats.abandoned <= len(parked.abandoned)
-        assert tasks() == set()
-
-    run(test())
-
-
-# --- the local limiter ---
-
-LIMIT = RateLimit(requests=2, per=10.0, burst=1, jitter=0.0)
-
-
-async def in_the_queue(limiter: LocalLimiter) -> None:
-    """Another one is at the head of the queue."""
-    ahead = asyncio.create_task(limiter.acquire())
-    await asyncio.sleep(0)
-    ahead.add_done_callback(lambda task: task.result().done(answered=True) if not task.cancelled() else None)
-
-
-async def in_the_bucket(limiter: LocalLimiter) -> None:
-    """The pace holds the head of the queue."""
-    permit = await limiter.acquire()
-    assert permit is not None
-    permit.done(answered=True)
-
-
-async def in_the_guard(limiter: LocalLimiter) -> None:
-    """The window is full."""
-    permits = [await limiter.acquire() for _ in range(2)]
-    await asyncio.sleep(5.0)
-    for permit in permits:
-        assert permit is not None
-        permit.done(answered=True)
-
-
-async def in_a_pause(limiter: LocalLimiter) -> None:
-    """The server asked for a pause."""
-    limiter.pause_until(now() + 50.0)
-
-
-async def who_pumps(engine: Engine) -> asyncio.Task[Any]:
-    """Have the pump wait for the limiter."""
-    await engine.track(1)
-    engine.dispatcher._buffer.begin_flush()
-    await turns()
-    assert engine.dispatcher._pump is not None
-    return engine.dispatcher._pump
-
-
-async def who_sends(engine: Engine) -> asyncio.Task[Any]:
-    """Have a direct send wait for the limiter."""
-    task = asyncio.create_task(engine.send(1))
-    await turns()
-    return task
-
-
-@pytest.mark.parametrize("who", [who_pumps, who_sends])
-@pytest.mark.parametrize("where", [in_the_queue, in_the_bucket, in_the_guard, in_a_pause])
-def test_local_limiter_grants_as_before(
-    where: Callable[[LocalLimiter], Coroutine[Any, Any, None]],
-    who: Callable[[Engine], Coroutine[Any, Any, asyncio.Task[Any]]],
+async def test_cancelled(
+    virtual_clock: CheckedLoop,
+    place: Callable[[], Coroutine[Any, Any, Parked]],
+    mended_first: bool,  # noqa: FBT001
 ) -> None:
-    """Whoever is cancelled in the limiter takes nothing: the next requests leave when they would have without them."""
-
-    async def times(*, with_a_cancelled: bool) -> list[float]:
-        limiter = LocalLimiter(LIMIT)
-        engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT)
-        )
-        await where(limiter)
-        if with_a_cancelled:
-            task = await who(engine)
-            await asyncio.sleep(1.0)
-            assert engine.transport.requests == []
-            task.cancel()
-            await asyncio.wait({task})
-        else:
-            await turns()
-            await asyncio.sleep(1.0)
-        begin = len(engine.transport.requests)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(10, 15)]
-        await asyncio.wait(sends)
-        report = await engine.aclose(None)
-        assert report.clean
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        return [request.at for request in engine.transport.requests[begin:] if request.numbers != [1]]
-
-    assert run(times(with_a_cancelled=True)) == pytest.approx(run(times(with_a_cancelled=False)), abs=ROUNDING)
-
-
-@pytest.mark.parametrize("turn", range(4))
-def test_retry_cancelled_in_a_throttled_limiter(turn: int) -> None:
-    """A flight that is cancelled in a limiter which a 429 has slowed down takes nothing, and loses nothing else."""
-
-    async def test() -> None:
-        limiter = LocalLimiter(LIMIT)
-        engine = Engine(
-            ScriptedTransport(429),
-            limiter=limiter,
-            batching=Batching(linger=0.0, max_events=1, max_in_flight=IN_FLIGHT),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-        )
-        receipt = await engine.track(1)
-        await asyncio.sleep(1.0)
-        opens = limiter._paused_until
-        assert opens > now()
-        (flight,) = engine.dispatcher._flights.values()
-        assert flight is not None
-        later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
-        if turn:
-            # The pause ends in this very turn, or in one of the next.
-            await asyncio.sleep(opens - now())
-            await turns(turn - 1)
-        flight.cancel()
-        await asyncio.wait({flight, *later})
-        assert isinstance(receipt.outcome, Abandoned | Delivered)
-        assert engine.transport.sent_numbers.count(1) <= 2
-        if isinstance(receipt.outcome, Abandoned):
-            assert receipt.outcome.reason == "cancelled"
-        if engine.transport.sent_numbers.count(1) == 1:
-            assert engine.transport.times[1] == pytest.approx(opens, abs=ROUNDING)
-        report = await engine.aclose()
-        assert report.stats.delivered == 2 + isinstance(receipt.outcome, Delivered)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert tasks() == set()
-
-    run(test())
-
-
-# --- the key ---
-
-
-class Asked:
-    """A key that is given when `given` is set."""
-
-    def __init__(self) -> None:
-        self.given = asyncio.Event()
-        self.times = 0
-
-    async def ask(self) -> str:
-        """Wait, and return the key."""
-        self.times += 1
-        await self.given.wait()
-        return "key"
-
-
-async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyncio.Task[Any]], ScriptedTransport]:
-    """Return a client two of whose requests wait for the key."""
-    transport = ScriptedTransport()
-    client = make_client(transport, api_key=asked.ask)
-    sends = [asyncio.create_task(client.send(event(number))) for number in (1, 2)]
-    await asyncio.sleep(1.0)
-    return client, sends, transport
-
-
-def test_cancelled_while_the_key_is_asked_for() -> None:
-    """A request that is cancelled while it waits for the key was not sent, and leaves the answer to the others."""
-
-    async def test() -> None:
-        asked = Asked()
-        client, (first, second), transport = await client_that_asks(asked)
-        await cancel(first)
-        asked.given.set()
-        assert isinstance(await second, Delivered)
-        assert transport.recorded_numbers == [2]
-        assert asked.times == 1
-        report = await client.aclose()
-        assert (report.stats.abandoned, report.stats.delivered) == (1, 1)
-        assert tasks() == set()
-
-    run(test())
-
-
-def test_asking_task_cancelled() -> None:
-    """Where a shutdown cancels the asking itself, those who wait for the key ask again."""
-
-    async def test() -> None:
-        asked = Asked()
-        client, sends, transport = await client_that_asks(asked)
-        for task in tasks() - set(sends):
-            if getattr(task.get_coro(), "__name__", "") == "_ask_now":
-                await cancel(task)
-        asked.given.set()
-        assert [type(each) for each in await asyncio.gather(*sends)] == [Delivered] * 2
-        assert sorted(transport.recorded_numbers) == [1, 2]
-        assert asked.times == 2
-        await client.aclose()
-        assert tasks() == set()
-
-    run(test())
-
-
-# --- closing ---
-
-
-async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> tuple[Engine, list[Receipt]]:
-    """Return an engine with a batch on the wire, one waiting for its retry, and one in the buffer."""
-    transport = ScriptedTransport(status(429), then=PARKED, close=close)
-    batching = Batching(max_events=1, max_in_flight=IN_FLIGHT, ordered=False)
-    engine = Engine(transport, batching=batching, retry=SLOW_RETRY)
-    return engine, await engine.track_all(range(3))
-
-
-def test_close_cancelled_in_its_flush() -> None:
-    """A close that is cancelled while it waits gives every event the outcome that a passed deadline would."""
-
-    async def test() -> None:
-        engine, receipts = await parked_engine()
-        close = asyncio.create_task(engine.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(close)
-        backing_off, on_wire, buffered = (receipt.outcome for receipt in receipts)
-        assert isinstance(backing_off, Abandoned)
-        assert isinstance(on_wire, Abandoned)
-        assert (backing_off.maybe_recorded, on_wire.maybe_recorded) == (False, True)
-        assert buffered == Dropped(reason="closed")
-        report = await engine.aclose()
-        assert len(report.undelivered) == 3
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert (engine.transport.in_flight, engine.transport.closed) == (0, 1)
-        assert tasks() == set()
-
-    run(test())
-
-
-def test_close_cancelled_in_its_first_turn() -> None:
-    """A close that is cancelled before its first step has closed nothing."""
-
-    async def test() -> None:
-        engine, _ = await parked_engine()
-        close = asyncio.create_task(engine.aclose(None))
-        await cancel(close)
-        await engine.track(4)
-        assert not engine.dispatcher.closed
-        await engine.aclose(0)
-
-    run(test())
-
-
-def test_close_cancelled_while_connections_close() -> None:
-    """A close that is cancelled at its very end has its report, and the connections go on closing."""
-
-    async def test() -> None:
-        closed = asyncio.Event()
-
-        async def slowly() -> None:
-            await asyncio.sleep(0.4)
-            closed.set()
-
-        engine = Engine(ScriptedTransport(close=slowly))
-        await engine.track(1)
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(0.3)
-        assert engine.transport.closed == 1
-        await cancel(close)
-        assert (await engine.aclose()).stats.delivered == 1
-        await asyncio.wait_for(closed.wait(), 1.0)
+    """A task that is cancelled at that place, even in the turn that ends its wait, loses no event and no place."""
+    parked = await place()
+    scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
+    if mended_first:
+        # The awaited result comes in the same turn as the cancellation, right before it.
+        scene.mend()
+        parked.task.cancel()
+        await asyncio.wait({parked.task})
+    else:
+        await cancel(parked.task)
         await turns()
-        assert tasks() == set()
+        scene.mend()
+    await asyncio.sleep(1.0)
 
-    run(test())
+    # No event is lost: the next batch takes the events that a cancelled task left behind.
+    await scene.track(1000)
+    await engine.flush(60.0)
+    for number, receipt in scene.receipts.items():
+        outcome = receipt.outcome
+        if number in parked.abandoned and not isinstance(outcome, Delivered):
+            assert isinstance(outcome, Abandoned)
+            assert (outcome.reason, outcome.maybe_recorded) == ("cancelled", parked.abandoned[number])
+        else:
+            assert isinstance(outcome, Delivered)
+            assert transport.recorded_numbers.count(number) == 1
+    await asyncio.sleep(1.0)
+    for number, send in scene.sends.items():
+        assert send.done()
+        assert send is parked.task or isinstance(send.result(), Delivered), number
 
+    # No batch goes twice, and nothing goes that was not accepted.
+    counts = Counter(transport.sent_numbers)
+    assert {number for number, count in counts.items() if count > 1} <= parked.again
+    assert max(Counter(transport.recorded_numbers).values()) == 1
+    if not mended_first:
+        assert not parked.refused & counts.keys()
+    accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
+    assert counts.keys() <= accepted
 
-def test_close_cancelled_while_it_drops() -> None:
-    """A close that is cancelled while it drops a full buffer drops the rest at once."""
+    # No place on the wire and no permit is missing.
+    transport.then = PARKED
+    await scene.send(*range(2000, 2000 + IN_FLIGHT + 1))
+    assert transport.in_flight == transport.parked == IN_FLIGHT
+    assert scene.limiter.open == IN_FLIGHT
+    scene.mend()
+    await asyncio.sleep(1.0)
+    report = await engine.aclose(60.0)
+    assert report.clean
+    assert scene.limiter.open == scene.limiter.waiting == 0
+    check_balance(report.stats)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
-        )
-        receipts = await engine.track_all(range(5_000))
-        close = asyncio.create_task(engine.aclose(1.0))
-        await asyncio.sleep(0.9)
-        while not 0 < engine.stats().dropped < 5_000:
-            block(0.0001)
-            await asyncio.sleep(0)
-        await cancel(close)
-        assert {receipt.outcome for receipt in receipts} == {Dropped(reason="closed")}
-        assert len((await engine.aclose()).undelivered) == 5_000
-        await turns(5)
-        assert tasks() == set()
-
-    run(test())
-
-
-def test_close_cancelled_while_the_hook_is_told() -> None:
-    """A close that is cancelled while it waits for the hook has its report, and the hook is told on."""
-
-    async def test() -> None:
-        told: list[int] = []
-
-        async def hook(events: Any) -> None:
-            await asyncio.sleep(5.0)
-            told.extend(range(len(events)))
-
-        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(1.0)
-        await cancel(close)
-        assert (await engine.aclose()).stats.rejected == 1
-        await asyncio.sleep(5.0)
-        assert told == [0]
-        assert tasks() == set()
-
-    run(test())
+    assert report.stats.abandoned <= len(parked.abandoned)
+    assert tasks() == set()
 
 
-def test_second_close_cancelled() -> None:
-    """A second close that is cancelled does not disturb the first."""
-
-    async def test() -> None:
-        engine, receipts = await parked_engine()
-        first = asyncio.create_task(engine.aclose(10.0))
-        second = asyncio.create_task(engine.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(second)
-        assert not first.done()
-        assert not receipts[1].done()
-        report = await first
-        assert now() == pytest.approx(10.0, abs=ROUNDING)
-        assert len(report.undelivered) == 3
-
-    run(test())
-
-
-def test_closing_task_cancelled() -> None:
-    """A shutdown that cancels the closing of the connections does not hurt the close."""
-
-    async def test() -> None:
-        async def forever() -> None:
-            await asyncio.sleep(1e9)
-
-        engine, _ = await parked_engine(forever)
-        close = asyncio.create_task(engine.aclose(0))
-        await asyncio.sleep(0.2)
-        for task in tasks() - {close}:
-            task.cancel()
-        assert (await close).stats.tracked == 3
-
-    run(test())
-
-
-def test_ending_of_the_hooks_cancelled() -> None:
-    """A shutdown that cancels the end of the hooks lets the close return at once, and the hook end its call."""
-
-    async def test() -> None:
-        told: list[int] = []
-
-        async def hook(events: Any) -> None:
-            await asyncio.sleep(5.0)
-            told.extend(range(len(events)))
-
-        engine = Engine(ScriptedTransport(then=400), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        close = asyncio.create_task(engine.aclose(10.0))
-        await asyncio.sleep(1.0)
-        await cancel(engine.dispatcher._shutdown._last_tasks[1])
-        assert (await close).stats.rejected == 1
-        assert now() < 2.0
-        await asyncio.sleep(5.0)
-        assert told == [0]
-
-    run(test())
-
-
-# --- the client's methods ---
-
-
-async def endless() -> AsyncIterator[Any]:
-    """Yield an event, and then wait for ever."""
-    yield event(1)
-    await asyncio.sleep(1e9)
-
-
-METHODS: dict[str, Callable[[AsyncTrackingClient], Coroutine[Any, Any, Any]]] = {
-    "track": lambda client: client.track(event(3)),
-    "view": lambda client: client.view(session_external_id="a", product_id=3),
-    "track_many": lambda client: client.track_many([event(3), event(4)]),
-    "send": lambda client: client.send(event(3)),
-    "send_batch": lambda client: client.send_batch([event(3), event(4)]),
-    "flush": lambda client: client.flush(),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_client_method_cancelled(method: str) -> None:
-    """Each method of a client can be cancelled where it waits: what was accepted is delivered, the rest never is."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=PARKED)
-        client = make_client(
-            transport,
-            batching=Batching(max_events=2, max_in_flight=1, linger=0.0),
-            buffer=Buffer(max_events=1),
-            limiter=(limiter := RecordingLimiter()),
-        )
-        receipts = [await client.track(event(1)), await client.track(event(2))]
-        await asyncio.sleep(1.0)
-        task = asyncio.create_task(METHODS[method](client))
-        # httpx has a time-out of 10 s: stay below it.
-        await asyncio.sleep(1.0)
-        await cancel(task)
-        transport.then = OK
-        transport.release()
-        report = await client.aclose()
-        assert [type(receipt.outcome) for receipt in receipts] == [Delivered, Delivered]
-        assert sorted(transport.sent_numbers) == [1, 2]
-        assert report.stats.tracked == 2 + {"send": 1, "send_batch": 2}.get(method, 0)
-        assert limiter.open == 0
-        assert tasks() == set()
-
-    run(test())
-
-
-@pytest.mark.parametrize("leave", ["aclose", "async with"])
-def test_client_close_cancelled(leave: str) -> None:
-    """A real client whose close is cancelled, or whose block's end is, has an outcome for every event."""
-
-    async def test() -> None:
-        client = make_client(ScriptedTransport(then=PARKED))
-
-        async def block() -> None:
-            async with client:
-                pass
-
-        receipt = await client.track(event(1))
-        await asyncio.sleep(1.0)
-        closing = asyncio.create_task(block() if leave == "async with" else client.aclose(None))
-        await asyncio.sleep(1.0)
-        await cancel(closing)
-        assert isinstance(receipt.outcome, Abandoned)
-        assert (receipt.outcome.reason, receipt.outcome.maybe_recorded) == ("closed", True)
-        await turns(20)
-        assert tasks() == set()
-
-    run(test())
-
-
-def test_track_many_cancelled_in_the_feed() -> None:
-    """`track_many` that is cancelled in the caller's own iterator leaves the events before it accepted."""
-
-    async def test() -> None:
-        transport = ScriptedTransport()
-        async with make_client(transport) as client:
-            task = asyncio.create_task(client.track_many(endless()))
-            await asyncio.sleep(1.0)
-            await cancel(task)
-        assert transport.recorded_numbers == [1]
-
-    run(test())
-
-
-# --- anywhere at all ---
+# --- cancelling in every turn ---
 
 
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
-def test_everyone_cancelled_in_any_turn(turn: int) -> None:
-    """Whenever every task there is gets cancelled, a close afterwards gives each accepted event its one outcome."""
+async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
+    """If every task is cancelled in any turn, a close afterwards gives each accepted event its one outcome."""
+    limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
+    transport = ScriptedTransport(503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200)
+    engine = Engine(
+        transport,
+        limiter=limiter,
+        buffer=Buffer(max_events=4),
+        batching=Batching(max_events=2, max_in_flight=IN_FLIGHT, ordered=turn % 2 == 1),
+        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+    )
+    receipts: list[Receipt] = []
 
-    async def test() -> None:
-        limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
-        transport = ScriptedTransport(
-            503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200
-        )
-        engine = Engine(
-            transport,
-            limiter=limiter,
-            buffer=Buffer(max_events=4),
-            batching=Batching(max_events=2, max_in_flight=IN_FLIGHT, ordered=turn % 2 == 1),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-        )
-        receipts: list[Receipt] = []
+    async def caller(first: int) -> None:
+        for number in range(first, first + 10):
+            receipts.append(await engine.track(number, f"v{number % 3}"))  # noqa: PERF401 - kept one by one
 
-        async def caller(first: int) -> None:
-            for number in range(first, first + 10):
-                receipts.append(await engine.track(number, f"v{number % 3}"))  # noqa: PERF401 - kept one by one
+    async def sender() -> None:
+        for number in range(100, 110):
+            await engine.send(number)
 
-        async def sender() -> None:
-            for number in range(100, 110):
-                await engine.send(number)
+    work = [asyncio.create_task(each) for each in (caller(0), caller(10), sender(), engine.flush())]
+    for _ in range(turn):
+        await asyncio.sleep(0 if turn < 40 else 0.002)
+    for task in tasks():
+        task.cancel()
+    await asyncio.wait(work)
+    report = await engine.aclose(None)
+    stats = report.stats
+    assert (stats.pending, stats.in_flight, stats.dropped, stats.rejected) == (0, 0, 0, 0)
+    recorded = Counter(transport.recorded_numbers)
+    for receipt in receipts:
+        assert receipt.outcome is not None
+    assert max(recorded.values(), default=0) <= 1
+    assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
+    await turns(5)
 
-        work = [asyncio.create_task(each) for each in (caller(0), caller(10), sender(), engine.flush())]
-        for _ in range(turn):
-            await asyncio.sleep(0 if turn < 40 else 0.002)
-        for task in tasks():
-            task.cancel()
-        await asyncio.wait(work)
-        report = await engine.aclose(None)
-        stats = report.stats
-        assert (stats.pending, stats.in_flight, stats.dropped, stats.rejected) == (0, 0, 0, 0)
-        recorded = Counter(transport.recorded_numbers)
-        for receipt in receipts:
-            assert receipt.outcome is not None
-        assert max(recorded.values(), default=0) <= 1
-        assert stats.delivered <= sum(recorded.values()) <= stats.delivered + stats.abandoned
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert tasks() == set()
-
-    run(test())
+    assert free_wire_slots(engine) == IN_FLIGHT
+    assert tasks() == set()
 
 
 FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 403]
 
 
 @pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
-def test_everyone_cancelled_amid_faults(turn: int) -> None:
-    """The same while batches are divided, the API is down and sending is halted; the hook is told of every loss."""
+async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: int) -> None:
+    """As above, amid divided batches, an outage and a halt; every event is settled, and the hook gets each loss."""
+    reported: list[UndeliveredEvent] = []
+    transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
+    limiter = RecordingLimiter()
+    engine = Engine(
+        transport,
+        limiter=limiter,
+        buffer=Buffer(max_events=6, max_age=60.0),
+        batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
+        retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
+        on_outcome=into(reported),
+    )
+    receipts: dict[int, Receipt] = {}
 
-    async def test() -> None:
-        told: list[UndeliveredEvent] = []
-        transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
-        limiter = RecordingLimiter()
-        engine = Engine(
-            transport,
-            limiter=limiter,
-            buffer=Buffer(max_events=6, max_age=60.0),
-            batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
-            retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
-            on_outcome=into(told),
-        )
-        receipts: dict[int, Receipt] = {}
+    async def caller(first: int) -> None:
+        for number in range(first, first + 8):
+            receipts[number] = await engine.track(number, f"v{number % 3}")
 
-        async def caller(first: int) -> None:
-            for number in range(first, first + 8):
-                receipts[number] = await engine.track(number, f"v{number % 3}")
+    work = [asyncio.create_task(each) for each in (caller(0), caller(10), engine.flush())]
+    for _ in range(turn):
+        await asyncio.sleep(0 if turn < 60 else 0.01)
+    for task in tasks():
+        task.cancel()
+    await asyncio.wait(work)
+    transport.answer_next()
+    report = await engine.aclose(None)
+    recorded = Counter(transport.recorded_numbers)
+    assert max(recorded.values(), default=0) <= 1
+    for number, receipt in receipts.items():
+        outcome = receipt.outcome
+        assert outcome is not None
+        assert number in recorded or not isinstance(outcome, Delivered)
+        assert number not in recorded or outcome.maybe_recorded
+    undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
+    # An event has no receipt here if the call that put it in was cancelled in that turn.
+    assert undelivered <= set(map(number_of, reported))
+    assert len(reported) == report.stats.tracked - report.stats.delivered
+    await turns(5)
 
-        work = [asyncio.create_task(each) for each in (caller(0), caller(10), engine.flush())]
-        for _ in range(turn):
-            await asyncio.sleep(0 if turn < 60 else 0.01)
-        for task in tasks():
-            task.cancel()
-        await asyncio.wait(work)
-        transport.answer_next()
-        report = await engine.aclose(None)
-        recorded = Counter(transport.recorded_numbers)
-        assert max(recorded.values(), default=0) <= 1
-        for number, receipt in receipts.items():
-            outcome = receipt.outcome
-            assert outcome is not None
-            assert number in recorded or not isinstance(outcome, Delivered)
-            assert number not in recorded or outcome.maybe_recorded
-        undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
-        # What a caller put in whose call was cancelled in that turn has no receipt here.
-        assert undelivered <= set(map(number_of, told))
-        assert len(told) == report.stats.tracked - report.stats.delivered
-        await turns(5)
-        assert engine.dispatcher._sender._wire_slots._value == IN_FLIGHT
-        assert limiter.open == 0
-        assert tasks() == set()
-
-    run(test())
+    assert free_wire_slots(engine) == IN_FLIGHT
+    assert limiter.open == 0
+    assert tasks() == set()

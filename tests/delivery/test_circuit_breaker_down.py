@@ -1,4 +1,4 @@
-"""An API that is down gets one request at a time, keeps what it is owed, and is noticed when it is back."""
+"""While the API is down, requests go out one at a time, events are kept, and a success ends the outage."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from retailrocket_async._delivery.rate_limiter import LocalLimiter
 from retailrocket_async._http.reply import Reply
 from tests.contracts.limiter import worst_window
 from tests.delivery.test_circuit_breaker_halted import listening
+from tests.support.engine_state import scheduled_timers
 from tests.support.fakes import (
     NO_CONNECTION,
     OK,
@@ -25,10 +26,10 @@ from tests.support.fakes import (
     ScriptedTransport,
     Step,
     now,
-    run,
     tasks,
     turns,
 )
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from retailrocket_async import StateChange, UndeliveredEvent
@@ -55,69 +56,59 @@ def until(moment: float, step: Step) -> Any:
 
 
 @pytest.mark.parametrize("how", DOWN)
-def test_requests_decay(how: str) -> None:
+async def test_requests_decay(virtual_clock: CheckedLoop, how: str) -> None:
     """After a handful of failures one request at a time is made, at growing intervals: few in five minutes."""
-
-    async def test() -> list[float]:
-        transport = ScriptedTransport(then=DOWN[how])
-        engine = Engine(transport, batching=ONE_EACH, buffer=Buffer(max_events=1000))
-        await engine.track_all(range(500))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(100)]
-        await asyncio.sleep(300.0)
-        times = list(transport.times)
-        assert engine.stats().state == "down"
-        await engine.aclose(0)
-        await asyncio.gather(*sends, return_exceptions=True)
-        return times
-
-    times = run(test())
+    transport = ScriptedTransport(then=DOWN[how])
+    engine = Engine(transport, batching=ONE_EACH, buffer=Buffer(max_events=1000))
+    await engine.track_all(range(500))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(100)]
+    await asyncio.sleep(300.0)
+    times = list(transport.times)
+    assert engine.stats().state == "down"
+    await engine.aclose(0)
+    await asyncio.gather(*sends, return_exceptions=True)
 
     first_probe = next(index for index, at in enumerate(times) if index >= FAILURES and at - times[index - 1] > 0.2)
     assert first_probe <= FAILURES + 8
     assert len(times) - first_probe <= 20
     waits = [after - before for before, after in itertools.pairwise(times[first_probe:])]
+
     assert max(waits) > 14.0
 
 
-def test_never_fifty_failing_requests_a_second() -> None:
-    """No second of an outage sees more failing requests than the handful that showed it, whatever is waiting."""
+async def test_never_fifty_failing_requests_a_second(virtual_clock: CheckedLoop) -> None:
+    """In no second of an outage do more requests fail than the few that showed it, however many events wait."""
+    transport = ScriptedTransport(then=Step(reply=Reply(status=503), latency=0.01))
+    limiter = LocalLimiter(RateLimit())
+    engine = Engine(transport, batching=ONE_EACH, limiter=limiter, buffer=Buffer(max_events=10_000))
+    await engine.track_all(range(2000))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(200)]
+    await asyncio.sleep(60.0)
+    times = list(transport.times)
+    await engine.aclose(0)
+    await asyncio.gather(*sends, return_exceptions=True)
 
-    async def test() -> int:
-        transport = ScriptedTransport(then=Step(reply=Reply(status=503), latency=0.01))
-        limiter = LocalLimiter(RateLimit())
-        engine = Engine(transport, batching=ONE_EACH, limiter=limiter, buffer=Buffer(max_events=10_000))
-        await engine.track_all(range(2000))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(200)]
-        await asyncio.sleep(60.0)
-        times = list(transport.times)
-        await engine.aclose(0)
-        await asyncio.gather(*sends, return_exceptions=True)
-        return worst_window(times, 1.0)
-
-    assert run(test()) <= FAILURES + 8 + 2
+    assert worst_window(times, 1.0) <= FAILURES + 8 + 2
 
 
 @pytest.mark.parametrize("how", DOWN)
-def test_full_speed_within_two_seconds(how: str) -> None:
+async def test_full_speed_within_two_seconds(virtual_clock: CheckedLoop, how: str) -> None:
     """From the first success on requests go at the full limit, for batches, retries and direct sends alike."""
+    transport = ScriptedTransport(then=until(20.0, DOWN[how]))
+    limiter = LocalLimiter(RateLimit())
+    retry = RetryPolicy(max_elapsed=1e4, max_attempts=1000)
+    engine = Engine(transport, batching=ONE_EACH, limiter=limiter, retry=retry, buffer=Buffer(max_events=1000))
+    receipts = await engine.track_all(range(500))
+    await asyncio.sleep(20.0)
+    first = await first_success(transport)
+    await asyncio.sleep(2.0)
+    before = len([at for at in transport.times if first < at <= first + 2.0])
+    assert before >= 80
+    for receipt in receipts:
+        if how != "501":
+            assert isinstance(await receipt, Delivered)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=until(20.0, DOWN[how]))
-        limiter = LocalLimiter(RateLimit())
-        retry = RetryPolicy(max_elapsed=1e4, max_attempts=1000)
-        engine = Engine(transport, batching=ONE_EACH, limiter=limiter, retry=retry, buffer=Buffer(max_events=1000))
-        receipts = await engine.track_all(range(500))
-        await asyncio.sleep(20.0)
-        first = await first_success(transport)
-        await asyncio.sleep(2.0)
-        before = len([at for at in transport.times if first < at <= first + 2.0])
-        assert before >= 80
-        for receipt in receipts:
-            if how != "501":
-                assert isinstance(await receipt, Delivered)
-        assert max(transport.recorded.count(each) for each in set(transport.recorded)) == 1
-
-    run(test())
+    assert max(transport.recorded.count(each) for each in set(transport.recorded)) == 1
 
 
 async def first_success(transport: ScriptedTransport) -> float:
@@ -128,136 +119,118 @@ async def first_success(transport: ScriptedTransport) -> float:
     return now()
 
 
-def test_memory_stays_bounded() -> None:
-    """In an outage the buffer's bounds hold, callers wait, and the books add up in every turn."""
+async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
+    """During an outage the buffer's bounds hold, callers wait, and the counters add up in every turn."""
+    transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
+    engine = Engine(
+        transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
+    )
+    tracking = asyncio.create_task(engine.track_all(range(2000)))
+    await asyncio.sleep(90.0)
+    stats = engine.stats()
+    assert (stats.pending, stats.waiting, tracking.done()) == (200, 1, False)
+    assert stats.in_flight <= 80
+    receipts = await tracking
+    for receipt in receipts:
+        assert isinstance(await receipt, Delivered)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
-        engine = Engine(
-            transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
-        )
-        tracking = asyncio.create_task(engine.track_all(range(2000)))
-        await asyncio.sleep(90.0)
-        stats = engine.stats()
-        assert (stats.pending, stats.waiting, tracking.done()) == (200, 1, False)
-        assert stats.in_flight <= 80
-        receipts = await tracking
-        for receipt in receipts:
-            assert isinstance(await receipt, Delivered)
-        assert sorted(transport.recorded_numbers) == list(range(2000))
-
-    run(test())
+    assert sorted(transport.recorded_numbers) == list(range(2000))
 
 
-def test_the_story_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_story_is_told_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
     """One log record and one hook call say that the API is down, and one of each that it is back."""
     changes: list[StateChange] = []
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=until(30.0, NO_CONNECTION))
-        engine = Engine(transport, batching=ONE_EACH, on_state_change=listening(changes))
-        await engine.track_all(range(100))
-        await engine.flush()
-        assert engine.stats().state == "sending"
-
-    run(test())
+    transport = ScriptedTransport(then=until(30.0, NO_CONNECTION))
+    engine = Engine(transport, batching=ONE_EACH, on_state_change=listening(changes))
+    await engine.track_all(range(100))
+    await engine.flush()
+    assert engine.stats().state == "sending"
 
     assert [(change.previous, change.state) for change in changes] == [("sending", "down"), ("down", "sending")]
     assert changes[0].failure == "connect: ConnectError"
-    told = [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
-    assert ["down" in told[0], "sending again" in told[1], len(told)] == [True, True, 2]
+    reported = [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
+
+    assert ["down" in reported[0], "sending again" in reported[1], len(reported)] == [True, True, 2]
 
 
-def test_down_for_longer_than_the_retries(caplog: pytest.LogCaptureFixture) -> None:
-    """An outage longer than the retry limits costs the batches that were tried, and each of their events is told."""
-    told: list[UndeliveredEvent] = []
+async def test_down_for_longer_than_the_retries(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage beyond the retry limits abandons the batches that were tried; the hook gets each of their events."""
+    reported: list[UndeliveredEvent] = []
 
     async def hook(events: Any) -> None:
-        told.extend(events)
+        reported.extend(events)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=NO_CONNECTION)
-        retry = RetryPolicy(max_elapsed=60.0)
-        engine = Engine(transport, batching=ONE_EACH, retry=retry, on_outcome=hook)
-        receipts = await engine.track_all(range(50))
-        await asyncio.sleep(70.0)
-        stats = engine.stats()
-        assert stats.abandoned >= 8
-        report = await engine.aclose(5.0)
-        await turns(5)
-        assert report.stats.abandoned + report.stats.dropped == 50 == len(told)
-        assert all(receipt.outcome is not None for receipt in receipts)
-        abandoned = [kept.outcome for kept in told if isinstance(kept.outcome, Abandoned)]
-        assert not any(outcome.maybe_recorded for outcome in abandoned)
-        assert tasks() == set()
+    transport = ScriptedTransport(then=NO_CONNECTION)
+    retry = RetryPolicy(max_elapsed=60.0)
+    engine = Engine(transport, batching=ONE_EACH, retry=retry, on_outcome=hook)
+    receipts = await engine.track_all(range(50))
+    await asyncio.sleep(70.0)
+    stats = engine.stats()
+    assert stats.abandoned >= 8
+    report = await engine.aclose(5.0)
+    await turns(5)
+    assert report.stats.abandoned + report.stats.dropped == 50 == len(reported)
+    assert all(receipt.outcome is not None for receipt in receipts)
+    abandoned = [kept.outcome for kept in reported if isinstance(kept.outcome, Abandoned)]
 
-    run(test())
+    assert not any(outcome.maybe_recorded for outcome in abandoned)
+    assert tasks() == set()
 
 
-def test_a_direct_send_gives_up_in_time() -> None:
+async def test_a_direct_send_gives_up_in_time(virtual_clock: CheckedLoop) -> None:
     """A direct send that waits for an API that is down ends when its retries do."""
+    engine = Engine(ScriptedTransport(then=NO_CONNECTION), retry=RetryPolicy(max_elapsed=10.0))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(50)]
+    done = await asyncio.gather(*sends, return_exceptions=True)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NO_CONNECTION), retry=RetryPolicy(max_elapsed=10.0))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(50)]
-        done = await asyncio.gather(*sends, return_exceptions=True)
-        assert all(isinstance(error, DeliveryError) for error in done)
-        assert now() <= 11.0
-
-    run(test())
+    assert all(isinstance(error, DeliveryError) for error in done)
+    assert now() <= 11.0
 
 
-def test_a_close_probes_at_once_and_often() -> None:
-    """A close of a client whose API is back after a long outage does not wait for the next planned probe."""
+async def test_a_close_probes_at_once_and_often(virtual_clock: CheckedLoop) -> None:
+    """If the API is back after a long outage, a close does not wait for the next planned probe."""
+    transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
+    engine = Engine(transport, batching=Batching(max_events=10))
+    await engine.track_all(range(100))
+    await asyncio.sleep(101.0)
+    begin = now()
+    report = await engine.aclose(5.0)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
-        engine = Engine(transport, batching=Batching(max_events=10))
-        await engine.track_all(range(100))
-        await asyncio.sleep(101.0)
-        begin = now()
-        report = await engine.aclose(5.0)
-        assert report.clean
-        assert now() - begin < 1.5
-
-    run(test())
+    assert report.clean
+    assert now() - begin < 1.5
 
 
-def test_a_close_probes_every_half_second() -> None:
-    """A client that closes while its API is down probes each half second, whatever its intervals were before."""
-
-    async def test() -> list[float]:
-        transport = ScriptedTransport(then=NO_CONNECTION)
-        retry = RetryPolicy(max_elapsed=1e6, max_attempts=10**6)
-        engine = Engine(transport, batching=Batching(max_events=10), retry=retry)
-        await engine.track_all(range(100))
-        await asyncio.sleep(200.0)
-        begin = now()
-        await engine.aclose(10.0)
-        return [begin, *(at for at in transport.times if at >= begin)]
-
-    times = run(test())
+async def test_a_close_probes_every_half_second(virtual_clock: CheckedLoop) -> None:
+    """A client that closes while the API is down probes every half second, whatever its interval was before."""
+    transport = ScriptedTransport(then=NO_CONNECTION)
+    retry = RetryPolicy(max_elapsed=1e6, max_attempts=10**6)
+    engine = Engine(transport, batching=Batching(max_events=10), retry=retry)
+    await engine.track_all(range(100))
+    await asyncio.sleep(200.0)
+    begin = now()
+    await engine.aclose(10.0)
+    times = [begin, *(at for at in transport.times if at >= begin)]
 
     assert times[1] - times[0] <= ROUNDING
     gaps = [after - before for before, after in itertools.pairwise(times[1:])]
+
     assert [pytest.approx(0.55, abs=0.001)] * len(gaps) == gaps
     assert len(gaps) >= 16
 
 
-def test_one_batch_that_always_fails_holds_back_no_other() -> None:
-    """A single batch that makes the API fail lets the others pass: their success says that the API is up."""
+async def test_one_batch_that_always_fails_holds_back_no_other(virtual_clock: CheckedLoop) -> None:
+    """A single batch that makes the API fail stops no other batch: their success shows that the API is up."""
 
-    async def test() -> None:
-        def then(request: Request) -> Step | int:
-            return 500 if 3 in request.numbers else OK
+    def then(request: Request) -> Step | int:
+        return 500 if 3 in request.numbers else OK
 
-        engine = Engine(ScriptedTransport(then=then), batching=ONE_EACH, retry=RetryPolicy(max_attempts=10))
-        receipts = await engine.track_all(range(100))
-        await asyncio.sleep(5.0)
-        assert sum(isinstance(receipt.outcome, Delivered) for receipt in receipts) == 99
-        assert isinstance(await receipts[3], Abandoned)
+    engine = Engine(ScriptedTransport(then=then), batching=ONE_EACH, retry=RetryPolicy(max_attempts=10))
+    receipts = await engine.track_all(range(100))
+    await asyncio.sleep(5.0)
 
-    run(test())
+    assert sum(isinstance(receipt.outcome, Delivered) for receipt in receipts) == 99
+    assert isinstance(await receipts[3], Abandoned)
 
 
 # --- the breaker alone ---
@@ -281,51 +254,48 @@ FAILED = [Reply(status=503)] * FAILURES
 
 @pytest.mark.parametrize("state", ["halted", "down"])
 @pytest.mark.parametrize("early", [False, True])
-def test_a_hurried_breaker_admits_a_probe_each_half_second(state: str, early: bool) -> None:  # noqa: FBT001
-    """Hurried before the state changes or long after, a breaker has its next probe at once, then one each 0.5 s."""
-
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
-        brought = [Reply(status=403)] if state == "halted" else FAILED
-        if early:
-            it.hurry()
-        bring(it, *brought, halts=True)
-        assert it.state == state
-        if not early:
-            for _ in range(6):
-                await asyncio.sleep(60.0)
-                bring(it, brought[0], halts=True)
-            it.hurry()
+async def test_a_hurried_breaker_admits_a_probe_each_half_second(
+    virtual_clock: CheckedLoop,
+    state: str,
+    early: bool,  # noqa: FBT001
+) -> None:
+    """A hurried breaker has its next probe now, and then one every 0.5 s, whether it was hurried early or late."""
+    it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
+    brought = [Reply(status=403)] if state == "halted" else FAILED
+    if early:
+        it.hurry()
+    bring(it, *brought, halts=True)
+    assert it.state == state
+    if not early:
+        for _ in range(6):
+            await asyncio.sleep(60.0)
             bring(it, brought[0], halts=True)
-        for _ in range(5):
-            await asyncio.sleep(0.49)
-            assert it.admit() is None
-            await asyncio.sleep(0.02)
-            bring(it, brought[0], halts=True)
-
-    run(test())
+        it.hurry()
+        bring(it, brought[0], halts=True)
+    for _ in range(5):
+        await asyncio.sleep(0.49)
+        assert it.admit() is None
+        await asyncio.sleep(0.02)
+        bring(it, brought[0], halts=True)
 
 
 @pytest.mark.parametrize("brought", [Reply(status=503), Reply(status=403)])
-def test_only_what_is_let_through_to_see_is_a_probe(brought: Reply) -> None:
+async def test_only_what_is_let_through_to_see_is_a_probe(virtual_clock: CheckedLoop, brought: Reply) -> None:
     """Requests of a client that sends are no probes; of one that is down or halted each is, and one at a time."""
+    it = breaker()
+    before = [it.admit() for _ in range(3)]
+    bring(it, *[brought] * (FAILURES if brought.status == 503 else 1), halts=True)
+    assert it.admit() is None
+    await asyncio.sleep(1.0)
+    probe = it.admit()
+    assert it.admit() is None
+    assert probe is not None
+    assert [False, False, False, True] == [each is not None and each.probe for each in [*before, probe]]
+    assert [False, True] == [each is not None and it.still_admits(each) for each in (before[0], probe)]
+    it.report(probe, Reply(status=200), halts=True)
+    after = [it.admit() for _ in range(3)]
 
-    async def test() -> None:
-        it = breaker()
-        before = [it.admit() for _ in range(3)]
-        bring(it, *[brought] * (FAILURES if brought.status == 503 else 1), halts=True)
-        assert it.admit() is None
-        await asyncio.sleep(1.0)
-        probe = it.admit()
-        assert it.admit() is None
-        assert probe is not None
-        assert [False, False, False, True] == [each is not None and each.probe for each in [*before, probe]]
-        assert [False, True] == [each is not None and it.still_admits(each) for each in (before[0], probe)]
-        it.report(probe, Reply(status=200), halts=True)
-        after = [it.admit() for _ in range(3)]
-        assert [(False, True)] * 3 == [(each.probe, it.still_admits(each)) for each in after if each is not None]
-
-    run(test())
+    assert [(False, True)] * 3 == [(each.probe, it.still_admits(each)) for each in after if each is not None]
 
 
 async def intervals(it: CircuitBreaker, brought: Reply, count: int) -> list[float]:
@@ -361,54 +331,50 @@ def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> Non
 
 
 @pytest.mark.parametrize("policy", [RetryPolicy(), RetryPolicy(initial_backoff=0.0, max_backoff=0.0)])
-def test_probes_of_a_halt_follow_no_policy(policy: RetryPolicy) -> None:
+async def test_probes_of_a_halt_follow_no_policy(virtual_clock: CheckedLoop, policy: RetryPolicy) -> None:
     """While sending is halted the probes' intervals double from 1 s to 30 s, and begin anew with the next halt."""
-
-    async def test() -> None:
-        it = breaker(policy=policy)
-        for _ in range(2):
-            bring(it, Reply(status=403), halts=True)
-            expected = [pytest.approx(wait, abs=ROUNDING) for wait in (1, 2, 4, 8, 16, 30, 30)]
-            assert expected == await intervals(it, Reply(status=403), 7)
-            await it.wait()
-            bring(it, Reply(status=200))
-            assert it.state == "sending"
-
-    run(test())
+    it = breaker(policy=policy)
+    for _ in range(2):
+        bring(it, Reply(status=403), halts=True)
+        expected = [pytest.approx(wait, abs=ROUNDING) for wait in (1, 2, 4, 8, 16, 30, 30)]
+        assert expected == await intervals(it, Reply(status=403), 7)
+        await it.wait()
+        bring(it, Reply(status=200))
+        assert it.state == "sending"
 
 
-def test_what_a_breaker_says_of_a_change() -> None:
-    """Each change says what is, what was, for how long, why and what to do; the same refusal again is no change."""
+async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> None:
+    """Each change names both states, the old one's duration, the cause and the advice; a repeated refusal is none."""
     changes: list[StateChange] = []
 
-    async def test() -> tuple[float, float, float]:
-        it = breaker(changes)
-        await asyncio.sleep(1.0)
-        bring(it, Reply(status=200), *[Reply(failure="connect", detail="ConnectError")] * FAILURES)
-        assert (1.0, 1.0) == (pytest.approx(it.answered_at), pytest.approx(it.since))
-        await asyncio.sleep(10.0)
-        bring(it, Reply(status=403), halts=True)
-        assert 403 == it.status
-        await asyncio.sleep(10.0)
-        bring(it, Reply(status=403), halts=True)
-        await asyncio.sleep(10.0)
-        bring(it, Reply(status=404), halts=True)
-        refused_at, since = it.refused_at, it.since
-        assert 404 == it.status
-        await asyncio.sleep(10.0)
-        bring(it, Reply(status=200))
-        assert it.status is None
-        bring(it, *[Reply(failure="key", detail="KeyError")] * FAILURES)
-        await asyncio.sleep(40.0)
-        bring(it, Reply(status=400))
-        bring(it, *FAILED)
-        return refused_at, since, it.answered_at
-
-    times = run(test())
+    it = breaker(changes)
+    await asyncio.sleep(1.0)
+    bring(it, Reply(status=200), *[Reply(failure="connect", detail="ConnectError")] * FAILURES)
+    assert (1.0, 1.0) == (pytest.approx(it.answered_at), pytest.approx(it.since))
+    await asyncio.sleep(10.0)
+    bring(it, Reply(status=403), halts=True)
+    assert 403 == it.status
+    await asyncio.sleep(10.0)
+    bring(it, Reply(status=403), halts=True)
+    await asyncio.sleep(10.0)
+    bring(it, Reply(status=404), halts=True)
+    refused_at, since = it.refused_at, it.since
+    assert 404 == it.status
+    await asyncio.sleep(10.0)
+    bring(it, Reply(status=200))
+    assert it.status is None
+    bring(it, *[Reply(failure="key", detail="KeyError")] * FAILURES)
+    await asyncio.sleep(40.0)
+    bring(it, Reply(status=400))
+    bring(it, *FAILED)
+    times = refused_at, since, it.answered_at
 
     # The last refusal; the first one, since which it has been halted; the last answer.
     assert [pytest.approx(at) for at in (31.0, 11.0, 81.0)] == list(times)
-    told = [(change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes]
+    reported = [
+        (change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes
+    ]
+
     assert [
         ("sending", "down", None, "connect: ConnectError", 0),
         ("down", "halted", 403, None, 10),
@@ -417,27 +383,24 @@ def test_what_a_breaker_says_of_a_change() -> None:
         ("sending", "down", None, "key: KeyError", 0),
         ("down", "sending", None, None, 40),
         ("sending", "down", 503, None, 0),
-    ] == told
+    ] == reported
     assert ["does not answer", "does not answer"] == [changes[index].advice[8:23] for index in (0, 6)]
     assert "api_key function" in changes[4].advice
 
 
 @pytest.mark.parametrize("answer", [200, 400, 413, 429])
-def test_which_answers_end_an_outage(answer: int) -> None:
-    """Whatever the API answers, be it a refusal of the events or a 429, shows that it is back."""
+async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: int) -> None:
+    """Any answer of the API, also a refusal of events or a 429, ends the state `down`."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    bring(it, *FAILED)
+    await asyncio.sleep(1.0)
+    bring(it, Reply(status=answer))
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        bring(it, *FAILED)
-        await asyncio.sleep(1.0)
-        bring(it, Reply(status=answer))
-        assert it.state == "sending"
-
-    run(test())
+    assert it.state == "sending"
 
 
 @pytest.mark.parametrize(
-    ("brought", "tells", "state"),
+    ("brought", "conclusive", "state"),
     [
         (Reply(status=200), True, "sending"),
         (Reply(status=400), True, "sending"),
@@ -448,224 +411,201 @@ def test_which_answers_end_an_outage(answer: int) -> None:
         (Reply(failure="timeout"), True, "halted"),
     ],
 )
-def test_which_answers_end_a_halt(brought: Reply, tells: bool, state: str) -> None:  # noqa: FBT001
+async def test_which_answers_end_a_halt(
+    virtual_clock: CheckedLoop,
+    brought: Reply,
+    conclusive: bool,  # noqa: FBT001
+    state: str,
+) -> None:
     """A halt ends by an answer that shows the key and the address to be right, and by no other; probes go on then."""
-
-    async def test() -> None:
-        it = breaker()
-        bring(it, Reply(status=403), halts=True)
-        await asyncio.sleep(1.0)
-        admission = it.admit()
-        assert admission is not None
-        it.report(admission, brought, halts=True, tells=tells)
-        assert it.state == state
-        if state == "halted":
-            assert it.admit() is None
-            await asyncio.sleep(2.0)
-            assert it.admit() is not None
-
-    run(test())
-
-
-def test_a_refusal_that_halts_nobody_is_an_answer() -> None:
-    """A refusal of one event's own endpoint halts nothing, ends an outage and the count of failures in a row."""
-
-    async def test() -> None:
-        it = breaker()
-        bring(it, *FAILED[:-1], Reply(status=404), *FAILED[:-1])
-        assert it.state == "sending"
-        bring(it, Reply(status=503))
-        assert it.state == "down"
-
-    run(test())
-
-
-def test_rests_end_with_the_state() -> None:
-    """A wait between two attempts ends in its time, at once if the state changes, and takes none while not sending."""
-
-    async def test() -> list[float]:
-        it = breaker()
-        ended: list[float] = []
-
-        async def rest(seconds: float) -> None:
-            await it.rest(seconds)
-            ended.append(now())
-
-        resting = [asyncio.create_task(rest(seconds)) for seconds in (1.0, 5.0, 50.0)]
+    it = breaker()
+    bring(it, Reply(status=403), halts=True)
+    await asyncio.sleep(1.0)
+    admission = it.admit()
+    assert admission is not None
+    it.report(admission, brought, halts=True, conclusive=conclusive)
+    assert it.state == state
+    if state == "halted":
+        assert it.admit() is None
         await asyncio.sleep(2.0)
-        resting[1].cancel()
-        bring(it, *FAILED)
-        await asyncio.wait(resting)
-        await rest(50.0)
-        return ended
-
-    assert [pytest.approx(at, abs=ROUNDING) for at in (1.0, 2.0, 2.0)] == run(test())
-
-
-def test_a_probe_that_is_held_keeps_others_waiting() -> None:
-    """A probe that is over and held again admits no other until it is over for good; what is older holds nothing."""
-
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        early = it.admit()
-        assert early is not None
-        bring(it, *FAILED)
-        await asyncio.sleep(1.0)
-        it.hold(early)
-        probe = it.admit()
-        assert probe is not None
-        it.over(early)
-        assert it.admit() is None
-        waiting = asyncio.create_task(it.wait())
-        it.over(probe)
-        it.hold(probe)
-        await asyncio.sleep(10.0)
-        assert (None, False) == (it.admit(), waiting.done())
-        it.over(probe)
-        await waiting
         assert it.admit() is not None
 
-    run(test())
+
+async def test_a_refusal_that_halts_nobody_is_an_answer(virtual_clock: CheckedLoop) -> None:
+    """A refusal of one event's own endpoint halts nothing, ends an outage and the count of failures in a row."""
+    it = breaker()
+    bring(it, *FAILED[:-1], Reply(status=404), *FAILED[:-1])
+    assert it.state == "sending"
+    bring(it, Reply(status=503))
+
+    assert it.state == "down"
 
 
-def test_what_is_older_than_the_state_frees_and_holds_no_probe() -> None:
+async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
+    """A wait between two attempts lasts its time or until the state changes; it is skipped unless requests go out."""
+    it = breaker()
+    ended: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        await it.rest(seconds)
+        ended.append(now())
+
+    resting = [asyncio.create_task(rest(seconds)) for seconds in (1.0, 5.0, 50.0)]
+    await asyncio.sleep(2.0)
+    resting[1].cancel()
+    bring(it, *FAILED)
+    await asyncio.wait(resting)
+    await rest(50.0)
+
+    assert [pytest.approx(at, abs=ROUNDING) for at in (1.0, 2.0, 2.0)] == ended
+
+
+async def test_a_probe_that_is_held_keeps_others_waiting(virtual_clock: CheckedLoop) -> None:
+    """While a probe that is over is held, no other is admitted; an admission of an earlier state holds nothing."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    early = it.admit()
+    assert early is not None
+    bring(it, *FAILED)
+    await asyncio.sleep(1.0)
+    it.hold(early)
+    probe = it.admit()
+    assert probe is not None
+    it.over(early)
+    assert it.admit() is None
+    waiting = asyncio.create_task(it.wait())
+    it.over(probe)
+    it.hold(probe)
+    await asyncio.sleep(10.0)
+    assert (None, False) == (it.admit(), waiting.done())
+    it.over(probe)
+    await waiting
+
+    assert it.admit() is not None
+
+
+async def test_what_is_older_than_the_state_frees_and_holds_no_probe(virtual_clock: CheckedLoop) -> None:
     """The end of a probe of an earlier state lets no second one go in this, and its holding keeps none back."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    bring(it, *FAILED)
+    await asyncio.sleep(1.0)
+    older = it.admit()
+    assert older is not None
+    it.report(older, Reply(status=403), halts=True)
+    await asyncio.sleep(1.0)
+    it.hold(older)
+    probe = it.admit()
+    assert probe is not None
+    it.over(older)
+    assert it.admit() is None
+    it.over(probe)
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        bring(it, *FAILED)
-        await asyncio.sleep(1.0)
-        older = it.admit()
-        assert older is not None
-        it.report(older, Reply(status=403), halts=True)
-        await asyncio.sleep(1.0)
-        it.hold(older)
-        probe = it.admit()
-        assert probe is not None
-        it.over(older)
-        assert it.admit() is None
-        it.over(probe)
-        assert it.admit() is not None
-
-    run(test())
+    assert it.admit() is not None
 
 
 @pytest.mark.parametrize("passed", range(6))
-def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(passed: int) -> None:
-    """A waiter that is cancelled, in whatever turn of the loop, costs the next one nothing: it is woken instead."""
-
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        bring(it, *FAILED)
-        waiting = [asyncio.create_task(it.wait()) for _ in range(2)]
-        await asyncio.sleep(0.1)
-        it.probe_now()
-        await turns(passed)
-        waiting[0].cancel()
-        await asyncio.sleep(0.1)
-        # In the last turns the first one had been woken before, and was not cancelled any more.
-        assert waiting[0].cancelled() == waiting[1].done()
-        waiting[1].cancel()
-
-    run(test())
+async def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(
+    virtual_clock: CheckedLoop, passed: int
+) -> None:
+    """If a waiter is cancelled, in any turn of the loop, the next waiter is woken instead."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    bring(it, *FAILED)
+    waiting = [asyncio.create_task(it.wait()) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    it.probe_now()
+    await turns(passed)
+    waiting[0].cancel()
+    await asyncio.sleep(0.1)
+    # In the last turns the first one had been woken before, and was not cancelled any more.
+    assert waiting[0].cancelled() == waiting[1].done()
+    waiting[1].cancel()
 
 
-def test_one_is_woken_for_one_probe() -> None:
+async def test_one_is_woken_for_one_probe(virtual_clock: CheckedLoop) -> None:
     """However often others are cancelled and probes are over, one waiter at a time is woken, in order."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    bring(it, *FAILED)
+    woken: list[int] = []
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        bring(it, *FAILED)
-        woken: list[int] = []
+    async def wait(number: int) -> None:
+        await it.wait()
+        woken.append(number)
 
-        async def wait(number: int) -> None:
-            await it.wait()
-            woken.append(number)
-
-        waiting = [asyncio.create_task(wait(number)) for number in range(10)]
-        await asyncio.sleep(0.1)
-        for victim in (3, 5, 7):
-            waiting[victim].cancel()
-            await turns()
-        for _ in range(3):
-            it.nudge()
-        await asyncio.sleep(5.0)
-        assert woken == [0]
-        it.nudge()
-        it.nudge()
-        await asyncio.sleep(0.1)
-        assert woken == [0, 1]
-        for task in waiting:
-            task.cancel()
-
-    run(test())
-
-
-def test_another_refusal_wakes_nobody() -> None:
-    """Who waits for a halted client is not woken if it is refused for something else, but by the next probe's time."""
-
-    async def test() -> None:
-        it = breaker()
-        bring(it, Reply(status=403), halts=True)
-        await asyncio.sleep(1.0)
-        probe = it.admit()
-        assert probe is not None
-        waiting = asyncio.create_task(it.wait())
+    waiting = [asyncio.create_task(wait(number)) for number in range(10)]
+    await asyncio.sleep(0.1)
+    for victim in (3, 5, 7):
+        waiting[victim].cancel()
         await turns()
-        it.report(probe, Reply(status=404), halts=True)
-        await asyncio.sleep(1.9)
-        assert not waiting.done()
-        await asyncio.sleep(0.2)
-        assert waiting.done()
+    for _ in range(3):
+        it.nudge()
+    await asyncio.sleep(5.0)
+    assert woken == [0]
+    it.nudge()
+    it.nudge()
+    await asyncio.sleep(0.1)
+    assert woken == [0, 1]
+    for task in waiting:
+        task.cancel()
 
-    run(test())
+
+async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
+    """A refusal for another cause does not wake those who wait for a halted client; the time of the next probe does."""
+    it = breaker()
+    bring(it, Reply(status=403), halts=True)
+    await asyncio.sleep(1.0)
+    probe = it.admit()
+    assert probe is not None
+    waiting = asyncio.create_task(it.wait())
+    await turns()
+    it.report(probe, Reply(status=404), halts=True)
+    await asyncio.sleep(1.9)
+    assert not waiting.done()
+    await asyncio.sleep(0.2)
+
+    assert waiting.done()
 
 
 def left_behind() -> tuple[int, int]:
-    """Return how many futures there are, and how many timers the running loop will call."""
+    """Return the number of futures alive, and of timers that the running loop will call."""
     gc.collect()
-    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    scheduled = scheduled_timers()
     futures = sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
     return futures, sum(not timer.cancelled() for timer in scheduled)
 
 
-def test_waits_and_rests_leave_nothing_behind() -> None:
+async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) -> None:
     """Waits that are cancelled, and rests that end by a change of state or early, leave neither future nor timer."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
+    before = left_behind()
+    resting = [asyncio.create_task(it.rest(1e6)) for _ in range(20)]
+    await turns()
+    for task in resting[:10]:
+        task.cancel()
+    bring(it, *FAILED)
+    await asyncio.wait(resting)
+    waiting = [asyncio.create_task(it.wait()) for _ in range(20)]
+    await turns()
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    del resting, waiting, task
+    it.nudge()
+    # The loop itself keeps what has woken this task until the next turn.
+    await turns()
+    futures, timers = left_behind()
+    assert (True, before[1]) == (futures <= before[0], timers)
+    # The waiter has exactly one timer.
+    waiter = asyncio.create_task(it.wait())
+    await turns()
+    assert before[1] + 1 == left_behind()[1]
+    waiter.cancel()
+    await turns()
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
-        before = left_behind()
-        resting = [asyncio.create_task(it.rest(1e6)) for _ in range(20)]
-        await turns()
-        for task in resting[:10]:
-            task.cancel()
-        bring(it, *FAILED)
-        await asyncio.wait(resting)
-        waiting = [asyncio.create_task(it.wait()) for _ in range(20)]
-        await turns()
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        del resting, waiting, task
-        it.nudge()
-        # The loop itself holds what it has woken this task by until the next turn.
-        await turns()
-        futures, timers = left_behind()
-        assert (True, before[1]) == (futures <= before[0], timers)
-        # Somebody who waits has a timer, one alone.
-        waiter = asyncio.create_task(it.wait())
-        await turns()
-        assert before[1] + 1 == left_behind()[1]
-        waiter.cancel()
-        await turns()
-        assert before[1] == left_behind()[1]
-
-    run(test())
+    assert before[1] == left_behind()[1]
 
 
 @pytest.mark.parametrize("outlast", [False, True])
 def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT001
-    """The time since a failure counts, but for that spent halted and, if the policy outlasts outages, that spent down.
+    """The time since a failure counts, except time spent halted and, if the policy outlasts outages, time spent down.
 
     What counts begins anew at the end of a time that does not.
     """
@@ -702,108 +642,93 @@ def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT00
     ]
 
 
-def test_a_halt_that_becomes_an_outage_counts_from_then() -> None:
-    """A halted client whose probes are answered is sending; whatever state follows a halt, its time does not count."""
+async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: CheckedLoop) -> None:
+    """A halted client whose probe is answered sends again; time spent halted never counts, whatever state follows."""
+    it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+    bring(it, Reply(status=403), halts=True)
+    await asyncio.sleep(50.0)
+    bring(it, Reply(status=503))
+    assert it.state == "halted"
+    assert it.counted_from(1.0) == now()
+    await asyncio.sleep(50.0)
+    bring(it, Reply(status=404), halts=True)
+    await asyncio.sleep(50.0)
+    assert it.counted_from(1.0) == now()
+    bring(it, Reply(status=200))
+    await asyncio.sleep(5.0)
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
-        bring(it, Reply(status=403), halts=True)
-        await asyncio.sleep(50.0)
-        bring(it, Reply(status=503))
-        assert it.state == "halted"
-        assert it.counted_from(1.0) == now()
-        await asyncio.sleep(50.0)
-        bring(it, Reply(status=404), halts=True)
-        await asyncio.sleep(50.0)
-        assert it.counted_from(1.0) == now()
-        bring(it, Reply(status=200))
-        await asyncio.sleep(5.0)
-        assert now() - it.counted_from(1.0) == pytest.approx(5.0, abs=ROUNDING)
-
-    run(test())
+    assert now() - it.counted_from(1.0) == pytest.approx(5.0, abs=ROUNDING)
 
 
-def test_late_failures_do_not_reopen() -> None:
+async def test_late_failures_do_not_reopen(virtual_clock: CheckedLoop) -> None:
     """Answers to requests from before the recovery, however many, say nothing of now."""
+    it = breaker()
+    late = [it.admit() for _ in range(20)]
+    for admission in late[:FAILURES]:
+        assert admission is not None
+        it.report(admission, Reply(status=503), halts=False)
+    assert it.state == "down"
+    await asyncio.sleep(1.0)
+    probe = it.admit()
+    assert probe is not None
+    assert probe.probe
+    it.report(probe, Reply(status=200), halts=False)
+    for admission in late[FAILURES:]:
+        assert admission is not None
+        it.report(admission, Reply(failure="timeout"), halts=False)
 
-    async def test() -> None:
-        it = breaker()
-        late = [it.admit() for _ in range(20)]
-        for admission in late[:FAILURES]:
-            assert admission is not None
-            it.report(admission, Reply(status=503), halts=False)
-        assert it.state == "down"
-        await asyncio.sleep(1.0)
-        probe = it.admit()
-        assert probe is not None
-        assert probe.probe
-        it.report(probe, Reply(status=200), halts=False)
-        for admission in late[FAILURES:]:
-            assert admission is not None
-            it.report(admission, Reply(failure="timeout"), halts=False)
-        assert it.state == "sending"
-
-    run(test())
+    assert it.state == "sending"
 
 
-def test_a_success_between_failures_is_no_outage() -> None:
+async def test_a_success_between_failures_is_no_outage(virtual_clock: CheckedLoop) -> None:
     """Failures count in a row: one success in five starts the count anew."""
+    it = breaker()
+    for index in range(100):
+        admission = it.admit()
+        assert admission is not None
+        it.report(admission, Reply(status=200 if index % FAILURES == 0 else 503), halts=False)
 
-    async def test() -> None:
-        it = breaker()
-        for index in range(100):
-            admission = it.admit()
-            assert admission is not None
-            it.report(admission, Reply(status=200 if index % FAILURES == 0 else 503), halts=False)
-        assert it.state == "sending"
-
-    run(test())
+    assert it.state == "sending"
 
 
-def test_a_probe_that_is_cut_off_lets_the_next_one_go() -> None:
+async def test_a_probe_that_is_cut_off_lets_the_next_one_go(virtual_clock: CheckedLoop) -> None:
     """A probe that ends without an answer does not close the door behind it."""
+    it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+    for _ in range(FAILURES):
+        admission = it.admit()
+        assert admission is not None
+        it.report(admission, Reply(failure="connect"), halts=False)
+    await asyncio.sleep(0.2)
+    probe = it.admit()
+    assert probe is not None
+    assert it.admit() is None
+    it.over(probe)
 
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
-        for _ in range(FAILURES):
-            admission = it.admit()
-            assert admission is not None
+    assert it.admit() is not None
+
+
+async def test_who_waits_is_served_in_order(virtual_clock: CheckedLoop) -> None:
+    """The waiter that has waited longest gets the probe, and all waiters go at the recovery."""
+    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    for _ in range(FAILURES):
+        admission = it.admit()
+        assert admission is not None
+        it.report(admission, Reply(failure="connect"), halts=False)
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await it.wait()
+        woken.append(number)
+        admission = it.admit()
+        assert admission is not None
+        if number < 3:
             it.report(admission, Reply(failure="connect"), halts=False)
-        await asyncio.sleep(0.2)
-        probe = it.admit()
-        assert probe is not None
-        assert it.admit() is None
-        it.over(probe)
-        assert it.admit() is not None
+        else:
+            it.report(admission, Reply(status=200), halts=False)
 
-    run(test())
+    waiting = [asyncio.create_task(wait(number)) for number in range(10)]
+    await asyncio.sleep(0.1)
+    waiting[1].cancel()
+    await asyncio.sleep(10.0)
 
-
-def test_who_waits_is_served_in_order() -> None:
-    """Probes go to who has waited longest, and at the recovery all go."""
-
-    async def test() -> None:
-        it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-        for _ in range(FAILURES):
-            admission = it.admit()
-            assert admission is not None
-            it.report(admission, Reply(failure="connect"), halts=False)
-        woken: list[int] = []
-
-        async def wait(number: int) -> None:
-            await it.wait()
-            woken.append(number)
-            admission = it.admit()
-            assert admission is not None
-            if number < 3:
-                it.report(admission, Reply(failure="connect"), halts=False)
-            else:
-                it.report(admission, Reply(status=200), halts=False)
-
-        waiting = [asyncio.create_task(wait(number)) for number in range(10)]
-        await asyncio.sleep(0.1)
-        waiting[1].cancel()
-        await asyncio.sleep(10.0)
-        assert woken == [0, 2, 3, 4, 5, 6, 7, 8, 9]
-
-    run(test())
+    assert woken == [0, 2, 3, 4, 5, 6, 7, 8, 9]

@@ -34,11 +34,11 @@ from tests.support.fakes import (
     ScriptedTransport,
     Step,
     now,
-    run,
     tasks,
     turns,
 )
 from tests.support.raw_server import answer, raw_server
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,91 +60,84 @@ def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[N
 
 
 @pytest.mark.parametrize("status", BLOCKED)
-def test_the_first_refusal_pauses_everything(status: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_first_refusal_pauses_everything(
+    virtual_clock: CheckedLoop, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """One refusal stops the requests: a thousand events stay in the buffer, with one log record and one hook call."""
     changes: list[StateChange] = []
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=status), batching=ONE_EACH, on_state_change=listening(changes))
-        for number in range(1000):
-            await engine.track(number)
-            await asyncio.sleep(0.01)
-        stats = engine.stats()
-        assert (stats.state, stats.tracked, stats.rejected) == ("halted", 1000, 0)
-        assert stats.pending + stats.in_flight == 1000
-        # Up to eight were on their way when the answer came; then one at 1, 3, 7 s.
-        assert stats.requests <= 8 + 3
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=status), batching=ONE_EACH, on_state_change=listening(changes))
+    for number in range(1000):
+        await engine.track(number)
+        await asyncio.sleep(0.01)
+    stats = engine.stats()
+    assert (stats.state, stats.tracked, stats.rejected) == ("halted", 1000, 0)
+    assert stats.pending + stats.in_flight == 1000
+    # Up to eight were on their way when the answer came; then one at 1, 3, 7 s.
+    assert stats.requests <= 8 + 3
 
     assert [(change.state, change.previous, change.status) for change in changes] == [("halted", "sending", status)]
     halted = [record for record in caplog.records if "halted" in record.getMessage()]
+
     assert [(record.levelno, str(status) in record.getMessage()) for record in halted] == [(logging.ERROR, True)]
     assert changes[0].advice in halted[0].getMessage()
 
 
-def test_probes_grow_apart() -> None:
+async def test_probes_grow_apart(virtual_clock: CheckedLoop) -> None:
     """While it is halted single requests go out, 1, 2, 4, 8, ... s apart, up to 30."""
+    engine = Engine(ScriptedTransport(then=403), retry=RetryPolicy(max_halt=1e6))
+    await engine.track(1)
+    await asyncio.sleep(200.0)
+    times = engine.transport.times
 
-    async def test() -> list[float]:
-        engine = Engine(ScriptedTransport(then=403), retry=RetryPolicy(max_halt=1e6))
-        await engine.track(1)
-        await asyncio.sleep(200.0)
-        times = engine.transport.times
-        return [after - before - 0.05 for before, after in itertools.pairwise(times)]
-
-    assert run(test()) == [pytest.approx(wait, abs=0.01) for wait in (1, 2, 4, 8, 16, 30, 30, 30, 30, 30)]
+    assert [after - before - 0.05 for before, after in itertools.pairwise(times)] == [
+        pytest.approx(wait, abs=0.01) for wait in (1, 2, 4, 8, 16, 30, 30, 30, 30, 30)
+    ]
 
 
-def test_when_mended_everything_goes() -> None:
-    """Once the shop is let in again, everything that waited is delivered, once, within two seconds at full speed."""
+async def test_when_mended_everything_goes(virtual_clock: CheckedLoop) -> None:
+    """When the shop is no longer refused, all waiting events are delivered once, within two seconds at full speed."""
+    transport = ScriptedTransport(then=403)
+    changes: list[StateChange] = []
+    batching = Batching(max_events=10, max_in_flight=8, ordered=False)
+    engine = Engine(transport, batching=batching, on_state_change=listening(changes))
+    receipts = await engine.track_all(range(500))
+    await asyncio.sleep(10.0)
+    transport.then = OK
+    await asyncio.wait([asyncio.ensure_future(receipts[0].delivered())])
+    mended = now()
+    for receipt in receipts:
+        assert isinstance(await receipt, Delivered)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=403)
-        changes: list[StateChange] = []
-        batching = Batching(max_events=10, max_in_flight=8, ordered=False)
-        engine = Engine(transport, batching=batching, on_state_change=listening(changes))
-        receipts = await engine.track_all(range(500))
-        await asyncio.sleep(10.0)
-        transport.then = OK
-        await asyncio.wait([asyncio.ensure_future(receipts[0].delivered())])
-        mended = now()
-        for receipt in receipts:
-            assert isinstance(await receipt, Delivered)
-        assert now() - mended < 2.0
-        assert sorted(transport.recorded_numbers) == list(range(500))
-        assert [change.state for change in changes] == ["halted", "sending"]
-        assert changes[1].lasted == pytest.approx(15.1, abs=0.2)
-
-    run(test())
+    assert now() - mended < 2.0
+    assert sorted(transport.recorded_numbers) == list(range(500))
+    assert [change.state for change in changes] == ["halted", "sending"]
+    assert changes[1].lasted == pytest.approx(15.1, abs=0.2)
 
 
 @pytest.mark.parametrize("max_halt", [0.0, 5.0, 30.0])
-def test_a_fixed_key_has_its_answer_in_time(max_halt: float) -> None:
+async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, max_halt: float) -> None:
     """With a fixed key every receipt says so within `max_halt` and the 2.5 s of a last question."""
+    retry = RetryPolicy(max_halt=max_halt)
+    engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=retry)
+    receipts = await engine.track_all(range(100))
+    for receipt in receipts:
+        outcome = await receipt
+        assert isinstance(outcome, Rejected)
+        assert outcome.status == 401
+        with pytest.raises(AuthenticationError, match="check the api_key"):
+            await receipt.delivered()
+    assert now() <= 0.05 + max_halt + (2.5 if max_halt else 0.25) + 0.05 + ROUNDING
+    # Later events wait as long, counted from their own time.
+    await asyncio.sleep(60.0)
+    begin = now()
 
-    async def test() -> None:
-        retry = RetryPolicy(max_halt=max_halt)
-        engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=retry)
-        receipts = await engine.track_all(range(100))
-        for receipt in receipts:
-            outcome = await receipt
-            assert isinstance(outcome, Rejected)
-            assert outcome.status == 401
-            with pytest.raises(AuthenticationError, match="check the api_key"):
-                await receipt.delivered()
-        assert now() <= 0.05 + max_halt + (2.5 if max_halt else 0.25) + 0.05 + ROUNDING
-        # What is tracked later waits as long, counted from then.
-        await asyncio.sleep(60.0)
-        begin = now()
-        assert isinstance(await (await engine.track(1)), Rejected)
-        assert now() - begin <= max_halt + 2.5 + 0.05 + ROUNDING
-
-    run(test())
+    assert isinstance(await (await engine.track(1)), Rejected)
+    assert now() - begin <= max_halt + 2.5 + 0.05 + ROUNDING
 
 
 def test_what_is_mended_in_time_is_delivered() -> None:
-    """Whenever within `max_halt` it is mended, nothing is rejected: the client asks once more before it rejects."""
+    """If the cause is corrected within `max_halt`, no event is rejected: a last request comes before the end."""
 
     async def test(mended_at: float) -> None:
         transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
@@ -156,375 +149,311 @@ def test_what_is_mended_in_time_is_delivered() -> None:
         run(test(mended_at))
 
 
-def test_an_event_of_a_long_halt_waits_no_longer() -> None:
+async def test_an_event_of_a_long_halt_waits_no_longer(virtual_clock: CheckedLoop) -> None:
     """However long the client has been halted, the next event has its outcome in time, not only with the next probe."""
-
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=RetryPolicy(max_halt=1.0))
-        for number in range(20):
-            # So that nothing is left of the last event, not even a timer.
-            await asyncio.sleep(0.5)
-            begin = now()
-            assert isinstance(await (await engine.track(number)), Rejected)
-            assert now() - begin <= 1.0 + 2.5 + ROUNDING
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=RetryPolicy(max_halt=1.0))
+    for number in range(20):
+        # So that nothing is left of the last event, not even a timer.
+        await asyncio.sleep(0.5)
+        begin = now()
+        assert isinstance(await (await engine.track(number)), Rejected)
+        assert now() - begin <= 1.0 + 2.5 + ROUNDING
 
 
-def test_a_second_halt_has_a_last_question_of_its_own() -> None:
-    """What is mended in time is delivered also where the client has asked in an earlier halt."""
+async def test_a_second_halt_has_a_last_question_of_its_own(virtual_clock: CheckedLoop) -> None:
+    """After an earlier halt with a last request, events are again delivered if the cause is corrected in time."""
+    mended_at = 29.0
+    transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
+    engine = Engine(transport, batching=ONE_EACH)
+    assert isinstance(await (await engine.track(1)), Delivered)
+    mended_at = now() + 29.0
 
-    async def test() -> None:
-        mended_at = 29.0
-        transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
-        engine = Engine(transport, batching=ONE_EACH)
-        assert isinstance(await (await engine.track(1)), Delivered)
-        mended_at = now() + 29.0
-        assert isinstance(await (await engine.track(2)), Delivered)
-
-    run(test())
+    assert isinstance(await (await engine.track(2)), Delivered)
 
 
-def test_the_last_question_for_a_direct_send_is_not_an_events() -> None:
+async def test_the_last_question_for_a_direct_send_is_not_an_events(virtual_clock: CheckedLoop) -> None:
     """After a direct send was refused as the last question an event behind it has one of its own."""
+    transport = ScriptedTransport(then=401)
+    engine = Engine(transport, batching=ONE_EACH, retry=RetryPolicy(max_halt=5.0))
+    # Until probes are so rare that the question comes before them.
+    for number in range(4):
+        await (await engine.track(number))
+    with pytest.raises(AuthenticationError):
+        await engine.send(5)
+    receipt = await engine.track(6)
+    transport.then = OK
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=401)
-        engine = Engine(transport, batching=ONE_EACH, retry=RetryPolicy(max_halt=5.0))
-        # Until probes are so rare that the question comes before them.
-        for number in range(4):
-            await (await engine.track(number))
-        with pytest.raises(AuthenticationError):
-            await engine.send(5)
-        receipt = await engine.track(6)
-        transport.then = OK
-        assert isinstance(await receipt, Delivered)
-
-    run(test())
+    assert isinstance(await receipt, Delivered)
 
 
-def test_young_events_are_not_rejected_with_old_ones() -> None:
+async def test_young_events_are_not_rejected_with_old_ones(virtual_clock: CheckedLoop) -> None:
     """An event waits `max_halt` on its own account, however old others are that came before it."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=403)
-        engine = Engine(transport, batching=Batching(max_events=500, max_in_flight=1))
-        receipts = []
-        for number in range(400):
-            receipts.append((now(), await engine.track(number)))
-            await asyncio.sleep(0.1)
-        waiting = [now() - came_at for came_at, receipt in receipts if not receipt.done()]
-        ended = [now() - came_at for came_at, receipt in receipts if receipt.done()]
-        # The one batch under way goes by its oldest event, and holds what came until it left the buffer.
-        assert min(ended) >= 15.0
-        assert max(waiting) <= 30.0 + 2.5
-        await engine.aclose(0)
-
-    run(test())
+    transport = ScriptedTransport(then=403)
+    engine = Engine(transport, batching=Batching(max_events=500, max_in_flight=1))
+    receipts = []
+    for number in range(400):
+        receipts.append((now(), await engine.track(number)))
+        await asyncio.sleep(0.1)
+    waiting = [now() - came_at for came_at, receipt in receipts if not receipt.done()]
+    ended = [now() - came_at for came_at, receipt in receipts if receipt.done()]
+    # The batch in flight is as old as its oldest event, and holds the events that came until it left the buffer.
+    assert min(ended) >= 15.0
+    assert max(waiting) <= 30.0 + 2.5
+    await engine.aclose(0)
 
 
-def test_events_that_were_never_sent_say_so() -> None:
+async def test_events_that_were_never_sent_say_so(virtual_clock: CheckedLoop) -> None:
     """An event that waited behind others is rejected with no attempt of its own."""
-
-    async def test() -> list[int]:
-        engine = Engine(ScriptedTransport(then=401), batching=Batching(max_events=1, max_in_flight=1))
-        receipts = await engine.track_all(range(3))
-        return [(await receipt).attempts for receipt in receipts]
-
-    first, *others = run(test())
+    engine = Engine(ScriptedTransport(then=401), batching=Batching(max_events=1, max_in_flight=1))
+    receipts = await engine.track_all(range(3))
+    first, *others = [(await receipt).attempts for receipt in receipts]
 
     assert first >= 1
     assert others == [0, 0]
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_close_says_it_at_once(waits: bool) -> None:  # noqa: FBT001
-    """A close of a halted client tries once more, and then ends at once with the error that says what to mend."""
-
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH)
-        receipts = await engine.track_all(range(50))
-        if waits:
-            await asyncio.sleep(10.0)
-        begin, requests = now(), engine.stats().requests
-        report = await engine.aclose(15.0)
-        assert now() - begin < 0.2
-        assert engine.stats().requests - requests <= (1 if waits else 8)
-        assert isinstance(report.error, AuthenticationError)
-        assert {type(kept.error) for kept in report.undelivered} == {AuthenticationError}
-        assert len(report.undelivered) == report.stats.rejected == len(receipts)
-
-    run(test())
-
-
-def test_a_close_of_a_mended_client_delivers() -> None:
-    """Where the close's own try succeeds, everything goes, and the report knows no error."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=403)
-        engine = Engine(transport, batching=ONE_EACH)
-        await engine.track_all(range(50))
+async def test_a_close_says_it_at_once(virtual_clock: CheckedLoop, waits: bool) -> None:  # noqa: FBT001
+    """A close of a halted client tries once more and then ends, with the error that says what to correct."""
+    engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH)
+    receipts = await engine.track_all(range(50))
+    if waits:
         await asyncio.sleep(10.0)
-        transport.then = OK
-        report = await engine.aclose(15.0)
-        assert (report.clean, report.error, report.stats.delivered) == (True, None, 50)
+    begin, requests = now(), engine.stats().requests
+    report = await engine.aclose(15.0)
 
-    run(test())
+    assert now() - begin < 0.2
+    assert engine.stats().requests - requests <= (1 if waits else 8)
+    assert isinstance(report.error, AuthenticationError)
+    assert {type(kept.error) for kept in report.undelivered} == {AuthenticationError}
+    assert len(report.undelivered) == report.stats.rejected == len(receipts)
 
 
-def test_a_direct_send_says_it_at_once() -> None:
+async def test_a_close_of_a_mended_client_delivers(virtual_clock: CheckedLoop) -> None:
+    """If the close's own request succeeds, all events are delivered, and the report has no error."""
+    transport = ScriptedTransport(then=403)
+    engine = Engine(transport, batching=ONE_EACH)
+    await engine.track_all(range(50))
+    await asyncio.sleep(10.0)
+    transport.then = OK
+    report = await engine.aclose(15.0)
+
+    assert (report.clean, report.error, report.stats.delivered) == (True, None, 50)
+
+
+async def test_a_direct_send_says_it_at_once(virtual_clock: CheckedLoop) -> None:
     """A direct send raises for its own answer; one that comes while all is halted waits no longer than an event."""
+    engine = Engine(ScriptedTransport(then=401))
+    with pytest.raises(AuthenticationError):
+        await engine.send(1)
+    assert now() < 0.1
+    assert engine.stats().state == "halted"
+    with pytest.raises(AuthenticationError):
+        await engine.send(2)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=401))
-        with pytest.raises(AuthenticationError):
-            await engine.send(1)
-        assert now() < 0.1
-        assert engine.stats().state == "halted"
-        with pytest.raises(AuthenticationError):
-            await engine.send(2)
-        assert now() < 2.0
-
-    run(test())
+    assert now() < 2.0
 
 
-def test_an_unknown_endpoint_halts_nobody_else() -> None:
+async def test_an_unknown_endpoint_halts_nobody_else(virtual_clock: CheckedLoop) -> None:
     """A 404 for one event's own endpoint says nothing of the batches'."""
+    engine = Engine(ScriptedTransport(then=lambda request: 404 if request.path == "view" else OK))
+    with pytest.raises(DeliveryError, match="no such resource"):
+        await engine.send(1)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=lambda request: 404 if request.path == "view" else OK))
-        with pytest.raises(DeliveryError, match="no such resource"):
-            await engine.send(1)
-        assert engine.stats().state == "sending"
-        assert isinstance(await (await engine.track(2)), Delivered)
-
-    run(test())
+    assert engine.stats().state == "sending"
+    assert isinstance(await (await engine.track(2)), Delivered)
 
 
-def test_an_event_that_may_have_been_recorded_is_not_called_rejected() -> None:
-    """What timed out before the key was refused may be recorded, and its outcome says so."""
+async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtual_clock: CheckedLoop) -> None:
+    """An event whose request timed out before the key was refused may be recorded, and its outcome says so."""
+    engine = Engine(ScriptedTransport(503, then=401), retry=RetryPolicy(initial_backoff=0.0, max_halt=1.0))
+    outcome = await (await engine.track(1))
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(503, then=401), retry=RetryPolicy(initial_backoff=0.0, max_halt=1.0))
-        outcome = await (await engine.track(1))
-        assert (type(outcome).__name__, outcome.maybe_recorded) == ("Abandoned", True)
-
-    run(test())
+    assert (type(outcome).__name__, outcome.maybe_recorded) == ("Abandoned", True)
 
 
-def test_late_answers_change_nothing() -> None:
-    """Requests that were on their way when the key was refused do not let the others go again by their success."""
+async def test_late_answers_change_nothing(virtual_clock: CheckedLoop) -> None:
+    """Requests that were in flight when the key was refused do not end the halt by their success."""
+    transport = ScriptedTransport(PARKED, 401, then=401)
+    batching = Batching(max_events=1, max_in_flight=2, ordered=False)
+    engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
+    receipts = await engine.track_all(range(20))
+    await asyncio.sleep(0.5)
+    transport.release()
+    await turns(10)
 
-    async def test() -> None:
-        transport = ScriptedTransport(PARKED, 401, then=401)
-        batching = Batching(max_events=1, max_in_flight=2, ordered=False)
-        engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
-        receipts = await engine.track_all(range(20))
-        await asyncio.sleep(0.5)
-        transport.release()
-        await turns(10)
-        assert isinstance(receipts[0].outcome, Delivered)
-        assert engine.stats().state == "halted"
-        assert len(transport.requests) == 2
-
-    run(test())
+    assert isinstance(receipts[0].outcome, Delivered)
+    assert engine.stats().state == "halted"
+    assert len(transport.requests) == 2
 
 
-def test_a_direct_send_does_not_mend_an_address() -> None:
+async def test_a_direct_send_does_not_mend_an_address(virtual_clock: CheckedLoop) -> None:
     """While the batches' address is wrong, an answer at an event's own endpoint lets no batch go."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else 404)
-        engine = Engine(transport, retry=RetryPolicy(max_halt=10.0))
-        receipt = await engine.track(1)
-        await asyncio.sleep(0.5)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2, 40)]
-        assert isinstance(await receipt, Rejected)
-        assert now() < 13.0
-        assert engine.stats().state == "halted"
-        await engine.aclose(0)
-        await asyncio.gather(*sends, return_exceptions=True)
-
-    run(test())
+    transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else 404)
+    engine = Engine(transport, retry=RetryPolicy(max_halt=10.0))
+    receipt = await engine.track(1)
+    await asyncio.sleep(0.5)
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2, 40)]
+    assert isinstance(await receipt, Rejected)
+    assert now() < 13.0
+    assert engine.stats().state == "halted"
+    await engine.aclose(0)
+    await asyncio.gather(*sends, return_exceptions=True)
 
 
-def test_the_time_of_a_halt_does_not_count_for_retries() -> None:
+async def test_the_time_of_a_halt_does_not_count_for_retries(virtual_clock: CheckedLoop) -> None:
     """After a halt that was longer than the retries last, a batch that fails once more still has all its tries."""
+    transport = ScriptedTransport(503, then=401)
+    retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1)
+    engine = Engine(transport, renewable=True, retry=retry)
+    receipt = await engine.track(1)
+    await asyncio.sleep(100.0)
+    assert not receipt.done()
+    script = iter([503, 503])
+    transport.then = lambda _: next(script, OK)
 
-    async def test() -> None:
-        transport = ScriptedTransport(503, then=401)
-        retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1)
-        engine = Engine(transport, renewable=True, retry=retry)
-        receipt = await engine.track(1)
-        await asyncio.sleep(100.0)
-        assert not receipt.done()
-        script = iter([503, 503])
-        transport.then = lambda _: next(script, OK)
-        assert isinstance(await receipt, Delivered)
-
-    run(test())
+    assert isinstance(await receipt, Delivered)
 
 
-def test_failures_in_a_halt_do_not_use_up_the_retries_time() -> None:
-    """A probe that fails in a halt longer than the retries last costs its batch nothing: it is delivered in the end."""
+async def test_failures_in_a_halt_do_not_use_up_the_retries_time(virtual_clock: CheckedLoop) -> None:
+    """A probe that fails during a halt longer than `max_elapsed` costs its batch no retry: it is delivered later."""
+    transport = ScriptedTransport(503, then=401)
+    retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1, max_backoff=0.1)
+    engine = Engine(transport, renewable=True, retry=retry)
+    receipt = await engine.track(1)
+    await asyncio.sleep(100.0)
+    transport.then = 503
+    await asyncio.sleep(100.0)
+    assert (engine.stats().state, receipt.done()) == ("halted", False)
+    transport.then = OK
 
-    async def test() -> None:
-        transport = ScriptedTransport(503, then=401)
-        retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1, max_backoff=0.1)
-        engine = Engine(transport, renewable=True, retry=retry)
-        receipt = await engine.track(1)
-        await asyncio.sleep(100.0)
-        transport.then = 503
-        await asyncio.sleep(100.0)
-        assert (engine.stats().state, receipt.done()) == ("halted", False)
-        transport.then = OK
-        assert isinstance(await receipt, Delivered)
-
-    run(test())
+    assert isinstance(await receipt, Delivered)
 
 
 @pytest.mark.parametrize(("script", "state"), [([401], "halted"), ([NO_CONNECTION] * 5, "down")])
-def test_one_probe_at_a_time_though_many_wait_for_permits(script: list[Step | int], state: str) -> None:
-    """What was let in before the state changed, and waits for its permit, goes out as a probe, one by one, or waits."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        transport = ScriptedTransport(*script, then=PARKED)
-        retry = RetryPolicy(initial_backoff=1.0, max_backoff=1.0, max_halt=1e6, max_elapsed=1e6)
-        engine = Engine(transport, limiter=limiter, retry=retry, batching=Batching(max_events=1, max_in_flight=20))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(10)]
-        await turns(5)
-        while engine.stats().state == "sending":
-            limiter.grant()
-            await asyncio.sleep(0.06)
-        assert (engine.stats().state, len(transport.requests)) == (state, len(script))
-        assert limiter.waiting >= 10 - len(script)
-        limiter.open_gate()
-        await asyncio.sleep(0.3)
-        assert len(transport.requests) == len(script)
-        await asyncio.sleep(60.0)
-        assert (len(transport.requests) - len(script), transport.parked) == (1, 1)
-        transport.then = OK
-        transport.release()
-        ended = await asyncio.gather(*sends, return_exceptions=True)
-        assert sum(isinstance(each, DeliveryError) for each in ended) == (state == "halted")
-        # Every place on the wire was given back.
-        assert limiter.open == 0
-        await asyncio.gather(*(engine.send(number) for number in range(10, 40)))
-
-    run(test())
+async def test_one_probe_at_a_time_though_many_wait_for_permits(
+    virtual_clock: CheckedLoop, script: list[Step | int], state: str
+) -> None:
+    """A request admitted before the state changed, and still waiting for its permit, goes out as a probe or waits."""
+    limiter = RecordingLimiter(gated=True)
+    transport = ScriptedTransport(*script, then=PARKED)
+    retry = RetryPolicy(initial_backoff=1.0, max_backoff=1.0, max_halt=1e6, max_elapsed=1e6)
+    engine = Engine(transport, limiter=limiter, retry=retry, batching=Batching(max_events=1, max_in_flight=20))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(10)]
+    await turns(5)
+    while engine.stats().state == "sending":
+        limiter.grant()
+        await asyncio.sleep(0.06)
+    assert (engine.stats().state, len(transport.requests)) == (state, len(script))
+    assert limiter.waiting >= 10 - len(script)
+    limiter.open_gate()
+    await asyncio.sleep(0.3)
+    assert len(transport.requests) == len(script)
+    await asyncio.sleep(60.0)
+    assert (len(transport.requests) - len(script), transport.parked) == (1, 1)
+    transport.then = OK
+    transport.release()
+    ended = await asyncio.gather(*sends, return_exceptions=True)
+    assert sum(isinstance(each, DeliveryError) for each in ended) == (state == "halted")
+    # Every place on the wire was given back.
+    assert limiter.open == 0
+    await asyncio.gather(*(engine.send(number) for number in range(10, 40)))
 
 
 # --- keys that change ---
 
 
-def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever() -> None:
-    """With the same wrong key from its function a close gives it `max_halt` seconds, and then says what is wrong."""
+async def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever(virtual_clock: CheckedLoop) -> None:
+    """If the key function returns the same wrong key, a close waits `max_halt` seconds and reports the refusal."""
+    engine = Engine(ScriptedTransport(then=401), renewable=True, retry=RetryPolicy(max_halt=20.0))
+    receipts = await engine.track_all(range(3))
+    await asyncio.sleep(100.0)
+    assert not any(receipt.done() for receipt in receipts)
+    begin = now()
+    report = await engine.aclose(None)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=401), renewable=True, retry=RetryPolicy(max_halt=20.0))
-        receipts = await engine.track_all(range(3))
-        await asyncio.sleep(100.0)
-        assert not any(receipt.done() for receipt in receipts)
-        begin = now()
-        report = await engine.aclose(None)
-        assert 20.0 <= now() - begin < 25.0
-        assert isinstance(report.error, AuthenticationError)
-        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
-
-    run(test())
+    assert 20.0 <= now() - begin < 25.0
+    assert isinstance(report.error, AuthenticationError)
+    assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
 
 
-def test_while_the_key_is_asked_for_there_is_no_other_probe() -> None:
-    """A probe that is refused for its key is over when the key was asked for: no burst of others goes meanwhile."""
+async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock: CheckedLoop) -> None:
+    """A probe that is refused for its key stays a probe while the key is asked for: no other request goes meanwhile."""
+    transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
+    transport.keeps_key = True
+    engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
+    await engine.track_all(range(20))
+    await asyncio.sleep(20.0)
+    assert engine.stats().state == "down"
+    assert len(transport.requests) == 6
+    transport.renewals.append((True, None))
+    transport.keeps_key, transport.then = False, OK
+    transport.release()
+    await engine.flush()
 
-    async def test() -> None:
-        transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
-        transport.keeps_key = True
-        engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
-        await engine.track_all(range(20))
-        await asyncio.sleep(20.0)
-        assert engine.stats().state == "down"
-        assert len(transport.requests) == 6
-        transport.renewals.append((True, None))
-        transport.keeps_key, transport.then = False, OK
-        transport.release()
-        await engine.flush()
-        assert engine.stats().delivered == 20
-
-    run(test())
+    assert engine.stats().delivered == 20
 
 
-def test_a_key_that_has_changed_goes_at_once() -> None:
-    """A 401 asks for the key again; with another one the batch goes out at once, and nobody hears of it."""
+async def test_a_key_that_has_changed_goes_at_once(virtual_clock: CheckedLoop) -> None:
+    """After a 401 the key is asked for again; with another key the batch goes out immediately, without a record."""
     changes: list[StateChange] = []
 
-    async def test() -> None:
-        transport = ScriptedTransport(401)
-        transport.renewals = [(True, None)]
-        engine = Engine(transport, renewable=True, on_state_change=listening(changes))
-        receipt = await engine.track(1)
-        assert isinstance(await receipt, Delivered)
-        assert now() < 0.21
-        assert (transport.renewed, len(transport.requests)) == (1, 2)
+    transport = ScriptedTransport(401)
+    transport.renewals = [(True, None)]
+    engine = Engine(transport, renewable=True, on_state_change=listening(changes))
+    receipt = await engine.track(1)
 
-    run(test())
+    assert isinstance(await receipt, Delivered)
+    assert now() < 0.21
+    assert (transport.renewed, len(transport.requests)) == (1, 2)
 
     assert changes == []
 
 
-def test_a_key_that_has_not_changed_is_asked_for_again() -> None:
-    """With the same key the client halts, and asks at growing intervals, for as long as it takes: nothing is lost."""
+async def test_a_key_that_has_not_changed_is_asked_for_again(virtual_clock: CheckedLoop) -> None:
+    """With the same key the client stays halted and asks for the key at growing intervals; no event is lost."""
+    transport = ScriptedTransport(then=401)
+    engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=RetryPolicy(max_elapsed=1.0))
+    receipts = await engine.track_all(range(100))
+    await asyncio.sleep(1000.0)
+    stats = engine.stats()
+    assert stats.pending + stats.in_flight == 100
+    assert 30 < transport.renewed < 60
+    transport.then = OK
+    for receipt in receipts:
+        assert isinstance(await receipt, Delivered)
 
-    async def test() -> None:
-        transport = ScriptedTransport(then=401)
-        engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=RetryPolicy(max_elapsed=1.0))
-        receipts = await engine.track_all(range(100))
-        await asyncio.sleep(1000.0)
-        stats = engine.stats()
-        assert stats.pending + stats.in_flight == 100
-        assert 30 < transport.renewed < 60
-        transport.then = OK
-        for receipt in receipts:
-            assert isinstance(await receipt, Delivered)
-        assert sorted(transport.recorded_numbers) == list(range(100))
-
-    run(test())
+    assert sorted(transport.recorded_numbers) == list(range(100))
 
 
-def test_a_function_that_returns_new_wrong_keys_makes_no_storm() -> None:
-    """A function that returns another wrong key every time does not turn into a stream of refused requests."""
-
-    async def test() -> int:
-        transport = ScriptedTransport(then=401)
-        transport.renewals = [(True, None)] * 1000
-        engine = Engine(transport, renewable=True, batching=ONE_EACH)
-        await engine.track_all(range(100))
-        await asyncio.sleep(60.0)
-        await engine.aclose(0)
-        await turns(5)
-        assert tasks() == set()
-        return len(transport.requests)
-
+async def test_a_function_that_returns_new_wrong_keys_makes_no_storm(virtual_clock: CheckedLoop) -> None:
+    """A function that returns another wrong key every time does not cause a stream of refused requests."""
     # Eight in flight go three times each, then one at a time.
-    assert run(test()) <= 8 * 3 + 8
+    transport = ScriptedTransport(then=401)
+    transport.renewals = [(True, None)] * 1000
+    engine = Engine(transport, renewable=True, batching=ONE_EACH)
+    await engine.track_all(range(100))
+    await asyncio.sleep(60.0)
+    await engine.aclose(0)
+    await turns(5)
+
+    assert tasks() == set()
+
+    assert len(transport.requests) <= 8 * 3 + 8
 
 
-def test_a_function_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """What the key's function raises is logged once, by its name, and the client goes on asking."""
+async def test_a_function_that_fails_is_told_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of the key function is logged once, by its type's name, and the function is called again."""
+    transport = ScriptedTransport(*[401] * 4, then=OK)
+    transport.renewals = [(False, "KeyError")] * 4
+    engine = Engine(transport, renewable=True)
 
-    async def test() -> None:
-        transport = ScriptedTransport(*[401] * 4, then=OK)
-        transport.renewals = [(False, "KeyError")] * 4
-        engine = Engine(transport, renewable=True)
-        assert isinstance(await (await engine.track(1)), Delivered)
-
-    run(test())
+    assert isinstance(await (await engine.track(1)), Delivered)
 
     assert sum("api_key function failed: KeyError" in record.getMessage() for record in caplog.records) == 1
 
 
-# --- for real ---
+# --- against the emulator ---
 
 
 async def test_a_key_rotated_in_mid_run() -> None:
@@ -556,7 +485,7 @@ async def test_a_key_rotated_in_mid_run() -> None:
 
 @pytest.mark.parametrize("how", ["function", "coroutine function", "callable object"])
 async def test_every_kind_of_function_is_asked(how: str) -> None:
-    """A function, a coroutine function and an object with either are asked for the key before the first request."""
+    """A key function, a coroutine function and an object with either are called before the first request."""
 
     def plain() -> str:
         return "the-key"
@@ -602,19 +531,16 @@ async def test_a_wrong_key_against_a_server() -> None:
     assert len(server.arrived) == 1
 
 
-def test_every_step_is_a_request(caplog: pytest.LogCaptureFixture) -> None:
-    """403 that turns into 404 is told of again: something else is to be mended."""
+async def test_every_step_is_a_request(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """A 403 followed by a 404 is reported again: there is another cause to correct."""
     changes: list[StateChange] = []
 
-    async def test() -> None:
-        def then(request: Request) -> Step | int:
-            return 403 if request.at < 5.0 else 404
+    def then(request: Request) -> Step | int:
+        return 403 if request.at < 5.0 else 404
 
-        engine = Engine(ScriptedTransport(then=then), on_state_change=listening(changes))
-        await engine.track(1)
-        await asyncio.sleep(20.0)
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=then), on_state_change=listening(changes))
+    await engine.track(1)
+    await asyncio.sleep(20.0)
 
     assert [(change.state, change.previous, change.status) for change in changes] == [
         ("halted", "sending", 403),

@@ -12,17 +12,18 @@ from retailrocket_async._delivery.dispatcher import Dispatcher
 from retailrocket_async._delivery.rate_limiter import LocalLimiter
 from retailrocket_async._http.reply import Reply
 from tests.support.fakes import CODEC, MOMENT
-from tests.support.virtual_time import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.support.virtual_time import CheckedLoop
 
 VISITORS = 4_000
 PRODUCT = re.compile(rb'"sessionExternalId":"(\w+)","timestamp":"[^"]+","productId":(\d+)')
 
 
 class SlowServer:
-    """Answers each batch after 1.5 s, every twentieth with 503; notes what the API forbids."""
+    """Answers each batch after 1.5 s, every twentieth with 503; records what the API forbids."""
 
     def __init__(self) -> None:
         self._in_flight: Counter[bytes] = Counter()
@@ -85,22 +86,22 @@ async def shop_of(server: SlowServer, *, seconds: float, per_second: int) -> int
     return recorded
 
 
-def test_no_two_batches_of_a_visitor_are_in_flight_at_once() -> None:
-    """With the defaults no visitor has two batches in flight, none is recorded out of order, whatever is retried."""
+async def test_no_two_batches_of_a_visitor_are_in_flight_at_once(virtual_clock: CheckedLoop) -> None:
+    """By default no visitor has two batches in flight, and no events are recorded out of order, also after retries."""
     server = SlowServer()
 
-    run(shop_of(server, seconds=8.0, per_second=6_000))
+    await shop_of(server, seconds=8.0, per_second=6_000)
 
     assert server.recorded >= 8.0 * 5_900
     assert not server.overlaps
     assert not server.backwards
 
 
-def test_a_batch_of_seconds_does_not_throttle_a_shop() -> None:
+async def test_a_batch_of_seconds_does_not_throttle_a_shop(virtual_clock: CheckedLoop) -> None:
     """With the defaults a shop gets 8,000 events a second and more through; with 8 batches in flight it was 2,600."""
     server = SlowServer()
 
-    recorded = run(shop_of(server, seconds=5.0, per_second=16_000))
+    recorded = await shop_of(server, seconds=5.0, per_second=16_000)
 
     # The first answers come after 1.5 s.
     assert recorded / 3.5 > 8_000, recorded

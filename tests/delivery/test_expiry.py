@@ -1,4 +1,4 @@
-"""No event is sent stale: what is older than `Buffer.max_age` ends wherever it waits, and in time."""
+"""No event is sent late: an event older than `Buffer.max_age` ends in time, wherever it waits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._runtime.loop_end import FAR
 from tests.support.effort import most
+from tests.support.engine_state import buffer_of, scheduled_timers
 from tests.support.fakes import (
     NO_CONNECTION,
     SLOW_RETRY,
@@ -25,10 +26,10 @@ from tests.support.fakes import (
     into,
     now,
     number_of,
-    run,
     tasks,
     turns,
 )
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
@@ -42,14 +43,14 @@ TOO_OLD = Dropped(reason="expired")
 
 
 def engine_with(transport: ScriptedTransport, **options: Any) -> Engine:
-    """Return an engine whose events grow old in ten seconds."""
+    """Return an engine whose events expire after ten seconds."""
     options.setdefault("batching", Batching(linger=0.0, max_in_flight=2))
     return Engine(transport, buffer=Buffer(max_age=MAX_AGE, **options.pop("bounds", {})), **options)
 
 
 def timers() -> int:
     """Return how many timers the loop has, but for the one that notices its end."""
-    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    scheduled = scheduled_timers()
     return sum(not timer.cancelled() and timer.when() < FAR for timer in scheduled)
 
 
@@ -60,229 +61,200 @@ async def ended(receipt: Receipt, *, came_at: float = 0.0) -> Outcome:
     return outcome
 
 
-def test_too_old_in_the_buffer() -> None:
-    """An event that no permit came for is dropped in time, though nobody looks: settled, counted and told of."""
+async def test_too_old_in_the_buffer(virtual_clock: CheckedLoop) -> None:
+    """An event without a permit is dropped in time although no call checks it: settled, counted and reported."""
+    reported: list[UndeliveredEvent] = []
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter, on_outcome=into(reported))
+    receipts = await engine.track_all(range(3))
+    assert [await ended(receipt) for receipt in receipts] == [TOO_OLD] * 3
+    await turns(5)
+    assert engine.stats().dropped_by == {"expired": {"view": 3}}
+    assert [(number_of(kept), kept.outcome) for kept in reported] == [(number, TOO_OLD) for number in range(3)]
+    limiter.open_gate()
+    await engine.flush()
+    await engine.aclose()
 
-    async def test() -> None:
-        told: list[UndeliveredEvent] = []
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter, on_outcome=into(told))
-        receipts = await engine.track_all(range(3))
-        assert [await ended(receipt) for receipt in receipts] == [TOO_OLD] * 3
-        await turns(5)
-        assert engine.stats().dropped_by == {"expired": {"view": 3}}
-        assert [(number_of(kept), kept.outcome) for kept in told] == [(number, TOO_OLD) for number in range(3)]
-        limiter.open_gate()
-        await engine.flush()
-        await engine.aclose()
-        assert engine.transport.requests == []
-
-    run(test())
+    assert engine.transport.requests == []
 
 
-def test_mixed_ages() -> None:
-    """Of a batch only what is too old is dropped; the rest is sent, and not sooner than it would have been."""
+async def test_mixed_ages(virtual_clock: CheckedLoop) -> None:
+    """Only the events of a batch that are too old are dropped; the others are sent, and no sooner than otherwise."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter)
+    old = await engine.track_all(range(3))
+    await asyncio.sleep(5.0)
+    young = await engine.track_all(range(3, 6))
+    assert [await ended(receipt) for receipt in old] == [TOO_OLD] * 3
+    limiter.open_gate()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter)
-        old = await engine.track_all(range(3))
-        await asyncio.sleep(5.0)
-        young = await engine.track_all(range(3, 6))
-        assert [await ended(receipt) for receipt in old] == [TOO_OLD] * 3
-        limiter.open_gate()
-        assert [type(await receipt) for receipt in young] == [Delivered] * 3
-        assert [request.numbers for request in engine.transport.requests] == [[3, 4, 5]]
-
-    run(test())
+    assert [type(await receipt) for receipt in young] == [Delivered] * 3
+    assert [request.numbers for request in engine.transport.requests] == [[3, 4, 5]]
 
 
-def test_take_looks_itself() -> None:
+async def test_take_looks_itself(virtual_clock: CheckedLoop) -> None:
     """A permit that comes when an event is just too old, before any timer, does not take it along."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter)
+    await asyncio.sleep(0.1)
+    old = await engine.track(1)
+    await asyncio.sleep(MAX_AGE - 0.001)
+    young = await engine.track(2)
+    await asyncio.sleep(0.002)
+    assert not old.done()
+    limiter.grant()
+    await turns()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter)
-        await asyncio.sleep(0.1)
-        old = await engine.track(1)
-        await asyncio.sleep(MAX_AGE - 0.001)
-        young = await engine.track(2)
-        await asyncio.sleep(0.002)
-        assert not old.done()
-        limiter.grant()
-        await turns()
-        assert old.outcome == TOO_OLD
-        assert isinstance(await young, Delivered)
-        assert engine.transport.sent_numbers == [2]
-
-    run(test())
+    assert old.outcome == TOO_OLD
+    assert isinstance(await young, Delivered)
+    assert engine.transport.sent_numbers == [2]
 
 
 DOWN = [NO_CONNECTION] * 5
 
 
 @pytest.mark.parametrize(("script", "then", "state"), [(DOWN, NO_CONNECTION, "down"), ([401], 401, "halted")])
-def test_too_old_while_nothing_goes_out(script: list[Step | int], then: Step | int, state: str) -> None:
+async def test_too_old_while_nothing_goes_out(
+    virtual_clock: CheckedLoop, script: list[Step | int], then: Step | int, state: str
+) -> None:
     """While the API is down, or sending is halted, events end in time in the buffer and between their attempts."""
+    transport = ScriptedTransport(*script, then=then)
+    retry = RetryPolicy(initial_backoff=0.2, max_backoff=1e4, max_elapsed=1e6, max_halt=1e6, max_attempts=10**6)
+    engine = engine_with(
+        transport, retry=retry, renewable=True, batching=Batching(max_events=1, linger=0.0, max_in_flight=2)
+    )
+    receipts = await engine.track_all(range(6))
+    outcomes = [await ended(receipt) for receipt in receipts]
+    assert engine.stats().state == state
+    sent = set(transport.sent_numbers)
+    for number, outcome in enumerate(outcomes):
+        if number in sent:
+            assert isinstance(outcome, Abandoned)
+            assert (outcome.reason, outcome.maybe_recorded) == ("expired", False)
+            assert outcome.attempts == transport.sent_numbers.count(number)
+        else:
+            assert outcome == TOO_OLD
+    assert 1 <= len(sent) <= 2
+    assert max(transport.times) < MAX_AGE
+    # No event is left, and no timer runs.
+    await asyncio.sleep(1e5)
 
-    async def test() -> None:
-        transport = ScriptedTransport(*script, then=then)
-        retry = RetryPolicy(initial_backoff=0.2, max_backoff=1e4, max_elapsed=1e6, max_halt=1e6, max_attempts=10**6)
-        engine = engine_with(
-            transport, retry=retry, renewable=True, batching=Batching(max_events=1, linger=0.0, max_in_flight=2)
-        )
-        receipts = await engine.track_all(range(6))
-        outcomes = [await ended(receipt) for receipt in receipts]
-        assert engine.stats().state == state
-        sent = set(transport.sent_numbers)
-        for number, outcome in enumerate(outcomes):
-            if number in sent:
-                assert isinstance(outcome, Abandoned)
-                assert (outcome.reason, outcome.maybe_recorded) == ("expired", False)
-                assert outcome.attempts == transport.sent_numbers.count(number)
-            else:
-                assert outcome == TOO_OLD
-        assert 1 <= len(sent) <= 2
-        assert max(transport.times) < MAX_AGE
-        # Nothing is left to look after, and nobody does.
-        await asyncio.sleep(1e5)
-        assert timers() == 0
-        assert tasks() == set()
-
-    run(test())
+    assert timers() == 0
+    assert tasks() == set()
 
 
-def test_events_come_after_an_idle_outage() -> None:
-    """Whoever comes while the API is still down, after an idle time, is looked after again."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=NO_CONNECTION)
-        retry = RetryPolicy(initial_backoff=0.1, max_backoff=1e4, max_elapsed=20.0)
-        engine = Engine(transport, retry=retry, batching=Batching(linger=0.0))
-        await (await engine.track(1))
-        await asyncio.sleep(1e5)
-        assert engine.stats().state == "down"
-        assert timers() == 0
-        for number, direct in enumerate([False, True], start=2):
-            begin = now()
-            if direct:
-                with pytest.raises(Exception, match="retries_exhausted"):
-                    await engine.send(number)
-            else:
-                await (await engine.track(number))
-            assert now() - begin <= 20.0 + PRECISION + 0.001
-
-    run(test())
+async def test_events_come_after_an_idle_outage(virtual_clock: CheckedLoop) -> None:
+    """An event that comes after an idle time, while the API is still down, is checked again."""
+    transport = ScriptedTransport(then=NO_CONNECTION)
+    retry = RetryPolicy(initial_backoff=0.1, max_backoff=1e4, max_elapsed=20.0)
+    engine = Engine(transport, retry=retry, batching=Batching(linger=0.0))
+    await (await engine.track(1))
+    await asyncio.sleep(1e5)
+    assert engine.stats().state == "down"
+    assert timers() == 0
+    for number, direct in enumerate([False, True], start=2):
+        begin = now()
+        if direct:
+            with pytest.raises(Exception, match="retries_exhausted"):
+                await engine.send(number)
+        else:
+            await (await engine.track(number))
+        assert now() - begin <= 20.0 + PRECISION + 0.001
 
 
-def test_too_old_for_a_retry() -> None:
-    """A batch that waits for its retry loses what grows too old meanwhile, and goes with the rest."""
+async def test_too_old_for_a_retry(virtual_clock: CheckedLoop) -> None:
+    """A batch that waits for its retry loses the events that become too old, and sends the others."""
+    step = Step(reply=Reply(status=503, retry_after=6.0))
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(step), limiter=limiter)
+    old = await engine.track(1)
+    await asyncio.sleep(6.0)
+    young = await engine.track(2)
+    limiter.open_gate()
+    outcome = await old
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.reason, outcome.maybe_recorded, outcome.attempts, outcome.status) == ("expired", True, 1, 503)
+    answer = await young
 
-    async def test() -> None:
-        step = Step(reply=Reply(status=503, retry_after=6.0))
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(step), limiter=limiter)
-        old = await engine.track(1)
-        await asyncio.sleep(6.0)
-        young = await engine.track(2)
-        limiter.open_gate()
-        outcome = await old
-        assert isinstance(outcome, Abandoned)
-        assert (outcome.reason, outcome.maybe_recorded, outcome.attempts, outcome.status) == ("expired", True, 1, 503)
-        answer = await young
-        assert isinstance(answer, Delivered)
-        assert answer.attempts == 2
-        assert [request.numbers for request in engine.transport.requests] == [[1, 2], [2]]
-
-    run(test())
+    assert isinstance(answer, Delivered)
+    assert answer.attempts == 2
+    assert [request.numbers for request in engine.transport.requests] == [[1, 2], [2]]
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_too_old_between_attempts(gated: bool) -> None:  # noqa: FBT001
+async def test_too_old_between_attempts(virtual_clock: CheckedLoop, gated: bool) -> None:  # noqa: FBT001
     """A batch that waits for its backoff, or for the permit of its retry, ends in time and is not sent again."""
+    limiter = RecordingLimiter(gated=True)
+    retry = RetryPolicy(initial_backoff=0.001, max_backoff=0.001) if gated else SLOW_RETRY
+    engine = engine_with(ScriptedTransport(503), limiter=limiter, retry=retry)
+    receipt = await engine.track(1)
+    await turns(5)
+    limiter.grant()
+    outcome = await ended(receipt)
+    assert isinstance(outcome, Abandoned)
+    assert (outcome.reason, outcome.attempts) == ("expired", 1)
+    await turns()
+    limiter.open_gate()
+    await asyncio.sleep(60.0)
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        retry = RetryPolicy(initial_backoff=0.001, max_backoff=0.001) if gated else SLOW_RETRY
-        engine = engine_with(ScriptedTransport(503), limiter=limiter, retry=retry)
-        receipt = await engine.track(1)
-        await turns(5)
-        limiter.grant()
-        outcome = await ended(receipt)
+    assert len(engine.transport.requests) == 1
+    assert timers() == limiter.open == 0
+    assert tasks() == set()
+
+
+async def test_too_old_in_the_turn_of_the_permit(virtual_clock: CheckedLoop) -> None:
+    """A retry is not made if its permit comes when its events are just too old, before any timer."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(
+        ScriptedTransport(503), limiter=limiter, retry=RetryPolicy(initial_backoff=0.001, max_backoff=0.001)
+    )
+    await asyncio.sleep(0.1)
+    old, began = await engine.track(1), now()
+    await asyncio.sleep(1.0)
+    young = await engine.track(2)
+    limiter.grant()
+    await asyncio.sleep(began + MAX_AGE + 0.001 - now())
+    assert not old.done()
+    limiter.grant()
+    await turns()
+
+    assert isinstance(old.outcome, Abandoned)
+    assert old.outcome.reason == "expired"
+    assert isinstance(await young, Delivered)
+    assert engine.transport.sent_numbers == [1, 2, 2]
+
+
+async def test_parts_that_grow_too_old(virtual_clock: CheckedLoop) -> None:
+    """Unsent parts of a divided batch expire as well, and their outcome says that the whole was sent."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(400), limiter=limiter)
+    receipts = await engine.track_all(range(4))
+    await turns(5)
+    limiter.grant(1)
+    await asyncio.sleep(1.0)
+    limiter.grant(1)
+    outcomes = [await ended(receipt) for receipt in receipts[2:]]
+    assert [type(receipt.outcome) for receipt in receipts[:2]] == [Delivered] * 2
+    for outcome in outcomes:
         assert isinstance(outcome, Abandoned)
-        assert (outcome.reason, outcome.attempts) == ("expired", 1)
-        await turns()
-        limiter.open_gate()
-        await asyncio.sleep(60.0)
-        assert len(engine.transport.requests) == 1
-        assert timers() == limiter.open == 0
-        assert tasks() == set()
+        assert (outcome.reason, outcome.attempts, outcome.maybe_recorded) == ("expired", 1, False)
 
-    run(test())
+    assert [request.numbers for request in engine.transport.requests] == [[0, 1, 2, 3], [0, 1]]
 
 
-def test_too_old_in_the_turn_of_the_permit() -> None:
-    """A retry whose permit comes when its events are just too old, before any timer, is not made."""
+async def test_parts_that_were_never_sent(virtual_clock: CheckedLoop) -> None:
+    """Parts of a batch that was never sent as a whole are dropped, not abandoned, if they become too old."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter)
+    receipts = await engine.track_all(range(4))
+    # As after a 413 of another batch, while this one waits for its permit.
+    buffer_of(engine).cap.bytes = receipts_size(engine) // 2 + 10
+    await turns(5)
+    limiter.grant(1)
+    outcomes = [await ended(receipt) for receipt in receipts[2:]]
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(
-            ScriptedTransport(503), limiter=limiter, retry=RetryPolicy(initial_backoff=0.001, max_backoff=0.001)
-        )
-        await asyncio.sleep(0.1)
-        old, began = await engine.track(1), now()
-        await asyncio.sleep(1.0)
-        young = await engine.track(2)
-        limiter.grant()
-        await asyncio.sleep(began + MAX_AGE + 0.001 - now())
-        assert not old.done()
-        limiter.grant()
-        await turns()
-        assert isinstance(old.outcome, Abandoned)
-        assert old.outcome.reason == "expired"
-        assert isinstance(await young, Delivered)
-        assert engine.transport.sent_numbers == [1, 2, 2]
-
-    run(test())
-
-
-def test_parts_that_grow_too_old() -> None:
-    """Parts of a divided batch that wait for their turn are not sent stale either, and remember that they were sent."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(400), limiter=limiter)
-        receipts = await engine.track_all(range(4))
-        await turns(5)
-        limiter.grant(1)
-        await asyncio.sleep(1.0)
-        limiter.grant(1)
-        outcomes = [await ended(receipt) for receipt in receipts[2:]]
-        assert [type(receipt.outcome) for receipt in receipts[:2]] == [Delivered] * 2
-        for outcome in outcomes:
-            assert isinstance(outcome, Abandoned)
-            assert (outcome.reason, outcome.attempts, outcome.maybe_recorded) == ("expired", 1, False)
-        assert [request.numbers for request in engine.transport.requests] == [[0, 1, 2, 3], [0, 1]]
-
-    run(test())
-
-
-def test_parts_that_were_never_sent() -> None:
-    """Parts of a batch that was never sent as a whole are dropped, not abandoned, where they grow too old."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter)
-        receipts = await engine.track_all(range(4))
-        # As after a 413 of another batch, while this one waits for its permit.
-        engine.dispatcher._buffer.cap.bytes = receipts_size(engine) // 2 + 10
-        await turns(5)
-        limiter.grant(1)
-        outcomes = [await ended(receipt) for receipt in receipts[2:]]
-        assert outcomes == [TOO_OLD] * 2
-        assert [type(receipt.outcome) for receipt in receipts[:2]] == [Delivered] * 2
-
-    run(test())
+    assert outcomes == [TOO_OLD] * 2
+    assert [type(receipt.outcome) for receipt in receipts[:2]] == [Delivered] * 2
 
 
 def receipts_size(engine: Engine) -> int:
@@ -290,106 +262,90 @@ def receipts_size(engine: Engine) -> int:
     return engine.stats().pending_bytes
 
 
-# --- waiting for room ---
+# --- waiting for space ---
 
 
-def test_age_counts_from_the_call() -> None:
-    """An event that had to wait for room is as old as its call, and is dropped with the others of that time."""
+async def test_age_counts_from_the_call(virtual_clock: CheckedLoop) -> None:
+    """The age of an event that waited for space counts from its call: it is dropped with events of that time."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
+    await engine.track(0)
+    calls = [asyncio.create_task(engine.track(number)) for number in (1, 2)]
+    await asyncio.sleep(6.0)
+    late = asyncio.create_task(engine.track(3))
+    receipts = [await call for call in calls]
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
-        await engine.track(0)
-        calls = [asyncio.create_task(engine.track(number)) for number in (1, 2)]
-        await asyncio.sleep(6.0)
-        late = asyncio.create_task(engine.track(3))
-        receipts = [await call for call in calls]
-        assert [await ended(receipt) for receipt in receipts] == [TOO_OLD] * 2
-        assert await ended(await late, came_at=6.0) == TOO_OLD
-        assert engine.stats().dropped_by == {"expired": {"view": 4}}
-        assert engine.stats().waiting == 0
-
-    run(test())
+    assert [await ended(receipt) for receipt in receipts] == [TOO_OLD] * 2
+    assert await ended(await late, came_at=6.0) == TOO_OLD
+    assert engine.stats().dropped_by == {"expired": {"view": 4}}
+    assert engine.stats().waiting == 0
 
 
 @pytest.mark.parametrize("overflow", ["wait", "raise", "drop_newest", "drop_oldest", "shed"])
-def test_what_is_too_old_makes_room(overflow: str) -> None:
-    """An event that is too old makes room at once for one that comes, whatever the policy: no other gives way."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 2, "overflow": overflow})
-        await asyncio.sleep(0.1)
-        old = await engine.track(0)
-        await asyncio.sleep(5.0)
-        young = await engine.track(1)
-        await asyncio.sleep(5.001)
-        assert not old.done()
-        new = engine.track_nowait(2)
-        assert (old.outcome, young.outcome, new.outcome) == (TOO_OLD, None, None)
-        limiter.open_gate()
-        await engine.aclose()
-
-    run(test())
+async def test_what_is_too_old_makes_room(virtual_clock: CheckedLoop, overflow: str) -> None:
+    """An event that is too old is dropped for a new one under every policy, and no other event is evicted."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 2, "overflow": overflow})
+    await asyncio.sleep(0.1)
+    old = await engine.track(0)
+    await asyncio.sleep(5.0)
+    young = await engine.track(1)
+    await asyncio.sleep(5.001)
+    assert not old.done()
+    new = engine.track_nowait(2)
+    assert (old.outcome, young.outcome, new.outcome) == (TOO_OLD, None, None)
+    limiter.open_gate()
+    await engine.aclose()
 
 
-def test_caller_who_comes_when_the_queue_grows_too_old() -> None:
-    """A caller who finds others waiting, all of them too old by now, takes their place at once."""
+async def test_caller_who_comes_when_the_queue_grows_too_old(virtual_clock: CheckedLoop) -> None:
+    """A caller who finds others waiting, all of them too old by now, is admitted immediately."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
+    await asyncio.sleep(0.1)
+    await engine.track(0)
+    waiting = asyncio.create_task(engine.track(1))
+    await asyncio.sleep(MAX_AGE + 0.001)
+    receipt = engine.track_nowait(2)
+    assert (await waiting).outcome == TOO_OLD
+    limiter.open_gate()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
-        await asyncio.sleep(0.1)
-        await engine.track(0)
-        waiting = asyncio.create_task(engine.track(1))
-        await asyncio.sleep(MAX_AGE + 0.001)
-        receipt = engine.track_nowait(2)
-        assert (await waiting).outcome == TOO_OLD
-        limiter.open_gate()
-        assert isinstance(await receipt, Delivered)
-
-    run(test())
+    assert isinstance(await receipt, Delivered)
 
 
-def test_waiters_get_the_room() -> None:
-    """Where events grow too old, callers who wait for room are let in."""
+async def test_waiters_get_the_room(virtual_clock: CheckedLoop) -> None:
+    """If events become too old, waiting callers are admitted."""
+    limiter = RecordingLimiter(gated=True)
+    engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
+    old = await engine.track(0)
+    await asyncio.sleep(5.0)
+    call = asyncio.create_task(engine.track(1))
+    await ended(old)
+    limiter.open_gate()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
-        old = await engine.track(0)
-        await asyncio.sleep(5.0)
-        call = asyncio.create_task(engine.track(1))
-        await ended(old)
-        limiter.open_gate()
-        assert isinstance(await (await call), Delivered)
-        assert engine.transport.sent_numbers == [1]
-
-    run(test())
+    assert isinstance(await (await call), Delivered)
+    assert engine.transport.sent_numbers == [1]
 
 
-# --- at the end ---
+# --- closing ---
 
 
 @pytest.mark.parametrize("open_at_the_close", [False, True])
-def test_no_timer_is_left(open_at_the_close: bool) -> None:  # noqa: FBT001
+async def test_no_timer_is_left(virtual_clock: CheckedLoop, open_at_the_close: bool) -> None:  # noqa: FBT001
     """A client with nothing to look after has no timer, and neither has a closed one."""
+    limiter = RecordingLimiter(gated=open_at_the_close)
+    engine = engine_with(ScriptedTransport(), limiter=limiter)
+    await engine.track_all(range(3))
+    await asyncio.sleep(1.0)
+    assert timers() == int(open_at_the_close)
+    await engine.aclose(0.5)
+    await turns()
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=open_at_the_close)
-        engine = engine_with(ScriptedTransport(), limiter=limiter)
-        await engine.track_all(range(3))
-        await asyncio.sleep(1.0)
-        assert timers() == int(open_at_the_close)
-        await engine.aclose(0.5)
-        await turns()
-        assert timers() == 0
-        assert tasks() == set()
-
-    run(test())
+    assert timers() == 0
+    assert tasks() == set()
 
 
-# --- whatever happens ---
+# --- properties ---
 
 STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
 
@@ -411,7 +367,7 @@ STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
 def test_nothing_is_sent_stale(
     script: list[Step | int], pauses: list[float], batching: Batching, room: int, overflow: str
 ) -> None:
-    """Whatever the API answers, no request ever carries an event that is too old, and each event has its outcome."""
+    """For any answers of the API, no request carries an event that is too old, and each event has its outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(*script)

@@ -1,4 +1,4 @@
-"""One request's way: what its attempts brought decides its outcome, and its turn is given back once."""
+"""A flight: the replies to its attempts decide its outcome, and its send slot is returned once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flight() -> Flight:
 
 
 def fly(*replies: Reply) -> Outcome | None:
-    """Return what a flight ends in that brings these replies, at 11, 12, 13, ..."""
+    """Return the outcome of a flight that gets these replies, at 11, 12, 13, ..."""
     it = flight()
     outcome = None
     for index, brought in enumerate(replies):
@@ -46,7 +46,7 @@ def fly(*replies: Reply) -> Outcome | None:
 def abandoned(
     *, maybe_recorded: bool, status: int | None = None, failure: str | None = None, attempts: int
 ) -> Abandoned:
-    """Return what a flight ends in that no retry can mend."""
+    """Return the outcome of a flight whose first reply allows no retry."""
     return Abandoned(
         reason="not_retryable",
         maybe_recorded=maybe_recorded,
@@ -81,7 +81,7 @@ def abandoned(
     ],
 )
 def test_history(replies: list[Reply], outcome: Outcome | None) -> None:
-    """The last reply decides, and what came before it says whether the events may be recorded all the same."""
+    """The last reply decides; earlier replies say whether the events may be recorded as well."""
     assert fly(*replies) == outcome
 
 
@@ -97,7 +97,7 @@ REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
     st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES
 )
 def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
-    """Whatever the history, an outcome claims nothing that the replies do not show."""
+    """For any history of replies, an outcome claims only what the replies show."""
     it = flight()
     for brought in transient:
         it.depart(10.0)
@@ -117,7 +117,7 @@ def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
 
 
 def test_cut_off_in_the_air() -> None:
-    """A request that is cut off without an answer may have arrived, and tells nothing of an earlier one's answer."""
+    """A request that is cut off without an answer may have arrived; its outcome does not repeat an earlier answer."""
     it = flight()
     it.depart(10.0)
     it.judge(reply(429), 11.0)
@@ -129,7 +129,7 @@ def test_cut_off_in_the_air() -> None:
 
 
 def test_cut_off_between_attempts() -> None:
-    """Between two attempts the last answer is what is known."""
+    """Between two attempts an outcome gives the last answer."""
     it = flight()
     it.depart(10.0)
     it.judge(reply(429), 11.0)
@@ -158,7 +158,7 @@ def test_departures_are_counted() -> None:
 
 
 def test_too_old_before_and_after_the_first_attempt() -> None:
-    """An event that grows too old was never sent if there was no attempt, and is given up if there was one."""
+    """An expired event is dropped if no attempt carried it, and abandoned if one did."""
     it = flight()
     never_sent = it.expired(12.0)
     it.depart(13.0)
@@ -212,7 +212,7 @@ def test_each_part_has_its_own_attempts() -> None:
 
 
 def test_what_one_half_may_have_recorded_is_not_the_others() -> None:
-    """After a 400 nothing of the whole was recorded; what the left half then meets says nothing of the right one."""
+    """After a 400 no event of the batch was recorded; later replies to the left half do not concern the right one."""
     it = batch_flight(2)
     bring(it, NO_ANSWER, 1.0)
     refused = bring(it, reply(400), 2.0)
@@ -256,7 +256,7 @@ def test_one_event_is_never_parted() -> None:
     assert (1, False) == (it.count, it.divided)
 
 
-# --- refusals that somebody may lift ---
+# --- refusals that may be corrected ---
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_one_event_is_never_parted() -> None:
     ],
 )
 def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outcome | None) -> None:
-    """What a flight ends in if nobody lifts its refusal is kept for a refusal by key, shop or address, and no other."""
+    """The outcome for an uncorrected refusal is kept for a refusal by key, shop or address, and for no other."""
     it = flight()
     for index, each in enumerate(brought):
         it.depart(10.0)
@@ -281,7 +281,7 @@ def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outc
 
 
 def test_a_new_part_has_no_refusal() -> None:
-    """What a half was refused for is not what the next one was."""
+    """The refusal of one half is not that of the next half."""
     it = batch_flight(2)
     refused = bring(it, reply(400), 1.0)
     assert refused is not None
@@ -294,53 +294,53 @@ def test_a_new_part_has_no_refusal() -> None:
     assert it.refusal is None
 
 
-# --- turns ---
+# --- send slots ---
 
 
 class Permit:
-    """A permit that writes down what it is told, and raises where it is `broken`."""
+    """A permit that records its calls, and raises if `broken`."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.broken = broken
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def sent(self) -> None:
-        """Note it."""
+        """Record the call."""
         self._note("sent")
 
     def done(self, *, answered: bool = False) -> None:
-        """Note it."""
+        """Record the call."""
         self._note(f"answered={answered}")
 
     def _note(self, what: str) -> None:
-        self.told.append(what)
+        self.reported.append(what)
         if self.broken:
             raise ZeroDivisionError
 
 
 def turn(permit: Permit | None) -> tuple[SendSlot, list[str]]:
-    """Return a turn, and the list of what it tells the dispatcher."""
-    told: list[str] = []
+    """Return a send slot, and the list of its calls to the dispatcher."""
+    reported: list[str] = []
     return SendSlot(
-        ADMITTED, permit, lambda: told.append("left"), lambda error: told.append(type(error).__name__)
-    ), told
+        ADMITTED, permit, lambda: reported.append("left"), lambda error: reported.append(type(error).__name__)
+    ), reported
 
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
-    """A turn gives back its place and its permit, tells whether there was an answer, and does so only once."""
+    """A send slot returns its place and its permit and reports whether there was an answer, only once."""
     permit = Permit()
-    it, told = turn(permit)
+    it, reported = turn(permit)
     it.sent()
     it.end(answered=answered)
     it.end(answered=not answered)
     it.end()
 
-    assert (permit.told, told) == (["sent", f"answered={answered}"], ["left"])
+    assert (permit.reported, reported) == (["sent", f"answered={answered}"], ["left"])
 
 
 def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
-    """What is woken by a place given back may end the same turn, which is over by then."""
+    """Code that is woken by a returned place may end the same slot, which is over by then."""
     permit = Permit()
     left: list[int] = []
 
@@ -351,41 +351,41 @@ def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
     it = SendSlot(ADMITTED, permit, leave, lambda _: None)
     it.end(answered=True)
 
-    assert ([1], ["answered=True"]) == (left, permit.told)
+    assert ([1], ["answered=True"]) == (left, permit.reported)
 
 
 def test_late_sent_is_not_told() -> None:
-    """A body that is written after its turn was ended is nobody's business any more."""
+    """If a body is written after its slot has ended, nothing happens."""
     permit = Permit()
     it, _ = turn(permit)
     it.end()
     it.sent()
 
-    assert permit.told == ["answered=False"]
+    assert permit.reported == ["answered=False"]
 
 
 def test_turn_without_a_permit() -> None:
-    """A limiter that wants to know nothing is told nothing."""
-    it, told = turn(None)
+    """A limiter that grants no permits gets no reports."""
+    it, reported = turn(None)
     it.sent()
     it.end()
 
-    assert told == ["left"]
+    assert reported == ["left"]
 
 
 def test_broken_permit_stops_nothing() -> None:
-    """What a permit raises is told, and the place is given back all the same."""
-    it, told = turn(Permit(broken=True))
+    """Errors of a permit are reported, and the place is returned all the same."""
+    it, reported = turn(Permit(broken=True))
     it.sent()
     it.end()
 
-    assert told == ["ZeroDivisionError", "left", "ZeroDivisionError"]
+    assert reported == ["ZeroDivisionError", "left", "ZeroDivisionError"]
 
 
 @pytest.mark.parametrize("reason", ["retries_exhausted", "at_most_once", "expired", "closed", "cancelled"])
 @pytest.mark.parametrize("status", [400, 413])
 def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> None:
-    """A batch that is given up is not divided, even where its last answer, taken for a throttle, was a 400 or 413."""
+    """A batch that is given up is not divided, even if its last answer was a 400 or 413 taken for a 429."""
     batch = Batch(0.0, 0, None)
     batch.envelopes += [b"{}"] * 4
     batch.receipts += [Receipt("view") for _ in range(4)]

@@ -1,4 +1,4 @@
-"""The user's hooks: told of everything, in order, one call at a time, and never in the way of the delivery."""
+"""The user's hooks: they get everything, in order, one call at a time, and never delay the delivery."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ import pytest
 from retailrocket_async._delivery.hooks import Hooks
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._http.reply import Reply
-from retailrocket_async._outcome import Delivered, Rejected
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
+from tests.support.engine_state import breaker_of, hooks_ending_task, hooks_of, hooks_task, queued_for_hooks
 from tests.support.fakes import (
+    NEVER,
     NO_CONNECTION,
+    OK,
     ROUNDING,
     Engine,
     ScriptedTransport,
@@ -30,7 +33,6 @@ from tests.support.fakes import (
     make_client,
     now,
     number_of,
-    run,
     tasks,
     turns,
 )
@@ -38,6 +40,8 @@ from tests.support.ids import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tests.support.virtual_time import CheckedLoop
 
 REFUSED = Rejected(status=400)
 
@@ -58,12 +62,12 @@ def change(number: int) -> StateChange:
 
 
 def at_once(status: int) -> Step:
-    """Return the step that answers at once with this status."""
+    """Return the step that answers without latency, with this status."""
     return Step(reply=Reply(status=status), latency=0.0)
 
 
-class Teller:
-    """Hooks that write down what they are told; a plain one blocks where it is asked to, until `release` is set.
+class RecordingHooks:
+    """Hooks that record their calls; a plain one blocks if asked to, until `release` is set.
 
     Attributes:
         calls: the numbers of each call, and the thread that it ran in.
@@ -86,19 +90,19 @@ class Teller:
             failed=lambda name, error: self.failures.append((name, error)),
         )
 
-    def plainly(self, told: Sequence[UndeliveredEvent] | StateChange) -> None:
-        """Write down, in whatever thread this is, and block."""
+    def plainly(self, reported: Sequence[UndeliveredEvent] | StateChange) -> None:
+        """Record a call, in any thread, and block."""
         self.running += 1
         self.worst = max(self.worst, self.running)
         self.loop.call_soon_threadsafe(self.begun.set)
         assert self.release.wait(60.0)
-        numbers = [told.status or 0] if isinstance(told, StateChange) else list(map(number_of, told))
+        numbers = [reported.status or 0] if isinstance(reported, StateChange) else list(map(number_of, reported))
         self.calls.append((numbers, threading.current_thread().name))
         self.running -= 1
 
     @property
     def numbers(self) -> list[int]:
-        """Everything told, in order."""
+        """All recorded numbers, in order."""
         return [number for numbers, _ in self.calls for number in numbers]
 
 
@@ -111,21 +115,21 @@ def own_threads() -> list[threading.Thread]:
 
 
 async def test_plain_hooks_share_one_thread() -> None:
-    """Plain functions are called in a thread of their own, one call at a time, in the order of what happened."""
-    teller = Teller(blocks=True)
+    """Plain functions are called in a thread of their own, one call at a time, in the order of events."""
+    recorder = RecordingHooks(blocks=True)
     for number in range(0, 30, 3):
-        teller.hooks.tell_outcomes(undelivered(number, number + 1))
-        teller.hooks.tell_state(change(number + 2))
-    await teller.begun.wait()
-    teller.release.set()
-    await teller.hooks.drained()
-    teller.hooks.close()
+        recorder.hooks.notify_outcomes(undelivered(number, number + 1))
+        recorder.hooks.notify_state(change(number + 2))
+    await recorder.begun.wait()
+    recorder.release.set()
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
-    assert teller.numbers == list(range(30))
-    assert teller.worst == 1
-    assert len({thread for _, thread in teller.calls}) == 1
-    assert teller.calls[0][1].startswith("retailrocket-hooks")
-    assert teller.failures == []
+    assert recorder.numbers == list(range(30))
+    assert recorder.worst == 1
+    assert len({thread for _, thread in recorder.calls}) == 1
+    assert recorder.calls[0][1].startswith("retailrocket-hooks")
+    assert recorder.failures == []
 
 
 async def test_blocking_hook_does_not_block_the_loop() -> None:
@@ -155,14 +159,14 @@ async def test_no_thread_without_failures() -> None:
     """No thread is started before a failure, nor for a coroutine function; after a close it is gone."""
     # Those of other tests may end meanwhile.
     before = own_threads()
-    told: list[Sequence[UndeliveredEvent]] = []
+    reported: list[Sequence[UndeliveredEvent]] = []
     transport = ScriptedTransport(then=at_once(200))
-    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=told.append)
+    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=reported.append)
     await (await engine.track(1))
     assert set(own_threads()) <= set(before)
     transport.then = at_once(400)
     await (await engine.track(2))
-    while not told:  # noqa: ASYNC110 - the thread has no other way to tell than this list
+    while not reported:  # noqa: ASYNC110 - the thread has no other way to tell than this list
         await asyncio.sleep(0)
     (thread,) = set(own_threads()) - set(before)
     await engine.aclose()
@@ -181,12 +185,12 @@ async def test_plain_function_that_returns_an_awaitable() -> None:
 
     class Hook:
         async def __call__(self, _: object) -> None:
-            seen.append(asyncio.get_running_loop() is teller.loop)
+            seen.append(asyncio.get_running_loop() is recorder.loop)
 
-    teller = Teller(hook=Hook())
-    teller.hooks.tell_outcomes(undelivered(1))
-    await teller.hooks.drained()
-    teller.hooks.close()
+    recorder = RecordingHooks(hook=Hook())
+    recorder.hooks.notify_outcomes(undelivered(1))
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
     assert seen == [True]
 
@@ -194,52 +198,44 @@ async def test_plain_function_that_returns_an_awaitable() -> None:
 # --- coroutine functions ---
 
 
-def test_coroutine_hooks_are_awaited_in_turn() -> None:
-    """Coroutine functions are awaited in the loop, one at a time, in the order of what happened."""
+async def test_coroutine_hooks_are_awaited_in_turn(virtual_clock: CheckedLoop) -> None:
+    """Coroutine functions are awaited in the loop, one at a time, in the order of events."""
+    calls: list[tuple[float, int]] = []
 
-    async def test() -> None:
-        calls: list[tuple[float, int]] = []
+    async def hook(reported: Any) -> None:
+        calls.append((now(), reported.status if isinstance(reported, StateChange) else number_of(reported[0])))
+        await asyncio.sleep(1.0)
 
-        async def hook(told: Any) -> None:
-            calls.append((now(), told.status if isinstance(told, StateChange) else number_of(told[0])))
-            await asyncio.sleep(1.0)
+    hooks = RecordingHooks(hook=hook).hooks
+    for number in range(0, 6, 2):
+        hooks.notify_outcomes(undelivered(number))
+        hooks.notify_state(change(number + 1))
+    await hooks.drained()
 
-        hooks = Teller(hook=hook).hooks
-        for number in range(0, 6, 2):
-            hooks.tell_outcomes(undelivered(number))
-            hooks.tell_state(change(number + 1))
-        await hooks.drained()
-        assert [number for _, number in calls] == list(range(6))
-        assert [at for at, _ in calls] == pytest.approx(range(6), abs=ROUNDING)
-        assert threading.active_count() == 1 + len(own_threads())
-
-    run(test())
+    assert [number for _, number in calls] == list(range(6))
+    assert [at for at, _ in calls] == pytest.approx(range(6), abs=ROUNDING)
+    assert threading.active_count() == 1 + len(own_threads())
 
 
-def test_hook_is_told_of_changes_of_state() -> None:
-    """`on_state_change` gets each change once, in order, with what it means."""
+async def test_hook_is_told_of_changes_of_state(virtual_clock: CheckedLoop) -> None:
+    """`on_state_change` gets each change once, in order, with its advice."""
+    changes: list[StateChange] = []
 
-    async def test() -> None:
-        changes: list[StateChange] = []
+    async def hook(reported: StateChange) -> None:
+        changes.append(reported)
 
-        async def hook(told: StateChange) -> None:
-            changes.append(told)
+    transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
+    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook)
+    await engine.track_all(range(3))
+    await engine.flush()
+    await engine.aclose()
 
-        transport = ScriptedTransport(*[NO_CONNECTION] * 5, 401, then=200)
-        engine = Engine(
-            transport, batching=Batching(max_events=1, max_in_flight=1), renewable=True, on_state_change=hook
-        )
-        await engine.track_all(range(3))
-        await engine.flush()
-        await engine.aclose()
-        assert [(told.previous, told.state, told.status) for told in changes] == [
-            ("sending", "down", None),
-            ("down", "halted", 401),
-            ("halted", "sending", None),
-        ]
-        assert all(told.advice for told in changes)
-
-    run(test())
+    assert [(reported.previous, reported.state, reported.status) for reported in changes] == [
+        ("sending", "down", None),
+        ("down", "halted", 401),
+        ("halted", "sending", None),
+    ]
+    assert all(reported.advice for reported in changes)
 
 
 # --- hooks that raise ---
@@ -262,7 +258,7 @@ def _raising(error: BaseException, *, coroutine: bool) -> Callable[[object], obj
     ids=shown,
 )
 async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseException, coroutine: bool) -> None:  # noqa: FBT001
-    """Hooks that raise, be it a cancellation of something of their own, are counted, logged once, and called again."""
+    """Hooks that raise, also a cancellation of their own, are counted, logged once, and called again."""
     hook = _raising(error, coroutine=coroutine)
     script = [at_once(code) for code in (400, 401, 200, 400)]
     engine = Engine(
@@ -274,11 +270,11 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
     )
     engine.transport.renewals = []
     await (await engine.track(1))
-    await engine.dispatcher._ledger.hooks.drained()
+    await hooks_of(engine).drained()
     receipt = await engine.track(2)
     while engine.stats().state != "halted":  # noqa: ASYNC110 - turns of the loop, not time
         await asyncio.sleep(0)
-    engine.dispatcher._breaker.hurry()
+    breaker_of(engine).hurry()
     await receipt
     await (await engine.track(3))
     report = await engine.aclose()
@@ -294,157 +290,156 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
 
 
 async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
-    """What waits for a slow hook is bounded; what does not fit in is counted and complained of once."""
-    teller = Teller(blocks=True)
-    ledger = Ledger(LoopAffinity(), teller.plainly, None, most_told=10)
+    """A bounded number of items waits for a slow hook; items beyond it are counted and logged once."""
+    recorder = RecordingHooks(blocks=True)
+    ledger = Ledger(LoopAffinity(), recorder.plainly, None, max_unreported=10)
     for size in (3, 4, 5, 6):
         batch = Batch(0.0, 0, None)
         batch.envelopes += [kept.envelope for kept in undelivered(*range(size))]
         batch.receipts += [Receipt("view") for _ in range(size)]
         ledger.close_batch(batch, REFUSED)
     assert ledger.hooks.missed == 8
-    teller.release.set()
+    recorder.release.set()
     await ledger.hooks.drained()
     ledger.hooks.close()
 
-    assert len(teller.numbers) == 10
+    assert len(recorder.numbers) == 10
     assert [record.levelno for record in caplog.records if "too slow" in record.message] == [logging.ERROR]
 
 
 async def test_missed_events_are_counted_while_the_hook_runs() -> None:
-    """What a running call was given takes no room of those who wait."""
-    teller = Teller(blocks=True, most=2)
-    teller.hooks.tell_outcomes(undelivered(1, 2))
-    await teller.begun.wait()
-    teller.hooks.tell_outcomes(undelivered(3))
-    teller.hooks.tell_outcomes(undelivered(4, 5))
-    teller.release.set()
-    await teller.hooks.drained()
-    teller.hooks.close()
+    """Events of a running call do not count against the bound of those that wait."""
+    recorder = RecordingHooks(blocks=True, most=2)
+    recorder.hooks.notify_outcomes(undelivered(1, 2))
+    await recorder.begun.wait()
+    recorder.hooks.notify_outcomes(undelivered(3))
+    recorder.hooks.notify_outcomes(undelivered(4, 5))
+    recorder.release.set()
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
-    assert teller.numbers == [1, 2, 3, 4]
-    assert teller.hooks.missed == 1
+    assert recorder.numbers == [1, 2, 3, 4]
+    assert recorder.hooks.missed == 1
 
 
 @pytest.mark.parametrize("sizes", [[2500], [1] * 2500, [600, 600, 600, 700], [999, 2, 1499]])
 async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
-    """Events that come in a row are told of together, a thousand in a call and no more."""
-    teller = Teller()
+    """Events in a row are passed to the hook together, at most a thousand in a call."""
+    recorder = RecordingHooks()
     begin = 0
     for size in sizes:
-        teller.hooks.tell_outcomes(undelivered(*range(begin, begin + size)))
+        recorder.hooks.notify_outcomes(undelivered(*range(begin, begin + size)))
         begin += size
-    await teller.hooks.drained()
-    teller.hooks.close()
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
-    assert [len(numbers) for numbers, _ in teller.calls] == [1000, 1000, 500]
-    assert teller.numbers == list(range(2500))
+    assert [len(numbers) for numbers, _ in recorder.calls] == [1000, 1000, 500]
+    assert recorder.numbers == list(range(2500))
 
 
 async def test_changes_of_state_are_bounded() -> None:
     """A hook that is slow misses the oldest changes of state, and learns of the latest."""
-    teller = Teller(blocks=True)
-    teller.hooks.tell_outcomes(undelivered(0))
+    recorder = RecordingHooks(blocks=True)
+    recorder.hooks.notify_outcomes(undelivered(0))
     for number in range(1, 501):
-        teller.hooks.tell_state(change(number))
-    assert len(teller.hooks._queue) == 101
-    teller.release.set()
-    await teller.hooks.drained()
-    teller.hooks.close()
+        recorder.hooks.notify_state(change(number))
+    assert queued_for_hooks(recorder.hooks) == 101
+    recorder.release.set()
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
-    assert teller.numbers == [0, *range(401, 501)]
+    assert recorder.numbers == [0, *range(401, 501)]
 
 
 # --- cancellation ---
 
 
 async def test_cancelled_while_the_thread_is_busy() -> None:
-    """A shutdown that cancels every task, and again, loses nothing that waits for the thread, nor its order."""
-    teller = Teller(blocks=True)
-    teller.hooks.tell_outcomes(undelivered(1))
-    await teller.begun.wait()
+    """A shutdown that cancels every task, twice, loses no item that waits for the thread, and keeps their order."""
+    recorder = RecordingHooks(blocks=True)
+    recorder.hooks.notify_outcomes(undelivered(1))
+    await recorder.begun.wait()
     for number in range(2, 6):
-        teller.hooks.tell_outcomes(undelivered(number))
-        teller.hooks.tell_state(change(number * 10))
+        recorder.hooks.notify_outcomes(undelivered(number))
+        recorder.hooks.notify_state(change(number * 10))
         await turns()
-        task = teller.hooks._task
+        task = hooks_task(recorder.hooks)
         assert task is not None
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()
-    teller.release.set()
-    await teller.hooks.drained()
-    teller.hooks.close()
+    recorder.release.set()
+    await recorder.hooks.drained()
+    recorder.hooks.close()
 
-    assert teller.numbers == [1, 2, 20, 3, 30, 4, 40, 5, 50]
-    assert teller.worst == 1
+    assert recorder.numbers == [1, 2, 20, 3, 30, 4, 40, 5, 50]
+    assert recorder.worst == 1
 
 
 @pytest.mark.parametrize("before", range(4))
-def test_cancelled_in_a_coroutine_hook(before: int) -> None:
-    """A hook's task that is cancelled, in whatever turn, costs at most the call that it is in, which has begun."""
+async def test_cancelled_in_a_coroutine_hook(virtual_clock: CheckedLoop, before: int) -> None:
+    """A hook's task that is cancelled, in any turn, loses at most the call that it is in, which has begun."""
+    begun: list[int] = []
 
-    async def test() -> None:
-        begun: list[int] = []
+    async def hook(reported: Sequence[UndeliveredEvent]) -> None:
+        begun.extend(map(number_of, reported))
+        await asyncio.sleep(1.0)
 
-        async def hook(told: Sequence[UndeliveredEvent]) -> None:
-            begun.extend(map(number_of, told))
-            await asyncio.sleep(1.0)
+    recorder = RecordingHooks(hook=hook)
+    recorder.hooks.notify_outcomes(undelivered(1))
+    await turns(before)
+    recorder.hooks.notify_outcomes(undelivered(2))
+    for task in tasks():
+        task.cancel()
+    await turns()
+    await recorder.hooks.drained()
 
-        teller = Teller(hook=hook)
-        teller.hooks.tell_outcomes(undelivered(1))
-        await turns(before)
-        teller.hooks.tell_outcomes(undelivered(2))
-        for task in tasks():
-            task.cancel()
-        await turns()
-        await teller.hooks.drained()
-        assert begun == [1, 2]
-
-    run(test())
+    assert begun == [1, 2]
 
 
 async def test_close_after_everything_was_cancelled() -> None:
-    """Where a shutdown cancels every task and then closes the client, the hook still gets what it was not told."""
-    told: list[Sequence[UndeliveredEvent]] = []
+    """If a shutdown cancels every task and then closes the client, the hook still gets the events it has missed."""
+    reported: list[Sequence[UndeliveredEvent]] = []
     engine = Engine(
         ScriptedTransport(then=at_once(400)),
         batching=Batching(linger=0.0),
-        on_outcome=told.append,
+        on_outcome=reported.append,
     )
     await (await engine.track(1))
     for task in tasks():
         task.cancel()
     await turns()
-    assert told == []
+    assert reported == []
     await engine.aclose()
 
-    assert [list(map(number_of, each)) for each in told] == [[1]]
+    assert [list(map(number_of, each)) for each in reported] == [[1]]
 
 
 # --- closing ---
 
 
 @pytest.mark.parametrize(("takes", "timeout", "returns"), [(3.0, 10.0, 3.0), (1e6, 10.0, 10.0), (50.0, None, 50.0)])
-def test_close_waits_for_the_hook(takes: float, timeout: float | None, returns: float) -> None:
-    """A close waits for the hook to be told of everything, within its deadline and not beyond it."""
+async def test_close_waits_for_the_hook(
+    virtual_clock: CheckedLoop,
+    takes: float,
+    timeout: float | None,  # noqa: ASYNC109
+    returns: float,
+) -> None:
+    """A close waits until the hook has got everything, but not beyond its deadline."""
+    reported: list[int] = []
 
-    async def test() -> None:
-        told: list[int] = []
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        await asyncio.sleep(takes)
+        reported.extend(map(number_of, events))
 
-        async def hook(events: Sequence[UndeliveredEvent]) -> None:
-            await asyncio.sleep(takes)
-            told.extend(map(number_of, events))
+    engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
+    await (await engine.track(1))
+    begin = now()
+    report = await engine.aclose(timeout)
 
-        engine = Engine(ScriptedTransport(then=at_once(400)), batching=Batching(linger=0.0), on_outcome=hook)
-        await (await engine.track(1))
-        begin = now()
-        report = await engine.aclose(timeout)
-        assert now() - begin == pytest.approx(returns, abs=ROUNDING)
-        assert told == ([1] if takes < 1e6 else [])
-        assert report.stats.rejected == 1
-
-    run(test())
+    assert now() - begin == pytest.approx(returns, abs=ROUNDING)
+    assert reported == ([1] if takes < 1e6 else [])
+    assert report.stats.rejected == 1
 
 
 async def test_close_leaves_a_blocked_thread_behind() -> None:
@@ -464,7 +459,7 @@ async def test_close_leaves_a_blocked_thread_behind() -> None:
     assert not release.is_set()
     assert threads[0].is_alive()
     release.set()
-    await engine.dispatcher._shutdown._last_tasks[1]
+    await hooks_ending_task(engine)
     threads[0].join(60.0)
 
     assert report.stats.rejected == 1
@@ -473,7 +468,7 @@ async def test_close_leaves_a_blocked_thread_behind() -> None:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
 async def test_hooks_under_an_eager_task_factory() -> None:
-    """Where tasks begin at once, a hook is called no sooner: all is settled when it looks, and it is told all."""
+    """Under an eager task factory a hook is called after all events are settled, and gets all of them."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     seen: list[tuple[int, int]] = []
 
@@ -498,14 +493,78 @@ async def test_client_calls_both_hooks() -> None:
     outcomes: list[UndeliveredEvent] = []
     changes: list[StateChange] = []
 
-    async def changed(told: StateChange) -> None:
-        changes.append(told)
+    async def changed(reported: StateChange) -> None:
+        changes.append(reported)
 
     transport = ScriptedTransport(then=at_once(403))
     client = make_client(transport, on_outcome=into(outcomes), on_state_change=changed)
     await client.track(event(1))
     report = await client.aclose(5.0)
 
-    assert [number_of(told) for told in outcomes] == [1]
-    assert [told.status for told in changes] == [403]
+    assert [number_of(reported) for reported in outcomes] == [1]
+    assert [reported.status for reported in changes] == [403]
     assert report.stats.hook_errors == 0
+
+
+# --- through the engine ---
+
+
+async def test_hook_gets_every_undelivered_event_once(virtual_clock: CheckedLoop) -> None:
+    """Rejected, abandoned and dropped events are given to the hook, once each, as batches; delivered ones are not."""
+    # Events that come while the hook runs, or together, are passed in one call.
+    reported: list[list[int]] = []
+    kinds: list[type] = []
+
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        reported.append([kept.event.product_id for kept in events])  # type: ignore[attr-defined]
+        kinds.extend(type(kept.outcome) for kept in events)
+        engine.check()
+
+    transport = ScriptedTransport(200, 400, 400, 400, 501, then=NEVER)
+    engine = Engine(transport, batching=Batching(max_events=2, max_in_flight=1), on_outcome=hook)
+    await engine.track_all(range(12))
+    await asyncio.sleep(1.0)
+    report = await engine.aclose(1.0)
+
+    assert kinds == [Rejected] * 2 + [Abandoned] * 4 + [Dropped] * 4
+    # The counters add up whenever it is called.
+    assert report.stats.hook_errors == 0
+
+    assert (reported, len(report.undelivered)) == ([[2], [3], [4, 5], [6, 7, 8, 9, 10, 11]], 6)
+
+
+async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that always raises is counted and logged once; every event still has its outcome."""
+
+    async def hook(_: Sequence[UndeliveredEvent]) -> None:
+        raise ZeroDivisionError
+
+    engine = Engine(
+        ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1, ordered=False), on_outcome=hook
+    )
+    receipts = []
+    for number in range(4):
+        receipts.append(await engine.track(number))
+        await asyncio.sleep(1.0)
+    report = await engine.aclose(1.0)
+
+    assert [type(receipt.outcome) for receipt in receipts] == [Rejected, Rejected, Delivered, Abandoned]
+    assert engine.stats().hook_errors == 3
+    assert len(report.undelivered) == 1
+
+    assert sum("on_outcome raised ZeroDivisionError" in record.message for record in caplog.records) == 1
+
+
+async def test_hook_may_use_the_client(virtual_clock: CheckedLoop) -> None:
+    """A hook may track refused events again, and read the counters."""
+
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        for kept in events:
+            engine.track_nowait(kept.event.product_id + 100)  # type: ignore[attr-defined]
+
+    transport = ScriptedTransport(then=lambda request: 400 if min(request.numbers) < 100 else 200)
+    engine = Engine(transport, batching=Batching(linger=0.0), on_outcome=hook)
+    await engine.track_all(range(3))
+    await asyncio.sleep(1.0)
+
+    assert sorted(transport.recorded_numbers) == [100, 101, 102]

@@ -34,12 +34,12 @@ def _told_with_variables(error: BaseException) -> str:
 
 
 async def _told_by_tasks(work: Coroutine[Any, Any, Any]) -> tuple[Any, set[str]]:
-    """Return what `work` returns, and what all tasks print of themselves at every step of the loop meanwhile."""
-    working, told = asyncio.create_task(work), set[str]()
+    """Return the result of `work`, and the text that all tasks print of themselves at every step meanwhile."""
+    working, reported = asyncio.create_task(work), set[str]()
     while not working.done():
-        told |= {repr(task) for task in asyncio.all_tasks()}
+        reported |= {repr(task) for task in asyncio.all_tasks()}
         await asyncio.sleep(0)
-    return working.result(), told
+    return working.result(), reported
 
 
 class _Held(httpx.AsyncBaseTransport):
@@ -55,7 +55,7 @@ class _Held(httpx.AsyncBaseTransport):
         try:
             int(target)
         except ValueError:
-            # What comes now has this error for a context.
+            # Errors raised from here on have this one as their context.
             await self._end()
         return httpx.Response(200)
 
@@ -120,7 +120,7 @@ def test_an_address_with_the_key_in_it_is_in_no_frame(before_host: str, monkeypa
 
 
 async def test_no_attribute_holds_the_key_in_clear() -> None:
-    """Whatever of the package is alive while a request is on its way, its attributes print no key; nor do copies."""
+    """While a request is under way, no object of the package prints a key in its attributes; neither do copies."""
     arrived, seen = asyncio.Event(), []
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -137,20 +137,20 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
         await client.track(EVENT)
         await arrived.wait()
         ours = [thing for thing in gc.get_objects() if is_of_the_client(thing)]
-        told = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
-        # An inspector reads properties, and the URL's `raw_path` is where the connection reads the key.
-        told += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]
+        reported = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
+        # An inspector reads properties; `raw_path` of the URL is the attribute from which the connection reads the key.
+        reported += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]
         await client.aclose(timeout=0)
 
     assert {"Credentials", "KeyedURL", "HttpxTransport"} <= {type(thing).__name__ for thing in ours}
-    assert set() == {place for text in told for place in found_in(text, KEY)}
+    assert set() == {place for text in reported for place in found_in(text, KEY)}
     assert set() == found_in(repr(copy.copy(seen[0])), KEY)
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(seen[0])
 
 
 async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
-    """The body of an answer, which may hold the request, is kept by nobody after `is_throttled` has seen it."""
+    """The body of an answer, which may hold the request, is not kept after `is_throttled` has seen it."""
     asked: list[bytes] = []
     answered = asyncio.Event()
 
@@ -179,13 +179,13 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function", "partial", "failing function"])
 async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
-    """At no step of the loop, while the key is asked for, does a task, or what it waits for, print the key."""
+    """At no step of the loop while the key is asked for does a task, or an object that it awaits, print the key."""
 
     async def fetched() -> str:
         await asyncio.sleep(0)
         return KEY
 
-    async def told(key: str) -> str:
+    async def reported(key: str) -> str:
         return key
 
     def failing() -> str:
@@ -195,7 +195,7 @@ async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
         "failing function": failing,
         "function": lambda: KEY,
         "coroutine function": fetched,
-        "partial": partial(told, KEY),
+        "partial": partial(reported, KEY),
     }
     credentials = Credentials(sources[kind], "partner")
     assert set() == found_in(attributes(credentials), KEY)
@@ -207,7 +207,7 @@ async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
 
 
 async def test_a_hook_is_printed_by_no_task() -> None:
-    """Neither what a hook in a thread raises nor what it returns is in what tasks print of themselves."""
+    """Tasks print neither the error nor the result of a hook in a thread."""
     calls: list[int] = []
 
     def hook(events: Any) -> Any:

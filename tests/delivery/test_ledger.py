@@ -1,4 +1,4 @@
-"""The books: they add up after every entry, tell each kind of failure once, and wait for the right events."""
+"""The ledger: counters add up after every change, each kind of failure is logged once, flushes wait for events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
-from tests.support.fakes import check_balance, into, run
+from tests.support.engine_state import flushes_waited_for
+from tests.support.fakes import check_balance, into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
     from retailrocket_async._stats import State, Stats
+    from tests.support.virtual_time import CheckedLoop
 
 OUTCOMES: list[Outcome] = [
     Delivered(status=200),
@@ -37,7 +39,7 @@ def new_ledger(
     on_outcome: OutcomeHook | None = None, on_state_change: StateHook | None = None, *, watch: Watch | None = None
 ) -> Ledger:
     """Return empty books."""
-    return Ledger(LoopAffinity(), on_outcome, on_state_change, most_told=100, watch=watch)
+    return Ledger(LoopAffinity(), on_outcome, on_state_change, max_unreported=100, watch=watch)
 
 
 class RaisingHandler(logging.Handler):
@@ -74,7 +76,7 @@ def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
 
 def close(ledger: Ledger, batch: Batch, outcome: Outcome) -> None:
     """Track, send and close a batch."""
-    ledger.tracked += len(batch)
+    ledger.count_tracked(len(batch))
     ledger.close_batch(batch, outcome)
 
 
@@ -84,7 +86,7 @@ def stats(ledger: Ledger) -> Stats:
 
 
 def test_every_outcome_is_counted() -> None:
-    """Each kind of outcome has a counter of its own, and they add up."""
+    """Each kind of outcome has its own counter, and the counters add up."""
     ledger = new_ledger()
     for count, outcome in enumerate(OUTCOMES, start=1):
         close(ledger, batch_of(count), outcome)
@@ -104,46 +106,42 @@ def test_receipts_are_settled() -> None:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_hook_is_told_of_the_undelivered(outcome: Outcome) -> None:
+async def test_hook_is_told_of_the_undelivered(virtual_clock: CheckedLoop, outcome: Outcome) -> None:
     """The hook gets every undelivered event with its outcome, once, and never a delivered one."""
     batch = batch_of(3)
 
-    async def test() -> list[UndeliveredEvent]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.close_batch(batch, outcome)
-        await ledger.hooks.drained()
-        return told
-
     expected = [UndeliveredEvent(event_name="view", envelope=body, outcome=outcome) for body in batch.envelopes]  # type: ignore[arg-type]
 
-    assert run(test()) == ([] if isinstance(outcome, Delivered) else expected)
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
+    ledger.close_batch(batch, outcome)
+    await ledger.hooks.drained()
+
+    assert reported == ([] if isinstance(outcome, Delivered) else expected)
 
 
-def test_hook_finds_its_receipts_settled() -> None:
-    """When the hook is called, the receipts have their outcome and the books add up."""
+async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> None:
+    """When the hook is called, the receipts have their outcome and the counters add up."""
     batch = batch_of(2)
 
-    async def test() -> list[object]:
-        seen: list[object] = []
+    seen: list[object] = []
 
-        async def hook(_: Sequence[UndeliveredEvent]) -> None:
-            seen.append([receipt.done() for receipt in batch.receipts])
-            check_balance(stats(ledger))
+    async def hook(_: Sequence[UndeliveredEvent]) -> None:
+        seen.append([receipt.done() for receipt in batch.receipts])
+        check_balance(stats(ledger))
 
-        ledger = new_ledger(hook)
-        close(ledger, batch, OUTCOMES[1])
-        await ledger.hooks.drained()
-        return seen
+    ledger = new_ledger(hook)
+    close(ledger, batch, OUTCOMES[1])
+    await ledger.hooks.drained()
 
-    assert run(test()) == [[True, True]]
+    assert seen == [[True, True]]
 
 
 def test_drops_are_counted_by_reason_and_name() -> None:
-    """What is dropped is counted by reason and event; what the user's own hook drops is not logged."""
+    """Drops are counted by reason and event name; drops of the user's own `before_send` are not logged."""
     ledger = new_ledger()
     for _ in range(3):
-        ledger.tracked += 1
+        ledger.count_tracked()
         ledger.drop(b"{}", Receipt("search"), "before_send")
     close(ledger, batch_of(2), Dropped(reason="overflow"))
 
@@ -161,7 +159,7 @@ def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_undelivered_are_kept_on_demand() -> None:
-    """Only what is not delivered after `keep_undelivered` is kept."""
+    """Only undelivered events after `keep_undelivered` are kept."""
     ledger = new_ledger()
     close(ledger, batch_of(1), OUTCOMES[1])
     ledger.keep_undelivered()
@@ -172,7 +170,7 @@ def test_undelivered_are_kept_on_demand() -> None:
 
 
 def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
-    """One record for each reason and status says how many events, and why; of a `before_send` drop there is none."""
+    """One record for each reason and status gives the number of events and the cause; `before_send` drops have none."""
     caplog.set_level(logging.DEBUG)
     ledger = new_ledger()
     outcomes: list[Outcome] = [
@@ -202,13 +200,13 @@ def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
 def test_how_changes_of_state_are_logged(
     state: State, level: str, status: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A halt is an error, other changes are warnings; the record says what happened, and each change has its own."""
+    """A halt is logged as an error, other changes as warnings; each change has its own record with its cause."""
     ledger = new_ledger()
     change = StateChange(
         state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
     )
     for _ in range(2):
-        ledger.tell_state(change)
+        ledger.report_state(change)
     says = f"sending is {state}: do this ({'HTTP 403' if status else 'connect: X'})"
 
     assert [level, level] == [record.levelname for record in caplog.records]
@@ -216,30 +214,28 @@ def test_how_changes_of_state_are_logged(
 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, Kept()])
-def test_events_that_the_caller_is_told_of_are_told_nobody_else(outcome: Outcome) -> None:
-    """With `tell=False` events are counted and settled, and neither the hook nor the close report has them."""
-
-    async def test() -> tuple[list[UndeliveredEvent], list[UndeliveredEvent], Stats]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.keep_undelivered()
-        ledger.tracked += 2
-        ledger.end(b"{}", receipts[0], outcome, tell=False)
-        ledger.end(b"{}", receipts[1], outcome)
-        await ledger.hooks.drained()
-        return told, ledger.undelivered, stats(ledger)
-
+async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
+    virtual_clock: CheckedLoop, outcome: Outcome
+) -> None:
+    """With `notify=False` events are counted and settled, and neither the hook nor the close report has them."""
     receipts = [Receipt("view"), Receipt("view")]
-    told, kept, counted = run(test())
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
+    ledger.keep_undelivered()
+    ledger.count_tracked(2)
+    ledger.end(b"{}", receipts[0], outcome, notify=False)
+    ledger.end(b"{}", receipts[1], outcome)
+    await ledger.hooks.drained()
+    kept, counted = ledger.undelivered, stats(ledger)
     undelivered = int(not isinstance(outcome, Delivered | Kept))
 
-    assert (undelivered, undelivered) == (len(told), len(kept))
+    assert (undelivered, undelivered) == (len(reported), len(kept))
     assert [outcome, outcome] == [receipt.outcome for receipt in receipts]
     check_balance(counted)
 
 
 def test_what_keeps_events_says_how_they_end() -> None:
-    """What a spool keeps is asked before anybody is told, and the outcome that it returns is the events' own."""
+    """A spool is asked before an event is settled, and the outcome that it returns stands."""
     asked: list[tuple[int, Outcome]] = []
 
     def keep(batch: Batch, outcome: Outcome) -> Outcome:
@@ -248,7 +244,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
         return Kept(attempts=2)
 
     batch = batch_of(3)
-    ledger = Ledger(LoopAffinity(), None, None, most_told=100, keep=keep)
+    ledger = Ledger(LoopAffinity(), None, None, max_unreported=100, keep=keep)
     ledger.keep_undelivered()
     close(ledger, batch, OUTCOMES[2])
 
@@ -257,76 +253,70 @@ def test_what_keeps_events_says_how_they_end() -> None:
     assert (3, 0, []) == (stats(ledger).kept, stats(ledger).abandoned, ledger.undelivered)
 
 
-def test_missed_events_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """What a hook misses, as more waits for it than its bound, is counted each time and logged once."""
+async def test_missed_events_are_logged_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """Events that a hook misses because too many wait for it are counted each time and logged once."""
+    ledger = new_ledger(into([]))
+    for _ in range(3):
+        close(ledger, batch_of(60), OUTCOMES[1])
 
-    async def test() -> int:
-        ledger = new_ledger(into([]))
-        for _ in range(3):
-            close(ledger, batch_of(60), OUTCOMES[1])
-        return stats(ledger).hook_missed
-
-    assert 80 == run(test())
+    assert 80 == stats(ledger).hook_missed
     assert 1 == sum("on_outcome is too slow" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES[1:])
-def test_log_handler_that_raises_costs_the_hook_no_event(outcome: Outcome, raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_costs_the_hook_no_event(
+    virtual_clock: CheckedLoop, outcome: Outcome, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
     batch = batch_of(3)
 
-    async def test() -> tuple[int, int, Stats]:
-        told: list[UndeliveredEvent] = []
-        ledger = new_ledger(into(told))
-        ledger.keep_undelivered()
-        close(ledger, batch, outcome)
-        await ledger.hooks.drained()
-        return len(told), len(ledger.undelivered), stats(ledger)
+    reported: list[UndeliveredEvent] = []
+    ledger = new_ledger(into(reported))
+    ledger.keep_undelivered()
+    close(ledger, batch, outcome)
+    await ledger.hooks.drained()
+    reported, kept, counted = len(reported), len(ledger.undelivered), stats(ledger)
 
-    told, kept, counted = run(test())
-
-    assert (3, 3, 1) == (told, kept, raising_handler.records)
+    assert (3, 3, 1) == (reported, kept, raising_handler.records)
     assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
     check_balance(counted)
 
 
-def test_log_handler_that_raises_ends_a_flush(raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_ends_a_flush(
+    virtual_clock: CheckedLoop, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises does not leave a flush waiting for events that have their outcome."""
-
-    async def test() -> None:
-        ledger = new_ledger()
-        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
-        await asyncio.sleep(0)
-        close(ledger, batch_of(1), OUTCOMES[1])
-        await flush
-
-    run(test())
+    ledger = new_ledger()
+    flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    close(ledger, batch_of(1), OUTCOMES[1])
+    await flush
 
     assert raising_handler.records == 1
 
 
 @pytest.mark.parametrize("state", ["halted", "sending"])
-def test_log_handler_that_raises_costs_no_change_of_state(state: State, raising_handler: RaisingHandler) -> None:
+async def test_log_handler_that_raises_costs_no_change_of_state(
+    virtual_clock: CheckedLoop, state: State, raising_handler: RaisingHandler
+) -> None:
     """A log handler that raises keeps no change of state from `on_state_change`."""
     change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
 
-    async def test() -> list[StateChange]:
-        told: list[StateChange] = []
+    reported: list[StateChange] = []
 
-        async def hook(change: StateChange) -> None:
-            told.append(change)
+    async def hook(change: StateChange) -> None:
+        reported.append(change)
 
-        ledger = new_ledger(None, hook)
-        ledger.tell_state(change)
-        await ledger.hooks.drained()
-        return told
+    ledger = new_ledger(None, hook)
+    ledger.report_state(change)
+    await ledger.hooks.drained()
 
-    assert [change] == run(test())
+    assert [change] == reported
     assert raising_handler.records == 1
 
 
 def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
-    """What a hook raises is counted each time, and so is what the log handler raises when it is told of the first."""
+    """Each error of a hook is counted, and so is an error of the log handler that records the first one."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.hook_failed("on_outcome", ValueError("x"))
@@ -352,7 +342,7 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
     ledger = new_ledger(watch=Watch(observer, lambda *_: None))
     close(ledger, batch_of(2), outcome)
     close(ledger, batch_of(3, name="search"), outcome)
-    ledger.tracked += 1
+    ledger.count_tracked()
     ledger.drop(b"{}", Receipt("order"), "before_send")
     dropped_by = {"before_send": {"order": 1}} | (
         {"closed": {"view": 2, "search": 3}} if isinstance(outcome, Dropped) else {}
@@ -365,35 +355,28 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
     check_balance(stats(ledger))
 
 
-def test_flush_waits_for_its_generation() -> None:
+async def test_flush_waits_for_its_generation(virtual_clock: CheckedLoop) -> None:
     """A flush ends with the last batch of its generation, and later ones neither hold nor end it."""
-
-    async def test() -> None:
-        ledger = new_ledger()
-        finished = asyncio.get_running_loop().create_future()
-        flush = asyncio.create_task(ledger.flushed(1, 4, finished))
+    ledger = new_ledger()
+    finished = asyncio.get_running_loop().create_future()
+    flush = asyncio.create_task(ledger.flushed(1, 4, finished))
+    await asyncio.sleep(0)
+    for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
+        ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
         await asyncio.sleep(0)
-        for opened_in in ([0], [2, 2, 2], [1, 2, 0]):
-            ledger.close(OUTCOMES[0], 5, opened_in, ["view"] * 5)
-            await asyncio.sleep(0)
-            assert not flush.done()
-        ledger.close(OUTCOMES[2], 1, [1], ["view"])
-        await flush
-        ledger.close(OUTCOMES[0], 1, [1], ["view"])
-
-    run(test())
+        assert not flush.done()
+    ledger.close(OUTCOMES[2], 1, [1], ["view"])
+    await flush
+    ledger.close(OUTCOMES[0], 1, [1], ["view"])
 
 
-def test_cancelled_flush_is_forgotten() -> None:
-    """A flush that nobody waits for any more leaves nothing behind."""
+async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
+    """A cancelled flush leaves nothing behind."""
+    ledger = new_ledger()
+    flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    flush.cancel()
+    await asyncio.wait({flush})
+    ledger.close(OUTCOMES[0], 1, [0], ["view"])
 
-    async def test() -> list[object]:
-        ledger = new_ledger()
-        flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
-        await asyncio.sleep(0)
-        flush.cancel()
-        await asyncio.wait({flush})
-        ledger.close(OUTCOMES[0], 1, [0], ["view"])
-        return list(ledger._flushes)
-
-    assert run(test()) == []
+    assert flushes_waited_for(ledger) == 0

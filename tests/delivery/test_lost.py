@@ -30,7 +30,7 @@ def made(**options: Any) -> AsyncTrackingClient:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged as an error by anybody but asyncio itself."""
+    """Return the errors that were logged by any logger but asyncio's."""
     return [
         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and record.name != "asyncio"
     ]
@@ -43,8 +43,8 @@ async def tracked(client: AsyncTrackingClient, count: int = 7) -> AsyncTrackingC
     return client
 
 
-def told(how: str, count: int, what: str = "are lost") -> list[str]:
-    """Return what is to be logged."""
+def reported(how: str, count: int, what: str = "are lost") -> list[str]:
+    """Return the records to expect."""
     return [
         f"{how} before the client was closed: {count} undelivered event(s) {what}; use 'async with', or await aclose()"
     ]
@@ -58,7 +58,7 @@ def test_the_loop_is_closed_by_run(caplog: pytest.LogCaptureFixture) -> None:
     client = made()
     asyncio.run(tracked(client))
 
-    assert told("its event loop was closed", 7) == errors(caplog)
+    assert reported("its event loop was closed", 7) == errors(caplog)
     del client
     gc.collect()
     assert len(errors(caplog)) == 1
@@ -72,17 +72,17 @@ def test_the_loop_is_closed_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     loop.run_until_complete(tracked(client))
     loop.close()
 
-    assert told("its event loop was closed", 7) == errors(caplog)
+    assert reported("its event loop was closed", 7) == errors(caplog)
     assert client.stats().pending == 7
 
 
 async def test_the_client_is_collected(caplog: pytest.LogCaptureFixture) -> None:
-    """A client that nobody keeps any more while its loop runs is one record."""
+    """A client that is garbage-collected while its loop runs is one log record."""
     client = await tracked(made())
     del client
     gc.collect()
 
-    assert told("the client was garbage-collected", 7) == errors(caplog)
+    assert reported("the client was garbage-collected", 7) == errors(caplog)
 
 
 async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +101,7 @@ async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> None:
-    """What the end of the loop cuts off in mid-request is in the one record, together with what still waits."""
+    """Events that the end of the loop cuts off in a request are in the same record as those that still wait."""
 
     async def main(client: AsyncTrackingClient) -> None:
         listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
@@ -120,7 +120,7 @@ def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> N
     clients: list[Any] = [None]
     asyncio.run(main(clients[0]))
 
-    assert told("its event loop was closed", 12) == errors(caplog)
+    assert reported("its event loop was closed", 12) == errors(caplog)
     assert clients[0].stats().abandoned == 5
 
 
@@ -129,7 +129,7 @@ def test_a_spool_keeps_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     client = made(spool=SqliteSpool(tmp_path))
     asyncio.run(tracked(client))
 
-    expected = told("its event loop was closed", 7, "are in the spool, whose next user sends them")
+    expected = reported("its event loop was closed", 7, "are in the spool, whose next user sends them")
     assert expected == errors(caplog)
 
 
@@ -143,11 +143,11 @@ def test_the_events_of_other_threads(caplog: pytest.LogCaptureFixture) -> None:
     clients: list[AsyncTrackingClient] = []
     asyncio.run(main())
 
-    assert told("its event loop was closed", 3) == errors(caplog)
+    assert reported("its event loop was closed", 3) == errors(caplog)
 
 
 def test_a_test_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A `RecordingClient` that is left open loses nothing, and logs nothing."""
+    """An open `RecordingClient` loses no event at the end of its loop, and logs nothing."""
 
     async def main() -> None:
         RecordingClient(batching=LATE).track_nowait(VIEW)
@@ -159,7 +159,7 @@ def test_a_test_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_tasks_are_cancelled_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """Where somebody cancels every task, and the loop goes on, what was cut off is logged in a moment."""
+    """If other code cancels every task and the loop goes on, the cut-off events are logged a moment later."""
     listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
     address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
     client = AsyncTrackingClient("key", "shop", base_url=address, batching=Batching(linger=0.0))
@@ -173,7 +173,7 @@ async def test_tasks_are_cancelled_and_the_loop_goes_on(caplog: pytest.LogCaptur
     await client.aclose()
     listening.close()
 
-    assert ["7 event(s): given up, cancelled: somebody cancelled the tasks that sent them"] == [
+    assert ["7 event(s): given up, cancelled: other code cancelled the tasks that sent them"] == [
         line.partition(" (logged once")[0] for line in errors(caplog)
     ]
 
@@ -197,7 +197,7 @@ def test_a_log_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_context_is_kept() -> None:
-    """What watches a loop keeps nothing of the visitor who was the first."""
+    """The object that watches a loop keeps nothing of the visitor who was the first."""
 
     class Visitor:
         pass
@@ -270,4 +270,4 @@ def test_the_process_ends(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", AT_EXIT + code], capture_output=True, text=True, check=True, cwd=ROOT)
 
     lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR the process ended")]
-    assert [f"ERROR {line}" for line in told("the process ended", 7) * records] == lines
+    assert [f"ERROR {line}" for line in reported("the process ended", 7) * records] == lines

@@ -132,7 +132,7 @@ elif where == "atexit":
 
 
 def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]:
-    """Run the script above; return what it prints, once it has said nothing else."""
+    """Run the script above; return its output, if it has printed nothing else."""
     done = subprocess.run(
         [python, "-W", "error::ResourceWarning", "-c", CHILD, where, what],
         cwd=ROOT,
@@ -142,27 +142,27 @@ def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]
         timeout=240,
     )
     assert (0, "") == (done.returncode, done.stderr)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    reported: dict[str, Any] = json.loads(done.stdout)
+    return reported
 
 
 @pytest.mark.parametrize("where", ["thread", "atexit"])
 @pytest.mark.parametrize("what", ["plain", "coroutine", "key", "spool", "handle"])
 def test_it_delivers_and_tells(where: str, what: str) -> None:
-    """Events go to an address, what is refused comes to the hook, and the key's function is asked: as at any time."""
-    told = child(where, what)
+    """After the main thread has ended, events are delivered, refused ones reach the hook, the key is asked for."""
+    reported = child(where, what)
 
-    assert [400] == told["told"]
-    assert [1, 1, 0, 0, 0] == told["counts"]
-    assert not told["main"]
+    assert [400] == reported["told"]
+    assert [1, 1, 0, 0, 0] == reported["counts"]
+    assert not reported["main"]
 
 
 @pytest.mark.parametrize("where", ["thread", "atexit"])
 def test_a_name_is_not_found(where: str) -> None:
-    """A host's name cannot be found any more, as asyncio asks a pool of threads: outcome and log say just that."""
-    told = child(where, "name")
+    """A host's name cannot be resolved any more, since asyncio needs a thread pool: outcome and log say so."""
+    reported = child(where, "name")
     sentence = "name: asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
 
-    assert [sentence] == told["told"]
-    assert any(sentence in said for said in told["said"])
-    assert [0, 0, 1, 0, 0] == told["counts"]
+    assert [sentence] == reported["told"]
+    assert any(sentence in said for said in reported["said"])
+    assert [0, 0, 1, 0, 0] == reported["counts"]

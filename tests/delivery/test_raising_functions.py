@@ -1,4 +1,4 @@
-"""Hooks and key functions that raise what no `Exception` is, in every way: counted, logged by name, and over with."""
+"""Hooks and key functions may raise any `BaseException`: it is counted, logged by name, and does no further harm."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TEXT = "visitor-4711"
 
 
 class Odd(BaseException):
-    """An error of nobody's kind."""
+    """A `BaseException` that is no `Exception`."""
 
     def with_traceback(self, _: object) -> Any:
-        """Raise where others return themselves."""
+        """Raise instead of returning a representation."""
         raise Odd(TEXT)
 
 
@@ -113,7 +113,7 @@ WAYS: dict[str, Callable[[type[BaseException]], Callable[..., object]]] = {
 
 
 def _impossible(way: str, error: type[BaseException]) -> bool:
-    """Whether Python has no such case: a future takes no StopIteration, and hides no interrupt that it was given."""
+    """Whether Python rules the case out: a future takes no StopIteration, and passes interrupts on."""
     return way == "a future's" and error in (StopIteration, KeyboardInterrupt)
 
 
@@ -127,7 +127,7 @@ CASES = [
 
 @pytest.fixture
 async def reported() -> list[dict[str, Any]]:
-    """Give what asyncio's handler of exceptions is told."""
+    """Return the contexts that asyncio's exception handler gets."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     return told
@@ -142,7 +142,7 @@ def _said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
 async def test_a_hook_may_raise_anything(
     way: str, error: type[BaseException], caplog: pytest.LogCaptureFixture, reported: list[dict[str, Any]]
 ) -> None:
-    """Whatever a hook raises is counted, logged once by its type's name alone, and the delivery goes on."""
+    """Any error of a hook is counted and logged once by its type's name alone, and the delivery goes on."""
     caplog.set_level(logging.DEBUG)
     hook = WAYS[way](error)
     client = RecordingClient(batching=Batching(linger=0.0), on_outcome=hook)
@@ -165,7 +165,7 @@ async def test_a_hook_may_raise_anything(
 async def test_a_key_function_may_raise_anything(
     way: str, error: type[BaseException], caplog: pytest.LogCaptureFixture, reported: list[dict[str, Any]]
 ) -> None:
-    """Whatever the function for the key raises is logged once by its type's name; the event goes with a later key."""
+    """Any error of the key function is logged once by its type's name; the event goes out with a later key."""
     caplog.set_level(logging.DEBUG)
     raising = WAYS[way](error)
     asked = 0
@@ -198,7 +198,7 @@ async def test_a_key_function_may_raise_anything(
     assert TEXT not in caplog.text
 
 
-# --- what goes on to whom it is meant for ---
+# --- exceptions that must pass ---
 
 
 def _handled(number: int, _: object) -> None:
@@ -210,7 +210,7 @@ def _handled(number: int, _: object) -> None:
 )
 @pytest.mark.parametrize("asks", ["hook", "key"])
 def test_a_signal_ends_the_loop(handler: Any, error: type[BaseException], asks: str) -> None:
-    """Ctrl-C, and what any handler of a signal raises, ends the loop as always, though a hook or key function runs."""
+    """Ctrl-C, and any exception of a signal handler, ends the loop as usual, even while a hook or key function runs."""
     loop = asyncio.new_event_loop()
 
     async def interrupted(*_: object) -> str:
@@ -249,7 +249,7 @@ def test_a_signal_ends_the_loop(handler: Any, error: type[BaseException], asks: 
 
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 def test_a_loop_that_ends_in_a_hook_ends_it(caplog: pytest.LogCaptureFixture) -> None:
-    """A coroutine hook whose loop was closed is closed, too, and that is no failure of the hook."""
+    """A coroutine hook whose loop was closed is closed as well, which is no failure of the hook."""
     closed: list[str] = []
 
     async def hook(_: object) -> None:

@@ -1,4 +1,4 @@
-"""The request limit, on a virtual clock: what a server at the end of an uneven network would count."""
+"""The request limit on a virtual clock, as a server counts it at the end of an uneven network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from retailrocket_async._delivery.rate_limiter import MAX_PAUSE, Limiter, LocalLimiter, Permit, RateLimit
 from retailrocket_async._errors import ConfigurationError, WrongLoopError
 from tests.contracts.limiter import ROUNDING, LimiterContract, now, take, worst_window
-from tests.support.virtual_time import VirtualTimeLoop, block, run
+from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, block, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -32,12 +32,12 @@ class TestLocalLimiter(LimiterContract):
         return LocalLimiter(rate_limit)
 
 
-# --- what the server sees ---
+# --- requests as the server counts them ---
 
 
 @attrs.frozen
 class Way:
-    """What happens to one request between its grant and its end; all in seconds."""
+    """The times of one request between its grant and its end; all in seconds."""
 
     connecting: float = 0.0
     """From the grant to the write, while others run."""
@@ -84,7 +84,7 @@ async def demand(limiter: Limiter, ways: Iterable[Way], *, senders: int = 8, sec
 
 @st.composite
 def limits_and_ways(draw: st.DrawFn) -> tuple[RateLimit, list[Way]]:
-    """Draw a limit, and requests whose ways differ by no more than its jitter."""
+    """Draw a limit, and requests whose delays differ by no more than its jitter."""
     requests = draw(st.integers(1, 12))
     limit = RateLimit(
         requests=requests,
@@ -142,9 +142,15 @@ async def steady_demand(ways: Iterable[Way], *, blocked: bool) -> list[float]:
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 @pytest.mark.parametrize(("answer", "wanted"), [(0.0, 0.97), (0.07, 0.95)])
-def test_the_limit_is_used(answer: float, wanted: float, spread: float, blocked: bool) -> None:  # noqa: FBT001
-    """Demand without end uses at least 97 % of the limit, 95 % where an answer takes 0.1 s, and never exceeds it."""
-    arrivals = run(steady_demand(uneven_network(spread=spread, answer=answer), blocked=blocked))
+async def test_the_limit_is_used(
+    virtual_clock: CheckedLoop,
+    answer: float,
+    wanted: float,
+    spread: float,
+    blocked: bool,  # noqa: FBT001
+) -> None:
+    """Demand without end uses at least 97 % of the limit, 95 % if an answer takes 0.1 s, and never exceeds it."""
+    arrivals = await steady_demand(uneven_network(spread=spread, answer=answer), blocked=blocked)
     steady = [at for at in arrivals if 1.0 <= at < 29.0]
 
     assert len(steady) / 28.0 >= wanted * NOMINAL.requests
@@ -152,7 +158,7 @@ def test_the_limit_is_used(answer: float, wanted: float, spread: float, blocked:
 
 
 def test_quiet_moments_are_not_saved_up() -> None:
-    """After an hour without a request no more than `burst` of them leave at once."""
+    """After an hour without a request at most `burst` requests leave together."""
 
     async def test() -> list[float]:
         limiter = LocalLimiter(NOMINAL)
@@ -164,27 +170,22 @@ def test_quiet_moments_are_not_saved_up() -> None:
     assert sum(at < ROUNDING for at in run(test())) == NOMINAL.burst
 
 
-def test_two_clients_share_one_limit() -> None:
+async def test_two_clients_share_one_limit(virtual_clock: CheckedLoop) -> None:
     """A limiter shared by two clients keeps their sum within the limit, and lets each have its half."""
-
-    async def test() -> tuple[list[float], list[float]]:
-        limiter = LocalLimiter(NOMINAL)
-        one = demand(limiter, uneven_network(), seconds=10.0)
-        other = demand(limiter, uneven_network(), seconds=10.0)
-        first, second = await asyncio.gather(one, other)
-        return first, second
-
-    one, other = run(test())
+    limiter = LocalLimiter(NOMINAL)
+    one, other = await asyncio.gather(
+        demand(limiter, uneven_network(), seconds=10.0), demand(limiter, uneven_network(), seconds=10.0)
+    )
 
     assert worst_window(one + other, NOMINAL.per) <= NOMINAL.requests
     assert abs(len(one) - len(other)) <= 0.1 * len(one)
 
 
-# --- a slot's time ---
+# --- the time of a slot ---
 
 
 async def when_free(tell: Callable[[Permit], Coroutine[None, None, None]], limit: RateLimit) -> float:
-    """Return when the second request is granted where there is room for one, and `tell` is told of the first."""
+    """Return when the second request is granted by a limiter with one slot; `tell` reports on the first request."""
     limiter = LocalLimiter(limit)
     permit = await limiter.acquire()
     assert permit is not None
@@ -197,18 +198,18 @@ async def when_free(tell: Callable[[Permit], Coroutine[None, None, None]], limit
 ONE = RateLimit(requests=1, per=1.0, jitter=0.1)
 
 
-def test_unsent_request_keeps_its_slot() -> None:
+async def test_unsent_request_keeps_its_slot(virtual_clock: CheckedLoop) -> None:
     """A request that is not yet written counts, however long that takes, and for a full window after it."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(1000.0)
         permit.sent()
 
-    assert run(when_free(tell, ONE)) == pytest.approx(1000.0 + 1.1)
+    assert await when_free(tell, ONE) == pytest.approx(1000.0 + 1.1)
 
 
-def test_written_request_frees_its_slot() -> None:
-    """A slot is free `per + jitter` after the writing where no answer comes sooner."""
+async def test_written_request_frees_its_slot(virtual_clock: CheckedLoop) -> None:
+    """A slot is free `per + jitter` after the writing if no answer comes sooner."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(0.5)
@@ -216,21 +217,21 @@ def test_written_request_frees_its_slot() -> None:
         await asyncio.sleep(0.3)
         permit.done(answered=True)
 
-    assert run(when_free(tell, ONE)) == pytest.approx(0.5 + 1.1)
+    assert await when_free(tell, ONE) == pytest.approx(0.5 + 1.1)
 
 
-def test_prompt_answer_frees_the_slot_sooner() -> None:
-    """An answer proves the arrival: `per` after it the slot is free, whatever the network's spread."""
+async def test_prompt_answer_frees_the_slot_sooner(virtual_clock: CheckedLoop) -> None:
+    """An answer proves the arrival: the slot is free `per` after it, for any jitter of the network."""
 
     async def tell(permit: Permit) -> None:
         permit.sent()
         await asyncio.sleep(0.02)
         permit.done(answered=True)
 
-    assert run(when_free(tell, ONE)) == pytest.approx(0.02 + 1.0)
+    assert await when_free(tell, ONE) == pytest.approx(0.02 + 1.0)
 
 
-def test_cancelled_request_frees_its_slot_no_sooner() -> None:
+async def test_cancelled_request_frees_its_slot_no_sooner(virtual_clock: CheckedLoop) -> None:
     """A request cancelled after its writing may still arrive: its slot is free `per + jitter` after the writing."""
 
     async def tell(permit: Permit) -> None:
@@ -238,21 +239,21 @@ def test_cancelled_request_frees_its_slot_no_sooner() -> None:
         await asyncio.sleep(0.02)
         permit.done()
 
-    assert run(when_free(tell, ONE)) == pytest.approx(1.1)
+    assert await when_free(tell, ONE) == pytest.approx(1.1)
 
 
 @pytest.mark.parametrize(("answered", "held"), [(False, 1.1), (True, 1.0)])
-def test_done_without_sent_frees_the_slot(answered: bool, held: float) -> None:  # noqa: FBT001
-    """A request that ended before anyone told of its writing counts as if written, or arrived, at its end."""
+async def test_done_without_sent_frees_the_slot(virtual_clock: CheckedLoop, answered: bool, held: float) -> None:  # noqa: FBT001
+    """A request that ended without a report of its writing counts as if written, or answered, at its end."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(5.0)
         permit.done(answered=answered)
 
-    assert run(when_free(tell, ONE)) == pytest.approx(5.0 + held)
+    assert await when_free(tell, ONE) == pytest.approx(5.0 + held)
 
 
-# --- waiters that are cancelled ---
+# --- cancelled waiters ---
 
 
 async def cancelled(task: asyncio.Task[Any], *, at: float) -> None:
@@ -263,60 +264,48 @@ async def cancelled(task: asyncio.Task[Any], *, at: float) -> None:
         await task
 
 
-def test_cancelled_in_the_bucket() -> None:
+async def test_cancelled_in_the_bucket(virtual_clock: CheckedLoop) -> None:
     """A waiter cancelled while the pace holds it takes nothing: the next one has its place."""
+    limiter = LocalLimiter(RateLimit(requests=10, burst=1))
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+    await cancelled(waiter, at=0.05)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit(requests=10, burst=1))
-        await take(limiter)
-        waiter = asyncio.create_task(take(limiter))
-        await cancelled(waiter, at=0.05)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(0.1)
+    assert await take(limiter) == pytest.approx(0.1)
 
 
-def test_cancelled_in_the_queue() -> None:
+async def test_cancelled_in_the_queue(virtual_clock: CheckedLoop) -> None:
     """A waiter cancelled behind others takes nothing: the one behind has its place."""
+    limiter = LocalLimiter(RateLimit(requests=10, burst=1))
+    await take(limiter)
+    first, second, third = (asyncio.create_task(take(limiter)) for _ in range(3))
+    await cancelled(second, at=0.05)
 
-    async def test() -> tuple[float, float]:
-        limiter = LocalLimiter(RateLimit(requests=10, burst=1))
-        await take(limiter)
-        first, second, third = (asyncio.create_task(take(limiter)) for _ in range(3))
-        await cancelled(second, at=0.05)
-        return await first, await third
-
-    assert run(test()) == pytest.approx((0.1, 0.2))
+    assert (await first, await third) == pytest.approx((0.1, 0.2))
 
 
-def test_cancelled_in_the_guard() -> None:
+async def test_cancelled_in_the_guard(virtual_clock: CheckedLoop) -> None:
     """A waiter cancelled while the window is full takes nothing: the next one has the first slot that is freed."""
+    limiter = LocalLimiter(RateLimit(requests=2, burst=2))
+    first, _ = await limiter.acquire(), await limiter.acquire()
+    assert first is not None
+    waiter = asyncio.create_task(take(limiter))
+    await cancelled(waiter, at=5.0)
+    first.done(answered=True)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit(requests=2, burst=2))
-        first, _ = await limiter.acquire(), await limiter.acquire()
-        assert first is not None
-        waiter = asyncio.create_task(take(limiter))
-        await cancelled(waiter, at=5.0)
-        first.done(answered=True)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(6.0)
+    assert await take(limiter) == pytest.approx(6.0)
 
 
-def test_cancelled_in_a_pause() -> None:
+async def test_cancelled_in_a_pause(virtual_clock: CheckedLoop) -> None:
     """A waiter cancelled in a pause that came over its wait takes nothing, though the bucket had let it through."""
+    limiter = LocalLimiter(RateLimit(requests=1, per=60.0))
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(59.0)
+    limiter.pause_until(70.0)
+    await cancelled(waiter, at=65.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit(requests=1, per=60.0))
-        await take(limiter)
-        waiter = asyncio.create_task(take(limiter))
-        await asyncio.sleep(59.0)
-        limiter.pause_until(70.0)
-        await cancelled(waiter, at=65.0)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(70.0)
+    assert await take(limiter) == pytest.approx(70.0)
 
 
 @settings(deadline=None)
@@ -325,7 +314,7 @@ def test_cancelled_in_a_pause() -> None:
     calls=st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 30)), max_size=40),
 )
 def test_cancelled_waiters_delay_nobody(limit: RateLimit, calls: list[tuple[int, int | None]]) -> None:
-    """Wherever waiters are cancelled, the others are granted no later than if those had never called."""
+    """If waiters are cancelled, the others are granted no later than if the cancelled ones had never called."""
     # No two of them call at the same instant: their order must be sure.
     starts = [start / 20 + index / 1000 for index, (start, _) in enumerate(calls)]
     waits = [math.inf if wait is None else wait / 20 for _, wait in calls]
@@ -354,114 +343,91 @@ def test_cancelled_waiters_delay_nobody(limit: RateLimit, calls: list[tuple[int,
 # --- pauses ---
 
 
-def test_pause_over_a_wait_for_the_bucket() -> None:
+async def test_pause_over_a_wait_for_the_bucket(virtual_clock: CheckedLoop) -> None:
     """A pause that comes while the pace holds a waiter holds it, too."""
+    limiter = LocalLimiter(RateLimit(requests=10, burst=1))
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(0.05)
+    limiter.pause_until(2.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit(requests=10, burst=1))
-        await take(limiter)
-        waiter = asyncio.create_task(take(limiter))
-        await asyncio.sleep(0.05)
-        limiter.pause_until(2.0)
-        return await waiter
-
-    assert run(test()) == pytest.approx(2.0)
+    assert await waiter == pytest.approx(2.0)
 
 
-def test_pause_over_a_wait_for_the_guard() -> None:
+async def test_pause_over_a_wait_for_the_guard(virtual_clock: CheckedLoop) -> None:
     """A pause that comes while the window is full holds the waiter beyond the window's end."""
+    limiter = LocalLimiter(RateLimit(requests=2, burst=2))
+    await take(limiter)
+    await take(limiter)
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(0.5)
+    limiter.pause_until(2.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit(requests=2, burst=2))
-        await take(limiter)
-        await take(limiter)
-        waiter = asyncio.create_task(take(limiter))
-        await asyncio.sleep(0.5)
-        limiter.pause_until(2.0)
-        return await waiter
-
-    assert run(test()) == pytest.approx(2.0)
+    assert await waiter == pytest.approx(2.0)
 
 
-def test_pause_over_a_pause() -> None:
-    """A later pause holds those who already wait for the end of an earlier one."""
+async def test_pause_over_a_pause(virtual_clock: CheckedLoop) -> None:
+    """A later pause also holds requests that already wait for the end of an earlier one."""
+    limiter = LocalLimiter(NOMINAL)
+    limiter.pause_until(2.0)
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(1.0)
+    limiter.pause_until(3.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(NOMINAL)
-        limiter.pause_until(2.0)
-        waiter = asyncio.create_task(take(limiter))
-        await asyncio.sleep(1.0)
-        limiter.pause_until(3.0)
-        return await waiter
-
-    assert run(test()) == pytest.approx(3.0)
+    assert await waiter == pytest.approx(3.0)
 
 
-def test_pause_never_moves_earlier() -> None:
+async def test_pause_never_moves_earlier(virtual_clock: CheckedLoop) -> None:
     """No answer can reopen the gate that another one closed."""
+    limiter = LocalLimiter(NOMINAL)
+    limiter.pause_until(5.0)
+    limiter.pause_until(3.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(NOMINAL)
-        limiter.pause_until(5.0)
-        limiter.pause_until(3.0)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(5.0)
+    assert await take(limiter) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("deadline", [61.0, 1e9, math.inf])
-def test_pause_is_capped(deadline: float) -> None:
-    """Whatever the server asks for, a pause ends 60 s from the moment it was asked for."""
+async def test_pause_is_capped(virtual_clock: CheckedLoop, deadline: float) -> None:
+    """Whatever the server asks for, a pause ends 60 s after the answer."""
+    limiter = LocalLimiter(NOMINAL)
+    await asyncio.sleep(7.0)
+    limiter.pause_until(7.0 + deadline)
 
-    async def test() -> float:
-        limiter = LocalLimiter(NOMINAL)
-        await asyncio.sleep(7.0)
-        limiter.pause_until(7.0 + deadline)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(7.0 + MAX_PAUSE)
+    assert await take(limiter) == pytest.approx(7.0 + MAX_PAUSE)
 
 
-def test_finished_requests_do_not_end_a_pause() -> None:
-    """A slot that is freed during a pause lets nobody through."""
+async def test_finished_requests_do_not_end_a_pause(virtual_clock: CheckedLoop) -> None:
+    """A slot that is freed during a pause admits no request."""
+    limiter = LocalLimiter(ONE)
+    permit = await limiter.acquire()
+    assert permit is not None
+    limiter.pause_until(30.0)
+    waiter = asyncio.create_task(take(limiter))
+    await asyncio.sleep(10.0)
+    permit.done(answered=True)
 
-    async def test() -> float:
-        limiter = LocalLimiter(ONE)
-        permit = await limiter.acquire()
-        assert permit is not None
-        limiter.pause_until(30.0)
-        waiter = asyncio.create_task(take(limiter))
-        await asyncio.sleep(10.0)
-        permit.done(answered=True)
-        return await waiter
-
-    assert run(test()) == pytest.approx(30.0)
+    assert await waiter == pytest.approx(30.0)
 
 
 # --- without a limit ---
 
 
-def test_no_limit() -> None:
-    """None lifts the limit: a thousand requests leave at once, and have nothing to tell."""
+async def test_no_limit(virtual_clock: CheckedLoop) -> None:
+    """None lifts the limit: a thousand requests leave together, and have no permits."""
+    limiter = LocalLimiter(None)
+    permits = [await limiter.acquire() for _ in range(1000)]
 
-    async def test() -> list[Permit | None]:
-        limiter = LocalLimiter(None)
-        permits = [await limiter.acquire() for _ in range(1000)]
-        assert now() < ROUNDING
-        return permits
+    assert now() < ROUNDING
 
-    assert run(test()) == [None] * 1000
+    assert permits == [None] * 1000
 
 
-def test_no_limit_honours_pauses() -> None:
-    """A pause holds requests back even where there is no limit."""
+async def test_no_limit_honours_pauses(virtual_clock: CheckedLoop) -> None:
+    """A pause holds requests back even without a limit."""
+    limiter = LocalLimiter(None)
+    limiter.pause_until(5.0)
 
-    async def test() -> float:
-        limiter = LocalLimiter(None)
-        limiter.pause_until(5.0)
-        return await take(limiter)
-
-    assert run(test()) == pytest.approx(5.0)
+    assert await take(limiter) == pytest.approx(5.0)
 
 
 # --- event loops ---
@@ -577,7 +543,7 @@ def test_pause_outlives_its_loop() -> None:
     assert run(take(limiter)) == pytest.approx(MAX_PAUSE)
 
 
-# --- the values ---
+# --- invalid settings ---
 
 
 @pytest.mark.parametrize(
@@ -590,7 +556,7 @@ def test_pause_outlives_its_loop() -> None:
     ],
 )
 def test_impossible_value(field: str, value: Any) -> None:
-    """A value outside its range is refused where it is given, with the name of its field."""
+    """A value outside its range is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=rf"^RateLimit\.{field} must be .*, not "):
         RateLimit(**{field: value})
 

@@ -1,4 +1,4 @@
-"""Nothing holds the event loop for long: what is much is done in parts, and nothing costs more the more there is.
+"""Nothing blocks the event loop for long: large work is done in parts, and costs do not grow with the number of events.
 
 Nothing here measures time. Parts are counted by turns of the loop, costs by calls of functions.
 """
@@ -33,18 +33,16 @@ from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._receipt import Receipt, settle
 from retailrocket_async.emulator import Settings, running_emulator
-from tests.support.fakes import (
-    CheckedLoop,
-    Engine,
-    RecordingLimiter,
-    ScriptedTransport,
-    Step,
-    check_balance,
-    event,
-    run,
-    turns,
+from tests.support.engine_state import (
+    ages_kept,
+    awaiting,
+    codec_of,
+    httpx_client_of,
+    running_key_call,
+    waiting_at_breaker,
 )
-from tests.support.virtual_time import block
+from tests.support.fakes import NEVER, Engine, RecordingLimiter, ScriptedTransport, check_balance, event, turns
+from tests.support.virtual_time import CheckedLoop, block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,13 +53,12 @@ if TYPE_CHECKING:
 MOST = 1500
 """Events that may be settled in one turn: a few milliseconds' worth."""
 
-NEVER = Step(latency=1e9)
 ONE_EACH = Batching(ordered=False, max_events=1)
 LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
 
 
 class Pace:
-    """Notes the most that a counter has grown by in one turn of the loop."""
+    """Measures the largest growth of a counter in one turn of the loop."""
 
     def __init__(self, counter: Callable[[], int]) -> None:
         self._counter = counter
@@ -96,7 +93,7 @@ def calls(function: Callable[[], object]) -> int:
         count += what in ("call", "c_call")
 
     before, collecting = sys.getprofile(), gc.isenabled()
-    # The collector may run at any moment, and calls those who listen to it: Hypothesis is one, with four calls a round.
+    # The collector may run at any moment and call its listeners: Hypothesis is one, with four calls each time.
     gc.disable()
     sys.setprofile(profile)
     try:
@@ -109,7 +106,7 @@ def calls(function: Callable[[], object]) -> int:
 
 
 async def fill(engine: Engine, count: int, batching: Batching) -> list[PublicReceipt]:
-    """Track events, of a visitor each where every visitor has batches of their own."""
+    """Track events, each of another visitor if every visitor has batches of their own."""
     return [await engine.track(number, f"v{number}" if batching.by_session else "v") for number in range(count)]
 
 
@@ -123,7 +120,7 @@ async def begun(engine: Engine) -> None:
 
 
 async def nothing(_: Sequence[UndeliveredEvent]) -> None:
-    """Do nothing of what is told."""
+    """Do nothing with the arguments."""
 
 
 SHAPES: list[Any] = [
@@ -135,176 +132,148 @@ SHAPES: list[Any] = [
 
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
-def test_a_full_buffer_expires_in_parts(batching: Batching, count: int, most: int) -> None:
+async def test_a_full_buffer_expires_in_parts(
+    virtual_clock: CheckedLoop, batching: Batching, count: int, most: int
+) -> None:
     """However many events become too old in the same moment, others run in between, and all of them are dropped."""
+    engine = Engine(
+        ScriptedTransport(),
+        limiter=RecordingLimiter(gated=True),
+        batching=batching,
+        buffer=Buffer(max_age=10.0),
+        on_outcome=nothing,
+    )
+    receipts = await fill(engine, count, batching)
+    pace = settled(engine)
+    await asyncio.sleep(10.3)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(),
-            limiter=RecordingLimiter(gated=True),
-            batching=batching,
-            buffer=Buffer(max_age=10.0),
-            on_outcome=nothing,
-        )
-        receipts = await fill(engine, count, batching)
-        pace = settled(engine)
-        await asyncio.sleep(10.3)
-        assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
-        assert pace.worst <= most
-
-    run(test())
+    assert [receipt.outcome for receipt in receipts] == [Dropped(reason="expired")] * count
+    assert pace.worst <= most
 
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
-def test_a_halt_ends_in_parts(batching: Batching, count: int, most: int) -> None:
-    """A full buffer whose time for a mended key is over is rejected in parts."""
+async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int, most: int) -> None:
+    """A full buffer of a halted client is rejected in parts after `max_halt`."""
+    engine = Engine(ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing)
+    receipts = await fill(engine, count, batching)
+    pace = settled(engine)
+    await asyncio.sleep(6.0)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing
-        )
-        receipts = await fill(engine, count, batching)
-        pace = settled(engine)
-        await asyncio.sleep(6.0)
-        assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
-        assert engine.stats().pending == engine.stats().in_flight == 0
-        # A batch that is on its way ends as a whole.
-        assert pace.worst <= max(most, 2 * batching.max_events)
-
-    run(test())
+    assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
+    assert engine.stats().pending == engine.stats().in_flight == 0
+    # A batch that is on its way ends as a whole.
+    assert pace.worst <= max(most, 2 * batching.max_events)
 
 
 @pytest.mark.parametrize(("batching", "count"), [pytest.param(*shape.values[:2], id=shape.id) for shape in SHAPES])
-def test_a_full_buffer_is_closed_in_parts(batching: Batching, count: int) -> None:
-    """What a close drops it drops in parts, small batches together, and reports all of it in order."""
+async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int) -> None:
+    """A close drops events in parts, merges small batches, and reports all of them in order."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing)
+    await fill(engine, count, batching)
+    pace = settled(engine)
+    report = await engine.aclose(1.0)
+    assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
+    check_balance(report.stats)
 
-    async def test() -> None:
-        engine = Engine(
-            ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing
-        )
-        await fill(engine, count, batching)
-        pace = settled(engine)
-        report = await engine.aclose(1.0)
-        assert [undelivered.event.product_id for undelivered in report.undelivered] == list(range(count))  # type: ignore[attr-defined]
-        check_balance(report.stats)
-        assert pace.worst <= MOST
-
-    run(test())
+    assert pace.worst <= MOST
 
 
 @pytest.mark.parametrize("ends", ["halted", "down", "closed"])
-def test_direct_sends_end_in_parts(ends: str) -> None:
-    """Thousands of direct sends that end for the same reason do not all end in one turn."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
-        transport = ScriptedTransport(then=403 if ends == "halted" else 503)
-        engine = Engine(transport, limiter=limiter, retry=retry)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
-        await turns()
-        if ends == "closed":
-            pace = settled(engine)
-            await engine.aclose(1.0)
-        else:
-            limiter.open_gate()
-            pace = settled(engine)
-            await asyncio.sleep(20.0)
-        outcomes = await asyncio.gather(*sends, return_exceptions=True)
-        assert all(isinstance(outcome, Exception) for outcome in outcomes)
-        assert pace.worst <= 250
-
-    run(test())
-
-
-def test_many_who_wait_are_let_in_in_parts() -> None:
-    """Where room is made for thousands of callers at once, they are let in in order, and some at a time."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
-        )
-        await engine.track_all(range(2000))
-        callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
-        await turns()
-        assert engine.stats().waiting == 2000
-        pace = Pace(lambda: -engine.stats().waiting)
-        limiter.grant()
-        await turns(20)
-        assert engine.stats().waiting == 0
-        assert pace.worst <= 250
-        await asyncio.gather(*callers)
+async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) -> None:
+    """Thousands of direct sends with the same outcome are not all settled in one turn."""
+    limiter = RecordingLimiter(gated=True)
+    retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
+    transport = ScriptedTransport(then=403 if ends == "halted" else 503)
+    engine = Engine(transport, limiter=limiter, retry=retry)
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+    await turns()
+    if ends == "closed":
+        pace = settled(engine)
+        await engine.aclose(1.0)
+    else:
         limiter.open_gate()
-        await engine.flush()
-        assert engine.transport.recorded_numbers == list(range(4000))
+        pace = settled(engine)
+        await asyncio.sleep(20.0)
+    outcomes = await asyncio.gather(*sends, return_exceptions=True)
 
-    run(test())
+    assert all(isinstance(outcome, Exception) for outcome in outcomes)
+    assert pace.worst <= 250
 
 
-def test_many_who_wait_are_turned_away_in_parts() -> None:
+async def test_many_who_wait_are_let_in_in_parts(virtual_clock: CheckedLoop) -> None:
+    """If thousands of callers can be admitted, they are admitted in order, some at a time."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(
+        ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
+    )
+    await engine.track_all(range(2000))
+    callers = [asyncio.create_task(engine.track(number)) for number in range(2000, 4000)]
+    await turns()
+    assert engine.stats().waiting == 2000
+    pace = Pace(lambda: -engine.stats().waiting)
+    limiter.grant()
+    await turns(20)
+    assert engine.stats().waiting == 0
+    assert pace.worst <= 250
+    await asyncio.gather(*callers)
+    limiter.open_gate()
+    await engine.flush()
+
+    assert engine.transport.recorded_numbers == list(range(4000))
+
+
+async def test_many_who_wait_are_turned_away_in_parts(virtual_clock: CheckedLoop) -> None:
     """A close turns thousands of callers away some at a time, and none of their events is accepted."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+    await engine.track(0)
+    callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
+    await turns()
+    pace = Pace(lambda: sum(caller.done() for caller in callers))
+    report = await engine.aclose(0.0)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
-        await engine.track(0)
-        callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
-        await turns()
-        pace = Pace(lambda: sum(caller.done() for caller in callers))
-        report = await engine.aclose(0.0)
-        assert (report.stats.tracked, report.stats.waiting) == (1, 0)
-        assert all(
-            isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True)
-        )
-        assert pace.worst <= 250
-
-    run(test())
+    assert (report.stats.tracked, report.stats.waiting) == (1, 0)
+    assert all(isinstance(each, ClientClosedError) for each in await asyncio.gather(*callers, return_exceptions=True))
+    assert pace.worst <= 250
 
 
-def test_a_flush_starts_nothing_in_the_middle_of_a_close() -> None:
+async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: CheckedLoop) -> None:
     """While a full buffer is dropped in parts, a flush does not get more of it sent."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(), limiter=limiter)
+    await fill(engine, 20_000, Batching(ordered=False))
+    closing = asyncio.create_task(engine.aclose(1.0))
+    await begun(engine)
+    await turns()
+    assert 0 < engine.stats().pending < 20_000
+    limiter.open_gate()
+    await engine.flush()
+    report = await closing
 
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        engine = Engine(ScriptedTransport(), limiter=limiter)
-        await fill(engine, 20_000, Batching(ordered=False))
-        closing = asyncio.create_task(engine.aclose(1.0))
-        await begun(engine)
-        await turns()
-        assert 0 < engine.stats().pending < 20_000
-        limiter.open_gate()
-        await engine.flush()
-        report = await closing
-        assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
-
-    run(test())
+    assert (report.stats.dropped, report.stats.requests) == (20_000, 0)
 
 
-def test_a_cancelled_close_still_ends_everything() -> None:
-    """Cancelled in the middle of its parts a close settles the rest at once."""
+async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoop) -> None:
+    """A close that is cancelled between its parts settles the rest in one step."""
+    engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
+    await fill(engine, 20_000, Batching(ordered=False))
+    closing = asyncio.create_task(engine.aclose(1.0))
+    await begun(engine)
+    assert engine.stats().pending > 0
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    stats = engine.stats()
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
-        await fill(engine, 20_000, Batching(ordered=False))
-        closing = asyncio.create_task(engine.aclose(1.0))
-        await begun(engine)
-        assert engine.stats().pending > 0
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        stats = engine.stats()
-        assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
-
-    run(test())
+    assert (stats.pending, stats.in_flight, stats.abandoned + stats.dropped) == (0, 0, 20_000)
 
 
 # --- costs ---
 
 
-def buffer_of(
+def filled_buffer(
     batching: Batching, lanes: int, per_lane: int, clock: Callable[[], float], **bounds: Any
 ) -> tuple[EventBuffer, list[Receipt]]:
-    """Return a buffer with so many lanes and events in each, and the receipts of the events, lane by lane in turn."""
+    """Return a buffer with `lanes` lanes of `per_lane` events, and the receipts, one of each lane in turn."""
     buffer = EventBuffer(batching, Buffer(**bounds), clock)
     receipts = [Receipt("view") for _ in range(lanes * per_lane)]
     for number, receipt in enumerate(receipts):
@@ -313,9 +282,9 @@ def buffer_of(
 
 
 def test_expiry_does_not_look_at_young_events() -> None:
-    """Where every visitor's batch was opened long ago and holds young events only, an expiry looks at none of them."""
+    """If all events are young, an expiry checks none of them, even if their batches were opened long ago."""
     now = 0.0
-    buffer, _ = buffer_of(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
+    buffer, _ = filled_buffer(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
     now = 9.0
     for number in range(1000):
         buffer.append(b"{}", Receipt("view"), buffer.lane_of(f"v{number}"))
@@ -328,19 +297,19 @@ def test_expiry_does_not_look_at_young_events() -> None:
 def test_the_ages_of_what_has_left_are_forgotten() -> None:
     """Batches that were taken leave nothing behind that grows."""
     now = 0.0
-    buffer, _ = buffer_of(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
+    buffer, _ = filled_buffer(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
     for _ in range(1000):
         buffer.append(b"{}", Receipt("view"))
         assert buffer.take() is not None
-    assert len(buffer._ages) < 100
+    assert ages_kept(buffer) < 100
 
 
 @pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
 def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
-    """However many batches of one visitor wait behind one on its way, taking and releasing cost the same."""
+    """For any number of batches behind a visitor's batch in flight, taking and releasing cost the same."""
 
     def cost(length: int) -> int:
-        buffer, _ = buffer_of(batching, 1, length, lambda: 0.0)
+        buffer, _ = filled_buffer(batching, 1, length, lambda: 0.0)
         buffer.begin_flush()
 
         def turn() -> None:
@@ -356,65 +325,59 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 
 @pytest.mark.parametrize("waiting", [10, 510, 90_010])
 @pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(ordered=False), 15)])
-def test_an_event_that_fills_no_batch_costs_few_calls(waiting: int, batching: Batching, most: int) -> None:
-    """From `track` to the receipt few functions are called, however much waits: each one that is added here shows."""
+async def test_an_event_that_fills_no_batch_costs_few_calls(
+    virtual_clock: CheckedLoop, waiting: int, batching: Batching, most: int
+) -> None:
+    """From `track` to the receipt few functions are called, however many events wait; each added call shows here."""
+    client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
+    view = View(session_external_id="visitor", product_id=1)
+    await client.track_many(itertools.repeat(view, waiting))
 
-    async def test() -> None:
-        client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
-        view = View(session_external_id="visitor", product_id=1)
-        await client.track_many(itertools.repeat(view, waiting))
+    def track() -> None:
+        with pytest.raises(StopIteration):
+            client.track(view).send(None)
 
-        def track() -> None:
-            with pytest.raises(StopIteration):
-                client.track(view).send(None)
+    def nothing() -> None:
+        with pytest.raises(StopIteration):
+            next(iter(()))
 
-        def nothing() -> None:
-            with pytest.raises(StopIteration):
-                next(iter(()))
-
-        assert calls(track) - calls(nothing) <= most
-        assert client.stats().tracked == waiting + 1
-        await client.aclose(0)
-
-    run(test())
+    assert calls(track) - calls(nothing) <= most
+    assert client.stats().tracked == waiting + 1
+    await client.aclose(0)
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
     """When the next batch is due is known without a look at all visitors, until the oldest one's may be."""
     now = 0.0
-    buffer, _ = buffer_of(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
+    buffer, _ = filled_buffer(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
     assert buffer.due_in() == 1.0
     for number in range(1000, 1010):
         now += 0.01
         buffer.append(b"{}", Receipt("view"), f"v{number}")
         assert calls(buffer.due_in) < 10
     assert buffer.due_in() == pytest.approx(0.9)
-    # The oldest thousand leave: nothing is due before those who came later.
+    # The oldest thousand leave: nothing is due before the later ones.
     for _ in range(1000):
         buffer.take()
     now = 1.0
     assert buffer.due_in() == pytest.approx(0.01)
 
 
-def test_stats_do_not_count_who_waits() -> None:
-    """A snapshot costs the same with thousands of callers who wait for room."""
-
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
-        await engine.track(0)
-        alone = calls(engine.stats)
-        callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
-        await turns()
-        assert engine.stats().waiting == 2000
-        assert calls(engine.stats) <= alone
-        await engine.aclose(0.0)
-        await asyncio.gather(*callers, return_exceptions=True)
-
-    run(test())
+async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
+    """A snapshot costs the same with thousands of waiting callers."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
+    await engine.track(0)
+    alone = calls(engine.stats)
+    callers = [asyncio.create_task(engine.track(number)) for number in range(2000)]
+    await turns()
+    assert engine.stats().waiting == 2000
+    assert calls(engine.stats) <= alone
+    await engine.aclose(0.0)
+    await asyncio.gather(*callers, return_exceptions=True)
 
 
 async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is asked, a function that does not come back is called once, and its late answer is taken."""
+    """A key function that does not return is called once for any number of requests, and its late answer is used."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     called = 0
     go_on = threading.Event()
@@ -440,7 +403,7 @@ async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.Monk
 async def test_a_key_function_that_fails_late_is_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a function raises when nobody waits for it any more is in no log: it may hold the key."""
+    """An error of the key function after its last caller has left is not logged: it may hold the key."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     go_on = threading.Event()
 
@@ -450,7 +413,7 @@ async def test_a_key_function_that_fails_late_is_not_logged(
 
     credentials = Credentials(ask, "partner")
     assert await credentials.ready() == "TimeoutError"
-    calling = credentials._calling
+    calling = running_key_call(credentials)
     assert calling is not None
     go_on.set()
     await asyncio.wait({calling})
@@ -464,11 +427,11 @@ def test_clients_share_their_codec() -> None:
     """A second client builds no second codec, but for another precision of timestamps."""
     first, second = AsyncTrackingClient("key", "partner"), AsyncTrackingClient("key", "partner")
     third = AsyncTrackingClient("key", "partner", timestamp_precision="milliseconds")
-    assert first._codec is second._codec is not third._codec
+    assert codec_of(first) is codec_of(second) is not codec_of(third)
 
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many clients begin at once, one of them reads the certificate store at a time, and all of them get on."""
+    """If many clients begin together, they read the certificate store one after the other, and all of them begin."""
     read, reading, most = EnvironmentReader.read, 0, 0
 
     def counted(reader: EnvironmentReader) -> Environment:
@@ -488,9 +451,9 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cookies_are_not_read() -> None:
-    """However many cookies an answer sets, they cost nothing, and none is kept."""
+    """Any number of cookies in an answer costs nothing, and none is kept."""
     environment = Environment(ssl.create_default_context(), None)
-    client = HttpxTransport(Credentials("key", "partner"))._make_client(environment)
+    client = httpx_client_of(HttpxTransport(Credentials("key", "partner")), environment)
 
     def cost(count: int) -> int:
         headers = [("Set-Cookie", f"name{number}=value; Path=/; Max-Age=99") for number in range(count)]
@@ -502,56 +465,47 @@ def test_cookies_are_not_read() -> None:
     assert len(client.cookies) == 0
 
 
-def test_a_batch_that_is_too_long_is_not_encoded() -> None:
+async def test_a_batch_that_is_too_long_is_not_encoded(virtual_clock: CheckedLoop) -> None:
     """`send_batch` refuses an endless feed after the first event too many, and encodes none of it."""
     client = AsyncTrackingClient("key", "partner", batching=Batching(ordered=False, max_events=3))
     made = []
 
-    async def test() -> None:
-        with pytest.raises(EventValidationError, match="1 to 3 events"):
-            await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
+    with pytest.raises(EventValidationError, match="1 to 3 events"):
+        await client.send_batch(made.append(number) or "no event" for number in itertools.count())  # type: ignore[func-returns-value,misc]
 
-    run(test())
     assert made == [0, 1, 2, 3]
 
 
-def test_sends_that_are_cancelled_in_an_outage_are_forgotten() -> None:
+async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock: CheckedLoop) -> None:
     """Direct sends that wait for the API and are cancelled, the last first, leave nothing behind."""
+    engine = Engine(ScriptedTransport(then=503))
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
+    await asyncio.sleep(3.0)
+    waiting = waiting_at_breaker(engine)
+    assert engine.stats().state == "down"
+    assert len(waiting) > 1900
+    for send in reversed(sends):
+        send.cancel()
+    await asyncio.gather(*sends, return_exceptions=True)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=503))
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
-        await asyncio.sleep(3.0)
-        waiting = engine.dispatcher._breaker._waiting
-        assert engine.stats().state == "down"
-        assert len(waiting) > 1900
-        for send in reversed(sends):
-            send.cancel()
-        await asyncio.gather(*sends, return_exceptions=True)
-        assert (len(waiting), engine.stats().in_flight) == (0, 0)
-
-    run(test())
+    assert (len(waiting), engine.stats().in_flight) == (0, 0)
 
 
-def test_a_receipt_forgets_who_was_cancelled() -> None:
-    """Of thousands who await one receipt those who are cancelled leave, and the others are woken in order."""
+async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -> None:
+    """If thousands of tasks await one receipt, cancelled ones leave, and the others are woken in order."""
+    receipt, woken = Receipt("view"), []
 
-    async def test() -> None:
-        receipt, woken = Receipt("view"), []
+    async def wait(number: int) -> None:
+        await receipt
+        woken.append(number)
 
-        async def wait(number: int) -> None:
-            await receipt
-            woken.append(number)
+    waits = [asyncio.create_task(wait(number)) for number in range(2000)]
+    await turns()
+    for task in reversed(waits[5:]):
+        task.cancel()
+    await asyncio.gather(*waits[5:], return_exceptions=True)
+    assert awaiting(receipt) == 5
+    settle([receipt], Dropped(reason="closed"))
+    await asyncio.gather(*waits[:5])
 
-        waits = [asyncio.create_task(wait(number)) for number in range(2000)]
-        await turns()
-        for task in reversed(waits[5:]):
-            task.cancel()
-        await asyncio.gather(*waits[5:], return_exceptions=True)
-        assert receipt._waiters is not None
-        assert len(receipt._waiters) == 5
-        settle([receipt], Dropped(reason="closed"))
-        await asyncio.gather(*waits[:5])
-        assert woken == [0, 1, 2, 3, 4]
-
-    run(test())
+    assert woken == [0, 1, 2, 3, 4]

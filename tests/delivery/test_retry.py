@@ -1,4 +1,4 @@
-"""When a failed request is tried again, and what each answer says about the events it was to carry."""
+"""The retry policy: when a failed request is tried again, for each kind of answer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
 
-# --- the table ---
-
-
-# --- whether there is another attempt ---
+# --- further attempts ---
 
 TRANSIENT = Reply(status=503)
 FINAL = [Reply(status=status) for status in (200, 204, 301, 400, 401, 403, 404, 413, 501, 505, 101)]
@@ -25,7 +22,7 @@ FINAL = [Reply(status=status) for status in (200, 204, 301, 400, 401, 403, 404, 
 
 @pytest.mark.parametrize("reply", [*FINAL, Reply(failure="closed")])
 def test_final_replies_end_it(reply: Reply) -> None:
-    """What is accepted, refused or unclear is never tried again."""
+    """Accepted, refused and unclear requests are never tried again."""
     assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is None
 
 
@@ -37,13 +34,13 @@ def test_final_replies_end_it(reply: Reply) -> None:
     ],
 )
 def test_transient_replies_are_tried_again(reply: Reply) -> None:
-    """What may yet succeed is tried again."""
+    """Requests that may yet succeed are tried again."""
     assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is not None
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 20])
 def test_attempts_are_limited(max_attempts: int) -> None:
-    """There are `max_attempts` attempts, the first one among them, and not one more."""
+    """A request has `max_attempts` attempts, the first included, and never more."""
     policy = RetryPolicy(max_attempts=max_attempts, max_elapsed=1e9)
     waits = [policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0) for attempt in range(1, max_attempts + 3)]
 
@@ -61,7 +58,7 @@ def test_time_is_limited(elapsed: float, again: bool) -> None:  # noqa: FBT001
 
 @pytest.mark.parametrize(("retry_after", "again"), [(9.0, True), (11.0, False)])
 def test_no_wait_beyond_the_time(retry_after: float, again: bool) -> None:  # noqa: FBT001
-    """Where the next attempt would start too late, the end is now and not after a wait in vain."""
+    """If the next attempt would start too late, the retries end now, without a useless wait."""
     policy = RetryPolicy(max_elapsed=20.0, initial_backoff=0.0)
     reply = Reply(status=429, retry_after=retry_after)
 
@@ -75,7 +72,7 @@ def test_no_time_no_second_attempt() -> None:
     assert policy.wait_before_next(TRANSIENT, attempt=1, elapsed=0.0) is None
 
 
-# --- how long the wait is ---
+# --- waits ---
 
 seconds = st.floats(0.0, 100.0)
 attempts = st.integers(1, 1000)
@@ -109,7 +106,7 @@ def test_wait_is_anywhere_between_its_bounds(attempt: int) -> None:
 @settings(deadline=None)
 @given(retry_after=st.floats(0.0, 1000.0), attempt=st.integers(1, 100))
 def test_retry_after_is_a_minimum(retry_after: float, attempt: int) -> None:
-    """The wait is never shorter than the server asked for, and the longest backoff does not cap that."""
+    """The wait is never shorter than `Retry-After`, which `max_backoff` does not bound."""
     policy = RetryPolicy(max_attempts=1000, max_elapsed=1e9, initial_backoff=0.5, max_backoff=2.0)
     wait = policy.wait_before_next(Reply(status=429, retry_after=retry_after), attempt=attempt, elapsed=0.0)
 
@@ -122,7 +119,7 @@ def test_retry_after_does_not_mend_a_refusal() -> None:
     assert RetryPolicy().wait_before_next(Reply(status=404, retry_after=1.0), attempt=1, elapsed=0.0) is None
 
 
-# --- the values ---
+# --- invalid settings ---
 
 
 @pytest.mark.parametrize(
@@ -135,7 +132,7 @@ def test_retry_after_does_not_mend_a_refusal() -> None:
     ],
 )
 def test_impossible_value(field: str, value: Any) -> None:
-    """A value outside its range is refused where it is given, with the name of its field."""
+    """A value outside its range is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=rf"^RetryPolicy\.{field} must be .*, not "):
         RetryPolicy(**{field: value})
 
@@ -154,5 +151,5 @@ def test_possible_values() -> None:
 
 
 def test_defaults() -> None:
-    """The defaults are those that the documentation names."""
+    """The defaults are the documented ones."""
     assert RetryPolicy(max_attempts=20, max_elapsed=300.0, initial_backoff=0.5, max_backoff=30.0) == RetryPolicy()

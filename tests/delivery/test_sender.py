@@ -1,4 +1,4 @@
-"""Requests: what each of them counts for, whom its answer stops, and when a key is asked for again."""
+"""The sender's requests: their counters, the pauses and halts by their answers, and the renewal of keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tests.support.fakes import (
     ScriptedTransport,
     Step,
     now,
-    run,
     status,
     turns,
 )
@@ -28,13 +27,15 @@ from tests.support.fakes import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.support.virtual_time import CheckedLoop
+
 ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 AT_ONCE = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
 PATIENT = RetryPolicy(max_halt=1e6)
 
 
 class Serials(ScriptedTransport):
-    """A server whose answers carry the serial of the key, and that notes for which serials another was asked for."""
+    """A server whose answers carry the serial of the key; records for which serials another key was asked for."""
 
     def __init__(self, *script: Step | int, then: Step | int = OK) -> None:
         super().__init__(*script, then=then)
@@ -57,229 +58,187 @@ class Serials(ScriptedTransport):
 
 
 @pytest.mark.parametrize("new_keys", [0, 1, 2, 3, 10])
-def test_a_batch_goes_again_at_once_for_two_new_keys(new_keys: int) -> None:
-    """A batch whose key is refused is sent again at once for the first two new keys, and halts the client then."""
+async def test_a_batch_goes_again_at_once_for_two_new_keys(virtual_clock: CheckedLoop, new_keys: int) -> None:
+    """A batch whose key is refused is sent again immediately for the first two new keys, and halts the client then."""
+    transport = ScriptedTransport(then=401)
+    transport.renewals = [(True, None)] * new_keys
+    engine = Engine(transport, renewable=True, batching=ONE_EACH)
+    await engine.track(1)
+    await asyncio.sleep(0.5)
 
-    async def test() -> tuple[int, str]:
-        transport = ScriptedTransport(then=401)
-        transport.renewals = [(True, None)] * new_keys
-        engine = Engine(transport, renewable=True, batching=ONE_EACH)
-        await engine.track(1)
-        await asyncio.sleep(0.5)
-        return len(transport.requests), engine.stats().state
-
-    assert (1 + min(new_keys, 2), "halted") == run(test())
+    assert (1 + min(new_keys, 2), "halted") == (len(transport.requests), engine.stats().state)
 
 
-def test_a_request_with_a_key_that_was_refused_is_an_attempt() -> None:
+async def test_a_request_with_a_key_that_was_refused_is_an_attempt(virtual_clock: CheckedLoop) -> None:
     """A request that is made again for a new key counts against the policy's attempts as any other does."""
+    transport = ScriptedTransport(401, 503)
+    transport.renewals = [(True, None)]
+    retry = RetryPolicy(max_attempts=2, initial_backoff=0.0)
+    engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=retry)
+    outcome = await (await engine.track(1))
 
-    async def test() -> None:
-        transport = ScriptedTransport(401, 503)
-        transport.renewals = [(True, None)]
-        retry = RetryPolicy(max_attempts=2, initial_backoff=0.0)
-        engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=retry)
-        outcome = await (await engine.track(1))
-        assert isinstance(outcome, Abandoned)
-        assert ("retries_exhausted", 2, 503) == (outcome.reason, outcome.attempts, outcome.status)
-
-    run(test())
+    assert isinstance(outcome, Abandoned)
+    assert ("retries_exhausted", 2, 503) == (outcome.reason, outcome.attempts, outcome.status)
 
 
-def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused() -> None:
-    """Another key is asked for in place of the one that the refused request carried; before each probe it is again."""
+async def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused(virtual_clock: CheckedLoop) -> None:
+    """After a refusal a key other than that of the refused request is asked for, and again before each probe."""
+    transport = Serials(then=401)
+    transport.serial = 7
+    engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=PATIENT)
+    await engine.track(1)
+    await asyncio.sleep(8.0)
 
-    async def test() -> None:
-        transport = Serials(then=401)
-        transport.serial = 7
-        engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=PATIENT)
+    # The refusal at 0.05 s, and right before the probes that come 1, 2 and 4 s after each refusal.
+    assert [(pytest.approx(at, abs=0.01), 7) for at in (0.05, 1.05, 3.1, 7.15)] == transport.asked_for
+    assert [pytest.approx(at, abs=0.01) for at in (0.0, 1.05, 3.1, 7.15)] == transport.times
+
+
+async def test_a_close_while_the_key_is_asked_for_knows_the_answer(virtual_clock: CheckedLoop) -> None:
+    """Events refused with 401 are certainly not recorded, also if the client closes while it asks for a key."""
+    transport = ScriptedTransport(then=401)
+    transport.keeps_key = True
+    engine = Engine(transport, renewable=True, batching=ONE_EACH)
+    receipt = await engine.track(1)
+    await asyncio.sleep(1.0)
+    assert (1, False) == (transport.renewed, receipt.done())
+    await engine.aclose(0)
+    outcome = receipt.outcome
+
+    assert isinstance(outcome, Abandoned)
+    assert ("closed", False, 401, 1) == (outcome.reason, outcome.maybe_recorded, outcome.status, outcome.attempts)
+
+
+async def test_other_halts_ask_for_no_key(virtual_clock: CheckedLoop) -> None:
+    """A client that is halted for its shop or address asks for no other key, whatever the source of the key is."""
+    for refusal in (403, 404, 407):
+        transport = Serials(then=refusal)
+        engine = Engine(transport, renewable=True, retry=PATIENT)
         await engine.track(1)
-        await asyncio.sleep(8.0)
-        # The refusal at 0.05 s, and right before the probes that come 1, 2 and 4 s after each refusal.
-        assert [(pytest.approx(at, abs=0.01), 7) for at in (0.05, 1.05, 3.1, 7.15)] == transport.asked_for
-        assert [pytest.approx(at, abs=0.01) for at in (0.0, 1.05, 3.1, 7.15)] == transport.times
-
-    run(test())
-
-
-def test_a_close_while_the_key_is_asked_for_knows_the_answer() -> None:
-    """What was refused with 401 is certainly not recorded, also if the client closes while it asks for a key."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=401)
-        transport.keeps_key = True
-        engine = Engine(transport, renewable=True, batching=ONE_EACH)
-        receipt = await engine.track(1)
-        await asyncio.sleep(1.0)
-        assert (1, False) == (transport.renewed, receipt.done())
+        await asyncio.sleep(10.0)
+        assert (len(transport.requests) >= 3, transport.asked_for) == (True, [])
         await engine.aclose(0)
-        outcome = receipt.outcome
-        assert isinstance(outcome, Abandoned)
-        assert ("closed", False, 401, 1) == (outcome.reason, outcome.maybe_recorded, outcome.status, outcome.attempts)
-
-    run(test())
 
 
-def test_other_halts_ask_for_no_key() -> None:
-    """A client that is halted for its shop or address asks nobody for another key, whatever the key's source is."""
-
-    async def test() -> None:
-        for refusal in (403, 404, 407):
-            transport = Serials(then=refusal)
-            engine = Engine(transport, renewable=True, retry=PATIENT)
-            await engine.track(1)
-            await asyncio.sleep(10.0)
-            assert (len(transport.requests) >= 3, transport.asked_for) == (True, [])
-            await engine.aclose(0)
-
-    run(test())
-
-
-def test_without_a_key_no_request_was_made() -> None:
-    """An attempt for which there was no key is no request, no retry and no attempt of its events, but uses up a try."""
+async def test_without_a_key_no_request_was_made(virtual_clock: CheckedLoop) -> None:
+    """An attempt without a key counts as no request, no retry and no attempt of its events, but as a try."""
     no_key = Step(reply=Reply(failure="key", detail="KeyError", sent=False), latency=0.0)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(no_key, no_key), retry=AT_ONCE)
-        outcome = await (await engine.track(1))
-        assert isinstance(outcome, Delivered)
-        stats = engine.stats()
-        assert (1, 1, 0, {200: 1}) == (outcome.attempts, stats.requests, stats.retries, stats.requests_by_status)
-        engine = Engine(ScriptedTransport(then=no_key), retry=RetryPolicy(max_attempts=3, initial_backoff=0.0))
-        outcome = await (await engine.track(1))
-        assert ("Abandoned", 0, 0) == (type(outcome).__name__, outcome.attempts, engine.stats().requests)
-        assert len(engine.transport.requests) == 3
+    engine = Engine(ScriptedTransport(no_key, no_key), retry=AT_ONCE)
+    outcome = await (await engine.track(1))
+    assert isinstance(outcome, Delivered)
+    stats = engine.stats()
+    assert (1, 1, 0, {200: 1}) == (outcome.attempts, stats.requests, stats.retries, stats.requests_by_status)
+    engine = Engine(ScriptedTransport(then=no_key), retry=RetryPolicy(max_attempts=3, initial_backoff=0.0))
+    outcome = await (await engine.track(1))
 
-    run(test())
+    assert ("Abandoned", 0, 0) == (type(outcome).__name__, outcome.attempts, engine.stats().requests)
+    assert len(engine.transport.requests) == 3
 
 
 # --- refusals ---
 
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 407, 301, 308])
-def test_which_refusals_of_a_direct_send_halt(refusal: int) -> None:
+async def test_which_refusals_of_a_direct_send_halt(virtual_clock: CheckedLoop, refusal: int) -> None:
     """A direct send that is refused for the key, the shop or the proxy halts all; for its address, itself alone."""
+    engine = Engine(ScriptedTransport(refusal))
+    with pytest.raises(DeliveryError):
+        await engine.send(1)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(refusal))
-        with pytest.raises(DeliveryError):
-            await engine.send(1)
-        assert engine.stats().state == ("halted" if refusal in (401, 403, 407) else "sending")
-        assert now() == pytest.approx(0.05, abs=ROUNDING)
-
-    run(test())
+    assert engine.stats().state == ("halted" if refusal in (401, 403, 407) else "sending")
+    assert now() == pytest.approx(0.05, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 407, 301, 308])
-def test_which_halts_a_direct_send_ends(refusal: int) -> None:
+async def test_which_halts_a_direct_send_ends(virtual_clock: CheckedLoop, refusal: int) -> None:
     """An answer to a direct send ends a halt for the key, the shop or the proxy, and none for the batches' address."""
-
-    async def test() -> None:
-        transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else refusal)
-        engine = Engine(transport, retry=PATIENT, batching=ONE_EACH)
-        await engine.track(1)
-        await asyncio.sleep(0.06)
-        assert engine.stats().state == "halted"
-        # Its batch waits in the queue before this one.
-        sends = [asyncio.create_task(engine.send(number)) for number in range(2, 5)]
-        states = set()
-        for _ in range(100):
-            await asyncio.sleep(0.1)
-            states.add(engine.stats().state)
-        assert ("sending" in states) == (refusal in (401, 403, 407))
-        await engine.aclose(0)
-        await asyncio.gather(*sends, return_exceptions=True)
-
-    run(test())
+    transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else refusal)
+    engine = Engine(transport, retry=PATIENT, batching=ONE_EACH)
+    await engine.track(1)
+    await asyncio.sleep(0.06)
+    assert engine.stats().state == "halted"
+    # Its batch waits in the queue before this one.
+    sends = [asyncio.create_task(engine.send(number)) for number in range(2, 5)]
+    states = set()
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        states.add(engine.stats().state)
+    assert ("sending" in states) == (refusal in (401, 403, 407))
+    await engine.aclose(0)
+    await asyncio.gather(*sends, return_exceptions=True)
 
 
-def test_a_halt_uses_up_no_attempts() -> None:
+async def test_a_halt_uses_up_no_attempts(virtual_clock: CheckedLoop) -> None:
     """Refusals for the key, the shop or the address use up none of a batch's tries; failures before and after do."""
-
-    async def test() -> None:
-        for failures, outcome in ((2, "Delivered"), (3, "Abandoned")):
-            transport = ScriptedTransport(503, *[403] * 6, *[503] * (failures - 1), then=OK)
-            retry = RetryPolicy(max_attempts=3, initial_backoff=0.0, max_backoff=0.0, max_halt=1e6, max_elapsed=1e6)
-            engine = Engine(transport, retry=retry)
-            receipt = await engine.track(1)
-            told = await receipt
-            assert (outcome, 6 + failures + (outcome == "Delivered")) == (type(told).__name__, told.attempts)
-
-    run(test())
+    for failures, outcome in ((2, "Delivered"), (3, "Abandoned")):
+        transport = ScriptedTransport(503, *[403] * 6, *[503] * (failures - 1), then=OK)
+        retry = RetryPolicy(max_attempts=3, initial_backoff=0.0, max_backoff=0.0, max_halt=1e6, max_elapsed=1e6)
+        engine = Engine(transport, retry=retry)
+        receipt = await engine.track(1)
+        reported = await receipt
+        assert (outcome, 6 + failures + (outcome == "Delivered")) == (type(reported).__name__, reported.attempts)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
-def test_a_direct_send_that_is_refused_has_its_outcome_at_once(attempts: int) -> None:
-    """A direct send does not wait for anybody to lift what it was refused for, whichever attempt of it that was."""
+async def test_a_direct_send_that_is_refused_has_its_outcome_at_once(virtual_clock: CheckedLoop, attempts: int) -> None:
+    """A direct send does not wait for a correction of its refusal, whichever attempt was refused."""
+    engine = Engine(ScriptedTransport(*[429] * (attempts - 1), 403), limiter=RecordingLimiter(), retry=AT_ONCE)
+    with pytest.raises(DeliveryError) as caught:
+        await engine.send(1)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(*[429] * (attempts - 1), 403), limiter=RecordingLimiter(), retry=AT_ONCE)
-        with pytest.raises(DeliveryError) as caught:
-            await engine.send(1)
-        assert caught.value.outcome == Rejected(status=403, attempts=attempts, elapsed=caught.value.outcome.elapsed)
-        assert now() < 0.05 * attempts + 0.01
-
-    run(test())
+    assert caught.value.outcome == Rejected(status=403, attempts=attempts, elapsed=caught.value.outcome.elapsed)
+    assert now() < 0.05 * attempts + 0.01
 
 
 # --- limiters ---
 
 
-def test_a_limiter_is_told_when_the_refused_request_left() -> None:
-    """For each 429 the limiter is told when that very request left, not when its batch left the buffer."""
+async def test_a_limiter_is_told_when_the_refused_request_left(virtual_clock: CheckedLoop) -> None:
+    """For each 429 the limiter learns when that request left, not when its batch left the buffer."""
+    limiter = RecordingLimiter()
+    engine = Engine(ScriptedTransport(429, 503, 429, 429), limiter=limiter, retry=AT_ONCE)
+    assert isinstance(await (await engine.track(1)), Delivered)
+    times = engine.transport.times
 
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        engine = Engine(ScriptedTransport(429, 503, 429, 429), limiter=limiter, retry=AT_ONCE)
-        assert isinstance(await (await engine.track(1)), Delivered)
-        times = engine.transport.times
-        assert [times[0], times[2], times[3]] == limiter.throttlings
-
-    run(test())
+    assert [times[0], times[2], times[3]] == limiter.throttlings
 
 
 @pytest.mark.parametrize("answer", [429, 503, 500])
 @pytest.mark.parametrize("asked", [0.0, 2.0, 59.0, 61.0])
-def test_a_limiter_is_told_how_long_the_server_asked_to_wait(answer: int, asked: float) -> None:
-    """Whatever the status is, `Retry-After` pauses everyone from the moment of the answer on, for 60 s at most."""
+async def test_a_limiter_is_told_how_long_the_server_asked_to_wait(
+    virtual_clock: CheckedLoop, answer: int, asked: float
+) -> None:
+    """For any status, `Retry-After` pauses all requests from the answer on, for at most 60 s."""
+    limiter = RecordingLimiter()
+    engine = Engine(ScriptedTransport(status(answer, retry_after=asked)), limiter=limiter, retry=AT_ONCE)
+    left = now() + 0.1
+    assert isinstance(await (await engine.track(1)), Delivered)
+    assert [pytest.approx(left + 0.05 + min(asked, 60.0), abs=ROUNDING)] == limiter.pauses
+    again = engine.transport.times[1]
 
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        engine = Engine(ScriptedTransport(status(answer, retry_after=asked)), limiter=limiter, retry=AT_ONCE)
-        left = now() + 0.1
-        assert isinstance(await (await engine.track(1)), Delivered)
-        assert [pytest.approx(left + 0.05 + min(asked, 60.0), abs=ROUNDING)] == limiter.pauses
-        again = engine.transport.times[1]
-        assert pytest.approx(left + 0.05 + min(asked, 60.0), abs=ROUNDING) == again
-
-    run(test())
+    assert pytest.approx(left + 0.05 + min(asked, 60.0), abs=ROUNDING) == again
 
 
-def test_a_limiter_is_told_of_nothing_else() -> None:
+async def test_a_limiter_is_told_of_nothing_else(virtual_clock: CheckedLoop) -> None:
     """Without a 429 and without `Retry-After` a limiter neither pauses nor slows down."""
+    limiter = RecordingLimiter()
+    engine = Engine(ScriptedTransport(503, 500, 408, NO_CONNECTION), limiter=limiter, retry=AT_ONCE)
 
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        engine = Engine(ScriptedTransport(503, 500, 408, NO_CONNECTION), limiter=limiter, retry=AT_ONCE)
-        assert isinstance(await (await engine.track(1)), Delivered)
-        assert ([], []) == (limiter.pauses, limiter.throttlings)
-
-    run(test())
+    assert isinstance(await (await engine.track(1)), Delivered)
+    assert ([], []) == (limiter.pauses, limiter.throttlings)
 
 
-def test_the_wait_for_a_limiter_that_fails_is_counted_and_lasts() -> None:
-    """The time in a limiter that raises in the end counts as waited, and a change of state does not cut its retry."""
+async def test_the_wait_for_a_limiter_that_fails_is_counted_and_lasts(virtual_clock: CheckedLoop) -> None:
+    """The time in a limiter that finally raises counts as waited, and a change of state does not end its backoff."""
+    slow = SlowLimiter(seconds=2.0)
+    engine = Engine(ScriptedTransport(), limiter=slow, retry=RetryPolicy(initial_backoff=0.0))
+    send = asyncio.create_task(engine.send(1))
+    await asyncio.sleep(1.9)
+    assert engine.stats().limiter_wait == 0.0
+    await send
 
-    async def test() -> None:
-        slow = SlowLimiter(seconds=2.0)
-        engine = Engine(ScriptedTransport(), limiter=slow, retry=RetryPolicy(initial_backoff=0.0))
-        send = asyncio.create_task(engine.send(1))
-        await asyncio.sleep(1.9)
-        assert engine.stats().limiter_wait == 0.0
-        await send
-        assert engine.stats().limiter_wait == pytest.approx(4.0, abs=ROUNDING)
-
-    run(test())
+    assert engine.stats().limiter_wait == pytest.approx(4.0, abs=ROUNDING)
 
 
 class SlowLimiter(RecordingLimiter):
@@ -295,103 +254,92 @@ class SlowLimiter(RecordingLimiter):
         return await super().acquire()
 
 
-# --- time ---
+# --- times ---
 
 
-def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent() -> None:
+async def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent(virtual_clock: CheckedLoop) -> None:
     """An event that is older than `max_age` when its retry gets a permit is given up in that moment, and not sent."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        transport = ScriptedTransport(200, 503)
-        engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=ONE_EACH, buffer=Buffer(max_age=1.0))
-        # The first event sets the times, 0.25 s apart, at which old events are looked for.
-        receipts = [await engine.track(1)]
-        await asyncio.sleep(0.1)
-        receipts.append(await engine.track(2))
-        for _ in range(2):
-            limiter.grant()
-            await asyncio.sleep(0.06)
-        await asyncio.sleep(1.15 - now())
-        assert ([True, False], 1) == ([receipt.done() for receipt in receipts], limiter.waiting)
-        limiter.grant()
-        await asyncio.sleep(0.01)
-        outcome = Abandoned(
-            reason="expired", maybe_recorded=True, status=503, attempts=1, elapsed=pytest.approx(1.0, abs=0.1)
-        )  # type: ignore[arg-type]
-        assert (outcome, 2, 0) == (receipts[1].outcome, len(transport.requests), limiter.open)
-
-    run(test())
-
-
-def test_what_is_fresh_goes_on_without_what_is_too_old() -> None:
-    """Of a batch that waits for its retry, the events that are too old by then are given up; the others are sent."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter(gated=True)
-        transport = ScriptedTransport(503)
-        batching = Batching(linger=0.3)
-        engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=batching, buffer=Buffer(max_age=1.0))
-        receipts = [await engine.track(1)]
-        await asyncio.sleep(0.2)
-        receipts.append(await engine.track(2))
-        await asyncio.sleep(0.2)
-        limiter.grant()
-        await asyncio.sleep(1.1 - now())
+    limiter = RecordingLimiter(gated=True)
+    transport = ScriptedTransport(200, 503)
+    engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=ONE_EACH, buffer=Buffer(max_age=1.0))
+    # The first event sets the times, 0.25 s apart, at which old events are looked for.
+    receipts = [await engine.track(1)]
+    await asyncio.sleep(0.1)
+    receipts.append(await engine.track(2))
+    for _ in range(2):
         limiter.grant()
         await asyncio.sleep(0.06)
-        assert isinstance(receipts[0].outcome, Abandoned)
-        assert isinstance(receipts[1].outcome, Delivered)
-        assert [[1, 2], [2]] == [request.numbers for request in transport.requests]
+    await asyncio.sleep(1.15 - now())
+    assert ([True, False], 1) == ([receipt.done() for receipt in receipts], limiter.waiting)
+    limiter.grant()
+    await asyncio.sleep(0.01)
+    outcome = Abandoned(
+        reason="expired", maybe_recorded=True, status=503, attempts=1, elapsed=pytest.approx(1.0, abs=0.1)
+    )  # type: ignore[arg-type]
 
-    run(test())
+    assert (outcome, 2, 0) == (receipts[1].outcome, len(transport.requests), limiter.open)
+
+
+async def test_what_is_fresh_goes_on_without_what_is_too_old(virtual_clock: CheckedLoop) -> None:
+    """In a batch that waits for its retry, events that become too old are given up; the others are sent."""
+    limiter = RecordingLimiter(gated=True)
+    transport = ScriptedTransport(503)
+    batching = Batching(linger=0.3)
+    engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=batching, buffer=Buffer(max_age=1.0))
+    receipts = [await engine.track(1)]
+    await asyncio.sleep(0.2)
+    receipts.append(await engine.track(2))
+    await asyncio.sleep(0.2)
+    limiter.grant()
+    await asyncio.sleep(1.1 - now())
+    limiter.grant()
+    await asyncio.sleep(0.06)
+
+    assert isinstance(receipts[0].outcome, Abandoned)
+    assert isinstance(receipts[1].outcome, Delivered)
+    assert [[1, 2], [2]] == [request.numbers for request in transport.requests]
 
 
 # --- places on the wire ---
 
 
-def test_who_waits_for_a_probe_holds_no_place_and_no_permit() -> None:
-    """While the client is halted, those who wait hold neither a permit nor a place, and all places are there after."""
-
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        transport = ScriptedTransport(403, then=PARKED)
-        engine = Engine(transport, limiter=limiter, batching=Batching(max_events=1, max_in_flight=3), retry=PATIENT)
-        await engine.track(0)
-        await asyncio.sleep(0.2)
-        sends = [asyncio.create_task(engine.send(number)) for number in range(1, 10)]
-        await turns(5)
-        assert (0, 1) == (limiter.open, limiter.asked)
-        await asyncio.sleep(10.0)
-        assert (1, 2, 1) == (limiter.open, limiter.asked, transport.in_flight)
+async def test_who_waits_for_a_probe_holds_no_place_and_no_permit(virtual_clock: CheckedLoop) -> None:
+    """While the client is halted, waiting requests hold neither permit nor place, and all places are free later."""
+    limiter = RecordingLimiter()
+    transport = ScriptedTransport(403, then=PARKED)
+    engine = Engine(transport, limiter=limiter, batching=Batching(max_events=1, max_in_flight=3), retry=PATIENT)
+    await engine.track(0)
+    await asyncio.sleep(0.2)
+    sends = [asyncio.create_task(engine.send(number)) for number in range(1, 10)]
+    await turns(5)
+    assert (0, 1) == (limiter.open, limiter.asked)
+    await asyncio.sleep(10.0)
+    assert (1, 2, 1) == (limiter.open, limiter.asked, transport.in_flight)
+    transport.release()
+    await asyncio.sleep(1.0)
+    # Each place on the wire is used again.
+    assert (3, 3) == (transport.in_flight, limiter.open)
+    transport.then = OK
+    for _ in range(10):
         transport.release()
-        await asyncio.sleep(1.0)
-        # Each place on the wire is used again.
-        assert (3, 3) == (transport.in_flight, limiter.open)
-        transport.then = OK
-        for _ in range(10):
-            transport.release()
-            await asyncio.sleep(0.2)
-        await asyncio.gather(*sends)
-        assert (0, 3) == (limiter.open, transport.worst_in_flight)
+        await asyncio.sleep(0.2)
+    await asyncio.gather(*sends)
 
-    run(test())
+    assert (0, 3) == (limiter.open, transport.worst_in_flight)
 
 
-def test_each_request_is_counted_once() -> None:
+async def test_each_request_is_counted_once(virtual_clock: CheckedLoop) -> None:
     """Requests, retries and statuses count each request once: the first is no retry, and every other of a batch is."""
 
-    async def test() -> None:
-        def then(request: Request) -> Step | int:
-            return 503 if request.at < 0.3 else OK
+    def then(request: Request) -> Step | int:
+        return 503 if request.at < 0.3 else OK
 
-        engine = Engine(ScriptedTransport(then=then), batching=ONE_EACH, retry=AT_ONCE, limiter=RecordingLimiter())
-        receipts = [await engine.track(number) for number in range(2)]
-        outcomes = [await receipt for receipt in receipts]
-        stats = engine.stats()
-        assert stats.requests == len(engine.transport.requests) == sum(outcome.attempts for outcome in outcomes)
-        assert stats.retries == stats.requests - 2
-        assert stats.requests_by_status == {503: stats.requests - 2, 200: 2}
-        assert stats.splits == 0
+    engine = Engine(ScriptedTransport(then=then), batching=ONE_EACH, retry=AT_ONCE, limiter=RecordingLimiter())
+    receipts = [await engine.track(number) for number in range(2)]
+    outcomes = [await receipt for receipt in receipts]
+    stats = engine.stats()
 
-    run(test())
+    assert stats.requests == len(engine.transport.requests) == sum(outcome.attempts for outcome in outcomes)
+    assert stats.retries == stats.requests - 2
+    assert stats.requests_by_status == {503: stats.requests - 2, 200: 2}
+    assert stats.splits == 0

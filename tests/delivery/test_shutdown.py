@@ -1,41 +1,60 @@
-"""Close is a deadline: it returns in time whatever the server does, with a report that adds up and can be kept."""
+"""A close is a deadline: it returns in time for any server, with a report that adds up and can be kept."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from retailrocket_async import AsyncTrackingClient, Batching, CloseReport, Stats, UndeliveredEvent
-from retailrocket_async._errors import DroppedError
-from retailrocket_async._outcome import Dropped
+from retailrocket_async import AsyncTrackingClient, CloseReport, Stats, UndeliveredEvent
+from retailrocket_async._errors import (
+    ClientClosedError,
+    DroppedError,
+    NoAnswerError,
+    ThrottledError,
+)
+from retailrocket_async._http.reply import Reply
+from retailrocket_async._outcome import Abandoned, Delivered, Dropped
+from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async.emulator import Fault, Settings, running_emulator
 from tests.support.fakes import (
+    NEVER,
+    NO_CONNECTION,
     OK,
     ROUNDING,
+    SLOW_RETRY,
+    TIMED_OUT,
     Engine,
     RecordingLimiter,
     ScriptedTransport,
     Step,
     check_balance,
+    event,
+    into,
+    make_client,
+    near,
     now,
-    run,
+    status,
     tasks,
     turns,
 )
-from tests.support.virtual_time import VirtualTimeLoop, block
+from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, block, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-NEVER = Step(latency=1e9)
+
+# Without ordering, as all events are of one visitor.
+ONE_EACH = Batching(max_events=1, ordered=False)
+"""A request for each event."""
 
 
 @pytest.mark.parametrize("kind", ["stall", "reset_before", "close_before", "garbage", "503", "429", "latency"])
@@ -51,7 +70,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
             await client.view(session_external_id="visitor", product_id=number)
         begin = time.monotonic()
         report = await client.aclose(timeout=0.5)
-        # No test of speed: whoever hangs does so for the 30 s of a time-out or for ever.
+        # No test of speed: a close that hangs does so for the 30 s of a time-out or for ever.
         assert time.monotonic() - begin < 5.0
 
     stats = report.stats
@@ -61,7 +80,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0, 60.0])
-def test_never_later(timeout: float) -> None:
+async def test_never_later(virtual_clock: CheckedLoop, timeout: float) -> None:  # noqa: ASYNC109
     """Hooks that never end and connections that never close do not make a close late, not by a moment."""
 
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
@@ -70,103 +89,88 @@ def test_never_later(timeout: float) -> None:
     async def forever() -> None:
         await asyncio.sleep(1e9)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER, close=forever), on_outcome=hook, batching=Batching(max_events=3))
-        await engine.track_all(range(20))
-        await asyncio.sleep(1.0)
-        begin = now()
-        report = await engine.aclose(timeout)
-        assert now() - begin <= timeout + ROUNDING
-        assert len(report.undelivered) == 20
-        check_balance(report.stats)
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=NEVER, close=forever), on_outcome=hook, batching=Batching(max_events=3))
+    await engine.track_all(range(20))
+    await asyncio.sleep(1.0)
+    begin = now()
+    report = await engine.aclose(timeout)
+    assert now() - begin <= timeout + ROUNDING
+    assert len(report.undelivered) == 20
+    check_balance(report.stats)
 
 
-def test_a_hook_that_is_quick_is_told_in_time() -> None:
-    """What is left at the deadline reaches the hook before the close returns."""
-    told: list[int] = []
+async def test_a_hook_that_is_quick_is_told_in_time(virtual_clock: CheckedLoop) -> None:
+    """Events left at the deadline reach the hook before the close returns."""
+    reported: list[int] = []
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
         await asyncio.sleep(0.01)
-        told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+        reported.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), on_outcome=hook)
-        await engine.track_all(range(20))
-        await engine.aclose(5.0)
-        assert told == list(range(20))
-        await turns(5)
-        assert tasks() == set()
+    engine = Engine(ScriptedTransport(then=NEVER), on_outcome=hook)
+    await engine.track_all(range(20))
+    await engine.aclose(5.0)
+    assert reported == list(range(20))
+    await turns(5)
 
-    run(test())
+    assert tasks() == set()
 
 
-def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books() -> None:
+async def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books(virtual_clock: CheckedLoop) -> None:
     """A direct send that a close ends before its first request is counted with its reason and name, as events are."""
+    engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
+    sending = asyncio.create_task(engine.send_batch([1, 2]))
+    await turns(5)
+    report = await engine.aclose(0.0)
+    with pytest.raises(DroppedError):
+        await sending
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
-        sending = asyncio.create_task(engine.send_batch([1, 2]))
-        await turns(5)
-        report = await engine.aclose(0.0)
-        with pytest.raises(DroppedError):
-            await sending
-        assert report.stats.dropped == 2
-        assert report.stats.dropped_by == {"closed": {"view": 2}}
-
-    run(test())
+    assert report.stats.dropped == 2
+    assert report.stats.dropped_by == {"closed": {"view": 2}}
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
-def test_a_hook_may_close(timeout: float | None) -> None:
-    """A close from within a hook does not wait for that hook, and what is left is told of afterwards."""
-    told: list[int] = []
+async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | None) -> None:  # noqa: ASYNC109
+    """A close from within a hook does not wait for that hook, which gets the leftover events afterwards."""
+    reported: list[int] = []
     took: list[float] = []
 
-    async def test() -> None:
-        async def hook(events: Sequence[UndeliveredEvent]) -> None:
-            told.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
-            begin = now()
-            await engine.aclose(timeout)
-            took.append(now() - begin)
+    async def hook(events: Sequence[UndeliveredEvent]) -> None:
+        reported.extend(kept.event.product_id for kept in events)  # type: ignore[attr-defined]
+        begin = now()
+        await engine.aclose(timeout)
+        took.append(now() - begin)
 
-        engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
-        await engine.track_all(range(3))
-        await asyncio.sleep(10.0)
-        assert told == [0, 1, 2]
-        assert max(took) < 1.0
-        assert tasks() == set()
+    engine = Engine(ScriptedTransport(then=400), on_outcome=hook, batching=Batching(max_events=1, max_in_flight=1))
+    await engine.track_all(range(3))
+    await asyncio.sleep(10.0)
 
-    run(test())
+    assert reported == [0, 1, 2]
+    assert max(took) < 1.0
+    assert tasks() == set()
 
 
-def test_a_second_close_returns_the_same_report() -> None:
-    """However often it is closed, there is one report."""
+async def test_a_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
+    """Several closes give one report."""
+    engine = Engine(ScriptedTransport(then=NEVER))
+    await engine.track(1)
+    first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER))
-        await engine.track(1)
-        first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
-        assert first is second is third is await engine.aclose(0)
-
-    run(test())
+    assert first is second is third is await engine.aclose(0)
 
 
-def test_a_clean_close_is_quick() -> None:
-    """Where everything is delivered a close takes as long as that does."""
+async def test_a_clean_close_is_quick(virtual_clock: CheckedLoop) -> None:
+    """If everything is delivered, a close takes only the time of the delivery."""
+    engine = Engine(ScriptedTransport(then=OK))
+    await engine.track_all(range(100))
+    report = await engine.aclose(60.0)
 
-    async def test() -> float:
-        engine = Engine(ScriptedTransport(then=OK))
-        await engine.track_all(range(100))
-        report = await engine.aclose(60.0)
-        assert report.clean
-        return report.elapsed
+    assert report.clean
 
-    assert run(test()) == pytest.approx(0.05, abs=0.01)
+    assert report.elapsed == pytest.approx(0.05, abs=0.01)
 
 
-# --- what is left ---
+# --- leftover events ---
 
 
 async def test_what_is_left_can_be_sent_again(tmp_path: Path) -> None:
@@ -215,60 +219,58 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
         report_of(b"{}").save_undelivered(tmp_path)
 
 
-def test_a_large_buffer_is_dropped_in_turns() -> None:
-    """While there is time for it, a close that drops many events lets others run meanwhile, and accounts for all."""
+async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) -> None:
+    """If there is time, a close that drops many events lets other tasks run meanwhile, and reports all events."""
+    engine = Engine(ScriptedTransport(then=NEVER))
+    await engine.track_all(range(20_000))
+    turned = 0
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER))
-        await engine.track_all(range(20_000))
-        turned = 0
+    async def count() -> None:
+        nonlocal turned
+        await asyncio.sleep(0.8)
+        while True:
+            block(0.001)
+            turned += engine.stats().dropped > 0
+            await asyncio.sleep(0)
 
-        async def count() -> None:
-            nonlocal turned
-            await asyncio.sleep(0.8)
-            while True:
-                block(0.001)
-                turned += engine.stats().dropped > 0
-                await asyncio.sleep(0)
+    counting = asyncio.create_task(count())
+    begin = now()
+    report = await engine.aclose(1.0)
+    counting.cancel()
 
-        counting = asyncio.create_task(count())
-        begin = now()
-        report = await engine.aclose(1.0)
-        counting.cancel()
-        assert now() - begin <= 1.0
-        assert 20_000 == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
-        assert turned >= 20
-
-    run(test())
+    assert now() - begin <= 1.0
+    assert 20_000 == report.stats.dropped + report.stats.abandoned == len(report.undelivered)
+    assert turned >= 20
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("batching", [Batching(), Batching(max_events=1)], ids=["large", "small"])
-def test_the_turns_of_others_make_no_close_late(timeout: float, batching: Batching) -> None:
-    """Where every turn of the application's own tasks takes 50 ms, a close is late by what asyncio needs to wake it."""
+async def test_the_turns_of_others_make_no_close_late(
+    virtual_clock: CheckedLoop,
+    timeout: float,  # noqa: ASYNC109
+    batching: Batching,
+) -> None:
+    """If every turn of the application takes 50 ms, a close is late only by the turns that asyncio needs to wake it."""
 
     async def others() -> None:
         while True:
             block(0.05)
             await asyncio.sleep(0)
 
-    async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER), batching=batching)
-        await engine.track_all(range(30_000))
-        busy = asyncio.create_task(others())
-        begin = now()
-        report = await engine.aclose(timeout)
-        busy.cancel()
-        # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
-        assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
-        assert len(report.undelivered) == 30_000
-        check_balance(report.stats)
-
-    run(test())
+    engine = Engine(ScriptedTransport(then=NEVER), batching=batching)
+    await engine.track_all(range(30_000))
+    busy = asyncio.create_task(others())
+    begin = now()
+    report = await engine.aclose(timeout)
+    busy.cancel()
+    # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
+    assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
+    assert len(report.undelivered) == 30_000
+    check_balance(report.stats)
 
 
 class SlowClockLoop(VirtualTimeLoop):
-    """A loop on which whatever looks at the clock takes a millisecond: time passes while our own code runs."""
+    """A loop on which each reading of the clock takes a millisecond: time passes while our own code runs."""
 
     def time(self) -> float:
         """Return the virtual time in seconds, a millisecond later than the last one."""
@@ -277,16 +279,303 @@ class SlowClockLoop(VirtualTimeLoop):
 
 
 def test_our_own_work_makes_no_close_late() -> None:
-    """Where the settling itself takes longer than was kept for it, the rest is settled in one go, in time."""
+    """If settling takes longer than the time reserved for it, the rest is settled in one step, in time."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(then=NEVER))
         await engine.track_all(range(30_000))
         begin = now()
         report = await engine.aclose(0.1)
-        # What comes after the settling looks at the clock a few times.
+        # After the settling, the clock is read a few more times.
         assert now() - begin <= 0.1 + 0.02
         assert len(report.undelivered) == 30_000
 
     with asyncio.Runner(loop_factory=SlowClockLoop) as runner:
         runner.run(test())
+
+
+# --- outcomes and reports ---
+
+
+async def test_close_delivers_what_is_open(virtual_clock: CheckedLoop) -> None:
+    """A close with time enough delivers everything, and its report says so."""
+    engine = Engine(ScriptedTransport(503), batching=Batching(ordered=False, max_events=4, linger=100.0))
+    await engine.track_all(range(10))
+    report = await engine.aclose()
+
+    assert report.clean
+    assert report.stats.delivered == report.stats.tracked == 10
+    assert report.elapsed == near(now())
+    assert engine.transport.closed == 1
+    assert tasks() == set()
+
+
+async def test_close_of_an_unused_client(virtual_clock: CheckedLoop) -> None:
+    """A client that was never used closes without waiting."""
+    engine = Engine(ScriptedTransport())
+    report = await engine.aclose()
+
+    assert report.clean
+    assert report.stats.tracked == 0
+    assert now() == near(0.0)
+
+
+Setup = tuple[ScriptedTransport, dict[str, Any]]
+
+STUCK: dict[str, Callable[[], Setup]] = {
+    "limiter": lambda: (ScriptedTransport(), {"limiter": RecordingLimiter(gated=True)}),
+    "raising limiter": lambda: (ScriptedTransport(), {"limiter": RecordingLimiter(*[OSError()] * 1000)}),
+    "backoff": lambda: (
+        ScriptedTransport(then=NO_CONNECTION),
+        {"retry": SLOW_RETRY},
+    ),
+    "pause": lambda: (ScriptedTransport(then=status(429, retry_after=50)), {}),
+    "request": lambda: (ScriptedTransport(then=NEVER), {}),
+    "stubborn request": lambda: (ScriptedTransport(then=Step(latency=1e9, stubborn=True)), {}),
+    "stubborn request that failed": lambda: (
+        ScriptedTransport(then=Step(latency=1e9, stubborn=True, reply=Reply(status=503))),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", STUCK)
+@pytest.mark.parametrize("timeout", [0, 5.0])
+async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeout: float) -> None:  # noqa: ASYNC109
+    """Wherever events are stuck, a close returns in time, with a report that holds each of them with its outcome."""
+    transport, options = STUCK[where]()
+    reported: list[UndeliveredEvent] = []
+    options["batching"] = Batching(max_events=2, max_in_flight=2)
+    engine = Engine(transport, buffer=Buffer(max_events=50), on_outcome=into(reported), **options)
+    receipts = await engine.track_all(range(9))
+    sends = [asyncio.create_task(engine.send(number)) for number in (100, 101)]
+    await asyncio.sleep(1.0)
+    begin = now()
+    report = await engine.aclose(timeout)
+    # The hook, which is quick, has a part of the time for its own.
+    assert 0.9 * timeout <= now() - begin <= timeout + ROUNDING
+    assert report.elapsed <= timeout + ROUNDING
+    await turns(5)
+    stats = report.stats
+    assert (stats.pending, stats.in_flight, stats.delivered) == (0, 0, 0)
+    assert stats.tracked == 11 == stats.abandoned + stats.dropped
+    assert list(report.undelivered) == reported
+    assert [kept.event.product_id for kept in report.undelivered] == list(range(9))  # type: ignore[attr-defined]
+    for receipt, kept in zip(receipts, report.undelivered, strict=True):
+        assert receipt.outcome is kept.outcome
+    sent = {number for request in transport.requests for number in request.numbers}
+    for number, receipt in enumerate(receipts):
+        outcome = receipt.outcome
+        if number in sent:
+            assert isinstance(outcome, Abandoned)
+            assert outcome.reason == "closed"
+            assert outcome.maybe_recorded == ("request" in where)
+        else:
+            assert outcome == Dropped(reason="closed")
+    for send, number in zip(sends, (100, 101), strict=True):
+        with pytest.raises(NoAnswerError if number in sent and where != "pause" else (DroppedError, ThrottledError)):
+            await send
+    requests = len(transport.requests)
+    await asyncio.sleep(1000.0)
+    assert len(transport.requests) == requests
+    assert transport.in_flight == 0
+    limiter = options.get("limiter")
+
+    assert limiter is None or limiter.open == 0
+    assert tasks() == set()
+
+
+async def test_close_knows_what_was_on_the_wire_before(virtual_clock: CheckedLoop) -> None:
+    """An event that had an ambiguous answer and waits for its retry at the close may be recorded."""
+    engine = Engine(ScriptedTransport(503), retry=SLOW_RETRY)
+    receipt = await engine.track(1)
+    await asyncio.sleep(1.0)
+    await engine.aclose(0)
+    outcome = await receipt
+
+    assert outcome == Abandoned(reason="closed", maybe_recorded=True, status=503, attempts=1, elapsed=outcome.elapsed)
+
+
+async def test_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
+    """A second close, later or at the same time, returns the very same report, and closes nothing again."""
+    engine = Engine(ScriptedTransport(then=Step(latency=2.0)))
+    await engine.track(1)
+    first, second = await asyncio.gather(engine.aclose(), engine.aclose())
+    third = await engine.aclose(0)
+
+    assert first is second is third
+    assert engine.transport.closed == 1
+
+
+async def test_second_close_has_a_deadline_of_its_own(virtual_clock: CheckedLoop) -> None:
+    """A close that has less time than one under way cuts it short: both return then, with the same report."""
+    engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_events=2, max_in_flight=1))
+    await engine.track_all(range(4))
+    patient = asyncio.create_task(engine.aclose(None))
+    await asyncio.sleep(10.0)
+    report = await engine.aclose(3.0)
+
+    assert now() == near(13.0)
+    assert await patient is report
+    assert now() == near(13.0)
+    assert (report.stats.abandoned, report.stats.dropped) == (2, 2)
+    assert tasks() == set()
+
+
+async def test_second_close_with_more_time_changes_nothing(virtual_clock: CheckedLoop) -> None:
+    """A close that has more time than one under way returns with it."""
+    engine = Engine(ScriptedTransport(then=NEVER))
+    await engine.track(1)
+    first, second = await asyncio.gather(engine.aclose(2.0), engine.aclose(None))
+
+    assert first is second
+    assert now() == near(2.0)
+
+
+async def test_waiting_callers_are_told_of_the_close(virtual_clock: CheckedLoop) -> None:
+    """A close refuses waiting callers and all later ones; accepted events are delivered."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=2), batching=ONE_EACH)
+    await engine.track_all(range(2))
+    callers = [asyncio.create_task(engine.track(number)) for number in range(2, 5)]
+    await turns()
+    callers[1].cancel()
+    close = asyncio.create_task(engine.aclose())
+    await turns(2)
+    for use in (engine.track(9), engine.send(9), engine.send_batch([9])):
+        with pytest.raises(ClientClosedError):
+            await use
+    with pytest.raises(ClientClosedError):
+        engine.track_nowait(9)
+    limiter.open_gate()
+    report = await close
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(result) for result in results] == [ClientClosedError, asyncio.CancelledError, ClientClosedError]
+    assert report.stats.delivered == report.stats.tracked == 2
+    with pytest.raises(ClientClosedError):
+        await engine.track(9)
+    await engine.flush()
+
+
+async def test_waiting_caller_cancelled_by_the_close_leaves_no_trace(
+    virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A caller that is refused and cancelled in the same turn causes no log record."""
+    limiter = RecordingLimiter(gated=True)
+    engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1))
+    await engine.track(0)
+    caller = asyncio.create_task(engine.track(1))
+    await turns()
+    close = asyncio.create_task(engine.aclose(1.0))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait({caller, close})
+    assert caller.cancelled()
+    gc.collect()
+
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_cancelled_close_settles_everything(virtual_clock: CheckedLoop) -> None:
+    """A close that is cancelled leaves no event without an outcome and no task, and its report can be had."""
+    engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_events=2, max_in_flight=1))
+    receipts = await engine.track_all(range(4))
+    close = asyncio.create_task(engine.aclose(None))
+    await asyncio.sleep(5.0)
+    close.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await close
+    assert [type(receipt.outcome) for receipt in receipts] == [Abandoned, Abandoned, Dropped, Dropped]
+    report = await engine.aclose()
+    assert len(report.undelivered) == 4
+    await turns(5)
+
+    assert tasks() == set()
+    assert engine.transport.closed == 1
+
+
+async def test_impossible_timeout_closes_nothing(virtual_clock: CheckedLoop) -> None:
+    """A timeout that is no number is an error before anything changes: the client stays open."""
+    engine = Engine(ScriptedTransport())
+    receipt = await engine.track(1)
+    with pytest.raises(TypeError):
+        await engine.aclose("5")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        await engine.flush("5")  # type: ignore[arg-type]
+    await engine.track(2)
+
+    assert isinstance(await receipt, Delivered)
+    assert (await engine.aclose()).clean
+
+
+def test_connections_that_do_not_close_hold_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """A transport that never closes holds a close for half a second, one that raises does not; both are logged."""
+
+    async def forever() -> None:
+        await asyncio.sleep(1e9)
+
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    async def test(close: Callable[[], Coroutine[Any, Any, None]]) -> float:
+        engine = Engine(ScriptedTransport(close=close))
+        await engine.aclose()
+        return now()
+
+    assert run(test(forever)) == near(0.5)
+    assert run(test(broken)) == near(0.0)
+    gc.collect()
+    assert [(record.name, record.message.split(" (")[0]) for record in caplog.records] == [
+        ("retailrocket_async", "closing the connections failed: ZeroDivisionError")
+    ]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_report_is_oldest_first(virtual_clock: CheckedLoop, ordered: bool) -> None:  # noqa: FBT001
+    """The events of a report come in the order in which they were tracked, batch by batch."""
+    engine = Engine(
+        ScriptedTransport(),
+        limiter=RecordingLimiter(gated=True),
+        batching=Batching(max_events=10, by_session=ordered),
+    )
+    for number in range(20):
+        await engine.track(number, f"v{number % 3 if ordered else 0}")
+        await asyncio.sleep(0.01)
+    report = await engine.aclose(0)
+    numbers = [kept.event.product_id for kept in report.undelivered]
+
+    assert numbers[0] == 0
+    assert sorted(numbers) == list(range(20))
+    assert ordered or numbers == sorted(numbers)
+
+
+async def test_async_with_closes(virtual_clock: CheckedLoop) -> None:
+    """Leaving the block closes the client and delivers, also if an exception leaves it."""
+    transport = ScriptedTransport()
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
+        async with make_client(transport) as client:
+            await client.view(session_external_id="a", product_id=1)
+            raise ZeroDivisionError
+    assert transport.recorded_numbers == [1]
+    with pytest.raises(ClientClosedError):
+        await client.track(event(2))
+
+    assert repr(client).endswith(" closed>")
+
+
+async def test_client_end_to_end(virtual_clock: CheckedLoop) -> None:
+    """Every way into a real client, over its real transport, ends in the right outcome and the right counts."""
+    transport = ScriptedTransport(NO_CONNECTION, TIMED_OUT, OK)
+    async with make_client(transport) as client:
+        receipt = await client.track(event(1))
+        outcome = await receipt
+        assert outcome == Delivered(status=200, attempts=3, elapsed=outcome.elapsed, maybe_duplicate=True)
+        receipts = await client.track_many([event(2), event(3)])
+        receipts.append(client.track_nowait(event(4)))
+        await client.flush()
+        assert all(isinstance(receipt.outcome, Delivered) for receipt in receipts)
+        await client.send(event(5))
+        await client.send_batch([event(6), event(7)])
+        assert [request.path for request in transport.requests[-2:]] == ["view", "visitorEvents"]
+        assert client.stats().delivered == client.stats().tracked == 7
+        assert client.stats().requests_by_status == {"connect": 1, "timeout": 1, 200: 4}

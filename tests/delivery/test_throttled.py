@@ -1,4 +1,4 @@
-"""An API that slows us down is listened to: everyone pauses, the pace falls at once and comes back little by little."""
+"""Answers of 429 slow the client down: all requests pause, the pace falls in one step and recovers slowly."""
 
 from __future__ import annotations
 
@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 from retailrocket_async import Batching, ConfigurationError, Delivered, LocalLimiter, RateLimit, RetryPolicy
 from retailrocket_async._http.reply import Reply
 from tests.contracts.limiter import worst_window
-from tests.support.fakes import (
-    OK,
-    ROUNDING,
-    Engine,
-    RecordingLimiter,
-    Request,
-    ScriptedTransport,
-    Step,
-    now,
-    run,
-    status,
-)
+from tests.support.engine_state import paused_until
+from tests.support.fakes import OK, ROUNDING, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
 from tests.support.strategies import PROPERTY
-from tests.support.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +26,7 @@ PATIENT = RetryPolicy(max_attempts=1000, max_elapsed=1e6)
 
 
 def allowing(limit: int) -> Callable[[Request], Step | int]:
-    """Return a server that admits so many requests in any second, and refuses the others."""
+    """Return a server that accepts so many requests in any second, and refuses further ones."""
     admitted: deque[float] = deque()
 
     def then(request: Request) -> Step | int:
@@ -68,67 +58,61 @@ def refused(transport: ScriptedTransport, limit: int) -> int:
     return sum(server(request) == 429 for request in transport.requests)
 
 
-def test_a_lower_limit_is_found() -> None:
-    """A server that allows 30 a second where 50 are believed refuses few, and is used well."""
-    transport = run(flood(allowing(30), 120.0))
+async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
+    """A server that allows 30 requests a second, where 50 are configured, refuses few of them and is well used."""
+    transport = await flood(allowing(30), 120.0)
 
     assert refused(transport, 30) <= 0.04 * len(transport.requests)
     assert len(transport.recorded) >= 0.65 * 30 * 120
 
 
 @pytest.mark.parametrize("answer", [429, status(429, retry_after=0.0), status(429, retry_after=3.0)])
-def test_a_stream_of_429_never_raises_the_rate(answer: Step | int) -> None:
-    """Where nothing but 429 comes back, ever fewer requests are made."""
-    times = run(flood(answer, 120.0)).times
+async def test_a_stream_of_429_never_raises_the_rate(virtual_clock: CheckedLoop, answer: Step | int) -> None:
+    """If every answer is 429, fewer and fewer requests are made."""
+    times = (await flood(answer, 120.0)).times
     by_half_minute = [sum(start <= at < start + 30.0 for at in times) for start in (0.0, 30.0, 60.0, 90.0)]
 
     assert by_half_minute[0] <= 30
     assert max(by_half_minute[1:]) <= by_half_minute[0]
 
 
-def test_one_incident_is_one_cut() -> None:
+async def test_one_incident_is_one_cut(virtual_clock: CheckedLoop) -> None:
     """All answers to requests that were sent before the pause ended are one incident: the pace falls to 0.7, once."""
-
-    async def test() -> list[float]:
-        limiter = LocalLimiter(RateLimit())
-        paces = []
-        for _ in range(8):
-            limiter.throttled(now())
-            paces.append(limiter.pace(now()))
-        await asyncio.sleep(1.5)
-        limiter.throttled(now() - 1.0)
-        paces.append(limiter.pace(now()))
-        return paces
-
-    assert run(test()) == [pytest.approx(0.7)] * 8 + [pytest.approx(0.71)]
-
-
-def test_the_pace_comes_back_by_two_hundredths_a_second() -> None:
-    """After the pause the pace grows by 2 % of the full one a second, and is full after 15 s."""
-
-    async def test() -> list[float]:
-        limiter = LocalLimiter(RateLimit())
+    limiter = LocalLimiter(RateLimit())
+    paces = []
+    for _ in range(8):
         limiter.throttled(now())
-        paces = []
-        for _ in range(4):
-            await asyncio.sleep(5.0)
-            paces.append(limiter.pace(now()))
-        return paces
+        paces.append(limiter.pace(now()))
+    await asyncio.sleep(1.5)
+    limiter.throttled(now() - 1.0)
+    paces.append(limiter.pace(now()))
 
-    assert run(test()) == [pytest.approx(pace, abs=1e-3) for pace in (0.78, 0.88, 0.98, 1.0)]
+    assert paces == [pytest.approx(0.7)] * 8 + [pytest.approx(0.71)]
+
+
+async def test_the_pace_comes_back_by_two_hundredths_a_second(virtual_clock: CheckedLoop) -> None:
+    """After the pause the pace grows by 2 % of the full one a second, and is full after 15 s."""
+    limiter = LocalLimiter(RateLimit())
+    limiter.throttled(now())
+    paces = []
+    for _ in range(4):
+        await asyncio.sleep(5.0)
+        paces.append(limiter.pace(now()))
+
+    assert paces == [pytest.approx(pace, abs=1e-3) for pace in (0.78, 0.88, 0.98, 1.0)]
 
 
 @given(st.lists(st.floats(0.0, 20.0), max_size=40))
 @PROPERTY
 def test_pauses_only_move_later(gaps: list[float]) -> None:
-    """Whatever comes in whatever order, the end of a pause never moves earlier, and the pace never below a tenth."""
+    """In any order of pauses and 429s, the end of a pause never moves earlier, and the pace stays above a tenth."""
 
     async def test() -> None:
         limiter = LocalLimiter(RateLimit())
         for index, gap in enumerate(gaps):
-            before = limiter._paused_until
+            before = paused_until(limiter)
             limiter.throttled(now()) if index % 2 else limiter.pause_until(now() + gap)
-            assert limiter._paused_until >= before
+            assert paused_until(limiter) >= before
             assert 0.1 <= limiter.pace(now()) <= 1.0
             await asyncio.sleep(gap)
 
@@ -136,31 +120,26 @@ def test_pauses_only_move_later(gaps: list[float]) -> None:
         runner.run(test())
 
 
-def test_nobody_recovers_in_a_pause() -> None:
-    """After a long `Retry-After` the pace is what it was cut to, not what it would have grown to meanwhile."""
+async def test_nobody_recovers_in_a_pause(virtual_clock: CheckedLoop) -> None:
+    """After a long `Retry-After` the pace is the one after the cut: it does not recover during the pause."""
+    limiter = LocalLimiter(RateLimit())
+    engine = Engine(ScriptedTransport(status(429, retry_after=30.0)), limiter=limiter, retry=PATIENT)
 
-    async def test() -> float:
-        limiter = LocalLimiter(RateLimit())
-        engine = Engine(ScriptedTransport(status(429, retry_after=30.0)), limiter=limiter, retry=PATIENT)
-        assert isinstance(await (await engine.track(1)), Delivered)
-        return limiter.pace(now())
+    assert isinstance(await (await engine.track(1)), Delivered)
 
-    assert run(test()) == pytest.approx(0.7, abs=0.02)
+    assert limiter.pace(now()) == pytest.approx(0.7, abs=0.02)
 
 
-def test_what_is_declared_as_throttling_is_not_divided() -> None:
+async def test_what_is_declared_as_throttling_is_not_divided(virtual_clock: CheckedLoop) -> None:
     """A 400 that the policy takes for a 429 says nothing against the events, to the end of the retries."""
+    retry = RetryPolicy(is_throttled=lambda *_: True, max_attempts=3, initial_backoff=0.0)
+    transport = ScriptedTransport(Step(reply=Reply(failure="timeout"), recorded=True), then=400)
+    engine = Engine(transport, limiter=RecordingLimiter(), retry=retry)
+    receipts = await engine.track_all(range(4))
+    outcomes = [await receipt for receipt in receipts]
 
-    async def test() -> None:
-        retry = RetryPolicy(is_throttled=lambda *_: True, max_attempts=3, initial_backoff=0.0)
-        transport = ScriptedTransport(Step(reply=Reply(failure="timeout"), recorded=True), then=400)
-        engine = Engine(transport, limiter=RecordingLimiter(), retry=retry)
-        receipts = await engine.track_all(range(4))
-        outcomes = [await receipt for receipt in receipts]
-        assert {(type(outcome).__name__, outcome.maybe_recorded) for outcome in outcomes} == {("Abandoned", True)}
-        assert len(transport.requests) == 3
-
-    run(test())
+    assert {(type(outcome).__name__, outcome.maybe_recorded) for outcome in outcomes} == {("Abandoned", True)}
+    assert len(transport.requests) == 3
 
 
 def test_the_slower_pace_is_kept() -> None:
@@ -170,7 +149,7 @@ def test_the_slower_pace_is_kept() -> None:
         limiter = LocalLimiter(RateLimit())
         for _ in range(incidents):
             limiter.throttled(now())
-            await asyncio.sleep(limiter._paused_until - now() + 0.01)
+            await asyncio.sleep(paused_until(limiter) - now() + 0.01)
         times = []
         end = now() + 2.0
         while now() < end:
@@ -185,125 +164,111 @@ def test_the_slower_pace_is_kept() -> None:
     assert 4 <= run(test(12)) <= 7
 
 
-def test_everyone_pauses() -> None:
+async def test_everyone_pauses(virtual_clock: CheckedLoop) -> None:
     """One 429 without `Retry-After` holds back batches and direct sends for a second."""
-
-    async def test() -> list[float]:
-        transport = ScriptedTransport(429)
-        retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
-        engine = Engine(transport, batching=ONE_EACH, limiter=LocalLimiter(RateLimit()), retry=retry)
-        await engine.track(1)
-        await asyncio.sleep(0.1)
-        await engine.track(2)
-        send = asyncio.create_task(engine.send(3))
-        await engine.flush()
-        await send
-        return transport.times
-
-    first, *others = run(test())
+    transport = ScriptedTransport(429)
+    retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
+    engine = Engine(transport, batching=ONE_EACH, limiter=LocalLimiter(RateLimit()), retry=retry)
+    await engine.track(1)
+    await asyncio.sleep(0.1)
+    await engine.track(2)
+    send = asyncio.create_task(engine.send(3))
+    await engine.flush()
+    await send
+    first, *others = transport.times
 
     assert len(others) == 3
     assert min(others) >= first + 1.0 + 0.05 - ROUNDING
 
 
 @pytest.mark.parametrize("throttled", [403, 503])
-def test_what_counts_as_throttling_can_be_extended(throttled: int) -> None:
-    """A 403 or 503 whose body says so is a 429: certainly not recorded, sent again, slower; any other is not."""
+async def test_what_counts_as_throttling_can_be_extended(virtual_clock: CheckedLoop, throttled: int) -> None:
+    """If `is_throttled` says so, a 403 or 503 counts as a 429: not recorded, sent again, slower; any other does not."""
 
     def is_throttled(code: int, body: bytes) -> bool:
         return code == throttled and b"too fast" in body
 
-    async def test() -> None:
-        said = Reply(status=throttled, body=b"you are too fast")
-        limiter = RecordingLimiter()
-        retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0, max_halt=0.0)
-        engine = Engine(ScriptedTransport(Step(reply=said)), limiter=limiter, retry=retry)
-        outcome = await (await engine.track(1))
-        assert isinstance(outcome, Delivered)
-        assert not outcome.maybe_duplicate
-        assert len(limiter.throttlings) == 1
-        assert engine.stats().state == "sending"
+    said = Reply(status=throttled, body=b"you are too fast")
+    limiter = RecordingLimiter()
+    retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0, max_halt=0.0)
+    engine = Engine(ScriptedTransport(Step(reply=said)), limiter=limiter, retry=retry)
+    outcome = await (await engine.track(1))
 
-    run(test())
+    assert isinstance(outcome, Delivered)
+    assert not outcome.maybe_duplicate
+    assert len(limiter.throttlings) == 1
+    assert engine.stats().state == "sending"
 
 
 @pytest.mark.parametrize("code", [200, 204, 299])
-def test_what_was_accepted_is_not_asked_about(code: int) -> None:
-    """No predicate is asked about a 2xx: an event that was accepted is delivered, whatever the answer says."""
+async def test_what_was_accepted_is_not_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
+    """`is_throttled` is not called for a 2xx: an accepted event is delivered, whatever the answer contains."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
         asked.append(code)
         return True
 
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        said = Reply(status=code, body=b"you are too fast")
-        engine = Engine(
-            ScriptedTransport(Step(reply=said)), limiter=limiter, retry=RetryPolicy(is_throttled=is_throttled)
-        )
-        assert await (await engine.track(1)) == Delivered(status=code, elapsed=pytest.approx(0.05))
-        assert limiter.throttlings == []
+    limiter = RecordingLimiter()
+    said = Reply(status=code, body=b"you are too fast")
+    engine = Engine(ScriptedTransport(Step(reply=said)), limiter=limiter, retry=RetryPolicy(is_throttled=is_throttled))
 
-    run(test())
+    assert await (await engine.track(1)) == Delivered(status=code, elapsed=pytest.approx(0.05))
+    assert limiter.throttlings == []
 
     assert [] == asked
 
 
 @pytest.mark.parametrize("code", [199, 300, 400, 413, 429, 599])
-def test_every_other_answer_is_asked_about(code: int) -> None:
-    """A predicate is asked once about each answer that is no 2xx, and may take any of them for a 429."""
+async def test_every_other_answer_is_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
+    """`is_throttled` is called once for each answer that is no 2xx, and may declare any of them a 429."""
     asked: list[tuple[int, bytes]] = []
 
     def is_throttled(code: int, body: bytes) -> bool:
         asked.append((code, body))
         return True
 
-    async def test() -> None:
-        limiter = RecordingLimiter()
-        retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
-        engine = Engine(ScriptedTransport(Step(reply=Reply(status=code, body=b"x"))), limiter=limiter, retry=retry)
-        outcome = await (await engine.track(1))
-        assert isinstance(outcome, Delivered)
-        assert (2, False, 1) == (outcome.attempts, outcome.maybe_duplicate, len(limiter.throttlings))
+    limiter = RecordingLimiter()
+    retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
+    engine = Engine(ScriptedTransport(Step(reply=Reply(status=code, body=b"x"))), limiter=limiter, retry=retry)
+    outcome = await (await engine.track(1))
 
-    run(test())
+    assert isinstance(outcome, Delivered)
+    assert (2, False, 1) == (outcome.attempts, outcome.maybe_duplicate, len(limiter.throttlings))
 
     assert [(code, b"x")] == asked
 
 
-def test_without_an_answer_nobody_is_asked() -> None:
-    """A predicate is not asked about a request that had no answer."""
+async def test_without_an_answer_nobody_is_asked(virtual_clock: CheckedLoop) -> None:
+    """`is_throttled` is not called for a request without an answer."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
         asked.append(code)
         return True
 
-    async def test() -> None:
-        retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
-        engine = Engine(ScriptedTransport(Step(reply=Reply(failure="timeout"))), retry=retry)
-        assert isinstance(await (await engine.track(1)), Delivered)
+    retry = RetryPolicy(is_throttled=is_throttled, initial_backoff=0.0)
+    engine = Engine(ScriptedTransport(Step(reply=Reply(failure="timeout"))), retry=retry)
 
-    run(test())
+    assert isinstance(await (await engine.track(1)), Delivered)
 
     assert [] == asked
 
 
-def test_a_predicate_that_raises_is_no_throttling(caplog: pytest.LogCaptureFixture) -> None:
-    """A predicate that raises is logged once, and the answer means what it always does."""
+async def test_a_predicate_that_raises_is_no_throttling(
+    virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If `is_throttled` raises, one record is logged, and the answer keeps its usual meaning."""
 
     def broken(code: int, body: bytes) -> bool:
         raise ZeroDivisionError
 
-    async def test() -> None:
-        retry = RetryPolicy(is_throttled=broken, initial_backoff=0.0)
-        engine = Engine(ScriptedTransport(503, 503), retry=retry)
-        outcome = await (await engine.track(1))
-        assert isinstance(outcome, Delivered)
-        assert outcome.maybe_duplicate
+    retry = RetryPolicy(is_throttled=broken, initial_backoff=0.0)
+    engine = Engine(ScriptedTransport(503, 503), retry=retry)
+    outcome = await (await engine.track(1))
 
-    run(test())
+    assert isinstance(outcome, Delivered)
+    assert outcome.maybe_duplicate
 
     assert sum("is_throttled raised ZeroDivisionError" in record.getMessage() for record in caplog.records) == 1
 
@@ -323,6 +288,6 @@ def test_a_predicate_that_raises_is_no_throttling(caplog: pytest.LogCaptureFixtu
     ],
 )
 def test_bad_policies_fail_at_construction(options: dict[str, Any]) -> None:
-    """A policy that would protect or judge nothing is refused where it is made, by the name of its field."""
+    """A policy whose settings would have no effect is refused at construction, by the name of its field."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         RetryPolicy(**options)

@@ -1,4 +1,4 @@
-"""How large a body may be: below what was refused, and slowly up again."""
+"""The body limit: below a refused size, and slowly up again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_begins_as_configured() -> None:
 
 
 def test_refused_bodies_halve_it() -> None:
-    """Each refusal halves the cap, but never below a kilobyte."""
+    """Each refusal halves the limit, but never below a kilobyte."""
     cap = BodyLimit(MOST)
     sizes = []
     for _ in range(12):
@@ -46,7 +46,7 @@ def test_refused_bodies_halve_it() -> None:
 
 
 def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None:
-    """Whatever small bodies are taken meanwhile, a refusal no more than halves the cap."""
+    """After any number of accepted small bodies, a refusal at most halves the limit."""
     cap = BodyLimit(MOST)
     cap.refused(MOST, 0.0)
     cap.accepted(300, 1.0)
@@ -69,7 +69,7 @@ def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
 
 
 def test_it_comes_back_when_the_server_does() -> None:
-    """Once the server takes everything again, the cap grows to the configured one, without a refusal."""
+    """When the server accepts all sizes again, the limit grows to the configured one, without a refusal."""
     cap = BodyLimit(MOST)
     fill(cap, 100_000, 60.0)
 
@@ -78,7 +78,7 @@ def test_it_comes_back_when_the_server_does() -> None:
 
 
 def test_small_bodies_do_not_raise_it() -> None:
-    """Bodies that do not fill the cap say nothing of the room beyond it."""
+    """Bodies far below the limit do not show that the server accepts more."""
     cap = BodyLimit(MOST)
     cap.refused(MOST, 0.0)
     for step in range(10_000):
@@ -90,7 +90,7 @@ def test_small_bodies_do_not_raise_it() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(2, MOST), st.floats(0, 1e6)), max_size=60))
 @PROPERTY
 def test_it_stays_within_its_bounds(history: list[tuple[bool, int, float]]) -> None:
-    """Whatever is refused and accepted, the cap is between a kilobyte and the configured one, and below what failed."""
+    """After any refusals and acceptances, the limit is from 1 KiB to the configured one, and below refused sizes."""
     cap = BodyLimit(MOST)
     for refused, size, now in history:
         if refused:

@@ -1,4 +1,4 @@
-"""The waiting room: whatever comes in goes out once, in order, within every bound."""
+"""The event buffer: each event that is put in leaves once, in order, within every bound."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from tests.support.effort import most
+from tests.support.engine_state import busy_lanes, lanes_of, ready_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -62,7 +63,7 @@ def numbers(batch: Batch | None) -> list[int]:
 
 @attrs.frozen
 class Waiting:
-    """What the model knows of one event."""
+    """The model's record of one event."""
 
     number: int
     visitor: str
@@ -106,7 +107,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(visitor=st.sampled_from("abcdefgh"), size=st.integers(5, 1022))
     def append(self, visitor: str, size: int) -> None:
-        """Append an event if the bounds allow it; what returns False has made nothing due sooner."""
+        """Append an event if the bounds allow it; if `append` returns False, nothing is due sooner."""
         total = sum(waiting.size for waiting in self.model)
         fits = len(self.model) < self.bounds.max_events and total + size + 1 <= self.bounds.max_bytes
 
@@ -118,7 +119,7 @@ class BufferMachine(RuleBasedStateMachine):
         lane = self.buffer.lane_of(visitor)
         receipt = Receipt("view")
         before = self.buffer.due_in()
-        # As the intake does: at length only where it takes more than to let a batch grow.
+        # As the intake does: `append` only if `grow` does not take the event.
         text = envelope(self.count, size)
         may_be_sooner = not self.buffer.grow(text, receipt) and self.buffer.append(text, receipt, lane)
         self.model.append(Waiting(self.count, visitor, lane, size + 1, self.clock(), receipt, self.generation))
@@ -139,7 +140,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(target=out)
     def take(self) -> Batch | None:
-        """Take a batch: of the right events, in order, within the caps, and of one visitor where that is asked for."""
+        """Take a batch: of the right events, in order, within the bounds, and of one visitor if `by_session` is set."""
         ready = self.ready()
         batch = self.buffer.take()
         if not ready:
@@ -204,11 +205,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_equal_the_contents(self) -> None:
-        """The counters are those of the events that wait."""
+        """The counters agree with the waiting events."""
         if not hasattr(self, "buffer"):
             return
         assert self.buffer.events == len(self.model)
-        assert self.buffer.batches == sum(map(len, self.buffer._lanes.values()))
+        assert self.buffer.batches == sum(map(len, lanes_of(self.buffer).values()))
         assert self.buffer.bytes == sum(waiting.size for waiting in self.model)
         oldest = min((waiting.came_at for waiting in self.model), default=self.clock())
         assert self.buffer.oldest_age() == self.clock() - oldest
@@ -233,11 +234,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def lanes_do_not_pile_up(self) -> None:
-        """There is no lane that holds nothing and has nothing on its way, but for the only one of a plain buffer."""
+        """Every lane holds events or is busy, except the only lane of a buffer without ordering."""
         if not hasattr(self, "buffer"):
             return
         needed = {waiting.lane for waiting in self.model} | self.busy.keys() | (set() if self.exclusive else {None})
-        assert self.buffer._lanes.keys() <= needed
+        assert lanes_of(self.buffer).keys() <= needed
 
     def ready(self) -> list[Waiting]:
         """Return the waiting events of lanes that are not busy, in order."""
@@ -248,24 +249,24 @@ BufferMachine.TestCase.settings = settings(max_examples=most(150), stateful_step
 TestBufferMachine = BufferMachine.TestCase
 
 
-# --- the same, by example ---
+# --- examples ---
 
 
 def test_full_batch_is_due() -> None:
     """The event that fills a batch makes it due, and `append` says so."""
     buffer = make(max_events=3)
-    told = [put(buffer, number) for number in range(3)]
+    reported = [put(buffer, number) for number in range(3)]
 
-    assert told == [True, False, True]
+    assert reported == [True, False, True]
     assert buffer.due_in() == 0.0
 
 
 def test_full_bytes_are_due() -> None:
-    """The event whose bytes reach the cap makes a batch due, and `append` says so."""
+    """The event whose bytes reach the limit makes a batch due, and `append` returns True."""
     buffer = make(max_bytes=1024)
-    told = [put(buffer, number, size=510) for number in range(3)]
+    reported = [put(buffer, number, size=510) for number in range(3)]
 
-    assert told == [True, False, True]
+    assert reported == [True, False, True]
     assert buffer.due_in() == 0.0
     assert numbers(buffer.take()) == [0, 1]
 
@@ -273,53 +274,53 @@ def test_full_bytes_are_due() -> None:
 @pytest.mark.parametrize(("last", "due"), [(510, False), (511, True), (512, True), (1022, True)])
 @pytest.mark.parametrize("how", ["append", "extend", "grow"])
 def test_bytes_at_the_cap_are_due(how: str, last: int, due: bool) -> None:  # noqa: FBT001
-    """A batch is due once its events' bytes, commas and all, reach the cap exactly, and the caller is told of that."""
+    """A batch is due when the bytes of its events, commas included, reach the limit exactly; the caller learns it."""
     buffer = make(max_bytes=1024)
     put(buffer, 0, size=511)
     if how == "append":
-        told = put(buffer, 1, size=last)
+        reported = put(buffer, 1, size=last)
     elif how == "extend":
-        told = buffer.extend([envelope(1, last)], [Receipt("view")], None)
+        reported = buffer.extend([envelope(1, last)], [Receipt("view")], None)
     else:
-        # What makes a batch due is not for `grow`; `append` is asked then, and says so.
-        told = not buffer.grow(envelope(1, last), Receipt("view")) and put(buffer, 1, size=last)
+        # `grow` does not take the event that makes a batch due; `append` takes it and returns True.
+        reported = not buffer.grow(envelope(1, last), Receipt("view")) and put(buffer, 1, size=last)
 
-    assert (due, 0.0 if due else LINGER) == (told, buffer.due_in())
+    assert (due, 0.0 if due else LINGER) == (reported, buffer.due_in())
 
 
 @pytest.mark.parametrize("how", ["append", "extend", "grow"])
 def test_events_at_the_cap_are_due(how: str) -> None:
-    """The event that fills a batch makes it due and is told of, and none before or after it, however it comes."""
+    """Only the event that fills a batch makes it due, by whatever method it is added, and its caller learns it."""
     buffer = make(max_events=4)
-    told = [put(buffer, 0)]
+    reported = [put(buffer, 0)]
     for number in range(1, 6):
         if how == "extend":
-            told.append(buffer.extend([envelope(number, 20)], [Receipt("view")], None))
+            reported.append(buffer.extend([envelope(number, 20)], [Receipt("view")], None))
         else:
             grown = how == "grow" and buffer.grow(envelope(number, 20), Receipt("view"))
-            told.append(not grown and put(buffer, number))
+            reported.append(not grown and put(buffer, number))
         assert (0.0 if number >= 3 else LINGER) == buffer.due_in()
 
-    assert [True, False, False, True, False, False] == told
+    assert [True, False, False, True, False, False] == reported
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_a_group_that_crosses_the_cap_is_due(count: int) -> None:
-    """Events that come at once are due, and told of, if they reach a cap together, by number or by bytes."""
+    """Events added together are due if together they reach a limit, in number or bytes, and the caller learns it."""
     for buffer in (make(max_events=5), make(max_bytes=1024)):
         for number in range(2):
             put(buffer, number, size=203)
-        told = buffer.extend([envelope(number, 203) for number in range(count)], [Receipt("view")] * count, None)
+        reported = buffer.extend([envelope(number, 203) for number in range(count)], [Receipt("view")] * count, None)
         # Of 204 bytes each, the comma counted, five events are 1,020 bytes and six are beyond the cap.
         due = 2 + count >= (5 if buffer.cap.bytes > 1024 else 6)
 
-        assert (due, 0.0 if due else LINGER) == (told, buffer.due_in())
+        assert (due, 0.0 if due else LINGER) == (reported, buffer.due_in())
 
 
 @pytest.mark.parametrize(("more", "together"), [(0, True), (1, False)])
 @pytest.mark.parametrize("of", ["lanes", "one lane"])
 def test_batches_come_together_up_to_the_very_cap(of: str, more: int, together: bool) -> None:  # noqa: FBT001
-    """Two batches become one if its body has exactly the cap's bytes, and stay two if it had one byte more."""
+    """Two batches are merged if the result has exactly the largest size, and not if it had one byte more."""
     clock = Clock()
     buffer = make(clock, max_bytes=1024, ordered=of == "lanes")
     first, second = lanes_apart(buffer) if of == "lanes" else ("a", "a")
@@ -350,7 +351,7 @@ def test_lanes_come_together_up_to_the_very_number(more: int, together: bool) ->
 
 
 def test_oldest_lingers() -> None:
-    """An event is due when it has lingered, whatever came after it."""
+    """An event is due when its linger has passed, whatever came after it."""
     clock = Clock()
     buffer = make(clock)
     put(buffer, 1)
@@ -372,7 +373,7 @@ def test_empty_buffer_is_never_due() -> None:
 
 
 def test_batch_that_a_flush_waits_for_takes_company() -> None:
-    """What was there before a flush is due at once, and what comes before it leaves joins it: no request of its own."""
+    """Events from before a flush are due now, and later events join their batch until it leaves."""
     buffer = make(max_events=2)
     put(buffer, 1)
     buffer.begin_flush()
@@ -385,7 +386,7 @@ def test_batch_that_a_flush_waits_for_takes_company() -> None:
 
 
 def test_largest_possible_event_fills_a_batch() -> None:
-    """An event of two bytes less than the cap makes a body of exactly the cap."""
+    """An event of two bytes less than the largest size makes a body of exactly that size."""
     buffer = make(max_bytes=1024)
     put(buffer, 1, size=1022)
     put(buffer, 2)
@@ -396,17 +397,17 @@ def test_largest_possible_event_fills_a_batch() -> None:
 
 
 def test_busy_lane_makes_nothing_due() -> None:
-    """While a visitor's batch is out, the next one is not due, be it full, old or flushed."""
+    """While a visitor's batch is in flight, their next batch is not due, even if it is full, old or flushed."""
     clock = Clock()
     buffer = make(clock, max_events=2, by_session=True)
     put(buffer, 0)
     batch = buffer.take()
     assert batch is not None
-    told = [put(buffer, number) for number in range(1, 4)]
+    reported = [put(buffer, number) for number in range(1, 4)]
     buffer.begin_flush()
     clock.time = 10 * LINGER
 
-    assert told == [False, False, False]
+    assert reported == [False, False, False]
     assert buffer.due_in() is None
     assert buffer.take() is None
     assert buffer.release(batch)
@@ -416,7 +417,7 @@ def test_busy_lane_makes_nothing_due() -> None:
 
 @pytest.mark.parametrize("mode", ["ordered", "by_session"])
 def test_flushed_events_of_a_busy_lane_hurry_nobody(mode: str) -> None:
-    """While flushed events wait for their lane, those of other lanes keep their linger."""
+    """While flushed events wait for their busy lane, events of other lanes keep their linger."""
     buffer = make(**{mode: True})
     visitors = iter("abcdefghijklmnopqrstuvwxyz")
     first = next(visitors)
@@ -446,7 +447,7 @@ def test_released_lane_has_lingered_meanwhile() -> None:
 
 
 def test_lanes_merge_within_the_caps() -> None:
-    """One request carries many visitors' events, up to the caps and not one above."""
+    """One request carries the events of many visitors, up to the limits and never above."""
     buffer = make(max_events=10, ordered=True)
     for number in range(100):
         put(buffer, number, f"visitor{number}")
@@ -474,7 +475,7 @@ def test_lanes_merge_within_the_bytes() -> None:
 
 @pytest.mark.parametrize("by", ["events", "bytes"])
 def test_what_other_lanes_give_together_is_within_the_caps(by: str) -> None:
-    """What several batches of one lane give to a batch of another lane is within the caps, too."""
+    """If several batches of one lane are merged into a batch of another lane, the result is within the limits."""
     caps: dict[str, Any] = {"max_events": 3} if by == "events" else {"max_bytes": 1024}
     clock = Clock()
     buffer = make(clock, buffer=Buffer(max_age=1.0), ordered=True, **caps)
@@ -486,7 +487,7 @@ def test_what_other_lanes_give_together_is_within_the_caps(by: str) -> None:
     clock.time = 0.75
     for number, visitor in enumerate([first, second, second, first], 3):
         put(buffer, number, visitor, size)
-    # Of two batches of the second lane one event each is left, and of the first lane's two, which leave room for one.
+    # Each of the second lane's two batches has one event left, as have those of the first lane, so a third one fits.
     expired = [number for batch in buffer.expire(0.0) for number in numbers(batch)]
     assert expired == [0, 1, 2]
     batches = [numbers(batch) for batch in iter(buffer.take, None)]
@@ -501,7 +502,7 @@ def lanes_apart(buffer: EventBuffer) -> tuple[str, str]:
 
 
 def test_million_visitors_leave_no_lanes() -> None:
-    """Visitors who are done leave nothing behind."""
+    """Visitors whose events have left leave nothing behind."""
     buffer = make(by_session=True)
     for number in range(2000):
         put(buffer, number, f"visitor{number}")
@@ -509,11 +510,11 @@ def test_million_visitors_leave_no_lanes() -> None:
         assert batch is not None
         buffer.release(batch)
 
-    assert (len(buffer._lanes), len(buffer._busy), len(buffer._ready)) == (0, 0, 0)
+    assert (len(lanes_of(buffer)), len(busy_lanes(buffer)), len(ready_lanes(buffer))) == (0, 0, 0)
 
 
 def test_drained_batch_by_batch() -> None:
-    """While the buffer is drained, its counters are those of what is still in it."""
+    """While the buffer is drained, its counters are those of the events still in it."""
     buffer = make(max_events=2)
     for number in range(5):
         put(buffer, number)
@@ -532,7 +533,7 @@ def test_release_after_drain() -> None:
     assert [numbers(left) for left in buffer.drain()] == [[2]]
 
     assert not buffer.release(batch)
-    assert buffer._lanes == {}
+    assert lanes_of(buffer) == {}
 
 
 def test_batch_pairs_envelopes_and_receipts() -> None:
@@ -565,13 +566,13 @@ def test_batch_pairs_envelopes_and_receipts() -> None:
     ],
 )
 def test_impossible_policy(policy: type, name: str, value: object) -> None:
-    """A value outside its range is refused where it is given, with the name of its field."""
+    """A value outside its range is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=f"{policy.__name__}.{name} must"):
         policy(**{name: value})
 
 
 def test_events_that_come_while_others_expire_are_counted() -> None:
-    """Whoever is told of an event that expired may track another in that moment, and the counters stay true."""
+    """Code that gets an expired event may track another in the same step, and the counters stay true."""
     buffer = make(max_events=50)
     for number in range(12):
         put(buffer, number)

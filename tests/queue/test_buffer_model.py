@@ -1,4 +1,4 @@
-"""The waiting room beside a plain model of it, with every door out: taken, drained, given way, grown too old."""
+"""The event buffer beside a plain model of it: events are taken, drained, evicted and expired."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retailrocket_async._queue.eviction import DEFAULT_RANKING
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import Receipt
 from tests.support.effort import most
+from tests.support.engine_state import lanes_of, ordered_batches, ranked, ready_counters, ready_lanes, uncounted_growth
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -28,7 +29,7 @@ NAMES = ["order", "addToBasket", "view", "impressionContentViewed", "somethingNe
 
 @attrs.frozen
 class Event:
-    """What the model knows of one event."""
+    """The model's record of one event."""
 
     number: int
     name: str
@@ -106,7 +107,7 @@ class Model(RuleBasedStateMachine):
         waited=st.sampled_from([0.0, 0.0, 0.5]),
     )
     def append(self, visitor: str, name: str, size: int, waited: float) -> None:
-        """Add an event, making room for it where the policy has something to give."""
+        """Add an event; evict others for it if the policy allows."""
         envelope = json.dumps(f"{self.count:<{size - 3}}").encode()
         self.make_room(len(envelope) + 1, name)
         fits = self.fits(len(envelope) + 1)
@@ -117,7 +118,7 @@ class Model(RuleBasedStateMachine):
         came_at = max(self.came_last, self.time - waited)
         receipt = Receipt(name)
         before = self.buffer.due_in()
-        # As the intake does: at length only where it takes more than to let a batch grow.
+        # As the intake does: `append` only if `grow` does not take the event.
         sooner = (waited or not self.buffer.grow(envelope, receipt)) and self.buffer.append(
             envelope, receipt, lane, came_at=came_at if waited else None
         )
@@ -140,7 +141,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(visitor=st.sampled_from("abcde"), sizes=st.lists(st.sampled_from([20, 100, 500]), min_size=1, max_size=8))
     def extend(self, visitor: str, sizes: list[int]) -> None:
-        """Add events of one visitor together, where all of them fit."""
+        """Add events of one visitor together, if all of them fit."""
         if self.bounds.overflow == "shed" or not self.buffer.holds(len(sizes), sum(sizes)):
             return
         envelopes = [json.dumps(f"{self.count + number:<{size - 3}}").encode() for number, size in enumerate(sizes)]
@@ -153,7 +154,7 @@ class Model(RuleBasedStateMachine):
         assert sooner or self.buffer.due_in() == before
 
     def make_room(self, size: int, name: str) -> None:
-        """Make room, and compare what gives way with what should."""
+        """Evict events, and compare them with those that the model evicts."""
         expected: list[int] = []
         if self.bounds.overflow in ("drop_oldest", "shed"):
             left = sorted(self.events, key=lambda event: (self.rank(event.name), event.number))
@@ -167,7 +168,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(age=st.sampled_from([0.0, LINGER, 1.0]))
     def expire(self, age: float) -> None:
-        """Take out what is too old: events where each has its time, batches by their oldest where not."""
+        """Expire events that are too old: single events if each has its time, otherwise batches by their oldest."""
         moment = self.time - age
         timed = self.bounds.max_age is not None
         # By the oldest event that a batch has left: its first ones may have gone before.
@@ -236,7 +237,7 @@ class Model(RuleBasedStateMachine):
             assert [number for batch in self.buffer.drain() for number in self.leave(batch)] == expected
 
     def leave(self, batch: Batch) -> list[int]:
-        """Take what has left the buffer out of the model; return its numbers."""
+        """Remove from the model the events that have left the buffer; return their numbers."""
         numbers = [int(json.loads(envelope)) for envelope in batch.envelopes]
         by_number = {event.number: event for event in self.events}
         assert not self.gone.intersection(numbers)
@@ -269,7 +270,7 @@ class Model(RuleBasedStateMachine):
         return [bundled for bundled in self.batches if bundled.lane not in self.busy]
 
     def fit_together(self, taken: list[Bundled], other: Bundled) -> bool:
-        """Whether a batch fits in one request with those that are taken."""
+        """Whether a batch fits in one request with the batches that are taken."""
         events = sum(len(each.events) for each in [*taken, other])
         size = 1 + sum(each.size - 1 for each in [*taken, other])
         return events <= self.batching.max_events and size <= self.batching.max_bytes
@@ -289,24 +290,24 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def counters_are_those_of_the_contents(self) -> None:
-        """Each counter is what the model says, and nothing is kept of what has left."""
+        """Each counter agrees with the model, and nothing is kept of events that have left."""
         if not hasattr(self, "buffer"):
             return
         buffer, ready = self.buffer, self.ready
         assert (buffer.events, buffer.batches) == (len(self.events), len(self.batches))
         assert buffer.bytes == sum(event.size for event in self.events)
-        # What has grown is counted later, and always ready.
-        grown, size = buffer.events - buffer._events, buffer.bytes - buffer._bytes
-        assert buffer._ready_events == sum(len(bundled.events) for bundled in ready) - grown
-        assert buffer._ready_bytes == sum(bundled.size - 1 for bundled in ready) - size
-        assert buffer._ready_batches == len(ready)
-        assert buffer._urgent_batches == sum(bundled.generation < self.generation for bundled in ready)
-        assert buffer._ready.keys() == {bundled.lane for bundled in ready}
-        assert buffer._lanes.keys() <= {bundled.lane for bundled in self.batches} | self.busy | {None}
-        assert len(buffer._order) == len(self.batches)
-        if buffer._ranks is not None:
-            assert sum(map(len, buffer._ranks._waiting.values())) == len(self.events)
-            assert buffer._ranks._bytes.total() == buffer.bytes
+        # Events appended by `grow` are counted later, and are always ready.
+        grown, size = uncounted_growth(buffer)
+        assert ready_counters(buffer) == {
+            "events": sum(len(bundled.events) for bundled in ready) - grown,
+            "bytes": sum(bundled.size - 1 for bundled in ready) - size,
+            "batches": len(ready),
+            "urgent": sum(bundled.generation < self.generation for bundled in ready),
+        }
+        assert ready_lanes(buffer) == {bundled.lane for bundled in ready}
+        assert lanes_of(buffer).keys() <= {bundled.lane for bundled in self.batches} | self.busy | {None}
+        assert ordered_batches(buffer) == len(self.batches)
+        assert ranked(buffer) in {None, (len(self.events), buffer.bytes)}
 
     @invariant()
     def due_when_it_should_be(self) -> None:
@@ -325,7 +326,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def every_batch_is_counted_down_once(self) -> None:
-        """For those who flush, each batch is over exactly once: with its last event, whichever door that takes."""
+        """For a flush each batch is over exactly once: with its last event, however that leaves."""
         waiting = Counter(bundled.generation for bundled in self.batches)
         assert self.opened == self.closed + waiting
 

@@ -1,4 +1,4 @@
-"""A full buffer: who waits, who is refused, what gives way; every event that does is settled, counted and told of."""
+"""A full buffer: callers wait or are refused, or events are evicted, settled, counted and reported."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from retailrocket_async._outcome import Delivered, Dropped
 from retailrocket_async._queue.eviction import DEFAULT_RANKING, Overflow
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.effort import most
+from tests.support.engine_state import buffer_of, callers_waiting_for_space
 from tests.support.fakes import (
     CODEC,
     PARKED,
@@ -38,10 +39,10 @@ from tests.support.fakes import (
     make_client,
     now,
     number_of,
-    run,
     tasks,
     turns,
 )
+from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -69,18 +70,18 @@ class Crowd:
 
     engine: Engine
     limiter: RecordingLimiter
-    told: list[UndeliveredEvent]
+    reported: list[UndeliveredEvent]
     receipts: dict[int, Receipt] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, batching: Batching = Batching(), **bounds: Any) -> Crowd:  # noqa: B008 - frozen
         """Return a crowd at a buffer with these bounds."""
-        told: list[UndeliveredEvent] = []
+        reported: list[UndeliveredEvent] = []
         limiter = RecordingLimiter(gated=True)
         engine = Engine(
-            ScriptedTransport(), limiter=limiter, batching=batching, buffer=Buffer(**bounds), on_outcome=into(told)
+            ScriptedTransport(), limiter=limiter, batching=batching, buffer=Buffer(**bounds), on_outcome=into(reported)
         )
-        return cls(engine, limiter, told)
+        return cls(engine, limiter, reported)
 
     async def come(self, kinds: str, visitors: str = "", *, nowait: bool = False) -> None:
         """Track an event for each letter of `kinds`, numbered on, each by the visitor in its place."""
@@ -95,15 +96,15 @@ class Crowd:
         return [number for number, receipt in self.receipts.items() if receipt.outcome == OVERFLOWED]
 
     async def end(self) -> set[int]:
-        """Let everything go out; return the numbers of the events that arrived, once the books were found to agree."""
+        """Let all requests go out; return the numbers of the delivered events, once the counters have been checked."""
         self.limiter.open_gate()
         report = await self.engine.aclose()
         stats = report.stats
         names = Counter(self.receipts[number].event_name for number in self.gone)
         assert stats.dropped_by == ({"overflow": names} if names else {})
         assert (stats.dropped, stats.delivered) == (len(self.gone), len(self.receipts) - len(self.gone))
-        assert sorted(map(number_of, self.told)) == self.gone
-        assert all(kept.outcome == OVERFLOWED for kept in self.told)
+        assert sorted(map(number_of, self.reported)) == self.gone
+        assert all(kept.outcome == OVERFLOWED for kept in self.reported)
         recorded = self.engine.transport.recorded_numbers
         assert len(recorded) == len(set(recorded))
         assert tasks() == set()
@@ -130,67 +131,58 @@ class Counted:
             yield awaited
 
 
-def test_waiters_are_woken_once_and_in_order() -> None:
-    """Of many callers who wait for room each is woken once, when there is room for it, in the order of coming."""
+async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -> None:
+    """Of many callers that wait for space, each is woken once, when its event fits, in the order of their calls."""
+    transport = ScriptedTransport()
+    engine = Engine(transport, batching=Batching(max_events=1, linger=0.0), buffer=Buffer(max_events=2))
+    calls = [Counted(engine.track(number)) for number in range(300)]
 
-    async def test() -> None:
-        transport = ScriptedTransport()
-        engine = Engine(transport, batching=Batching(max_events=1, linger=0.0), buffer=Buffer(max_events=2))
-        calls = [Counted(engine.track(number)) for number in range(300)]
+    async def wait_for(call: Counted) -> None:
+        await call
 
-        async def wait_for(call: Counted) -> None:
-            await call
+    async with asyncio.TaskGroup() as group:
+        for call in calls:
+            group.create_task(wait_for(call))
+    await engine.aclose()
 
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(wait_for(call))
-        await engine.aclose()
-        assert transport.sent_numbers == list(range(300))
-        assert {call.resumed for call in calls[2:]} == {2}
-
-    run(test())
+    assert transport.sent_numbers == list(range(300))
+    assert {call.resumed for call in calls[2:]} == {2}
 
 
-def test_callers_who_give_up_leave_nothing() -> None:
+async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> None:
     """While the first in the queue waits for ever, callers behind it that time out leave no event in the memory."""
+    crowd = Crowd.of(max_events=1)
+    await crowd.come("v")
+    patient = asyncio.create_task(crowd.engine.track(1))
+    await turns()
+    for number in range(2, 50):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(crowd.engine.track(number), 0.1)
+    assert callers_waiting_for_space(crowd.engine) == crowd.engine.stats().waiting == 1
+    crowd.limiter.open_gate()
+    await (await patient)
+    await crowd.engine.aclose()
 
-    async def test() -> None:
-        crowd = Crowd.of(max_events=1)
-        await crowd.come("v")
-        patient = asyncio.create_task(crowd.engine.track(1))
-        await turns()
-        for number in range(2, 50):
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(crowd.engine.track(number), 0.1)
-        assert len(crowd.engine.dispatcher.intake._waiters) == crowd.engine.stats().waiting == 1
-        crowd.limiter.open_gate()
-        await (await patient)
-        await crowd.engine.aclose()
-        assert crowd.engine.transport.recorded_numbers == [0, 1]
-
-    run(test())
+    assert crowd.engine.transport.recorded_numbers == [0, 1]
 
 
 # --- "raise" ---
 
 
 @pytest.mark.parametrize("nowait", [False, True])
-def test_raise(nowait: bool) -> None:  # noqa: FBT001
-    """With "raise" a full buffer is an error at once, and the event that was refused counts for nothing."""
+async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa: FBT001
+    """With "raise" a full buffer is an error in the same step, and the refused event is not counted."""
+    crowd = Crowd.of(overflow="raise", max_events=2)
+    await crowd.come("vv", nowait=nowait)
+    with pytest.raises(BufferFullError, match="2 events"):
+        await crowd.come("o", nowait=nowait)
 
-    async def test() -> None:
-        crowd = Crowd.of(overflow="raise", max_events=2)
-        await crowd.come("vv", nowait=nowait)
-        with pytest.raises(BufferFullError, match="2 events"):
-            await crowd.come("o", nowait=nowait)
-        assert now() < ROUNDING
-        assert crowd.engine.stats().tracked == 2
-        assert await crowd.end() == {0, 1}
-
-    run(test())
+    assert now() < ROUNDING
+    assert crowd.engine.stats().tracked == 2
+    assert await crowd.end() == {0, 1}
 
 
-# --- what gives way ---
+# --- evictions ---
 
 
 @pytest.mark.parametrize("nowait", [False, True])
@@ -201,112 +193,101 @@ def test_raise(nowait: bool) -> None:  # noqa: FBT001
         ("drop_newest", "vvv|vo", [3, 4]),
         ("drop_oldest", "ovi|ii", [0, 1]),
         ("drop_oldest", "ovi|iiii", [0, 1, 2, 3]),
-        # The least valuable goes first, the oldest among equals, whatever the order of coming.
+        # The least valuable event is dropped first, the oldest among equals, in any order of arrival.
         ("shed", "oiv|o", [1]),
         ("shed", "obvsi|ooooo", [4, 2, 3, 1, 0]),
         ("shed", "ivi|v", [0]),
         ("shed", "isv|vbbb", [0, 1, 2, 3]),
         ("shed", "vvv|v", [0]),
-        # The newcomer goes where it is worth least.
+        # The new event is dropped if it is worth least.
         ("shed", "vsb|i", [3]),
         ("shed", "ooo|bvi", [3, 4, 5]),
         ("shed", "ioo|ivb", [0, 3, 4]),
     ],
 )
-def test_what_gives_way(overflow: Overflow, kinds: str, gone: list[int], batching: Batching, nowait: bool) -> None:  # noqa: FBT001
-    """The right events give way, in the turn in which room is needed; they are settled, counted and told of."""
+async def test_what_gives_way(  # noqa: PLR0917
+    virtual_clock: CheckedLoop,
+    overflow: Overflow,
+    kinds: str,
+    gone: list[int],
+    batching: Batching,
+    nowait: bool,  # noqa: FBT001
+) -> None:
+    """The right events are evicted as soon as space is needed; they are settled, counted and reported."""
+    before, after = kinds.split("|")
+    crowd = Crowd.of(batching, overflow=overflow, max_events=len(before))
+    await crowd.come(before + after, "abcabdefghkl", nowait=nowait)
 
-    async def test() -> None:
-        before, after = kinds.split("|")
-        crowd = Crowd.of(batching, overflow=overflow, max_events=len(before))
-        await crowd.come(before + after, "abcabdefghkl", nowait=nowait)
-        assert now() < ROUNDING
-        assert crowd.gone == sorted(gone)
-        assert await crowd.end() == set(range(len(kinds) - 1)) - set(gone)
-
-    run(test())
-
-
-def test_order_of_giving_way() -> None:
-    """One by one, they give way by rank and then by age."""
-
-    async def test() -> None:
-        crowd = Crowd.of(overflow="shed", max_events=10)
-        await crowd.come("ovbisovbis")
-        order = []
-        for _ in range(10):
-            before = set(crowd.gone)
-            await crowd.come("o")
-            order += sorted(set(crowd.gone) - before)
-        assert order == [3, 8, 1, 4, 6, 9, 2, 7, 0, 5]
-        await crowd.end()
-
-    run(test())
+    assert now() < ROUNDING
+    assert crowd.gone == sorted(gone)
+    assert await crowd.end() == set(range(len(kinds) - 1)) - set(gone)
 
 
-def test_own_ranking() -> None:
-    """A ranking of the caller's own decides alone; what it does not name counts as 1."""
+async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
+    """Events are evicted one by one, by rank and then by age."""
+    crowd = Crowd.of(overflow="shed", max_events=10)
+    await crowd.come("ovbisovbis")
+    order = []
+    for _ in range(10):
+        before = set(crowd.gone)
+        await crowd.come("o")
+        order += sorted(set(crowd.gone) - before)
+    assert order == [3, 8, 1, 4, 6, 9, 2, 7, 0, 5]
+    await crowd.end()
 
-    async def test() -> None:
-        crowd = Crowd.of(overflow="shed", max_events=4, ranking={"order": 0, "impressionContentViewed": 9, "view": 1})
-        await crowd.come("oivsiiio")
-        assert crowd.gone == [0, 2, 3, 7]
-        await crowd.end()
 
-    run(test())
+async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
+    """A custom ranking decides alone; an event without a rank counts as 1."""
+    crowd = Crowd.of(overflow="shed", max_events=4, ranking={"order": 0, "impressionContentViewed": 9, "view": 1})
+    await crowd.come("oivsiiio")
+    assert crowd.gone == [0, 2, 3, 7]
+    await crowd.end()
 
 
-def test_event_of_an_unknown_type() -> None:
-    """An event that the default ranking does not know gives way as a view does."""
+async def test_event_of_an_unknown_type(virtual_clock: CheckedLoop) -> None:
+    """An event that the default ranking does not name is evicted like a view."""
+    crowd = Crowd.of(overflow="shed", max_events=2)
+    await crowd.come("b")
+    unknown = CustomEvent(name="wishlist", fields={"sessionExternalId": "a", "productId": 9})
+    receipt = crowd.engine.dispatcher.intake.accept_nowait(unknown, CODEC.encode(unknown))
+    await crowd.come("v")
 
-    async def test() -> None:
-        crowd = Crowd.of(overflow="shed", max_events=2)
-        await crowd.come("b")
-        unknown = CustomEvent(name="wishlist", fields={"sessionExternalId": "a", "productId": 9})
-        receipt = crowd.engine.dispatcher.intake.accept_nowait(unknown, CODEC.encode(unknown))
-        await crowd.come("v")
-        assert receipt.outcome == OVERFLOWED
-        assert crowd.engine.stats().dropped_by == {"overflow": {"wishlist": 1}}
-
-    run(test())
+    assert receipt.outcome == OVERFLOWED
+    assert crowd.engine.stats().dropped_by == {"overflow": {"wishlist": 1}}
 
 
 @pytest.mark.parametrize("batching", LANES)
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
-def test_oldest_of_all_lanes(batching: Batching, overflow: Overflow) -> None:
-    """Whoever's they are, events of one rank give way in the order in which they came."""
+async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow) -> None:
+    """Events of one rank are evicted in the order in which they came, whichever visitor they belong to."""
+    crowd = Crowd.of(batching, overflow=overflow, max_events=6)
+    await crowd.come("vvvvvv", "abcabc")
+    for gone in range(6):
+        assert crowd.gone == list(range(gone))
+        await crowd.come("v", "d")
 
-    async def test() -> None:
-        crowd = Crowd.of(batching, overflow=overflow, max_events=6)
-        await crowd.come("vvvvvv", "abcabc")
-        for gone in range(6):
-            assert crowd.gone == list(range(gone))
-            await crowd.come("v", "d")
-        assert await crowd.end() == set(range(6, 12))
-
-    run(test())
+    assert await crowd.end() == set(range(6, 12))
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
 @pytest.mark.parametrize("batching", LANES[1:])
-def test_events_of_a_visitor_under_way(batching: Batching, overflow: Overflow) -> None:
-    """Events that wait for their visitor's batch to come back give way like others; what is on its way does not."""
+async def test_events_of_a_visitor_under_way(
+    virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
+) -> None:
+    """Events behind a batch in flight are evicted like others; events in flight are not."""
+    crowd = Crowd.of(batching, overflow=overflow, max_events=3)
+    crowd.limiter.open_gate()
+    crowd.engine.transport.then = PARKED
+    await crowd.come("v")
+    await asyncio.sleep(1.0)
+    assert crowd.engine.stats().in_flight == 1
+    await crowd.come("vvvooo", "aaaaaa")
+    assert crowd.gone == [1, 2, 3]
+    assert crowd.engine.stats().in_flight == 1
+    crowd.engine.transport.then = Step()
+    crowd.engine.transport.release()
 
-    async def test() -> None:
-        crowd = Crowd.of(batching, overflow=overflow, max_events=3)
-        crowd.limiter.open_gate()
-        crowd.engine.transport.then = PARKED
-        await crowd.come("v")
-        await asyncio.sleep(1.0)
-        assert crowd.engine.stats().in_flight == 1
-        await crowd.come("vvvooo", "aaaaaa")
-        assert crowd.gone == [1, 2, 3]
-        assert crowd.engine.stats().in_flight == 1
-        crowd.engine.transport.then = Step()
-        crowd.engine.transport.release()
-        assert await crowd.end() == {0, 4, 5, 6}
-
-    run(test())
+    assert await crowd.end() == {0, 4, 5, 6}
 
 
 # --- bytes ---
@@ -329,34 +310,30 @@ def custom(name: str, number: int, size: int) -> CustomEvent:
         ("shed", [300, 300, 300], 1024, [0, 1, 2]),
     ],
 )
-def test_bytes_give_way(overflow: Overflow, sizes: list[int], newcomer: int, gone: list[int]) -> None:
-    """Where the bytes are the bound, as many events give way as the newcomer needs, and not one more."""
+async def test_bytes_give_way(
+    virtual_clock: CheckedLoop, overflow: Overflow, sizes: list[int], newcomer: int, gone: list[int]
+) -> None:
+    """If bytes are the bound, just as many events are evicted as the new one needs."""
+    crowd = Crowd.of(overflow=overflow, max_bytes=1024)
+    receipts = []
+    for number, size in enumerate([*sizes, newcomer]):
+        what = custom("thing", number, size)
+        receipts.append(await crowd.engine.dispatcher.intake.accept(what, CODEC.encode(what)))
 
-    async def test() -> None:
-        crowd = Crowd.of(overflow=overflow, max_bytes=1024)
-        receipts = []
-        for number, size in enumerate([*sizes, newcomer]):
-            what = custom("thing", number, size)
-            receipts.append(await crowd.engine.dispatcher.intake.accept(what, CODEC.encode(what)))
-        assert [number for number, receipt in enumerate(receipts) if receipt.done()] == gone
-        assert crowd.engine.stats().pending_bytes <= 1024
-
-    run(test())
+    assert [number for number, receipt in enumerate(receipts) if receipt.done()] == gone
+    assert crowd.engine.stats().pending_bytes <= 1024
 
 
-def test_nothing_gives_way_in_vain() -> None:
-    """Where all that is worth less is too small to make room, the newcomer alone is dropped."""
+async def test_nothing_gives_way_in_vain(virtual_clock: CheckedLoop) -> None:
+    """If all less valuable events together are too small, only the new event is dropped."""
+    ranking = {"cheap": 0, "good": 1, "dear": 2}
+    crowd = Crowd.of(overflow="shed", max_bytes=1024, ranking=ranking)
+    receipts = []
+    for number, (name, size) in enumerate([("cheap", 100), ("dear", 800), ("good", 100), ("good", 300)]):
+        what = custom(name, number, size)
+        receipts.append(await crowd.engine.dispatcher.intake.accept(what, CODEC.encode(what)))
 
-    async def test() -> None:
-        ranking = {"cheap": 0, "good": 1, "dear": 2}
-        crowd = Crowd.of(overflow="shed", max_bytes=1024, ranking=ranking)
-        receipts = []
-        for number, (name, size) in enumerate([("cheap", 100), ("dear", 800), ("good", 100), ("good", 300)]):
-            what = custom(name, number, size)
-            receipts.append(await crowd.engine.dispatcher.intake.accept(what, CODEC.encode(what)))
-        assert [receipt.outcome for receipt in receipts] == [None, None, None, OVERFLOWED]
-
-    run(test())
+    assert [receipt.outcome for receipt in receipts] == [None, None, None, OVERFLOWED]
 
 
 # --- flushes ---
@@ -364,36 +341,34 @@ def test_nothing_gives_way_in_vain() -> None:
 
 @pytest.mark.parametrize("batching", LANES)
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
-def test_flush_ends_with_the_last_that_gives_way(batching: Batching, overflow: Overflow) -> None:
-    """A flush whose last open events give way ends in that moment, and the newcomers do not hold it."""
-
-    async def test() -> None:
-        crowd = Crowd.of(batching, overflow=overflow, max_events=3)
-        await crowd.come("vvv", "abc")
-        # Their batches are full of a later flush's events otherwise.
-        flush = asyncio.create_task(crowd.engine.flush())
-        await asyncio.sleep(1.0)
-        await crowd.come("oo", "de")
-        await turns()
-        assert not flush.done()
-        await crowd.come("o", "f")
-        await turns()
-        # Whoever comes to a lane in which one of the first still waits joins the batch that the flush waits for; which
-        # lanes are the same differs from run to run, as hashes do.
-        lane_of = crowd.engine.dispatcher._buffer.lane_of
-        waited_for = Counter(map(lane_of, "abc"))
-        for gone, come in zip("abc", "def", strict=True):
-            waited_for[lane_of(gone)] -= 1
-            waited_for[lane_of(come)] += waited_for[lane_of(come)] > 0
-        assert flush.done() is not any(waited_for.values())
-        later = asyncio.create_task(crowd.engine.flush())
-        await turns()
-        assert not later.done()
-        await crowd.end()
-        await later
-        await flush
-
-    run(test())
+async def test_flush_ends_with_the_last_that_gives_way(
+    virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
+) -> None:
+    """A flush whose last open events are evicted ends in that step, and newer events do not hold it."""
+    crowd = Crowd.of(batching, overflow=overflow, max_events=3)
+    await crowd.come("vvv", "abc")
+    # Their batches are full of a later flush's events otherwise.
+    flush = asyncio.create_task(crowd.engine.flush())
+    await asyncio.sleep(1.0)
+    await crowd.come("oo", "de")
+    await turns()
+    assert not flush.done()
+    await crowd.come("o", "f")
+    await turns()
+    # Whoever comes to a lane in which one of the first still waits joins the batch that the flush waits for; which
+    # lanes are the same differs from run to run, as hashes do.
+    lane_of = buffer_of(crowd.engine).lane_of
+    waited_for = Counter(map(lane_of, "abc"))
+    for gone, come in zip("abc", "def", strict=True):
+        waited_for[lane_of(gone)] -= 1
+        waited_for[lane_of(come)] += waited_for[lane_of(come)] > 0
+    assert flush.done() is not any(waited_for.values())
+    later = asyncio.create_task(crowd.engine.flush())
+    await turns()
+    assert not later.done()
+    await crowd.end()
+    await later
+    await flush
 
 
 @given(
@@ -422,7 +397,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     flushes: set[int],
     latencies: list[float],
 ) -> None:
-    """However events come, leave and give way, each is sent once or dropped, and a flush ends after those before it."""
+    """For any order of arrivals, takes and evictions, each event is sent once or dropped, and each flush ends."""
 
     async def test() -> None:
         crowd = Crowd.of(batching, overflow=overflow, max_events=room)
@@ -457,35 +432,32 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
 @pytest.mark.parametrize(
     ("overflow", "gone"), [("drop_newest", [2, 3]), ("drop_oldest", [0, 1]), ("shed", [1, 2]), ("raise", [])]
 )
-def test_client_at_its_bounds(overflow: Overflow, gone: list[int], way: str) -> None:
-    """Each way into a client does at a full buffer as its policy says, and the receipt tells it."""
+async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overflow, gone: list[int], way: str) -> None:
+    """Each way into a client follows the policy at a full buffer, and the receipt has the outcome."""
+    reported: list[UndeliveredEvent] = []
+    client = make_client(
+        ScriptedTransport(),
+        limiter=(limiter := RecordingLimiter(gated=True)),
+        buffer=Buffer(max_events=2, overflow=overflow),
+        on_outcome=into(reported),
+    )
+    kinds = [Order, View, ImpressionContentViewed, Order] if overflow == "shed" else [View] * 4
+    events = [event(number, "a", kind) for number, kind in enumerate(kinds)]
+    receipts: list[Receipt] = []
+    try:
+        if way == "track_many":
+            receipts += await client.track_many(events)
+        else:
+            for each in events:
+                receipts.append(await client.track(each) if way == "track" else client.track_nowait(each))
+    except BufferFullError:
+        assert overflow == "raise"
+    assert [number for number, receipt in enumerate(receipts) if receipt.outcome == OVERFLOWED] == gone
+    limiter.open_gate()
+    report = await client.aclose()
 
-    async def test() -> None:
-        told: list[UndeliveredEvent] = []
-        client = make_client(
-            ScriptedTransport(),
-            limiter=(limiter := RecordingLimiter(gated=True)),
-            buffer=Buffer(max_events=2, overflow=overflow),
-            on_outcome=into(told),
-        )
-        kinds = [Order, View, ImpressionContentViewed, Order] if overflow == "shed" else [View] * 4
-        events = [event(number, "a", kind) for number, kind in enumerate(kinds)]
-        receipts: list[Receipt] = []
-        try:
-            if way == "track_many":
-                receipts += await client.track_many(events)
-            else:
-                for each in events:
-                    receipts.append(await client.track(each) if way == "track" else client.track_nowait(each))
-        except BufferFullError:
-            assert overflow == "raise"
-        assert [number for number, receipt in enumerate(receipts) if receipt.outcome == OVERFLOWED] == gone
-        limiter.open_gate()
-        report = await client.aclose()
-        assert report.stats.dropped == len(gone) == len(told)
-        assert report.stats.delivered == 2
-
-    run(test())
+    assert report.stats.dropped == len(gone) == len(reported)
+    assert report.stats.delivered == 2
 
 
 @pytest.mark.parametrize(
@@ -506,7 +478,7 @@ def test_client_at_its_bounds(overflow: Overflow, gone: list[int], way: str) -> 
     ],
 )
 def test_impossible_bounds(option: str, value: object) -> None:
-    """A policy, a ranking or an age that cannot be is refused where it is given, with the name of its field."""
+    """An invalid policy, ranking or age is refused at construction, with the name of its field."""
     with pytest.raises(ConfigurationError, match=f"Buffer.{option} must"):
         Buffer(**{option: value})  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Broken(BaseException):
-    """What is no `Exception`."""
+    """A `BaseException` that is no `Exception`."""
 
 
 class Faults:
@@ -61,7 +61,7 @@ class Faults:
     async def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Make a call, or fail."""
         fails = self._fails(name)
-        # What is to stop has stopped, though it raises: otherwise it would be one more member of its group for ever.
+        # The consumer is stopped although the call raises: otherwise it would stay a member of its group for ever.
         if fails and not self._late and name != "stop":
             raise self._error()
         answer = await function(*arguments, **options)

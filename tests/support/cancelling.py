@@ -25,7 +25,15 @@ async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], second
                     return await task
             task.cancel()
             try:
-                # Asked to end, it may have come to its end all the same.
+                # The task may have ended normally in spite of the cancellation.
                 return await task
             except asyncio.CancelledError:
                 turns += 1
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and see it end so."""
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()

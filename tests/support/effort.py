@@ -1,4 +1,4 @@
-"""How many examples a property has: fewer where a tracer watches, see `nox -s tests`."""
+"""The number of examples of a property: fewer under a tracer, see `nox -s tests`."""
 
 from __future__ import annotations
 

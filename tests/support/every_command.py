@@ -33,7 +33,7 @@ for line in sys.stdin:
         print(f"ended: {arguments[0]}: {end.code or 0}", flush=True)
 """
 
-# Runs `send` with a defect in it, in a process whose tracebacks print the variables.
+# A defect inside `send`, for users whose tracebacks print variables.
 CRASH = """
 import rich.traceback
 rich.traceback.install(show_locals=True, locals_max_string=None, width=1000)
@@ -44,7 +44,7 @@ main()
 
 
 async def every_command(run: Run, folder: Path) -> None:
-    """Run the commands, and collect what they print."""
+    """Run the commands, with all kinds of results, and keep their output."""
     events = folder / "events.jsonl"
     await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
     stalled = asyncio.Event()
@@ -92,7 +92,7 @@ async def python(
     stdin: bytes = b"",
     interrupt: asyncio.Event | None = None,
 ) -> tuple[str, int | None]:
-    """Run Python and collect its output; return the output and the exit status."""
+    """Run Python; return its output and its exit status."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         env={**os.environ, **given},

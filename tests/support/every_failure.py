@@ -226,7 +226,7 @@ async def _emulated(run: Run) -> None:
             await run.against(emulator.url)
         emulator.configure(api_key="another")
         await run.against(emulator.url)
-        # Not its attributes: who has the emulator may ask it for its key, which a test's client needs.
+        # Not its attributes: the emulator knows the key, which the client of a test needs.
         run.sinks.put(named.THINGS, str(emulator), repr(emulator))
         run.sinks.put(named.THINGS, repr(Settings(api_key=KEY)))
 
@@ -275,7 +275,7 @@ async def _made(options: dict[str, Any]) -> None:
     try:
         AsyncTrackingClient(**given)
     finally:
-        # This frame is a caller's, which has the key; the package's frames are what is looked at.
+        # This frame is a caller's and has the key; only frames of the package are checked.
         given.clear()
         options.clear()
 
@@ -309,7 +309,7 @@ async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
 
 
 async def leak(run: Run) -> None:
-    """Put the key in every sink, each in the way in which a careless program would."""
+    """Write the key to every sink, in the way that a careless program would."""
     sinks, loop = run.sinks, asyncio.get_running_loop()
     sinks.watch_loop()
     query = f"apiKey={quote(KEY, safe='')}"
@@ -327,7 +327,7 @@ async def leak(run: Run) -> None:
     sending = asyncio.create_task(asyncio.sleep(0), name=f"send with {KEY}")
     sinks.everything_alive()
     await sending
-    # A file whose name holds the key, as a cache of answers may have one.
+    # A file whose name holds the key, as a cache of answers may have.
     exec(compile("sinks.crash()", f"answer to {KEY}", "exec"), {"sinks": sinks})
     sys.stderr.write(f"the key is {KEY}\n")
 
@@ -341,7 +341,7 @@ async def _careless(client: httpx.AsyncClient, url: str) -> None:
 
 
 def main() -> None:
-    """Run, and write down what the sinks have."""
+    """Run the program, and write the content of the sinks."""
     what, file = sys.argv[1:]
     sinks = Sinks()
     run = Run(sinks)

@@ -1,4 +1,4 @@
-"""A script: whether an extra, installed alone, brings what it promises; run by the session `extras`.
+"""A script that checks that an extra, installed alone, works as promised; run by the session `extras`.
 
 It needs nothing but what is checked: no test library is installed beside it.
 """
@@ -62,7 +62,7 @@ def main(extra: str) -> None:
     wanted = sorted({name for names in MODULES.values() for name in names} if extra == "all" else MODULES[extra])
     for module in wanted:
         importlib.import_module(module)
-    # What needs another extra says which one.
+    # A part that needs another extra names that extra.
     for other in sorted({"aiohttp", "emulator", "fastapi", "otel", "redis", "starlette"} - {extra}):
         for module in set(MODULES[other]) - {*wanted}:
             try:
@@ -73,7 +73,7 @@ def main(extra: str) -> None:
     if set(COMMANDS) <= {*wanted}:
         subprocess.run([sys.executable, "-m", "retailrocket_async", "--version"], check=True)
     else:
-        # Without it the command says what to install.
+        # Without the extra the command says what to install.
         told = subprocess.run(
             [sys.executable, "-m", "retailrocket_async", "--version"], capture_output=True, text=True, check=False
         )

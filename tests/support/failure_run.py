@@ -1,4 +1,4 @@
-"""One run through failures: how it is made, and what is kept of it."""
+"""One run of a client through failures: how it is set up, and which results are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VISITOR = PERSONAL["session_external_id"]
 
 
 def events() -> list[Any]:
-    """Return events that tell everything of a person."""
+    """Return events with personal data in every field."""
     contact = {name: PERSONAL[name] for name in ("contact_external_id", "email", "phone")}
     return [
         View(session_external_id=VISITOR, product_id=1),
@@ -40,7 +40,7 @@ class Run:
         self._watched = False
 
     async def attempt(self, action: Awaitable[object]) -> None:
-        """Await something that may fail, and keep what is told of the failure."""
+        """Await a call that may fail, and keep the text of its failure."""
         try:
             self.sinks.thing(await action)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every one is of interest
@@ -49,7 +49,7 @@ class Run:
 
     @asynccontextmanager
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-        """Make a client, and keep what it tells at its end."""
+        """Make a client, and keep its close report."""
         # Every other one is watched by us, and so not by the instrumentation of httpx.
         self._watched = not self._watched
         observer = self.sinks.observer() if self._watched else None

@@ -1,6 +1,6 @@
-"""Fakes for the engine's tests: a server that does as it is told, a limiter that writes down, a loop that checks.
+"""Fakes for the engine's tests: a scripted server, a recording limiter, and a checked engine.
 
-Nothing here is patched into anything: the fakes are passed in where the real ones are.
+Tests pass them in instead of the real objects; nothing is patched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import httpx
+import pytest
 
 from retailrocket_async import AsyncTrackingClient
 from retailrocket_async._delivery.dispatcher import Dispatcher
@@ -21,7 +22,7 @@ from retailrocket_async._events.codec import BATCH_PATH, Codec, join
 from retailrocket_async._events.models import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._queue.options import Batching, Buffer
-from tests.support.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import CheckedLoop, run  # noqa: F401 - some tests import `run` from here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -49,8 +50,13 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def near(seconds: float) -> Any:
+    """Return a value that equals `seconds`, give or take the time that the turns of a virtual loop take."""
+    return pytest.approx(seconds, abs=ROUNDING)
+
+
 def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
-    """Return the event of this kind that is known by `number`."""
+    """Return an event of this kind that carries `number`."""
     fields: dict[type[Event], dict[str, Any]] = {
         View: {"product_id": number},
         AddToBasket: {"product_id": number},
@@ -61,36 +67,11 @@ def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Ev
     return kind(session_external_id=visitor, timestamp=MOMENT, **fields[kind])
 
 
-def number_of(told: Event | UndeliveredEvent) -> int:
-    """Return the number of an event."""
-    envelope = CODEC.encode(told) if isinstance(told, Event) else told.envelope
+def number_of(reported: Event | UndeliveredEvent) -> int:
+    """Return the number that an event carries."""
+    envelope = CODEC.encode(reported) if isinstance(reported, Event) else reported.envelope
     ((_, number),) = _events(b"[" + envelope + b"]")
     return number
-
-
-# --- a loop that checks ---
-
-
-class CheckedLoop(VirtualTimeLoop):
-    """A virtual loop that runs checks after every turn: what they raise ends the test."""
-
-    def __init__(self) -> None:
-        self.checks: list[Callable[[], None]] = []
-        self.turns = 0
-        super().__init__()
-
-    def block(self, seconds: float) -> None:
-        """Let time pass; the loop itself does so once in every turn."""
-        self.turns += 1
-        for check in self.checks:
-            check()
-        super().block(seconds)
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run `coroutine` on a checked loop of its own, as `asyncio.run` would."""
-    with asyncio.Runner(loop_factory=CheckedLoop) as runner:
-        return runner.run(coroutine)
 
 
 def check_balance(stats: Stats) -> None:
@@ -107,18 +88,18 @@ def check_balance(stats: Stats) -> None:
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """What becomes of one request."""
+    """The result of one request."""
 
     reply: Reply | BaseException = Reply(status=200)  # noqa: RUF009 - frozen
-    """The answer, or what the transport raises."""
+    """The answer, or the exception that the transport raises."""
     latency: float = 0.05
-    """Seconds until then."""
+    """Seconds until the answer or the exception."""
     parked: bool = False
-    """Whether it waits for `ScriptedTransport.release` as well."""
+    """Whether the request also waits for `ScriptedTransport.release`."""
     recorded: bool | None = None
-    """Whether the server records the events; None: where it accepts them."""
+    """Whether the server records the events; None: if it accepts them."""
     stubborn: bool = False
-    """Whether it answers even though it was cancelled."""
+    """Whether the transport answers although it was cancelled."""
 
 
 def status(code: int, *, retry_after: float | None = None, latency: float = 0.05) -> Step:
@@ -129,6 +110,8 @@ def status(code: int, *, retry_after: float | None = None, latency: float = 0.05
 NO_CONNECTION = Step(reply=Reply(failure="connect", detail="ConnectError", sent=False))
 TIMED_OUT = Step(reply=Reply(failure="timeout", detail="ReadTimeout"))
 PARKED = Step(parked=True)
+NEVER = Step(latency=1e9)
+"""A request that is never answered."""
 OK = Step()
 
 
@@ -149,12 +132,12 @@ class Request:
 
 
 class ScriptedTransport:
-    """A server behind a network: answers request by request as the script says, and then as `then` does.
+    """A transport with a scripted server: answers the first requests by a script, and the others as `then` says.
 
     Args:
         script: steps, or statuses, for the first requests.
-        then: for all further ones; a function is asked each time. May be changed on the way.
-        close: coroutine function that closing runs.
+        then: step or status for all other requests, or a function that returns one for each; a test may replace it.
+        close: coroutine function that `aclose` calls.
     """
 
     def __init__(
@@ -196,17 +179,17 @@ class ScriptedTransport:
         return [number for request in self.requests for number in request.numbers]
 
     def answer_next(self, *steps: Step | int) -> None:
-        """Have the next requests answered so, and those after them as `then` does."""
+        """Replace the script: answer the next requests by these steps, and the others as `then` says."""
         self._script = list(steps)
 
     def release(self) -> None:
-        """Let all parked requests have their answers."""
+        """Answer all parked requests."""
         for future in self._parked:
             if not future.done():
                 future.set_result(None)
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Answer by the script."""
+        """Answer a request by the script, after its latency."""
         request = Request(at=now(), path=path, body=body, events=tuple(_events(body)))
         self.requests.append(request)
         self.in_flight += 1
@@ -235,9 +218,9 @@ class ScriptedTransport:
         return step.reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Answer what `renewals` says, one for each call, and then that the key is the same.
+        """Answer with the entries of `renewals`, one for each call, and then that the key is the same.
 
-        While `keeps_key` is true it waits to be released first.
+        While `keeps_key` is true the call waits for `release` first.
         """
         self.renewed += 1
         await self._travel(Step(latency=0.0, parked=self.keeps_key))
@@ -265,7 +248,7 @@ class ScriptedTransport:
 
 
 class ScriptedServer(httpx.AsyncBaseTransport):
-    """The same server at the other end of an `httpx.AsyncClient`."""
+    """A scripted server as the transport of an `httpx.AsyncClient`."""
 
     def __init__(self, scripted: ScriptedTransport) -> None:
         self.scripted = scripted
@@ -300,7 +283,7 @@ def _accepts(reply: Reply | BaseException) -> bool:
 
 
 class RecordedPermit:
-    """A permit that must be used as its protocol says."""
+    """A permit that checks that its protocol is followed."""
 
     def __init__(self, limiter: RecordingLimiter) -> None:
         self._limiter = limiter
@@ -308,7 +291,7 @@ class RecordedPermit:
         self.answered: bool | None = None
 
     def sent(self) -> None:
-        """Note the first call; refuse any other, and one after the end."""
+        """Record the call; refuse a second one, and one after the end."""
         assert self.sent_at is None
         assert self.answered is None
         self.sent_at = now()
@@ -316,7 +299,7 @@ class RecordedPermit:
             raise RuntimeError("sent")
 
     def done(self, *, answered: bool = False) -> None:
-        """Note the end; refuse a second one."""
+        """Record the end; refuse a second one."""
         assert self.answered is None
         self.answered = answered
         self._limiter.open -= 1
@@ -325,13 +308,13 @@ class RecordedPermit:
 
 
 class RecordingLimiter:
-    """Grants at once, or one by one where it is `gated`, in order; writes everything down.
+    """Grants every permit, or if `gated` only as many as `grant` allows, in order; records all calls.
 
     Args:
-        errors: raised by the first calls, one each; None for a call that is granted.
-        gated: grant only what `grant` allows.
-        broken_permits: the permits raise whatever they are told.
-        broken_pause: what `pause_until` raises.
+        errors: exceptions of the first calls, one for each; None for a call that is granted.
+        gated: whether each permit waits for `grant`.
+        broken_permits: whether all methods of the permits raise.
+        broken_pause: exception that `pause_until` raises; None for none.
     """
 
     def __init__(
@@ -353,7 +336,7 @@ class RecordingLimiter:
         self.throttlings: list[float] = []
 
     async def acquire(self) -> RecordedPermit:
-        """Grant, or wait, or raise."""
+        """Grant a permit, wait for `grant`, or raise the next error."""
         self.asked += 1
         if self._errors and (error := self._errors.pop(0)) is not None:
             raise error
@@ -366,7 +349,7 @@ class RecordingLimiter:
                 if gate in self._waiting:
                     self._waiting.remove(gate)
                 else:
-                    # Granted and cancelled in the same turn: the grant is the next one's.
+                    # Granted and cancelled in the same turn: the grant passes to the next caller.
                     self.grant()
                 raise
         permit = RecordedPermit(self)
@@ -376,38 +359,38 @@ class RecordingLimiter:
 
     @property
     def waiting(self) -> int:
-        """How many callers wait to be granted."""
+        """Number of callers that wait for a permit."""
         return len(self._waiting)
 
     def grant(self, count: int = 1) -> None:
-        """Grant so many of those who wait."""
+        """Grant a permit to `count` waiting callers."""
         for _ in range(min(count, len(self._waiting))):
             self._waiting.pop(0).set_result(None)
 
     def open_gate(self) -> None:
-        """Grant everyone from now on."""
+        """Grant every permit from now on."""
         self._gated = False
         self.grant(len(self._waiting))
 
     def pause_until(self, deadline: float) -> None:
-        """Note the deadline, and hold nobody."""
+        """Record the deadline, and hold no request."""
         self.pauses.append(deadline)
         if self._broken_pause is not None:
             raise self._broken_pause
 
     def throttled(self, sent_at: float) -> None:
-        """Note when the refused request was sent, and slow nobody down."""
+        """Record when the refused request was sent, and slow down no request."""
         self.throttlings.append(sent_at)
 
 
 # --- hooks ---
 
 
-def into(told: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
-    """Return a hook that writes down, in the loop, what it is told."""
+def into(reported: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
+    """Return a hook that appends its events to a list, in the loop."""
 
     async def hook(events: Sequence[T]) -> None:
-        told.extend(events)
+        reported.extend(events)
 
     return hook
 
@@ -416,10 +399,10 @@ def into(told: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
 
 
 class Engine:
-    """A dispatcher with the shortest ways to use it; on a checked loop it is checked in every turn.
+    """A dispatcher with short methods for tests; on a checked loop it is checked in every turn.
 
     Attributes:
-        dispatcher: the real one.
+        dispatcher: the real dispatcher.
     """
 
     def __init__(
@@ -454,7 +437,7 @@ class Engine:
             loop.checks.append(self.check)
 
     def check(self) -> None:
-        """Raise unless the books add up and no bound is exceeded."""
+        """Raise unless the counters add up and no bound is exceeded."""
         stats = self.stats()
         check_balance(stats)
         assert stats.pending <= self._bounds.max_events
@@ -466,7 +449,7 @@ class Engine:
         return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
 
     def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
-        """Track the event of that number, now or never."""
+        """Track the event of that number without waiting, or raise."""
         return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
 
     async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
@@ -482,12 +465,12 @@ class Engine:
         return await self.dispatcher.aclose(timeout)
 
     async def send(self, number: int) -> Delivered:
-        """Send the event of that number directly."""
+        """Send the event of that number past the buffer."""
         what = event(number)
         return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), [what.event_name])
 
     async def send_batch(self, numbers: Sequence[int]) -> Delivered:
-        """Send these events directly, in one request."""
+        """Send these events past the buffer, in one request."""
         events = [event(number) for number in numbers]
         return await self.dispatcher.send(BATCH_PATH, join(map(CODEC.encode, events)), [e.event_name for e in events])
 
@@ -501,11 +484,11 @@ def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingCl
 
 
 async def turns(count: int = 3) -> None:
-    """Let everything that is ready run for a few turns of the loop."""
+    """Let all other tasks run for `count` turns of the loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def tasks() -> set[asyncio.Task[Any]]:
-    """Return all tasks of the loop but the running one."""
+    """Return all tasks of the loop except the running one."""
     return asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,4 +1,4 @@
-"""A shop whose buffer is full, so that whoever tracks must wait."""
+"""A shop whose buffer is full, so that callers of `track` must wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Shop:
-    """A client whose first event is on its way for ever, and whose buffer is full; `open` lets everything go on."""
+    """A client whose first event stays in flight, and whose buffer is full; `open` lets everything go on."""
 
     def __init__(self) -> None:
         self.transport = ScriptedTransport(then=PARKED)
@@ -39,13 +39,13 @@ class Shop:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for room."""
+        """Number of calls that wait for space."""
         return self.client.stats().waiting
 
 
 @asynccontextmanager
 async def full_shop() -> AsyncIterator[Shop]:
-    """Open a shop with the events 0 and 1 accepted and no room for another; close it at the end."""
+    """Open a shop with the events 0 and 1 accepted and no space for another; close it at the end."""
     shop = Shop()
     await shop.client.track(event(0))
     await until(lambda: shop.transport.parked)

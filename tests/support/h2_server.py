@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class H2Server:
-    """What the tests talk to: `paths` and `bodies` hold what arrived.
+    """A server for the tests; `paths` and `bodies` hold its requests.
 
     Attributes:
         unprocessed: what the next requests meet in place of an answer, each said to be not processed: ``"goaway"`` with

@@ -1,4 +1,4 @@
-"""A minimal HTTP/1.1 server on loopback: it keeps every request, and answers as the test sets it up."""
+"""A bare HTTP/1.1 server on loopback that keeps every byte that it receives and sends scripted answers."""
 
 from __future__ import annotations
 

@@ -219,13 +219,13 @@ class Sinks:
         # What takes longer than this is logged, with what it was.
         loop.slow_callback_duration = 0.0
 
-        def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        def report_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             self.put(LOOP, repr(context))
             if isinstance(error := context.get("exception"), BaseException):
                 self.error(error)
             loop.default_exception_handler(context)
 
-        loop.set_exception_handler(complain)
+        loop.set_exception_handler(report_error)
 
 
 class _Handler(logging.Handler):

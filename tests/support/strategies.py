@@ -300,7 +300,7 @@ def custom_events() -> st.SearchStrategy[CustomEvent]:
     return st.builds(CustomEvent, name=free, fields=json_objects())
 
 
-# --- what comes from strangers ---
+# --- input from outside ---
 
 
 def wire_values() -> st.SearchStrategy[Any]:

@@ -1,7 +1,10 @@
-"""An event loop whose clock is virtual: it waits for nothing, so half a minute of waiting takes milliseconds.
+"""Event loops with a virtual clock: a test that waits for thirty seconds takes milliseconds.
 
-Only for code that does no real I/O and starts no threads. Where every task waits and no timer is set, the loop raises
-`Stuck` instead of waiting for ever.
+An async test asks for such a loop with the fixture `virtual_clock` (see `tests/conftest.py`). `run` is for tests that
+need several loops, or a new loop for each example of Hypothesis.
+
+These loops are for code that does no real input or output and starts no threads. If every task waits and no timer is
+set, the loop raises `Stuck` instead of waiting for ever.
 """
 
 from __future__ import annotations
@@ -13,20 +16,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from retailrocket_async._runtime.loop_end import FAR
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
 T = TypeVar("T")
 
 TICK = 1e-9
-"""Seconds that one turn of the loop takes; without it, code that asks again at once would ask for ever."""
+"""Seconds that each turn of the loop takes; without it, code that polls the clock in every turn would never end."""
 
 
 class Stuck(Exception):  # noqa: N818 - it names a state
-    """Nothing is left that could wake any task."""
+    """Every task waits, and nothing is left that could wake one."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock stands still while code runs, and jumps to the next timer when none does."""
+    """A loop whose clock stands still while code runs, and jumps to the next timer when all tasks wait."""
 
     def __init__(self) -> None:
         self._virtual_now = 0.0
@@ -37,17 +40,38 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual_now
 
     def only_far(self) -> bool:
-        """Whether no timer is set but those that are never to fire."""
+        """Return whether every timer that is set lies so far ahead that it is never meant to fire."""
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return all(timer.cancelled() or timer.when() >= FAR for timer in timers)
 
     def block(self, seconds: float) -> None:
-        """Let time pass as a blocking call would: nothing else runs meanwhile."""
+        """Advance the clock as a blocking call would: nothing else runs meanwhile."""
         self._virtual_now += seconds
 
 
+class CheckedLoop(VirtualTimeLoop):
+    """A virtual loop that runs checks after every turn; an exception of a check ends the test.
+
+    Attributes:
+        checks: functions without arguments; `Engine` and tests append theirs.
+        turns: number of turns so far.
+    """
+
+    def __init__(self) -> None:
+        self.checks: list[Callable[[], None]] = []
+        self.turns = 0
+        super().__init__()
+
+    def block(self, seconds: float) -> None:
+        """Run the checks, then advance the clock; the loop itself calls this once in every turn."""
+        self.turns += 1
+        for check in self.checks:
+            check()
+        super().block(seconds)
+
+
 class _Selector(selectors.BaseSelector):
-    """Takes what is ready at once; moves the clock where a real selector would wait."""
+    """Returns the file descriptors that are ready; advances the clock instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self._loop = loop
@@ -75,13 +99,13 @@ class _Selector(selectors.BaseSelector):
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run `coroutine` on a virtual loop of its own, as `asyncio.run` would on a real one."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+    """Run `coroutine` on a new `CheckedLoop`, as `asyncio.run` would on a real loop, and return its result."""
+    with asyncio.Runner(loop_factory=CheckedLoop) as runner:
         return runner.run(coroutine)
 
 
 def block(seconds: float) -> None:
-    """Block the running virtual loop for `seconds`."""
+    """Advance the clock of the running virtual loop by `seconds`, as a blocking call would."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     loop.block(seconds)
