@@ -222,33 +222,33 @@ class RecordingClient(AsyncTrackingClient):
     # --- the client's own, recorded -----------------------------------------------------------------------------------
 
     async def track(self, event: Event) -> Receipt:
-        """As `AsyncTrackingClient.track`."""
+        """Track an event as `AsyncTrackingClient.track`, and record it."""
         with _chosen_into([]) as chosen:
             receipt = await super().track(event)
         self._events += chosen
         return receipt
 
     def track_nowait(self, event: Event) -> Receipt:
-        """As `AsyncTrackingClient.track_nowait`."""
+        """Track an event as `AsyncTrackingClient.track_nowait`, and record it."""
         with _chosen_into([]) as chosen:
             receipt = super().track_nowait(event)
         self._events += chosen
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
-        """As `AsyncTrackingClient.track_many`."""
+        """Track events as `AsyncTrackingClient.track_many`, and record each of them."""
         # One by one, since with a spool the client writes many events together, without calling `track`.
         if isinstance(events, AsyncIterable):
             return [await self.track(event) async for event in events]
         return [await self.track(event) for event in events]
 
     async def send(self, event: Event) -> Delivered:
-        """As `AsyncTrackingClient.send`."""
+        """Send an event as `AsyncTrackingClient.send`, and record it."""
         with self._sending():
             return await super().send(event)
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
-        """As `AsyncTrackingClient.send_batch`."""
+        """Send events as `AsyncTrackingClient.send_batch`, and record them."""
         with self._sending():
             return await super().send_batch(events)
 
