@@ -1,7 +1,7 @@
 """The pytest plugin of retailrocket-async: its fixtures, and the switch that keeps a test run from the real API.
 
-pytest imports it in every run, also where nobody asks for a fixture. So it stands beside the package, and imports that
-only where a test does: the package and httpx take a good part of a second.
+pytest imports this module in every run, also if no test uses a fixture. So it stands beside the package, and imports it
+only in the fixtures: importing the package and httpx takes a good part of a second.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SWITCH = "RETAILROCKET_TEST_MODE"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the ini option."""
-    told = f"set {_SWITCH}=1 for the run, unless it is set: clients send to this host alone (default: false)"
-    parser.addini("retailrocket_test_mode", told, type="bool", default=False)
+    text = f"set {_SWITCH}=1 for the run, unless it is set: clients send to this host only (default: false)"
+    parser.addini("retailrocket_test_mode", text, type="bool", default=False)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    """SendSlot the switch on before conftests import the shop, where the option says so and the environment nothing."""
+    """Set the variable before conftests import the shop, if the option is on and the variable is not set."""
     if early_config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
         os.environ[_SWITCH] = "1"
         early_config.add_cleanup(_switch_off)
@@ -41,7 +41,7 @@ def _switch_off() -> None:
 
 @pytest.fixture
 def tracked() -> RecordingClient:
-    """A client that sends nothing and records what is tracked; see `retailrocket_async.testing.RecordingClient`."""
+    """A client that sends nothing and records tracked events; see `retailrocket_async.testing.RecordingClient`."""
     from retailrocket_async.testing import RecordingClient  # noqa: PLC0415
 
     return RecordingClient()
@@ -49,7 +49,7 @@ def tracked() -> RecordingClient:
 
 @pytest.fixture
 def retailrocket_emulator(_retailrocket_emulator: EmulatorProcess) -> EmulatorProcess:
-    """The API's emulator in a process of its own, one for the session, as new for each test (extra ``emulator``)."""
+    """The API's emulator, one process for the session, reset before each test (extra ``emulator``)."""
     _retailrocket_emulator.restore()
     return _retailrocket_emulator
 

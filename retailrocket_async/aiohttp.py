@@ -2,7 +2,7 @@
 
 ::
 
-    rocket = RetailRocket()  # in a module of the application; makes nothing, reads nothing
+    rocket = RetailRocket()  # in a module of the application; creates no client, reads no environment
 
 
     async def product(request: web.Request) -> web.Response:
@@ -12,11 +12,11 @@
 
     app = web.Application()
     app.router.add_get("/", product)
-    app.cleanup_ctx.append(rocket.cleanup_ctx)  # first: what is first is closed last
+    app.cleanup_ctx.append(rocket.cleanup_ctx)  # before others: the first is closed last
     add_session_cookie(app)
 
-The client is in the application under `RetailRocket.key`, and its sub-applications find it, too. In a test: ``with
-rocket.using(RecordingClient()) as recorded: ...`` around what starts the application. Needs the extra ``aiohttp``.
+The client is in the application under `RetailRocket.key`, where sub-applications find it as well. In a test, start the
+application inside ``with rocket.using(RecordingClient()) as recorded: ...``. Needs the extra ``aiohttp``.
 """
 
 from __future__ import annotations
@@ -43,69 +43,62 @@ _SESSION: Final = RequestKey("retailrocket_session", Session)
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one aiohttp application; see `retailrocket_async.application.RetailRocket`.
+    """One shop's client in one aiohttp application.
 
-    Args:
-        make: returns the client when the application starts; default `AsyncTrackingClient.from_env`.
-        name: what errors call the client; default ``"tracking"``.
-        grace: seconds for what is left when the application ends; default 15.
-        options: the keywords for `make`.
-
-    Raises:
-        ConfigurationError: an argument that cannot work.
+    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in errors.
     """
 
     @cached_property
     def key(self) -> web.AppKey[AsyncTrackingClient]:
-        """Where the application holds the client."""
+        """The key under which the application holds the client."""
         return web.AppKey(self.name, AsyncTrackingClient)
 
     async def cleanup_ctx(self, app: web.Application) -> AsyncGenerator[None]:
-        """Make the client when the application starts, and close it within `grace` when it ends."""
+        """Create the client when the application starts, and close it within `grace` when it ends."""
         async with self.opened() as client:
             app[self.key] = client
             yield
 
     def client(self, request: web.Request) -> AsyncTrackingClient:
-        """Return the client of the request's application, or of the one that it is a sub-application of.
+        """Return the client of the request's application, or of its parent application.
 
         Raises:
-            UsageError: `cleanup_ctx` was given to none of them.
+            UsageError: neither has `cleanup_ctx` in its `cleanup_ctx` list.
         """
         client = request.config_dict.get(self.key)
         if client is None:
-            raise UsageError(f"no client {self.name!r}: say app.cleanup_ctx.append(rocket.cleanup_ctx)")
+            raise UsageError(f"no client {self.name!r}: call app.cleanup_ctx.append(rocket.cleanup_ctx)")
         return client
 
 
 def add_session_cookie(app: web.Application, name: str = DEFAULT_COOKIE) -> None:
-    """Keep the visitor's session in a cookie of one year, HttpOnly, SameSite=Lax, and Secure with https.
+    """Keep the visitor's session in a cookie that lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure.
 
-    The cookie is set by the answer to the request that first asked for the session, with `session_id`; who never asks
-    sets none. Sub-applications have part in it.
+    If a visitor has no session yet, the first call of `session_id` creates one, and the answer to that request sets the
+    cookie. This also works in sub-applications.
 
     Args:
         app: the application, before it starts.
         name: the cookie's name, ASCII letters, digits, ``-`` and ``_``; default ``"retailrocket_session"``.
 
     Raises:
-        ConfigurationError: not a cookie's name.
+        ConfigurationError: the name cannot be a cookie's name.
     """
     app[_COOKIE] = checked_cookie_name(name)
     app.on_response_prepare.append(_set_cookie)
 
 
 def session_id(request: web.Request) -> str:
-    """Return the session of the visitor who sent a request; a new one where the request brought none.
+    """Return the visitor's session id: the one in the request's cookie, or a new one.
 
     Raises:
-        UsageError: `add_session_cookie` was called for no application of the request.
+        UsageError: `add_session_cookie` was not called for the request's application or its parent.
     """
     session = request.get(_SESSION)
     if session is None:
         name = request.config_dict.get(_COOKIE)
         if name is None:
-            raise UsageError("no session for this request: say add_session_cookie(app)")
+            raise UsageError("no session for this request: call add_session_cookie(app)")
         session = request[_SESSION] = Session(name, request.cookies.get(name))
     return session.id
 
@@ -114,5 +107,5 @@ async def _set_cookie(request: web.Request, response: web.StreamResponse) -> Non
     session = request.get(_SESSION)
     header = None if session is None else session.set_cookie(https=request.secure)
     if header is not None:
-        # The response's own cookies are among its headers already.
+        # Not response.set_cookie: aiohttp has written the response's cookies into the headers already.
         response.headers.add("Set-Cookie", header)

@@ -1,15 +1,15 @@
-"""One shop's client in one application: what frameworks and workers share, for those without a module here, too.
+"""One shop's client in one application: the part that all frameworks share; use it directly for any other program.
 
 ::
 
-    rocket = RetailRocket()  # in a module of the application; makes nothing, reads nothing
+    rocket = RetailRocket()  # in a module of the application; creates no client, reads no environment
 
 
     async def main() -> None:
         async with rocket.opened() as client:
             await client.view(...)
 
-`retailrocket_async.fastapi`, `.starlette` and `.aiohttp` each have a `RetailRocket` that adds what belongs to their
+`retailrocket_async.fastapi`, `.starlette`, `.asgi` and `.aiohttp` each have a `RetailRocket` with additions for their
 framework.
 """
 
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 __all__ = ["RetailRocket"]
 
 DEFAULT_GRACE = 15.0
-"""Seconds, as of `AsyncTrackingClient.aclose`; half of the grace that process managers commonly give."""
+"""Seconds, the default of `AsyncTrackingClient.aclose`; half of the time that process managers usually give."""
 
 C = TypeVar("C", bound=AsyncTrackingClient)
 
 
 class RetailRocket(Uncopyable):
-    """One shop's client in one application, named at module level and made where the application starts.
+    """One shop's client in one application: declared at module level, created when the application starts.
 
-    Making a `RetailRocket` creates no client and reads no environment: the module that holds it may be imported
-    anywhere, before a fork too. Each start of an application, in each of its processes, gets a client of its own.
+    The constructor creates no client and reads no environment, so its module may be imported anywhere, also before a
+    fork. Each start of the application, in each process, creates a client of its own.
 
     Args:
         make: returns the client; called in the event loop whenever the application starts. Default
-            `AsyncTrackingClient.from_env`, so the key and the shop come from the environment then.
-        name: what the application calls the client, a Python identifier; default ``"tracking"``. Each shop of an
-            application with several has its own.
-        grace: seconds in which the client delivers what is left when the application ends; default 15. Keep it below
-            the time that the process manager gives.
-        options: the keywords for `make`, those of `AsyncTrackingClient` for example.
+            `AsyncTrackingClient.from_env`, which takes the key and the shop from the environment.
+        name: the client's name in the application, a Python identifier; default ``"tracking"``. If an application
+            serves several shops, each needs a name of its own.
+        grace: seconds for delivering the remaining events when the application ends; default 15. Keep it below the time
+            that the process manager gives.
+        options: the keywords for `make`, for example those of `AsyncTrackingClient`.
 
     Raises:
-        ConfigurationError: an argument that cannot work. What `make` makes of its keywords is seen at the start.
+        ConfigurationError: a wrong argument. Wrong `options` are found when the application starts.
     """
 
     _instead = "import the module that holds it; each process makes its client when it starts"
 
-    # On the class: __repr__ looks at it also where the constructor raised.
+    # On the class, since __repr__ needs it even if the constructor raised.
     name = ""
 
     def __init__(
@@ -67,7 +67,7 @@ class RetailRocket(Uncopyable):
     ) -> None:
         self._make = make
         self._options = options
-        # A key may be among them, and the frame of an error is kept with it.
+        # A key may be among them, and an error's traceback would keep this local variable.
         del options
         if not callable(make):
             raise ConfigurationError(f"make must be a function that returns a client, not {type(make).__name__}")
@@ -81,7 +81,7 @@ class RetailRocket(Uncopyable):
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[AsyncTrackingClient]:
-        """Make the client, and close it with the block, within `grace`.
+        """Create the client, and close it at the end of the block within `grace` seconds.
 
         Raises:
             ConfigurationError: a setting is missing or wrong.
@@ -91,21 +91,21 @@ class RetailRocket(Uncopyable):
             try:
                 yield client
             finally:
-                # To close it again, which the block does, changes nothing.
+                # `async with` closes it again, which has no effect.
                 await client.aclose(self._grace)
 
     @contextmanager
     def using(self, client: C) -> Generator[C]:
-        """Have the application take this client in place of its own, where it starts inside the block: for tests.
+        """Make the application use this client if it starts inside the block; for tests.
 
-        The application closes the client when it ends, as it would close its own, since only its event loop can. So
-        give it a new one for each start.
+        The application closes the client when it ends, since only its event loop can. So pass a new client for each
+        start.
 
         Args:
             client: a client that was not used yet, e.g. ``retailrocket_async.testing.RecordingClient()``.
 
         Returns:
-            A context manager that gives the client back.
+            A context manager that gives this client.
         """
         before, self._given = self._given, client
         try:

@@ -1,8 +1,8 @@
-"""Retail Rocket in an ASGI application of any framework: Django, for one, which has no lifespan of its own.
+"""Retail Rocket in an ASGI application of any framework, such as Django, which has no lifespan of its own.
 
 ::
 
-    rocket = RetailRocket()  # in a module of the application; makes nothing, reads nothing
+    rocket = RetailRocket()  # in a module of the application; creates no client, reads no environment
 
 
     async def product(request):
@@ -11,7 +11,7 @@
 
     app = SessionCookie(rocket.around(get_asgi_application()))
 
-The client is in the lifespan's state, where applications inside this one find it, too. Needs nothing but the package.
+The client is in the lifespan's state, where mounted applications find it as well. Needs no extra.
 """
 
 from __future__ import annotations
@@ -40,26 +40,20 @@ T = TypeVar("T")
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one ASGI application; see `retailrocket_async.application.RetailRocket`.
+    """One shop's client in one ASGI application.
 
-    Args:
-        make: returns the client when the application starts; default `AsyncTrackingClient.from_env`.
-        name: the client's name in the lifespan's state; default ``"tracking"``.
-        grace: seconds for what is left when the application ends; default 15.
-        options: the keywords for `make`.
-
-    Raises:
-        ConfigurationError: an argument that cannot work.
+    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
+    lifespan's state.
     """
 
     def around(self, app: App) -> App:
-        """Return an application with a lifespan around one that has none.
+        """Return an application that adds a lifespan to one that has none.
 
-        The server's start makes the client, its end closes it within `grace`. Where it cannot be made the server is
-        told that the start has failed, and ends.
+        The client is created when the server starts, and closed within `grace` when it ends. If it cannot be created,
+        the server gets ``lifespan.startup.failed``, and ends.
 
         Args:
-            app: an ASGI application; it never sees the lifespan.
+            app: an ASGI application; it gets no lifespan events.
         """
 
         async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +73,7 @@ class RetailRocket(Anywhere):
         return client_of(scope, self.name)
 
     def threadsafe(self, scope: Scope) -> ThreadsafeHandle:
-        """Return a handle of the application's client, for code that a framework runs in a thread.
+        """Return a thread-safe handle of the application's client, for code that a framework runs in a thread.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -98,47 +92,48 @@ class RetailRocket(Anywhere):
                 phase = "shutdown"
                 await receive()
         except Exception as error:
-            # Without it a server takes the application for one that has no lifespan, and goes on.
+            # Without this message the server would assume that the application has no lifespan, and go on.
             await send({"type": f"lifespan.{phase}.failed", "message": f"{type(error).__name__}: {error}"})
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
 
 def lifespan_state(name: str, client: AsyncTrackingClient) -> dict[str, AsyncTrackingClient | ThreadsafeHandle]:
-    """Return what a lifespan adds to the state, in the client's event loop: the client, and its handle for threads."""
+    """Return the lifespan's state: the client and its handle for threads. Call it in the client's event loop."""
     return {name: client, f"{name}_threadsafe": client.threadsafe()}
 
 
 def client_of(scope: Scope, name: str = "tracking") -> AsyncTrackingClient:
-    """Return the application's client by its name, where the `RetailRocket` is not at hand.
+    """Return the application's client by its name; for code without access to the `RetailRocket`.
 
     Args:
         scope: the ASGI scope of a request or a websocket.
-        name: that of the `RetailRocket`; default ``"tracking"``.
+        name: the name of the `RetailRocket`; default ``"tracking"``.
 
     Raises:
-        UsageError: there is none: its lifespan was not run.
+        UsageError: there is no such client, since its lifespan was not run.
     """
     return _in_state(scope, name, name, AsyncTrackingClient)
 
 
 def threadsafe_of(scope: Scope, name: str = "tracking") -> ThreadsafeHandle:
-    """Return a handle of the application's client, as `client_of` does the client."""
+    """Return a thread-safe handle of the application's client; arguments and errors as of `client_of`."""
     return _in_state(scope, name, f"{name}_threadsafe", ThreadsafeHandle)
 
 
 class SessionCookie:
-    """ASGI middleware: the visitor's session in a cookie of one year, HttpOnly, SameSite=Lax, and Secure with https.
+    """ASGI middleware that keeps the visitor's session in a cookie.
 
-    The cookie is set by the answer to the request that first asked for the session, with `session_id`, whatever kind of
-    answer it is; who never asks sets none. A websocket's is set by its `accept`, so ask before that.
+    The cookie lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure. If a visitor has no session yet,
+    the first call of `session_id` creates one, and the answer to that request sets the cookie, whatever kind of answer
+    it is. A websocket sets it with its `accept`, so call `session_id` before that.
 
     Args:
         app: the ASGI application.
         name: the cookie's name, ASCII letters, digits, ``-`` and ``_``; default ``"retailrocket_session"``.
 
     Raises:
-        ConfigurationError: not a cookie's name.
+        ConfigurationError: the name cannot be a cookie's name.
     """
 
     def __init__(self, app: App, name: str = DEFAULT_COOKIE) -> None:
@@ -162,12 +157,12 @@ class SessionCookie:
                     message = {**message, "headers": [*given, (b"set-cookie", header.encode("ascii"))]}
             await send(message)
 
-        # Not in a copy: what the application writes into the scope is for those around it to read.
+        # Not in a copy of the scope: middleware outside of this one may read what the application writes into it.
         scope[_SESSION] = session
         await self._app(scope, receive, send_with_cookie)
 
     def _cookie(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        # Not with http.cookies: one odd cookie of another's would cost all of them.
+        # Not with http.cookies, which returns no cookie at all if one of them is malformed.
         for name, value in headers:
             if name == b"cookie" and (found := self._pattern.search(value.decode("latin-1"))):
                 return found[1].strip()
@@ -175,7 +170,7 @@ class SessionCookie:
 
 
 def session_id(scope: Scope) -> str:
-    """Return the session of the visitor who sent a request; a new one where the request brought none.
+    """Return the visitor's session id: the one in the request's cookie, or a new one.
 
     Args:
         scope: the request's ASGI scope.

@@ -2,7 +2,7 @@
 
 ::
 
-    rocket = RetailRocket()  # in a module of the application; makes nothing, reads nothing
+    rocket = RetailRocket()  # in a module of the application; creates no client, reads no environment
     app = FastAPI(lifespan=rocket.lifespan)  # or rocket.lifespan_with(your own)
     app.add_middleware(SessionCookie)
 
@@ -13,7 +13,7 @@
         return "a product page"
 
 `Tracking` is the client named ``"tracking"``, in any router, sub-application, websocket or dependency. With several
-shops each is a dependency: ``Annotated[AsyncTrackingClient, Depends(other_rocket)]``. In a test: ``with
+shops, make each a dependency: ``Annotated[AsyncTrackingClient, Depends(other_rocket)]``. In a test: ``with
 rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. Needs the extra ``fastapi``.
 """
 
@@ -37,18 +37,12 @@ __all__ = ["RetailRocket", "SessionCookie", "SessionId", "ThreadsafeTracking", "
 class RetailRocket(InStarlette):
     """One shop's client in one FastAPI application, and a dependency: ``Depends(rocket)`` is the client.
 
-    Args:
-        make: returns the client when the application starts; default `AsyncTrackingClient.from_env`.
-        name: the client's name in the lifespan's state; default ``"tracking"``, which is what `Tracking` asks for.
-        grace: seconds for what is left when the application ends; default 15.
-        options: the keywords for `make`.
-
-    Raises:
-        ConfigurationError: an argument that cannot work.
+    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
+    lifespan's state, and `Tracking` is the client with the default name.
     """
 
     async def __call__(self, connection: HTTPConnection) -> AsyncTrackingClient:
-        """Return the application's client; FastAPI calls this.
+        """Return the application's client; FastAPI calls this for a dependency.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -60,7 +54,7 @@ async def tracking(connection: HTTPConnection) -> AsyncTrackingClient:
     """The dependency behind `Tracking`.
 
     Raises:
-        UsageError: no lifespan of a `RetailRocket` with this name was run.
+        UsageError: no lifespan of a `RetailRocket` with the default name was run.
     """
     return client_of(connection.scope)
 
@@ -74,7 +68,7 @@ async def _threadsafe(connection: HTTPConnection) -> ThreadsafeHandle:
 
 
 ThreadsafeTracking: TypeAlias = Annotated[ThreadsafeHandle, Depends(_threadsafe)]
-"""A handle of the application's client, for a parameter of a ``def`` endpoint, which FastAPI runs in a thread."""
+"""A thread-safe handle of the client, for a parameter of a ``def`` endpoint, which FastAPI runs in a thread."""
 
 
 async def session_id(connection: HTTPConnection) -> str:
@@ -87,4 +81,4 @@ async def session_id(connection: HTTPConnection) -> str:
 
 
 SessionId: TypeAlias = Annotated[str, Depends(session_id)]
-"""The visitor's session, for a parameter of an endpoint or dependency: the cookie's, or a new one."""
+"""The visitor's session id, for a parameter of an endpoint or dependency: the one in the cookie, or a new one."""

@@ -1,6 +1,6 @@
-"""The visitor's session, in a cookie of the shop: what all frameworks share.
+"""The visitor's session in a cookie of the shop: the part that all frameworks share.
 
-A handler asks for it with the `session_id` of `retailrocket_async.fastapi`, `.starlette`, `.asgi` or `.aiohttp`.
+Request handlers use `session_id` of `retailrocket_async.fastapi`, `.starlette`, `.asgi` or `.aiohttp`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _YEAR: Final = 365 * 24 * 60 * 60
 
 
 class Session:
-    """The session of one request's visitor: the cookie's, or a new one where somebody asks for it.
+    """The session of one request: the one in its cookie, or a new one that is created on the first use of `id`.
 
     Args:
         name: the cookie's name.
-        value: what the browser sent, None where it sent nothing. What is no id of a session by the API's rule, 1-50
-            ASCII letters and digits, counts as nothing.
+        value: the cookie's value; None if the request has no such cookie. A value that is not a session id by the API's
+            rule, 1-50 ASCII letters and digits, is ignored.
     """
 
     __slots__ = ("_id", "_name", "_new")
@@ -34,16 +34,16 @@ class Session:
 
     @property
     def id(self) -> str:
-        """The id for `session_external_id`, the same however often it is asked for."""
+        """The session id, for `session_external_id`; created on the first use if the cookie has none."""
         if self._id is None:
             self._id, self._new = new_session_id(), True
         return self._id
 
     def set_cookie(self, *, https: bool) -> str | None:
-        """Return the value of the header ``Set-Cookie`` for a new session, the first time; else None.
+        """Return the header ``Set-Cookie`` of a new session on the first call; otherwise None.
 
         Args:
-            https: whether the request came over TLS: then the browser keeps the cookie for such requests alone.
+            https: whether the request came over TLS; the browser then sends the cookie only over TLS.
         """
         if not self._new:
             return None
@@ -53,18 +53,18 @@ class Session:
 
 
 def checked_cookie_name(name: str) -> str:
-    """Return the name of a cookie.
+    """Return `name` if it can be a cookie's name.
 
     Raises:
-        ConfigurationError: not a cookie's name.
+        ConfigurationError: it cannot.
     """
     if type(name) is not str or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ConfigurationError(f"name must be a cookie's: ASCII letters, digits, - and _, not {name!r}")
+        raise ConfigurationError(f"name must be a cookie's name: ASCII letters, digits, - and _, not {name!r}")
     return name
 
 
 def _is_session_id(value: str) -> bool:
-    # The one rule for ids is that of the events.
+    # Checked by constructing an event, so that the rule for ids exists once.
     try:
         CategoryView(session_external_id=value, category_id=0)
     except EventValidationError:

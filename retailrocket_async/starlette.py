@@ -2,7 +2,7 @@
 
 ::
 
-    rocket = RetailRocket()  # in a module of the application; makes nothing, reads nothing
+    rocket = RetailRocket()  # in a module of the application; creates no client, reads no environment
 
 
     async def product(request: Request) -> Response:
@@ -17,7 +17,7 @@
     )
 
 In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. The client is in the
-lifespan's state, under the name of its `RetailRocket`, so applications mounted in this one find it, too, and
+lifespan's state under the name of its `RetailRocket`. So mounted applications find it as well, and
 ``request.state.tracking`` is the same client. Needs the extra ``starlette``.
 """
 
@@ -34,7 +34,7 @@ from retailrocket_async.asgi import SessionCookie, client_of, lifespan_state, th
 from retailrocket_async.asgi import session_id as session_of
 
 with needing("starlette"):
-    from starlette.requests import HTTPConnection  # noqa: TC002 - it is missed here, not in an application's request
+    from starlette.requests import HTTPConnection  # noqa: TC002 - a missing library must fail at this import, not in a request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -47,39 +47,33 @@ A = TypeVar("A")
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one Starlette application; see `retailrocket_async.application.RetailRocket`.
+    """One shop's client in one Starlette application.
 
-    Args:
-        make: returns the client when the application starts; default `AsyncTrackingClient.from_env`.
-        name: the client's name in the lifespan's state; default ``"tracking"``.
-        grace: seconds for what is left when the application ends; default 15.
-        options: the keywords for `make`.
-
-    Raises:
-        ConfigurationError: an argument that cannot work.
+    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
+    lifespan's state.
     """
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:  # noqa: ARG002 - Starlette's
-        """The application's lifespan: makes the client, holds it in the state, closes it within `grace`.
+        """The application's lifespan: creates the client, puts it into the state, and closes it within `grace`.
 
-        In a lifespan of one's own: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
+        Inside another lifespan: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
         """
         async with self.opened() as client:
             yield lifespan_state(self.name, client)
 
     def lifespan_with(self, own: Lifespan[A]) -> StatefulLifespan[A]:
-        """Return a lifespan that runs the application's own inside this one, and has the state of both.
+        """Return a lifespan that runs the application's own lifespan inside this one, with the state of both.
 
-        The client is there before the application's own lifespan begins, and until after it has ended. Several shops:
+        The client exists before the application's own lifespan begins, and until after it has ended. For several shops:
         ``one.lifespan_with(other.lifespan)``.
 
         Args:
-            own: a function that takes the application and returns an async context manager, as Starlette has it.
+            own: a function that takes the application and returns an async context manager, as in Starlette.
 
         Raises:
-            ConfigurationError: `own` is no such function; or, when the application starts, it gives something else the
-                name of this client.
+            ConfigurationError: `own` is not such a function; or, when the application starts, its state has the name of
+                this client already.
         """
         if not callable(own) or inspect.isasyncgenfunction(own) or inspect.iscoroutinefunction(own):
             raise ConfigurationError("own must return an async context manager: put @asynccontextmanager above it")
@@ -89,13 +83,15 @@ class RetailRocket(Anywhere):
             async with self.opened() as client, own(app) as given:
                 state, others = lifespan_state(self.name, client), given or {}
                 if both := state.keys() & others.keys():
-                    raise ConfigurationError(f"the lifespan's state has two {min(both)!r}: RetailRocket(name=...)")
+                    raise ConfigurationError(
+                        f"both lifespans define {min(both)!r}: choose another RetailRocket(name=...)"
+                    )
                 yield {**state, **others}
 
         return lifespan
 
     def client(self, connection: HTTPConnection) -> AsyncTrackingClient:
-        """Return the application's client for a request or a websocket, also in an application that is mounted.
+        """Return the application's client for a request or a websocket, also in a mounted application.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -103,7 +99,7 @@ class RetailRocket(Anywhere):
         return client_of(connection.scope, self.name)
 
     def threadsafe(self, connection: HTTPConnection) -> ThreadsafeHandle:
-        """Return a handle of the application's client, for a ``def`` endpoint, which Starlette runs in a thread.
+        """Return a thread-safe handle of the client, for a ``def`` endpoint, which Starlette runs in a thread.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -112,7 +108,7 @@ class RetailRocket(Anywhere):
 
 
 def session_id(connection: HTTPConnection) -> str:
-    """Return the session of the visitor who sent a request; a new one where the request brought none.
+    """Return the visitor's session id: the one in the request's cookie, or a new one.
 
     Raises:
         UsageError: the application lacks the middleware `SessionCookie`.

@@ -1,9 +1,9 @@
 """A strict stand-in for Retail Rocket's tracking API, for development and tests.
 
-It keeps the contract to the letter, answers as little as the API does (a status and ``{}``), and tells on a
-control side of its own, ``/_control/``, what arrived, what it refused and why; in a browser its address is a page that
-shows it live. It can be made to fail in every way a network and a server fail. It shares no code with the client, so
-it is a witness of its own.
+It checks every request by the API's contract and answers as the API does, with a status and ``{}``. Its control side,
+``/_control/``, reports what arrived, what was refused and why; in a browser its address shows a live page of that. It
+can fail in every way in which a network or a server fails. It shares no code with the client, so a mistake in the
+client is not repeated here.
 
 In the current event loop::
 

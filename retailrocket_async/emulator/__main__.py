@@ -1,4 +1,4 @@
-"""``python -m retailrocket_async.emulator``: serve an emulator until it is told to stop."""
+"""``python -m retailrocket_async.emulator``: serves an emulator until a signal stops it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; *arguments* are those of the process by default."""
+    """Serve an emulator; *arguments* default to those of the process."""
     command = parser()
     parsed = command.parse_args(arguments)
     try:
@@ -35,7 +35,7 @@ async def _run(settings: Settings, host: str, port: int, *, until_stdin_closes: 
     serving = asyncio.ensure_future(serve(settings, host, port, _announce))
     if until_stdin_closes:
         loop = asyncio.get_running_loop()
-        # A thread, because no event loop on Windows can wait for the standard input.
+        # A thread, because event loops on Windows cannot wait for the standard input.
         threading.Thread(target=_await_end, args=(loop, serving), daemon=True).start()
     with suppress(asyncio.CancelledError):
         await serving
@@ -47,15 +47,15 @@ def _announce(emulator: RunningEmulator) -> None:
 
 
 def _await_end(loop: asyncio.AbstractEventLoop, serving: asyncio.Future[None]) -> None:
-    # os.read and not sys.stdin: a buffered reader would be locked while the interpreter is shutting down.
+    # os.read and not sys.stdin, whose lock would still be held when the interpreter shuts down.
     while os.read(0, 4096):
         pass
     loop.call_soon_threadsafe(serving.cancel)
 
 
 if __name__ == "__main__":
-    # The modules stay for as long as the process does. The collector need not look at their tens of thousands of
-    # objects again and again: that stops the event loop for longer than a client's limit allows an arrival to be late.
+    # Imported modules live as long as the process. Collecting their tens of thousands of objects again and again would
+    # stop the event loop so long that requests seem to arrive too late, and over the limit.
     gc.collect()
     gc.freeze()
     main()

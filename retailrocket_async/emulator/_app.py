@@ -1,4 +1,4 @@
-"""The whole emulator as one Starlette application."""
+"""Makes one Starlette application of an emulator: the API, the control side and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["app_of", "create_app"]
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """Return an emulator as an application for any ASGI server, its state under ``app.state.emulator``.
+    """Return an emulator as an application for any ASGI server; its state is ``app.state.emulator``.
 
     Faults that break the connection work only under `running_emulator`, `emulator_process` and `serve`.
 
@@ -25,9 +25,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 
 def app_of(emulator: Emulator) -> Starlette:
-    """Return the application that shows *emulator* to the world."""
+    """Return the application that serves *emulator*."""
     app = Starlette(routes=[*control_routes(emulator), *page_routes()])
     app.state.emulator = emulator
-    # All that is not for control is the API's, so that a request to a wrong URL is judged and recorded too.
+    # All other paths belong to the API, so that a request to a wrong URL is judged and recorded too.
     app.router.default = TrackingApi(emulator)
     return app

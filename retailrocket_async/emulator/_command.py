@@ -1,4 +1,4 @@
-"""The command line of an emulator: settings to arguments, and back."""
+"""Parses the emulator's command line into settings, and writes settings as arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["API_KEY", "arguments_of", "parser", "settings_of"]
 
 API_KEY: Final = "RETAILROCKET_EMULATOR_API_KEY"
-"""The environment variable that holds the key where no argument does: arguments are for everyone to read."""
+"""The environment variable of the key, used if no argument has it: every user of the machine can read arguments."""
 
 _NONE: Final = "none"
 _SECRET: Final = "api_key"  # noqa: S105 - the name of the setting
@@ -27,14 +27,14 @@ def _or_none(text: str) -> int | None:
     return None if text == _NONE else int(text)
 
 
-_or_none.__name__ = "integer"  # what argparse says a wrong value is not
+_or_none.__name__ = "integer"  # argparse's message for a wrong value has this name
 
-# What reads the text of an option, by the type of its default; a bool is a switch and has no text.
+# The function that parses an option's text, by the type of its default; a bool is a switch and has no text.
 _READERS: Final[dict[object, Callable[[str], object]]] = {float: float, int: int, str: str}
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``python -m retailrocket_async.emulator``, an option for every setting."""
+    """Return the argument parser, with an option for every setting."""
     made = argparse.ArgumentParser(
         prog="python -m retailrocket_async.emulator",
         description="A strict stand-in for Retail Rocket's tracking API, for development and tests.",
@@ -42,12 +42,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on")
     made.add_argument("--port", default=0, type=int, help="port to listen on; 0 for any free one")
-    made.add_argument("--until-stdin-closes", action="store_true", help="stop as soon as the standard input ends")
+    made.add_argument("--until-stdin-closes", action="store_true", help="stop when the standard input ends")
     for field in attrs.fields(Settings):
         if field.name == _SECRET:
-            told = f"{field.metadata['help']}; else it is that of {API_KEY}, else {field.default}"
-            # Without a default: the help would show the one of the environment.
-            made.add_argument(_option(field.name), default=argparse.SUPPRESS, help=told)
+            text = f"{field.metadata['help']}; default: the value of {API_KEY}, or else {field.default}"
+            # Without a default here, since the help would print the environment's key.
+            made.add_argument(_option(field.name), default=argparse.SUPPRESS, help=text)
             continue
         default: object = field.default
         read = _or_none if field.name in _OPTIONAL else _READERS.get(type(default))
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(parsed: argparse.Namespace) -> Settings:
-    """Return the settings among the *parsed* arguments.
+    """Return the settings that the *parsed* arguments make.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,11 +72,11 @@ def settings_of(parsed: argparse.Namespace) -> Settings:
 
 
 def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
-    """Return the arguments from which `parser` and `settings_of` make *settings* again.
+    """Return the arguments that `parser` and `settings_of` turn into *settings*.
 
     Args:
-        settings: to be made again.
-        with_key: False leaves out the key, which then is to be in the environment.
+        settings: the settings.
+        with_key: False leaves out the key, which must then be in the environment.
     """
     arguments: list[str] = []
     for name, value in attrs.asdict(settings).items():
@@ -85,7 +85,7 @@ def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
         if value is True:
             arguments.append(_option(name))
         elif value is not False:
-            # One word, so that a key beginning with a hyphen is not taken for an option.
+            # Name and value are one argument, so that a key that begins with a hyphen is not parsed as an option.
             arguments.append(f"{_option(name)}={_NONE if value is None else value}")
     return arguments
 

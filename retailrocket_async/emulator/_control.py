@@ -1,7 +1,7 @@
-"""The control side, ``/_control/``: looking into a running emulator and steering it.
+"""The control side, ``/_control/``: requests that read and change a running emulator.
 
 =========================  ==================================================================================
-request                    what it does
+request                    answer or effect
 =========================  ==================================================================================
 ``GET stats``              the counters: ``requests``, ``in_flight``, ``statuses``, ``events``,
                            ``total_events``, ``refused``, ``over_limit``, ``worst_window``, ``bytes``
@@ -10,17 +10,17 @@ request                    what it does
 ``GET requests``           the last requests, at most 1,000 or ``limit``: ``number``, ``time``, ``method``,
                            ``path``, ``query`` (without the key), ``content_type``, ``status``, ``events``,
                            ``bytes``, ``body``, ``reasons``, ``fault``
-``GET refused``            the same for the refused requests alone
-``GET stream``             all of this as it happens, as server-sent events; see `_stream`
-``POST reset``             forget what arrived, the window and the faults
+``GET refused``            the same, of refused requests only
+``GET stream``             all of this live, as server-sent events; see `_stream`
+``POST reset``             forget all requests and events, the window and the faults
 ``GET faults``             the faults still to come
 ``POST faults``            append a JSON array of faults, all or none; see `Fault`
 ``DELETE faults``          drop the faults still to come
 ``PATCH settings``         change some of `CHANGEABLE`, given as a JSON object; answers the settings, keyless
 =========================  ==================================================================================
 
-A request that makes no sense is answered 400 with ``{"error": "..."}``, one that a browser sends for the page of
-another site 403.
+An invalid request is answered 400 with ``{"error": "..."}``. A request that a browser sends for another site's page is
+answered 403.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["control_routes"]
 
 
 def control_routes(emulator: Emulator) -> list[Route]:
-    """Return the routes that show and steer *emulator*."""
+    """Return the routes of the control side of *emulator*."""
     control = _Control(emulator)
     table = [
         ("stats", "GET", control.stats),
@@ -64,7 +64,7 @@ def control_routes(emulator: Emulator) -> list[Route]:
 
 
 class _Control:
-    """One method per route: a request in, JSON-ready data out."""
+    """Has one method for each route; it takes a request and returns JSON-ready data."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator

@@ -1,4 +1,4 @@
-"""The emulator's whole state in one place: settings, window, ledger, feed, faults, and the end of all waiting."""
+"""Holds the state of one emulator: settings, window, ledger, feed and faults."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["Emulator"]
 
 
 class Emulator:
-    """What every part of one emulator shares; it belongs to one event loop.
+    """The state that all parts of one emulator share; it belongs to one event loop.
 
     Args:
         settings: how the emulator behaves.
 
     Attributes:
-        settings: as they are now; replaced whole by `configure`.
-        ledger: what arrived.
-        window: how dense the arrivals were.
-        faults: what is to go wrong.
-        feed: what has just happened, for whoever watches.
+        settings: the current settings; `configure` replaces them.
+        ledger: records requests and events.
+        window: counts arrivals in a sliding window, and applies the limit.
+        faults: the script of faults.
+        feed: the latest requests, for the live page.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,33 +41,33 @@ class Emulator:
         self.faults = FaultScript(self._random)
         self.feed = Feed()
         self._stopping = asyncio.Event()
-        # Reported moments follow the window's clock, so their distances hold even when the wall clock is set.
+        # Reported times follow the monotonic clock, so their differences stay right if the wall clock is set.
         self._epoch = time.time() - time.monotonic()
         self._latest = 0.0
 
     def now(self) -> float:
-        """Return the moment on the window's clock, in seconds."""
+        """Return the current time of the window's clock (monotonic), in seconds."""
         return time.monotonic()
 
     def arrival(self, read_at: float | None) -> float:
-        """Return the moment on the window's clock at which a request arrived; never one before the last one's.
+        """Return the time on the window's clock at which a request arrived; never earlier than the last arrival.
 
         Args:
-            read_at: when its head was read; None where only the present moment is known.
+            read_at: when the request's head was read; None takes the current time.
         """
         self._latest = max(self._latest, self.now() if read_at is None else read_at)
         return self._latest
 
     def wall(self, now: float) -> float:
-        """Return the moment *now* of the window's clock in seconds since 1970."""
+        """Convert *now*, a time of the window's clock, to seconds since 1970."""
         return self._epoch + now
 
     def jitter(self) -> float:
-        """Return by how many seconds the next arrival is put off."""
+        """Return a random delay of the next arrival, in seconds; see `Settings.arrival_jitter`."""
         return self._random.uniform(0.0, self.settings.arrival_jitter)
 
     async def pause(self, seconds: float) -> bool:
-        """Wait *seconds*; whether the whole time passed, False at once when the emulator stops."""
+        """Wait *seconds* and return True; return False immediately when the emulator stops."""
         if seconds > 0 and not self._stopping.is_set():
             try:
                 async with asyncio.timeout(seconds):
@@ -89,12 +89,12 @@ class Emulator:
         self.settings = self.settings.changed(**changes)
 
     def close(self, record: RequestRecord, status: int | None) -> None:
-        """Note the *status* that a request is answered; None for one that gets no answer."""
+        """Record the *status* of a request's answer; None if it gets no answer."""
         if self.ledger.close(record, status):
             self.feed.add(record)
 
     def reset(self) -> None:
-        """Forget all that arrived and all faults; settings stay as they are."""
+        """Forget all requests, events and faults; keep the settings."""
         self.ledger.clear()
         self.feed.clear()
         self.window.clear()
@@ -105,5 +105,5 @@ class Emulator:
         return self.ledger.stats() | {"over_limit": self.window.over_limit, "worst_window": self.window.worst}
 
     def stop(self) -> None:
-        """End every wait, for good."""
+        """Stop the emulator: every `pause` returns False from now on."""
         self._stopping.set()

@@ -1,4 +1,4 @@
-"""A fault: one thing that goes wrong on purpose, and with which requests."""
+"""A fault: one failure on purpose, and the requests that it applies to."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -22,7 +22,7 @@ FaultKind = Literal[
     "garbage",
 ]
 
-# Whether a request that is struck is recorded all the same; where that may be chosen, what it is by default.
+# Whether a request with this fault is recorded all the same; for the kinds of _CHOICE this is the default.
 _RECORDS: Final[dict[str, bool]] = {
     "close_after": True,
     "close_before": False,
@@ -78,42 +78,41 @@ _RULES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """One thing that goes wrong, checked when it is made.
+    """One failure on purpose, and the requests that it applies to; its values are checked at construction.
 
     =================  =====================================================================================
-    kind               what the client sees
+    kind               effect for the client
     =================  =====================================================================================
-    ``status``         the answer *status*, the request not being recorded (with *record*: recorded first)
-    ``latency``        the usual answer, the request being judged and recorded *seconds* late
-    ``reset_before``   the connection reset (TCP RST), the request not being recorded
-    ``reset_after``    the same after the request was recorded: its answer is lost
-    ``close_before``   the connection closed in order (TCP FIN) without an answer, nothing recorded
-    ``close_after``    the same after the request was recorded
-    ``close_idle``     the usual answer; the connection is closed (TCP FIN) as soon as another request begins to
-                       come by it, of which nothing is recorded or counted
-    ``stall``          nothing, until the client gives up (with *record*: recorded first)
-    ``truncate``       the head of an answer of 100 bytes and the first few of them; recorded first
-    ``garbage``        bytes that are no HTTP, then a close (with *record*: recorded first)
+    ``status``         an answer with *status*; the request is not recorded (with *record*: recorded first)
+    ``latency``        the usual answer; the request is judged and recorded *seconds* late
+    ``reset_before``   the connection is reset (TCP RST), and the request is not recorded
+    ``reset_after``    the request is recorded, then the connection is reset: the answer is lost
+    ``close_before``   the connection is closed (TCP FIN) without an answer, and the request is not recorded
+    ``close_after``    the request is recorded, then the connection is closed without an answer
+    ``close_idle``     the usual answer; the connection is closed (TCP FIN) when the next request begins to arrive,
+                       and that request is neither recorded nor counted
+    ``stall``          no answer until the client gives up (with *record*: recorded first)
+    ``truncate``       the request is recorded; the answer's head announces 100 bytes, and only a few follow
+    ``garbage``        bytes that are not HTTP, then a close (with *record*: recorded first)
     =================  =====================================================================================
 
-    "Recorded" means judged as ever: a request that is wrong is then recorded as refused.
+    "Recorded" means judged as usual: an invalid request is then recorded as refused.
 
     Attributes:
-        kind: what goes wrong.
+        kind: the failure, see the table.
         status: the status of kind ``status``, 200 to 599; default 503.
-        retry_after: the Retry-After header of that answer, seconds or an HTTP date, sent as it is; default
+        retry_after: the Retry-After header for kind ``status``, seconds or an HTTP date, sent as it is; default
             None, no header.
-        location: the Location header of that answer, for a redirect; default None, no header.
-        body: the text of that answer, sent as ``text/plain``; default None, the usual ``{}``. The statuses 204
-            and 304 have none.
-        seconds: wait so long before the fault strikes, whatever its kind; default 0.0. Kind ``latency``
-            needs it above 0.
-        times: requests the fault strikes before it is spent, default 1; None for all there will be.
-        path: strike requests to this path only, such as ``/1.0/visitorEvents``; None (default) for any.
-        contains: strike requests with this text in the body only; None (default) for any.
-        probability: chance that a request which fits is struck, 0 to 1; default 1.0.
-        record: whether the request is recorded; only for kinds ``status``, ``stall`` and ``garbage``,
-            default None: not recorded.
+        location: the Location header for kind ``status``, for a redirect; default None, no header.
+        body: the text of the answer of kind ``status``, sent as ``text/plain``; default None, the usual ``{}``.
+            Answers with status 204 and 304 have no body.
+        seconds: delay before the fault takes effect, for every kind; default 0.0. Kind ``latency`` needs more than 0.
+        times: how many requests the fault applies to, default 1; None for an unlimited number.
+        path: apply only to requests with this path, such as ``/1.0/visitorEvents``; None (default) for any.
+        contains: apply only to requests with this text in the body; None (default) for any.
+        probability: the chance that a matching request fails, 0 to 1; default 1.0.
+        record: whether the request is recorded, for kinds ``status``, ``stall`` and ``garbage`` only;
+            default None, not recorded.
 
     Raises:
         ValueError: a value is of the wrong type, out of range, or has no meaning for the kind.
@@ -133,10 +132,10 @@ class Fault:
 
     @classmethod
     def from_dict(cls, data: object) -> "Fault":
-        """Return the fault that *data*, an object with the attributes as keys, describes.
+        """Return the fault that *data* describes, an object with the attributes as keys.
 
         Raises:
-            ValueError: *data* is no such object.
+            ValueError: *data* is not an object, lacks ``kind``, or has an unknown key or a wrong value.
         """
         shown = brief(data)
         if not isinstance(data, dict) or "kind" not in data:
@@ -148,7 +147,7 @@ class Fault:
 
     @property
     def records(self) -> bool:
-        """Whether a request struck by the fault is judged and recorded."""
+        """Whether a request with this fault is judged and recorded."""
         return _RECORDS[self.kind] if self.record is None else self.record
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,7 +155,7 @@ class Fault:
         return attrs.asdict(self)
 
     def fits(self, path: str, body: bytes) -> bool:
-        """Whether the fault is meant for a request with *path* and *body*."""
+        """Whether the fault applies to a request with *path* and *body*."""
         if self.path is not None and self.path != path:
             return False
         return self.contains is None or self.contains.encode() in body
@@ -164,10 +163,10 @@ class Fault:
     def __attrs_post_init__(self) -> None:
         if not (_is_text(self.kind) and self.kind in _RECORDS):
             raise ValueError(f"kind must be one of {', '.join(_RECORDS)}, got {brief(self.kind)}")
-        for name, (holds, told) in _RULES.items():
+        for name, (holds, rule) in _RULES.items():
             value = getattr(self, name)
             if not holds(value):
-                raise ValueError(f"{name} must be {told}, got {brief(value)}")
+                raise ValueError(f"{name} must be {rule}, got {brief(value)}")
         if self.record is not None and self.kind not in _CHOICE:
             raise ValueError(f"record must be absent with kind {self.kind}")
         if self.kind == "latency" and self.seconds == 0:

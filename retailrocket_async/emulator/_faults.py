@@ -1,4 +1,4 @@
-"""The script of faults: which of them strikes a request, and how often it still may."""
+"""The script of faults: chooses the fault of each request, and counts how often each may still apply."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["FaultScript"]
 
 @attrs.define(eq=False)
 class _Pending:
-    """A fault of the script and how often it may still strike."""
+    """A fault of the script, and how many more requests it applies to (None: unlimited)."""
 
     fault: Fault
     left: int | None
 
 
 class FaultScript:
-    """The faults still to come, in order: a request gets the first one that fits it, and no more than one.
+    """The pending faults, in order. A request gets the first fault that fits it, and no other.
 
     Args:
-        random: where the chance of a fault with a *probability* comes from.
+        random: the random numbers for faults with a *probability*.
     """
 
     def __init__(self, random: Random) -> None:
@@ -38,7 +38,7 @@ class FaultScript:
         self._pending.extend(_Pending(fault, fault.times) for fault in faults)
 
     def take(self, path: str, body: bytes) -> Fault | None:
-        """Return the fault that strikes a request with *path* and *body*, and count it; None if none does."""
+        """Return the fault for a request with *path* and *body*, and count it as used; None if no fault fits."""
         for pending in self._pending:
             fault = pending.fault
             if not fault.fits(path, body) or self._random.random() >= fault.probability:
@@ -51,9 +51,9 @@ class FaultScript:
         return None
 
     def pending(self) -> list[Fault]:
-        """Return the faults still to come, *times* being what is left of each."""
+        """Return the pending faults; *times* of each is the number of requests left."""
         return [attrs.evolve(pending.fault, times=pending.left) for pending in self._pending]
 
     def clear(self) -> None:
-        """Drop every fault still to come."""
+        """Remove all pending faults."""
         self._pending.clear()

@@ -1,4 +1,4 @@
-"""What has just happened, for whoever watches: the last requests in the order of their answers, and their rate."""
+"""The latest requests in the order of their answers, and their rate by second, for the live page."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SECONDS: Final = 60
 
 
 class Feed:
-    """The last 1,000 requests whose answer is decided; each has a place, a number that is never given again.
+    """The last 1,000 requests whose answer is decided; each has a place, a number that is never used again.
 
-    A watcher keeps the place up to which it has read and asks for what came after it. So the emulator holds nothing
-    for any one of them, however slow it is; one that is overtaken finds out how many requests it missed.
+    A reader remembers the place that it has read up to, and asks for the requests after it. So the emulator keeps no
+    state for a reader, however slow it is. A reader that was too slow learns how many requests it missed.
 
     Attributes:
-        run: a word of this feed's own: places of another emulator, on the same port before, mean nothing here.
-        last: the place of the newest entry, 0 before there is any.
-        cleared: the place of the last `clear`, 0 if there was none.
+        run: a random word for this feed. A place of another emulator, which used the port before, has another word.
+        last: the place of the newest entry; 0 if there is none yet.
+        cleared: the place of the last `clear`; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -43,26 +43,27 @@ class Feed:
         if record.method == "POST" and record.path.startswith(PREFIX):
             rate = self._rate(int(record.time))
             rate[0] += 1
-            # With a fault it is the script that says 429.
+            # A 429 with a fault comes from the script, not from the limit.
             rate[1] += record.status == 429 and record.fault is None
 
     def clear(self) -> None:
-        """Forget the requests; this takes a place of its own, so that watchers notice."""
+        """Forget the requests. The clearing takes a place of its own, so that readers notice it."""
         self._records.clear()
         self._rates.clear()
         self.last += 1
         self.cleared = self.last
 
     def after(self, place: int) -> tuple[int, list[RequestRecord]]:
-        """Return how many requests after *place* are no longer held, and those that are, oldest first."""
+        """Return how many requests after *place* are no longer held, and the ones still held, oldest first."""
         place = max(place, self.cleared)
         before = self.last - len(self._records)
         return max(0, before - place), list(islice(self._records, max(0, place - before), None))
 
     def rates(self) -> list[tuple[int, int, int]]:
-        """Return the last 60 seconds with arrivals: the second since 1970, the arrivals, and those over the limit.
+        """Return the arrivals in each of the last 60 seconds, for seconds that had any.
 
-        Arrivals are counted once their answer is decided.
+        Each entry is the second since 1970, the arrivals, and the arrivals over the limit. A request counts once its
+        answer is decided.
         """
         return [(second, arrived, over) for second, (arrived, over) in sorted(self._rates.items())]
 
@@ -72,5 +73,5 @@ class Feed:
             newest = max(self._rates)
             for old in [held for held in self._rates if held < newest - _SECONDS]:
                 del self._rates[old]
-        # A request that was answered more than a minute after its arrival has no second any more.
+        # The second of a request that was answered more than a minute after its arrival is already forgotten.
         return self._rates.get(second, [0, 0])

@@ -1,6 +1,7 @@
-"""The verdict on a request: accepted, or a status and the reasons for it.
+"""Judges a request: it is accepted, or refused with a status and the reasons.
 
-The order of the checks is that of the statuses: 404, 405, 401, 403, then (the limit being the caller's) 413 and 400.
+The checks come in this order of their statuses: 404, 405, 401, 403, 413, 400. The caller checks the limit (429) between
+403 and 413.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX", "Events", "Refusal", "events_of", "judge_body", "judge_head"]
 
 PREFIX: Final = "/1.0/"
-"""Where the API's resources are."""
+"""The path of the API's resources."""
 
 _BATCH: Final = "visitorEvents"
 _UNKNOWN_NAME: Final = re.compile("[A-Za-z][A-Za-z0-9]*")
@@ -30,13 +31,14 @@ Events: TypeAlias = "list[tuple[str, dict[str, Any]]]"
 
 
 class Refusal(NamedTuple):
-    """Why a request is refused; the client is told the status alone."""
+    """Why a request is refused. The client sees the status only; the control side also shows the reasons."""
 
     status: int
     reasons: list[str]
 
 
 def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str, str]]) -> Refusal | None:
+    """Return why the path, the method or the credentials of a request are refused; None if they are not."""
     name = record.path.removeprefix(PREFIX)
     known = name in EVENTS or name == _BATCH or (settings.allow_unknown_events and _UNKNOWN_NAME.fullmatch(name))
     if name == record.path or not known:
@@ -45,7 +47,7 @@ def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str,
         return Refusal(405, [f"the method must be POST, not {record.method}"])
     wanted = {"apiKey": settings.api_key, "partnerId": settings.partner_id}
     given = {field: [value for key, value in query if key == field] for field in wanted}
-    # The reasons never tell a value: a ledger is copied into bug reports.
+    # The reasons hold no values of the query, since they are copied into bug reports.
     if wrong := [field for field, value in wanted.items() if given[field] != [value]]:
         return Refusal(401, [f"{field} is {'wrong' if given[field] else 'missing'}" for field in wrong])
     if settings.forbidden:
@@ -54,6 +56,7 @@ def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str,
 
 
 def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusal | Events:
+    """Return the events of a request, or why its body is refused."""
     if record.size > settings.max_body_bytes:
         return Refusal(413, [f"the body must be at most {settings.max_body_bytes} bytes, not {record.size}"])
     media_type, _, _ = (record.content_type or "").partition(";")
@@ -71,7 +74,7 @@ def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusa
 
 
 def events_of(path: str, data: Any) -> Events:  # noqa: ANN401 - any JSON value
-    """Return the events of an accepted request to *path*, *data* being its decoded body."""
+    """Return the events of an accepted request, from its *path* and *data*, its decoded body."""
     name = path.removeprefix(PREFIX)
     envelopes = data if name == _BATCH else [{name: data}]
     return [pair for envelope in envelopes for pair in envelope.items()]

@@ -1,4 +1,4 @@
-"""What the emulator was sent and what became of it, in bounded memory with exact counters."""
+"""Records the requests and events that arrived, in bounded memory, with exact counters."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
-# The events of one request: the number of the first, how many, the number and the path of the request, and the body.
-# A body is held as it came and read again when it is asked for: 200,000 events as objects would make every round of
-# the garbage collector stop the event loop for so long that requests which kept the limit are counted too late, and
-# refused. For the same reason this is a bare tuple: the collector lets go of one that holds nothing but numbers,
-# texts and bytes.
+# The accepted events of one request: the number of the first event, how many there are, the number and the path of the
+# request, and its body. The body is kept as bytes, and parsed again when events are asked for. With 200,000 events as
+# objects, each garbage collection would stop the event loop so long that requests within the limit are counted too
+# late, and refused. For the same reason this is a plain tuple: the collector does not track a tuple that holds only
+# numbers, strings and bytes.
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
@@ -28,13 +28,13 @@ _BODY: Final = 65_536
 
 
 class Ledger:
-    """Everything that arrived: the last events and requests whole, all of them as counts.
+    """Keeps the latest events and requests, and counts all of them.
 
-    A request is opened on arrival and closed when its answer is decided. One that was opened before `clear`
-    leaves no trace after it, so that what a test left behind cannot leak into the next.
+    A request is opened on arrival and closed when its answer is decided. A request that was opened before `clear` is
+    not counted after it, so that requests of one test do not appear in the next.
 
     Args:
-        keep: accepted events held, the oldest being dropped first; default 200,000.
+        keep: how many accepted events are kept, default 200,000; the oldest are dropped first.
     """
 
     def __init__(self, keep: int = 200_000) -> None:
@@ -49,7 +49,7 @@ class Ledger:
 
     @property
     def total_events(self) -> int:
-        """How many events were accepted, those no longer held included."""
+        """How many events were accepted, including those no longer kept."""
         return self._accepted
 
     @property
@@ -60,7 +60,7 @@ class Ledger:
     def open(
         self, *, time: float, method: str, path: str, query: dict[str, str], content_type: str | None
     ) -> RequestRecord:
-        """Number a request that has just arrived and return its record."""
+        """Count a request that has just arrived, and return its record."""
         self._arrived += 1
         record = RequestRecord(self._arrived, time, method, path, query, content_type)
         self._requests.append(record)
@@ -68,7 +68,7 @@ class Ledger:
         return record
 
     def read(self, record: RequestRecord, body: bytes, size: int) -> None:
-        """Note the *body* of a request, *size* bytes long before any of it was cut off."""
+        """Record the *body* of a request, and *size*, its length before it was cut at the limit."""
         record.body, record.size = body[:_BODY], size
         if record in self._open:
             self._bytes += size
@@ -76,12 +76,12 @@ class Ledger:
     def accept(
         self, record: RequestRecord, events: Sequence[tuple[str, dict[str, Any]]], body: bytes | None = None
     ) -> None:
-        """Record the (name, fields) pairs of a request, in their order.
+        """Record the accepted events of a request.
 
         Args:
             record: the request.
-            events: the pairs.
-            body: the JSON that *events* were read from, held in place of them; None (default) to hold them.
+            events: the (name, fields) pairs, in their order.
+            body: the JSON of *events*, kept instead of them to save memory; None (default) keeps the pairs.
         """
         record.events = len(events)
         if record not in self._open:
@@ -96,17 +96,17 @@ class Ledger:
             self._parcels.popleft()
 
     def refuse(self, record: RequestRecord, reasons: Sequence[str]) -> None:
-        """Record why a request was refused."""
+        """Record that a request was refused, and why."""
         record.reasons = list(reasons)
         if record in self._open:
             self._refusals += 1
             self._refused.append(record)
 
     def close(self, record: RequestRecord, status: int | None) -> bool:
-        """Note the *status* that is answered; None for a request that gets no answer.
+        """Record the *status* of the answer; None for a request that gets no answer.
 
         Returns:
-            Whether the request counts: False for one that was opened before `clear`.
+            Whether the request counts; False if it was opened before `clear`.
         """
         record.status = status
         if record not in self._open:
@@ -118,15 +118,15 @@ class Ledger:
     def events(
         self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[EventRecord]:
-        """Return the accepted events that are still held, oldest first.
+        """Return the accepted events that are still kept, oldest first.
 
         Args:
             name: only events of this name; None (default) for all.
             session: only events of this `sessionExternalId`; None (default) for all.
             after: only events with a higher `seq`; default 0.
-            limit: at most so many, the oldest ones; None (default) for all.
+            limit: the most events to return, the oldest first; None (default) for all.
         """
-        # Of the oldest parcel only a part may be left.
+        # Some events of the oldest request may be over the bound already.
         after = max(after, self._accepted - self._keep)
         wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (
@@ -149,7 +149,7 @@ class Ledger:
         return _last(self._refused, limit)
 
     def body(self, record: RequestRecord) -> bytes:
-        """Return the whole body of an accepted request that came lately; of another what its record has."""
+        """Return the whole body of a recent accepted request; of any other request the part that its record has."""
         if record.events and record.size > len(record.body):
             for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
                 if number == record.number and isinstance(held, bytes):
@@ -157,10 +157,10 @@ class Ledger:
         return record.body
 
     def stats(self) -> dict[str, Any]:
-        """Return the counters as JSON-ready data, exact since the last `clear`.
+        """Return the counters since the last `clear`, as JSON-ready data.
 
-        ``requests``, ``in_flight`` (not answered yet), ``statuses`` (answers by status, ``"none"`` for those
-        that got no answer), ``events`` (accepted, by name), ``total_events``, ``refused`` (requests) and
+        They are ``requests``, ``in_flight`` (not answered yet), ``statuses`` (answers by status, ``"none"`` for
+        requests without an answer), ``events`` (accepted, by name), ``total_events``, ``refused`` (requests) and
         ``bytes`` (of all bodies).
         """
         return {
@@ -174,7 +174,7 @@ class Ledger:
         }
 
     def clear(self) -> None:
-        """Forget everything; numbers start from 1 again."""
+        """Forget everything; numbers start at 1 again."""
         for held in (self._parcels, self._requests, self._refused, self._open, self._names, self._statuses):
             held.clear()
         self._arrived = self._accepted = self._refusals = self._bytes = 0
@@ -186,9 +186,9 @@ def _last_seq(parcel: _Parcel) -> int:
 
 
 def _may_hold(parcel: _Parcel, texts: Sequence[bytes]) -> bool:
-    """Whether an event of *parcel* may have all of *texts* in it; False spares the reading of its body."""
+    """Whether *parcel* may have an event with all of *texts*; if False, its body need not be parsed."""
     *_, path, held = parcel
-    # With a backslash JSON can spell any text in other ways.
+    # With a backslash, JSON can write the same text in other ways.
     return not isinstance(held, bytes) or b"\\" in held or all(text in held or text in path.encode() for text in texts)
 
 

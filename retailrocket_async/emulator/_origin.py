@@ -1,7 +1,7 @@
-"""Which browsers the control side answers: those that show its own page, and not those that show another site.
+"""Refuses requests that a browser sends to the control side for a page of another site.
 
-Any site that a developer has open can make the browser send requests to this machine. A browser says so, and what is
-no browser says nothing.
+Any site that a developer has open can make the browser send requests to this machine. A browser names the site in a
+header; other programs send no such header, and are answered.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["refusal"]
 
 
 def refusal(request: Request) -> str | None:
-    """Return why *request* is not answered, None if it is."""
+    """Return why *request* is refused; None if it is answered."""
     host = request.headers.get("host", "")
-    if _listens_to_itself(request) and not _means_this_machine(host):
-        # A site whose name leads to this machine (DNS rebinding) is its own origin to the browser.
+    if _serves_loopback(request) and not _names_this_machine(host):
+        # If a site's name resolves to this machine (DNS rebinding), the browser takes both for the same origin.
         return "the Host must be an IP address, localhost or a name without dots"
     if request.method == "GET":
-        # No browser lets another site read the answer, and it changes nothing.
+        # A GET changes nothing, and browsers let no other site read the answer.
         return None
     if not _is_of_this_page(request, host):
         return "a page of another origin must not change anything here"
@@ -33,18 +33,18 @@ def refusal(request: Request) -> str | None:
 def _is_of_this_page(request: Request, host: str) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        # No page can forge it, and it holds behind a proxy too, where the origin has another name than the host.
+        # A page cannot forge it. It is also right behind a proxy, where the origin's name differs from the Host.
         return site in ("same-origin", "none")
-    # Older browsers, and those that came by an address without TLS that is not this machine's own.
+    # Older browsers do not send it, and no browser does to a plain http address of another machine.
     return request.headers.get("origin") in (None, f"{request.scope['scheme']}://{host}")
 
 
-def _listens_to_itself(request: Request) -> bool:
+def _serves_loopback(request: Request) -> bool:
     address, _ = request.scope.get("server") or ("", None)
     return _is_ip(address) and ip_address(address).is_loopback
 
 
-def _means_this_machine(host: str) -> bool:
+def _names_this_machine(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:

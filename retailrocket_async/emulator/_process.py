@@ -1,4 +1,4 @@
-"""An emulator in a process of its own, steered over its control side."""
+"""Runs an emulator in a process of its own, and controls it by HTTP requests."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 import attrs
 import orjson
 
+from ._address import Address
 from ._command import API_KEY, arguments_of
 from ._fault import Fault, FaultKind
 from ._settings import CHANGEABLE, Settings
@@ -28,39 +29,28 @@ class EmulatorError(Exception):
 
 
 @attrs.frozen
-class EmulatorProcess:
-    """An emulator in another process; every method is one blocking request of at most *timeout* seconds.
+class EmulatorProcess(Address):
+    """An emulator in another process; each method makes one blocking request of at most *timeout* seconds.
 
     Attributes:
         root: where it listens, such as ``http://127.0.0.1:40123``.
         pid: the number of its process.
         timeout: seconds a control request may take; default 30.0.
-        settings: what it was started with; default ``Settings()``.
+        settings: the settings at its start; default ``Settings()``.
     """
 
-    root: str
     pid: int
     timeout: float = 30.0
     settings: Settings = attrs.field(factory=Settings)
 
     @property
-    def url(self) -> str:
-        """The API's base URL, such as ``http://127.0.0.1:40123/1.0/``."""
-        return f"{self.root}/1.0/"
-
-    @property
-    def control_url(self) -> str:
-        """The control side's base URL, such as ``http://127.0.0.1:40123/_control/``."""
-        return f"{self.root}/_control/"
-
-    @property
     def api_key(self) -> str:
-        """The key that it was started with."""
+        """The key at its start."""
         return self.settings.api_key
 
     @property
     def partner_id(self) -> str:
-        """The shop that it was started with."""
+        """The shop at its start."""
         return self.settings.partner_id
 
     def stats(self) -> dict[str, Any]:
@@ -77,7 +67,7 @@ class EmulatorProcess:
             name: only events of this name; None (default) for all.
             session: only events of this `sessionExternalId`; None (default) for all.
             after: only events with a higher ``seq``; default 0.
-            limit: at most so many, the oldest ones; None (default) for all.
+            limit: the most events to return, the oldest first; None (default) for all.
         """
         wanted = {"name": name, "session": session, "after": after, "limit": limit}
         return self._list("events", wanted)
@@ -91,11 +81,11 @@ class EmulatorProcess:
         return self._list("refused", {"limit": limit})
 
     def reset(self) -> None:
-        """Forget all that arrived and all faults; settings stay as they are."""
+        """Forget all requests, events and faults; keep the settings."""
         self._call("POST", "reset")
 
     def restore(self) -> None:
-        """Be as it was when it started: forget all that arrived, all faults and all changes of settings."""
+        """Return to the state at its start: forget requests, events and faults, and reset the settings."""
         self.configure(**{name: getattr(self.settings, name) for name in CHANGEABLE})
         self.reset()
 
@@ -103,27 +93,27 @@ class EmulatorProcess:
         """Append a fault to the script and return it; see `RunningEmulator.fail_with`.
 
         Raises:
-            ValueError: there is no such fault.
+            ValueError: the values do not make a fault.
         """
         fault = Fault.from_dict({"kind": kind, **facts})
         self.add_faults([fault])
         return fault
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults still to come."""
+        """Return the pending faults."""
         return self._list("faults")
 
     def add_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Append *faults* to the script, all or none.
 
         Raises:
-            EmulatorError: one of them is no fault.
+            EmulatorError: one of them is not a fault.
         """
         script = [fault.as_dict() if isinstance(fault, Fault) else dict(fault) for fault in faults]
         self._call("POST", "faults", script)
 
     def clear_faults(self) -> None:
-        """Drop the faults still to come."""
+        """Remove the pending faults."""
         self._call("DELETE", "faults")
 
     def configure(self, /, **changes: object) -> dict[str, Any]:
@@ -162,25 +152,25 @@ class EmulatorProcess:
 def emulator_process(
     settings: Settings | None = None, host: str = "127.0.0.1", port: int = 0, startup_timeout: float = 30.0
 ) -> Generator[EmulatorProcess]:
-    """Run an emulator in a process of its own for as long as the block runs.
+    """Run an emulator in a process of its own while the block runs.
 
-    The process ends with the block, and also when this process dies without leaving it.
+    The process ends with the block. It also ends if this process dies inside the block.
 
     Args:
         settings: how it behaves; None (default) for ``Settings()``.
         host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
         port: the port to listen on; default 0, any free one.
-        startup_timeout: seconds it may take to start; default 30.0.
+        startup_timeout: the most seconds to wait for its start; default 30.0.
 
     Raises:
-        EmulatorError: the process did not start; what it had to say is on the standard error.
+        EmulatorError: the process did not start; its messages are on the standard error.
     """
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     settings = Settings() if settings is None else settings
     command += [f"--host={host}", f"--port={port}", *arguments_of(settings, with_key=False)]
-    # The same path as ours, so that a checkout that is not installed is found as well.
+    # The same module path as here, so that a checkout that is not installed is found as well.
     path = os.pathsep.join(path for path in sys.path if path)
-    # The key, in the environment: everyone on the machine can read the arguments.
+    # The key goes into the environment, since every user of the machine can read the arguments.
     environment = os.environ | {"PYTHONPATH": path, API_KEY: settings.api_key}
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command,
@@ -188,18 +178,18 @@ def emulator_process(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Ctrl-C on a terminal is for us; how and when the emulator ends is our business.
+        # In a session of its own, so that Ctrl-C on a terminal does not reach it: this process ends it.
         start_new_session=True,
     )
     with process:
         try:
             yield EmulatorProcess(_root(process, startup_timeout), process.pid, settings=settings)
         finally:
-            _end(process, _GRACE)
+            end(process, _GRACE)
 
 
 def _root(process: subprocess.Popen[str], timeout: float) -> str:
-    """Wait for the line that tells where *process* listens."""
+    """Wait for the line that says where *process* listens, and return the address."""
     killer = threading.Timer(timeout, process.kill)
     killer.start()
     try:
@@ -211,8 +201,8 @@ def _root(process: subprocess.Popen[str], timeout: float) -> str:
     return line.removeprefix(_LINE).strip()
 
 
-def _end(process: subprocess.Popen[str], grace: float) -> None:
-    """End *process* politely, or by force if it is still there after *grace* seconds."""
+def end(process: subprocess.Popen[str], grace: float) -> None:
+    """Terminate *process*; kill it if it still runs after *grace* seconds."""
     process.terminate()
     try:
         process.wait(grace)

@@ -1,4 +1,4 @@
-"""What the ledger holds: one accepted event, one request."""
+"""The records of the ledger: one accepted event, one request."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class EventRecord:
 
     Attributes:
         seq: its number in order of acceptance, from 1.
-        request: the number of the request that brought it.
+        request: the number of its request.
         name: the event's name.
         fields: the event object as it was received.
     """
@@ -30,21 +30,21 @@ class EventRecord:
 
 @attrs.define(eq=False)
 class RequestRecord:
-    """One request, filled in as it is handled.
+    """One request; its fields are filled in while it is handled.
 
     Attributes:
         number: its number in order of arrival, from 1.
-        time: the moment of arrival, in seconds since 1970.
+        time: when it arrived, in seconds since 1970.
         method: the HTTP method.
         path: the path, without the query.
         query: the query's parameters without the key.
         content_type: the Content-Type header, None if there was none.
-        status: the status answered; None if none was, or not yet.
-        events: how many events were accepted from it.
+        status: the status of the answer; None if there is none, or none yet.
+        events: how many of its events were accepted.
         size: bytes of the body.
         body: the body's first 65,536 bytes.
-        reasons: why it was refused; at most 1,000 and a line telling that there are more.
-        fault: the kind of the fault that struck it, None if none did.
+        reasons: why it was refused; at most 1,000, and then ``"... and more"``.
+        fault: the kind of the fault that applied to it; None if none did.
     """
 
     number: int
@@ -61,7 +61,7 @@ class RequestRecord:
     fault: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-ready data, the body as text and its size under ``bytes``."""
+        """Return the record as JSON-ready data, with the body as text, and its size as ``bytes``."""
         return {
             "number": self.number,
             "time": self.time,

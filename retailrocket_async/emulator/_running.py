@@ -1,9 +1,10 @@
-"""The handle of an emulator that is being served in this event loop."""
+"""The handle of an emulator that runs in this event loop."""
 
 from typing import Any
 
 import attrs
 
+from ._address import Address
 from ._emulator import Emulator
 from ._fault import Fault, FaultKind
 from ._faults import FaultScript
@@ -16,56 +17,45 @@ __all__ = ["RunningEmulator"]
 
 
 @attrs.frozen
-class RunningEmulator:
-    """An emulator that is being served in this event loop.
+class RunningEmulator(Address):
+    """An emulator that runs in this event loop.
 
     Attributes:
         root: where it listens, such as ``http://127.0.0.1:40123``.
         emulator: its state.
     """
 
-    root: str
     emulator: Emulator
 
     @property
-    def url(self) -> str:
-        """The API's base URL, such as ``http://127.0.0.1:40123/1.0/``."""
-        return f"{self.root}/1.0/"
-
-    @property
-    def control_url(self) -> str:
-        """The control side's base URL, such as ``http://127.0.0.1:40123/_control/``."""
-        return f"{self.root}/_control/"
-
-    @property
     def settings(self) -> Settings:
-        """The settings as they are now; `configure` replaces them."""
+        """The current settings; `configure` replaces them."""
         return self.emulator.settings
 
     @property
     def ledger(self) -> Ledger:
-        """What arrived and what became of it."""
+        """The record of requests and events."""
         return self.emulator.ledger
 
     @property
     def window(self) -> SlidingWindow:
-        """How dense the arrivals were."""
+        """The sliding window that counts arrivals and applies the limit."""
         return self.emulator.window
 
     @property
     def faults(self) -> FaultScript:
-        """What is to go wrong."""
+        """The script of pending faults."""
         return self.emulator.faults
 
     def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
         """Append a fault to the script and return it.
 
         Args:
-            kind: what goes wrong.
-            facts: any other attribute of `Fault`, such as ``status=429, retry_after="2", times=3``.
+            kind: the failure, see `Fault`.
+            facts: any other attributes of `Fault`, such as ``status=429, retry_after="2", times=3``.
 
         Raises:
-            ValueError: there is no such fault.
+            ValueError: the values do not make a fault.
         """
         fault = Fault.from_dict({"kind": kind, **facts})
         self.faults.add(fault)
@@ -76,7 +66,7 @@ class RunningEmulator:
         self.emulator.configure(**changes)
 
     def reset(self) -> None:
-        """Forget all that arrived and all faults; settings stay as they are."""
+        """Forget all requests, events and faults; keep the settings."""
         self.emulator.reset()
 
     def stats(self) -> dict[str, Any]:

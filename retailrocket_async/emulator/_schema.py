@@ -1,10 +1,11 @@
-"""The contract of the events as tables, and the strict check of a body against them.
+"""The contract of the events as tables, and the strict check of a request's body by these tables.
 
-A check returns reasons, none if all is well, at most a thousand of them. Each starts with the path of what is wrong::
+A check returns the reasons against a body, at most a thousand; none if the body is valid. Each begins with the path of
+the wrong value::
 
     [3].view.productId: must be an integer, not a string
 
-Types are exact: a JSON ``true`` is no integer, and neither is ``2.0``.
+Types are exact: neither a JSON ``true`` nor ``2.0`` is an integer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import attrs
 
 __all__ = ["EVENTS", "check_batch", "check_event"]
 
-# What is wrong below a path: ": must be ...", or "[1]: must be ..." for an item of it. Whole paths are joined
-# only once something is wrong, so a good event costs no string at all.
+# Reasons without the path in front: ": must be ...", or "[1]: must be ..." for an item. Paths are put in front only if
+# there is a reason, so that checking a valid event makes no strings.
 _Tails: TypeAlias = Iterable[str]
 _Rule: TypeAlias = Callable[[object], _Tails]
 
@@ -52,7 +53,7 @@ def _not_a(wanted: str, value: object) -> tuple[str]:
 def _integer(value: object) -> _Tails:
     if type(value) is int:
         return () if -_INT64 <= value < _INT64 else (": must fit a signed 64-bit integer",)
-    # An integer literal beyond 64 bits reaches us as a float: the JSON reader has no other room for it.
+    # The JSON parser returns an integer of more than 64 bits as a float.
     if type(value) is float and abs(value) >= _INT64:
         return (": must fit a signed 64-bit integer",)
     return _not_a("an integer", value)
@@ -76,7 +77,7 @@ def _number(bound: str, holds: Callable[[float], bool]) -> _Rule:
     return rule
 
 
-def _string(most: int | None = None, pattern: re.Pattern[str] | None = None, told: str = "") -> _Rule:
+def _string(most: int | None = None, pattern: re.Pattern[str] | None = None, form: str = "") -> _Rule:
     def rule(value: object) -> _Tails:
         if type(value) is not str:
             return _not_a("a string", value)
@@ -85,7 +86,7 @@ def _string(most: int | None = None, pattern: re.Pattern[str] | None = None, tol
         if most is not None and len(value) > most:
             return (f": must be at most {most} characters, not {len(value)}",)
         if pattern is not None and pattern.fullmatch(value) is None:
-            return (f": must be {told}",)
+            return (f": must be {form}",)
         return ()
 
     return rule
@@ -94,7 +95,7 @@ def _string(most: int | None = None, pattern: re.Pattern[str] | None = None, tol
 def _timestamp(value: object) -> _Tails:
     if type(value) is not str:
         return _not_a("a string", value)
-    # The pattern holds the form (fromisoformat alone lets week dates pass), fromisoformat the calendar.
+    # The pattern checks the form, since fromisoformat also accepts week dates; fromisoformat checks the calendar.
     if _TIMESTAMP.fullmatch(value) is None:
         return (": must be ISO 8601 with an offset, such as 2018-09-15T15:53:00+00:00",)
     try:
@@ -134,7 +135,7 @@ _FIELDS: Final[dict[str, _Rule]] = {
 
 @attrs.frozen
 class _Shape:
-    """The fields of one event: those it must have, and the rule of each it may have."""
+    """The fields of one event: the names of the required fields, and the rule of each allowed field."""
 
     required: tuple[str, ...]
     rules: dict[str, _Rule]
@@ -185,14 +186,14 @@ def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
 
 
 def check_event(name: str, event: object, *, allow_unknown: bool = False) -> list[str]:
-    """Return what is wrong with *event* as the body of ``POST /1.0/<name>``, in at most a thousand reasons.
+    """Return the reasons, at most a thousand, against *event* as the body of ``POST /1.0/<name>``.
 
     Paths start at the event.
 
     Args:
         name: the event's name, such as ``view``.
         event: the decoded body.
-        allow_unknown: let an event of a name the contract does not know pass unchecked; default False.
+        allow_unknown: accept an event of a name that the contract lacks, unchecked; default False.
     """
     tails = _tails(name, event, allow_unknown=allow_unknown)
     return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
@@ -212,11 +213,11 @@ def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[
 
 
 def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noqa: ANN401 - any JSON value
-    """Return what is wrong with *batch* as the body of ``POST /1.0/visitorEvents``, in at most a thousand reasons.
+    """Return the reasons, at most a thousand, against *batch* as the body of ``POST /1.0/visitorEvents``.
 
     Args:
-        batch: the decoded body, good if it is an array of envelopes that is not empty.
-        allow_unknown: let events of names the contract does not know pass unchecked; default False.
+        batch: the decoded body; valid if it is an array of envelopes that is not empty.
+        allow_unknown: accept events of names that the contract lacks, unchecked; default False.
     """
     if type(batch) is not list:
         return [f"body{_not_a('an array', batch)[0]}"]
@@ -227,5 +228,5 @@ def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noq
 
 
 def _first(reasons: Iterator[str]) -> list[str]:
-    """Return the first thousand: the reasons against a body of millions of wrong values would take a gigabyte."""
+    """Return the first thousand reasons; all of them, for millions of wrong values, would take a gigabyte."""
     return [*islice(reasons, _REASONS), *(["... and more"] if next(reasons, None) else [])]

@@ -1,4 +1,4 @@
-"""Serving an emulator: in the running event loop, or until told to stop."""
+"""Serves an emulator: in the running event loop for a block, or until a signal."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a key
 async def running_emulator(
     settings: Settings | None = None, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncGenerator[RunningEmulator]:
-    """Serve an emulator in the current event loop for as long as the block runs.
+    """Serve an emulator in the current event loop while the block runs.
 
-    Signals and loggers are left alone, and any number of emulators may run side by side. On leaving the
-    block every connection is ended and every wait with it; nothing lingers.
+    It changes no signal handlers and no loggers, and any number of emulators may run side by side. At the end of the
+    block every connection is closed and every pending answer is dropped.
 
     Args:
         settings: how it behaves; None (default) for ``Settings()``.
@@ -44,10 +44,10 @@ async def running_emulator(
         port: the port to listen on; default 0, any free one.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: it cannot listen on the address.
     """
     emulator = Emulator(Settings() if settings is None else settings)
-    # Uvicorn's Server is left out: it waits in steps of 0.1 s, and a test suite starts hundreds of emulators.
+    # Without uvicorn's Server, which waits in steps of 0.1 s: a test suite starts hundreds of emulators.
     config = Config(
         app_of(emulator),
         http=_wire.WireProtocol,
@@ -73,8 +73,8 @@ async def running_emulator(
 
 
 async def _stop_accepting(server: asyncio.Server) -> None:
-    # asyncio loses a connection it is half way through accepting when its server is closed (an assertion in
-    # Server._attach, python/cpython#109564). So nothing more is accepted first, and what was is let through.
+    # asyncio loses a connection whose accept is under way when its server is closed (an assertion in Server._attach,
+    # python/cpython#109564). So first stop accepting, and let the accepts under way finish.
     loop = asyncio.get_running_loop()
     for listener in server.sockets:
         with suppress(NotImplementedError):
@@ -113,10 +113,10 @@ async def serve(
         settings: how it behaves; None (default) for ``Settings()``.
         host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
         port: the port to listen on; default 0, any free one.
-        ready: called once with the emulator when it accepts connections; None (default) for nothing.
+        ready: called once with the emulator when it accepts connections; None (default) calls nothing.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: it cannot listen on the address.
     """
     stop = asyncio.Event()
     with _signalled(stop):
@@ -128,15 +128,15 @@ async def serve(
 
 @contextmanager
 def _signalled(stop: asyncio.Event) -> Generator[None]:
-    """Set *stop* on SIGINT and SIGTERM; the handlers that were there before come back afterwards."""
-    # Python lets no other thread handle signals.
+    """Set *stop* on SIGINT and SIGTERM while the block runs; the earlier handlers are restored at its end."""
+    # Only the main thread may set signal handlers.
     main = threading.current_thread() is threading.main_thread()
     loop = asyncio.get_running_loop()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    # signal.signal and not loop.add_signal_handler: it works on every platform and can be undone.
+    # signal.signal works on every platform and can be undone; loop.add_signal_handler cannot.
     before = {number: signal.signal(number, handle) for number in _SIGNALS if main}
     try:
         yield

@@ -1,4 +1,4 @@
-"""What an emulator is told at birth: one frozen, validated record."""
+"""The settings of an emulator: one frozen record, validated at construction."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -12,7 +12,7 @@ __all__ = ["CHANGEABLE", "Settings"]
 CHANGEABLE: Final = frozenset(
     {"api_key", "arrival_jitter", "forbidden", "latency", "limit", "max_body_bytes"},
 )
-"""The settings that may change while the emulator runs."""
+"""The names of the settings that may change while the emulator runs."""
 
 
 def _text(_: "Settings", attribute: "attrs.Attribute[str]", value: object) -> None:
@@ -26,7 +26,7 @@ def _flag(_: "Settings", attribute: "attrs.Attribute[bool]", value: object) -> N
 
 
 def _whole(least: int | None, *, optional: bool = False) -> Callable[["Settings", "attrs.Attribute[Any]", Any], None]:
-    """Make a check for an integer of at least *least*; a bool is none, though Python says it is."""
+    """Return a validator for an integer of at least *least*; it refuses a bool, which Python counts as an integer."""
 
     def check(_: "Settings", attribute: "attrs.Attribute[Any]", value: object) -> None:
         if optional and value is None:
@@ -49,47 +49,47 @@ def _span(_: "Settings", attribute: "attrs.Attribute[float]", value: float) -> N
         raise ValueError(f"{attribute.name} must be above 0 seconds")
 
 
-def _field(default: Any, check: Callable[..., None], told: str) -> Any:  # noqa: ANN401 - as attrs.field itself
-    return attrs.field(default=default, validator=check, metadata={"help": told})
+def _field(default: Any, check: Callable[..., None], text: str) -> Any:  # noqa: ANN401 - as attrs.field itself
+    return attrs.field(default=default, validator=check, metadata={"help": text})
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """How an emulator behaves; every field has a default and is checked when the record is made.
+    """How an emulator behaves. Every field has a default, and is checked at construction.
 
-    The default key and shop are development values, known to everyone: they guard nothing.
+    The default key and shop are development values, known to everyone: they protect nothing.
 
     Attributes:
-        api_key: the one `apiKey` that is let in; default ``"dev-api-key"``.
-        partner_id: the one `partnerId` that is let in; default ``"dev-partner"``.
-        limit: requests admitted in any window of *per* seconds, default 50; None lifts the limit.
+        api_key: the only `apiKey` that is accepted; default ``"dev-api-key"``.
+        partner_id: the only `partnerId` that is accepted; default ``"dev-partner"``.
+        limit: requests admitted in any window of *per* seconds, default 50; None for no limit.
         per: the length of the window in seconds, default 1.0.
         latency: seconds between recording a request and answering it, default 0.0.
-        arrival_jitter: each arrival is put off by a random 0 to *arrival_jitter* seconds before it is
-            counted, as a network does; default 0.0.
-        seed: seed of that randomness and of the faults' probabilities; None (default) takes a new one.
+        arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before it is counted, as
+            by a network; default 0.0.
+        seed: the seed of these delays and of the faults' probabilities; None (default) takes a new one.
         max_body_bytes: a longer body is refused with 413; default 8,388,608 bytes (8 MiB).
         allow_unknown_events: accept events of any name, with any fields; default False.
         forbidden: answer 403 to every request with the right key; default False.
-        keep: accepted events held in memory, the oldest being dropped first; default 200,000.
+        keep: how many accepted events are kept in memory, default 200,000; the oldest are dropped first.
 
     Raises:
         ValueError: a value is of the wrong type or out of range.
     """
 
     api_key: str = attrs.field(
-        default="dev-api-key", validator=_text, metadata={"help": "the apiKey that is let in"}, repr=False
+        default="dev-api-key", validator=_text, metadata={"help": "the apiKey that is accepted"}, repr=False
     )
-    partner_id: str = _field("dev-partner", _text, "the partnerId that is let in")
+    partner_id: str = _field("dev-partner", _text, "the partnerId that is accepted")
     limit: int | None = _field(50, _whole(1, optional=True), "requests admitted per window, or 'none'")
     per: float = _field(1.0, _span, "length of the window in seconds")
     latency: float = _field(0.0, _seconds, "seconds between recording a request and answering it")
-    arrival_jitter: float = _field(0.0, _seconds, "each arrival is put off by 0 to this many seconds")
+    arrival_jitter: float = _field(0.0, _seconds, "each request is delayed by a random 0 to this many seconds")
     seed: int | None = _field(None, _whole(None, optional=True), "seed of the randomness, or 'none'")
     max_body_bytes: int = _field(8 * 1024 * 1024, _whole(1), "a longer body is refused with 413")
-    allow_unknown_events: bool = _field(default=False, check=_flag, told="accept events of any name")
-    forbidden: bool = _field(default=False, check=_flag, told="answer 403 to every request")
-    keep: int = _field(200_000, _whole(1), "accepted events held in memory")
+    allow_unknown_events: bool = _field(default=False, check=_flag, text="accept events of any name")
+    forbidden: bool = _field(default=False, check=_flag, text="answer 403 to every request")
+    keep: int = _field(200_000, _whole(1), "accepted events kept in memory")
 
     def changed(self, /, **changes: object) -> "Settings":
         """Return a copy with *changes*, each one of `CHANGEABLE`.
@@ -103,5 +103,5 @@ class Settings:
         return attrs.evolve(self, **values)
 
     def shown(self) -> dict[str, Any]:
-        """Return every setting but the key, for a report."""
+        """Return all settings except the key, as JSON-ready data."""
         return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "api_key")

@@ -1,23 +1,23 @@
-"""``GET /_control/stream``: what happens, as server-sent events, ten messages a second at most.
+"""``GET /_control/stream``: requests and changes as server-sent events, at most ten messages a second.
 
-Each message is of type ``update`` and a JSON object. It always has ``now``, the seconds since 1970, and besides what
-has changed:
+Each message has the type ``update`` and is a JSON object. It always has ``now``, the seconds since 1970, and the keys
+whose values have changed:
 
 ===============  ============================================================================================
-key              what it tells
+key              value
 ===============  ============================================================================================
-``requests``     requests whose answer is decided, in that order, as ``GET requests`` shows them, but the body of
-                 an accepted one is whole up to 512 KiB; ``cut`` says whether a part of the body is missing
-``missed``       requests before these that the reader was too slow for, or too late
-``rates``        of each second of the last minute: the second since 1970, the arrivals, those over the limit
+``requests``     requests whose answer is decided, in the order of the answers, as in ``GET requests``, but with
+                 up to 512 KiB of an accepted body; ``cut`` says whether a part of the body is missing
+``missed``       how many requests before these the reader missed, because it was too slow or came too late
+``rates``        for each second of the last minute: the second since 1970, the arrivals, those over the limit
 ``stats``        the counters
-``reset``        true: all that was told before is forgotten
-``faults``       the faults still to come
+``reset``        true: all earlier messages are void
+``faults``       the pending faults
 ``settings``     the settings, without the key
 ===============  ============================================================================================
 
-A message's id is where it ends. A reader that comes back with it, as the header ``Last-Event-ID`` or the parameter
-``after``, is told what came later; an id that is not of this emulator is answered from the beginning, with ``reset``.
+A message's id names its last request. A reader that reconnects with it, as the header ``Last-Event-ID`` or the
+parameter ``after``, gets the later ones. With an id of another emulator it gets all of them, and ``reset``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
-# A message of this size holds up the event loop for two or three milliseconds.
+# A message of this size blocks the event loop for two or three milliseconds.
 _BODY: Final = 512 * 1024
 _REQUESTS: Final = 200
 _RETRY: Final = b"retry: 1000\n\n"
@@ -49,9 +49,9 @@ async def stream(
     """Yield messages until the emulator stops.
 
     Args:
-        emulator: what is watched.
+        emulator: the emulator.
         last_id: the id of the last message that the reader has; None (default) if it has none.
-        interval: seconds from one message to the next at least; default 0.1.
+        interval: the least seconds between two messages; default 0.1.
         keep_alive: seconds without a message after which a comment is sent; default 15.0.
     """
     watch = _Watch(emulator, last_id)
@@ -64,44 +64,44 @@ async def stream(
         elif silent >= keep_alive:
             silent = 0.0
             yield _ALIVE
-        # It looks again and again instead of being woken: so a request costs the same whether it is watched or not.
+        # Polls instead of being notified, so that a request costs the same with and without readers.
         if not await emulator.pause(interval):
             return
         silent += interval
 
 
 class _Watch:
-    """What one reader has been told."""
+    """What one reader has received so far."""
 
     def __init__(self, emulator: Emulator, last_id: str | None) -> None:
         self._emulator = emulator
         place = None if last_id is None else _place(emulator, last_id)
         self._place = place or 0
-        self._astray = last_id is not None and place is None
+        self._is_foreign_id = last_id is not None and place is None
         self._settings: Settings | None = None
         self._faults: list[Fault] | None = None
 
     def message(self) -> bytes | None:
-        """Return what the reader does not know yet, None if it knows everything."""
+        """Return a message with all changes since the last one; None if there are none."""
         emulator = self._emulator
-        told: dict[str, Any] = {}
+        update: dict[str, Any] = {}
         if self._settings is not emulator.settings:
             self._settings = emulator.settings
-            told["settings"] = self._settings.shown()
+            update["settings"] = self._settings.shown()
         if (faults := emulator.faults.pending()) != self._faults:
             self._faults = faults
-            told["faults"] = [fault.as_dict() for fault in faults]
-        if self._astray or self._place < emulator.feed.cleared:
-            told["reset"] = True
-        if told or self._place < emulator.feed.last:
-            told |= self._requests()
-        if not told:
+            update["faults"] = [fault.as_dict() for fault in faults]
+        if self._is_foreign_id or self._place < emulator.feed.cleared:
+            update["reset"] = True
+        if update or self._place < emulator.feed.last:
+            update |= self._requests()
+        if not update:
             return None
-        told["now"] = emulator.wall(emulator.now())
+        update["now"] = emulator.wall(emulator.now())
         return b"id: %s.%d\nevent: update\ndata: %s\n\n" % (
             emulator.feed.run.encode(),
             self._place,
-            orjson.dumps(told),
+            orjson.dumps(update),
         )
 
     def _requests(self) -> dict[str, Any]:
@@ -117,9 +117,9 @@ class _Watch:
             text = body.decode(errors="replace")
             shown.append(record.as_dict() | {"body": text, "cut": record.size > len(body)})
         self._place = feed.last - len(held) + len(shown)
-        self._astray = False
-        told: dict[str, Any] = {"requests": shown, "rates": feed.rates(), "stats": self._emulator.stats()}
-        return told | ({"missed": missed} if missed else {})
+        self._is_foreign_id = False
+        update: dict[str, Any] = {"requests": shown, "rates": feed.rates(), "stats": self._emulator.stats()}
+        return update | ({"missed": missed} if missed else {})
 
     def _body(self, record: RequestRecord) -> bytes:
         whole = self._emulator.ledger.body(record)

@@ -1,10 +1,9 @@
-"""The API's own side: judging a request and answering it, or failing to on purpose.
+"""The API of the emulator: judges a request and answers it, or fails on purpose.
 
-All that the head of a request decides (404, 405, 401, 403, 429) is decided in one step at the moment of arrival,
-without awaiting anything: so the limit sees requests in the order of their arrival, however long their bodies
-take. The moment is the one at which the head was read: whatever the event loop does between the reading and the
-step makes no request late. A fault comes after that step and overrules its answer; the request keeps its place
-under the limit.
+What the head of a request decides (404, 405, 401, 403, 429) is decided on arrival, in one step that does not await. So
+the limit counts requests in the order of their arrival, however long their bodies take. The time of arrival is the time
+at which the head was read: a busy event loop makes no request late. A fault is chosen after that step and replaces its
+answer; the request still counts against the limit.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ _BODILESS: Final = frozenset({204, 304})
 
 
 class TrackingApi:
-    """The ASGI application behind ``/1.0/`` and every path that is nobody's.
+    """The ASGI application for ``/1.0/`` and for every path without a route.
 
     Args:
-        emulator: the state to judge by and to record in.
+        emulator: has the settings to judge by, and records the requests.
     """
 
     def __init__(self, emulator: Emulator) -> None:
@@ -47,7 +46,7 @@ class TrackingApi:
         if jitter and not await emulator.pause(jitter):
             await _drop(scope, receive)
             return
-        # One that was put off arrives now.
+        # A delayed request arrives now, not when its head was read.
         record, refusal = self._arrive(scope, None if jitter else _wire.read_at(scope))
         status: int | None = None
         try:
@@ -96,12 +95,12 @@ class TrackingApi:
         return await self._fail(fault, settled, scope, receive, send)
 
     async def _read(self, record: RequestRecord, receive: Receive) -> bytes | None:
-        """Read the body to its end, keeping one byte more than allowed; None if the client left meanwhile.
+        """Read the body to its end, and return at most one byte more than allowed; None if the client disconnected.
 
-        A body too large is drained all the same: a client that is still sending could not see its 413.
+        A body that is too large is read to its end as well, since a client that is still sending does not see the 413.
         """
         kept, size = bytearray(), 0
-        room = self._emulator.settings.max_body_bytes + 1
+        most = self._emulator.settings.max_body_bytes + 1
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -109,7 +108,7 @@ class TrackingApi:
                 return None
             chunk: bytes = message.get("body", b"")
             size += len(chunk)
-            kept += chunk[: max(0, room - len(kept))]
+            kept += chunk[: max(0, most - len(kept))]
             if not message.get("more_body", False):
                 break
         body = bytes(kept)
@@ -117,7 +116,7 @@ class TrackingApi:
         return body
 
     def _settle(self, record: RequestRecord, refusal: Refusal | None, body: bytes) -> int:
-        """Judge the request to the end, record the verdict and return its status."""
+        """Judge the body unless the head was refused, record the result, and return the status."""
         ledger = self._emulator.ledger
         verdict = refusal or judge_body(self._emulator.settings, record, body)
         if isinstance(verdict, Refusal):
@@ -127,7 +126,7 @@ class TrackingApi:
         return 200
 
     async def _fail(self, fault: Fault, settled: int, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """Do what *fault* says; return the status the client was told, None if it was told none."""
+        """Apply *fault*; return the status of the answer, None if the client gets no answer."""
         if fault.kind == "close_idle":
             _wire.close_on_reuse(_wire.transport_of(scope))
         if fault.kind in {"close_idle", "latency"}:
@@ -178,12 +177,12 @@ async def _answer(send: Send, status: int, fault: Fault | None = None) -> None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the connection is no more; only then may a request be left without an answer."""
+    """Wait until the connection is closed; only then may the application return without an answer."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _drop(scope: Scope, receive: Receive) -> None:
-    """Give up a request because the emulator stops."""
+    """Close the connection of a request without an answer, because the emulator stops."""
     _wire.abort(_wire.transport_of(scope))
     await _gone(receive)

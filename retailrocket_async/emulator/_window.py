@@ -1,4 +1,4 @@
-"""The exact sliding window: who may pass, and how dense the arrivals were at worst."""
+"""An exact sliding window: admits requests under a limit, and knows the most arrivals in any window."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["SlidingWindow"]
 
 
 class SlidingWindow:
-    """A log of moments over a window ``(t - per, t]``, with no averaging and no fixed buckets.
+    """The times of all requests in the window ``(t - per, t]``, without averages or fixed buckets.
 
-    Time is an argument everywhere, in seconds of any clock that never runs backwards; moments are told in
-    order. A window of *per* seconds is open at its old end: two requests exactly *per* apart never share one.
+    Time is an argument of every method, in seconds of a clock that never goes back; calls come in order of time. The
+    window excludes its old end: two requests exactly *per* seconds apart are never in the same window.
 
     Args:
         per: the length of the window in seconds, above 0.
@@ -26,7 +26,7 @@ class SlidingWindow:
 
     @property
     def worst(self) -> int:
-        """The largest number of arrivals, admitted or not, that any window held."""
+        """The most arrivals, admitted or refused, in any window."""
         return self._worst
 
     @property
@@ -35,17 +35,19 @@ class SlidingWindow:
         return self._over_limit
 
     def arrive(self, now: float) -> None:
-        """Count an arrival at *now*, whatever becomes of it."""
+        """Count an arrival at *now*, whether it is admitted or not."""
         self._forget(self._arrivals, now)
         self._arrivals.append(now)
         self._worst = max(self._worst, len(self._arrivals))
 
     def admit(self, now: float, limit: int | None) -> bool:
-        """Whether a request at *now* may pass; if so it is logged, if not it is counted in `over_limit`.
+        """Admit a request at *now* if the window has fewer than *limit*, and return whether it was admitted.
+
+        A refused request is counted in `over_limit`.
 
         Args:
-            now: the moment, in seconds.
-            limit: admitted requests the window may hold; None lets everything pass.
+            now: the time, in seconds.
+            limit: the most admitted requests in a window; None admits every request.
         """
         self._forget(self._admitted, now)
         if limit is not None and len(self._admitted) >= limit:
@@ -55,7 +57,7 @@ class SlidingWindow:
         return True
 
     def clear(self) -> None:
-        """Forget every moment and every count."""
+        """Forget all times and counts."""
         self._arrivals.clear()
         self._admitted.clear()
         self._worst = self._over_limit = 0

@@ -1,4 +1,4 @@
-"""The bare connection below HTTP: when a request was read, and how its answer is broken on purpose."""
+"""The connection below HTTP: notes when a request was read, and breaks connections on purpose."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ __all__ = ["WireProtocol", "abort", "close_on_reuse", "cut", "read_at", "reset",
 _KEY: Final = "retailrocket_async.emulator.transport"
 _READ_AT: Final = "retailrocket_async.emulator.read_at"
 
-# "Linger for zero seconds": closing then throws away what is unsent and answers the peer with RST.
+# SO_LINGER with zero seconds: closing drops unsent data, and sends the peer an RST.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 class WireProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1 that lets the application reach the connection a request came by.
+    """Uvicorn's HTTP/1.1 protocol, with access to the connection of a request.
 
     Attributes:
-        closes_on_reuse: whether the next request ends the connection instead of being handled.
+        closes_on_reuse: whether the next request closes the connection instead of being handled.
     """
 
     closes_on_reuse = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection and put it in the state that every request's scope is given."""
+        """Put the new connection into the state that the scope of every request has."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, _KEY: transport}
-        # Decided here and not in uvicorn's Config, which would strip the handlers of a logger that a host
-        # application running uvicorn itself may be using.
+        # Not in uvicorn's Config, which would remove the handlers of a logger that the tested application may use.
         self.access_log = False
 
     def handle_events(self) -> None:
-        """Handle what was read, noting when: a request's scope is given the moment at which its head was whole."""
+        """Handle received data; the scope of a request gets the time at which its head was complete."""
         if self.closes_on_reuse and self.conn.trailing_data[0]:
             self.transport.close()
             return
@@ -55,7 +54,7 @@ class WireProtocol(H11Protocol):
 
 
 def transport_of(scope: MutableMapping[str, Any]) -> asyncio.Transport:
-    """Return the connection that the request of *scope* came by.
+    """Return the connection of the request of *scope*.
 
     Raises:
         RuntimeError: the application is not served by `WireProtocol`.
@@ -69,30 +68,30 @@ def transport_of(scope: MutableMapping[str, Any]) -> asyncio.Transport:
 def read_at(scope: MutableMapping[str, Any]) -> float | None:
     """Return when the head of the request of *scope* was read, on the clock of `time.monotonic`.
 
-    None where the application is not served by `WireProtocol`.
+    None if the application is not served by `WireProtocol`.
     """
     moment: float | None = scope.get("state", {}).get(_READ_AT)
     return moment
 
 
 def close_on_reuse(transport: asyncio.Transport) -> None:
-    """Have the connection closed in order, with a TCP FIN, as soon as another request begins to come by it."""
+    """Close the connection with a TCP FIN when the next request begins to arrive on it."""
     cast("WireProtocol", transport.get_protocol()).closes_on_reuse = True
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End the connection with a TCP RST."""
+    """Close the connection with a TCP RST."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()
 
 
 def abort(transport: asyncio.Transport) -> None:
-    """End the connection at once, without a word."""
+    """Close the connection immediately, without sending what is buffered."""
     transport.abort()
 
 
-def cut(transport: asyncio.Transport, last_words: bytes = b"") -> None:
-    """Write *last_words* past HTTP and close the connection in order, with a TCP FIN."""
-    if last_words:
-        transport.write(last_words)
+def cut(transport: asyncio.Transport, data: bytes = b"") -> None:
+    """Write *data* to the connection as it is, and close it with a TCP FIN."""
+    if data:
+        transport.write(data)
     transport.close()

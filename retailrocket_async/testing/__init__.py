@@ -1,4 +1,4 @@
-"""What a shop's own tests need: a client that sends nothing, and shows what was tracked.
+"""For the tests of a shop: a client that sends nothing, and records the events that were tracked.
 
 ::
 
@@ -7,7 +7,7 @@
 
     assert tracked.one(Order).transaction == "T-1"
 
-With pytest the fixtures `tracked` and `retailrocket_emulator` are there as soon as the package is installed.
+If the package is installed, pytest has the fixtures `tracked` and `retailrocket_emulator`.
 """
 
 from retailrocket_async._runtime.exports import publish

@@ -1,4 +1,4 @@
-"""The API as far as a recording client needs it: it accepts what comes, unless it is to fail."""
+"""An API in memory for the recording client: it accepts every request, unless a fault applies."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class InMemoryApi:
-    """Answers requests that never leave the process.
+    """Answers requests inside the process.
 
     Attributes:
-        faults: what is still to go wrong, in order: a request gets the first one that fits it.
+        faults: the pending faults, in order; a request gets the first one that fits it.
     """
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
 
     def http_client(self) -> httpx.AsyncClient:
-        """Return a client whose requests come here; it has no connections, so nobody needs to close it."""
+        """Return a client whose requests this object answers; it has no connections, so it need not be closed."""
         return httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:

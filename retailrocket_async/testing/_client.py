@@ -1,4 +1,4 @@
-"""A client that sends nothing: the real one, whose requests end in memory, and which remembers its events."""
+"""A client for tests: the real one, with an API in memory, and a list of the events that were tracked."""
 
 from __future__ import annotations
 
@@ -42,30 +42,32 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Event)
 
 AT_ONCE: Final = Batching(linger=0)
-"""Nobody waits for company."""
+"""No batch waits for further events."""
 
 IMPATIENT: Final = RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)
-"""No waits between attempts, and so few of them that the last comes before the client takes the API for down."""
+"""No waits between attempts, and no more attempts than the failures after which the API counts as down."""
 
 
 class RecordingClient(AsyncTrackingClient):
     """An `AsyncTrackingClient` for tests: nothing leaves the process, and every event that is tracked is recorded.
 
-    It is the real client, with its checks, its receipts, its bounds and its ends, in front of an API in memory that
-    accepts everything, unless `fail_with` says otherwise. It needs no credentials, has no request limit, and does not
-    wait. As the real one it belongs to one event loop: make a new one for each test. It need not be closed.
+    It is the real client: it validates events, gives receipts, bounds its buffer and closes as usual. Its requests go
+    to an API in memory, which accepts everything unless `fail_with` says otherwise. It needs no credentials, has no
+    request limit, and does not wait. Like the real client it belongs to one event loop, so make a new one for each
+    test. It need not be closed.
 
-    An event is recorded when the call that tracks it returns, by whichever method and from whichever thread, as
-    `before_send` leaves it; one that is sent directly as it is sent. What `before_send` drops is not recorded, nor an
-    event with which the call raises a `UsageError` or a `BufferFullError`.
+    An event is recorded when the call that tracks it returns, whatever the method and the thread; an event of `send` or
+    `send_batch`, when it is sent. It is recorded as `before_send` returns it. An event that `before_send` drops is not
+    recorded, and neither is one whose call raises a `UsageError` or a `BufferFullError`.
 
     Args:
-        api_key: as all other arguments that of `AsyncTrackingClient`, which has `http_client` beside them.
+        api_key: default ``"test-api-key"``. All arguments have the meaning that they have for `AsyncTrackingClient`;
+            only `http_client` is missing here.
         partner_id: default ``"test-partner"``.
-        base_url: default ``"http://localhost/1.0/"``, where nothing is sent either.
+        base_url: default ``"http://localhost/1.0/"``; nothing is sent there.
         http2: default False.
         rate_limit: default None, no limit.
-        limiter: default None: nothing holds a request back, not even an answer of 429.
+        limiter: default None: no request waits for a permit, not even after a 429.
         batching: default ``Batching(linger=0)``.
         buffer: default ``Buffer()``.
         retry: default ``RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)``.
@@ -119,14 +121,14 @@ class RecordingClient(AsyncTrackingClient):
             spool=spool,
             timeout=timeout,
             timestamp_precision=timestamp_precision,
-            # What is no plain function is for the client to refuse.
-            before_send=_noting(before_send) if _is_plain(before_send) else before_send,
+            # The client refuses anything that is not a plain function.
+            before_send=_recording(before_send) if _is_plain(before_send) else before_send,
             on_outcome=on_outcome,
             on_state_change=on_state_change,
             observer=observer,
             allow_insecure_http=allow_insecure_http,
         )
-        # As with `__del__`: what is left at the end of a test is no loss.
+        # Events that are left at the end of a test are not reported as lost; see also `__del__`.
         self._engine.nothing_to_lose()
 
     # --- what was tracked ---------------------------------------------------------------------------------------------
@@ -137,11 +139,11 @@ class RecordingClient(AsyncTrackingClient):
         return list(self._events)
 
     def of(self, event_type: type[E], /, **fields: object) -> list[E]:
-        """Return the events of a class, in order.
+        """Return the recorded events of a class, in order.
 
         Args:
             event_type: e.g. `View`; `Event` for all.
-            fields: values that they must have, e.g. ``product_id=1``.
+            fields: the values that their fields must have, e.g. ``product_id=1``.
 
         Raises:
             TypeError: a field that the class does not have.
@@ -149,7 +151,7 @@ class RecordingClient(AsyncTrackingClient):
         return matching(self._events, event_type, fields)
 
     def one(self, event_type: type[E], /, **fields: object) -> E:
-        """Return the one event of a class, with these values of its fields.
+        """Return the only recorded event of a class with these values of its fields.
 
         Raises:
             AssertionError: there is none, or more than one; the message shows what was tracked.
@@ -162,7 +164,7 @@ class RecordingClient(AsyncTrackingClient):
         return found[0]
 
     def none(self, event_type: type[Event], /, **fields: object) -> None:
-        """Make sure that there is no event of a class, with these values of its fields.
+        """Check that no event of a class with these values of its fields was recorded.
 
         Raises:
             AssertionError: there is one; the message shows what was tracked.
@@ -173,7 +175,7 @@ class RecordingClient(AsyncTrackingClient):
             raise AssertionError(complaint("no", self._events, event_type, fields))
 
     def clear(self) -> None:
-        """Forget the events that were tracked so far."""
+        """Forget the events that were recorded so far."""
         self._events.clear()
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -189,81 +191,81 @@ class RecordingClient(AsyncTrackingClient):
     def fail_with(
         self, kind: FaultKind | None = None, *, rejected: type[Event] | str | None = None, **facts: Any
     ) -> None:
-        """Make requests fail from now on; several calls make a script, a request gets the first fault that fits it.
+        """Make requests fail from now on. Each call adds a fault, and a request gets the first fault that fits it.
 
-        Nothing is waited for: a retry follows at once, and so does the end of a time-out. Only a refusal of the key,
-        the shop or the address (401, 403, 404) takes a quarter of a second to be believed, seldom two seconds, and
-        once the first event has been given up each further attempt up to a tenth.
+        Retries and time-outs take no time. Only after a refusal of the key, the shop or the address (401, 403, 404) the
+        client waits: a quarter of a second, seldom two seconds, before the first event is rejected, and up to a tenth
+        of a second before each further request.
 
         Args:
             kind: ``"status"`` (default), an answer with `status`; ``"connect"``, no connection; ``"reset_after"``, a
                 connection that breaks before the answer has come; ``"stall"``, no answer in time.
-            rejected: a class of events, or a wire name, e.g. `Order`: the API refuses each of them (400), and takes
-                the others of its batch. Not together with other arguments.
-            facts: ``status``, 200 to 599, default 503; ``times``, how many requests fail, default 1, None for all there
-                will be; ``contains``, a text that must be in the body of those that fail, default None.
+            rejected: a class of events, e.g. `Order`, or its wire name. The API refuses these events (400), and accepts
+                the others of their batch. It excludes the other arguments.
+            facts: ``status``, 200 to 599, default 503; ``times``, how many requests fail, default 1, None for all
+                further ones; ``contains``, a text that the body of a failing request must have, default None.
 
         Raises:
-            ConfigurationError: a value that cannot be.
+            ConfigurationError: a wrong value, or `rejected` together with other arguments.
         """
         if rejected is None:
             self._api.faults.append(Fault(kind="status" if kind is None else kind, **facts))
         elif kind is not None or facts:
-            raise ConfigurationError("rejected stands alone: a status of 400 for each of these events")
+            raise ConfigurationError("rejected excludes the other arguments: these events are refused with 400")
         else:
             self._api.faults.append(Fault.refusal_of(rejected))
 
     def clear_faults(self) -> None:
-        """Make requests succeed again."""
+        """Remove all faults, so that requests succeed again."""
         self._api.faults.clear()
 
     # --- the client's own, recorded -----------------------------------------------------------------------------------
 
     async def track(self, event: Event) -> Receipt:
-        """As `AsyncTrackingClient.track`."""
+        """Track an event as `AsyncTrackingClient.track`, and record it."""
         with _chosen_into([]) as chosen:
             receipt = await super().track(event)
         self._events += chosen
         return receipt
 
     def track_nowait(self, event: Event) -> Receipt:
-        """As `AsyncTrackingClient.track_nowait`."""
+        """Track an event as `AsyncTrackingClient.track_nowait`, and record it."""
         with _chosen_into([]) as chosen:
             receipt = super().track_nowait(event)
         self._events += chosen
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
-        """As `AsyncTrackingClient.track_many`."""
-        # With a spool the client writes many at once, past `track`.
+        """Track events as `AsyncTrackingClient.track_many`, and record each of them."""
+        # One by one, since with a spool the client writes many events together, without calling `track`.
         if isinstance(events, AsyncIterable):
             return [await self.track(event) async for event in events]
         return [await self.track(event) for event in events]
 
     async def send(self, event: Event) -> Delivered:
-        """As `AsyncTrackingClient.send`."""
+        """Send an event as `AsyncTrackingClient.send`, and record it."""
         with self._sending():
             return await super().send(event)
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
-        """As `AsyncTrackingClient.send_batch`."""
+        """Send events as `AsyncTrackingClient.send_batch`, and record them."""
         with self._sending():
             return await super().send_batch(events)
 
     @contextmanager
     def _sending(self) -> Generator[None]:
-        """Record what is sent before its answer is awaited, as others may track meanwhile."""
+        """Record the events of the call in the block before it awaits the answer, since others may track meanwhile."""
         before = len(self._events)
         try:
             with _chosen_into(self._events):
                 yield
         except UsageError:
-            # Raised before anything is awaited, so that nothing else has come behind.
+            # Raised before the first await, so that the recorded events after `before` are those of this call.
             del self._events[before:]
             raise
 
     def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
-        # What another thread's handle calls; recorded in the loop, where the event is accepted.
+        # A handle calls this in its thread. The event is recorded in the loop, after it was accepted.
         with _chosen_into([]) as chosen:
             accept = super()._prepared(event)
 
@@ -275,7 +277,7 @@ class RecordingClient(AsyncTrackingClient):
         return accept_and_record
 
     def __del__(self) -> None:
-        # A test that ends, or fails, with an open client has lost nothing.
+        # No warning about lost events: a test may end with an open client.
         pass
 
     def __repr__(self) -> str:
@@ -283,7 +285,7 @@ class RecordingClient(AsyncTrackingClient):
 
 
 class _Unlimited:
-    """A limiter that never makes anybody wait."""
+    """A limiter that grants every permit immediately."""
 
     async def acquire(self) -> Permit | None:
         return None
@@ -296,7 +298,7 @@ class _Unlimited:
 
 
 _chosen: ContextVar[list[Event] | None] = ContextVar("_chosen", default=None)
-"""Where the events go that `before_send` lets pass, in the call that is on its way."""
+"""The list that collects the events of the current call, as `before_send` returns them."""
 
 
 @contextmanager
@@ -312,11 +314,11 @@ def _is_plain(hook: object) -> bool:
     return hook is None or (callable(hook) and not inspect.iscoroutinefunction(hook))
 
 
-def _noting(before_send: Callable[[Event], Event | None] | None) -> Callable[[Event], Event | None]:
-    """Return a `before_send` that notes what the user's own makes of an event; see `_chosen`."""
+def _recording(before_send: Callable[[Event], Event | None] | None) -> Callable[[Event], Event | None]:
+    """Return a `before_send` that calls the user's and adds the event that it returns to the list of `_chosen`."""
 
-    def note(event: Event) -> Event | None:
-        # Where the hook raises, or returns no event, the event goes as it came.
+    def record(event: Event) -> Event | None:
+        # If the hook raises, or returns something that is not an event, the client sends the event unchanged.
         chosen: object = event
         try:
             chosen = result = event if before_send is None else before_send(event)
@@ -326,4 +328,4 @@ def _noting(before_send: Callable[[Event], Event | None] | None) -> Callable[[Ev
             if chosen is not None and events is not None:
                 events.append(chosen if isinstance(chosen, Event) else event)
 
-    return note
+    return record

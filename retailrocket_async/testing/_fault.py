@@ -1,4 +1,4 @@
-"""A fault: what goes wrong with a request that never leaves the process."""
+"""A fault of the API in memory: how a request fails, and which requests it applies to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 from retailrocket_async import EVENT_TYPES, ConfigurationError, Event
 
 FaultKind: TypeAlias = Literal["status", "connect", "reset_after", "stall"]
-"""What goes wrong, in the emulator's words; ``"connect"`` is one that no emulator can play, as it is there."""
+"""How a request fails. The names are the emulator's, except ``"connect"``, which a running emulator cannot do."""
 
 _ERRORS: Final[dict[FaultKind, type[httpx.TransportError]]] = {
     "connect": httpx.ConnectError,
@@ -22,14 +22,14 @@ _ERRORS: Final[dict[FaultKind, type[httpx.TransportError]]] = {
 
 @attrs.define(kw_only=True)
 class Fault:
-    """One thing that goes wrong; see `RecordingClient.fail_with`.
+    """How requests fail; see `RecordingClient.fail_with`.
 
     Attributes:
-        kind: what goes wrong.
+        kind: how they fail.
         status: the answer of kind ``"status"``.
-        times: requests that it still strikes; None for all there will be.
-        contains: strikes only requests with this text in the body; None for any.
-        event_name: strikes only requests with an event of this name; None for any.
+        times: how many further requests it applies to; None for an unlimited number.
+        contains: apply only to requests with this text in the body; None for any.
+        event_name: apply only to requests with an event of this name; None for any.
     """
 
     kind: FaultKind = "status"
@@ -50,7 +50,7 @@ class Fault:
 
     @classmethod
     def refusal_of(cls, event: object) -> Fault:
-        """Return the fault that refuses every event of a class, or of a wire name."""
+        """Return a fault that refuses all events of a class, or of a wire name, with 400."""
         name: object = event
         if isinstance(event, type) and issubclass(event, Event):
             name = event.wire_name
@@ -61,13 +61,13 @@ class Fault:
         return cls(status=400, times=None, event_name=name)
 
     def fits(self, request: httpx.Request) -> bool:
-        """Whether it strikes this request."""
+        """Whether the fault applies to this request."""
         if self.contains is not None and self.contains.encode() not in request.content:
             return False
         return self.event_name is None or self.event_name in _event_names(request)
 
     def answer(self) -> httpx.Response:
-        """Return the failing answer, or raise what httpx would."""
+        """Return the answer of kind ``"status"``; for other kinds, raise the error that httpx would raise."""
         if self.kind == "status":
             return httpx.Response(self.status, json={})
         raise _ERRORS[self.kind](f"the fault {self.kind!r} of a test")

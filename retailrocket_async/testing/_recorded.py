@@ -1,4 +1,4 @@
-"""Looking for events among those that were recorded, and telling what is there instead."""
+"""Finds events among the recorded ones, and describes the recorded ones if an assertion fails."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 
-_MOST_TOLD: Final = 10
-"""Events that an error lists."""
+_MOST_LISTED: Final = 10
+"""The most events that an error message lists."""
 
 _brief = Repr()
 _brief.maxstring = _brief.maxother = 80
@@ -24,23 +24,23 @@ _brief.maxlong = 40
 
 
 def matching(events: Sequence[Event], event_type: type[E], fields: Mapping[str, object]) -> list[E]:
-    """Return the events of a class whose fields have the values wanted.
+    """Return the events of a class whose fields have the wanted values.
 
     Raises:
-        TypeError: no event class, or a field that it does not have.
+        TypeError: `event_type` is not an event class, or lacks a field.
     """
     _check(event_type, fields)
     return [event for event in events if isinstance(event, event_type) and not _differences(event, fields)]
 
 
 def complaint(expected: str, events: Sequence[Event], event_type: type[Event], fields: Mapping[str, object]) -> str:
-    """Return the text of a failed assertion.
+    """Return the message of a failed assertion.
 
     Args:
         expected: how many events were expected, e.g. ``"exactly one"``.
-        events: all that were recorded.
-        event_type: what was looked for.
-        fields: the values wanted.
+        events: all recorded events.
+        event_type: the class that was looked for.
+        fields: the wanted values.
     """
     wanted = f"{event_type.__name__}({', '.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
     found = matching(events, event_type, fields)
@@ -50,11 +50,11 @@ def complaint(expected: str, events: Sequence[Event], event_type: type[Event], f
     kin = [event for event in events if isinstance(event, event_type)]
     listed = found or kin or events
     lines = [f"{header}:"]
-    for event in listed[:_MOST_TOLD]:
+    for event in listed[:_MOST_LISTED]:
         differing = _differences(event, fields) if kin else []
-        lines.append(f"  {_told(event, fields)}{'  <- ' * bool(differing)}{', '.join(differing)}")
-    if len(listed) > _MOST_TOLD:
-        lines.append(f"  ... and {len(listed) - _MOST_TOLD} more of them")
+        lines.append(f"  {_described(event, fields)}{'  <- ' * bool(differing)}{', '.join(differing)}")
+    if len(listed) > _MOST_LISTED:
+        lines.append(f"  ... and {len(listed) - _MOST_LISTED} more of them")
     if len(events) > len(listed):
         names = Counter(type(event).__name__ for event in events)
         lines.append(f"tracked in all: {', '.join(f'{count} {name}' for name, count in names.items())}")
@@ -66,20 +66,20 @@ def _check(event_type: object, fields: Mapping[str, object]) -> None:
         raise TypeError(f"look for an event class, e.g. View, not {event_type!r}")
     classes = [cls for cls in (*EVENT_TYPES.values(), CustomEvent) if issubclass(cls, event_type)]
     known = {field.name for cls in (event_type, *classes) for field in attrs.fields(cls)}
-    # Mistyped, it would make any event differ, and `none` succeed.
+    # With a mistyped field every event would differ, and `none` would pass.
     if unknown := sorted(fields.keys() - known):
         raise TypeError(f"{event_type.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 def _differences(event: Event, fields: Mapping[str, object]) -> list[str]:
-    """Return what is not as wanted, e.g. ``["quantity is 1, not 2"]``."""
+    """Return the differences from the wanted values, e.g. ``["quantity is 1, not 2"]``."""
     differing: list[str] = []
     for name, wanted in fields.items():
         if not hasattr(event, name):
             differing.append(f"no {name}")
             continue
         value = cast("object", getattr(event, name))
-        # Events keep a list of ids as a tuple.
+        # Events store a list of ids as a tuple.
         if wanted not in (value, _as_list(value)):
             differing.append(f"{name} is {_shown(value)}, not {_shown(wanted)}")
     return differing
@@ -89,13 +89,13 @@ def _as_list(value: object) -> object:
     return list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
 
 
-def _told(event: Event, fields: Mapping[str, object]) -> str:
-    """Return an event as short as it can be told: without what is absent, the visitor last, no moment unless wanted."""
-    told = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
-    told |= {name: told.pop(name) for name in ("session_external_id",) if name in told}
+def _described(event: Event, fields: Mapping[str, object]) -> str:
+    """Return an event's short form: no absent fields, the visitor last, the timestamp only if it was asked for."""
+    values_by_name = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
+    values_by_name |= {name: values_by_name.pop(name) for name in ("session_external_id",) if name in values_by_name}
     if "timestamp" not in fields:
-        told.pop("timestamp", None)
-    values = ", ".join(f"{name}={_shown(value)}" for name, value in told.items() if value is not None)
+        values_by_name.pop("timestamp", None)
+    values = ", ".join(f"{name}={_shown(value)}" for name, value in values_by_name.items() if value is not None)
     return f"{type(event).__name__}({values})"
 
 

@@ -39,7 +39,7 @@ SINGLES: dict[str, dict[str, Any]] = {
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds*."""
+    """Let the event loop run until *holds* returns True."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
@@ -61,7 +61,7 @@ async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.mark.parametrize("name", SINGLES)
 async def test_every_event_has_its_endpoint(emulator: RunningEmulator, client: httpx.AsyncClient, name: str) -> None:
-    """A good event posted to its own endpoint is answered 200 and recorded as it was received."""
+    """A valid event posted to its own endpoint is answered 200 and recorded as it was received."""
     response = await client.post(name, json=SINGLES[name])
 
     assert (200, b"{}", [(1, 1, name, SINGLES[name])]) == (
@@ -83,7 +83,7 @@ async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: h
 
 
 async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """One bad event refuses the whole batch; the client is told nothing, the ledger every reason."""
+    """A batch with one bad event is refused whole; the client gets only the status, the ledger every reason."""
     batch = [{"view": VIEW}, {"view": VIEW | {"productId": "1"}}, {"search": {}}]
     response = await client.post("visitorEvents", json=batch)
 
@@ -124,7 +124,7 @@ async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: http
 async def test_unknown_paths_are_not_found(
     emulator: RunningEmulator, client: httpx.AsyncClient, path: str, status: int
 ) -> None:
-    """A path that is not of the contract is answered 404, and recorded."""
+    """A path that the contract lacks is answered 404, and recorded."""
     response = await client.post(emulator.url.removesuffix("/1.0/") + path, json=VIEW)
 
     assert (status, b"{}", [status]) == (
@@ -136,7 +136,7 @@ async def test_unknown_paths_are_not_found(
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
 async def test_the_method_is_post_always(emulator: RunningEmulator, client: httpx.AsyncClient, method: str) -> None:
-    """Any other method is answered 405, with the right one in Allow."""
+    """A method other than POST is answered 405, with POST in Allow."""
     response = await client.request(method, "view")
 
     assert (405, "POST", [f"the method must be POST, not {method}"]) == (
@@ -192,7 +192,7 @@ async def test_a_forbidden_shop_is_refused() -> None:
 async def test_the_content_type_is_json(
     emulator: RunningEmulator, client: httpx.AsyncClient, content_type: str | None, status: int
 ) -> None:
-    """A body that is not said to be JSON is answered 400."""
+    """A body whose Content-Type is not JSON is answered 400."""
     headers = {} if content_type is None else {"content-type": content_type}
     response = await client.post("view", content=orjson.dumps(VIEW), headers=headers)
 
@@ -221,7 +221,7 @@ async def test_the_body_is_json(emulator: RunningEmulator, client: httpx.AsyncCl
 
 
 async def test_a_long_body_is_refused() -> None:
-    """A body of the maximum passes, one byte more is answered 413, however it is sent."""
+    """A body of the maximum size is accepted, one byte more is answered 413, however the body is sent."""
     body = orjson.dumps(VIEW)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -240,7 +240,7 @@ async def test_a_long_body_is_refused() -> None:
 
 
 async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A body of 8 MiB is read to its end, a longer one as well, and then refused."""
+    """The maximum of a body is 8 MiB by default; a longer one is read to its end, and then answered 413."""
     headers = {"content-type": "application/json"}
     statuses = [
         (await client.post("view", content=b" " * size, headers=headers)).status_code
@@ -251,7 +251,7 @@ async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator,
 
 
 async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A request wrong in every way is told the first: path, method, key, denial, limit, size, body."""
+    """The first mistake of a request decides its answer, in order: path, method, key, access, limit, size, body."""
     emulator.configure(forbidden=True, limit=1, max_body_bytes=1)
     wrong = {"content": b"{", "headers": {"content-type": "text/plain"}}
     statuses = [
@@ -267,7 +267,7 @@ async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.Asy
 
 
 async def test_unknown_events_pass_if_allowed() -> None:
-    """With `allow_unknown_events` a new event is taken at its endpoint and in a batch."""
+    """With `allow_unknown_events` an event of a new name is accepted at its endpoint and in a batch."""
     async with (
         running_emulator(Settings(allow_unknown_events=True)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -281,7 +281,7 @@ async def test_unknown_events_pass_if_allowed() -> None:
 
 
 async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator) -> None:
-    """A request whose body never ends is closed without a status when the client leaves."""
+    """A request whose body never ends is recorded without a status when the client disconnects."""
     _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
     writer.write(b"POST /1.0/view HTTP/1.1\r\nHost: e\r\nContent-Length: 100\r\n\r\n{")
     await until(lambda: emulator.stats()["in_flight"])
@@ -293,12 +293,12 @@ async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator)
 
 
 async def test_requests_are_recorded_without_the_key(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The record of a request tells everything about it but the key."""
+    """The record of a request has everything except the key."""
     before = time()
     await client.post("view", json=VIEW, params=KEYS | {"trace": "1"})
     (record,) = emulator.requests()
-    told = record.as_dict()
-    moment = told.pop("time")
+    fields = record.as_dict()
+    moment = fields.pop("time")
 
     assert {
         "number": 1,
@@ -312,12 +312,12 @@ async def test_requests_are_recorded_without_the_key(emulator: RunningEmulator, 
         "body": record.body.decode(),
         "reasons": [],
         "fault": None,
-    } == told
+    } == fields
     assert before - 1 <= moment <= time() + 1
 
 
 async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
-    """Every answer tells the server's time, as a client correcting its clock expects."""
+    """Every answer has a Date header, by which a client may correct its clock."""
     response = await client.post("view", json=VIEW)
     age = time() - parsedate_to_datetime(response.headers["date"]).timestamp()
 
@@ -325,7 +325,7 @@ async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_application_runs_on_any_server() -> None:
-    """`create_app` makes a plain ASGI application with its state in reach."""
+    """`create_app` makes a plain ASGI application, with the emulator in its state."""
     app = create_app(Settings(api_key="k"))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://e/1.0/") as client:
@@ -337,7 +337,7 @@ async def test_the_application_runs_on_any_server() -> None:
 async def test_recorded_events_are_no_burden_to_the_garbage_collector(
     emulator: RunningEmulator, client: httpx.AsyncClient
 ) -> None:
-    """After ten thousand events the collector follows fewer new objects than there are events."""
+    """After ten thousand events the garbage collector tracks fewer new objects than there are events."""
     batch = [{"view": VIEW}] * 1_000
     await client.post("visitorEvents", json=batch)
     gc.collect()

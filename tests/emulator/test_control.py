@@ -38,7 +38,7 @@ async def post(client: httpx.AsyncClient, *envelopes: dict[str, Any]) -> int:
 
 
 async def test_stats_count_everything(client: httpx.AsyncClient) -> None:
-    """`GET stats` tells requests, answers, events, refusals, the limit's refusals, the worst window and bytes."""
+    """`GET stats` has the counts of requests, answers, events, refusals, 429s and bytes, and the worst window."""
     await post(client, {"view": VIEW}, {"view": VIEW}, {"search": SEARCH})
     await post(client, {"view": {}})
     await client.patch("_control/settings", json={"limit": 1})
@@ -59,7 +59,7 @@ async def test_stats_count_everything(client: httpx.AsyncClient) -> None:
 
 
 async def test_control_requests_are_not_counted(client: httpx.AsyncClient) -> None:
-    """Looking changes nothing: control requests are neither recorded nor arrivals."""
+    """Control requests are neither recorded nor counted as arrivals."""
     await client.get("_control/stats")
     await client.post("_control/reset")
     stats = (await client.get("_control/stats")).json()
@@ -78,7 +78,7 @@ async def test_control_requests_are_not_counted(client: httpx.AsyncClient) -> No
     ],
 )
 async def test_events_are_filtered(client: httpx.AsyncClient, query: dict[str, Any], seqs: list[int]) -> None:
-    """`GET events` takes a name, a session, a number to start after and a limit."""
+    """`GET events` filters by name, session, number and limit."""
     await post(client, {"view": VIEW}, {"search": SEARCH}, {"view": VIEW})
     found = (await client.get("_control/events", params=query)).json()
 
@@ -86,7 +86,7 @@ async def test_events_are_filtered(client: httpx.AsyncClient, query: dict[str, A
 
 
 async def test_an_event_is_shown_as_received(client: httpx.AsyncClient) -> None:
-    """An event is shown with its number, its request, its name and its fields."""
+    """An event has its number, its request, its name and its fields."""
     await post(client, {"search": SEARCH})
 
     assert [{"seq": 1, "request": 1, "name": "search", "fields": SEARCH}] == (
@@ -95,7 +95,7 @@ async def test_an_event_is_shown_as_received(client: httpx.AsyncClient) -> None:
 
 
 async def test_requests_and_refusals_are_shown(client: httpx.AsyncClient) -> None:
-    """`GET requests` shows the last requests, `GET refused` the refused ones, both with the reasons."""
+    """`GET requests` returns the last requests, `GET refused` the refused ones, both with the reasons."""
     await post(client, {"view": {}})
     await post(client, {"view": VIEW})
     (last,) = (await client.get("_control/requests", params={"limit": 1})).json()
@@ -122,7 +122,7 @@ async def test_a_reset_forgets_but_keeps_the_settings(client: httpx.AsyncClient)
 
 
 async def test_faults_are_added_shown_and_dropped(client: httpx.AsyncClient) -> None:
-    """`POST faults` appends, `GET faults` shows, `DELETE faults` drops."""
+    """`POST faults` appends faults, `GET faults` returns them, `DELETE faults` removes them."""
     added = await client.post("_control/faults", json=[{"kind": "status", "status": 500, "times": 2}])
     status = await post(client, {"view": VIEW})
     (left,) = (await client.get("_control/faults")).json()
@@ -133,14 +133,14 @@ async def test_faults_are_added_shown_and_dropped(client: httpx.AsyncClient) -> 
 
 
 async def test_faults_are_added_all_or_none(client: httpx.AsyncClient) -> None:
-    """One wrong fault refuses them all."""
+    """If one fault is wrong, none is added."""
     response = await client.post("_control/faults", json=[{"kind": "status"}, {"kind": "explode"}])
 
     assert (400, []) == (response.status_code, (await client.get("_control/faults")).json())
 
 
 async def test_the_key_can_be_rotated(client: httpx.AsyncClient) -> None:
-    """After `PATCH settings` with a new key the old one is answered 401, and the key is not told."""
+    """After `PATCH settings` with a new key the old one is answered 401; the answer does not have the key."""
     response = await client.patch("_control/settings", json={"api_key": "new"})
     statuses = [
         (await client.post("1.0/view", params=KEYS | {"apiKey": key}, json=VIEW)).status_code
@@ -159,7 +159,7 @@ async def test_the_key_can_be_rotated(client: httpx.AsyncClient) -> None:
     [({"forbidden": True}, 403), ({"max_body_bytes": 1}, 413), ({"latency": 0.01}, 200), ({"limit": None}, 200)],
 )
 async def test_settings_change_at_run_time(client: httpx.AsyncClient, changes: dict[str, Any], status: int) -> None:
-    """A changed setting holds from the next request on."""
+    """A changed setting applies from the next request on."""
     await client.patch("_control/settings", json=changes)
 
     assert status == await post(client, {"view": VIEW})
@@ -189,7 +189,7 @@ async def test_settings_change_at_run_time(client: httpx.AsyncClient, changes: d
 async def test_nonsense_is_refused_with_a_word(
     client: httpx.AsyncClient, method: str, target: str, body: bytes
 ) -> None:
-    """A control request that makes no sense is answered 400 and told why."""
+    """An invalid control request is answered 400, with the reason."""
     response = await client.request(method, f"_control/{target}", content=body)
 
     assert (400, True) == (response.status_code, bool(response.json()["error"]))
@@ -199,5 +199,5 @@ async def test_nonsense_is_refused_with_a_word(
     ("method", "target", "status"), [("GET", "reset", 405), ("POST", "stats", 405), ("DELETE", "settings", 405)]
 )
 async def test_control_methods_are_exact(client: httpx.AsyncClient, method: str, target: str, status: int) -> None:
-    """A control resource answers to its own methods only."""
+    """A control resource answers other methods with 405."""
     assert status == (await client.request(method, f"_control/{target}")).status_code

@@ -1,4 +1,4 @@
-"""Faults as data: what makes one, which requests it fits, and how often it strikes."""
+"""Faults as data: their values, which requests they apply to, and how often."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_faults_survive_a_round_trip(kind: str) -> None:
     ],
 )
 def test_faults_know_whether_they_record(facts: dict[str, Any], expected: bool) -> None:  # noqa: FBT001
-    """Each kind records or does not, and some may be told to."""
+    """Each kind records the request or does not; for some kinds `record` decides."""
     assert expected == Fault.from_dict(facts).records
 
 
 def test_a_fault_strikes_as_often_as_told() -> None:
-    """A fault is spent after `times` requests, and the next one in the script follows."""
+    """A fault applies to `times` requests; after that the next fault of the script applies."""
     faults = script(Fault(kind="status", times=2), Fault(kind="stall"))
     struck = [faults.take("/1.0/view", b"") for _ in range(4)]
 
@@ -111,14 +111,14 @@ def test_a_fault_strikes_as_often_as_told() -> None:
 
 
 def test_a_fault_may_strike_for_ever() -> None:
-    """With `times` None a fault is never spent."""
+    """With `times` None a fault applies to any number of requests."""
     faults = script(Fault(kind="status", times=None))
 
     assert all(faults.take("/1.0/view", b"") for _ in range(1000))
 
 
 def test_a_fault_strikes_where_it_fits() -> None:
-    """A fault for a path or a text passes over other requests."""
+    """A fault with a path or a text does not apply to other requests."""
     faults = script(Fault(kind="status", path="/1.0/visitorEvents"), Fault(kind="stall", contains="слон"))
     requests = [("/1.0/view", b"{}"), ("/1.0/view", '"слон"'.encode()), ("/1.0/visitorEvents", b"[]")]
     struck = [faults.take(path, body) for path, body in requests]
@@ -127,7 +127,7 @@ def test_a_fault_strikes_where_it_fits() -> None:
 
 
 def test_chance_follows_the_seed() -> None:
-    """A fault with a probability strikes about so often, and the same requests for the same seed."""
+    """A fault with a probability applies about that often, and with the same seed to the same requests."""
     faults = [script(Fault(kind="status", times=None, probability=0.3), seed=7) for _ in range(2)]
     first, second = ([made.take("/", b"") is not None for _ in range(1000)] for made in faults)
 
@@ -136,14 +136,14 @@ def test_chance_follows_the_seed() -> None:
 
 @pytest.mark.parametrize(("probability", "expected"), [(0, None), (1, "status")])
 def test_the_ends_of_chance_are_certain(probability: float, expected: str | None) -> None:
-    """Probability 0 never strikes and 1 always does."""
+    """A fault of probability 0 never applies, and one of probability 1 always."""
     fault = script(Fault(kind="status", probability=probability)).take("/", b"")
 
     assert expected == (fault and fault.kind)
 
 
 def test_what_is_left_is_shown() -> None:
-    """`pending` shows the faults still to come with what is left of their times."""
+    """`pending` returns the pending faults, with the number of requests left."""
     faults = script(Fault(kind="status", times=3), Fault(kind="stall", times=None))
     faults.take("/", b"")
     shown = [(fault.kind, fault.times) for fault in faults.pending()]

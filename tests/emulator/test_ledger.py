@@ -1,4 +1,4 @@
-"""The ledger: exact counters over bounded memory."""
+"""The ledger: exact counters in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from retailrocket_async.emulator import Ledger, RequestRecord
 
 
 def opened(ledger: Ledger, path: str = "/1.0/view") -> RequestRecord:
-    """Let a request arrive."""
+    """Open a request in the ledger."""
     return ledger.open(time=1.0, method="POST", path=path, query={}, content_type="application/json")
 
 
 def accepted(ledger: Ledger, *names: str, session: str = "s1") -> None:
-    """Let a request with events of *names* arrive and be accepted."""
+    """Open a request with events of *names*, accept and close it."""
     record = opened(ledger)
     ledger.accept(record, [(name, {"sessionExternalId": session}) for name in names])
     ledger.close(record, 200)
 
 
 def test_numbers_are_given_in_order() -> None:
-    """Requests are numbered from 1, and so are events across requests."""
+    """Requests are numbered from 1, and events too, across requests."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "order")
@@ -50,7 +50,7 @@ def test_numbers_are_given_in_order() -> None:
     ],
 )
 def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
-    """Events are found by name, session and number, at most so many, the oldest first."""
+    """Events are found by name, session and number, the oldest first, up to a limit."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "view", "order", session="s2")
@@ -59,7 +59,7 @@ def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
 
 
 def test_old_events_are_dropped_but_counted() -> None:
-    """Only `keep` events are held, while counters and numbers go on."""
+    """Only `keep` events are kept, but counters and numbers include all."""
     ledger = Ledger(keep=3)
     for _ in range(5):
         accepted(ledger, "view", "search")
@@ -74,7 +74,7 @@ def test_old_events_are_dropped_but_counted() -> None:
 
 
 def test_old_requests_are_dropped_but_counted() -> None:
-    """A thousand requests and refusals are held, while the counters go on."""
+    """A thousand requests and refusals are kept, but the counters include all."""
     ledger = Ledger()
     for _ in range(1_200):
         record = opened(ledger)
@@ -91,7 +91,7 @@ def test_old_requests_are_dropped_but_counted() -> None:
 
 
 def test_the_last_requests_are_found() -> None:
-    """A limit on requests leaves the newest, oldest first."""
+    """With a limit the newest requests are returned, the oldest of them first."""
     ledger = Ledger()
     for _ in range(5):
         accepted(ledger)
@@ -104,7 +104,7 @@ def test_the_last_requests_are_found() -> None:
 
 
 def test_bodies_are_capped() -> None:
-    """Of a body 65,536 bytes are held, and its size is exact."""
+    """A record keeps 65,536 bytes of a body, and its exact size."""
     ledger = Ledger()
     record = opened(ledger)
     ledger.read(record, b"x" * 70_000, 80_000)
@@ -113,7 +113,7 @@ def test_bodies_are_capped() -> None:
 
 
 def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
-    """Bytes that are no UTF-8 are shown as replacement characters."""
+    """Bytes that are not UTF-8 become replacement characters."""
     ledger = Ledger()
     record = opened(ledger)
     ledger.read(record, b"\xff{}", 3)
@@ -122,7 +122,7 @@ def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
 
 
 def test_an_open_request_is_in_flight() -> None:
-    """A request without an answer yet is counted apart, one that gets none under "none"."""
+    """A request in flight is counted as such, and one that gets no answer under "none"."""
     ledger = Ledger()
     opened(ledger)
     ledger.close(opened(ledger), None)
@@ -145,7 +145,7 @@ def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
 
 
 def test_numbers_restart_after_a_reset() -> None:
-    """A cleared ledger is a new one."""
+    """A cleared ledger equals a new one."""
     ledger = Ledger()
     accepted(ledger, "view")
     ledger.clear()
@@ -160,7 +160,7 @@ def test_numbers_restart_after_a_reset() -> None:
 
 
 def test_events_are_held_as_the_body_they_came_in() -> None:
-    """Events that were recorded with their body are read from it again: of a batch, and of a request for one."""
+    """Events recorded with a body are parsed from it again, for a batch and for a single event."""
     ledger = Ledger(keep=2)
     batch = [{"search": {"sessionExternalId": "s1"}}, {"order": {"price": 1.5}}]
     ledger.accept(
@@ -179,7 +179,7 @@ def test_events_are_held_as_the_body_they_came_in() -> None:
     "query", [{"name": "view"}, {"session": "s1"}, {"name": "view", "session": "s1"}, {"session": "s1", "after": 1}]
 )
 def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> None:
-    """A filter finds an event whose name is in the path alone, or whose JSON has letters written as escapes."""
+    """A filter finds an event whose name is only in the path, or whose JSON has escaped letters."""
     ledger = Ledger()
     fields = {"sessionExternalId": "s1"}
     ledger.accept(opened(ledger, "/1.0/search"), [("search", {})], b"{}")
@@ -193,7 +193,7 @@ def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("text", ["\ud800", '"', "\\"])
 def test_a_filter_may_be_any_text(text: str) -> None:
-    """A text that no event can have, or that JSON has to escape, is a filter like any other."""
+    """A filter may be a text that no event can have, or that JSON must escape."""
     ledger = Ledger()
     ledger.accept(opened(ledger), [("view", {})], b"{}")
 
@@ -201,7 +201,7 @@ def test_a_filter_may_be_any_text(text: str) -> None:
 
 
 def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
-    """The collector follows fewer objects than there are events held: its rounds do not grow long with them."""
+    """The garbage collector tracks fewer objects than there are events, so that collections stay short."""
     ledger = Ledger()
     batch = [{"view": {"sessionExternalId": "s1", "productId": place}} for place in range(100)]
     body = orjson.dumps(batch)
@@ -218,7 +218,7 @@ def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
 
 
 def test_bodies_are_let_go_with_their_events() -> None:
-    """A body is held for as long as one of its events is, and no longer."""
+    """A body is kept as long as one of its events, and no longer."""
     ledger = Ledger(keep=3)
     batch = [{"view": {}}, {"search": {}}]
     body = orjson.dumps(batch)

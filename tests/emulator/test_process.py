@@ -12,22 +12,40 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from retailrocket_async.emulator import EmulatorError, Fault, Settings, emulator_process
+from retailrocket_async.emulator import EmulatorError, EmulatorProcess, Fault, Settings, emulator_process
 from retailrocket_async.emulator._command import parser, settings_of
-from retailrocket_async.emulator._process import _end
+from retailrocket_async.emulator._process import end
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
+KEY = "s3cret"
 
 
-def send(url: str, event: object = VIEW) -> int:
+@pytest.fixture(scope="module")
+def shared_process() -> Generator[EmulatorProcess]:
+    """An emulator in a process of its own, for all tests that need no other one."""
+    with emulator_process(Settings(limit=None, api_key=KEY)) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(shared_process: EmulatorProcess) -> EmulatorProcess:
+    """The emulator as it is after its start."""
+    shared_process.restore()
+    return shared_process
+
+
+def send(url: str, event: object = VIEW, key: str = KEY) -> int:
     """Post one view without an event loop and return the status."""
     request = urllib.request.Request(
-        f"{url}view?apiKey=dev-api-key&partnerId=dev-partner",
+        f"{url}view?apiKey={key}&partnerId=dev-partner",
         json.dumps(event).encode(),
         {"Content-Type": "application/json"},
     )
@@ -39,24 +57,23 @@ def send(url: str, event: object = VIEW) -> int:
             return error.code
 
 
-def test_a_process_is_steered_from_outside() -> None:
-    """An emulator in its own process takes events and shows, changes and forgets as told."""
-    with emulator_process(Settings(limit=None, api_key="dev-api-key")) as emulator:
-        statuses = [send(emulator.url), send(emulator.url, {})]
-        seen = (
-            [event["seq"] for event in emulator.events(name="view", session="s1", after=0, limit=9)],
-            [record["number"] for record in emulator.requests(limit=9)],
-            [record["status"] for record in emulator.refused()],
-            emulator.stats()["total_events"],
-        )
-        emulator.add_faults([{"kind": "status", "status": 500}, Fault(kind="status", status=502, times=9)])
-        statuses += [send(emulator.url), send(emulator.url)]
-        left = [fault["times"] for fault in emulator.faults()]
-        emulator.clear_faults()
-        settings = emulator.configure(forbidden=True)
-        statuses.append(send(emulator.url))
-        emulator.reset()
-        after = emulator.stats()["requests"]
+def test_a_process_is_controlled_from_outside(emulator: EmulatorProcess) -> None:
+    """An emulator in its own process accepts events, and is controlled by all methods of its handle."""
+    statuses = [send(emulator.url), send(emulator.url, {})]
+    seen = (
+        [event["seq"] for event in emulator.events(name="view", session="s1", after=0, limit=9)],
+        [record["number"] for record in emulator.requests(limit=9)],
+        [record["status"] for record in emulator.refused()],
+        emulator.stats()["total_events"],
+    )
+    emulator.add_faults([{"kind": "status", "status": 500}, Fault(kind="status", status=502, times=9)])
+    statuses += [send(emulator.url), send(emulator.url)]
+    left = [fault["times"] for fault in emulator.faults()]
+    emulator.clear_faults()
+    settings = emulator.configure(forbidden=True)
+    statuses.append(send(emulator.url))
+    emulator.reset()
+    after = emulator.stats()["requests"]
 
     assert ([200, 400, 500, 502, 403], ([1], [1, 2], [400], 1), [8], True, 0) == (
         statuses,
@@ -67,14 +84,14 @@ def test_a_process_is_steered_from_outside() -> None:
     )
 
 
-def test_a_process_refuses_nonsense() -> None:
-    """What the control side refuses is an error with its words."""
-    with emulator_process() as emulator, pytest.raises(EmulatorError, match="limit must be"):
+def test_a_process_refuses_wrong_settings(emulator: EmulatorProcess) -> None:
+    """A refusal of the control side raises an error with its text."""
+    with pytest.raises(EmulatorError, match="limit must be"):
         emulator.configure(limit=0)
 
 
 def test_a_process_ends_with_its_block() -> None:
-    """After the block the process is gone, even while a request stalls in it."""
+    """The process ends with the block, even while a request stalls in it."""
     with emulator_process() as emulator:
         emulator.add_faults([{"kind": "stall"}])
         port = httpx.URL(emulator.root).port or 0
@@ -90,7 +107,7 @@ def test_a_process_ends_with_its_block() -> None:
 
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
-    """An emulator dies when its parent is killed without a chance to end it."""
+    """An emulator ends if its parent is killed."""
     code = (
         "import os, signal, sys\n"
         "from retailrocket_async.emulator import emulator_process\n"
@@ -113,7 +130,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 
 def test_the_command_may_end_with_its_input() -> None:
-    """With `--until-stdin-closes` the command ends in order when nobody holds its input any more."""
+    """With `--until-stdin-closes` the command ends with status 0 when its standard input is closed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     with subprocess.Popen(
@@ -127,20 +144,20 @@ def test_the_command_may_end_with_its_input() -> None:
 
 
 def test_a_process_that_will_not_end_is_killed() -> None:
-    """A process that does not heed the polite request is ended by force."""
+    """A process that ignores SIGTERM is killed."""
     code = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as stubborn:
         assert stubborn.stdout is not None
         stubborn.stdout.readline()
-        _end(stubborn, 0.05)
+        end(stubborn, 0.05)
 
     assert stubborn.returncode != 0
 
 
 def test_a_process_that_cannot_start_is_an_error() -> None:
-    """A port that is taken is an error, not an endless wait."""
+    """A port in use raises an error, without waiting."""
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(EmulatorError, match="did not start"),
@@ -150,7 +167,7 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 
 
 def test_a_process_that_starts_too_slowly_is_an_error() -> None:
-    """A process that says nothing in time is given up."""
+    """A process that does not start in time is killed, and an error is raised."""
     with pytest.raises(EmulatorError, match="did not start"), emulator_process(startup_timeout=0.001):
         pass
 
@@ -158,9 +175,9 @@ def test_a_process_that_starts_too_slowly_is_an_error() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> None:
-    """`python -m retailrocket_async.emulator` prints where it listens and ends with status 0 on a signal."""
+    """`python -m retailrocket_async.emulator` prints its address, and ends with status 0 on a signal."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", "dev-api-key", "--limit", "none"]
+    command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", KEY, "--limit", "none"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -175,24 +192,22 @@ def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no sessions")
-def test_a_process_is_out_of_the_terminals_reach() -> None:
-    """Ctrl-C on the terminal does not reach the emulator: it is no part of the session."""
-    with emulator_process() as emulator:
-        assert os.getsid(emulator.pid) == emulator.pid
+def test_a_process_is_out_of_the_terminals_reach(emulator: EmulatorProcess) -> None:
+    """The emulator has a session of its own, so that Ctrl-C on the terminal does not reach it."""
+    assert os.getsid(emulator.pid) == emulator.pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
-def test_the_key_is_no_argument() -> None:
-    """The key that a process is to let in is not among its arguments, which everyone can read."""
-    with emulator_process(Settings(api_key="s3cret")) as emulator:
-        arguments = Path(f"/proc/{emulator.pid}/cmdline").read_bytes()
-        status = send(emulator.url)
+def test_the_key_is_no_argument(emulator: EmulatorProcess) -> None:
+    """The key of a process is not among its arguments, which every user can read."""
+    arguments = Path(f"/proc/{emulator.pid}/cmdline").read_bytes()
+    statuses = [send(emulator.url), send(emulator.url, key="dev-api-key")]
 
-    assert (b"partner-id" in arguments, b"s3cret" in arguments, 401) == (True, False, status)
+    assert (b"partner-id" in arguments, KEY.encode() in arguments, [200, 401]) == (True, False, statuses)
 
 
 def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command takes the key from the environment where no argument gives one, and its help does not show it."""
+    """The command takes the key from the environment unless an argument gives it; the help does not show it."""
     monkeypatch.setenv("RETAILROCKET_EMULATOR_API_KEY", "s3cret")
     made = parser()
 
@@ -202,7 +217,7 @@ def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_spares_the_collector_its_modules() -> None:
-    """The command's own process hides its modules from the garbage collector; to import it changes nothing."""
+    """Run as a command, the module freezes the garbage collector's objects; importing it changes nothing."""
     code = (
         "import gc, runpy, sys\n"
         "import retailrocket_async.emulator.__main__\n"

@@ -1,4 +1,4 @@
-"""The strict check of events and batches, rule by rule of the contract."""
+"""The strict check of events and batches, for each rule of the contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SESSION = {"sessionExternalId": "60842392e4881c65e6c5e423"}
 MOMENT = {"timestamp": "2018-09-15T15:53:00+00:00"}
 STOCK = {"stockId": "NewYork"}
 
-# The contract's table once more: required fields, then optional ones.
+# The contract's table, written a second time: required fields, then optional ones.
 CONTRACT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "view": (SESSION | {"productId": 123456}, STOCK | MOMENT),
     "groupView": (SESSION | {"groupId": 654321, "productIds": [123456, 234567]}, STOCK | MOMENT),
@@ -50,26 +50,26 @@ def home(field: str) -> str:
 
 
 def check(field: str, value: object) -> list[str]:
-    """Check an event that is good but for *field* being *value*."""
+    """Check a valid event in which *field* is replaced by *value*."""
     name = home(field)
     required, optional = CONTRACT[name]
     return check_event(name, required | optional | {field: value})
 
 
 def test_the_events_are_the_twelve_of_the_contract() -> None:
-    """The emulator knows the twelve events of the contract and no other."""
+    """The emulator has exactly the twelve events of the contract."""
     assert CONTRACT.keys() == EVENTS.keys()
 
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_required_fields_suffice(name: str) -> None:
-    """An event with its required fields alone is good."""
+    """An event with only its required fields is valid."""
     assert [] == check_event(name, CONTRACT[name][0])
 
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_optional_fields_are_welcome(name: str) -> None:
-    """An event with all its fields is good."""
+    """An event with all its fields is valid."""
     required, optional = CONTRACT[name]
 
     assert [] == check_event(name, required | optional)
@@ -94,7 +94,7 @@ def test_every_required_field_is_missed(name: str, field: str) -> None:
     + [("groupView", "groupView"), ("view", "ProductId"), ("view", "userAgent")],
 )
 def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
-    """An event has no field but its own."""
+    """A field that the event lacks in the contract is refused."""
     assert [f"{field}: is no field of this event"] == check_event(name, CONTRACT[name][0] | {field: "1"})
 
 
@@ -116,14 +116,14 @@ def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
     ],
 )
 def test_integers_are_exact(field: str, text: str, reason: str) -> None:
-    """Nothing but an integer literal of 64 bits is an integer."""
+    """Only an integer literal of at most 64 bits is an integer."""
     assert [f"{field}: {reason}"] == check(field, orjson.loads(text))
 
 
 @pytest.mark.parametrize("field", INTEGERS)
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0, -1])
 def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
-    """Every signed 64-bit integer is an id."""
+    """Every signed 64-bit integer is a valid id."""
     assert [] == check(field, value)
 
 
@@ -160,37 +160,37 @@ def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list
     ],
 )
 def test_texts_are_strings(field: str, value: object, reason: str) -> None:
-    """Nothing but a JSON string is a text."""
+    """Only a JSON string is a text."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
 @pytest.mark.parametrize("field", [name for name in TEXTS if name != "timestamp"])
 def test_no_text_is_empty(field: str) -> None:
-    """A text that is there says something."""
+    """An empty text is refused."""
     assert [f"{field}: must not be empty"] == check(field, "")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS + SHORT_TEXTS)
 def test_short_texts_end_at_fifty_characters(field: str) -> None:
-    """Fifty characters pass, the fifty-first does not."""
+    """Fifty characters are valid, fifty-one are not."""
     assert ([], [f"{field}: must be at most 50 characters, not 51"]) == (check(field, "a" * 50), check(field, "a" * 51))
 
 
 @pytest.mark.parametrize("field", SHORT_TEXTS)
 def test_length_is_counted_in_characters(field: str) -> None:
-    """Fifty characters of any alphabet pass, however many bytes they take."""
+    """Fifty characters of any alphabet are valid, however many bytes they take."""
     assert [] == check(field, "ё" * 49 + "😀")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS)
 @pytest.mark.parametrize("value", ["a-b", "a b", "a_b", "сессия", "a\n", "\u0661\u0662", "é", "a.b"])
 def test_identifiers_are_ascii_letters_and_digits(field: str, value: str) -> None:
-    """An external id holds ASCII letters and digits and nothing else."""
+    """An external id has only ASCII letters and digits."""
     assert [f"{field}: must be letters and digits only"] == check(field, value)
 
 
 def test_a_search_phrase_may_be_long() -> None:
-    """No maximum is documented for a search phrase."""
+    """A search phrase of any length is valid, since the contract has no maximum."""
     assert [] == check("searchPhrase", "слово " * 1000)
 
 
@@ -204,7 +204,7 @@ def test_a_search_phrase_may_be_long() -> None:
     ],
 )
 def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
-    """Nothing but a JSON number is a number."""
+    """Only a JSON number is a number."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
@@ -267,7 +267,7 @@ def test_other_forms_are_no_timestamps(value: str) -> None:
     "value", ["2018-02-30T00:00:00Z", "2018-13-01T00:00:00Z", "2018-01-01T25:00:00Z", "2018-01-01T00:00:00+24:00"]
 )
 def test_impossible_moments_are_no_timestamps(value: str) -> None:
-    """A timestamp of the right form that the calendar does not know is refused."""
+    """A timestamp of the right form that is not in the calendar is refused."""
     (reason,) = check("timestamp", value)
 
     assert reason.startswith("timestamp: must be a real moment: ")
@@ -275,7 +275,7 @@ def test_impossible_moments_are_no_timestamps(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["79991234567", "+7 999 123-45-67", "+0123456", "+1234567890123456", "+", "+7\n"])
 def test_phones_are_e164(value: str) -> None:
-    """A phone is a plus and at most fifteen digits, the first not 0."""
+    """A phone is a plus and two to fifteen digits, the first not 0."""
     assert ["phone: must be E.164, such as +79991234567"] == check("phone", value)
 
 
@@ -294,7 +294,7 @@ def test_custom_data_is_an_object(value: object) -> None:
 
 
 def test_all_reasons_are_told() -> None:
-    """An event wrong in many ways gets a reason for each of them."""
+    """An event with several faults gets a reason for each."""
     event = {"productId": "1", "stockId": "", "colour": "red"}
 
     assert [
@@ -307,12 +307,12 @@ def test_all_reasons_are_told() -> None:
 
 @pytest.mark.parametrize(("body", "kind"), [([], "an array"), ("view", "a string"), (None, "null"), (1, "an integer")])
 def test_an_event_is_an_object(body: object, kind: str) -> None:
-    """Nothing but a JSON object is an event."""
+    """Only a JSON object is an event."""
     assert [f"body: must be an object, not {kind}"] == check_event("view", body)
 
 
 def test_a_batch_of_all_events_is_good() -> None:
-    """A batch may hold any of the twelve events, also of different sessions."""
+    """A batch may have any of the twelve events, also of different sessions."""
     assert [] == check_batch([{name: required | optional} for name, (required, optional) in CONTRACT.items()])
 
 
@@ -339,7 +339,7 @@ def test_a_batch_is_an_array_of_envelopes(batch: object, reason: str) -> None:
 
 
 def test_reasons_start_with_the_path() -> None:
-    """A reason tells the place in the batch, the event and the field; good events stay unmentioned."""
+    """A reason names the place in the batch, the event and the field; valid events are not mentioned."""
     good = {"view": CONTRACT["view"][0]}
     bad = {"view": SESSION | {"productId": "1"}}
 
@@ -350,7 +350,7 @@ def test_reasons_start_with_the_path() -> None:
 
 
 def test_reasons_are_capped() -> None:
-    """However much is wrong, a thousand reasons are told and that there are more: a body has room for millions."""
+    """At most a thousand reasons are returned, and a line that there are more, since a body may have millions."""
     wrong: list[list[str]] = [
         check_batch([1] * 1_001),
         check_batch([1] * 1_000_000),
@@ -363,7 +363,7 @@ def test_reasons_are_capped() -> None:
 
 
 def test_unknown_events_pass_if_allowed() -> None:
-    """With `allow_unknown` an event of a new name passes with any fields, while the known stay strict."""
+    """With `allow_unknown` an event of a new name is valid with any fields; known events are still checked."""
     batch = [{"stepOnMoon": {"foot": "left"}}, {"view": {}}]
 
     assert [
@@ -373,5 +373,5 @@ def test_unknown_events_pass_if_allowed() -> None:
 
 
 def test_unknown_events_are_objects_all_the_same() -> None:
-    """With `allow_unknown` an event of a new name is still an object."""
+    """With `allow_unknown` an event of a new name must still be an object."""
     assert ["body: must be an object, not null"] == check_event("stepOnMoon", None, allow_unknown=True)

@@ -1,4 +1,4 @@
-"""Running an emulator in the current event loop, for a block or until it is told to stop."""
+"""An emulator in the current event loop, for a block or until a signal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def post(emulator: RunningEmulator, **options: Any) -> httpx.Response:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds*."""
+    """Let the event loop run until *holds* returns True."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
@@ -47,7 +47,7 @@ def test_public_names_are_sorted_and_there() -> None:
 
 
 async def test_urls_lead_to_both_sides() -> None:
-    """The handle tells the base of the API and that of the control side, on this machine."""
+    """The handle has the base URLs of the API and of the control side."""
     async with running_emulator() as emulator:
         port = httpx.URL(emulator.root).port
 
@@ -58,7 +58,7 @@ async def test_urls_lead_to_both_sides() -> None:
 
 
 async def test_many_emulators_run_side_by_side() -> None:
-    """Emulators in one process have ports and states of their own."""
+    """Several emulators in one process have separate ports and states."""
     async with running_emulator() as one, running_emulator(Settings(forbidden=True)) as two:
         statuses = ((await post(one)).status_code, (await post(two)).status_code)
 
@@ -66,7 +66,7 @@ async def test_many_emulators_run_side_by_side() -> None:
 
 
 async def test_the_handle_steers() -> None:
-    """The handle changes settings and forgets, and shows the settings as they are now."""
+    """The handle changes and returns the settings, and resets the emulator."""
     async with running_emulator() as emulator:
         emulator.configure(forbidden=True)
         refused = (await post(emulator)).status_code
@@ -83,7 +83,7 @@ async def test_the_handle_steers() -> None:
 
 
 async def test_a_rotated_key_holds_at_once() -> None:
-    """From `configure(api_key=...)` on the old key is answered 401, over a kept connection too, and the new one 200."""
+    """After `configure(api_key=...)` the old key is answered 401, also on an open connection, and the new one 200."""
     async with (
         running_emulator() as emulator,
         httpx.AsyncClient(base_url=emulator.url, timeout=10, trust_env=False) as client,
@@ -105,7 +105,7 @@ async def test_a_rotated_key_holds_at_once() -> None:
 
 
 async def test_a_key_is_judged_on_arrival() -> None:
-    """A request that arrived with the old key before the rotation is let in, though its body comes after it."""
+    """A request that arrived before the key changed is accepted with the old key, even if its body comes later."""
     async with running_emulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
         body = b'{"sessionExternalId": "s1", "productId": 1}'
@@ -125,7 +125,7 @@ async def test_a_key_is_judged_on_arrival() -> None:
 
 
 async def test_a_taken_port_is_an_error() -> None:
-    """Listening where another listens raises OSError."""
+    """A port in use raises OSError."""
     async with running_emulator() as emulator:
         with pytest.raises(OSError, match="address already in use"):
             async with running_emulator(port=httpx.URL(emulator.root).port or 0):
@@ -133,7 +133,7 @@ async def test_a_taken_port_is_an_error() -> None:
 
 
 async def test_the_port_is_free_afterwards() -> None:
-    """After the block nobody listens any more, and the port can be taken again at once."""
+    """After the block the port is closed, and can be used again immediately."""
     async with running_emulator() as emulator:
         await post(emulator)
     port = httpx.URL(emulator.root).port or 0
@@ -156,7 +156,7 @@ async def test_the_port_is_free_afterwards() -> None:
     ],
 )
 async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any] | None) -> None:
-    """Leaving the block ends a request that waits within a second, as a broken connection."""
+    """The end of the block breaks the connection of a pending request within a second."""
     async with running_emulator(settings) as emulator:
         if fault is not None:
             emulator.faults.add(Fault.from_dict(fault))
@@ -166,7 +166,7 @@ async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any]
             b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
         )
         if settings.arrival_jitter:
-            # Nothing tells of a request before its arrival; one that is sent later and answered shows it is there.
+            # No event says that a request has arrived. A later request that is answered shows that this one was read.
             async with httpx.AsyncClient(trust_env=False) as client:
                 await client.get(f"{emulator.control_url}stats")
         else:
@@ -181,7 +181,7 @@ async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any]
 
 
 async def test_the_end_closes_idle_connections() -> None:
-    """Leaving the block closes a kept connection in order, at once."""
+    """The end of the block closes an idle connection with FIN, immediately."""
     async with running_emulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
         await post(emulator)
@@ -196,7 +196,7 @@ async def test_the_end_closes_idle_connections() -> None:
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
-    """A connection that is being accepted while the emulator ends is ended with it."""
+    """A connection that is accepted while the emulator ends is closed with it."""
     with socket.socket() as late:
         async with running_emulator() as emulator:
             late.connect(("127.0.0.1", httpx.URL(emulator.root).port))
@@ -211,7 +211,7 @@ async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("localhost", None), ("::1", "[::1]")])
 async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
-    """Whatever address the emulator listens on, its URL leads there."""
+    """The emulator's URL is reachable for every address that it listens on."""
     try:
         async with running_emulator(host=host) as emulator:
             response = await post(emulator)
@@ -238,7 +238,7 @@ async def test_signals_and_loggers_are_left_alone() -> None:
 
 
 async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Requests, faults and the end of the server leave no line in the log."""
+    """Requests, faults and the end of the server write nothing to the log."""
     caplog.set_level(logging.INFO)
     async with running_emulator() as emulator:
         for kind in ("reset_before", "close_after", "garbage", "truncate"):
@@ -250,7 +250,7 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_serving_ends_when_cancelled() -> None:
-    """`serve` tells when it is ready and runs until it is cancelled."""
+    """`serve` calls `ready`, and runs until it is cancelled."""
     running: list[RunningEmulator] = []
     task = asyncio.ensure_future(serve(ready=running.append))
     await until(lambda: running)
@@ -265,7 +265,7 @@ async def test_serving_ends_when_cancelled() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself these signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
-    """`serve` ends in order on SIGINT and SIGTERM, and then the old handlers are back."""
+    """`serve` returns on SIGINT and SIGTERM, and restores the earlier handlers."""
     before = signal.getsignal(number)
     running: list[RunningEmulator] = []
     task = asyncio.ensure_future(serve(ready=running.append))
@@ -277,7 +277,7 @@ async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
 
 
 def test_serving_works_in_any_thread() -> None:
-    """Outside the main thread `serve` leaves signals alone."""
+    """Outside the main thread `serve` sets no signal handlers."""
     running: list[RunningEmulator] = []
 
     async def briefly() -> None:
@@ -293,7 +293,7 @@ def test_serving_works_in_any_thread() -> None:
     assert 1 == len(running)
 
 
-async def test_serving_needs_nobody_to_tell() -> None:
+async def test_ready_is_optional() -> None:
     """`serve` works without `ready`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -67,7 +67,7 @@ def test_wrong_values_are_refused_at_birth(name: str, value: object) -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """Settings change by being replaced."""
+    """Settings are frozen."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Settings().limit = 1  # type: ignore[misc]
 
@@ -87,7 +87,7 @@ def test_other_settings_do_not_change_at_run_time(changes: dict[str, object]) ->
 
 
 def test_the_key_is_not_shown() -> None:
-    """A report on the settings leaves the key out."""
+    """`shown` returns all settings except the key."""
     shown = Settings(api_key="secret").shown()
 
     assert ("dev-partner", False) == (shown["partner_id"], "api_key" in shown)
@@ -95,12 +95,12 @@ def test_the_key_is_not_shown() -> None:
 
 @pytest.mark.parametrize("settings", [Settings(), ODD])
 def test_arguments_carry_every_setting(settings: Settings) -> None:
-    """Settings turned into arguments and parsed again are the same settings."""
+    """Settings written as arguments and parsed again are equal."""
     assert settings == settings_of(parser().parse_args(arguments_of(settings)))
 
 
 def test_no_arguments_are_the_defaults() -> None:
-    """A command line without arguments means the default settings, on this machine alone."""
+    """A command line without arguments gives the default settings, on loopback only."""
     parsed = parser().parse_args([])
 
     assert (Settings(), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)
@@ -108,7 +108,7 @@ def test_no_arguments_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("argument", ["--limit=0", "--limit=many", "--per=0", "--nonsense", "--port=x"])
 def test_wrong_arguments_end_the_command(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong argument ends the command with status 2 and a word on the standard error."""
+    """A wrong argument ends the command with status 2 and a message on the standard error."""
     with pytest.raises(SystemExit) as caught:
         main([argument])
 

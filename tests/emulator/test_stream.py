@@ -1,4 +1,4 @@
-"""The emulator's stream of what happens, the page's files, and what the control side refuses a browser."""
+"""The emulator's stream of updates, the page's files, and requests of browsers that the control side refuses."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Message(NamedTuple):
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the requests that it tells of."""
+        """The numbers of its requests."""
         return [request["number"] for request in self.data["requests"]]
 
 
 def parsed(block: bytes) -> Message | None:
-    """Return the message of a block, None for a comment."""
+    """Parse a block into a message; None for a comment."""
     fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if line)
     if "data" not in fields:
         return None
@@ -50,7 +50,7 @@ def parsed(block: bytes) -> Message | None:
 
 
 async def blocks_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the blocks of a stream that comes over HTTP, however it was cut on its way."""
+    """Yield the blocks of a stream over HTTP, whatever the pieces in which it arrives."""
     left = b""
     async for chunk in response.aiter_bytes():
         *whole, left = (left + chunk).split(b"\n\n")
@@ -82,7 +82,7 @@ async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def arrive(emulator: RunningEmulator, body: bytes = b"[]", status: int = 200) -> None:
-    """Let a request have come and gone, without the network."""
+    """Record an answered request, without the network."""
     ledger = emulator.ledger
     record = ledger.open(time=1.0, method="POST", path="/1.0/view", query={}, content_type="application/json")
     ledger.read(record, body, len(body))
@@ -92,12 +92,12 @@ def arrive(emulator: RunningEmulator, body: bytes = b"[]", status: int = 200) ->
 
 
 def watching(emulator: RunningEmulator, last_id: str | None = None) -> AsyncIterator[bytes]:
-    """Watch without the network: whoever takes nothing from the iterator is a slow reader."""
+    """Read the stream without the network; a reader that takes nothing from the iterator is slow."""
     return stream(emulator.emulator, last_id, interval=0.001)
 
 
 async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """Over HTTP: the state first, then each request with its body and the reasons against it, but never the key."""
+    """Over HTTP the stream has the state first, then each request with body and reasons, but never the key."""
     async with client.stream("GET", "/_control/stream") as response:
         blocks = blocks_of(response)
         first = await next_of(blocks)
@@ -120,7 +120,7 @@ async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: 
 
 @pytest.mark.parametrize("by", ["header", "parameter"])
 async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncClient, by: str) -> None:
-    """A reader that comes back with the last id it saw is told what came since, and nothing twice."""
+    """A reader that reconnects with its last id gets the later requests, and none twice."""
     for _ in range(2):
         arrive(emulator)
     before = await next_of(watching(emulator))
@@ -138,7 +138,7 @@ async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncCl
 
 @pytest.mark.parametrize("last_id", ["", "0", "another.1", "{run}.9", "{run}.x", "{run}." + "9" * 5000])
 async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: str) -> None:
-    """An id that is not of this emulator is answered from the beginning, and the reader told to forget."""
+    """With an id of another emulator the stream starts from the beginning, with `reset`."""
     arrive(emulator)
     message = await next_of(watching(emulator, last_id.format(run=emulator.emulator.feed.run)))
 
@@ -146,7 +146,7 @@ async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: s
 
 
 async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -> None:
-    """Of what came while a reader took nothing the last 1,000 requests are held, and it is told how many are not."""
+    """A slow reader gets the last 1,000 requests, and the number of those that it missed."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(1234):
@@ -158,7 +158,7 @@ async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -
 
 
 async def test_messages_are_bounded(emulator: RunningEmulator) -> None:
-    """A message has at most 200 requests and, but for its first, 512 KiB of bodies; none gets lost between two."""
+    """A message has at most 200 requests and, except for the first one, 512 KiB of bodies; no request is lost."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(3):
@@ -170,17 +170,17 @@ async def test_messages_are_bounded(emulator: RunningEmulator) -> None:
     assert [1, 1, 200, 2] == counts
 
 
-@pytest.mark.parametrize(("size", "told", "cut"), [(70_000, 70_000, False), (600_000, 65_536, True)])
-async def test_a_long_body(emulator: RunningEmulator, size: int, told: int, *, cut: bool) -> None:
-    """The body of an accepted request is told whole up to 512 KiB, a longer one cut off, and it says so."""
+@pytest.mark.parametrize(("size", "shown", "cut"), [(70_000, 70_000, False), (600_000, 65_536, True)])
+async def test_a_long_body(emulator: RunningEmulator, size: int, shown: int, *, cut: bool) -> None:
+    """The body of an accepted request is whole up to 512 KiB; a longer one is cut, and marked as cut."""
     arrive(emulator, b" " * size)
     [request] = (await next_of(watching(emulator))).data["requests"]
 
-    assert (told, cut) == (len(request["body"]), request["cut"])
+    assert (shown, cut) == (len(request["body"]), request["cut"])
 
 
 async def test_changes_are_told(emulator: RunningEmulator) -> None:
-    """Faults, settings and a reset are told when they change."""
+    """Changes of faults and settings, and a reset, are sent when they happen."""
     blocks = watching(emulator)
     arrive(emulator)
     await next_of(blocks)
@@ -205,7 +205,7 @@ async def test_changes_are_told(emulator: RunningEmulator) -> None:
 
 
 async def test_a_quiet_stream_is_kept_alive(emulator: RunningEmulator) -> None:
-    """Where nothing happens a comment is sent now and then, so that a reader that is gone is noticed."""
+    """If nothing happens, a comment is sent now and then, so that a closed connection is noticed."""
     blocks = stream(emulator.emulator, interval=0.001, keep_alive=0.005)
     async with asyncio.timeout(10):
         seen = [await anext(blocks) for _ in range(4)]
@@ -214,7 +214,7 @@ async def test_a_quiet_stream_is_kept_alive(emulator: RunningEmulator) -> None:
 
 
 async def test_what_is_no_text_is_told_as_text(emulator: RunningEmulator) -> None:
-    """A body that is no UTF-8 is told with replacement characters."""
+    """A body that is not UTF-8 is sent with replacement characters."""
     arrive(emulator, b"\xff{", status=400)
     [request] = (await next_of(watching(emulator))).data["requests"]
 
@@ -222,7 +222,7 @@ async def test_what_is_no_text_is_told_as_text(emulator: RunningEmulator) -> Non
 
 
 async def test_an_open_stream_does_not_hold_up_the_end() -> None:
-    """When the emulator has ended, nothing is left of the streams that were open."""
+    """Open streams end with the emulator, and leave no task."""
     before = asyncio.all_tasks()
     async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
         async with running_emulator() as emulator:
@@ -237,17 +237,17 @@ async def test_an_open_stream_does_not_hold_up_the_end() -> None:
 
 
 async def test_a_reader_that_leaves_is_let_go(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A reader that closes its connection leaves nothing behind."""
+    """A stream whose reader closes the connection ends, and leaves no task."""
     before = asyncio.all_tasks()
     async with client.stream("GET", "/_control/stream") as response:
         await next_of(blocks_of(response))
     async with asyncio.timeout(10):
-        while asyncio.all_tasks() - before:  # noqa: ASYNC110 - the end of a task of others
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110 - the server's task sets no event
             await asyncio.sleep(0.01)
 
 
 async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
-    """Arrivals are counted by second, those over the limit apart, for a minute."""
+    """Arrivals, and those over the limit, are counted by second for a minute."""
     ledger = emulator.ledger
     for moment, status in [(5.0, 200), (70.0, 200), (70.9, 429), (71.0, 400), (3.0, 200)]:
         record = ledger.open(time=moment, method="POST", path="/1.0/view", query={}, content_type=None)
@@ -309,7 +309,7 @@ def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
 
 
 async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -> None:
-    """`/_control/` leads to the page; a file that the page does not have is not found."""
+    """`/_control/` redirects to the page; an unknown file of the page is answered 404."""
     redirect = await client.get("/_control/")
     missing = ["_page.py", "../_page.py", "..%2f_page.py", "page.html", "page", "%2e%2e", ""]
     statuses = {(await client.get(f"/_control/page/{name}")).status_code for name in missing}
@@ -318,7 +318,7 @@ async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -
 
 
 async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """But for GET, `/` is judged by the API as any other path, and the page leaves no trace in the ledger."""
+    """Only GET of `/` returns the page and is not recorded; other methods go to the API."""
     for target in PAGE:
         await client.get(target)
     untouched = emulator.stats()["requests"]
@@ -349,7 +349,7 @@ async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, cl
 async def test_another_site_changes_nothing(
     emulator: RunningEmulator, client: httpx.AsyncClient, method: str, name: str, headers: dict[str, str]
 ) -> None:
-    """What changes the state is refused where a browser sends it for the page of another site, or under its name."""
+    """A change is refused if a browser sends it for another site's page, or with another site's name."""
     emulator.fail_with("stall")
     before = emulator.settings
     response = await client.request(
@@ -362,7 +362,7 @@ async def test_another_site_changes_nothing(
 
 @pytest.mark.parametrize("target", ["stream", "events", "requests", "stats"])
 async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str) -> None:
-    """A site whose name leads to this machine is not shown what arrived."""
+    """A site whose name resolves to this machine cannot read the control side."""
     response = await client.get(f"/_control/{target}", headers={"Host": "evil.example"})
 
     assert 403 == response.status_code
@@ -383,14 +383,14 @@ async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str)
     ids=str,
 )
 async def test_its_own_page_may(emulator: RunningEmulator, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """The emulator's own page changes the state, and so does what is no browser."""
+    """The emulator's own page may change the state, and so may a program that is not a browser."""
     given = {name: value.format(root=emulator.root) for name, value in headers.items()}
 
     assert 200 == (await client.post("/_control/reset", headers=given)).status_code
 
 
 def test_a_query_that_is_no_text_is_no_defect() -> None:
-    """What is no UTF-8 in a query does not keep a request from being judged by where it comes from."""
+    """A query that is not UTF-8 does not prevent the check of a request's origin."""
     scope = {
         "type": "http",
         "method": "POST",

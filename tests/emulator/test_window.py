@@ -9,38 +9,38 @@ from retailrocket_async.emulator import SlidingWindow
 
 
 def admitted(moments: list[float], limit: int | None, per: float = 1.0) -> list[bool]:
-    """Ask a new window about each of *moments*."""
+    """Return whether a new window admits a request at each of *moments*."""
     window = SlidingWindow(per)
     return [window.admit(moment, limit) for moment in moments]
 
 
 def test_the_limit_passes_and_the_next_does_not() -> None:
-    """Of requests at one moment exactly *limit* pass."""
+    """Of the requests at one time exactly *limit* are admitted."""
     assert [True, True, True, False, False] == admitted([5.0] * 5, 3)
 
 
 def test_the_window_is_open_at_its_old_end() -> None:
-    """A request exactly one window later has a place again, one a little earlier has none."""
+    """A request exactly one window later is admitted again, one a little earlier is refused."""
     assert [True, False, True] == admitted([10.0, 10.99609375, 11.0], 1)
 
 
 def test_the_window_slides() -> None:
-    """Places come free one by one, not all at the turn of a second."""
+    """Each admitted request leaves the window on its own, not all of them at the turn of a second."""
     assert [True, True, False, True, False, True] == admitted([0.5, 0.75, 1.25, 1.5, 1.625, 1.75], 2)
 
 
 def test_refused_requests_take_no_place() -> None:
-    """A client that hammers while refused is let in as soon as one that waits."""
+    """Refused requests do not count, so a client that keeps sending is admitted as soon as one that waits."""
     assert [True, False, False, False, True] == admitted([0.0, 0.25, 0.5, 0.75, 1.0], 1)
 
 
-def test_no_limit_refuses_nobody() -> None:
-    """Without a limit everything passes."""
+def test_no_limit_admits_all() -> None:
+    """Without a limit every request is admitted."""
     assert [True] * 1000 == admitted([0.0] * 1000, None)
 
 
 def test_the_limit_may_change_between_requests() -> None:
-    """A limit set later counts what was admitted before it."""
+    """A limit that is set later counts requests admitted before it."""
     window = SlidingWindow(1.0)
     for _ in range(3):
         window.admit(0.0, None)
@@ -58,7 +58,7 @@ def test_refusals_are_counted() -> None:
 
 
 def test_the_worst_window_counts_all_arrivals() -> None:
-    """`worst` is the densest window of arrivals, whether they were admitted or not, and stays when it is past."""
+    """`worst` is the most arrivals of any window, admitted or not, and does not decrease."""
     window = SlidingWindow(1.0)
     for moment in [0.0, 0.5, 0.75, 1.0, 1.25, 9.0]:
         window.arrive(moment)
@@ -67,7 +67,7 @@ def test_the_worst_window_counts_all_arrivals() -> None:
 
 
 def test_clearing_forgets_everything() -> None:
-    """A cleared window is a new one."""
+    """A cleared window equals a new one."""
     window = SlidingWindow(1.0)
     window.arrive(0.0)
     window.admit(0.0, 1)
@@ -77,7 +77,7 @@ def test_clearing_forgets_everything() -> None:
     assert (0, 0, True) == (window.worst, window.over_limit, window.admit(0.0, 1))
 
 
-# Sixty-fourths are exact in binary, so that the oracle's arithmetic and the window's are the same.
+# Sixty-fourths are exact in binary, so that the test and the window calculate the same numbers.
 ticks = st.lists(st.integers(0, 400), max_size=80).map(lambda marks: [mark / 64 for mark in sorted(marks)])
 
 

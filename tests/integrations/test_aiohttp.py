@@ -1,4 +1,4 @@
-"""The client in aiohttp applications: cleanup contexts, sub-applications, shops, tests, the session's cookie."""
+"""The client in aiohttp applications: cleanup contexts, sub-applications, several shops, `using`, the cookie."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ other = RetailRocket(lambda: AsyncTrackingClient("other-key", "other"), name="ot
 
 
 async def product(request: web.Request) -> web.StreamResponse:
-    """Track a view, and answer as it is asked for."""
+    """Track a view, and make the kind of answer that the request asks for."""
     visitor = session_id(request)
     assert visitor == session_id(request)
     await rocket.client(request).view(session_external_id=visitor, product_id=int(request.query.get("id", "1")))
@@ -36,7 +36,7 @@ async def product(request: web.Request) -> web.StreamResponse:
 
 
 async def health(_: web.Request) -> web.Response:
-    """Answer without asking who is there."""
+    """Answer without using the session."""
     return web.Response()
 
 
@@ -58,7 +58,7 @@ def application(*, cookie: bool = True, client: bool = True) -> web.Application:
 
 @asynccontextmanager
 async def served(app: web.Application) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve an application on a port of its own, and give a browser."""
+    """Serve an application on a free port; gives a browser."""
     runner = web.AppRunner(app)
     try:
         await runner.setup()
@@ -80,7 +80,7 @@ async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningEmul
 
 
 async def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: RunningEmulator) -> None:
-    """The client is made when the application starts, a sub-application finds it, and its end delivers what is left."""
+    """The client is created at the start, a sub-application finds it, and the end delivers the remaining events."""
     async with served(application()) as browser:
         first = await browser.get("/")
         await browser.get("/inner/", params={"id": "2"})
@@ -94,7 +94,7 @@ async def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: 
 
 @pytest.mark.usefixtures("emulator")
 async def test_a_new_visitor_gets_a_cookie_once() -> None:
-    """The first answer brings the cookie, an error and a stream too, beside other headers; the next ones do not."""
+    """The first answer sets the cookie, also if it is an error or a stream; later answers do not."""
     pattern = r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=31536000; Path=/; SameSite=Lax"
     async with served(application()) as browser:
         unasked = await browser.get("/health")
@@ -131,7 +131,7 @@ async def test_several_shops() -> None:
 
 
 async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that starts inside `using` takes that client, needs no environment, and closes it."""
+    """An application that starts inside `using` uses that client, needs no environment, and closes it."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     mine = AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=emulator.url)
 
@@ -155,7 +155,7 @@ async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch
     ids=["client", "cookie"],
 )
 async def test_what_is_missing_is_named(app: object, advice: str) -> None:
-    """Where the application was not given the client, or the cookie, an error says how."""
+    """If the client or the cookie was not added to the application, an error says how to do it."""
     errors: list[UsageError] = []
 
     @web.middleware
@@ -176,6 +176,6 @@ async def test_what_is_missing_is_named(app: object, advice: str) -> None:
 
 
 def test_a_cookies_name_is_checked() -> None:
-    """What is no name of a cookie is refused where it is given."""
+    """A name that cannot be a cookie's name is refused by `add_session_cookie`."""
     with pytest.raises(ConfigurationError, match="cookie"):
         add_session_cookie(web.Application(), name="a b")

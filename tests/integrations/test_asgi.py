@@ -1,4 +1,4 @@
-"""The lifespan that an ASGI application without one is given, message by message."""
+"""The lifespan around an ASGI application that has none, message by message."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def make(**options: Any) -> AsyncTrackingClient:
 
 
 async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> None:
-    """Start and end an application, and see what it says and what it is asked."""
+    """Start and end an application; return the messages that it sends and receives."""
 
     async def app(scope: MutableMapping[str, Any], _: object, __: Send) -> None:
         seen.append((scope["type"], repr(rocket.client(scope))))
 
     async def receive() -> dict[str, Any]:
-        # The second time it has started.
+        # The second message is asked for after the start.
         if scope.get("state"):
             await whole({"type": "http", "state": scope["state"].copy()}, receive, send)
         return {}
@@ -41,7 +41,7 @@ async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> 
 
 
 async def test_the_client_lives_between_start_and_end() -> None:
-    """The client is in the state of requests between start and end, and the application never sees the lifespan."""
+    """Between start and end the client is in the state of requests; the inner application gets no lifespan events."""
     seen: list[Any] = []
     scope: dict[str, Any] = {"type": "lifespan", "state": {}}
     await live(RetailRocket(make), scope, seen)
@@ -57,25 +57,25 @@ async def test_the_client_lives_between_start_and_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "scope", "told"),
+    ("options", "scope", "reason"),
     [({"batching": None}, {"state": {}}, "batching"), ({}, {}, "lifespan state")],
     ids=["settings", "no state"],
 )
 async def test_a_start_that_fails_is_told_to_the_server(
-    options: dict[str, Any], scope: dict[str, Any], told: str
+    options: dict[str, Any], scope: dict[str, Any], reason: str
 ) -> None:
-    """Where there is no client to be had the server is told that the start has failed, and why."""
+    """If the client cannot be created, the server gets a failed start, with the reason."""
     seen: list[Any] = []
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=reason):
         await live(RetailRocket(make, **options), {"type": "lifespan", **scope}, seen)
 
     [message] = seen
     assert message["type"] == "lifespan.startup.failed"
-    assert told in message["message"]
+    assert reason in message["message"]
 
 
 def test_without_the_lifespan_there_is_no_client() -> None:
-    """A request that knows of no lifespan is told what is missing, by the client's name."""
+    """For a request without a lifespan an error names the missing client."""
     rocket = RetailRocket(name="other")
 
     for ask in (rocket.client, rocket.threadsafe):
@@ -84,7 +84,7 @@ def test_without_the_lifespan_there_is_no_client() -> None:
 
 
 async def test_who_is_cancelled_closes_the_client() -> None:
-    """Where the application is cancelled while it runs the client is closed all the same."""
+    """If the application is cancelled, the client is closed all the same."""
     opened: asyncio.Future[AsyncTrackingClient] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The documented task under a real Celery worker, whose main process forks the ones that do the tasks."""
+"""The documented task under a real Celery worker, which forks a pool of processes for the tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app.conf.update(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
-    """What tasks track in the pool's processes is recorded, also what they tracked just before SIGTERM."""
+    """Events of tasks in the pool's processes are recorded, also those tracked just before SIGTERM."""
     [source] = [
         example.source
         for example in examples(ROOT / "docs" / "how-to" / "threads-and-processes.md")
@@ -67,7 +67,7 @@ def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
             start_new_session=True,
             text=True,
         ) as worker:
-            # A worker that hangs ends the test, not the run.
+            # A worker that hangs fails this test, and not the whole run.
             killer = threading.Timer(100, os.killpg, (worker.pid, signal.SIGKILL))
             killer.start()
             try:

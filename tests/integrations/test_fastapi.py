@@ -1,4 +1,4 @@
-"""The client as a dependency of FastAPI: endpoints, routers, websockets, tasks, threads, sub-applications, shops."""
+"""The client as a dependency of FastAPI: endpoints, routers, websockets, tasks, threads, sub-applications."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ VISITOR = "0123456789abcdef0123456789abcdef"
 
 @router.get("/product/{product_id}")
 async def product(product_id: int, tracking: Tracking, visitor: SessionId) -> HTMLResponse:
-    """Track a view, and answer with a response of one's own."""
+    """Track a view, and return a response object."""
     await tracking.view(session_external_id=visitor, product_id=product_id)
     return HTMLResponse("a product page")
 
 
 @router.get("/thread")
 def in_a_thread(tracking: ThreadsafeTracking) -> str:
-    """Track a view in the thread in which FastAPI runs what is not async."""
+    """Track a view in the thread in which FastAPI runs a ``def`` endpoint."""
     return tracking.track(View(session_external_id=VISITOR, product_id=2), timeout=10).event_name
 
 
 @router.get("/later")
 async def later(tracking: Tracking, tasks: BackgroundTasks) -> str:
-    """Track a view when the answer has gone out."""
+    """Track a view after the answer was sent."""
     tasks.add_task(tracking.view, session_external_id=VISITOR, product_id=3)
     return "later"
 
 
 @router.websocket("/talk")
 async def talk(websocket: WebSocket, tracking: Tracking, visitor: SessionId) -> None:
-    """Track a view for a visitor who talks."""
+    """Track a view over a websocket."""
     await websocket.accept()
     await tracking.view(session_external_id=visitor, product_id=int(await websocket.receive_text()))
     await websocket.close()
@@ -62,7 +62,7 @@ async def talk(websocket: WebSocket, tracking: Tracking, visitor: SessionId) -> 
 async def shops(
     first: Annotated[AsyncTrackingClient, Depends(rocket)], same: Tracking, other: Kazakhstan
 ) -> dict[str, Any]:
-    """Tell the shops apart."""
+    """Track a view for each of two shops."""
     return {"same": first is same, "first": repr(first), "other": repr(other)}
 
 
@@ -75,7 +75,7 @@ def server() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture
 def emulator(server: EmulatorProcess) -> Iterator[EmulatorProcess]:
-    """The emulator, empty, and where the application sends its events."""
+    """The emulator, empty, and the environment that makes the application send to it."""
     server.reset()
     with rocket.using(AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=server.url)):
         yield server
@@ -107,17 +107,17 @@ def test_the_client_is_a_dependency_everywhere(emulator: EmulatorProcess) -> Non
 
 @pytest.mark.usefixtures("emulator")
 def test_each_shop_is_a_dependency() -> None:
-    """With several shops each `RetailRocket` is the dependency of its own client; `Tracking` is the default's."""
+    """With several shops each `RetailRocket` is a dependency for its own client; `Tracking` is the default one."""
     with TestClient(application()) as browser:
-        told = browser.get("/shops").json()
+        answer = browser.get("/shops").json()
 
-    assert told["same"]
-    assert f"partner_id='{Settings().partner_id}'" in told["first"]
-    assert "partner_id='kazakhstan'" in told["other"]
+    assert answer["same"]
+    assert f"partner_id='{Settings().partner_id}'" in answer["first"]
+    assert "partner_id='kazakhstan'" in answer["other"]
 
 
 def test_a_router_may_bring_the_lifespan(emulator: EmulatorProcess) -> None:
-    """A router that brings the lifespan gives the client to the application that includes it."""
+    """A router with the lifespan provides the client in the application that includes it."""
     app = FastAPI()
     app.include_router(router)
     app.include_router(APIRouter(lifespan=rocket.lifespan))
@@ -129,7 +129,7 @@ def test_a_router_may_bring_the_lifespan(emulator: EmulatorProcess) -> None:
 
 
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """Where no lifespan was run an error says so, and FastAPI's own way for tests goes without."""
+    """If no lifespan was run, an error says so; FastAPI's `dependency_overrides` need none."""
     app = FastAPI()
     app.include_router(router)
 

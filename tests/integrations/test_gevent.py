@@ -1,4 +1,4 @@
-"""The handle under gevent, which makes greenlets of threads: all find the loop of their one thread."""
+"""The handle under gevent, where threads are greenlets and all share one thread's event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from retailrocket_async import AsyncTrackingClient, SqliteSpool, View, WrongLoop
 SPOOLED = sys.argv[1] == "spool"
 
 
-async def main(opened, told):
+async def main(opened, reports):
     closing = asyncio.Event()
     options = {"spool": SqliteSpool(tempfile.mkdtemp())} if SPOOLED else {}
     async with AsyncTrackingClient.from_env(**options) as client:
@@ -30,10 +30,10 @@ async def main(opened, told):
         try:
             handle.track(View(session_external_id="v", product_id=1))
         except WrongLoopError as error:
-            told.append(str(error))
+            reports.append(str(error))
         opened.set_result((handle, asyncio.get_running_loop(), closing))
         await closing.wait()
-        told.append((await client.aclose()).stats.delivered)
+        reports.append((await client.aclose()).stats.delivered)
 
 
 def work(handle, number):
@@ -42,8 +42,8 @@ def work(handle, number):
     return type(handle.wait(receipt, timeout=60)).__name__
 
 
-opened, told = Future(), []
-thread = threading.Thread(target=lambda: asyncio.run(main(opened, told)))
+opened, reports = Future(), []
+thread = threading.Thread(target=lambda: asyncio.run(main(opened, reports)))
 thread.start()
 handle, loop, closing = opened.result(60)
 greenlets = [gevent.spawn(work, handle, number) for number in range(20)]
@@ -51,13 +51,13 @@ gevent.joinall(greenlets, raise_error=True)
 handle.flush(60)
 loop.call_soon_threadsafe(closing.set)
 thread.join()
-print(json.dumps([sorted({greenlet.value for greenlet in greenlets}), *told]))
+print(json.dumps([sorted({greenlet.value for greenlet in greenlets}), *reports]))
 """
 
 
 @pytest.mark.parametrize("where", ["memory", "spool"])
 def test_greenlets_track(where: str) -> None:
-    """Under `monkey.patch_all()` greenlets track by a handle, and in the loop's own the error names gevent."""
+    """Under `monkey.patch_all()` greenlets track with a handle; in the loop's own greenlet the error names gevent."""
     with emulator_process() as emulator:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),

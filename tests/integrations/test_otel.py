@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span for each request, linked to where its events came from, and metrics that add up."""
+"""OpenTelemetry: one span for each request, with links to the spans of its events, and metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Telemetry:
-    """An SDK that keeps everything."""
+    """An OpenTelemetry SDK that keeps all spans and metrics in memory."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
@@ -50,7 +50,7 @@ class Telemetry:
         self.tracer = self.tracers.get_tracer("shop")
 
     def observer(self) -> OpenTelemetryObserver:
-        """Return an observer that tells this SDK."""
+        """Return an observer that reports to this SDK."""
         return OpenTelemetryObserver(self.tracers, self.meters)
 
     def spans(self, kind: SpanKind = SpanKind.CLIENT) -> list[ReadableSpan]:
@@ -95,7 +95,7 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
 
 
 async def test_a_batch_is_linked_to_the_pages_of_its_events(telemetry: Telemetry) -> None:
-    """The span of a batch is a root, and has a link to each span that tracked any of its events, each once."""
+    """The span of a batch is a root, with one link to each span that tracked some of its events."""
     batching = Batching(linger=0.05)
     async with RecordingClient(observer=telemetry.observer(), batching=batching) as client:
         pages: list[int] = []
@@ -121,7 +121,7 @@ async def test_a_batch_is_linked_to_the_pages_of_its_events(telemetry: Telemetry
 
 
 async def test_a_direct_request_is_a_child(telemetry: Telemetry) -> None:
-    """Who waits for a request is its parent; a retry is another span, and says so; a failure has the error's status."""
+    """The span of `send` has the caller's span as parent; a retry is another span; a failure has an error status."""
     async with RecordingClient(observer=telemetry.observer()) as client:
         with telemetry.tracer.start_as_current_span("page") as page:
             client.fail_with("connect")
@@ -140,7 +140,7 @@ async def test_a_direct_request_is_a_child(telemetry: Telemetry) -> None:
 
 
 async def test_links_are_bounded(telemetry: Telemetry) -> None:
-    """Of very many pages in one batch as many are linked as an SDK keeps, and the first of them."""
+    """A span links at most as many pages as an SDK keeps, the first ones of the batch."""
     async with RecordingClient(observer=telemetry.observer(), batching=Batching(linger=0.05)) as client:
         for number in range(1, 200):
             with telemetry.tracer.start_as_current_span("page"):
@@ -151,7 +151,7 @@ async def test_links_are_bounded(telemetry: Telemetry) -> None:
 
 
 async def test_metrics_add_up(telemetry: Telemetry) -> None:
-    """Events by name and outcome, requests by status, retries and what waits are as `stats` has them."""
+    """The metrics of events, requests, retries and waiting events equal those of `stats`."""
     async with RecordingClient(observer=telemetry.observer(), buffer=Buffer(overflow="drop_newest")) as client:
         client.fail_with(status=503)
         await client.track_many([event(number) for number in range(1, 11)])
@@ -185,7 +185,7 @@ async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
 
 
 async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> None:
-    """Of several shops each has all of its metrics; two clients of one shop are one series."""
+    """Each shop has metrics of its own; two clients of one shop share one series."""
     shops = ["a", "b", "b"]
     async with AsyncExitStack() as stack:
         for number, shop in enumerate(shops, 1):
@@ -203,7 +203,7 @@ async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> N
 
 
 async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) -> None:
-    """What became of the last events, and the bytes they took, are told after the client's end, and ever after."""
+    """The metrics include the last events and bytes also after the client has ended."""
     client = RecordingClient(observer=telemetry.observer())
     await client.track(event(1))
     await client.aclose()
@@ -215,7 +215,7 @@ async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) 
 
 
 def test_the_current_context_is_told_by_its_variable() -> None:
-    """The API's own variable is found, so that spans are looked up once for the events of one page."""
+    """The context variable of OpenTelemetry is found, so that the span is looked up once for the events of a page."""
     origin = OpenTelemetryObserver().origin
     assert origin is not None
     assert origin.get() is get_current()
@@ -223,13 +223,13 @@ def test_the_current_context_is_told_by_its_variable() -> None:
 
 @pytest.mark.parametrize("variable", [None, ContextVar[Any]("without"), ContextVar[Any]("another", default=None)])
 def test_what_does_not_hold_the_current_context_is_not_taken(variable: ContextVar[Any] | None) -> None:
-    """A runtime that keeps the current context in no variable, or in another one, is asked for every event."""
+    """If the current context is in another variable, or in none, the span is looked up for every event."""
     assert _variable_of(SimpleNamespace(_current_context=variable)) is None
     assert _variable_of(SimpleNamespace()) is None
 
 
 async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry) -> None:
-    """Where no variable tells of another context, every event is linked to its page all the same."""
+    """Even without that variable every event is linked to the span of its page."""
     observer = telemetry.observer()
     observer.origin = None
     async with RecordingClient(observer=observer, batching=Batching(linger=0.05)) as client:
@@ -242,7 +242,7 @@ async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry)
 
 
 async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
-    """Metrics that are read from the client end with it, and do not keep it."""
+    """Metrics that are read from a client end with it, and do not keep it alive."""
 
     async def short_life() -> None:
         async with RecordingClient(observer=telemetry.observer()) as client:
@@ -253,7 +253,7 @@ async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
 
 
 async def test_no_span_but_ours_and_no_key(telemetry: Telemetry) -> None:
-    """With httpx instrumented there is one span for a request all the same, ours, and the key is nowhere in it."""
+    """Even if httpx is instrumented there is one span for a request, the package's, and it does not have the key."""
     HTTPXClientInstrumentor().instrument(tracer_provider=telemetry.tracers, meter_provider=telemetry.meters)
     try:
         async with running_emulator(Settings(api_key="s3cr3t-key")) as emulator:
@@ -273,14 +273,14 @@ async def test_no_span_but_ours_and_no_key(telemetry: Telemetry) -> None:
         HTTPXClientInstrumentor().uninstrument()
 
     assert ["POST visitorEvents", "POST visitorEvents", "POST view"] == [span.name for span in telemetry.spans()]
-    told = "".join(span.to_json() for span in telemetry.exporter.get_finished_spans())
-    assert "s3cr3t" not in told
+    exported = "".join(span.to_json() for span in telemetry.exporter.get_finished_spans())
+    assert "s3cr3t" not in exported
     assert "s3cr3t" not in str(telemetry.metrics())
     assert not [name for name in telemetry.metrics() if name.startswith("http.")]
 
 
 def test_an_observer_belongs_to_one_client(telemetry: Telemetry) -> None:
-    """A second client is refused an observer that has one, whose figures would be mixed up."""
+    """An observer refuses a second client, whose numbers would be mixed with those of the first."""
     observer = telemetry.observer()
     RecordingClient(observer=observer)
     with pytest.raises(ConfigurationError, match="belongs to one client"):
@@ -288,7 +288,7 @@ def test_an_observer_belongs_to_one_client(telemetry: Telemetry) -> None:
 
 
 async def test_without_an_sdk_nothing_happens() -> None:
-    """With OpenTelemetry's API alone events are delivered, and nothing is recorded anywhere."""
+    """With OpenTelemetry's API but no SDK, events are delivered and nothing is recorded."""
     async with RecordingClient(observer=OpenTelemetryObserver()) as client:
         await client.track(event(1))
         await client.flush()

@@ -1,4 +1,4 @@
-"""The documented worker under a real SIGTERM, sent from outside while it works."""
+"""The documented worker under a real SIGTERM."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def work(client):
         await asyncio.sleep(0.001)
 
 
-def tell(report):
+def print_report(report):
     stats = report.stats
     settled = {name: getattr(stats, name) for name in ("delivered", "rejected", "abandoned", "dropped")}
     left = stats.pending + stats.in_flight + stats.waiting
@@ -54,10 +54,10 @@ def recipe() -> str:
 
 
 def patient(main: str) -> str:
-    """Return that `main` with time to deliver everything on a machine that has much else to do."""
-    for told, instead in (("timeout=10", "timeout=90"), ("from_env()", "from_env(timeout=90)")):
-        assert main.count(told) == 1
-        main = main.replace(told, instead)
+    """Return that `main` with a longer time for the close, for a busy machine."""
+    for old, new in (("timeout=10", "timeout=90"), ("from_env()", "from_env(timeout=90)")):
+        assert main.count(old) == 1
+        main = main.replace(old, new)
     return main
 
 
@@ -70,7 +70,7 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 @contextmanager
 def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[str]]:
-    """Run a worker; one that hangs is killed."""
+    """Run a worker while the block runs; kill it if it hangs."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "RETAILROCKET_API_KEY": Settings().api_key,
@@ -96,14 +96,14 @@ def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[st
 def accepted_until_ended(
     process: subprocess.Popen[str], number: signal.Signals, when: Callable[[], object] = lambda: True
 ) -> tuple[list[int], str, str]:
-    """Send the signal in the middle of the work; return what was accepted, the last line, and the errors."""
+    """Send the signal while the worker works; return the accepted events, the last line, and the errors."""
     assert process.stdout is not None
     assert process.stderr is not None
     first = [process.stdout.readline() for _ in range(200)]
     while not when():
         first.append(process.stdout.readline())
     process.send_signal(number)
-    # Not by `communicate`, which knows nothing of what `readline` has read ahead.
+    # Not by `communicate`, which misses the lines that `readline` has buffered.
     *others, last = process.stdout.read().splitlines()
     errors = process.stderr.read()
     process.wait()
@@ -111,33 +111,33 @@ def accepted_until_ended(
 
 
 def test_the_recipe_is_short() -> None:
-    """The recipe has ten lines at most."""
+    """The recipe has at most ten lines."""
     assert 0 < len(recipe().splitlines()) <= 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_loses_nothing(number: signal.Signals, emulator: EmulatorProcess) -> None:
-    """Every event that the worker called accepted before the signal was recorded, once, and the exit status is 0."""
+    """Every event that was accepted before the signal is recorded once, and the exit status is 0."""
     with worker(patient(recipe()), emulator) as process:
         accepted, last, errors = accepted_until_ended(process, number)
     recorded = Counter(record["fields"]["productId"] for record in emulator.events())
 
     assert ("everything delivered: True", "", 0) == (last, errors, process.returncode)
     assert {1} == set(recorded.values())
-    # The signal may come between the accepting and the printing.
+    # The signal may come after an event was accepted and before its number is printed.
     assert set(accepted) <= recorded.keys() <= set(range(1, len(accepted) + 2))
 
 
 def test_a_server_that_stalls_does_not_hold_the_worker(emulator: EmulatorProcess) -> None:
-    """Where the server never answers the worker ends all the same, by its deadline, with a report that adds up."""
+    """If the server never answers, the worker ends by its deadline, and its report counts every event."""
     emulator.add_faults([{"kind": "stall", "times": 1_000}])
     main = recipe()
-    for told, instead in (
+    for old, new in (
         ("timeout=10", "timeout=1"),
-        ('print("everything delivered:", report.clean)', "tell(report)"),
+        ('print("everything delivered:", report.clean)', "print_report(report)"),
     ):
-        assert main.count(told) == 1
-        main = main.replace(told, instead)
+        assert main.count(old) == 1
+        main = main.replace(old, new)
     with worker(main, emulator) as process:
         accepted, last, errors = accepted_until_ended(
             process, signal.SIGTERM, when=lambda: emulator.faults()[0]["times"] < 1_000
@@ -153,7 +153,7 @@ def test_a_server_that_stalls_does_not_hold_the_worker(emulator: EmulatorProcess
 
 
 def test_work_that_fails_is_not_hidden(emulator: EmulatorProcess) -> None:
-    """Where the work itself fails the client is closed first, and then the error ends the process."""
+    """If the work raises, the client is closed first, and then the error ends the process."""
     failing = patient(recipe()).replace("work(client)", "asyncio.wait_for(work(client), 0.5)")
     with worker(failing, emulator) as process:
         printed, errors = process.communicate()

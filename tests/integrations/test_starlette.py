@@ -1,4 +1,4 @@
-"""The client in Starlette applications: lifespans, mounted applications, several shops, tests, the session's cookie."""
+"""The client in Starlette applications: lifespans, mounted applications, several shops, `using`, the cookie."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 
 async def product(request: Request) -> Response:
-    """Track a view with the client of the application that was started."""
+    """Track a view with the application's client."""
     await client_of(request.scope).view(session_external_id=VISITOR, product_id=1)
     return PlainTextResponse("a product page")
 
 
 def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: EmulatorProcess) -> None:
-    """The client is made from the environment when the application starts, and its end delivers what is left."""
+    """The client is created from the environment at the start, and the end delivers the remaining events."""
     rocket = RetailRocket(batching=Batching(linger=600))
     app = Starlette(routes=[Route("/", product)], lifespan=rocket.lifespan)
 
@@ -77,7 +77,7 @@ def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: Emulat
 
 
 def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting that is missing is missed when the application starts, not when its module is imported."""
+    """A missing setting is an error when the application starts, not when its module is imported."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     app = Starlette(lifespan=RetailRocket().lifespan)
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch
 
 @pytest.mark.usefixtures("emulator")
 def test_the_applications_own_lifespan_runs_inside() -> None:
-    """The application's own lifespan runs between the making of the client and its close, and the states are merged."""
+    """The application's own lifespan runs while the client is open, and the states are merged."""
     rocket = RetailRocket()
     seen: list[str] = []
 
@@ -109,7 +109,7 @@ def test_the_applications_own_lifespan_runs_inside() -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_the_client_is_closed_where_the_own_lifespan_fails() -> None:
-    """Where the application's own start fails the error comes through, and the client is closed."""
+    """If the application's own start fails, its error is raised, and the client is closed."""
     made: list[AsyncTrackingClient] = []
 
     def make(**options: Any) -> AsyncTrackingClient:
@@ -131,7 +131,7 @@ def test_the_client_is_closed_where_the_own_lifespan_fails() -> None:
 
 
 def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
-    """What Starlette runs in a thread tracks with a handle of the application's client."""
+    """Code that Starlette runs in a thread tracks with a handle of the application's client."""
     rocket = RetailRocket()
 
     def in_a_thread(request: Request) -> Response:
@@ -145,7 +145,7 @@ def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
 
 
 def test_several_shops(emulator: EmulatorProcess) -> None:
-    """Each shop of an application has a client of its own, by its name."""
+    """Each shop of an application has a client of its own, under its name."""
     first = RetailRocket()
     second = RetailRocket(lambda: AsyncTrackingClient("other-key", "other", base_url=emulator.url), name="other")
 
@@ -161,15 +161,15 @@ def test_several_shops(emulator: EmulatorProcess) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_one_name_is_not_for_two() -> None:
-    """Two clients of one name do not hide each other."""
+    """Two clients of the same name are an error."""
     app = Starlette(lifespan=RetailRocket().lifespan_with(RetailRocket().lifespan))
 
-    with pytest.raises(ConfigurationError, match="two 'tracking'"), TestClient(app):
+    with pytest.raises(ConfigurationError, match="both lifespans define 'tracking'"), TestClient(app):
         pass
 
 
 def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorProcess) -> None:
-    """A mounted application, whose own lifespan nobody runs, uses the client of the outermost one."""
+    """A mounted application, whose own lifespan is not run, uses the client of the outermost application."""
     inner = Starlette(routes=[Route("/", product)])
     app = Starlette(routes=[Mount("/outer/inner", inner)], lifespan=RetailRocket().lifespan)
 
@@ -181,7 +181,7 @@ def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorPr
 
 @pytest.mark.usefixtures("emulator")
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """Where the lifespan was not run an error says so, be it that of a mounted application or a test that forgot it."""
+    """If the lifespan was not run, in a mounted application or in a test, an error says so."""
     inner = Starlette(routes=[Route("/", product)], lifespan=RetailRocket().lifespan)
 
     with (
@@ -194,7 +194,7 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that starts inside `using` takes that client, needs no environment, and closes it."""
+    """An application that starts inside `using` uses that client, needs no environment, and closes it."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}")
     rocket = RetailRocket()
@@ -212,7 +212,7 @@ def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pyte
 
 
 def test_grace_bounds_the_end(emulator: EmulatorProcess) -> None:
-    """An API that does not answer holds the end of the application for `grace` at most."""
+    """An API that does not answer delays the end of the application for at most `grace`."""
     emulator.add_faults([{"kind": "stall", "times": 1}])
     app = Starlette(routes=[Route("/", product)], lifespan=RetailRocket(grace=0.05).lifespan)
 
@@ -229,7 +229,7 @@ def test_grace_bounds_the_end(emulator: EmulatorProcess) -> None:
     ids=str,
 )
 def test_what_cannot_work_is_refused_at_once(arguments: dict[str, Any], field: str) -> None:
-    """A wrong argument is refused where the `RetailRocket` is made, and the key is not in the error's frames."""
+    """A wrong argument is refused by the constructor, and the key is not in the error's frames."""
     with pytest.raises(ConfigurationError, match=field) as raised:
         RetailRocket(**arguments, api_key="the-secret-key")
 
@@ -239,7 +239,7 @@ def test_what_cannot_work_is_refused_at_once(arguments: dict[str, Any], field: s
 
 
 def test_what_is_no_factory_or_lifespan_is_refused() -> None:
-    """A client in place of its factory is refused, and so is a generator in place of a context manager."""
+    """A client instead of a factory is refused, and so is a generator instead of a context manager."""
 
     async def own(app: object) -> AsyncIterator[None]:
         yield
@@ -253,7 +253,7 @@ def test_what_is_no_factory_or_lifespan_is_refused() -> None:
 
 
 async def visit(request: Request) -> Response:
-    """Say who the visitor is, twice."""
+    """Return the session id twice."""
     match request.path_params["kind"]:
         case "plain":
             return PlainTextResponse(f"{session_id(request)} {session_id(request)}")
@@ -264,11 +264,11 @@ async def visit(request: Request) -> Response:
             session_id(request)
             raise HTTPException(404)
         case _:
-            return PlainTextResponse("nobody asked")
+            return PlainTextResponse("no session used")
 
 
 async def talk(websocket: WebSocket) -> None:
-    """Say who the visitor is, over a websocket."""
+    """Send the session id over a websocket."""
     visitor = session_id(websocket)
     await websocket.accept(headers=[(b"x-own", b"1")])
     await websocket.send_text(visitor)
@@ -283,7 +283,7 @@ HEADER = re.compile(r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=315
 
 @pytest.mark.parametrize(("scheme", "secure"), [("http", None), ("https", "; Secure")])
 def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> None:
-    """The first answer brings a session, the same within a request; the next requests have it, and get none."""
+    """The first answer sets the session's cookie; the next requests have that session, and set no cookie."""
     browser = TestClient(SITE, base_url=f"{scheme}://shop.test")
 
     first = browser.get("/plain")
@@ -297,17 +297,17 @@ def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> No
 
 @pytest.mark.parametrize("kind", ["redirect", "error"])
 def test_every_kind_of_answer_brings_the_cookie(kind: str) -> None:
-    """A redirect and an error bring the cookie, too."""
+    """A redirect and an error set the cookie, too."""
     assert HEADER.fullmatch(TestClient(SITE).get(f"/{kind}", follow_redirects=False).headers["set-cookie"])
 
 
 def test_who_does_not_ask_sets_no_cookie() -> None:
-    """Where nobody asked for the session the answer has no cookie, so that it may be cached."""
+    """If the session was not used, the answer sets no cookie, so that it may be cached."""
     assert "set-cookie" not in TestClient(SITE).get("/static").headers
 
 
 def test_a_websocket_brings_the_cookie() -> None:
-    """A websocket's acceptance brings the cookie, beside the headers that it has."""
+    """The `accept` of a websocket sets the cookie, in addition to its other headers."""
     with TestClient(SITE).websocket_connect("/ws/talk") as socket:
         headers = dict(socket.extra_headers or [])
         visitor = socket.receive_text()
@@ -320,7 +320,7 @@ def test_a_websocket_brings_the_cookie() -> None:
     "header", ['a={"b; c}; retailrocket_session={}', "retailrocket_session={}; a=b", 'x=y;retailrocket_session="{}"']
 )
 def test_the_cookie_is_found_among_others(header: str) -> None:
-    """The session's cookie is found whatever else the header holds."""
+    """The session's cookie is found whatever other cookies the header has."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": header.replace("{}", VISITOR)})
 
     assert answer.text == f"{VISITOR} {VISITOR}"
@@ -328,7 +328,7 @@ def test_the_cookie_is_found_among_others(header: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "a-b", "x" * 51, "ёж".encode().decode("latin-1"), "a%20b"], ids=ascii)
 def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
-    """What is no id of a session by the API's rule is replaced by a new one."""
+    """A cookie that is not a session id by the API's rule is replaced by a new one."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": f"retailrocket_session={value}".encode("latin-1")})
 
     assert HEADER.fullmatch(answer.headers["set-cookie"])
@@ -337,7 +337,7 @@ def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
 @settings(max_examples=most(30), deadline=None)
 @given(st.text(max_size=60) | st.from_regex(r"\A[0-9A-Za-z]{1,50}\Z"))
 def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
-    """A cookie is kept if and only if it has 1-50 ASCII letters and digits."""
+    """A cookie's value is used if and only if it has 1-50 ASCII letters and digits."""
     kept = re.fullmatch(r"[0-9A-Za-z]{1,50}", value, re.ASCII) is not None
     session = Session("name", value)
 
@@ -346,7 +346,7 @@ def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
 
 
 def test_without_the_middleware_there_is_no_session() -> None:
-    """Where the middleware is missing an error names it."""
+    """If the middleware is missing, an error names it."""
     bare = Starlette(routes=[Route("/{kind}", visit)])
 
     with pytest.raises(UsageError, match="SessionCookie"):

@@ -1,4 +1,4 @@
-"""Applications under real servers with several workers: gunicorn, which forks them, and uvicorn, which spawns them."""
+"""Applications under real servers with several workers: gunicorn forks them, and uvicorn spawns them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from starlette.routing import Route
 from retailrocket_async import AsyncTrackingClient, Batching, WrongLoopError
 """
 
-# Nothing leaves before the close: what is recorded was sent by it.
+# No batch is sent before the close, so every recorded event was sent by the close.
 RIGHT = (
     HEAD
     + """
@@ -59,7 +59,7 @@ async def lifespan(app):
     me = f"worker{os.getpid()}"
     async with AsyncTrackingClient.from_env(batching=Batching(linger=600)) as client:
         await client.view(session_external_id=me, product_id=1)
-        # In one piece, as both workers write to the same pipe.
+        # In one write, since both workers write to the same pipe.
         sys.stdout.write(f"ready {me}\\n")
         sys.stdout.flush()
         yield {"tracking": client}
@@ -110,7 +110,7 @@ def app(environ, start_response):
 
 
 class Site:
-    """An application that is served.
+    """A running application.
 
     Attributes:
         process: the server's main process.
@@ -122,7 +122,7 @@ class Site:
         self.port = port
 
     def get(self) -> tuple[int, str]:
-        """Ask for the product page, over a connection of its own; return status and text."""
+        """Request the product page over a new connection; return status and text."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/", headers={"Connection": "close"})
@@ -132,7 +132,7 @@ class Site:
             connection.close()
 
     def ready(self, count: int) -> set[str]:
-        """Wait until so many workers have said that they are, and return their names."""
+        """Wait until that many workers have printed their names, and return the names."""
         assert self.process.stdout is not None
         names: set[str] = set()
         lines: list[str] = []
@@ -144,7 +144,7 @@ class Site:
         pytest.fail("the server has ended:\n" + "".join(lines))
 
     def end(self) -> tuple[int, str]:
-        """End the server as a process manager does; return its exit status and what else it printed."""
+        """End the server with SIGTERM; return its exit status and the rest of its output."""
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGTERM)
         printed = self.process.stdout.read()
@@ -173,7 +173,7 @@ def served(server: str, source: str, folder: Path, emulator: EmulatorProcess) ->
             start_new_session=True,
             text=True,
         )
-        # A server that hangs ends the test, not the run.
+        # A server that hangs fails this test, and not the whole run.
         killer = threading.Timer(100, os.killpg, (process.pid, signal.SIGKILL))
         killer.start()
         with process:
@@ -203,7 +203,7 @@ def emulator(running: EmulatorProcess) -> EmulatorProcess:
 def test_a_client_in_the_lifespan_delivers_from_every_worker(
     server: str, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """With the client in the lifespan, SIGTERM to the main process loses nothing of what any worker had tracked."""
+    """With the client in the lifespan, SIGTERM to the main process loses no event of any worker."""
     with served(server, RIGHT, tmp_path, emulator) as site:
         workers = site.ready(2)
         answers = [site.get() for _ in range(20)]
@@ -217,7 +217,7 @@ def test_a_client_in_the_lifespan_delivers_from_every_worker(
 
 
 def documented(page: str, needle: str) -> str:
-    """Return the example on a page that holds the needle."""
+    """Return the example on a page that has the text `needle`."""
     [source] = [example.source for example in examples(ROOT / "docs/how-to" / page) if needle in example.source]
     return source
 
@@ -229,7 +229,7 @@ def documented(page: str, needle: str) -> str:
 def test_the_documented_application(
     server: str, page: str, needle: str, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """The applications of the documentation, one async and one with a sync view, lose nothing under either server."""
+    """The documented applications, one async and one with a sync view, lose no event under either server."""
     with served(server, documented(page, needle), tmp_path, emulator) as site:
         answers = [site.get() for _ in range(20)]
         ended, printed = site.end()
@@ -239,7 +239,7 @@ def test_the_documented_application(
 
 
 def test_a_loop_in_a_thread_serves_a_sync_worker(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Under WSGI the documented loop in a thread, opened and closed by gunicorn's hooks, loses nothing."""
+    """Under WSGI the documented loop in a thread, started and stopped by gunicorn's hooks, loses no event."""
     tmp_path.joinpath("tasks.py").write_text(documented("threads-and-processes.md", "class Tracking"), "utf-8")
     tmp_path.joinpath("gunicorn.conf.py").write_text(HOOKS, "utf-8")
     with served("gunicorn-wsgi", WSGI, tmp_path, emulator) as site:
@@ -251,7 +251,7 @@ def test_a_loop_in_a_thread_serves_a_sync_worker(emulator: EmulatorProcess, tmp_
 
 
 def test_a_client_made_before_the_fork_is_refused(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Where a client is preloaded with its application, workers refuse to use it, name the recipe, and send nothing."""
+    """If a client was created before the fork, workers refuse to use it, name the recipe, and send nothing."""
     with served("gunicorn", WRONG, tmp_path, emulator) as site:
         answers = [site.get() for _ in range(3)]
         ended, printed = site.end()

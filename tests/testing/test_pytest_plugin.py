@@ -1,4 +1,4 @@
-"""The pytest plugin: its fixtures, its switch, and that it costs nothing where nobody asks for it."""
+"""The pytest plugin: its fixtures, its option, and that it imports the package only for them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ print(sorted(sys.modules.keys() - before))
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], pytest.RunResult]:
-    """A run of a test file with the plugin, in a process of its own."""
-    # Most of the plugins that are installed here take longer to load than the tests to run.
+    """Returns a function that runs a test file with the plugin, in a process of its own."""
+    # Without the other installed plugins, most of which take longer to load than the tests to run.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     plugins = ("-p", "pytest_asyncio.plugin", "-p", "anyio.pytest_plugin", "-p", PLUGIN, "-p", "no:cacheprovider")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -39,17 +39,17 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def test_it_is_found_by_pytest() -> None:
-    """The distribution names the plugin, so that pytest loads it without a word of the user's."""
+    """The distribution has an entry point for the plugin, so that pytest loads it by itself."""
     [entry] = [entry for entry in metadata.entry_points(group="pytest11") if entry.name == PLUGIN]
 
     assert (PLUGIN, "retailrocket-async") == (entry.value, entry.dist and entry.dist.name)
 
 
 def test_its_import_is_cheap() -> None:
-    """Of all modules the plugin loads itself alone, beside pytest: neither the package nor httpx."""
-    told = subprocess.run([sys.executable, "-c", WHAT_IT_LOADS], capture_output=True, text=True, check=True)
+    """Loading the plugin imports neither the package nor httpx."""
+    process = subprocess.run([sys.executable, "-c", WHAT_IT_LOADS], capture_output=True, text=True, check=True)
 
-    assert f"['{PLUGIN}']\n" == told.stdout
+    assert f"['{PLUGIN}']\n" == process.stdout
 
 
 USED = """
@@ -87,7 +87,7 @@ async def test_emulator(retailrocket_emulator):
     await send_one(retailrocket_emulator)
     assert [event["fields"]["productId"] for event in retailrocket_emulator.events("view")] == [4]
     assert retailrocket_emulator.stats()["requests"] == 2
-    # What must not last:
+    # These settings must not last:
     retailrocket_emulator.configure(api_key="another", latency=60.0)
     retailrocket_emulator.fail_with("stall", times=None)
 
@@ -99,20 +99,20 @@ async def test_emulator_again(retailrocket_emulator):
 
 
 def test_the_fixtures(run: Callable[[str], pytest.RunResult]) -> None:
-    """`tracked` is new for each test, in sync tests and under pytest-asyncio and anyio; the emulator is as new."""
+    """`tracked` is new for each test, sync or under pytest-asyncio and anyio, and the emulator is reset."""
     run(USED).assert_outcomes(passed=6)
 
 
 WITHOUT = """
 import sys
 
-# As where it is not installed.
+# As if it were not installed.
 sys.modules["starlette"] = None
 """
 
 
 def test_a_missing_extra_is_told(run: Callable[[str], pytest.RunResult], pytester: pytest.Pytester) -> None:
-    """Without the extra the emulator's fixture fails and says what to install, in a line and without a traceback."""
+    """Without the extra the emulator's fixture fails with one line that says what to install."""
     pytester.makeconftest(WITHOUT)
 
     result = run("def test_emulator(retailrocket_emulator): pass")
@@ -131,16 +131,16 @@ def test_switch():
 
 
 def expect(expected: str | None, pytester: pytest.Pytester, ini: str = "") -> None:
-    """Run a test that expects the switch so."""
+    """Run a test that expects this value of the variable."""
     pytester.makeini(f"[pytest]\nasyncio_default_fixture_loop_scope = function\n{ini}\n")
-    # A conftest is the first to import the shop's code, which may make its client there.
+    # A conftest may import the shop's code, which may create its client.
     pytester.makeconftest(f"import os\n\nassert os.environ.get('RETAILROCKET_TEST_MODE') == {expected!r}")
     pytester.makepyfile(SWITCHED.format(expected=expected))
     pytester.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
 def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ini option sets the switch for the run alone."""
+    """The ini option sets the variable for the run only."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect("1", pytester, "retailrocket_test_mode = true")
 
@@ -148,13 +148,13 @@ def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_the_switch_is_off_unless_it_is_asked_for(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the option nothing changes."""
+    """Without the option the variable is not set."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect(None, pytester)
 
 
 def test_the_environment_wins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment says stands: one run may go to the real API on purpose."""
+    """A value of the environment is not changed, so that one run may use the real API on purpose."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "0")
     expect("0", pytester, "retailrocket_test_mode = true")
 

@@ -1,4 +1,4 @@
-"""The recording client: the real client's whole surface, what it remembers, and how it fails on demand."""
+"""The recording client: it has all methods of the real client, records events, and fails on demand."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ if TYPE_CHECKING:
 
 
 def view(product_id: int = 1) -> View:
-    """A view of a product."""
+    """Return a view of a product."""
     return View(session_external_id="visitor", product_id=product_id)
 
 
 def order(transaction: str = "T-1", quantity: int = 1) -> Order:
-    """An order of one line."""
+    """Return an order of one line."""
     return Order(session_external_id="visitor", product_id=1, quantity=quantity, price=10, transaction=transaction)
 
 
 async def each(*events: Event) -> AsyncIterator[Event]:
-    """Events as they come."""
+    """Yield events asynchronously."""
     for event in events:
         yield event
 
 
 async def cancelled(task: asyncio.Task[Any], turns: int = 1) -> None:
-    """Cancel a task after some turns of the loop, and wait for its end."""
+    """Cancel a task after a few turns of the loop, and wait for its end."""
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -73,13 +73,13 @@ async def cancelled(task: asyncio.Task[Any], turns: int = 1) -> None:
 
 
 class Gate:
-    """A limiter that lets nobody pass until it is opened."""
+    """A limiter that grants no permit until `open` is set."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
 
     async def acquire(self) -> None:
-        """Wait until it is open."""
+        """Wait until `open` is set."""
         await self.opened.wait()
 
     def pause_until(self, deadline: float) -> None:
@@ -96,7 +96,7 @@ MEMBERS = [name for name in dir(AsyncTrackingClient) if not name.startswith("_")
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_whole_surface_is_there(name: str) -> None:
-    """Every public method of the client is there, with the same signature and the same kind."""
+    """It has every public method of the client, with the same signature and the same kind."""
     theirs, ours = (inspect.getattr_static(cls, name) for cls in (AsyncTrackingClient, RecordingClient))
 
     assert type(theirs) is type(ours)
@@ -106,7 +106,7 @@ def test_the_whole_surface_is_there(name: str) -> None:
 
 
 def test_it_takes_what_the_client_takes() -> None:
-    """Every argument of the client is one of the recording client, but the one that says where requests go."""
+    """It has every argument of the client except `http_client`."""
     theirs, ours = (inspect.signature(cls).parameters for cls in (AsyncTrackingClient, RecordingClient))
 
     assert [name for name in theirs if name != "http_client"] == list(ours)
@@ -127,7 +127,7 @@ def test_what_the_client_refuses_is_refused() -> None:
 
 
 async def test_nothing_leaves_the_process() -> None:
-    """Not even a server at the `base_url` hears of the events, and the credentials need not be real."""
+    """A server at the `base_url` gets no request, and the credentials need not be real."""
     async with raw_server() as server, RecordingClient(base_url=server.url) as tracked:
         receipt = await tracked.track(view())
         outcome = await receipt
@@ -142,7 +142,7 @@ def _in_a_thread(work: Callable[[Any], object]) -> Callable[[RecordingClient], A
     return lambda client: asyncio.to_thread(work, client.threadsafe())
 
 
-DOORS: dict[str, Callable[[RecordingClient], Awaitable[object]]] = {
+METHODS: dict[str, Callable[[RecordingClient], Awaitable[object]]] = {
     "a method of its own": lambda client: client.view(session_external_id="visitor", product_id=1),
     "track": lambda client: client.track(view()),
     "track_nowait": lambda client: asyncio.sleep(0, client.track_nowait(view())),
@@ -160,33 +160,33 @@ DOORS: dict[str, Callable[[RecordingClient], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("spooled", [False, True], ids=["in memory", "with a spool"])
 async def test_whichever_way_an_event_comes(tmp_path: Path, *, spooled: bool) -> None:
-    """An event is recorded once, whichever way it comes, with a spool as without, and in order."""
+    """An event is recorded once and in order by every method, with and without a spool."""
     spool = SqliteSpool(tmp_path / "events.db") if spooled else None
     async with RecordingClient(spool=spool) as tracked:
-        for number, door in enumerate(DOORS.values()):
+        for number, method in enumerate(METHODS.values()):
             await tracked.track(order(str(number)))
-            await door(tracked)
+            await method(tracked)
 
         names = [event.event_name for event in tracked.events]
-        assert ["order", "view"] * len(DOORS) == names
-        assert [str(number) for number in range(len(DOORS))] == [each.transaction for each in tracked.of(Order)]
+        assert ["order", "view"] * len(METHODS) == names
+        assert [str(number) for number in range(len(METHODS))] == [each.transaction for each in tracked.of(Order)]
 
 
-@pytest.mark.parametrize("door", DOORS)
-async def test_what_is_refused_is_not_recorded(door: str) -> None:
-    """After a close every way in raises, and nothing is recorded."""
+@pytest.mark.parametrize("method", METHODS)
+async def test_what_is_refused_is_not_recorded(method: str) -> None:
+    """After a close every method raises, and nothing is recorded."""
     tracked = RecordingClient()
     handle = tracked.threadsafe()
     await tracked.aclose()
-    through = functools.partial(asyncio.to_thread, handle.track, view()) if "thread" in door else DOORS[door]
+    call = functools.partial(asyncio.to_thread, handle.track, view()) if "thread" in method else METHODS[method]
     with pytest.raises(ClientClosedError):
-        await through(*() if "thread" in door else (tracked,))
+        await call(*() if "thread" in method else (tracked,))
 
     assert tracked.events == []
 
 
 async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
-    """What the real client would raise for is raised, and not recorded; what came before stays."""
+    """An event for which the real client raises is not recorded; earlier events stay."""
     large = Search(session_external_id="visitor", search_phrase="x" * 2000)
     nothing: Any = "view"
     async with RecordingClient(batching=Batching(max_bytes=1024)) as tracked:
@@ -206,7 +206,7 @@ async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
 
 
 async def test_an_event_that_waits_for_room_is_not_recorded_yet() -> None:
-    """A call that is cancelled while the buffer is full has tracked nothing; nor has one that raises for that."""
+    """A call that is cancelled because the buffer is full, or that raises for that, records nothing."""
     gate = Gate()
     async with RecordingClient(buffer=Buffer(max_events=1), limiter=gate) as tracked:
         tracked.track_nowait(view(1))
@@ -224,7 +224,7 @@ async def test_an_event_that_waits_for_room_is_not_recorded_yet() -> None:
 
 
 async def test_a_send_is_recorded_before_its_answer() -> None:
-    """What is sent at once is recorded as it leaves, also where the caller gives up or the API does."""
+    """An event of `send` is recorded when it is sent, also if the caller or the API fails afterwards."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=503, times=None)
         with pytest.raises(ServerError):
@@ -235,11 +235,11 @@ async def test_a_send_is_recorded_before_its_answer() -> None:
 
 
 async def test_before_send_decides_what_is_recorded() -> None:
-    """Events are recorded as `before_send` leaves them; what it drops is not, and where it raises the event is."""
+    """Events are recorded as `before_send` returns them; dropped ones are not; if it raises, the event is unchanged."""
 
     def without_searches(event: Event) -> Event | None:
         if isinstance(event, Order):
-            raise LookupError  # noqa: TRY004 - any error does
+            raise LookupError  # noqa: TRY004 - any error will do
         return view(7) if isinstance(event, View) else None
 
     async with RecordingClient(before_send=without_searches) as tracked:
@@ -257,7 +257,7 @@ async def test_before_send_decides_what_is_recorded() -> None:
 
 
 async def test_other_tasks_do_not_mix_events_up() -> None:
-    """Tasks and threads that track at the same time have every event of theirs recorded once, each in its order."""
+    """If tasks and threads track at the same time, every event is recorded once, in order for each of them."""
     async with RecordingClient() as tracked:
         handle = tracked.threadsafe()
 
@@ -276,7 +276,7 @@ async def test_other_tasks_do_not_mix_events_up() -> None:
 
 
 def test_one_client_is_for_one_loop() -> None:
-    """As the real client it refuses a second event loop: a mistake that would show in production shows in the test."""
+    """Like the real client it refuses a second event loop, so that a test finds this mistake."""
     tracked = RecordingClient()
     asyncio.run(_track(tracked))
 
@@ -290,19 +290,19 @@ async def _track(tracked: RecordingClient) -> None:
 
 
 def test_a_client_that_is_not_closed_warns_of_nothing() -> None:
-    """A test that forgets to close it gets no warning and leaves no thread, with events and retries under way."""
+    """Without a close there is no warning and no thread is left, even with events and retries in flight."""
 
     async def forget() -> None:
         idle, busy = RecordingClient(), RecordingClient(batching=Batching(linger=60))
         await (await idle.track(view()))
         busy.fail_with(status=503, times=None)
         await busy.track(view())
-        asyncio.create_task(busy.send(view()))  # noqa: RUF006 - forgotten, too
+        asyncio.create_task(busy.send(view()))  # noqa: RUF006 - abandoned on purpose
         await asyncio.sleep(0)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Of an earlier test there may be one that is about to end.
+        # A thread of an earlier test may still be about to end.
         before = set(threading.enumerate())
         asyncio.run(forget())
         gc.collect()
@@ -310,11 +310,11 @@ def test_a_client_that_is_not_closed_warns_of_nothing() -> None:
     assert set(threading.enumerate()) <= before
 
 
-# --- looking for events ---
+# --- finding events ---
 
 
 async def test_events_are_found_by_class_and_fields() -> None:
-    """`of`, `one` and `none` take a class and values of fields; `clear` forgets."""
+    """`of`, `one` and `none` find events by class and values of fields; `clear` removes all events."""
     async with RecordingClient() as tracked:
         group = GroupView(session_external_id="visitor", group_id=1, product_ids=[1, 2])
         custom = CustomEvent(name="newEvent", fields={"sessionExternalId": "visitor"})
@@ -336,17 +336,17 @@ async def test_events_are_found_by_class_and_fields() -> None:
         tracked.none(Event)
 
 
-def told_by(call: Callable[..., object], *arguments: Any, **fields: object) -> list[str]:
-    """Return the lines of the error that a failed assertion raises."""
+def error_lines(call: Callable[..., object], *arguments: Any, **fields: object) -> list[str]:
+    """Return the lines of a failed assertion's error."""
     with pytest.raises(AssertionError) as caught:
         call(*arguments, **fields)
     return str(caught.value).splitlines()
 
 
 async def test_a_failed_assertion_shows_what_was_tracked() -> None:
-    """The errors name what was wanted, list what is there instead, and say which fields differ."""
+    """The errors name the wanted event, list the recorded ones, and say which fields differ."""
     async with RecordingClient() as tracked:
-        assert ["expected exactly one Order(transaction='T-1'), but nothing was tracked"] == told_by(
+        assert ["expected exactly one Order(transaction='T-1'), but nothing was tracked"] == error_lines(
             tracked.one, Order, transaction="T-1"
         )
         await tracked.track_many([view(1), view(2)])
@@ -354,39 +354,39 @@ async def test_a_failed_assertion_shows_what_was_tracked() -> None:
             "expected exactly one Order(), but none of 2 tracked events matched:",
             "  View(product_id=1, session_external_id='visitor')",
             "  View(product_id=2, session_external_id='visitor')",
-        ] == told_by(tracked.one, Order)
+        ] == error_lines(tracked.one, Order)
         await tracked.track(order("T-2", quantity=2))
         shown = "Order(product_id=1, quantity=2, price=10, transaction='T-2', session_external_id='visitor')"
         assert [
             "expected exactly one Order(transaction='T-1', quantity=1), but none of 3 tracked events matched:",
             f"  {shown}  <- transaction is 'T-2', not 'T-1', quantity is 2, not 1",
             "tracked in all: 2 View, 1 Order",
-        ] == told_by(tracked.one, Order, transaction="T-1", quantity=1)
+        ] == error_lines(tracked.one, Order, transaction="T-1", quantity=1)
         assert [
             "expected no View(product_id=2), but 1 of 3 tracked events matched:",
             "  View(product_id=2, session_external_id='visitor')",
             "tracked in all: 2 View, 1 Order",
-        ] == told_by(tracked.none, View, product_id=2)
+        ] == error_lines(tracked.none, View, product_id=2)
         await tracked.track_many([view(number) for number in range(30)])
-        several = told_by(tracked.one, View)
+        several = error_lines(tracked.one, View)
         assert "expected exactly one View(), but 32 of 33 tracked events matched:" == several[0]
         assert ["  ... and 22 more of them", "tracked in all: 32 View, 1 Order"] == several[-2:]
         assert 13 == len(several)
 
 
 async def test_an_error_stays_short() -> None:
-    """An event with a long text does not fill the screen, and a moment is shown only where it is looked for."""
+    """A long text is shortened in an error, and a timestamp is shown only if it was asked for."""
     async with RecordingClient() as tracked:
         await tracked.track(Search(session_external_id="visitor", search_phrase="tea " * 500))
-        [_, line] = told_by(tracked.none, Search)
-        with_moment = told_by(tracked.one, Search, timestamp=None)
+        [_, line] = error_lines(tracked.none, Search)
+        with_moment = error_lines(tracked.one, Search, timestamp=None)
 
         assert len(line) < 200
         assert "timestamp is datetime" in with_moment[1]
 
 
 async def test_a_mistyped_question_is_an_error() -> None:
-    """A field or a class that cannot be is a TypeError, or a `none` with a typing mistake would always succeed."""
+    """An unknown field or class is a TypeError, since `none` with a typing mistake would always pass."""
     async with RecordingClient() as tracked:
         for call in (tracked.of, tracked.one, tracked.none):
             ask: Callable[..., object] = call
@@ -401,7 +401,7 @@ async def test_a_mistyped_question_is_an_error() -> None:
 
 
 async def test_an_outage_that_ends_delivers() -> None:
-    """Answers of 503 are retried at once, and the event is delivered when they end."""
+    """Answers of 503 are retried without delay, and the event is delivered when they end."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=503, times=2)
         outcome = await (await tracked.track(view()))
@@ -422,7 +422,7 @@ async def test_an_outage_that_ends_delivers() -> None:
     ],
 )
 async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int, *, recorded: bool) -> None:
-    """Whatever goes wrong for good, the event is `Abandoned`, and `maybe_recorded` says what is known of it."""
+    """After any lasting failure the event is `Abandoned`, with the right `maybe_recorded`."""
     async with RecordingClient() as tracked:
         tracked.fail_with(kind, status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -436,7 +436,7 @@ async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_wrong_key_rejects(status: int) -> None:
-    """A refusal of key, shop or address rejects what waits, without the half minute that somebody has to mend it."""
+    """A refusal of key, shop or address rejects waiting events, without the 30 s of `max_halt`."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -447,7 +447,7 @@ async def test_a_wrong_key_rejects(status: int) -> None:
 
 @pytest.mark.parametrize("rejected", [Order, "order"])
 async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> None:
-    """`rejected` refuses each event of a class, alone or in a batch, and delivers the others of it."""
+    """With `rejected` each event of a class is refused, alone or in a batch, and the others are delivered."""
     async with RecordingClient(batching=Batching(linger=60)) as tracked:
         tracked.fail_with(rejected=rejected)
         receipts = await tracked.track_many([view(1), order("T-1"), view(2), order("T-2")])
@@ -460,7 +460,7 @@ async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> Non
 
 
 async def test_faults_strike_in_order_and_where_they_fit() -> None:
-    """A request gets the first fault that fits it; one that is meant for another text waits for that."""
+    """A request gets the first fault that fits it; a fault with another text stays pending."""
     async with RecordingClient(retry=RetryPolicy(max_attempts=1)) as tracked:
         tracked.fail_with(status=400, contains="777")
         tracked.fail_with("reset_after")
@@ -481,22 +481,22 @@ async def test_faults_strike_in_order_and_where_they_fit() -> None:
         ({"contains": 7}, "contains must be"),
         ({"rejected": CustomEvent}, "rejected must be"),
         ({"rejected": 7}, "rejected must be"),
-        ({"rejected": Order, "times": 2}, "rejected stands alone"),
+        ({"rejected": Order, "times": 2}, "rejected excludes"),
     ],
 )
 def test_a_fault_that_cannot_be_meant_is_refused(facts: dict[str, Any], says: str) -> None:
-    """A wrong fault fails where it is made, with a sentence that says what may be written."""
+    """A wrong fault raises in `fail_with`, with a sentence that names the allowed values."""
     with pytest.raises(ConfigurationError, match=says):
         RecordingClient().fail_with(**facts)
 
 
 def test_faults_have_the_emulators_names() -> None:
-    """What goes wrong is called as in the emulator, but for what that cannot do: not be there."""
+    """The kinds of faults have the emulator's names, except ``"connect"``, which it cannot do."""
     assert {"connect"} == set(get_args(FaultKind)) - set(get_args(EmulatorKind))
 
 
 async def test_a_limit_of_ones_own_is_kept() -> None:
-    """A `rate_limit` that is given is the client's: its pauses are real."""
+    """With a `rate_limit` the client waits as the real one does."""
     begin = asyncio.get_running_loop().time()
     async with RecordingClient(rate_limit=RateLimit(requests=1, per=0.05)) as tracked:
         for number in range(3):
@@ -505,11 +505,11 @@ async def test_a_limit_of_ones_own_is_kept() -> None:
     assert asyncio.get_running_loop().time() - begin >= 0.1
 
 
-# --- the switch ---
+# --- test mode ---
 
 
 def test_the_switch_keeps_clients_from_the_real_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In test mode a client for another host fails at construction, and says what to do; one for this host does not."""
+    """In test mode a client for another host raises at construction and says what to do; one for this host works."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "1")
     with pytest.raises(ConfigurationError, match=r"RETAILROCKET_TEST_MODE is set.*RecordingClient.*emulator"):
         AsyncTrackingClient("key", "shop")
@@ -523,7 +523,7 @@ def test_the_switch_keeps_clients_from_the_real_api(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("value", ["", "0"])
 def test_the_switch_can_be_off(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty switch, or one of 0, is off."""
+    """Test mode is off if the variable is empty or 0."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", value)
 
     assert "retailrocket.net" in repr(AsyncTrackingClient("key", "shop"))
