@@ -90,6 +90,12 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
     return [str(path) for path in found]
 
 
+def compile_tests(session: nox.Session) -> None:
+    """Collect all tests in one process, so that the five processes find them compiled and do not all compile them."""
+    if not session.posargs:
+        session.run("python", "-m", "pytest", "--collect-only", "-q", silent=True)
+
+
 def untraced(path: Path) -> bool:
     """Return whether a module may have endurance tests, or properties that the `wheel` session leaves out."""
     text = path.read_text("utf-8")
@@ -232,6 +238,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
+    compile_tests(session)
     session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
 
 
@@ -240,6 +247,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests and measure the branches they reach, in every process they start."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("coverage", "erase")
+    compile_tests(session)
     # Under a tracer a property has few examples. All of them it has in the `wheel` session, or else below. The tests
     # below are not traced: they kill processes, flood servers or look at the package from outside.
     traced = ("-m", "not endurance", "--hypothesis-profile=few")
