@@ -27,6 +27,10 @@ nox.options.error_on_missing_interpreters = False
 # The quick ones first, the one whose summary matters most last.
 nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
+# An image may forbid Python to keep what it compiles. Then every process of the tests compiles all that it imports,
+# which is three fifths of the time of a command.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 PROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starlette]"
 
@@ -41,17 +45,15 @@ def ignored(names: Iterable[str]) -> list[str]:
 # Each takes its share of the list from the beginning, and what others have not come to at the end: so the tests of one
 # module, and the servers that they share, are seldom in more than one process.
 SPREAD = ("-n", "5", "--dist", "worksteal")
-# Commands in processes of their own, and examples: they say nothing of the wheel. And what takes Starlette's client for
-# tests, which warns of its own leaks where Starlette is at its lower bound.
+# Modules that the `wheel` session leaves out. They look at the repository and not at the package, or start processes by
+# the dozen. The two of Starlette use its test client, whose leaks are warnings at Starlette's lower bound.
 ELSEWHERE = (
-    *("cli/test_emulate", "cli/test_send", "project/test_examples_recording", "project/test_examples_workers"),
+    *("cli/test_emulate", "cli/test_send", "runtime/test_extras"),
+    *("project/test_architecture", "project/test_deploy", "project/test_examples_recording"),
+    *("project/test_examples_workers", "project/test_repository"),
     *("integrations/test_fastapi", "integrations/test_starlette"),
 )
-# What needs servers, or starts processes by the dozen, the `tests` session has.
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
-
-# The plugins of pytest that the tests use.
-PLUGINS = ("_hypothesis_pytestplugin", "pytest_asyncio.plugin", "pytest_retailrocket_async")
 
 # The schemas of the repository's YAML files, which come with check-jsonschema.
 YAML = {
@@ -88,9 +90,17 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def marked(path: Path) -> bool:
-    """Return whether that module may have endurance tests."""
-    return "endurance" in path.read_text("utf-8")
+def compile_tests(session: nox.Session) -> None:
+    """Collect all tests in one process, so that the five processes find them compiled and do not all compile them."""
+    if not session.posargs:
+        session.run("python", "-m", "pytest", "--collect-only", "-q", silent=True)
+
+
+def untraced(path: Path) -> bool:
+    """Return whether a module may have endurance tests, or properties that the `wheel` session leaves out."""
+    text = path.read_text("utf-8")
+    left_out = "needs_server" in text or path.relative_to("tests").with_suffix("").as_posix() in ELSEWHERE
+    return "endurance" in text or (left_out and "hypothesis" in text)
 
 
 def group(name: str) -> list[str]:
@@ -170,10 +180,7 @@ def quick(session: nox.Session) -> None:
     paths = [path for name in names for path in tests_of(session, name)]
     once(session, ["pyproject.toml"], lambda: session.install("-e", f".{EXTRAS}", *group("test")))
     few = ("--hypothesis-profile=few", "-m", "not endurance")
-    # Other plugins that are installed take longer to load than the tests to run.
-    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    plugins = [word for plugin in PLUGINS for word in ("-p", plugin)]
-    session.run("python", "-m", "pytest", "-q", *plugins, *few, *paths, *options, env=env)
+    session.run("python", "-m", "pytest", "-q", *few, *paths, *options)
 
 
 @nox.session
@@ -231,6 +238,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
+    compile_tests(session)
     session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
 
 
@@ -239,15 +247,15 @@ def tests(session: nox.Session) -> None:
     """Run the tests and measure the branches they reach, in every process they start."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("coverage", "erase")
-    # Under a tracer a property has a few examples, and all of them in the `wheel` session; what kills
-    # processes, floods servers or looks at the package from outside is not traced at all.
+    compile_tests(session)
+    # Under a tracer a property has few examples. All of them it has in the `wheel` session, or else below. The tests
+    # below are not traced: they kill processes, flood servers or look at the package from outside.
     traced = ("-m", "not endurance", "--hypothesis-profile=few")
     session.run("coverage", "run", "-m", "pytest", *SPREAD, *traced, *session.posargs)
-    # With arguments of one's own there may be none of them.
+    # With arguments of one's own there may be no such tests.
     codes = [0, 5] if session.posargs else [0]
-    # Five processes take a while to collect the modules that have none.
-    only = session.posargs or [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if marked(path)]
-    session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance", *only, success_codes=codes)
+    only = session.posargs or [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if untraced(path)]
+    session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance or hypothesis", *only, success_codes=codes)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 
