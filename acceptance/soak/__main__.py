@@ -232,8 +232,8 @@ def main() -> int:
         "--json", type=Path, metavar="FILE", help="also write the samples and the broken promises to FILE"
     )
     arguments = parser.parse_args()
-    if arguments.events < 20_000:
-        parser.error("--events must be 20,000 or more: each fifth of the time must hold a sample")
+    if arguments.events < 100_000:
+        parser.error("--events must be 100,000 or more: each fifth of the time must hold a sample")
     # The tables show the failures; without a handler the log records would go to the standard error.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     done = asyncio.run(run(arguments.events, arguments.seed))
