@@ -141,7 +141,7 @@ def _commands(redis: RedisServer) -> int | None:
     with Redis.from_url(redis.url) as client:
         statistics = client.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): figures["calls"] for name, figures in statistics.items()}
-    return sum(count for name, count in calls.items() if name not in (*_INSIDE, *_OURS))
+    return sum(int(count) for name, count in calls.items() if name not in (*_INSIDE, *_OURS))
 
 
 # --- failures and repairs of Redis ---

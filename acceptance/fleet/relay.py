@@ -165,7 +165,7 @@ def _measured(broker_of: Any, events: int, *, lifted: bool, function: str = "del
     with broker_of() as broker, sink.running(latency=_LATENCY) as server:
         asyncio.run(publish(broker, envelopes(_WARM_UP + events)))
         before = cpu_time(broker.pid)
-        options = {} if function == "floor" else {"events": events, "rate": 0 if lifted else 50}
+        options: dict[str, Any] = {} if function == "floor" else {"events": events, "rate": 0 if lifted else 50}
         figures = call(f"acceptance.fleet.relay:{function}", url=broker.url, port=server.port, **options)
         counted = server.take()
         assert counted["events"] == _WARM_UP + events, counted

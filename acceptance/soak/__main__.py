@@ -174,7 +174,7 @@ def tables(run: Run) -> str:
     """Return the tables of a run in Markdown."""
     totals, stats = run.totals, run.closed.stats
     answers = Counter(arrival.answer for arrival in run.report.arrivals)
-    totals = {
+    figures: dict[str, Any] = {
         **{name: getattr(totals, name) for name in ("tracked", "recorded", "delivered")},
         "rejected (poison)": f"{totals.rejected:,} ({run.visitors.poisoned:,})",
         **{name: getattr(totals, name) for name in ("abandoned", "dropped", "lost", "duplicated", "unannounced")},
@@ -186,7 +186,7 @@ def tables(run: Run) -> str:
     }
     return "\n\n".join(
         [
-            _table(["", "events or requests"], [[name, value] for name, value in totals.items()]),
+            _table(["", "events or requests"], [[name, value] for name, value in figures.items()]),
             _table(["the server answered", "requests"], [[answer, count] for answer, count in sorted(answers.items())]),
             _table(["outage", "times"], [[name, count] for name, count in sorted(Counter(run.plan.outages).items())]),
             _table(
@@ -232,8 +232,8 @@ def main() -> int:
         "--json", type=Path, metavar="FILE", help="also write the samples and the broken promises to FILE"
     )
     arguments = parser.parse_args()
-    if arguments.events < 20_000:
-        parser.error("--events must be 20,000 or more: each fifth of the time must hold a sample")
+    if arguments.events < 100_000:
+        parser.error("--events must be 100,000 or more: each fifth of the time must hold a sample")
     # The tables show the failures; without a handler the log records would go to the standard error.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     done = asyncio.run(run(arguments.events, arguments.seed))

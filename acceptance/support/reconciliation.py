@@ -55,6 +55,8 @@ def reported(outcome: Outcome | None, *, bad: bool = False) -> Reported:
             return Reported.ABANDONED_MAYBE_RECORDED if outcome.maybe_recorded else Reported.ABANDONED_UNRECORDED
         case Dropped():
             return Reported.DROPPED
+        case _:
+            raise ValueError(f"{outcome!r} needs a spool, which these runs do not have")
 
 
 class Reconciliation(NamedTuple):
