@@ -98,7 +98,7 @@ class Exchange:
         self._reply: Reply | None = None
         self._answer: asyncio.Future[Reply] = self._loop.create_future()
         self._start: Callable[[], bytes] = bytes
-        self._left = self._cut_off = self._reading = self._sound = False
+        self._left = self._cancelled = self._reading = self._sound = False
         self._detail = "TimeoutError"
         self._alarm = None if ends_at is None else Alarm(ends_at, self._overdue)
         self._timeouts: dict[str, float | None] = request.extensions["timeout"]
@@ -129,14 +129,14 @@ class Exchange:
         self._body.withdraw()
         self._on_sent = None
         if self._body.taken or (self._expendable and self._body.step != "connect"):
-            self.cut()
+            self.cancel()
         elif self._alarm is None:
-            self._alarm = Alarm(self._loop.time() + _LINGER, self.cut)
+            self._alarm = Alarm(self._loop.time() + _LINGER, self.cancel)
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel the request, even if that loses a connection."""
-        if not self._cut_off and not self._task.done():
-            self._cut_off = True
+        if not self._cancelled and not self._task.done():
+            self._cancelled = True
             self._task.cancel()
 
     def _written(self) -> None:
@@ -159,7 +159,7 @@ class Exchange:
             self._answer.set_result(self._reply or reply)
         self.leave()
         if self._reply is None:
-            self.cut()
+            self.cancel()
 
     def _lateness(self) -> tuple[FailureKind, str]:
         if self._body.taken:
@@ -184,7 +184,7 @@ class Exchange:
             if not ends_task(error):
                 self._broken(error)
             elif isinstance(error, asyncio.CancelledError):
-                if not self._cut_off:
+                if not self._cancelled:
                     raise without_frames(error)  # noqa: B904 - from itself
             elif self._left or self._answer.done():
                 # Ctrl-C, and no caller waits to whom the answer could pass it on.
@@ -223,7 +223,7 @@ class Exchange:
                     return start, False
         except BaseException as error:
             # Decisions read the status alone, which is there, so the rest of the answer does not matter.
-            if ends_task(error) and not self._cut_off:
+            if ends_task(error) and not self._cancelled:
                 raise
             return start, False
         finally:
@@ -234,7 +234,7 @@ class Exchange:
     def _stop_reading(self) -> None:
         # Closing or returning the connection must not be cancelled.
         if self._reading:
-            self.cut()
+            self.cancel()
 
     def _broken(self, error: BaseException) -> None:
         if self._reply is None:
@@ -253,8 +253,8 @@ class Exchange:
         self._on_sent = None
         self._over(self, self._sound)
         if not self._answer.done():
-            cut = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)
-            self._answer.set_result(self._reply or cut)
+            cancelled = Reply(failure="broken", detail="CancelledError", sent=self._body.taken, serial=self._serial)
+            self._answer.set_result(self._reply or cancelled)
 
 
 def _read(response: httpx.Response, serial: int) -> Reply:

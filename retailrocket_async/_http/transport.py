@@ -180,7 +180,7 @@ class HttpxTransport:
                 await asyncio.wait([exchange.task for exchange in self._exchanges], timeout=_CLOSING)
         finally:
             for exchange in self._exchanges:
-                exchange.cut()
+                exchange.cancel()
         if self._exchanges:
             await asyncio.wait([exchange.task for exchange in self._exchanges])
 
