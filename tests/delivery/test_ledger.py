@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -380,3 +382,16 @@ async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
     ledger.close(OUTCOMES[0], 1, [0], ["view"])
 
     assert flushes_waited_for(ledger) == 0
+
+
+def test_only_the_ledger_writes_its_counters() -> None:
+    """No other module changes a counter of the ledger, except `Intake.accept_now`, which adds to `tracked`."""
+    package = Path(__file__).parents[2] / "retailrocket_async"
+    written = [
+        (path.relative_to(package).as_posix(), ast.unparse(node.target))
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.AugAssign) and "ledger." in ast.unparse(node.target)
+    ]
+
+    assert [("_delivery/intake.py", "self._ledger.tracked")] == written

@@ -101,7 +101,7 @@ def queued_for_hooks(hooks: Hooks) -> int:
 
 def flushes_waited_for(ledger: Ledger) -> int:
     """Return the number of flushes that wait for their events."""
-    return len(ledger._flushes)
+    return len(list(ledger._flushes))
 
 
 def paused_until(limiter: LocalLimiter) -> float:
