@@ -49,8 +49,8 @@ class Flushes:
     def __iter__(self) -> Iterator[Flush]:
         return iter(self._waiting)
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     async def wait(self, last: int, remaining: int, finished: Future[None]) -> None:
         """Return when `remaining` things with numbers up to `last` were settled; the arguments are those of `Flush`."""
