@@ -121,9 +121,9 @@ async def publish_letters(
         Exception: the first failure, if it is another one, or if a shorter body would not help.
     """
     kept: list[tuple[Attempt, object]] = []
-    left = [Attempt(message, reason, limit) for message, reason in dead]
+    left: list[Attempt] = [Attempt(message, reason, limit) for message, reason in dead]
     while left:
-        answered = list(zip(left, await publish(left), strict=True))
+        answered: list[tuple[Attempt, object]] = list(zip(left, await publish(left), strict=True))
         refused = [attempt for attempt, answer in answered if is_too_large(answer)]
         smaller = _next_limit(limit, max((len(attempt.message.body) for attempt in refused), default=0))
         taken = [(attempt, answer) for attempt, answer in answered if smaller is None or not is_too_large(answer)]
@@ -131,7 +131,8 @@ async def publish_letters(
         kept += taken
         if smaller is None:
             break
-        left, limit = [attempt._replace(limit=smaller) for attempt in refused], smaller
+        limit = smaller
+        left = [Attempt(attempt.message, attempt.reason, smaller) for attempt in refused]
     return kept
 
 

@@ -324,9 +324,8 @@ def test_grace(service: Service) -> None:
         until(lambda: "retailrocket_in_flight 2.0" in relay.get("/metrics")[1])
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.stderr is not None
-        line = b""
-        while b"delivering what was read, 500 s at most" not in line:
-            line = relay.process.stderr.readline()
+        while b"delivering what was read, for at most 500 s" not in (line := relay.process.stderr.readline()):
+            assert line, "the relay has ended"
         status, output = relay.end()
     assert (status, "2 given back" in output) == (143, True)
     service.emulator.reset()
