@@ -278,17 +278,17 @@ def _drain_lock(directory: str) -> Iterator[None]:
     def beat() -> None:
         # Without it the process that fills the spool takes over, and its backlog is delivered meanwhile.
         while not over.wait(1.0):
-            file.lease.beat()
+            file.lease.renew()
 
-    beating = threading.Thread(target=beat)
-    try:
+    with contextlib.closing(file):
         assert file.lease.acquire()
+        beating = threading.Thread(target=beat)
         beating.start()
-        yield
-    finally:
-        over.set()
-        beating.join()
-        file.close()
+        try:
+            yield
+        finally:
+            over.set()
+            beating.join()
 
 
 def _size(directory: str) -> int:

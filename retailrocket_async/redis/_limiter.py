@@ -23,25 +23,26 @@ OnUnreachable = Literal["share", "wait", "raise"]
 class RedisLimiter(Uncopyable):
     """A request limit that any number of processes share through Redis (6 or newer) or Valkey.
 
-    Nothing is sent to Redis before the first request. The client stays the caller's, who closes it.
+    The limiter sends nothing to Redis before the first request. It never closes the Redis client: the caller does,
+    after the tracking clients that use the limiter are closed.
 
     Args:
         redis: a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
-        rate_limit: the limit of all processes together; default `RateLimit()`, 50 requests a second. The same
-            for all of them.
-        name: what the processes have in common, 1 to 200 characters without braces; default ``"shop"``. Give each shop
-            its own, e.g. its partner id, where several use one Redis.
-        replicas: how many processes there are at most, 1 or more; None to go by the largest number seen in the last
-            minute. Only needed while Redis is away.
+        rate_limit: the limit of all processes together; default `RateLimit()`, 50 requests a second. It must be the
+            same in all processes.
+        name: the name of the shared limit, 1 to 200 characters without braces; default ``"shop"``. If several shops use
+            one Redis, give each a name of its own, e.g. its partner id.
+        replicas: the largest number of processes, 1 or more. It is used only while Redis does not answer. None
+            (default) uses the largest number that Redis counted in the last minute.
         on_unreachable: what happens while Redis does not answer or refuses. ``"share"`` (default): each process sends
-            at most 0.9 × `rate_limit` / `replicas`; it sends nothing if Redis has never answered and `replicas` is
-            None, as nobody knows how many processes there are. ``"wait"``: nothing is sent. ``"raise"``: `acquire`
+            at most 0.9 × `rate_limit` / `replicas`. It sends nothing if Redis has never answered and `replicas` is
+            None, as the number of processes is unknown. ``"wait"``: nothing is sent. ``"raise"``: `acquire`
             raises, and the client tries again, as often as its retry policy says.
         timeout: seconds that a command may take, connecting included, above 0; default 0.25.
 
     Raises:
         ConfigurationError: a value outside its range.
-        WrongLoopError: from the methods, where another event loop that still lives uses the limiter.
+        WrongLoopError: from the methods, if another event loop that is not closed uses the limiter.
     """
 
     _instead = "make one in each process, with the same name: Redis holds what they share"
@@ -70,12 +71,12 @@ class RedisLimiter(Uncopyable):
         """Wait for the right to make one request, and take it; in the order of the calls.
 
         Raises:
-            RedisUnreachableError: with ``on_unreachable="raise"``, where Redis does not answer within `timeout`.
+            RedisUnreachableError: with ``on_unreachable="raise"``, if Redis does not answer within `timeout`.
         """
         return await self._bind().acquire()
 
     async def ping(self) -> None:
-        """Ask Redis whether it can be used, so that a wrong address or password is found before the first event.
+        """Check that Redis answers, so that a wrong address or password is found before the first event.
 
         Raises:
             RedisUnreachableError: it does not answer within `timeout`, or refuses; the message names the kind of error.
@@ -87,7 +88,12 @@ class RedisLimiter(Uncopyable):
         self._bind().pause_until(deadline)
 
     def throttled(self, sent_at: float) -> None:
-        """Pause and slow down all processes for a request that the server refused as one too many (429)."""
+        """Pause and slow down all processes, as the server refused a request with a 429.
+
+        Args:
+            sent_at: when that request was sent, on the event loop's clock. Requests sent before the last refusal are
+                part of the same incident.
+        """
         self._bind().throttled(sent_at)
 
     def _bind(self) -> Member:
@@ -108,7 +114,7 @@ class RedisLimiter(Uncopyable):
         return self._member
 
 
-def _check(  # noqa: PLR0913 - what the constructor takes
+def _check(  # noqa: PLR0913 - the arguments of the constructor
     redis: object, rate_limit: object, *, name: object, replicas: object, on_unreachable: object, timeout: object
 ) -> None:
     if not isinstance(redis, (Redis, RedisCluster)):

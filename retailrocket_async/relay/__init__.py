@@ -1,7 +1,7 @@
 """The relay: takes events that services publish to a broker, and delivers them.
 
-The broker keeps every message until its event has an outcome, so whatever stops a relay loses nothing; an event
-may be delivered twice. Brokers are behind one protocol, `Source`.
+The broker keeps every message until its event has an outcome. So nothing is lost when a relay ends, however it ends;
+an event may be delivered twice. The protocol `Source` stands between the relay and each broker.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ _LAZY = {
     "health_app": "_health",
     "serving_health": "_health",
 }
-"""Where what needs an extra is: its library is imported when it is asked for, not before."""
+"""The modules of names that need an extra: a library is imported only when such a name is used."""
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class or a function
     if name in _LAZY:
         from importlib import import_module  # noqa: PLC0415
 

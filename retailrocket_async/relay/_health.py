@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._relay import Relay
 
 _GRACE = 1.0
-"""Seconds that answers on their way have at the end."""
+"""Seconds at the end for sending answers that are under way."""
 
 
 def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:
-    """Return the application that serves ``/livez``, ``/readyz`` and ``/metrics``, to be mounted anywhere.
+    """Return an ASGI application that serves ``/livez``, ``/readyz`` and ``/metrics``.
 
-    ``/livez`` answers 200 as long as the event loop runs, ``/readyz`` 200 where `Relay.unready` is None and otherwise
-    503 with the reason, ``/metrics`` the counters for Prometheus.
+    ``/livez`` answers 200 as long as the event loop runs. ``/readyz`` answers 200 if `Relay.unready` is None, and
+    otherwise 503 with the reason. ``/metrics`` returns the counters for Prometheus.
     """
     metrics = RelayMetrics(relay, client)
 
@@ -55,18 +55,18 @@ def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:
 async def serving_health(
     relay: Relay, client: AsyncTrackingClient, host: str = "127.0.0.1", port: int = 8081
 ) -> AsyncGenerator[str]:
-    """Serve `health_app` in the current event loop while the block runs; give the root URL.
+    """Serve `health_app` in the current event loop while the block runs; yield the root URL.
 
     Args:
         relay: the relay.
         client: its client.
-        host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
+        host: the address to listen on; default ``"127.0.0.1"``, for this machine only.
         port: the port to listen on; default 8081; 0 for any free one.
 
     Raises:
         OSError: the address cannot be listened on.
     """
-    # Uvicorn's Server is left out: it takes over the process's signals, and its end.
+    # Without uvicorn's Server, which would handle the process's signals and end the process.
     config = Config(
         health_app(relay, client), ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
     )

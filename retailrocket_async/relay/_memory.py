@@ -1,4 +1,4 @@
-"""A broker in the memory of the process: for tests, and for trying a relay without a server."""
+"""A broker in the memory of the process, for tests and for trying a relay without a server."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class _Entry:
-    """A message in the stream, and who has it.
+    """A message in the stream, and its lease.
 
     Attributes:
-        owner: the name of the source that was handed it last.
+        owner: the name of the source that it was handed to last.
         until: when its lease ends, on the event loop's clock.
     """
 
@@ -39,24 +39,24 @@ class _Entry:
 
 
 @attrs.define(eq=False)
-class _Shelf:
-    """What a stream holds.
+class _Store:
+    """The contents of a stream.
 
     Attributes:
-        waiting: messages that nobody has been handed yet.
-        pending: those handed out and not settled, by id, oldest first.
+        waiting: messages that were not handed out yet.
+        pending: messages handed out and not settled, by id, oldest first.
         dead: dead letters, oldest first.
-        sleepers: set where something may be there for who waits.
+        waiters: an event for each fetch that waits; it is set when there may be a message.
     """
 
     waiting: deque[_Entry] = attrs.field(factory=deque[_Entry])
     pending: dict[str, _Entry] = attrs.field(factory=dict[str, _Entry])
     dead: deque[DeadLetter] = attrs.field(factory=deque[DeadLetter])
-    sleepers: set[asyncio.Event] = attrs.field(factory=set[asyncio.Event])
+    waiters: set[asyncio.Event] = attrs.field(factory=set[asyncio.Event])
 
     def wake(self) -> None:
-        for sleeper in self.sleepers:
-            sleeper.set()
+        for waiter in self.waiters:
+            waiter.set()
 
 
 class MemoryStream(Uncopyable):
@@ -66,21 +66,21 @@ class MemoryStream(Uncopyable):
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._shelf = _Shelf()
+        self._store = _Store()
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
         """Publish envelopes in order."""
         for envelope in envelopes:
-            self._shelf.waiting.append(_Entry(f"{next(self._numbers)}", bytes(envelope), time.time()))
-        self._shelf.wake()
+            self._store.waiting.append(_Entry(f"{next(self._numbers)}", bytes(envelope), time.time()))
+        self._store.wake()
 
 
 class MemorySource(Uncopyable):
     """A relay's view of a `MemoryStream`.
 
     Args:
-        stream: where the messages are.
-        name: what the stream knows this relay by; two that run at once must have different names.
+        stream: the stream to read.
+        name: the relay's name; two relays that run at the same time must have different names.
         lease: seconds after which a message that was neither settled nor extended may be handed to another; default 60.
 
     Raises:
@@ -95,20 +95,20 @@ class MemorySource(Uncopyable):
         self.lease: float | None = float(lease)
         self._seconds = float(lease)
         self._stream = stream
-        self._shelf = stream._shelf  # noqa: SLF001 - one thing in two classes
+        self._store = stream._store  # noqa: SLF001 - the two classes share it
         self._name = name
-        # What this relay holds; whatever else is pending in its name is from an earlier life.
+        # The ids that this source handed out. Other pending messages of the same name were handed out before a restart.
         self._out: set[str] = set()
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, oldest first; none after `wait` seconds without any."""
         clock = asyncio.get_running_loop().time
         end = clock() + wait
         arrived = asyncio.Event()
-        self._shelf.sleepers.add(arrived)
+        self._store.waiters.add(arrived)
         try:
             while not (found := self._take(most, clock())) and clock() < end:
                 arrived.clear()
@@ -117,53 +117,53 @@ class MemorySource(Uncopyable):
                     async with asyncio.timeout_at(min(end, ends)):
                         await arrived.wait()
         finally:
-            self._shelf.sleepers.discard(arrived)
+            self._store.waiters.discard(arrived)
         return found
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Take messages back for good; the dead are kept as dead letters."""
-        pending = self._shelf.pending
+        """Acknowledge messages; the dead are kept as dead letters."""
+        pending = self._store.pending
         for message in done:
             self._out.discard(message.id)
             pending.pop(message.id, None)
         for message, reason in dead:
             self._out.discard(message.id)
-            # Settled before, by this relay or by one that took it over: kept once.
+            # If it was settled before, by this relay or by another, there is a dead letter already.
             if pending.pop(message.id, None) is not None:
-                self._shelf.dead.append(
+                self._store.dead.append(
                     DeadLetter(
                         id=message.id, message_id=message.id, body=message.body, reason=reason, died_at=time.time()
                     )
                 )
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Renew the lease on what this relay still has."""
+        """Extend the leases of those messages that are still leased to this relay."""
         until = asyncio.get_running_loop().time() + self._seconds
         for message in messages:
-            entry = self._shelf.pending.get(message.id)
+            entry = self._store.pending.get(message.id)
             if entry is not None and entry.owner == self._name:
                 entry.until = until
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Let anybody have them, at once."""
+        """Give messages back; any relay may get them from now on."""
         for message in messages:
             self._out.discard(message.id)
-            entry = self._shelf.pending.get(message.id)
+            entry = self._store.pending.get(message.id)
             if entry is not None and entry.owner == self._name:
                 entry.owner, entry.until = "", -math.inf
-        self._shelf.wake()
+        self._store.wake()
 
     async def lag(self) -> Lag:
         """Return how far the relay is behind."""
-        return Lag(waiting=len(self._shelf.waiting), pending=len(self._shelf.pending))
+        return Lag(waiting=len(self._store.waiting), pending=len(self._store.pending))
 
     async def aclose(self) -> None:
-        """Forget what this relay holds; it stays leased in its name."""
+        """Forget the messages that were handed out; their leases stay."""
         self._out.clear()
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""
-        return list(itertools.islice(self._shelf.dead, most))
+        return list(itertools.islice(self._store.dead, most))
 
     async def replay_dead(self, most: int) -> int:
         """Publish the oldest dead letters again; return how many."""
@@ -173,21 +173,21 @@ class MemorySource(Uncopyable):
 
     async def purge_dead(self, most: int) -> int:
         """Remove the oldest dead letters for good; return how many."""
-        count = min(most, len(self._shelf.dead))
+        count = min(most, len(self._store.dead))
         for _ in range(count):
-            self._shelf.dead.popleft()
+            self._store.dead.popleft()
         return count
 
     def _foreign(self) -> list[_Entry]:
-        """Return what is pending and not held by this relay."""
-        return [entry for entry in self._shelf.pending.values() if entry.id not in self._out]
+        """Return the pending messages that this source has not handed out."""
+        return [entry for entry in self._store.pending.values() if entry.id not in self._out]
 
     def _take(self, most: int, now: float) -> list[Message]:
-        shelf = self._shelf
+        store = self._store
         left = [entry for entry in self._foreign() if entry.owner == self._name or entry.until <= now][:most]
-        while len(left) < most and shelf.waiting:
-            entry = shelf.waiting.popleft()
-            shelf.pending[entry.id] = entry
+        while len(left) < most and store.waiting:
+            entry = store.waiting.popleft()
+            store.pending[entry.id] = entry
             left.append(entry)
         for entry in left:
             entry.owner, entry.until = self._name, now + self._seconds

@@ -1,4 +1,4 @@
-"""A relay's and its client's counters in the words of Prometheus."""
+"""The counters of a relay and its client as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("sending", "down", "halted")
 
 _LAG_TIMEOUT = 2.0
-"""Seconds that the broker has to tell the lag; the rest of the metrics does not wait longer."""
+"""Seconds to wait for the broker's lag; after that the metrics are sent without it."""
 
 _Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily
 
 
 class RelayMetrics(Collector):
-    """Reads the counters when they are asked for, and keeps none of its own.
+    """Reads the counters of a relay and its client whenever Prometheus asks for them.
 
     Args:
         relay: the relay.
@@ -41,16 +41,16 @@ class RelayMetrics(Collector):
         self._relay = relay
         self._client = client
         self._lag = Lag()
-        # Of its own: the process's registry belongs to the application.
+        # Not the global registry, which belongs to the application.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     async def text(self) -> bytes:
-        """Return all metrics as Prometheus reads them."""
+        """Return all metrics in Prometheus's text format."""
         try:
             async with asyncio.timeout(_LAG_TIMEOUT):
                 self._lag = await self._relay.lag()
-        except Exception:  # noqa: BLE001 - the broker's failure shows in other metrics
+        except Exception:  # noqa: BLE001 - other metrics show that the broker fails
             self._lag = Lag()
         return generate_latest(self._registry)
 
@@ -63,13 +63,15 @@ class RelayMetrics(Collector):
         stats = self._relay.stats()
         relay = "retailrocket_relay"
         yield _count(f"{relay}_received", "Messages handed out by the broker.", stats.received)
-        yield _count(f"{relay}_fetches", "Fetches that brought messages.", stats.fetches)
+        yield _count(f"{relay}_fetches", "Fetches that returned messages.", stats.fetches)
         yield _count(f"{relay}_redelivered", "Messages handed out before, to this relay or another.", stats.redelivered)
         yield _count(f"{relay}_delivered", "Messages whose events the API accepted.", stats.delivered)
         yield _count(f"{relay}_filtered", "Messages whose events before_send dropped.", stats.filtered)
         yield _count(f"{relay}_released", "Messages given back to the broker at the end.", stats.released)
         yield _count(
-            f"{relay}_maybe_duplicates", "Delivered messages that may have been before.", stats.maybe_duplicates
+            f"{relay}_maybe_duplicates",
+            "Delivered messages that the API may have recorded before.",
+            stats.maybe_duplicates,
         )
         yield _count(f"{relay}_broker_failures", "Calls of the broker that failed.", stats.broker_failures)
         yield _counts(f"{relay}_dead", "Messages that became dead letters, by reason.", "reason", stats.dead)
@@ -77,13 +79,13 @@ class RelayMetrics(Collector):
         yield _gauge(f"{relay}_unsettled", "Messages with an outcome, not yet settled.", stats.unsettled)
         yield _gauge(f"{relay}_bytes", "Bytes of messages in hand or unsettled.", stats.size)
         yield _gauge(f"{relay}_oldest_age_seconds", "Age of the oldest message in hand.", stats.oldest_age)
-        yield _gauge(f"{relay}_connected", "Whether the broker is there: 1 or 0.", int(stats.connected))
-        for name, told, value in (
-            ("waiting", "Messages in the broker that nobody was handed yet.", self._lag.waiting),
-            ("pending", "Messages handed out, to whichever relay, and not settled.", self._lag.pending),
+        yield _gauge(f"{relay}_connected", "Whether the broker answers: 1 or 0.", int(stats.connected))
+        for name, description, value in (
+            ("waiting", "Messages that the broker has not handed out yet.", self._lag.waiting),
+            ("pending", "Messages handed out, to any relay, and not settled.", self._lag.pending),
         ):
             if value is not None:
-                yield _gauge(f"{relay}_lag_{name}", told, value)
+                yield _gauge(f"{relay}_lag_{name}", description, value)
 
     def _of_the_client(self) -> Iterator[_Family]:
         stats = self._client.stats()
@@ -94,23 +96,24 @@ class RelayMetrics(Collector):
         yield _count("retailrocket_splits", "Requests to find out which events are bad.", stats.splits)
         yield _count("retailrocket_limiter_wait_seconds", "Seconds waited for the limiter.", stats.limiter_wait)
         yield _gauge("retailrocket_pending", "Events that wait for a request.", stats.pending)
-        yield _gauge("retailrocket_in_flight", "Events on their way.", stats.in_flight)
-        state = GaugeMetricFamily("retailrocket_state", "Which state sending is in: 1 or 0.", labels=["state"])
+        yield _gauge("retailrocket_in_flight", "Events in requests under way.", stats.in_flight)
+        described = "The client's state: 1 for the current one, 0 for the others."
+        state = GaugeMetricFamily("retailrocket_state", described, labels=["state"])
         for name in _STATES:
             state.add_metric([name], int(stats.state == name))
         yield state
 
 
-def _count(name: str, told: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(name, told, value=value)
+def _count(name: str, description: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, description, value=value)
 
 
-def _counts(name: str, told: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, told, labels=[label])
+def _counts(name: str, description: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, description, labels=[label])
     for key, value in sorted(values.items()):
         family.add_metric([key], value)
     return family
 
 
-def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, told, value=value)
+def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, description, value=value)

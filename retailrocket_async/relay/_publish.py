@@ -1,4 +1,4 @@
-"""Publishing events for a relay to deliver: the producer's side."""
+"""Publishes events for a relay to deliver: the producer's side."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
 _BATCH = 500
-"""Messages that are published in one round trip."""
+"""Messages published in one round trip."""
 
 
 @runtime_checkable
 class Publisher(Protocol):
-    """Where envelopes are published: a Redis stream, a Kafka topic, a NATS subject."""
+    """Publishes envelopes to a broker: a Redis stream, a Kafka topic, a NATS subject."""
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
         """Publish envelopes in order, one message each; return when the broker has confirmed all of them.
 
-        Where it raises, any number of them may have been published.
+        If it raises, any number of them may have been published.
         """
         ...
 
@@ -34,7 +34,7 @@ async def publish_envelopes(
     """Publish events for a relay to deliver; return how many.
 
     Args:
-        publisher: where to, e.g. ``RedisStream(redis, "events")``.
+        publisher: takes the envelopes, e.g. ``RedisStream(redis, "events")``.
         events: events, or envelopes that are encoded already, e.g. ``b'{"view":{...}}'``; any iterable, read as it is
             needed. Envelopes are published as they are: the relay judges them.
         codec: encodes the events; default `Codec()`.

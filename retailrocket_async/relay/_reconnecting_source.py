@@ -1,4 +1,4 @@
-"""A relay's connection to its broker: whatever the broker's library raises, and however long it hangs, ends here."""
+"""A relay's connection to its broker: it logs failures, waits between attempts, and limits the time of every call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 from retailrocket_async import ConfigurationError
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async.relay._address import without_secrets
-from retailrocket_async.relay._library_call import answer_of
+from retailrocket_async.relay._library_call import result_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from retailrocket_async.relay._source import Lag, Message, Source
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 """Seconds after which a broker that does not answer counts as lost, whatever its library thinks."""
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
@@ -26,146 +26,156 @@ _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
 
 _FAILED = object()
 
-_BURY = "bury"
+_SETTLE_DEAD = "settle_dead"
 """The call that keeps dead letters."""
 
 logger = logging.getLogger("retailrocket_async")
 
 
 class ReconnectingSource:
-    """Asks a source, and keeps account of its failures: told once each, when they begin and when they are over.
+    """Calls a source so that no call raises or hangs; it logs once when failures begin, and once when they end.
 
     Args:
         source: the source.
 
     Attributes:
-        open: whether the source may be asked for anything but to open.
+        connected: whether the source may be called. If not, only `connect` may be.
         failures: calls that failed.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.open = False
+        self._closed = False
+        self.connected = False
         self.failures = 0
-        # The calls whose last answer was a failure, and which: that one works again tells nothing of the others.
+        # The calls whose last attempt failed, with the error. The success of another call does not clear them.
         self._failing: dict[str, str] = {}
-        self._in_a_row = 0
-        self._trouble = "not yet"
+        self._failures_in_a_row = 0
+        self._last_failure = "not yet"
         self._lost_at = 0.0
-        self._bury_at = -math.inf
-        self._burials_failed = 0
+        self._settle_dead_at = -math.inf
+        self._settle_dead_failures = 0
 
     @property
     def trouble(self) -> str | None:
         """What is wrong, in one line; None if all is well."""
         if not self._failing:
-            return None if self.open else f"the broker is not connected: {self._trouble}"
-        if self._failing.keys() == {_BURY}:
-            return f"dead letters cannot be kept: {self._failing[_BURY]}"
-        return f"the broker is not connected: {self._trouble}"
+            return None if self.connected else f"the broker is not connected: {self._last_failure}"
+        if self._failing.keys() == {_SETTLE_DEAD}:
+            return f"dead letters cannot be kept: {self._failing[_SETTLE_DEAD]}"
+        return f"the broker is not connected: {self._last_failure}"
 
     @property
     def lease(self) -> float | None:
         """The source's lease in seconds."""
         return self._source.lease
 
-    async def connect(self, pause: Callable[[float], Awaitable[None]]) -> None:
-        """Open the source, after a pause that grows with the failures in a row.
+    async def connect(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Open the source, after a sleep that grows with the failures in a row.
+
+        Args:
+            sleep: sleeps for so many seconds, or less if the relay is stopped.
 
         Raises:
-            ConfigurationError: what the source finds out when it connects.
+            ConfigurationError: a mistake that the source finds when it connects.
         """
-        # Dead letters that cannot be kept have a pause of their own, and hold up nothing else.
-        if self._in_a_row and self._failing.keys() != {_BURY}:
-            await pause(_backoff(self._in_a_row))
-        self.open = await self._ask("open", self._source.open()) is not _FAILED
+        # Failing dead letters have a backoff of their own, and delay nothing else.
+        if self._failures_in_a_row and self._failing.keys() != {_SETTLE_DEAD}:
+            await sleep(_backoff(self._failures_in_a_row))
+        self.connected = await self._call("open", self._source.open()) is not _FAILED
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message] | None:
-        """Fetch; None where that failed."""
-        found = await self._ask("fetch", self._source.fetch(most, wait), wait + _PATIENCE)
+        """Return at most `most` messages, none after `wait` seconds without any; None if the call failed."""
+        found = await self._call("fetch", self._source.fetch(most, wait), wait + _TIMEOUT)
         return None if found is _FAILED else cast("Sequence[Message]", found)
 
-    async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> bool:
-        """Settle; return whether that is done."""
-        return await self._ask("settle", self._source.settle(done, dead)) is not _FAILED
+    async def settle(self, done: Sequence[Message]) -> bool:
+        """Acknowledge messages; return whether the broker has confirmed it."""
+        return await self._call("settle", self._source.settle(done, [])) is not _FAILED
 
-    async def bury(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
-        """Settle dead messages; return whether that is done. After a failure nothing is asked for some seconds.
+    async def settle_dead(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
+        """Keep messages as dead letters; return whether the broker has confirmed it.
+
+        After a failure the broker is not called for some seconds.
 
         Args:
             dead: the messages, each with its reason.
-            at_once: ask now, whatever failed before.
+            at_once: call the broker whatever failed before.
         """
         loop = asyncio.get_running_loop()
-        if not at_once and loop.time() < self._bury_at:
+        if not at_once and loop.time() < self._settle_dead_at:
             return False
-        if await self._ask(_BURY, self._source.settle([], dead)) is not _FAILED:
-            self._burials_failed = 0
+        if await self._call(_SETTLE_DEAD, self._source.settle([], dead)) is not _FAILED:
+            self._settle_dead_failures = 0
             return True
-        self._burials_failed += 1
-        self._bury_at = loop.time() + _backoff(self._burials_failed)
+        self._settle_dead_failures += 1
+        self._settle_dead_at = loop.time() + _backoff(self._settle_dead_failures)
         return False
 
-    async def extend(self, messages: Sequence[Message], patience: float) -> bool:
-        """Renew leases within so many seconds; return whether that is done."""
-        return await self._ask("extend", self._source.extend(messages), patience) is not _FAILED
+    async def extend(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - it limits foreign code
+        """Extend the leases of messages within `timeout` seconds; return whether that worked."""
+        return await self._call("extend", self._source.extend(messages), timeout) is not _FAILED
 
-    async def release(self, messages: Sequence[Message], patience: float) -> bool:
-        """Give messages back within so many seconds; return whether that is done."""
-        return await self._ask("release", self._source.release(messages), patience) is not _FAILED
+    async def release(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - the same
+        """Give messages back within `timeout` seconds; return whether that worked."""
+        return await self._call("release", self._source.release(messages), timeout) is not _FAILED
 
     async def lag(self) -> Lag:
-        """Return the lag; raises what the broker's library raises."""
-        return cast("Lag", await answer_of(self._source.lag(), _PATIENCE))
+        """Return the lag.
 
-    async def aclose(self, patience: float) -> None:
-        """Disconnect."""
-        await self._ask("aclose", self._source.aclose(), patience)
-        self.open = False
+        Raises:
+            Exception: whatever the broker's library raises.
+            ConnectionError: the source is closed.
+        """
+        if self._closed:
+            # A library may connect again for it, and nobody would close that connection.
+            raise ConnectionError("the relay has ended, and is not connected to its broker")
+        return cast("Lag", await result_of(self._source.lag(), _TIMEOUT))
 
-    def unneeded(self, call: str) -> None:
-        """Note that `call` is not going to be made: that it failed once says nothing of now."""
+    async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - the same
+        """Disconnect within `timeout` seconds."""
+        self._closed = True
+        await self._call("aclose", self._source.aclose(), timeout)
+        self.connected = False
+
+    def skipped(self, call: str) -> None:
+        """Record that there is no need for `call` now, so that an earlier failure of it does not count any more."""
         self._failing.pop(call, None)
-        self._recover()
+        self._check_recovered()
 
-    async def _ask(self, call: str, question: Coroutine[Any, Any, Any], patience: float = _PATIENCE) -> object:
+    async def _call(self, name: str, call: Coroutine[Any, Any, Any], timeout: float = _TIMEOUT) -> object:  # noqa: ASYNC109 - the same
         try:
-            answer = await answer_of(question, patience)
+            result = await result_of(call, timeout)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises
-            self._fail(call, error)
+        except Exception as error:  # noqa: BLE001 - a broker's library raises anything
+            self._fail(name, error)
             return _FAILED
         if self._failing:
-            self._failing.pop(call, None)
-            self._recover()
-        return answer
+            self._failing.pop(name, None)
+            self._check_recovered()
+        return result
 
-    def _fail(self, call: str, error: Exception) -> None:
-        said = without_secrets(" ".join(str(error).split())) or isinstance(error, TimeoutError) * "no answer in time"
-        self._trouble = f"{type(error).__name__}: {said}"[:300]
-        self.open = False
+    def _fail(self, name: str, error: Exception) -> None:
+        text = without_secrets(" ".join(str(error).split())) or isinstance(error, TimeoutError) * "no answer in time"
+        self._last_failure = f"{type(error).__name__}: {text}"[:300]
+        self.connected = False
         self.failures += 1
-        self._in_a_row += 1
+        self._failures_in_a_row += 1
         if not self._failing:
             self._lost_at = asyncio.get_running_loop().time()
-            write_log(
-                logger, logging.WARNING, "the broker is lost, and asked again until it is back: %s", self._trouble
-            )
-        self._failing[call] = self._trouble
+            text = "the broker is lost, and called again until it is back: %s"
+            write_log(logger, logging.WARNING, text, self._last_failure)
+        self._failing[name] = self._last_failure
 
-    def _recover(self) -> None:
-        if self._in_a_row and not self._failing:
-            self._in_a_row = 0
-            write_log(
-                logger,
-                logging.WARNING,
-                "the broker is back, after %.1f s",
-                asyncio.get_running_loop().time() - self._lost_at,
-            )
+    def _check_recovered(self) -> None:
+        if self._failures_in_a_row and not self._failing:
+            self._failures_in_a_row = 0
+            seconds = asyncio.get_running_loop().time() - self._lost_at
+            write_log(logger, logging.WARNING, "the broker is back, after %.1f s", seconds)
 
 
 def _backoff(failures: int) -> float:
-    """Return the seconds to pause after so many failures in a row."""
+    """Return the seconds to wait after so many failures in a row."""
     longest: float = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures, 10))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

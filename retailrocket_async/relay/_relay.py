@@ -1,51 +1,31 @@
-"""The relay: takes messages from a broker, delivers their events, and acknowledges what has an outcome.
+"""The relay: takes messages from a broker, delivers their events, and settles the messages that have an outcome.
 
-::
-
-    source --fetch--> held --decode, track--> open --outcome--> done, dead --settle--> source
-                       ^                        :
-                       :...... back: the key, the shop or the address is wrong, the end .......> release
-
-A message is in exactly one of these places, and leaves the last one only when the broker has confirmed that it is
-settled. So whatever stops the relay, and wherever, the broker still has all that was not delivered; what was delivered
-and not yet settled is delivered twice.
+`Window` holds the messages and their states; this module does all that waits. A message leaves the window only when the
+broker has confirmed that it is settled. So whatever ends the relay, the broker still has every message whose event was
+not delivered. An event that was delivered and not yet settled is delivered twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
-import time
-from collections import Counter, deque
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import attrs
-
-from retailrocket_async import (
-    BufferFullError,
-    ClientClosedError,
-    Codec,
-    ConfigurationError,
-    CustomEvent,
-    Delivered,
-    EventValidationError,
-    UsageError,
-)
+from retailrocket_async import BufferFullError, ClientClosedError, ConfigurationError, UsageError
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async._runtime.uncopyable import Uncopyable
-from retailrocket_async.relay._disposition import disposition_of
 from retailrocket_async.relay._reconnecting_source import ReconnectingSource
-from retailrocket_async.relay._stats import RelayStats
+from retailrocket_async.relay._timestamp import Timestamps
+from retailrocket_async.relay._window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from retailrocket_async import AsyncTrackingClient, Outcome, Receipt, View
-    from retailrocket_async.relay._source import Lag, Message, Source
+    from retailrocket_async import AsyncTrackingClient
+    from retailrocket_async.relay._source import Lag, Source
+    from retailrocket_async.relay._stats import RelayStats
 
 BATCH = 500
 WINDOW = 6_000
@@ -53,32 +33,26 @@ WINDOW_BYTES = 16 * 1024 * 1024
 GRACE = 25.0
 
 _IDLE = 0.5
-"""Seconds a fetch may wait while nothing is on its way."""
+"""Seconds a fetch may wait if no outcome is awaited."""
 
 _BUSY = 0.05
-"""Seconds until outcomes are looked at again, while any are awaited."""
+"""Seconds until outcomes are looked at again while some are awaited."""
 
-_TRIAL = 1.0
-"""Seconds between two trials with what is held, where the client does not wait for better times itself."""
+_RETRY = 1.0
+"""Seconds between two attempts to track held messages, if the client refuses events instead of waiting."""
 
-_UNCHANGED = 100
-"""Messages in a row without an outcome, behind which a quick look looks no further."""
-
-_SELDOM = 0.25
-"""Seconds between two looks at all of them."""
-
-_BREATH = 500
-"""Messages that are handed to the client at once; it lets other tasks run in between."""
+_TRACKED = 500
+"""Messages that are passed to the client in one call; other tasks run between two calls."""
 
 _HEARTBEAT = 20.0
-"""Seconds between two signs of life to a broker that knows no leases."""
+"""Seconds between two calls of `extend` for a broker without leases."""
 
-_REASON = 500
-"""Letters of a dead letter's reason at most: it may quote what a message holds."""
+_END = 5.0
+"""Seconds for the last settling, and again for disconnecting, after the grace.
 
-_LAST_WORDS = 5.0
-"""Seconds for the last settling, and again for the parting from the broker, after the grace; so that with its default
-the end comes within the 30 s that process managers commonly give, but for a broker that fails just then."""
+With the default grace the relay then ends within the 30 s that process managers commonly give, unless the broker fails
+at that moment.
+"""
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -86,23 +60,23 @@ logger = logging.getLogger("retailrocket_async")
 class Relay(Uncopyable):
     """Delivers the events that others publish to a broker, each at least once.
 
-    Messages are acknowledged when their events have an outcome: delivered ones are done, refused and unreadable ones
-    become dead letters. While the API is down, or the key is refused, what was fetched is held, and no more is.
+    A message is acknowledged when its event has an outcome: delivered ones are done, refused and unreadable ones become
+    dead letters. While the API is down, or the key is refused, the relay holds what it has fetched and fetches no more.
 
     Args:
         source: the broker; opened and closed by the relay.
-        client: delivers the events; the relay's alone, and closed by it. Use ``RetryPolicy(outlast=True)``, or an
-            outage makes dead letters.
+        client: delivers the events. Only the relay uses it, and closes it. Give it ``RetryPolicy(outlast=True)``, or
+            an outage makes dead letters.
         batch: messages in one fetch, 1 or more; default 500.
-        window: messages that may be handed out and not settled, `batch` or more; default 6,000, which is 4,000
-            events a second at 1.5 s a batch. Less starves the client, more makes more duplicates after a crash, which
-            are at most so many.
-        window_bytes: bytes of them after which no more are fetched, 1 or more; default 16 MiB. The last fetch may go
-            beyond it.
-        grace: seconds, 0 or more, that what was fetched has to be delivered once `stop` was called; default 25.
+        window: messages that may be handed out and not settled, `batch` or more; default 6,000, enough for 4,000
+            events a second at 1.5 s a batch. A smaller window starves the client. After a crash at most one window is
+            delivered twice.
+        window_bytes: bytes of these messages after which no more are fetched, 1 or more; default 16 MiB. The last fetch
+            may exceed it.
+        grace: seconds, 0 or more, for delivering what was fetched once `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: they become dead letters.
-        trouble: asked by `unready` for one more reason why nothing can be delivered, in one line, e.g. that a limiter
-            was never reached; default None: there is none. It must not block, nor raise.
+        trouble: returns one more reason why nothing can be delivered, in one line, e.g. that a limiter was never
+            reached, or None. `unready` calls it. It must not block, nor raise. Default None: there is no such function.
 
     Raises:
         ConfigurationError: a value out of range.
@@ -128,45 +102,34 @@ class Relay(Uncopyable):
         self._source = ReconnectingSource(source)
         self._client = client
         self._batch = batch
-        self._window = window
-        self._window_bytes = window_bytes
         self._grace = grace
         self._allow_custom = allow_custom
         self._other_trouble = trouble
-        self._codec = Codec()
-        self._held: deque[Message] = deque()
-        self._open: list[tuple[Message, Receipt]] = []
-        self._done: list[Message] = []
-        self._dead: list[tuple[Message, str]] = []
-        # When all of the open ones are to be looked at again.
-        self._thorough_at = -math.inf
+        self._timestamps = Timestamps(allow_custom=allow_custom)
+        self._window = Window(window, window_bytes)
         self._stopping = asyncio.Event()
         self._ran = False
-        self._counts: Counter[str] = Counter()
-        self._dead_by: Counter[str] = Counter()
-        # Of what is in hand or not settled; and of one message, as the last fetch had them.
-        self._bytes = 0
-        self._typical = 1
 
     async def run(self) -> bool:
-        """Deliver until `stop` is called, or this call is cancelled; then come to an orderly end.
+        """Deliver until `stop` is called or this call is cancelled; then settle, give back, and close.
 
-        The end: nothing more is fetched, what was fetched has `grace` seconds to be delivered (none on a cancellation),
-        what has an outcome is settled, the rest is given back, client and source are closed.
+        At the end nothing more is fetched. What was fetched has `grace` seconds to be delivered (none after a
+        cancellation). Messages with an outcome are settled, the others are given back to the broker, and client and
+        source are closed.
 
         Returns:
-            Whether all that has an outcome is settled; False where the broker failed at the end, so that some of it
-            will be handed out, and delivered, again.
+            Whether all messages with an outcome are settled. False if the broker failed at the end: it hands some of
+            them out again, and their events are delivered again.
 
         Raises:
-            ConfigurationError: what the source finds out when it connects, e.g. that a stream's name is taken.
-            UsageError: run a second time.
+            ConfigurationError: a mistake that the source finds when it connects, e.g. that a stream's name is taken.
+            UsageError: the relay has run before.
         """
         if self._ran:
             raise UsageError("a relay runs once: make another one")
         self._ran = True
         working = asyncio.create_task(self._work())
-        keeping = asyncio.create_task(self._keep_leases())
+        extending = asyncio.create_task(self._keep_leases())
         stopped = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,21 +138,17 @@ class Relay(Uncopyable):
         finally:
             self._stopping.set()
             try:
-                await self._end(working)
+                await self._end(working, extending)
             finally:
-                for task in (working, keeping, stopped):
+                for task in (working, extending, stopped):
                     task.cancel()
-                await asyncio.wait({working, keeping, stopped}, timeout=_LAST_WORDS)
+                await asyncio.wait({working, extending, stopped}, timeout=_END)
         if working.done() and not working.cancelled():
             working.result()
-        unsettled = len(self._done) + len(self._dead)
+        unsettled = self._window.unsettled
         if unsettled:
-            write_log(
-                logger,
-                logging.ERROR,
-                "%d messages could not be settled at the end, and will be delivered again",
-                unsettled,
-            )
+            text = "%d messages could not be settled at the end, and will be delivered again"
+            write_log(logger, logging.ERROR, text, unsettled)
         return not unsettled
 
     def stop(self) -> None:
@@ -198,9 +157,9 @@ class Relay(Uncopyable):
 
     @property
     def unready(self) -> str | None:
-        """Why nothing is being delivered, in one line, where somebody has to know: None where all is well.
+        """Why nothing is being delivered, in one line, for a readiness probe; None if all is well.
 
-        That the API is down is no reason: it is nothing that another relay would do better.
+        An outage of the API is no such reason, as another relay would deliver nothing either.
         """
         if self._stopping.is_set():
             return "stopping"
@@ -212,192 +171,107 @@ class Relay(Uncopyable):
 
     def stats(self) -> RelayStats:
         """Return a snapshot of the counters; never blocks."""
-        first = (self._open[0][0] if self._open else self._held[0]).published_at if self._open or self._held else None
-        return RelayStats(
-            **self._counts,
-            dead=dict(self._dead_by),
-            in_hand=len(self._open) + len(self._held),
-            unsettled=len(self._done) + len(self._dead),
-            size=self._bytes,
-            oldest_age=0.0 if first is None else max(0.0, time.time() - first),
-            broker_failures=self._source.failures,
-            connected=self._source.trouble is None,
-        )
+        return self._window.stats(broker_failures=self._source.failures, connected=self._source.trouble is None)
 
     async def lag(self) -> Lag:
-        """Return how far the relay is behind, as the broker tells it; raises what the broker's library raises."""
+        """Return how far the relay is behind, as the broker reports it.
+
+        Raises:
+            Exception: whatever the broker's library raises.
+            ConnectionError: the relay has ended.
+        """
         return await self._source.lag()
 
-    # --- the work ---
+    # --- while it runs ---
 
     async def _work(self) -> None:
-        """Fetch, track and settle, until told to stop and nothing is left to settle."""
-        while self._open or self._done or self._dead or not self._stopping.is_set():
-            self._sweep()
-            if not await self._ask_broker():
+        """Fetch, track and settle, until the relay is stopped and nothing is left to settle."""
+        window = self._window
+        while window.open or window.unsettled or not self._stopping.is_set():
+            window.sweep()
+            if not await self._exchange():
                 continue
-            if self._held and self._may_track():
+            if window.held and self._may_track():
                 await self._track()
-            elif self._open and not self._may_fetch():
+            elif window.open and not self._may_fetch():
                 await self._wait_for_outcomes()
-            elif self._dead and not self._may_fetch():
+            elif window.dead and not self._may_fetch():
                 await self._sleep(_BUSY)
 
-    async def _ask_broker(self) -> bool:
-        """Connect, settle and fetch, as far as there is reason to; return whether the broker did as it was told."""
-        if not self._source.open:
+    async def _exchange(self) -> bool:
+        """Connect, settle and fetch, as far as needed; return whether the broker answered."""
+        if not self._source.connected:
             await self._source.connect(self._sleep)
-            if not self._source.open:
+            if not self._source.connected:
                 return False
         if not await self._settle():
             return False
         if self._may_fetch():
             return await self._fetch()
-        self._source.unneeded("fetch")
+        self._source.skipped("fetch")
         return True
 
     def _may_track(self) -> bool:
-        """Whether events may go to the client: it sends, or nothing is on its way that would show that it can again."""
-        return not self._stopping.is_set() and (not self._open or self._client.stats().state == "sending")
+        """Return whether events may go to the client.
+
+        They may if the client sends, or if nothing is open: then only another event can show that the API is back.
+        """
+        return not self._stopping.is_set() and (not self._window.open or self._client.stats().state == "sending")
 
     def _may_fetch(self) -> bool:
-        if self._held:
-            return False
-        # Small fetches cost as much as large ones: rather wait until there is room for a large one.
-        most = min(self._window, self._window_bytes // self._typical)
-        return self._room() >= max(1, min(self._batch, most // 2)) and self._may_track()
-
-    def _room(self) -> int:
-        """Return how many messages may be fetched, as far as their size can be guessed."""
-        count = len(self._open) + len(self._done) + len(self._dead)
-        if not count:
-            return min(self._window, max(1, self._window_bytes // self._typical))
-        return min(self._window - count, (self._window_bytes - self._bytes) // self._typical)
+        return not self._window.held and self._window.has_room(self._batch) and self._may_track()
 
     async def _fetch(self) -> bool:
-        """Fetch what there is room for; return whether that worked."""
-        wait = _BUSY if self._open else _IDLE
-        messages = await self._source.fetch(min(self._batch, self._room()), wait)
-        if messages:
-            self._held.extend(messages)
-            size = _size(messages)
-            self._bytes += size
-            self._typical = max(1, size // len(messages))
-            self._counts["received"] += len(messages)
-            self._counts["fetches"] += 1
-            self._counts["redelivered"] += sum(message.deliveries > 1 for message in messages)
-        return messages is not None
+        """Fetch as much as there is room for; return whether the broker answered."""
+        wait = _BUSY if self._window.open else _IDLE
+        messages = await self._source.fetch(min(self._batch, self._window.room), wait)
+        if messages is None:
+            return False
+        self._window.add(messages)
+        return True
 
     async def _track(self) -> None:
-        """Hand what is held to the client; what is no event is dead."""
+        """Pass the held messages to the client."""
+        window = self._window
         if self._client.stats().state != "sending":
-            # A trial. Where the client refuses events while it is halted, they come back at once.
-            await self._sleep(_TRIAL)
-        held = self._held
+            # A halted client may refuse the events without a delay.
+            await self._sleep(_RETRY)
         try:
-            while held:
-                bodies = [self._body_of(message) for message in itertools.islice(held, _BREATH)]
-                results = await self._client.track_envelopes(bodies, allow_custom=self._allow_custom)
-                # Whatever ends it, a message is in one place.
-                for result in results:
-                    message = held.popleft()
-                    if isinstance(result, EventValidationError):
-                        self._bury(message, "undecodable", f"undecodable: {result}")
-                    else:
-                        self._open.append((message, result))
+            while window.held:
+                envelopes = [self._timestamps.envelope_of(message) for message in window.first_held(_TRACKED)]
+                window.tracked(await self._client.track_envelopes(envelopes, allow_custom=self._allow_custom))
         except BufferFullError:
-            # The client is set not to wait for room.
+            # The client's buffer is set to raise instead of waiting.
             await self._sleep(_BUSY)
         except ClientClosedError:
             # The end has begun: what is held is given back.
             return
 
-    def _body_of(self, message: Message) -> bytes:
-        if b'"timestamp"' in message.body or message.published_at is None:
-            return message.body
-        # The moment of the act is not known; that of the publication is nearer to it than now. A producer that makes
-        # its own ids may have made one that is no moment at all; and what is no event, the client says as well.
-        with suppress(ValueError, OverflowError, OSError):
-            event = self._codec.decode(message.body, allow_custom=self._allow_custom)
-            if not isinstance(event, CustomEvent):
-                moment = datetime.fromtimestamp(message.published_at, UTC)
-                return self._codec.encode(attrs.evolve(cast("View", event), timestamp=moment))
-        return message.body
+    async def _settle(self, *, at_end: bool = False) -> bool:
+        """Settle the messages that have an outcome; return whether the broker may be asked for more.
 
-    def _sweep(self) -> None:
-        """Take what has its outcome out of the open ones.
-
-        Outcomes come in about the order in which the events went, so behind many without one there are few with one:
-        those are looked for now and then only. To look at the whole window for every batch costs as much as HTTP.
+        Dead letters that the broker cannot keep stay in the window, and later messages are delivered meanwhile.
         """
-        now = time.monotonic()
-        most = _UNCHANGED
-        if now >= self._thorough_at:
-            most, self._thorough_at = self._window, now + _SELDOM
-        still: list[tuple[Message, Receipt]] = []
-        done, delivered, maybe_duplicates = self._done, 0, 0
-        looked_at = unchanged = 0
-        for pair in self._open:
-            looked_at += 1
-            message, receipt = pair
-            outcome = receipt.outcome
-            if outcome is None:
-                still.append(pair)
-                unchanged += 1
-                if unchanged > most:
-                    break
-                continue
-            unchanged = 0
-            if type(outcome) is Delivered:
-                done.append(message)
-                delivered += 1
-                maybe_duplicates += outcome.maybe_duplicate or message.deliveries > 1
-            else:
-                self._judge(message, outcome)
-        self._open[:looked_at] = still
-        self._counts["delivered"] += delivered
-        self._counts["maybe_duplicates"] += maybe_duplicates
-
-    def _judge(self, message: Message, outcome: Outcome) -> None:
-        disposition = disposition_of(outcome)
-        if disposition.kind == "back":
-            self._held.append(message)
-        elif disposition.kind == "dead":
-            self._bury(message, disposition.why, disposition.reason)
-        else:
-            self._done.append(message)
-            self._counts[disposition.kind] += 1
-
-    def _bury(self, message: Message, why: str, reason: str) -> None:
-        self._dead.append((message, " ".join(reason.split())[:_REASON]))
-        self._dead_by[why] += 1
-
-    async def _settle(self, *, at_once: bool = False) -> bool:
-        """Settle what has its outcome; return whether the broker may be asked for more.
-
-        Dead letters that cannot be kept stay here, and count in the window. What is behind them is delivered meanwhile.
-        """
-        if not self._done:
-            self._source.unneeded("settle")
-        elif await self._source.settle(self._done, []):
-            self._bytes -= _size(self._done)
-            self._done = []
+        window = self._window
+        if not window.done:
+            self._source.skipped("settle")
+        elif await self._source.settle(window.done):
+            window.done_settled()
         else:
             return False
-        if not self._dead:
-            self._source.unneeded("bury")
-        elif await self._source.bury(self._dead, at_once=at_once):
-            self._bytes -= _size(self._buried())
-            self._dead = []
+        if not window.dead:
+            self._source.skipped("settle_dead")
+        elif await self._source.settle_dead(window.dead, at_once=at_end):
+            window.dead_settled()
         return True
 
     async def _wait_for_outcomes(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_BUSY):
-                await self._open[0][1]
+                await self._window.open[0][1]
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep until the relay is told to stop, or for a moment where it has been."""
+        """Sleep until the relay is stopped; if it already is, for half a second at most."""
         if self._stopping.is_set():
             await asyncio.sleep(min(seconds, _IDLE))
             return
@@ -406,42 +280,35 @@ class Relay(Uncopyable):
                 await self._stopping.wait()
 
     async def _keep_leases(self) -> None:
-        """Tell the broker again and again that what is not settled is being worked on."""
+        """Extend the leases of all messages in the window, again and again."""
         lease = self._source.lease
         beat = _HEARTBEAT if lease is None else lease / 3
         while True:
-            # Soon after a failure: the leases may be about to end.
+            # Sooner after a failure, as the leases may be about to end.
             await asyncio.sleep(beat if self._source.trouble is None else min(beat, 1.0))
-            if self._source.open:
-                held = [*(message for message, _ in self._open), *self._held, *self._done, *self._buried()]
-                await self._source.extend(held, max(1.0, beat))
+            if self._source.connected:
+                await self._source.extend(self._window.messages(), max(1.0, beat))
 
-    def _buried(self) -> list[Message]:
-        return [message for message, _ in self._dead]
+    # --- at the end ---
 
-    # --- the end ---
-
-    async def _end(self, working: asyncio.Task[None]) -> None:
-        """Give everything an outcome now, settle it, give the rest back and part from the broker."""
-        # Closed before, or cancelled while it closed: it has a report for whoever asks again.
-        await self._client.aclose(0)
-        await asyncio.wait({working}, timeout=_LAST_WORDS)
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working}, timeout=_LAST_WORDS)
-        self._thorough_at = -math.inf
-        self._sweep()
-        if self._source.open:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):
-                    await self._settle(at_once=True)
-        rest = [*self._held]
-        if self._source.open and await self._source.release(rest, _LAST_WORDS):
-            self._held.clear()
-            self._counts["released"] += len(rest)
-            self._bytes -= _size(rest)
-        await self._source.aclose(_LAST_WORDS)
-
-
-def _size(messages: Sequence[Message]) -> int:
-    return sum(len(message.body) for message in messages)
+    async def _end(self, working: asyncio.Task[None], extending: asyncio.Task[None]) -> None:
+        """Give every event an outcome now, settle the messages, give the rest back, and disconnect."""
+        try:
+            # If the client is closed already, or a cancellation ended its closing, this only returns its report.
+            await self._client.aclose(0)
+            await asyncio.wait({working}, timeout=_END)
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working}, timeout=_END)
+            self._window.sweep(thorough=True)
+            if self._source.connected:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_END):
+                        await self._settle(at_end=True)
+            if self._source.connected and await self._source.release(list(self._window.held), _END):
+                self._window.held_released()
+        finally:
+            # A call that began after the source is closed would connect again, and nobody would close the connection.
+            extending.cancel()
+            await asyncio.wait({extending}, timeout=_END)
+            await self._source.aclose(_END)

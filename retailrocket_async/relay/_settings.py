@@ -1,4 +1,4 @@
-"""What a relay is told at its start, checked."""
+"""The settings of a relay's process."""
 
 import math
 import socket
@@ -17,23 +17,24 @@ def _hostname() -> str:
 
 @attrs.frozen(kw_only=True)
 class RelaySettings:
-    """How a relay's process is set up.
+    """The settings of a relay's process, checked.
 
     Attributes:
         source: the broker's address, e.g. ``redis://redis:6379/0?stream=events``; may hold a password.
-        name: what the broker knows this relay by; default the host's name, which outlives the process: a relay that is
-            started again finds what it had in its hands. Two on one host need names of their own.
+        name: the relay's name at the broker; default the host's name. It must stay the same when the process is
+            started again, so that the relay gets its unsettled messages back. Two relays on one host need different
+            names.
         batch: messages in one fetch; default 500.
-        window: messages handed out and not settled, `batch` or more; default 6,000.
-        window_bytes: their size in bytes after which no more are fetched; default 16 MiB.
+        window: messages that may be handed out and not settled, `batch` or more; default 6,000.
+        window_bytes: bytes of these messages after which no more are fetched; default 16 MiB.
         rate: requests a second, 0 or more; default 50. 0 lifts the limit.
-        limiter: address of a Redis in which all processes of the shop share the limit; default None: `rate` is this
-            process's own.
-        limiter_replicas: processes that share the limit at most, 1 or more, for the time in which that Redis does not
-            answer; default None: the largest number seen in the last minute.
-        limiter_on_unreachable: what happens in that time: ``"share"`` (default), ``"wait"`` or ``"raise"``, as
-            `RedisLimiter` takes it.
-        grace: seconds that what was fetched has to be delivered at the end, 0 or more; default 25.
+        limiter: address of a Redis through which all processes of the shop share the limit; default None: the limit is
+            this process's own.
+        limiter_replicas: the largest number of processes that share the limit, 1 or more, used while that Redis does
+            not answer; default None: the largest number that Redis counted in the last minute.
+        limiter_on_unreachable: what happens while that Redis does not answer: ``"share"`` (default), ``"wait"`` or
+            ``"raise"``, as for `RedisLimiter`.
+        grace: seconds, 0 or more, for delivering what was fetched at the end; default 25.
         allow_custom: deliver events of unknown names, too; default False.
         health_host: address on which health and metrics are served; default ``"127.0.0.1"``.
         health_port: its port; default 8081; 0 for any free one.
@@ -84,7 +85,7 @@ class RelaySettings:
 
     @property
     def buffer(self) -> Buffer:
-        """The client's buffer that has room for the whole window, so that the relay never waits for it."""
+        """A buffer for the client with room for the whole window, so that the relay never waits for room."""
         return Buffer(
             max_events=self.window + self.batch,
             max_bytes=2 * self.window_bytes + self.batch * Batching().max_bytes,

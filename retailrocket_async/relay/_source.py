@@ -1,8 +1,8 @@
-"""Where a relay's messages come from: what every broker must offer, and no more.
+"""The protocol between the relay and a broker: messages, dead letters, and the methods that every broker offers.
 
-A source hands out messages, keeps them leased while they are worked on, and takes them back for good only together
-with what became of them. Whatever it has handed out and not got back is handed out again, to this relay or another:
-delivery is at least once.
+A source hands out messages and keeps them leased while the relay works on them. It removes a message from the broker
+only when the relay settles it. A message that was handed out and not settled is handed out again, to this relay or to
+another one: delivery is at least once.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 
-# Not frozen, as that doubles what one costs, and there is one for every event.
+# Not frozen: that would double the cost of making one, and there is one for every event.
 @attrs.define(kw_only=True, eq=False)
 class Message:
-    """One wire envelope, as the broker holds it. Nobody changes one.
+    """One wire envelope, as the broker holds it. Treat it as frozen.
 
     Attributes:
-        id: what the broker calls it, as text for people and logs, e.g. ``"1700000000000-0"`` or ``"3:1742"``.
+        id: the broker's id of the message, as text for people and logs, e.g. ``"1700000000000-0"`` or ``"3:1742"``.
         body: the envelope: UTF-8 JSON of an object with one key, e.g. ``b'{"view":{...}}'``.
-        deliveries: how often the broker has handed it out, this time included, 1 or more; 1 where it does not count.
-        published_at: when it was published, in seconds since the epoch; None where the broker does not tell.
-        handle: what the source needs to find it again; nobody else's business.
+        deliveries: how often the broker has handed it out, this time included, 1 or more; 1 if the broker does not
+            count.
+        published_at: when it was published, in seconds since the epoch; None if the broker does not report it.
+        handle: the source's own reference to the message; only the source reads it.
     """
 
     id: str
@@ -36,11 +37,12 @@ class DeadLetter:
     """A message that will not be delivered, kept with the reason.
 
     Attributes:
-        id: what the dead-letter store calls it.
-        message_id: what the broker called the message.
+        id: the id of the dead letter in its store.
+        message_id: the broker's id of the message.
         body: the message as it was, or its beginning if the broker could not keep all of it.
-        reason: why, in one line, e.g. ``"rejected: HTTP 400"`` or ``"undecodable: must be JSON"``; never a secret.
-        died_at: when, in seconds since the epoch.
+        reason: why it will not be delivered, in one line, e.g. ``"rejected: HTTP 400"`` or
+            ``"undecodable: must be JSON"``; never a secret.
+        died_at: when it became a dead letter, in seconds since the epoch.
         size: bytes of the whole message if `body` was shortened; None (default) if `body` is the whole.
         sha256: digest of the whole message in hexadecimal if `body` was shortened; else ``""``, the default.
     """
@@ -59,8 +61,8 @@ class Lag:
     """How far a relay is behind.
 
     Attributes:
-        waiting: messages that nobody has been handed yet; None where the broker does not tell.
-        pending: messages handed out, to whichever relay, and not settled; None where the broker does not tell.
+        waiting: messages that the broker has not handed out yet; None if the broker does not report it.
+        pending: messages handed out, to any relay, and not settled; None if the broker does not report it.
     """
 
     waiting: int | None = None
@@ -69,14 +71,14 @@ class Lag:
 
 @runtime_checkable
 class Source(Protocol):
-    """A broker as the relay sees it. Methods are called from one task at a time, but for `extend` and `lag`.
+    """A broker as the relay sees it. One task at a time calls its methods, except `extend` and `lag`.
 
-    What a method raises is a failure of the broker: the relay logs it once, waits, and calls again; nothing that was
-    fetched counts as settled until `settle` has returned.
+    An exception of a method is a failure of the broker: the relay logs it once, waits, and calls again. A message
+    counts as settled only when `settle` has returned.
 
     Attributes:
         lease: seconds after which a message that was neither settled nor extended may be handed to another relay;
-            None where it never is while this one is connected.
+            None if that never happens while this relay is connected.
     """
 
     lease: float | None
@@ -88,28 +90,30 @@ class Source(Protocol):
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, oldest first; none after `wait` seconds without any.
 
-        What this relay was handed in an earlier life, or another one has let its lease run out on, comes first.
-        Cancelling it loses nothing: what was handed out and not returned is handed out again.
+        Messages that this relay was handed before a restart come first, and those whose lease has expired. A
+        cancellation loses nothing: a message that was handed out and not returned is handed out again.
         """
         ...
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Take messages back for good.
+        """Acknowledge messages: the broker does not hand them out again.
 
-        `dead` are kept as dead letters, each with its reason, and only then, or in the same step, acknowledged: at no
-        moment is a message in neither place.
+        Args:
+            done: messages that are not needed any more.
+            dead: messages, each with the reason, that are kept as dead letters first, or in the same step. So at no
+                moment is a message neither in the stream nor among the dead letters.
         """
         ...
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Renew the lease on everything that is still being worked on; called every third of `lease`, or every 20 s.
+        """Extend the leases of messages that are not settled yet; called every third of `lease`, or every 20 s.
 
-        Also called with no messages: a source may have to show the broker that it is alive while nothing is fetched.
+        Also called without messages: a source may have to send the broker a heartbeat while nothing is fetched.
         """
         ...
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Give back what will not be worked on, for anybody, soon; called once, at the end, and may do nothing."""
+        """Give messages back, so that any relay may get them soon; called once, at the end. It may do nothing."""
         ...
 
     async def lag(self) -> Lag:
@@ -123,7 +127,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class DeadLetters(Protocol):
-    """The dead letters of a source, for people who look into what went wrong."""
+    """The dead letters of a source: to list them, publish them again, or remove them."""
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
         """Return the oldest dead letters, `most` at most."""

@@ -1,4 +1,4 @@
-"""What a relay tells of itself."""
+"""The counters of a relay."""
 
 from collections.abc import Mapping
 
@@ -13,21 +13,21 @@ class RelayStats:
 
     Attributes:
         received: handed out by the broker.
-        fetches: times that the broker handed out any.
-        redelivered: of `received`, handed out before, to this relay or to another.
+        fetches: fetches that returned messages.
+        redelivered: of `received`, those that were handed out before, to this relay or to another.
         delivered: accepted by the API.
-        filtered: not sent, as the client's `before_send` wants it.
+        filtered: not sent, as the client's `before_send` dropped the event.
         dead: those that become dead letters, by the reason's first word, e.g. ``{"undecodable": 2}``.
         released: given back to the broker at the end.
-        maybe_duplicates: delivered, and perhaps not for the first time: handed out before, or sent twice as an answer
-            was lost.
+        maybe_duplicates: of `delivered`, those that the API may have recorded before: they were handed out before, or
+            sent twice as an answer was lost.
         in_hand: handed out, and without an outcome yet.
-        unsettled: with an outcome that the broker has not confirmed yet.
-        size: bytes of those two.
-        oldest_age: seconds since the oldest of those in hand was published; 0 where there is none, or the broker does
-            not tell.
+        unsettled: with an outcome, and not yet settled.
+        size: bytes of the messages in hand or unsettled.
+        oldest_age: seconds since the oldest message in hand was published; 0 if there is none, or if the broker does
+            not report the time.
         broker_failures: calls of the broker that failed.
-        connected: whether the broker is there.
+        connected: whether the broker answers.
     """
 
     received: int = 0

@@ -1,4 +1,4 @@
-"""What every limiter owes its clients; each implementation's tests inherit `LimiterContract`."""
+"""The contract of every limiter; the tests of each implementation inherit `LimiterContract`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROUNDING = 1e-6
-"""Seconds: far more than the rounding of floats, far less than anything that matters to a limit."""
+"""Seconds: far above the rounding of floats, far below any time that matters to a limit."""
 
 
 def worst_window(times: Iterable[float], per: float) -> int:
@@ -32,7 +32,7 @@ def worst_window(times: Iterable[float], per: float) -> int:
 
 
 class LimiterContract(abc.ABC):
-    """The abstract suite; `make` and, for a limiter that needs real time, `run` and `per` are the implementation's."""
+    """The tests. An implementation defines `make` and, if it needs real time, `run` and `per`."""
 
     per: float = 1.0
     """The window's length that the tests use, in seconds."""
@@ -57,7 +57,7 @@ class LimiterContract(abc.ABC):
         assert isinstance(self.make(self.limit(10)), Limiter)
 
     def test_first_request_does_not_wait(self) -> None:
-        """After a quiet moment a request leaves at once."""
+        """The first request is granted without a wait."""
 
         async def test() -> None:
             async with asyncio.timeout(self.per / 10 + self.lateness):
@@ -106,7 +106,7 @@ class LimiterContract(abc.ABC):
         assert list(range(20)) == self.run(test())
 
     def test_cancelled_waiters_block_nobody(self) -> None:
-        """Whoever waits behind cancelled waiters is granted as if they had never come."""
+        """A waiter behind cancelled waiters is granted as if they had never called."""
 
         async def test() -> float:
             limiter = self.make(self.limit(4))
@@ -132,7 +132,7 @@ class LimiterContract(abc.ABC):
         assert self.run(test()) >= 0.0
 
     def test_pause_holds_waiters(self) -> None:
-        """A pause holds back those, too, who waited before it came."""
+        """A pause also holds back waiters that called before it began."""
 
         async def test() -> float:
             limiter = self.make(self.limit(4))

@@ -1,4 +1,4 @@
-"""What every source owes the relay; each broker's tests inherit `SourceContract`, and run it on the real broker.
+"""The contract of every source; the tests of each broker inherit `SourceContract`, and run it on the real broker.
 
 ::
 
@@ -7,7 +7,7 @@
         async def make(self, name="relay-1", lease=None): ...
         async def publish(self, bodies): ...
 
-Sources that a test makes by `self.source(...)` are open, and closed at its end.
+`self.source(...)` returns an open source, and closes it at the test's end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BODIES = [
 
 
 def numbered(count: int, first: int = 0) -> list[bytes]:
-    """Return that many envelopes, all different."""
+    """Return `count` different envelopes."""
     return [b'{"view":{"sessionExternalId":"a","productId":%d}}' % number for number in range(first, first + count)]
 
 
@@ -44,26 +44,26 @@ def bodies_of(messages: Sequence[Message]) -> list[bytes]:
 
 
 class SourceContract(abc.ABC):
-    """The abstract suite. What differs between brokers is in attributes, so that each says where it promises less."""
+    """The tests. Attributes say in which points a broker promises less than the others."""
 
     lease: float | None = 1.0
-    """Seconds of lease that the tests use; None where a message is nobody else's while its relay is connected."""
+    """Seconds of lease that the tests use; None if a message stays with its relay as long as that is connected."""
 
     patience: float = 20.0
-    """Seconds until what must happen is taken not to happen: the broker's own time-outs, and a slow machine."""
+    """Seconds after which a test gives up waiting: above the broker's own time-outs on a slow machine."""
 
     settles_each: bool = True
-    """Whether messages are settled one by one; False where only all before a point can be (Kafka's offsets)."""
+    """Whether messages are settled one by one; False if only all below an offset can be settled (Kafka)."""
 
-    buries_once: bool = True
-    """Whether a dead letter is kept once though it is settled twice, as after an answer that was lost."""
+    keeps_dead_once: bool = True
+    """Whether a message that is settled as dead twice, as after a lost answer, is one dead letter."""
 
     @abc.abstractmethod
     async def make(self, name: str = "relay-1", lease: float | None = None) -> Any:
-        """Return a new source, not open, of this test's stream and group; `name` tells two relays apart.
+        """Return a new source of this test's stream and group, not open.
 
         Args:
-            name: the same name is the same relay, in a new life.
+            name: the relay's name; the same name again is the same relay after a restart.
             lease: seconds; None for `self.lease`.
         """
 
@@ -115,14 +115,14 @@ class SourceContract(abc.ABC):
     # --- fetching ---
 
     async def test_is_a_source(self) -> None:
-        """It has the methods of a source, and of a store of dead letters."""
+        """It is a `Source`, and a `DeadLetters`."""
         source = await self.source()
         assert isinstance(source, Source)
         assert isinstance(source, DeadLetters)
         assert source.lease == self.lease
 
     async def test_hands_out_what_was_there_before(self) -> None:
-        """What was published before a relay ever ran is handed out, in order and byte for byte."""
+        """Messages that were published before the first relay ran are handed out, in order and byte for byte."""
         await self.publish(BODIES)
         found = await self.collect(await self.source(), len(BODIES))
 
@@ -132,7 +132,7 @@ class SourceContract(abc.ABC):
         assert all(message.deliveries >= 1 for message in found)
 
     async def test_tells_when_it_was_published(self) -> None:
-        """Where the broker knows when a message was published, that is a time of the real clock."""
+        """The time of publication, if the broker reports it, is a time of the real clock."""
         before = time.time()
         await self.publish(numbered(1))
         [message] = await self.collect(await self.source(), 1)
@@ -153,7 +153,7 @@ class SourceContract(abc.ABC):
         assert bodies_of(found) == numbered(50)
 
     async def test_waits_in_vain(self) -> None:
-        """With nothing there a fetch returns nothing, about when it should."""
+        """Without messages a fetch returns nothing after its wait."""
         source = await self.source()
         async with asyncio.timeout(self.patience):
             assert list(await source.fetch(10, 0.0)) == []
@@ -182,7 +182,7 @@ class SourceContract(abc.ABC):
         assert bodies_of(found) == numbered(3000)
 
     async def test_large_message(self) -> None:
-        """A message of half a MiB comes as it is."""
+        """A message of half a MiB is handed out unchanged."""
         body = b'{"search":{"sessionExternalId":"a","searchPhrase":"%b"}}' % (b"x" * 500_000)
         await self.publish([body])
         [message] = await self.collect(await self.source(), 1)
@@ -190,7 +190,7 @@ class SourceContract(abc.ABC):
         assert message.body == body
 
     async def test_cancelled_fetch_loses_nothing(self) -> None:
-        """Fetches cancelled at any moment lose nothing, in the same life."""
+        """Fetches that are cancelled at any moment lose no message, even without a restart."""
         source = await self.source()
         found: list[Message] = []
         for round_ in range(20):
@@ -211,7 +211,7 @@ class SourceContract(abc.ABC):
     # --- settling ---
 
     async def test_settled_is_gone(self) -> None:
-        """What is settled is never handed out again, in this life or the next, nor to another relay."""
+        """A settled message is never handed out again, neither to its relay, restarted or not, nor to another."""
         await self.publish(numbered(10))
         source = await self.source()
         await source.settle(await self.collect(source, 10), [])
@@ -222,22 +222,22 @@ class SourceContract(abc.ABC):
         assert bodies_of(await self.collect(await self.source(), 1)) == numbered(1, first=10)
 
     async def test_settling_nothing(self) -> None:
-        """To settle nothing does nothing."""
+        """Settling no messages does nothing."""
         await (await self.source()).settle([], [])
 
     async def test_settling_twice(self) -> None:
-        """To settle again what was settled, as after an answer that was lost, does no harm."""
+        """Settling messages a second time, as after a lost answer, changes nothing."""
         await self.publish(numbered(4))
         source = await self.source()
         done = await self.collect(source, 4)
         await source.settle(done[:2], [(done[2], "rejected: HTTP 400")])
-        await source.settle(done, [(done[2], "rejected: HTTP 400")] if self.buries_once else [])
+        await source.settle(done, [(done[2], "rejected: HTTP 400")] if self.keeps_dead_once else [])
 
         await self.nothing_left(source)
         assert len(await source.list_dead(10)) == 1
 
     async def test_unsettled_comes_again(self) -> None:
-        """What was handed out and not settled before a crash is handed out in the next life, and first."""
+        """Messages that were handed out and not settled before a crash are handed out after the restart, and first."""
         await self.publish(numbered(10))
         source = await self.source()
         found = await self.collect(source, 10)
@@ -267,7 +267,7 @@ class SourceContract(abc.ABC):
     # --- leases ---
 
     async def test_another_takes_over(self) -> None:
-        """What a relay that is gone did not settle is handed to another one, once its lease is over."""
+        """The unsettled messages of a relay that has ended are handed to another one, once their lease is over."""
         await self.publish(numbered(10))
         first = await self.source("relay-1")
         found = await self.collect(first, 10)
@@ -278,7 +278,7 @@ class SourceContract(abc.ABC):
         assert set(bodies_of(again)) == set(numbered(6, first=4))
 
     async def test_takes_over_at_about_the_end_of_the_lease(self) -> None:
-        """What a relay stops working on is another's neither before its lease is over nor long after that."""
+        """A message that is not extended is handed to another relay about when its lease is over, and not before."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         clock = asyncio.get_running_loop().time
@@ -295,7 +295,7 @@ class SourceContract(abc.ABC):
         assert clock() - ended <= 1.6 * self.lease + 2.0
 
     async def test_extended_stays(self) -> None:
-        """What is extended in time is handed to nobody else, however long it takes."""
+        """A message whose lease is extended in time is handed to no other relay."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         await self.publish(numbered(10))
@@ -310,7 +310,7 @@ class SourceContract(abc.ABC):
         await self.nothing_left(second, 1.2 * self.lease)
 
     async def test_extending_takes_nothing_back(self) -> None:
-        """Whoever extends what another relay has taken over meanwhile does not take it back."""
+        """Extending a message that another relay has taken over does not take it back."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         await self.publish(numbered(5))
@@ -326,7 +326,7 @@ class SourceContract(abc.ABC):
         await self.nothing_left(second, 1.2 * self.lease)
 
     async def test_extending_nothing(self) -> None:
-        """To extend nothing does nothing, whether or not anything is handed out."""
+        """Extending no messages does nothing, whether or not messages are handed out."""
         source = await self.source()
         await source.extend([])
         await self.publish(numbered(1))
@@ -334,7 +334,7 @@ class SourceContract(abc.ABC):
         await source.extend([])
 
     async def test_extending_while_fetching(self) -> None:
-        """Leases are renewed, and the lag is told, while a fetch waits."""
+        """Leases can be extended, and the lag read, while a fetch waits."""
         await self.publish(numbered(3))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -346,7 +346,7 @@ class SourceContract(abc.ABC):
             assert bodies_of(await fetch) == numbered(1, first=3)
 
     async def test_released_is_there_for_another(self) -> None:
-        """What a relay gives back at its end is handed to another one."""
+        """A message that a relay gives back at its end is handed to another one."""
         await self.publish(numbered(6))
         first = await self.source("relay-1")
         found = await self.collect(first, 6)
@@ -358,7 +358,7 @@ class SourceContract(abc.ABC):
         assert set(bodies_of(again)) == set(numbered(4, first=2))
 
     async def test_opened_again(self) -> None:
-        """A source that is opened again, as after a failure, hands out what it had not, and nothing twice."""
+        """A source that is opened again, as after a failure, hands out the messages that it had not, and none twice."""
         await self.publish(numbered(6))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -372,7 +372,7 @@ class SourceContract(abc.ABC):
     # --- lag ---
 
     async def test_lag(self) -> None:
-        """The lag, where the broker tells it, counts what waits and what is handed out."""
+        """The lag, if the broker reports it, counts the messages that wait and those that are handed out."""
         source = await self.source()
         await self.publish(numbered(10))
         found = await self.collect(source, 4, most=4)
@@ -402,7 +402,7 @@ class SourceContract(abc.ABC):
         ]
         assert all(before - 2.0 <= letter.died_at <= time.time() + 2.0 for letter in letters)
 
-    async def bury(self, source: Any, count: int) -> list[bytes]:
+    async def make_dead(self, source: Any, count: int) -> list[bytes]:
         """Make dead letters, and return their bodies, oldest first."""
         await self.publish(numbered(count))
         found = await self.collect(source, count)
@@ -411,17 +411,17 @@ class SourceContract(abc.ABC):
         return bodies_of(found)
 
     async def test_dead_letters_are_listed_oldest_first(self) -> None:
-        """The list begins with the oldest, holds no more than asked for, and leaves all where they are."""
+        """The list begins with the oldest dead letter, is no longer than asked for, and removes none."""
         source = await self.source()
-        dead = await self.bury(source, 5)
+        dead = await self.make_dead(source, 5)
 
         assert bodies_of(await source.list_dead(2)) == dead[:2]
         assert bodies_of(await source.list_dead(100)) == dead
 
     async def test_dead_letters_are_replayed(self) -> None:
-        """The oldest dead letters are published again, as they were, and are dead no longer."""
+        """The oldest dead letters are published again unchanged, and are dead letters no longer."""
         source = await self.source()
-        dead = await self.bury(source, 5)
+        dead = await self.make_dead(source, 5)
 
         assert await source.replay_dead(3) == 3
         assert bodies_of(await self.collect(source, 3)) == dead[:3]
@@ -433,7 +433,7 @@ class SourceContract(abc.ABC):
     async def test_dead_letters_are_purged(self) -> None:
         """The oldest dead letters are removed for good."""
         source = await self.source()
-        dead = await self.bury(source, 5)
+        dead = await self.make_dead(source, 5)
 
         assert await source.purge_dead(3) == 3
         assert bodies_of(await source.list_dead(10)) == dead[3:]

@@ -140,7 +140,7 @@ SHARED_MODULES = {
     "retailrocket_async._interrupt",
     *(
         f"retailrocket_async._runtime.{name}"
-        for name in ("exports", "extras", "foreign_code", "uncopyable", "setting_text")
+        for name in ("context", "exports", "extras", "foreign_code", "uncopyable", "setting_text")
     ),
 }
 

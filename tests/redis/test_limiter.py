@@ -1,4 +1,4 @@
-"""The limit that a fleet shares, on a real Redis: kept, shared fairly, and outliving whatever happens to Redis."""
+"""`RedisLimiter` on a real Redis: the limit is kept and shared fairly, in outages of Redis, too."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from redis.asyncio import Redis, RedisCluster
 from retailrocket_async import ConfigurationError, RateLimit, RetailRocketError, WrongLoopError
 from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
 from retailrocket_async.redis._outage import share
+from retailrocket_async.redis._permit import SharedPermit
 from tests.contracts.limiter import LimiterContract, now, take, worst_window
 from tests.support.redis_server import RedisServer, free_port, redis_server
+from tests.support.source_internals import age_last_answer, age_reservation, has_reservation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["redis_server"]
 
-pytestmark = [pytest.mark.needs_server("redis-server"), pytest.mark.leaves_connections("redis-py")]
+pytestmark = pytest.mark.needs_server("redis-server")
 
 T = TypeVar("T")
 
 KEY = "retailrocket:{shop}:limit"
 PATIENCE = 30.0
-"""Seconds in which even a busy machine gets there."""
+"""Seconds in which even a busy machine does what a test waits for."""
 
 
 class TestRedisLimiter(LimiterContract):
@@ -48,7 +50,7 @@ class TestRedisLimiter(LimiterContract):
         self.clients: list[Redis] = []
 
     def make(self, rate_limit: RateLimit) -> Limiter:
-        """Return a new one, in a fleet of its own."""
+        """Return a new limiter; each test has a server of its own."""
         client = Redis.from_url(self.url)
         self.clients.append(client)
         return RedisLimiter(client, rate_limit)
@@ -60,17 +62,20 @@ class TestRedisLimiter(LimiterContract):
             try:
                 return await test
             finally:
+                await until(nothing_runs)
                 for client in self.clients:
                     await client.aclose()
+                self.clients.clear()
 
         return asyncio.run(main())
 
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """Give a client of the test's server."""
+    """Yield a client of the test's server; close it when no limiter reports any more, or one would connect again."""
     async with Redis.from_url(redis_server.url) as client:
         yield client
+        await until(nothing_runs)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -83,8 +88,13 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             await asyncio.sleep(0.005)
 
 
+def nothing_runs() -> bool:
+    """Return whether no task runs but this one: no limiter reports any more."""
+    return asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def saturate(limiters: list[RedisLimiter], seconds: float, *, senders: int = 3) -> list[list[float]]:
-    """Make requests for so long through each limiter, as fast as it allows; return when each granted them."""
+    """Make requests for `seconds` through each limiter, as fast as it allows; return when each request was granted."""
     end = now() + seconds
 
     async def sender(limiter: RedisLimiter, times: list[float]) -> None:
@@ -99,13 +109,13 @@ async def saturate(limiters: list[RedisLimiter], seconds: float, *, senders: int
 
 
 async def commands(client: Redis) -> int:
-    """Return how many scripts were run."""
+    """Return how many commands that run a script the server has executed."""
     statistics = await client.info("commandstats")
     return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
 
 def records(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the package has logged."""
+    """Return the messages that the package has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
 
 
@@ -113,30 +123,32 @@ def records(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_several_processes_share_one_limit(redis: Redis) -> None:
-    """Whatever the number of limiters, no window holds more than the one limit, and each gets its part."""
+    """However many limiters share a limit, no window holds more requests than it allows, and each gets its part."""
     limit = RateLimit(requests=20, per=0.5)
-    limiters = [RedisLimiter(redis, limit) for _ in range(4)]
+    # On a busy machine a command may take longer than the default time-out. For the limiter that is an outage, in which
+    # it sends its share beside the limit that the others share.
+    limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(4)]
 
     times = await saturate(limiters, 2.5)
 
     assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
-    # One booking at a time: nobody is ahead of another by more than the burst.
+    # A limiter has one reservation at a time, so none is ahead of another by more than the burst.
     assert max(map(len, times)) - min(map(len, times)) <= limit.burst + 1
 
 
 async def test_a_permit_costs_one_command(redis: Redis) -> None:
-    """What becomes of a request is told along with the next booking."""
-    limiters = [RedisLimiter(redis, RateLimit(requests=20, per=0.5)) for _ in range(4)]
+    """A request is reported along with the next reservation, so a permit costs one command."""
+    limiters = [RedisLimiter(redis, RateLimit(requests=20, per=0.5), timeout=PATIENCE) for _ in range(4)]
     before = await commands(redis)
 
     times = await saturate(limiters, 2.0)
 
-    # One booking of each may be left, and the script is loaded by a second command.
+    # Each limiter may have one reservation left, and loading the script takes a second command.
     assert await commands(redis) - before <= 1.1 * sum(map(len, times)) + 2 * len(limiters)
 
 
 async def test_shops_do_not_share(redis: Any) -> None:
-    """Limiters of different names have nothing to do with each other."""
+    """Limiters of different names share no limit and no keys."""
     limit = RateLimit(requests=1, per=60.0)
     async with asyncio.timeout(PATIENCE):
         for name in ("a", "b"):
@@ -146,23 +158,23 @@ async def test_shops_do_not_share(redis: Any) -> None:
 
 
 async def test_a_pause_holds_all_processes(redis: Redis) -> None:
-    """What one process was asked to wait for, another waits for."""
+    """A pause that one process was asked for holds back another process."""
     one, other = RedisLimiter(redis), RedisLimiter(redis)
     end = now() + 0.7
     one.pause_until(end)
-    await until_told(redis, "open")
+    await until_reported(redis, "open")
 
     assert await take(other) >= end
 
 
 async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
-    """A 429 that one process met pauses the others, and cuts their pace once for an incident."""
+    """A 429 to one process pauses the others, and cuts their pace once for each incident."""
     limit = RateLimit(requests=20, per=0.2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     begin = await take(one)
     one.throttled(begin)
     one.throttled(begin)
-    await until_told(redis, "slow")
+    await until_reported(redis, "slow")
     first = await take(other)
     times = [await take(other) for _ in range(10)]
 
@@ -174,13 +186,13 @@ async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
 
 
 async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
-    """Every incident in a row doubles the pause, up to 8 s, and cuts the pace, never under a tenth."""
+    """Each further incident doubles the pause, up to 8 s, and cuts the pace, down to a tenth at least."""
     limiter = RedisLimiter(redis, RateLimit(requests=20, per=1.0))
     penalties, paces = [], []
     for _ in range(8):
         before = float(await redis.hget(KEY, "over") or 0)
         limiter.throttled(now())
-        await until_told(redis, "over", above=before)
+        await until_reported(redis, "over", above=before)
         state = await state_of(redis)
         penalties.append(state["penalty"] / 1e6)
         paces.append(1 - (state["slow"] - state["over"]) / 1e6 * 0.02)
@@ -195,7 +207,7 @@ async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
 
 
 async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> None:
-    """Who was granted a request and has not written it yet keeps others from taking its place."""
+    """A granted request that is not written yet counts for other processes until it is written."""
     limit = RateLimit(requests=2, per=0.4, burst=2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permits = [await one.acquire() for _ in range(2)]
@@ -217,8 +229,8 @@ async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> Non
         assert await waiter >= sent_at + limit.per
 
 
-async def test_what_comes_while_a_command_is_under_way_is_told_as_well(redis: Redis) -> None:
-    """Requests that are late one after the other are all told of, though nobody books again."""
+async def test_a_report_during_a_command_is_sent_as_well(redis: Redis) -> None:
+    """Requests that are late one after the other are all reported, even without another reservation."""
     limiter = RedisLimiter(redis, RateLimit(requests=2, per=0.4, burst=2))
     permits = [await limiter.acquire() for _ in range(2)]
 
@@ -238,7 +250,7 @@ async def test_what_comes_while_a_command_is_under_way_is_told_as_well(redis: Re
 
 
 async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
-    """The window of a request begins when it was written, for other processes as well."""
+    """A late request counts, for other processes as well, from the moment at which it was written."""
     limit = RateLimit(requests=1, per=2.0)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permit = await one.acquire()
@@ -248,19 +260,19 @@ async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
     permit.sent()
     sent_at = now()
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         return any(score > believed for _, score in await requests(redis))
 
-    await until(is_told)
+    await until(is_reported)
 
     assert await take(other) >= sent_at + limit.per
     permit.done()
 
 
 async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
-    """A process that wakes late for its bookings does not make up for them at once."""
+    """A process that wakes too late for its reservations does not catch up with a burst."""
     limit = RateLimit(requests=20, per=0.5)
-    limiters = [RedisLimiter(redis, limit) for _ in range(4)]
+    limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(4)]
     block = time.sleep
 
     async def blocker() -> None:
@@ -269,7 +281,7 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
             await asyncio.sleep(0.2)
 
     task = asyncio.create_task(blocker())
-    # A machine that is busy elsewhere stops this process for longer than `jitter` allows for: one of three runs counts.
+    # Other load on the machine may stop this process for longer than `jitter` allows: one of three runs must succeed.
     for _ in range(3):
         times = await saturate(limiters, 3.0)
         worst = worst_window([at for own in times for at in own], limit.per)
@@ -283,17 +295,17 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
 # --- waiters ---
 
 
-async def test_a_cancelled_waiter_leaves_its_booking_to_the_next(redis: Redis) -> None:
-    """Who waits behind a cancelled waiter takes over what that one has booked."""
+async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redis) -> None:
+    """The next waiter takes over the reservation of a cancelled one."""
     limit = RateLimit(requests=4, per=1.2, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
     waiter, last = (asyncio.create_task(take(limiter)) for _ in range(2))
 
-    async def is_booked() -> bool:
+    async def is_reserved() -> bool:
         return len(await requests(redis)) == 2
 
-    await until(is_booked)
+    await until(is_reserved)
     waiter.cancel()
 
     async with asyncio.timeout(PATIENCE):
@@ -301,41 +313,35 @@ async def test_a_cancelled_waiter_leaves_its_booking_to_the_next(redis: Redis) -
     assert len(await requests(redis)) == 2
 
 
-async def test_a_booking_that_comes_to_nothing_is_given_back(redis: Redis) -> None:
-    """Where nobody was there for a booking in time, the next one is no later for it."""
+async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
+    """If nobody uses a reservation in time, the next one is not later because of it."""
     limit = RateLimit(requests=4, per=8.0, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
     waiter = asyncio.create_task(take(limiter))
 
-    async def is_booked() -> bool:
+    async def is_reserved() -> bool:
         return len(await requests(redis)) == 2
 
-    async def has_come() -> bool:
-        return limiter._member is not None and limiter._member._booked is not None
-
-    await until(is_booked)
-    await until(has_come)
+    await until(is_reserved)
+    await until(lambda: has_reservation(limiter))
     waiter.cancel()
     await asyncio.wait([waiter])
-    member = limiter._member
-    assert member is not None
-    assert member._booked is not None
     # As if its moment were long over.
-    member._booked = member._booked._replace(at=now() - limit.per)
+    age_reservation(limiter, 2 * limit.per)
     before = await state_of(redis)
     waiter = asyncio.create_task(take(limiter))
-    await until_told(redis, "seen", above=before["seen"])
+    await until_reported(redis, "seen", above=before["seen"])
     waiter.cancel()
 
-    assert await is_booked()
+    assert await is_reserved()
     # In microseconds since the epoch: a slot that was kept would be 2 s.
     assert (await state_of(redis))["next"] == pytest.approx(before["next"], rel=0, abs=1_000)
 
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) -> None:
-    """Wherever a waiter is cancelled, those behind it are granted."""
+    """At whatever await a waiter is cancelled, the waiters behind it are granted."""
     limiter = RedisLimiter(redis, RateLimit(requests=50, per=0.5))
     waiters = [asyncio.create_task(take(limiter)) for _ in range(3)]
     for _ in range(turns):
@@ -347,8 +353,8 @@ async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) ->
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_where_nobody_waits_any_more_nothing_goes_on(redis: Redis, turns: int) -> None:
-    """The last waiter takes its command along, so the Redis client may be closed; the next one is granted."""
+async def test_without_waiters_no_command_goes_on(redis: Redis, turns: int) -> None:
+    """Cancelling the last waiter ends its command, so the Redis client may be closed; a later waiter is granted."""
     limiter = RedisLimiter(redis)
     waiter = asyncio.create_task(limiter.acquire())
     for _ in range(turns):
@@ -356,7 +362,7 @@ async def test_where_nobody_waits_any_more_nothing_goes_on(redis: Redis, turns: 
     waiter.cancel()
     await asyncio.wait([waiter])
 
-    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    await until(nothing_runs)
     async with asyncio.timeout(PATIENCE):
         await take(limiter)
 
@@ -365,7 +371,7 @@ async def test_where_nobody_waits_any_more_nothing_goes_on(redis: Redis, turns: 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"redis": object()}, r"redis must be a redis\.asyncio\.Redis"),
         ({"rate_limit": None}, "rate_limit must be a RateLimit"),
@@ -380,20 +386,20 @@ async def test_where_nobody_waits_any_more_nothing_goes_on(redis: Redis, turns: 
         ({"timeout": "1"}, "timeout must be"),
     ],
 )
-def test_what_is_impossible_is_refused(settings: dict[str, Any], told: str) -> None:
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     """A wrong value fails at construction, and the message names the field and its rule."""
     arguments: dict[str, Any] = {"redis": Redis(), **settings}
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         RedisLimiter(**arguments)
 
 
 def test_construction_does_nothing() -> None:
-    """A limiter can be made where no event loop runs and no Redis is there."""
+    """A limiter can be made without an event loop and without a Redis."""
     RedisLimiter(Redis.from_url("redis://127.0.0.1:1"))
 
 
 def test_one_loop(redis_server: RedisServer) -> None:
-    """Another loop is refused while the first one lives, and welcome when it is closed."""
+    """A second event loop may use the limiter only after the first one is closed."""
 
     async def once(limiter: RedisLimiter, client: Redis) -> None:
         await take(limiter)
@@ -404,25 +410,25 @@ def test_one_loop(redis_server: RedisServer) -> None:
     limiter = RedisLimiter(client, timeout=10.0)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(once(limiter, client))
-        for call in (limiter.acquire(), told(limiter.pause_until, 0.0), told(limiter.throttled, 0.0)):
+        for call in (limiter.acquire(), called(limiter.pause_until, 0.0), called(limiter.throttled, 0.0)):
             with pytest.raises(WrongLoopError, match="one limiter for each loop"):
                 second.run(call)
     asyncio.run(once(limiter, client))
 
 
-async def told(method: Any, moment: float) -> None:
-    """Call a method that does not wait, in a loop."""
+async def called(method: Any, moment: float) -> None:
+    """Call a method that does not wait, inside an event loop."""
     method(moment)
 
 
 async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
-    """It does not matter whether the caller's client decodes what it reads."""
+    """The limiter works with a client that decodes answers, too."""
     async with Redis.from_url(redis_server.url, decode_responses=True) as client:
         await take(RedisLimiter(client))
 
 
 async def test_a_cluster() -> None:
-    """All keys of a limit lie on one node of a cluster, and a cluster that is away is an outage like any other."""
+    """All keys of a limit are on one node of a cluster, and a cluster that does not answer is an outage."""
     # The bus has a port of its own: ten thousand above the other there may be none.
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as server:
@@ -447,14 +453,12 @@ async def test_a_cluster() -> None:
     assert worst_window(times, 1.0) <= 50
 
 
-async def test_what_was_forgotten_in_time_is_not_waited_for(redis: Redis) -> None:
-    """A fleet that has been quiet until its keys expired sends at once."""
+async def test_expired_keys_cost_no_wait(redis: Redis) -> None:
+    """Processes that were quiet until their keys expired send at once."""
     limiter = RedisLimiter(redis, RateLimit(per=PATIENCE))
     await take(limiter)
-    member = limiter._member
-    assert member is not None
     # As if minutes had gone by.
-    member._answered_at -= 200.0
+    age_last_answer(limiter, 200.0)
     await redis.flushall()
 
     async with asyncio.timeout(PATIENCE / 2):
@@ -462,7 +466,7 @@ async def test_what_was_forgotten_in_time_is_not_waited_for(redis: Redis) -> Non
 
 
 async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A connection of the caller's pool that the server has closed meanwhile is replaced, and nobody notices."""
+    """A pooled connection that the server has closed is replaced, and nothing is logged."""
     limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
     await take(limiter)
     async with Redis.from_url(f"redis://127.0.0.1:{redis.connection_pool.connection_kwargs['port']}") as other:
@@ -473,7 +477,7 @@ async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCa
 
 
 async def test_keys_expire(redis: Redis) -> None:
-    """What a fleet leaves in Redis goes by itself."""
+    """All keys in Redis expire by themselves."""
     await take(RedisLimiter(redis))
 
     keys = await redis.keys("*")
@@ -482,7 +486,7 @@ async def test_keys_expire(redis: Redis) -> None:
 
 
 async def test_a_clock_that_went_back(redis: Redis) -> None:
-    """A Redis whose clock is behind what it has stored, as after a failover, makes nobody wait for it."""
+    """If the clock of Redis goes back, as after a failover, no process waits until it has caught up."""
     limiter = RedisLimiter(redis)
     await take(limiter)
     hour = 3600 * 10**6
@@ -498,9 +502,9 @@ async def test_a_clock_that_went_back(redis: Redis) -> None:
 
 
 async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
-    """A Redis that has lost what it knew lets one window pass before it grants anything."""
+    """A Redis that has lost its data lets one window pass before it grants a request."""
     limit = RateLimit(requests=20, per=0.5)
-    limiters = [RedisLimiter(redis, limit) for _ in range(2)]
+    limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(2)]
 
     async def flush() -> None:
         for _ in range(3):
@@ -514,7 +518,7 @@ async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
 
 @pytest.mark.parametrize("on_unreachable", ["share", "wait"])
 async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisServer, on_unreachable: Any) -> None:
-    """An empty Redis in the place of the one that was there does not know the last window, and lets it pass."""
+    """An empty Redis that replaces another one lets one window pass, as it does not know the last one."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, on_unreachable=on_unreachable) for _ in range(2)]
 
@@ -530,7 +534,7 @@ async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisS
 
 
 async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that has lost the script gets it again, and nobody notices."""
+    """A Redis that has lost the script gets it again, and nothing is logged."""
     caplog.set_level(logging.INFO)
     limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
     for _ in range(3):
@@ -541,56 +545,56 @@ async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -
 
 
 class Outage:
-    """Something that makes a Redis useless, and its end."""
+    """Makes a Redis unusable, and usable again: by killing it."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
 
     async def begin(self) -> None:
-        """Kill it."""
+        """Kill the server."""
         self.server.kill()
 
     async def end(self) -> None:
-        """Start it, empty."""
+        """Start the server, empty."""
         self.server.start()
 
 
 class Frozen(Outage):
-    """It takes connections and answers nothing."""
+    """The server accepts connections and answers nothing."""
 
     async def begin(self) -> None:
-        """Stop it."""
+        """Freeze the server."""
         self.server.freeze()
 
     async def end(self) -> None:
-        """Let it go on."""
+        """Continue the server."""
         self.server.thaw()
 
 
 class WrongType(Outage):
-    """Somebody else uses the key."""
+    """Another program uses the key."""
 
     async def begin(self) -> None:
-        """Put a string there."""
+        """Set the key to a string."""
         async with Redis.from_url(self.server.url) as client:
             await client.set(KEY, "mine")
 
     async def end(self) -> None:
-        """Delete it."""
+        """Delete the key."""
         async with Redis.from_url(self.server.url) as client:
             await client.delete(KEY)
 
 
 class ReadOnly(Outage):
-    """It became a replica."""
+    """The server became a replica, so it takes no writes."""
 
     async def begin(self) -> None:
-        """Let it follow a server that does not exist."""
+        """Make it a replica of a server that does not exist."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("127.0.0.1", 1)
 
     async def end(self) -> None:
-        """Let it follow nobody."""
+        """Make it a primary again."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("NO", "ONE")
 
@@ -603,7 +607,7 @@ OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
 async def test_an_outage_with_shares(
     redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While Redis is of no use each process sends its share; no window is overfull, then or at the return."""
+    """In an outage each process sends its share; no window is overfull, neither then nor when the outage ends."""
     caplog.set_level(logging.INFO)
     limit = RateLimit(requests=24, per=0.4)
     limiters = [RedisLimiter(redis, limit) for _ in range(3)]
@@ -631,10 +635,10 @@ async def test_an_outage_with_shares(
     await asyncio.gather(*senders)
 
     assert worst_window(granted, limit.per) <= limit.requests
-    said = records(caplog)
+    logged = records(caplog)
     # One record for each change of each process; 0.9 of 24 requests in 0.4 s is 54 a second.
-    assert all("this process sends 18 requests a second until it does, as one of 3" in text for text in said[:3])
-    assert said[3:] == ["Redis answers again: the limit is shared as before"] * 3
+    assert all("this process sends 18 requests a second until it does, as one of 3" in text for text in logged[:3])
+    assert logged[3:] == ["Redis answers again: the limit is shared as before"] * 3
 
 
 @pytest.mark.endurance
@@ -657,7 +661,7 @@ async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisSer
 @pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
-    """With "raise" a permit fails within the time-out, as a connection does, and is granted when Redis is back."""
+    """With "raise" `acquire` fails within the time-out with a `ConnectionError`, and succeeds when Redis is back."""
     limiter = RedisLimiter(redis, on_unreachable="raise")
     await take(limiter)
     outage = kind(redis_server)
@@ -676,7 +680,7 @@ async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, ki
 
 
 async def granted_at_last(limiter: RedisLimiter) -> None:
-    """Ask until there is a permit: a connection that a new server does not know fails once."""
+    """Acquire until it succeeds: a connection of the old server fails once."""
     while True:
         try:
             await take(limiter)
@@ -686,8 +690,26 @@ async def granted_at_last(limiter: RedisLimiter) -> None:
             return
 
 
+async def test_one_slow_command_is_no_outage(
+    redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If only one command takes too long, the process sends nothing beside the limit that the others still share."""
+    limiter = RedisLimiter(redis, RateLimit(per=0.4))
+    await take(limiter)
+    redis_server.freeze()
+    waiter = asyncio.create_task(limiter.acquire())
+    await until(lambda: len(records(caplog)) == 1)
+    redis_server.thaw()
+    async with asyncio.timeout(PATIENCE):
+        permit = await waiter
+
+    assert isinstance(permit, SharedPermit)
+    permit.sent()
+    permit.done(answered=True)
+
+
 async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServer) -> None:
-    """A pause that was asked for holds a process's own share as well."""
+    """A pause also holds back the share that a process sends during an outage."""
     limiter = RedisLimiter(redis, RateLimit(per=0.1))
     await take(limiter)
     redis_server.kill()
@@ -702,7 +724,7 @@ async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServ
 async def test_replicas_are_the_configured_ones(
     redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the caller says of the fleet is believed, also where Redis was never seen."""
+    """With `replicas` a process sends its share even if Redis has never answered."""
     redis_server.kill()
 
     async with asyncio.timeout(PATIENCE):
@@ -712,7 +734,7 @@ async def test_replicas_are_the_configured_ones(
 
 
 async def never_reached(kind: str, server: RedisServer) -> Any:
-    """Return a client that cannot be right: of a port where nobody listens, or with a wrong password."""
+    """Return a client of a port where no server listens, or a client with a wrong password."""
     if kind == "nothing listens":
         return Redis.from_url(f"redis://127.0.0.1:{free_port()}/0")
     async with Redis.from_url(server.url) as admin:
@@ -724,7 +746,7 @@ async def never_reached(kind: str, server: RedisServer) -> Any:
 async def test_a_redis_that_was_never_reached(
     kind: str, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a Redis that has never answered nothing is granted, as nobody knows how many would share; it says so."""
+    """If Redis has never answered nothing is granted, as the number of processes is unknown, and the log says so."""
     async with await never_reached(kind, redis_server) as client:
         limiter = RedisLimiter(client, RateLimit(per=0.1))
         with pytest.raises(RedisUnreachableError, match=r"Redis does not answer: \w+Error"):
@@ -742,7 +764,7 @@ async def test_a_redis_that_was_never_reached(
 
 
 async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
-    """Who waits for a Redis that has never answered is granted a permit once it does."""
+    """A waiter for a Redis that has never answered is granted a permit once it answers."""
     server = RedisServer()
     try:
         async with Redis.from_url(server.url) as client:
@@ -760,7 +782,7 @@ async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> Non
 
 
 async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that refuses as it is out of memory was reached: that is an outage, with a share for each process."""
+    """A Redis that is out of memory was reached: that is an outage, and the process sends its share."""
     await redis.config_set("maxmemory", 1)
 
     async with asyncio.timeout(PATIENCE):
@@ -770,8 +792,8 @@ async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("on_unreachable", ["share", "raise"])
-async def test_no_password_is_told(on_unreachable: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong password is told of, and neither a log record nor an error repeats it."""
+async def test_no_password_is_shown(on_unreachable: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong password is reported, and neither a log record nor an error shows it."""
     caplog.set_level(logging.DEBUG)
     with RedisServer("--requirepass", "the-right-one") as server:
         async with Redis.from_url(server.url.replace("//", "//:the-wrong-one@")) as client:
@@ -791,7 +813,7 @@ async def test_no_password_is_told(on_unreachable: Any, caplog: pytest.LogCaptur
 
 @given(requests=st.integers(1, 200), replicas=st.integers(1, 200), per=st.sampled_from([0.1, 1.0, 60.0]))
 def test_shares_keep_the_limit_together(requests: int, replicas: int, per: float) -> None:
-    """Where each process keeps its share, all together keep 0.9 of the limit, and no window holds more than it."""
+    """The shares of all processes together are at most 0.9 of the limit, and no window holds more than the limit."""
     limit = RateLimit(requests=requests, per=per)
     own = share(limit, replicas)
 
@@ -801,24 +823,24 @@ def test_shares_keep_the_limit_together(requests: int, replicas: int, per: float
         assert replicas * own.requests <= requests
 
 
-# --- what the tests look at ---
+# --- the state in Redis ---
 
 
-async def until_told(client: Any, field: str, above: float = 0.0) -> None:
-    """Wait until Redis knows of something."""
+async def until_reported(client: Any, field: str, above: float = 0.0) -> None:
+    """Wait until a field of the limit's state in Redis is above a value."""
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         return (await state_of(client)).get(field, 0.0) > above
 
-    await until(is_told)
+    await until(is_reported)
 
 
 async def state_of(client: Any) -> dict[str, float]:
-    """Return what Redis knows of the limit."""
+    """Return the limit's state in Redis."""
     return {field.decode(): float(value) for field, value in (await client.hgetall(KEY)).items()}
 
 
 async def requests(client: Any) -> list[tuple[bytes, float]]:
-    """Return the requests that Redis counts, and by when, in microseconds."""
+    """Return the requests that Redis counts, and by when the API has counted each, in microseconds."""
     found: list[tuple[bytes, float]] = await client.zrange(KEY.replace("limit", "requests"), 0, -1, withscores=True)
     return found

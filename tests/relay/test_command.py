@@ -1,4 +1,4 @@
-"""``relay`` and ``relay-dead``: the commands as a service runs them."""
+"""The commands ``relay`` and ``relay-dead``, as a service runs them."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ KEY = "dev-api-key"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """A server with a password, for all tests."""
+    """Run one server with a password for all tests."""
     with RedisServer("--requirepass", PASSWORD) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator without a limit, for all tests."""
+    """Run one emulator without a limit for all tests."""
     with emulator_process(Settings(limit=None)) as emulator:
         yield emulator
 
 
 class Service:
-    """The relay's surroundings, for one test: an empty database and an empty emulator.
+    """An empty database and an empty emulator for one test, and the environment that points the commands to them.
 
     Attributes:
         env: the environment that configures the commands.
@@ -92,8 +92,8 @@ class Process:
     """A relay that is running.
 
     Attributes:
-        first: the line it prints when it is there.
-        root: where its health is served.
+        first: the line that it prints when it has started.
+        root: the root URL of its health endpoints.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -124,7 +124,7 @@ class Process:
 
 @pytest.fixture
 def service(server: RedisServer, emulator: EmulatorProcess) -> Service:
-    """The relay's surroundings."""
+    """Return the broker and the API for one test."""
     return Service(server, emulator)
 
 
@@ -143,19 +143,19 @@ def views(*numbers: int) -> list[bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_broker_to_api(service: Service, number: int) -> None:
-    """What was published before and while the relay runs arrives; a signal ends it in order, with status 0."""
+    """Messages published before and while the relay runs are delivered; a signal ends it in order, with status 0."""
     service.publish(*views(1, 2, 3), b"junk")
     with service.relay() as relay:
         until(lambda: service.emulator.stats()["total_events"] == 3)
         service.publish(*views(4))
         until(lambda: service.emulator.stats()["total_events"] == 4)
-        status, told = relay.end(number)
+        status, output = relay.end(number)
 
     assert (status, service.dead()) == (0, 1)
-    assert "stopped: 4 delivered, 1 dead letters, 0 given back, 0 not settled\n" in told
+    assert "stopped: 4 delivered, 1 dead letters, 0 given back, 0 not settled\n" in output
     assert service.redis.xpending("events", "relay")["pending"] == 0
-    assert PASSWORD not in told
-    assert KEY not in told
+    assert PASSWORD not in output
+    assert KEY not in output
 
 
 def test_shared_limit(service: Service) -> None:
@@ -165,12 +165,12 @@ def test_shared_limit(service: Service) -> None:
     limiter = f"redis://:{PASSWORD}@127.0.0.1:{service.server.port}/1"
     with service.relay(RETAILROCKET_RELAY_LIMITER=limiter, RETAILROCKET_RELAY_RATE="50") as relay:
         until(lambda: service.emulator.stats()["total_events"] == 3)
-        status, told = relay.end()
+        status, output = relay.end()
 
     from redis import Redis
 
     assert status == 0
-    assert PASSWORD not in told
+    assert PASSWORD not in output
     shared: Any = Redis(port=service.server.port, password=PASSWORD, db=1)
     assert shared.dbsize() > 0
 
@@ -196,16 +196,16 @@ def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
             until(lambda: "retailrocket_relay_received_total 3.0" in relay.get("/metrics")[1])
             assert relay.get("/livez")[0] == 200
             time.sleep(1.0)
-            status, told = relay.end()
+            status, output = relay.end()
 
     assert status in (0, 1)
     assert service.emulator.stats()["total_events"] == 0
-    assert told.count("Redis has never answered") == 1
-    assert "s3cret" not in told
+    assert output.count("Redis has never answered") == 1
+    assert "s3cret" not in output
 
 
 def test_a_limiter_that_comes_later(service: Service) -> None:
-    """Once its limiter's Redis is there, the relay is ready and delivers; that it goes again is an outage."""
+    """Once the limiter's Redis answers, the relay is ready and delivers, and stays ready in an outage of that Redis."""
     service.publish(*views(1, 2, 3))
     server = RedisServer()
     options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
@@ -234,7 +234,7 @@ def test_a_cluster(service: Service) -> None:
 
 @pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
 def test_a_kafka_that_is_gone(service: Service) -> None:
-    """Without any broker of Kafka the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    """Without any Kafka broker the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
     with kafka_server() as kafka:
         kafka.create_topic("events", 1)
         kafka.create_topic("events-dead", 1)
@@ -245,14 +245,14 @@ def test_a_kafka_that_is_gone(service: Service) -> None:
             kafka.process.wait()
             until(lambda: relay.get("/readyz")[0] == 503)
             assert "retailrocket_relay_connected 0.0" in relay.get("/metrics")[1]
-            status, told = relay.end()
+            status, output = relay.end()
 
     assert status in (0, 1)
-    assert "Traceback" not in told
+    assert "Traceback" not in output
 
 
 def test_health_and_metrics(service: Service) -> None:
-    """The relay is alive and ready, and its metrics say what it did."""
+    """The relay is alive and ready, and its metrics count what it did."""
     service.publish(*views(1, 2), b"junk")
     with service.relay() as relay:
         until(lambda: "retailrocket_relay_delivered_total 2.0" in relay.get("/metrics")[1])
@@ -287,10 +287,10 @@ def test_wrong_key(service: Service) -> None:
         until(lambda: relay.get("/readyz")[0] == 503)
         until(lambda: "halted" in relay.get("/readyz")[1])
         assert relay.get("/livez")[0] == 200
-        status, told = relay.end()
+        status, output = relay.end()
 
     assert status == 0
-    assert "0 delivered, 0 dead letters, 2 given back" in told
+    assert "0 delivered, 0 dead letters, 2 given back" in output
     assert service.redis.xpending("events", "relay")["pending"] == 2
     assert service.emulator.stats()["total_events"] == 0
 
@@ -304,36 +304,35 @@ def test_a_broker_that_is_not_there(service: Service) -> None:
             until(lambda: "ConnectionError" in relay.get("/readyz")[1])
             assert relay.get("/livez")[0] == 200
             assert "retailrocket_relay_connected 0.0" in relay.get("/metrics")[1]
-            status, told = relay.end()
+            status, output = relay.end()
 
     assert status == 0
-    assert told.count("the broker is lost") == 1
-    assert PASSWORD not in told
+    assert output.count("the broker is lost") == 1
+    assert PASSWORD not in output
 
 
 def test_grace(service: Service) -> None:
-    """What cannot be delivered within the grace is given back; a second signal does not wait for it."""
+    """Messages that cannot be delivered within the grace are given back; a second signal ends the grace."""
     service.publish(*views(1, 2))
     service.emulator.add_faults([Fault(kind="stall", times=None)])
     with service.relay("--grace", "0.5") as relay:
         until(lambda: "retailrocket_in_flight 2.0" in relay.get("/metrics")[1])
-        status, told = relay.end()
-    assert (status, "2 given back" in told) == (0, True)
+        status, output = relay.end()
+    assert (status, "2 given back" in output) == (0, True)
 
     with service.relay("--grace", "500") as relay:
         until(lambda: "retailrocket_in_flight 2.0" in relay.get("/metrics")[1])
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.stderr is not None
-        line = b""
-        while b"delivering what was read, 500 s at most" not in line:
-            line = relay.process.stderr.readline()
-        status, told = relay.end()
-    assert (status, "2 given back" in told) == (143, True)
+        while b"delivering what was read, for at most 500 s" not in (line := relay.process.stderr.readline()):
+            assert line, "the relay has ended"
+        status, output = relay.end()
+    assert (status, "2 given back" in output) == (143, True)
     service.emulator.reset()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env", "told"),
+    ("arguments", "env", "message"),
     [
         ((), {"RETAILROCKET_RELAY_SOURCE": ""}, "give the broker's address: --source URL, or the environment"),
         (("--source", "amqp://u:s3cretpassw0rd@h"), {}, "the source must be an address that begins with one of redis"),
@@ -345,18 +344,18 @@ def test_grace(service: Service) -> None:
         ((), {"RETAILROCKET_BASE_URL": "ftp://x"}, "--base-url"),
     ],
 )
-def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: dict[str, str], told: str) -> None:
+def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: dict[str, str], message: str) -> None:
     """Wrong configuration is one sentence and status 2, without any password in it."""
     result = run_command("relay", *arguments, env={**service.env, **env})
 
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert PASSWORD not in result.output
 
 
 def test_a_key_that_is_no_stream(service: Service) -> None:
-    """A stream's name that is taken by something else is one sentence and status 2."""
+    """If the stream's key holds something else, the command says so in one sentence, with status 2."""
     service.redis.set("events", "text")
     result = run_command("relay", env=service.env)
 
@@ -365,7 +364,7 @@ def test_a_key_that_is_no_stream(service: Service) -> None:
 
 
 def test_port_that_is_taken(service: Service) -> None:
-    """A port for health that is taken is a sentence, not a traceback."""
+    """If the health port is taken, the command says so in one sentence, without a traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -420,8 +419,8 @@ def test_dead_letters(service: Service) -> None:
 
 @pytest.mark.parametrize("verb", ["replay", "purge"])
 @pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
-def test_how_many(service: Service, verb: str, options: tuple[str, ...]) -> None:
-    """What removes dead letters wants to be told how many."""
+def test_removal_needs_a_number(service: Service, verb: str, options: tuple[str, ...]) -> None:
+    """Commands that remove dead letters require a number or --all."""
     result = run_command("relay-dead", verb, *options, env=service.env)
 
     assert (result.exit_code, result.stderr) == (2, "error: give either --most N or --all\n")
@@ -441,10 +440,10 @@ def test_dead_letters_of_a_broker_that_is_not_there() -> None:
 
 def test_help_hides_the_source(service: Service) -> None:
     """The help names every variable, and shows the value of none."""
-    told = run_command("relay", "--help", env=service.env).stdout
+    output = run_command("relay", "--help", env=service.env).stdout
 
-    assert PASSWORD not in told
-    assert KEY not in told
+    assert PASSWORD not in output
+    assert KEY not in output
     for name in (
         "SOURCE",
         "NAME",
@@ -457,11 +456,11 @@ def test_help_hides_the_source(service: Service) -> None:
         "HEALTH_HOST",
         "HEALTH_PORT",
     ):
-        assert f"RETAILROCKET_RELAY_{name}" in told
+        assert f"RETAILROCKET_RELAY_{name}" in output
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"source": ""}, "source must be"),
         ({"name": ""}, "name must be"),
@@ -483,14 +482,14 @@ def test_help_hides_the_source(service: Service) -> None:
         ({"health_port": 65536}, "health_port must be a port"),
     ],
 )
-def test_wrong_settings(options: dict[str, Any], told: str) -> None:
+def test_wrong_settings(options: dict[str, Any], message: str) -> None:
     """A setting that cannot work is refused by its name."""
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         RelaySettings(**({"source": "redis://h?stream=a"} | options))
 
 
 def test_settings_hide_their_addresses() -> None:
-    """What prints the settings prints no password."""
+    """The repr of the settings shows no password."""
     settings = RelaySettings(source=f"redis://:{PASSWORD}@h", limiter=f"redis://:{PASSWORD}@h")
 
     assert PASSWORD not in repr(settings)

@@ -32,6 +32,7 @@ from tests.support.broken_library import ERRORS, Faults, Wrapped
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
 from tests.support.nats_server import NatsServer, nats_server
 from tests.support.redis_server import RedisServer
+from tests.support.source_internals import replace_cluster, replace_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,7 +46,7 @@ _names = itertools.count(1)
 
 
 class Broker:
-    """A broker with a stream of a test's own, and a library that fails on demand.
+    """A broker with a stream for one test, and a library that fails on demand.
 
     Attributes:
         faults: what decides which call fails.
@@ -57,7 +58,7 @@ class Broker:
         self.stream = f"faults{next(_names)}"
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source of the stream, whose library fails on demand unless it is to be `whole`."""
+        """Return a source of the stream; its library fails on demand unless `whole`."""
         raise NotImplementedError
 
     async def publish(self, *bodies: bytes) -> None:
@@ -99,7 +100,7 @@ class OnNats(Broker):
         """Return a source."""
         source = NatsSource(self.server.url, self.stream, ack_wait=0.5)
         if not whole:
-            source._servers = Wrapped(source._servers, self.faults, {"connect": self._connection})  # type: ignore[assignment]
+            replace_servers(source, lambda servers: Wrapped(servers, self.faults, {"connect": self._connection}))
         return source
 
     def _connection(self, connection: Any) -> Any:
@@ -126,7 +127,7 @@ class OnKafka(Broker):
         """Return a source."""
         source = KafkaSource(self.server.bootstrap_servers, self.stream, f"relay-{self.stream}", session_timeout=1.2)
         if not whole:
-            source._cluster = _FailingCluster(source._cluster, self.faults)  # type: ignore[assignment]
+            replace_cluster(source, lambda cluster: _FailingCluster(cluster, self.faults))
         return source
 
     async def publish(self, *bodies: bytes) -> None:
@@ -196,7 +197,7 @@ BROKERS = [
 
 @pytest.fixture(params=BROKERS)
 def make_broker(request: pytest.FixtureRequest) -> Callable[[], Broker]:
-    """What makes a broker, one after the other, on one server."""
+    """Return a function that makes brokers, one after the other, on one server."""
     kind, fixture = request.param
     server = request.getfixturevalue(fixture)
     return lambda: kind(server)
@@ -247,8 +248,8 @@ async def run_with(
     async with relaying(broker) as (relay, client):
         if permanent:
             await until(lambda: broker.faults.failed >= 2 and relay.unready is not None)
-            # What has an outcome is safe, or still there: nobody is told that it is settled.
-            broker.faults.mend()
+            # A message with an outcome is settled, or the broker still has it.
+            broker.faults.disarm()
         await until(lambda: len(products(client)) == GOOD)
         await until(lambda: relay.stats().dead != {} and relay.unready is None)
         await until(lambda: not relay.stats().unsettled and not relay.stats().in_hand)

@@ -1,6 +1,6 @@
-"""`KafkaSource` on librdkafka's mock cluster: the contract of every source, and what is Kafka's own.
+"""`KafkaSource` on librdkafka's mock cluster: the contract of every source, and behaviour of Kafka alone.
 
-tests/support/kafka_server.py tells what the mock cluster cannot do, and so is not tested.
+tests/support/kafka_server.py lists what the mock cluster cannot do, so no test covers it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import pytest
 
 from retailrocket_async import ConfigurationError
 from retailrocket_async.relay import KafkaSource, KafkaTopic, Publisher
+from retailrocket_async.relay._kafka.cluster import stop
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.support.cancelling import cancel_everywhere
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
+from tests.support.source_internals import cluster_of, committed_by, consumer_of, owns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -51,12 +53,12 @@ def topic(server: KafkaServer) -> str:
 
 def make(server: KafkaServer, topic: str) -> KafkaSource:
     """Return a source of a topic, in a group that no other topic has."""
-    # The mock cluster has whoever comes after another one wait for the session time-out, less a second.
+    # In the mock cluster a new member waits for the session time-out, less a second.
     return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
 
 
 async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[Any]:
-    """Fetch until there are `count` messages, and connect again where the cluster fails, as the relay does.
+    """Fetch until there are `count` messages, and connect again if the cluster fails, as the relay does.
 
     The mock cluster refuses a member that is late in a rebalance, which Kafka does not.
     """
@@ -68,12 +70,6 @@ async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[An
             except aiokafka.errors.KafkaError:
                 await source.open()
     return found
-
-
-async def committed(source: KafkaSource, partition: Any) -> int:
-    """Return the offset that is committed; 0 where none is."""
-    found = await source._cluster.committed(source._group, {partition})
-    return max(0, found[partition][0])
 
 
 class TestKafkaSource(SourceContract):
@@ -96,7 +92,7 @@ class TestKafkaSource(SourceContract):
         await self.publisher.publish(bodies)
 
     async def test_settled_is_gone(self) -> None:
-        """What is settled is never handed out again, in this life or the next.
+        """A settled message is never handed out again, before or after a restart.
 
         Of two members of a group only one has the one partition, so a third source would wait in vain.
         """
@@ -122,7 +118,7 @@ async def source(server: KafkaServer, topic: str) -> AsyncIterator[KafkaSource]:
 
 @pytest.fixture
 async def publisher(server: KafkaServer, topic: str) -> AsyncIterator[KafkaTopic]:
-    """What publishes to the same topic."""
+    """Yield a publisher for the same topic."""
     async with KafkaTopic(server.bootstrap_servers, topic) as made:
         yield made
 
@@ -149,7 +145,7 @@ class TestPartitions:
     """Several partitions, and several relays."""
 
     async def test_visitors_stay_in_order(self, server: KafkaServer, wide: str) -> None:
-        """Each visitor's events are in one partition, and come in their order; all partitions are used."""
+        """Each visitor's events are in one partition, and are handed out in order; all partitions are used."""
         envelopes = by_visitors(30, 10)
         async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
             await publisher.publish(envelopes)
@@ -166,7 +162,7 @@ class TestPartitions:
         assert len({message.id.partition(":")[0] for message in found}) == 4
 
     async def test_another_relay_comes(self, server: KafkaServer, wide: str) -> None:
-        """The partitions that a relay keeps go on where they were; those it lost are the other's, unsettled ones too.
+        """A relay continues in the partitions that it keeps; another one reads the lost ones, with unsettled messages.
 
         So what is settled after it was lost is settled by the other, and a dead letter is kept by it alone.
         """
@@ -176,17 +172,17 @@ class TestPartitions:
         await first.open()
         held = await fetch_all(first, 300)
         await second.open()
-        # Until they have come to terms; a member that does not poll does not see that it has to join again.
+        # Until the rebalance is over; a member that does not poll does not notice that it has to join again.
         theirs: list[Any] = []
         again: list[Any] = []
         async with asyncio.timeout(60):
-            while not theirs or not first._consumer or len(first._consumer.assignment()) != 2:
+            while not theirs or not consumer_of(first) or len(consumer_of(first).assignment()) != 2:
                 for source, found in ((first, again), (second, theirs)):
                     try:
                         found.extend(await source.fetch(500, 0.1))
                     except aiokafka.errors.KafkaError:
                         await source.open()
-        lost = [message for message in held if not first._has(message.handle)]
+        lost = [message for message in held if not owns(first, message)]
         theirs += await fetch_all(second, len(lost) - len(theirs))
         await first.settle([m for m in held if m not in lost[:1]], [(lost[0], "rejected: HTTP 400")])
         assert await first.list_dead(9) == []
@@ -201,7 +197,7 @@ class TestPartitions:
         third = make(server, wide)
         await third.open()
         async with asyncio.timeout(60):
-            while not third._consumer.assignment():
+            while not consumer_of(third).assignment():
                 with suppress(aiokafka.errors.KafkaError):
                     assert await third.fetch(500, 0.1) == []
         assert await third.fetch(500, 0.5) == []
@@ -209,7 +205,7 @@ class TestPartitions:
         await third.aclose()
 
     async def test_dead_letters_of_several_partitions(self, server: KafkaServer, wide: str) -> None:
-        """Dead letters in several partitions are listed by their time, each once, and removed from all."""
+        """Dead letters in several partitions are listed by time, each once, and removed from all partitions."""
         async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
             await publisher.publish(by_visitors(20, 1))
         source = make(server, wide)
@@ -233,10 +229,10 @@ REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
 
 
 class TestNotes:
-    """What is settled above the committed offset is noted beside it."""
+    """The note beside the committed offset lists the settled messages above it."""
 
     async def test_settled_out_of_order(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
-        """The next life is handed out what was not settled, and nothing else; dead letters are kept once."""
+        """After a restart the unsettled messages are handed out, and no others; dead letters are kept once."""
         await publisher.publish(numbered(20))
         source = make(server, topic)
         await source.open()
@@ -251,7 +247,7 @@ class TestNotes:
 
         assert bodies_of(again) == bodies_of(left)
         assert await source.fetch(99, 0.3) == []
-        assert (await committed(source, found[0].handle.partition)) == 20
+        assert (await committed_by(source, found[0].handle.partition)) == 20
         assert len(await source.list_dead(99)) == 5
         await source.aclose()
 
@@ -262,17 +258,17 @@ class TestFailures:
     async def test_commit_during_a_rebalance(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str
     ) -> None:
-        """What is settled while the group takes no commits is committed by the next sign of life."""
+        """Messages that are settled while the group takes no commits are committed by the next `extend`."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REBALANCE, 1)
         await source.settle(found, [])
-        assert (await committed(source, found[0].handle.partition)) == 0
+        assert (await committed_by(source, found[0].handle.partition)) == 0
         await source.extend([])
-        assert (await committed(source, found[0].handle.partition)) == 10
+        assert (await committed_by(source, found[0].handle.partition)) == 10
 
     async def test_refused_commit(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """A commit that is refused is raised, and made when it is tried again; a dead letter is kept once."""
+        """A refused commit raises, and the next attempt makes it; a dead letter is kept once."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REFUSED, 1)
@@ -281,28 +277,28 @@ class TestFailures:
         await source.open()
         await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
 
-        assert (await committed(source, found[0].handle.partition)) == 10
+        assert (await committed_by(source, found[0].handle.partition)) == 10
         assert len(await source.list_dead(9)) == 1
 
     async def test_dead_letter_that_is_refused(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic
     ) -> None:
-        """Where a dead letter cannot be kept, nothing is committed, and it is kept when it is tried again."""
+        """If a dead letter cannot be kept, nothing is committed, and the next attempt keeps it."""
         await publisher.publish(numbered(3))
         found = await fetch_all(source, 3)
         server.fail(PRODUCE, TOO_LARGE, 1)
         with pytest.raises(aiokafka.errors.KafkaError):
             await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
-        assert (await committed(source, found[0].handle.partition)) == 0
+        assert (await committed_by(source, found[0].handle.partition)) == 0
         await source.open()
         assert await source.fetch(9, 1.0) == []
         await source.settle(found[1:], [(found[0], "rejected: HTTP 400")])
 
-        assert (await committed(source, found[0].handle.partition)) == 3
+        assert (await committed_by(source, found[0].handle.partition)) == 3
         assert len(await source.list_dead(9)) == 1
 
     async def test_broker_away(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """What is settled while the broker is away is committed when it is back, and the relay goes on."""
+        """Messages that are settled during an outage of the broker are committed after it, and the relay goes on."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.down()
@@ -318,7 +314,7 @@ class TestFailures:
         assert bodies_of(await source.list_dead(9)) == bodies_of(found[:1])
 
     async def test_no_broker(self) -> None:
-        """Without a broker `open` fails, and so does everything else, until it has succeeded."""
+        """Without a broker `open` fails, and so does every other method until `open` has succeeded."""
         source = KafkaSource("127.0.0.1:1", "events", user="bob", password="s3cret")
         with pytest.raises(aiokafka.errors.KafkaConnectionError) as failure:
             await source.open()
@@ -329,27 +325,53 @@ class TestFailures:
         await source.aclose()
 
     async def test_log_that_was_cut_off(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """Offsets that come again hold other messages, which are handed out; what was in hand settles nothing."""
+        """If offsets begin again, the new messages are handed out, and settling the earlier ones commits nothing."""
         await publisher.publish(numbered(5))
         found = await fetch_all(source, 5)
         partition = found[0].handle.partition
-        source._consumer.seek(partition, 0)
+        consumer_of(source).seek(partition, 0)
         again = await fetch_all(source, 5)
         await source.settle(found, [])
-        assert (await committed(source, partition)) == 0
+        assert (await committed_by(source, partition)) == 0
         await source.settle(again, [])
-        assert (await committed(source, partition)) == 5
+        assert (await committed_by(source, partition)) == 5
 
-    async def test_signs_of_life(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """With nothing fetched `extend` polls in its place, and nothing is handed out or lost by it."""
+    async def test_extend_polls(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """If no fetch polls, `extend` does, and hands out and loses no message."""
         await publisher.publish(numbered(5))
         first = await fetch_all(source, 2, most=2)
         await asyncio.sleep(0.05)
-        idle = source._consumer._subscription.fetcher_idle_time
+        idle = consumer_of(source)._subscription.fetcher_idle_time
         await source.extend(first)
-        assert source._consumer._subscription.fetcher_idle_time < idle
-        assert source._consumer.paused() == set()
+        assert consumer_of(source)._subscription.fetcher_idle_time < idle
+        assert consumer_of(source).paused() == set()
         assert bodies_of(first + await fetch_all(source, 3)) == numbered(5)
+
+
+class HangingClient:
+    """A client of aiokafka whose `stop` never ends.
+
+    Args:
+        attribute: its attribute that holds the connections: `client` in a producer, `_client` in a consumer.
+
+    Attributes:
+        stops: set once `stop` was called.
+        closed: whether its connections were closed.
+    """
+
+    def __init__(self, attribute: str) -> None:
+        self.stops = asyncio.Event()
+        self.closed = False
+        setattr(self, attribute, self)
+
+    async def stop(self) -> None:
+        """Hang."""
+        self.stops.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self.closed = True
 
 
 class TestCancelling:
@@ -363,17 +385,29 @@ class TestCancelling:
         assert bodies_of(await fetch_all(source, 1)) == numbered(1)
         await source.aclose()
 
+    @pytest.mark.parametrize("attribute", ["client", "_client"])
+    async def test_stop(self, attribute: str) -> None:
+        """A cancelled `stop` of a producer or consumer that hangs closes its connections."""
+        client = HangingClient(attribute)
+        stopping = asyncio.create_task(stop(client))
+        await client.stops.wait()
+        stopping.cancel()
+        await asyncio.wait({stopping})
+
+        assert stopping.cancelled()
+        assert client.closed
+
     async def test_settle(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """A cancelled `settle` can be called again: all is committed; a dead letter may be there twice, never not."""
+        """A cancelled `settle` can be called again and commits all; a dead letter is there, perhaps twice."""
         await publisher.publish(numbered(20))
         found = await fetch_all(source, 20)
         await cancel_everywhere(lambda: source.settle(found[:10], [(m, "rejected: HTTP 400") for m in found[10:]]))
 
-        assert (await committed(source, found[0].handle.partition)) == 20
+        assert (await committed_by(source, found[0].handle.partition)) == 20
         assert {letter.message_id for letter in await source.list_dead(9999)} == {message.id for message in found[10:]}
 
     async def test_everything_else(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """Cancelled reads and signs of life leave the source usable."""
+        """After cancelled reads and `extend` calls the source is usable."""
         await publisher.publish(numbered(20))
         found = await fetch_all(source, 20)
         await source.settle(found[:18], [(m, "rejected: HTTP 400") for m in found[18:]])
@@ -390,7 +424,7 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """A relay killed twice loses nothing, repeats no more than was on its way, and every dead letter is there.
+    """A relay killed twice loses no event, repeats at most its window each time, and every dead letter is there.
 
     One may be there again: killed between its copy's arrival and the commit, a relay makes the copy a second time.
     """
@@ -404,7 +438,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """What the constructors and the address refuse; no broker is needed for it."""
+    """The rules of the constructors and of the address; no broker is needed."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -418,26 +452,26 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address says it all, and the password in it is not shown."""
+        """An address sets all options, and the repr does not show its password."""
         assert repr(KafkaSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """User and password come from the environment or the address, and are told to the library alone."""
-        options = KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")._cluster.options()
+        """User and password come from the environment or the address, and only the library gets them."""
+        options = cluster_of(KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")).options()
         assert options["sasl_plain_username"] == "b@b"
         assert options["sasl_plain_password"] == "s:cret"
         assert options["security_protocol"] == "SASL_SSL"
         assert options["client_id"] == "pod-1"
         monkeypatch.setenv("RETAILROCKET_RELAY_USER", "ann")
         monkeypatch.setenv("RETAILROCKET_RELAY_PASSWORD", "other")
-        cluster = KafkaSource.from_url("kafka://a/e", name="pod-1")._cluster
+        cluster = cluster_of(KafkaSource.from_url("kafka://a/e", name="pod-1"))
         assert cluster.options()["security_protocol"] == "SASL_PLAINTEXT"
         assert cluster.options()["sasl_plain_password"] == "other"
         assert "other" not in repr(cluster)
 
     def test_no_account(self) -> None:
         """Without user and password there is no SASL."""
-        assert KafkaSource("a", "e")._cluster.options()["security_protocol"] == "PLAINTEXT"
+        assert cluster_of(KafkaSource("a", "e")).options()["security_protocol"] == "PLAINTEXT"
 
     @pytest.mark.parametrize(
         "url",
@@ -454,19 +488,19 @@ class TestSettings:
         ],
     )
     def test_bad_url(self, url: str) -> None:
-        """An address that cannot work is refused, without a word of it."""
+        """An address that cannot work is refused, and the error does not show it."""
         with pytest.raises(ConfigurationError) as refused:
             KafkaSource.from_url(url, name="pod-1")
         assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
     @pytest.mark.parametrize("settings", [{"topic": ""}, {"group": ""}, {"bootstrap_servers": ""}, {"user": "bob"}])
     def test_bad_settings(self, settings: dict[str, Any]) -> None:
-        """Settings that cannot work are refused by name."""
+        """Settings that cannot work are refused, and the message names them."""
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
             KafkaSource(**{"bootstrap_servers": "a:9092", "topic": "events", **settings})
 
     async def test_publishes_only_when_connected(self) -> None:
-        """A publisher says where it works, and that it needs a topic."""
+        """Publishing outside `async with` raises, and an empty topic is refused."""
         publisher = KafkaTopic("a:9092", "events")
         assert isinstance(publisher, Publisher)
         with pytest.raises(RuntimeError, match="async with"):
@@ -475,7 +509,7 @@ class TestSettings:
             KafkaTopic("a:9092", "")
 
     def test_without_the_library(self) -> None:
-        """Where aiokafka is not installed, the constructor says what to install; importing needs nothing."""
+        """Without aiokafka the constructor says what to install; importing the module works."""
         program = (
             "import sys; sys.modules['aiokafka'] = None\n"
             "from retailrocket_async.relay._kafka import KafkaSource\n"

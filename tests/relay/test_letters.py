@@ -1,4 +1,4 @@
-"""Dead letters on real brokers: none is lost, whatever the broker refuses, and nothing behind one waits for it."""
+"""Dead letters on real brokers: none is lost, whatever the broker refuses, and no later message waits for it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,20 @@ from retailrocket_async.relay import (
     RedisStreamSource,
     Relay,
 )
-from retailrocket_async.relay._kafka_cluster import _visitor
+from retailrocket_async.relay._kafka.cluster import visitor_of
 from tests.contracts.source import bodies_of, numbered
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
 from tests.support.nats_server import NatsServer, nats_server
 from tests.support.redis_server import RedisServer, free_port
+from tests.support.source_internals import (
+    dead_stream_of,
+    jetstream_of,
+    keep_dead,
+    knows,
+    rebalance,
+    servers_of,
+    stream_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -83,7 +92,7 @@ async def relaying(source: Any, ends: tuple[bool, ...] = (True,)) -> AsyncIterat
 
 
 def junk(size: int) -> bytes:
-    """Return what is no event, so many bytes of it."""
+    """Return a body of `size` bytes that is no event."""
     return JUNK + b"x" * (size - len(JUNK))
 
 
@@ -100,10 +109,10 @@ def check_shortened(letter: Any, body: bytes, most: int) -> None:
 COMMANDS = (
     "+xreadgroup +xautoclaim +xgroup|create +xinfo|groups +xack +xpending +xclaim +xadd +evalsha +script|load +client"
 )
-"""What the page says that a relay needs."""
+"""The commands that a relay needs, according to the documentation."""
 
 FOR_PEOPLE = "+xrange +xdel +multi +exec"
-"""What the page says that `relay-dead`, and `delete_settled`, need on top."""
+"""The commands that `relay-dead` and `delete_settled` need besides, according to the documentation."""
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +151,7 @@ class TestRedisStreams:
 
     @pytest.mark.parametrize("delete", ["no", "yes"])
     async def test_commands_that_a_relay_needs(self, redis: Any, redis_of_all: RedisServer, delete: str) -> None:
-        """A user with the documented commands alone runs a relay, takes over, and sees to its dead letters."""
+        """A user with only the documented commands can run a relay, take messages over, and manage dead letters."""
         await allow(redis, COMMANDS + (" +xdel" if delete == "yes" else ""))
         await RedisStream(redis, "events").publish([*numbered(3), junk(50)])
         async with relaying(on_redis(redis_of_all, "relay:pw@", delete_settled=delete, lease=0.5)) as (relay, emulator):
@@ -162,7 +171,7 @@ class TestRedisStreams:
 
     @pytest.mark.parametrize("refusal", ["no permission", "wrong type", "no memory"])
     async def test_letter_that_is_refused(self, redis: Any, redis_of_all: RedisServer, refusal: str) -> None:
-        """While Redis refuses a dead letter its message is not acknowledged; what is behind it is delivered.
+        """While Redis refuses a dead letter its message is not acknowledged; later messages are delivered.
 
         The relay is unready, and says why; once Redis takes the letter it is kept, once.
         """
@@ -193,7 +202,7 @@ class TestRedisStreams:
         assert letter[b"envelope"] == junk(50)
 
     async def test_letter_whose_message_cannot_be_acknowledged(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """A letter is not kept again and again, if its message cannot be acknowledged."""
+        """If a message cannot be acknowledged, its dead letter is not added again with each attempt."""
         await RedisStream(redis, "events").publish([junk(50)])
         await allow(redis, f"{COMMANDS} +xdel".replace(" +xack", ""))
         source = on_redis(redis_of_all, "relay:pw@")
@@ -210,7 +219,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_starts_without_memory(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """A relay whose Redis is at its memory limit starts, if its group is there, and drains what fills Redis."""
+        """If Redis is at its memory limit and the group exists, the relay starts and settles what fills the memory."""
         await RedisStream(redis, "events").publish(numbered(200))
         await redis.xgroup_create("events", "relay", id="0")
         await redis.config_set("maxmemory", 1)
@@ -221,7 +230,7 @@ class TestRedisStreams:
         assert await redis.xlen("events") == 0
 
     async def test_without_memory_and_without_a_group(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """A group that cannot be created for want of memory is a failure of the broker, tried again."""
+        """If a group cannot be created for lack of memory, the broker has failed, and is tried again."""
         await redis.config_set("maxmemory", 1)
         source = on_redis(redis_of_all)
         with pytest.raises(RedisError, match="maxmemory"):
@@ -231,7 +240,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_body_that_is_too_large(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """Of a message larger than Redis takes by now the letter has the beginning; it is not replayed, but purged."""
+        """If Redis now refuses a message as too large, its dead letter is its beginning, to be purged, not replayed."""
         body = junk(3_000_000)
         await RedisStream(redis, "events").publish([body, junk(50)])
         source = on_redis(redis_of_all)
@@ -250,7 +259,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_many_large_bodies(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """Letters that are too much for one command go in several."""
+        """Dead letters that are too large for one command are sent in several."""
         await RedisStream(redis, "events").publish([junk(1_000_000)] * 20)
         source = on_redis(redis_of_all)
         await source.open()
@@ -285,7 +294,7 @@ class TestRedisStreams:
                 await source.aclose()
 
     def test_another_client_is_refused(self) -> None:
-        """What is no client of redis-py's asyncio side is refused at construction."""
+        """An object that is no asyncio client of redis-py is refused at construction."""
         from redis import Redis as Blocking
 
         with pytest.raises(ConfigurationError, match=r"must be a redis\.asyncio\.Redis"):
@@ -313,7 +322,7 @@ async def on_nats(nats: NatsServer) -> AsyncIterator[Any]:
 
 async def publish_nats(source: NatsSource, *bodies: bytes) -> None:
     """Publish to a source's stream."""
-    async with NatsSubject(list(source._servers.urls), source._stream) as subject:
+    async with NatsSubject(list(servers_of(source).urls), stream_of(source)) as subject:
         await subject.publish(bodies)
 
 
@@ -322,30 +331,30 @@ class TestNats:
     """A relay on NATS JetStream."""
 
     async def test_stream_that_was_made_anew(self, on_nats: NatsSource) -> None:
-        """Messages of a stream that was removed and made anew have the old numbers, and dead letters of their own."""
+        """If a stream is removed and created again, messages with the old numbers get dead letters of their own."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             [message] = await fetch_all(on_nats, 1)
             assert message.id == "1"
             await on_nats.settle([], [(message, REASON)])
-            await on_nats._jetstream().delete_stream(on_nats._stream)
+            await jetstream_of(on_nats).delete_stream(stream_of(on_nats))
             await on_nats.open()
 
         assert bodies_of(await on_nats.list_dead(9)) == [b"first", b"second"]
 
     async def test_letter_that_was_removed_meanwhile(self, on_nats: NatsSource) -> None:
-        """A letter that the server takes for a duplicate of one that is there no more is kept."""
+        """A letter that the server takes for a duplicate of a removed one is kept."""
         await publish_nats(on_nats, b"x")
         [message] = await fetch_all(on_nats, 1)
-        await on_nats._bury([(message, REASON)])
-        await on_nats._bury([(message, REASON)])
+        await keep_dead(on_nats, [(message, REASON)])
+        await keep_dead(on_nats, [(message, REASON)])
         assert await on_nats.purge_dead(9) == 1
         await on_nats.settle([], [(message, REASON)])
 
         assert bodies_of(await on_nats.list_dead(9)) == [b"x"]
 
     async def test_replay_of_letters_made_anew(self, on_nats: NatsSource) -> None:
-        """Letters of a stream that was removed and made anew are replayed, though they have the numbers of others."""
+        """If the stream of dead letters is removed and created again, letters with the old numbers are replayed."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             await on_nats.settle([], [(message, REASON) for message in await fetch_all(on_nats, 1)])
@@ -353,15 +362,15 @@ class TestNats:
             again = await fetch_all(on_nats, 1)
             assert bodies_of(again) == [body]
             await on_nats.settle(again, [])
-            await on_nats._jetstream().delete_stream(on_nats._dead)
+            await jetstream_of(on_nats).delete_stream(dead_stream_of(on_nats))
             await on_nats.open()
 
     @pytest.mark.parametrize("less", [0, 1, 100, 5_000])
     async def test_message_near_the_limit(self, nats: NatsServer, on_nats: NatsSource, less: int) -> None:
-        """A message near the server's `max_payload` becomes a dead letter, and the relay goes on behind it."""
+        """A message near the server's `max_payload` becomes a dead letter, and later messages are delivered."""
         body = junk(1024 * 1024 - less)
         await publish_nats(on_nats, body, *numbered(2))
-        source = NatsSource(nats.url, on_nats._stream, ack_wait=60)
+        source = NatsSource(nats.url, stream_of(on_nats), ack_wait=60)
         async with relaying(source) as (relay, emulator):
             await until(lambda: emulator.stats()["total_events"] == 2 and not relay.stats().unsettled)
             await until(lambda: relay.unready is None)
@@ -377,10 +386,10 @@ class TestNats:
         assert await on_nats.purge_dead(9) == 1
 
     async def test_dead_stream_that_takes_less(self, on_nats: NatsSource) -> None:
-        """A letter that is too large for its stream is shortened; the smaller ones beside it are not, and stay once."""
-        stream = on_nats._jetstream()
-        await stream.delete_stream(on_nats._dead)
-        await stream.add_stream(name=on_nats._dead, subjects=[on_nats._dead], max_msg_size=100_000)
+        """A letter that is too large for its stream is shortened; the smaller ones are unchanged, and there once."""
+        stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
+        await stream.delete_stream(dead)
+        await stream.add_stream(name=dead, subjects=[dead], max_msg_size=100_000)
         body = junk(600_000)
         await publish_nats(on_nats, b"small", body, b"other")
         await on_nats.settle([], [(message, REASON) for message in await fetch_all(on_nats, 3)])
@@ -392,16 +401,16 @@ class TestNats:
         assert [letter.message_id for letter in await on_nats.list_dead(9)] == ["2"]
 
     async def test_letter_that_is_refused(self, nats: NatsServer, on_nats: NatsSource) -> None:
-        """While its stream refuses a dead letter its message is not terminated; what is behind it is delivered."""
-        stream = on_nats._jetstream()
-        await stream.delete_stream(on_nats._dead)
-        await stream.add_stream(name=on_nats._dead, subjects=[on_nats._dead], max_bytes=1, discard="new")
+        """While its stream refuses a dead letter its message is not terminated; later messages are delivered."""
+        stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
+        await stream.delete_stream(dead)
+        await stream.add_stream(name=dead, subjects=[dead], max_bytes=1, discard="new")
         await publish_nats(on_nats, junk(50), *numbered(2))
-        async with relaying(NatsSource(nats.url, on_nats._stream, ack_wait=60)) as (relay, emulator):
+        async with relaying(NatsSource(nats.url, stream_of(on_nats), ack_wait=60)) as (relay, emulator):
             await until(lambda: emulator.stats()["total_events"] == 2)
             await until(lambda: (relay.unready or "").startswith("dead letters cannot be kept: "))
             assert (await on_nats.lag()).pending >= 1
-            await stream.update_stream(name=on_nats._dead, subjects=[on_nats._dead], max_bytes=-1)
+            await stream.update_stream(name=dead, subjects=[dead], max_bytes=-1)
             await until(lambda: relay.unready is None and not relay.stats().unsettled)
 
         assert bodies_of(await on_nats.list_dead(9)) == [junk(50)]
@@ -446,7 +455,7 @@ class TestKafka:
 
     @pytest.mark.parametrize("less", [100, 200, 20_000])
     async def test_message_near_the_limit(self, kafka: KafkaServer, topic: str, less: int) -> None:
-        """A message near `max_request_size` becomes a dead letter, and the relay goes on behind it."""
+        """A message near `max_request_size` becomes a dead letter, and later messages are delivered."""
         body = junk(1024 * 1024 - less)
         await publish_kafka(kafka, topic, body, *numbered(2))
         async with relaying(on_kafka(kafka, topic)) as (relay, emulator):
@@ -479,12 +488,12 @@ class TestKafka:
         await source.aclose()
 
     def test_key_that_is_too_long(self) -> None:
-        """A visitor's id that no event can have is no key: it would count in the size of a letter."""
-        assert _visitor(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1024)) == b"x" * 1024
-        assert _visitor(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1025)) is None
+        """A visitor's id that is longer than any valid one is no key, as the key counts in the size of a letter."""
+        assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1024)) == b"x" * 1024
+        assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1025)) is None
 
     async def test_letter_that_is_refused(self, kafka: KafkaServer, topic: str) -> None:
-        """While the cluster refuses a dead letter its offset is not committed; what is behind it is delivered."""
+        """While the cluster refuses a dead letter its offset is not committed; later messages are delivered."""
         await publish_kafka(kafka, topic, junk(50), *numbered(2))
         kafka.fail(PRODUCE, REFUSED, 4)
         async with relaying(on_kafka(kafka, topic)) as (relay, emulator):
@@ -498,7 +507,7 @@ class TestKafka:
         await source.aclose()
 
     async def test_topic_that_was_wiped(self, kafka: KafkaServer, topic: str) -> None:
-        """A partition whose committed offset is gone is read from its beginning: the topic was made anew."""
+        """If a partition's committed offset is gone, as the topic was created again, it is read from the beginning."""
         await publish_kafka(kafka, topic, *numbered(5))
         source = on_kafka(kafka, topic)
         await source.open()
@@ -519,27 +528,22 @@ class TestKafka:
                 return {partition}
 
             def seek(self, _: Any, offset: int) -> None:
-                """Note where to."""
+                """Record the offset."""
                 sought.append(offset)
 
-        consumer, source._consumer = source._consumer, Consumer()
-        group, source._group = source._group, "nobody"
-        # Nothing was ever committed: what is in hand is in hand.
-        await source.assigned({partition})
-        assert (sought, partition in source._watermarks) == ([5], True)
-        source._consumer, source._group = consumer, group
+        # Nothing was ever committed, so the source goes on behind what it has handed out.
+        await rebalance(source, {partition}, Consumer(), "nobody")
+        assert (sought, knows(source, partition)) == ([5], True)
         await source.settle(found[:2], [])
-        source._consumer, source._group = Consumer(), "nobody"
-        await source.assigned({partition})
-        source._consumer = consumer
+        await rebalance(source, {partition}, Consumer(), "nobody")
 
-        assert (sought, partition in source._watermarks) == ([5], False)
+        assert (sought, knows(source, partition)) == ([5], False)
         await source.aclose()
 
 
 @needs_kafka
 async def test_fetching_from_a_cluster_that_is_gone() -> None:
-    """A fetch does not go on finding nothing for ever: without any broker it fails, and so does `open`, soon."""
+    """Without any broker `fetch` fails within seconds instead of returning nothing, and so does `open`."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -558,7 +562,7 @@ async def test_fetching_from_a_cluster_that_is_gone() -> None:
 
 @needs_kafka
 async def test_a_cluster_that_is_gone() -> None:
-    """Without any broker a relay says so within seconds, is ready again with it, and ends in order without it."""
+    """Without any broker a relay is unready within seconds; with one it is ready again, and it ends without one."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -581,7 +585,7 @@ async def test_a_cluster_that_is_gone() -> None:
 @needs_kafka
 @pytest.mark.parametrize("wait", [0.0, 0.3, 1.0])
 async def test_the_end_without_a_cluster(wait: float) -> None:
-    """Told to stop while there is no broker, `run` returns: it raises no cancellation that is the library's own."""
+    """If the relay is stopped while there is no broker, `run` returns, and raises no error of the library."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)

@@ -1,4 +1,4 @@
-"""`MemorySource`: a broker in memory keeps the contract of every source."""
+"""`MemorySource` keeps the contract of every source."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class TestMemorySource(SourceContract):
 
 
 def test_a_stream_is_a_publisher() -> None:
-    """A stream in memory takes envelopes as every broker does."""
+    """`MemoryStream` is a `Publisher`."""
     assert isinstance(MemoryStream(), Publisher)
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("inf"), float("nan"), "60", None])
 def test_lease_is_checked(lease: float) -> None:
-    """A lease that is no number of seconds above 0 is refused at construction."""
+    """A lease must be a number of seconds above 0, or construction fails."""
     with pytest.raises(ConfigurationError, match="lease"):
         MemorySource(MemoryStream(), lease=lease)

@@ -1,4 +1,4 @@
-"""`NatsSource` on a real nats-server with JetStream: the contract of every source, and what is NATS's own."""
+"""`NatsSource` on a real nats-server with JetStream: the contract of every source, and behaviour of NATS alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ from retailrocket_async.relay import NatsSource, NatsSubject, Publisher, Relay
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.support.cancelling import cancel_everywhere
 from tests.support.nats_server import NatsServer, nats_server
+from tests.support.source_internals import (
+    arrived,
+    inbox_state,
+    jetstream_of,
+    keep_dead,
+    replay_id,
+    request_messages,
+    servers_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -65,9 +74,9 @@ class TestNatsSource(SourceContract):
         await self.subject.publish(bodies)
 
     async def test_unsettled_comes_again(self) -> None:
-        """What was handed out and not settled before a crash comes again, all of it, once its lease is over.
+        """All messages that were not settled before a crash are handed out again once their lease is over.
 
-        Not first: to the server a relay in a new life is any relay, and what is newer does not wait for a lease.
+        They do not come first: the server does not recognize a restarted relay, and newer messages wait for no lease.
         """
         await self.publish(numbered(10))
         source = await self.source()
@@ -85,7 +94,7 @@ class TestNatsSource(SourceContract):
 
 @pytest.fixture
 async def source(server: NatsServer, stream: str) -> AsyncIterator[NatsSource]:
-    """An open source with a lease that no test outlasts, on a stream of its own."""
+    """Yield an open source with a stream of its own, and a lease that is longer than any test."""
     made = NatsSource(server.url, stream, ack_wait=60)
     await made.open()
     yield made
@@ -131,7 +140,7 @@ async def reopen(source: NatsSource) -> None:
 
 @pytest.mark.needs_server("nats-server")
 class TestRestarts:
-    """The server is killed and started again on what it had stored."""
+    """The server is killed and restarted with its stored data."""
 
     @pytest.fixture
     def server(self) -> Iterator[NatsServer]:
@@ -140,7 +149,7 @@ class TestRestarts:
             yield running
 
     async def test_what_is_in_hand_stays_in_hand(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Messages in hand while the server is away can be settled, and no other is lost or comes twice."""
+        """Messages that are held during an outage can be settled after it; no message is lost or handed out twice."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(20))
         held = await fetch_all(source, 10, most=10)
@@ -155,7 +164,7 @@ class TestRestarts:
         assert (await source.lag()).pending == 0
 
     async def test_lease_that_ran_out_meanwhile(self, server: NatsServer, stream: str) -> None:
-        """What the server hands out again to the very relay that still has it does not come twice."""
+        """A message that the server hands out again to the relay that still holds it is not returned twice."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -171,7 +180,7 @@ class TestRestarts:
         await source.aclose()
 
     async def test_fails_while_the_server_is_away(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Without a server everything fails, soon, and says so; nothing hangs."""
+        """Without a server every method fails within seconds with an error that says so."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(1))
         held = await fetch_all(source, 1)
@@ -189,7 +198,7 @@ class TestRestarts:
             await fresh.aclose()
 
     async def test_every_restart_in_a_run(self, server: NatsServer, stream: str) -> None:
-        """Over restarts in mid-run every message comes once, and is settled.
+        """If the server restarts several times, every message is handed out once, and settled.
 
         What the server had sent into a connection that was killed it hands out again when its lease is over.
         """
@@ -217,7 +226,7 @@ class TestRestarts:
                 await until(lambda part=part: task.done() or len(set(seen)) >= part)  # type: ignore[misc]
                 await server.restart()
             done, _ = await asyncio.wait({task}, timeout=60)
-            assert done, f"{len(set(seen))} of 2000, {len(source._held)} held, {source._owed} owed"
+            assert done, f"{len(set(seen))} of 2000, {inbox_state(source)}"
             await task
         finally:
             # nats-py may swallow a cancellation.
@@ -231,7 +240,7 @@ class TestRestarts:
 
     @pytest.mark.parametrize("cancelled", [False, True])
     async def test_the_end_with_a_server_that_hangs(self, server: NatsServer, stream: str, *, cancelled: bool) -> None:
-        """A relay whose server answers nothing any more comes to its end, told to or cancelled."""
+        """A relay ends, stopped or cancelled, even if its server has stopped answering."""
         async with NatsSubject(server.url, stream) as subject:
             source = NatsSource(server.url, stream, ack_wait=5)
             await source.open()
@@ -253,9 +262,9 @@ class TestRestarts:
             server.process.send_signal(signal.SIGCONT)
 
     async def test_the_library_swallows_a_cancellation(self, server: NatsServer) -> None:
-        """nats-py lets a cancellation go by while it waits for its own flush; so the relay asks in tasks of its own."""
+        """nats-py swallows a cancellation while it flushes, so the relay makes calls in tasks of their own."""
         connection: Any = await nats.connect(server.url)
-        # Nobody flushes any more.
+        # No task flushes any more.
         connection._flusher_task.cancel()
         await asyncio.wait({connection._flusher_task})
         connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
@@ -267,10 +276,10 @@ class TestRestarts:
         assert not flushing.cancelled()
         await connection.close()
 
-    async def test_failure_is_told_once(
+    async def test_failure_is_logged_once(
         self, server: NatsServer, source: NatsSource, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A lost connection is told once, however often it is tried, and its return too."""
+        """A lost connection is logged once, however often it is tried, and once when it is back."""
         caplog.set_level(logging.INFO, "retailrocket_async")
         await server.restart(2.5)
         await until(lambda: any("is there again" in message for message in caplog.messages))
@@ -280,16 +289,16 @@ class TestRestarts:
 
 @pytest.mark.needs_server("nats-server")
 class TestJetStream:
-    """What is JetStream's own."""
+    """Behaviour of JetStream alone."""
 
     async def test_dead_letter_of_a_crash_is_kept_once(self, server: NatsServer, stream: str) -> None:
-        """A message that is dead in two lives, since the first ended before it was settled, is one dead letter."""
+        """A message that becomes dead again, as a crash came before it was settled, is one dead letter."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(1))
         [message] = await fetch_all(source, 1)
-        await source._bury([(message, "rejected: HTTP 400")])
+        await keep_dead(source, [(message, "rejected: HTTP 400")])
         await source.aclose()
         await source.open()
         [again] = await fetch_all(source, 1)
@@ -301,10 +310,10 @@ class TestJetStream:
 
     async def test_replay_that_broke_off_publishes_nothing_twice(self, source: NatsSource, stream: str) -> None:
         """A dead letter that was published again but not removed is not published a second time."""
-        await source._jetstream().publish(stream, b"x")
+        await jetstream_of(source).publish(stream, b"x")
         await source.settle([], [(message, "undecodable") for message in await fetch_all(source, 1)])
         [letter] = await source.list_dead(1)
-        await source._jetstream().publish(stream, letter.body, headers={"Nats-Msg-Id": source._replay_id(letter)})
+        await jetstream_of(source).publish(stream, letter.body, headers={"Nats-Msg-Id": replay_id(source, letter)})
 
         assert await source.replay_dead(1) == 1
         assert len(await fetch_all(source, 1)) == 1
@@ -312,35 +321,35 @@ class TestJetStream:
 
     async def test_reason_with_odd_letters(self, source: NatsSource, stream: str) -> None:
         """A reason of any letters is kept as ASCII, on one line."""
-        await source._jetstream().publish(stream, b"x")
+        await jetstream_of(source).publish(stream, b"x")
         await source.settle([], [(message, "плохо: a=b; c") for message in await fetch_all(source, 1)])
 
         [letter] = await source.list_dead(1)
         assert letter.reason == "\\u043f\\u043b\\u043e\\u0445\\u043e: a=b; c"
 
     async def test_what_arrived_late_is_given_back(self, server: NatsServer, stream: str) -> None:
-        """What the server sent after the last fetch is given back at the end, too, and does not come back to it.
+        """Messages that arrived after the last fetch are given back at the end, and not handed to this relay again.
 
         The server of these tests keeps some of what is given back until its lease is over.
         """
         source, other = NatsSource(server.url, stream, ack_wait=1), NatsSource(server.url, stream, ack_wait=1)
         await source.open()
         await other.open()
-        await source._ask(10, 60.0)
+        await request_messages(source, 10, 60.0)
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(3))
-        await until(lambda: len(source._arrived) == 3)
+        await until(lambda: arrived(source) == 3)
         await source.release([])
         found = await fetch_all(other, 3)
 
         assert sorted(bodies_of(found)) == numbered(3)
-        assert source._arrived == {}
+        assert arrived(source) == 0
         await source.aclose()
         await other.aclose()
 
     async def test_consumer_that_was_removed(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A consumer that somebody removes is a failure of the broker, and is there again after the next `open`."""
-        await source._jetstream().delete_consumer(stream, "relay")
+        """If the consumer is removed, the broker has failed, and the next `open` creates it again."""
+        await jetstream_of(source).delete_consumer(stream, "relay")
         with pytest.raises(ConnectionError, match="does not answer"):
             await asyncio.wait_for(fetch_for_ever(source), 20)
         await source.open()
@@ -348,25 +357,25 @@ class TestJetStream:
             await subject.publish(numbered(1))
         assert bodies_of(await fetch_all(source, 1)) == numbered(1)
 
-    async def test_creates_nothing_unless_told_to(self, server: NatsServer, stream: str) -> None:
-        """With `create=False` what is missing is a failure, and stays missing."""
+    async def test_creates_nothing_without_create(self, server: NatsServer, stream: str) -> None:
+        """With `create=False` a missing stream is a failure, and is not created."""
         source = NatsSource(server.url, stream, create=False)
         with pytest.raises(nats.js.errors.NotFoundError):
             await source.open()
         with pytest.raises(nats.js.errors.NotFoundError):
-            await source._jetstream().stream_info(stream)
+            await jetstream_of(source).stream_info(stream)
         await source.aclose()
 
     async def test_consumer_with_too_short_a_lease(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A consumer whose lease is shorter than what the relay goes by is refused."""
+        """A consumer whose lease is shorter than the source's is refused."""
         other = NatsSource(server.url, stream, ack_wait=120)
         with pytest.raises(ConfigurationError, match="ack_wait of 60 s"):
             await other.open()
         await other.aclose()
 
     async def test_push_consumer_is_refused(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A consumer that pushes is none for a relay."""
-        stream_ = source._jetstream()
+        """A push consumer is refused."""
+        stream_ = jetstream_of(source)
         await stream_.add_stream(name=f"{stream}x", subjects=[f"{stream}x"])
         await stream_.add_consumer(f"{stream}x", durable_name="relay", deliver_subject="somewhere")
         other = NatsSource(server.url, f"{stream}x")
@@ -375,7 +384,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_window_of_the_consumer(self, server: NatsServer, stream: str) -> None:
-        """No more than `max_ack_pending` messages are handed out unsettled; the rest comes as they are settled."""
+        """No more than `max_ack_pending` messages are handed out unsettled; the rest follows as they are settled."""
         source = NatsSource(server.url, stream, ack_wait=60, max_ack_pending=10)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -388,7 +397,7 @@ class TestJetStream:
         await source.aclose()
 
     async def test_publishing_fails_loudly(self, server: NatsServer) -> None:
-        """Where no stream listens to a subject, publishing to it raises; outside `async with` as well."""
+        """Publishing to a subject that no stream stores raises, and so does publishing outside `async with`."""
         async with NatsSubject(server.url, "nobody.listens") as subject:
             assert isinstance(subject, Publisher)
             with pytest.raises(nats.js.errors.NoStreamResponseError):
@@ -405,7 +414,7 @@ class TestCancelling:
         """A cancelled `open` can be called again."""
         source = NatsSource(server.url, stream)
         await cancel_everywhere(source.open)
-        await source._jetstream().publish(stream, b"x")
+        await jetstream_of(source).publish(stream, b"x")
         assert bodies_of(await fetch_all(source, 1)) == [b"x"]
         await source.aclose()
 
@@ -438,7 +447,7 @@ class TestCancelling:
         await cancel_everywhere(source.open)
 
         assert await source.list_dead(9) == []
-        # And what was replayed, once or, where the cancelled call had come to its end, twice.
+        # And the replayed one, once, or twice if the cancelled call had finished.
         seen: set[bytes] = set()
         async with asyncio.timeout(60):
             while not set(numbered(5, first=20)) <= seen:
@@ -450,7 +459,7 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """A relay killed twice loses nothing, repeats no more than was on its way, and makes the right dead letters."""
+    """A relay killed twice loses no event, repeats at most its window each time, and makes the right dead letters."""
     from acceptance.fleet.crash import BROKERS, crash
 
     found = crash(BROKERS["nats"], events=6_000, bad=3, kills=2)
@@ -460,7 +469,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """What the constructors and the address refuse; no server is needed for it."""
+    """The rules of the constructors and of the address; no server is needed."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -475,16 +484,16 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address says it all, and the password in it is not shown."""
+        """An address sets all options, and the repr does not show its password."""
         assert repr(NatsSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """User and password come from the environment or the address."""
-        servers = NatsSource.from_url("nats://b%40b:s%3Acret@a/e", name="")._servers
+        servers = servers_of(NatsSource.from_url("nats://b%40b:s%3Acret@a/e", name=""))
         assert (servers.user, servers.password) == ("b@b", "s:cret")
         monkeypatch.setenv("RETAILROCKET_RELAY_USER", "ann")
         monkeypatch.setenv("RETAILROCKET_RELAY_PASSWORD", "other")
-        servers = NatsSource.from_url("nats://a/e", name="")._servers
+        servers = servers_of(NatsSource.from_url("nats://a/e", name=""))
         assert (servers.user, servers.password) == ("ann", "other")
         assert "other" not in repr(servers)
 
@@ -506,7 +515,7 @@ class TestSettings:
         ],
     )
     def test_bad_url(self, url: str) -> None:
-        """An address that cannot work is refused, without a word of it."""
+        """An address that cannot work is refused, and the error does not show it."""
         with pytest.raises(ConfigurationError) as refused:
             NatsSource.from_url(url, name="pod-1")
         assert "s3cret" not in "".join(traceback.format_exception(refused.value))
@@ -518,7 +527,7 @@ class TestSettings:
             NatsSource("nats://a", "events", **settings)
 
     def test_no_servers(self) -> None:
-        """Neither no server nor no subject is taken."""
+        """An empty list of servers and an empty subject are refused."""
         with pytest.raises(ConfigurationError, match="servers"):
             NatsSource([], "events")
         with pytest.raises(ConfigurationError, match="subject"):
@@ -526,7 +535,7 @@ class TestSettings:
 
     @pytest.mark.needs_server("nats-server")
     async def test_refused_account(self, stream: str) -> None:
-        """A wrong password is a failure that says so, and does not show it."""
+        """A wrong password is an error that says so, and does not show the password."""
         with nats_server("--user", "bob", "--pass", "right") as server:
             source = NatsSource(server.url.replace("//", "//bob:s3cret@"), stream)
             with pytest.raises(ConnectionError, match="Authorization") as failure:
@@ -538,7 +547,7 @@ class TestSettings:
             await source.aclose()
 
     def test_without_the_library(self) -> None:
-        """Where nats-py is not installed, the constructor says what to install; importing needs nothing."""
+        """Without nats-py the constructor says what to install; importing the module works."""
         program = (
             "import sys; sys.modules['nats'] = None\n"
             "from retailrocket_async.relay._nats import NatsSource\n"

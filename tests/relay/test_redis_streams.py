@@ -35,25 +35,26 @@ from retailrocket_async.relay import (
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.support.cancelling import cancel_everywhere
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.source_internals import handed_out
 
 __all__ = ["redis_server"]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-pytestmark = [pytest.mark.needs_server("redis-server"), pytest.mark.leaves_connections("redis-py")]
+pytestmark = pytest.mark.needs_server("redis-server")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """One server for all tests; each has a stream of its own in an empty database."""
+    """Run one server for all tests; each test has an empty database."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    """A client of the server, whose database is empty."""
+    """Yield a client of the server, whose database is empty."""
     redis: Any = Redis.from_url(server.url)
     await redis.flushall()
     yield redis
@@ -98,7 +99,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(other, 1)) == numbered(1, first=4)
 
     async def test_fields_of_other_producers(self, redis: Redis) -> None:
-        """The message is the field `envelope`, or else `data`; with neither it holds all fields, and is no event."""
+        """The message is the field `envelope`, or else `data`; without both it shows all fields, and is no event."""
         entries: list[Any] = [
             {"other": "1", "envelope": "a"},
             {"data": "b", "other": "1"},
@@ -115,14 +116,14 @@ class TestRedisStreamSource(SourceContract):
             Codec().decode(found[3].body)
 
     async def test_ids_of_other_producers(self, redis: Redis) -> None:
-        """An id that is no time does not make a time of publication."""
+        """An id that was not made from a clock gives no time of publication."""
         await redis.xadd("events", {"envelope": "a"}, id="5-1")
         [message] = await self.collect(await self.source(), 1)
 
         assert (message.id, message.published_at) == ("5-1", None)
 
     async def test_trimmed_before_it_was_delivered(self, redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-        """What was trimmed from the stream while a relay had it is told in the log, and holds up nothing."""
+        """Entries that were trimmed while a relay held them are reported in the log, and delay nothing."""
         await self.publish(numbered(3))
         first = await self.source()
         await self.collect(first, 3)
@@ -135,7 +136,7 @@ class TestRedisStreamSource(SourceContract):
         assert "2 messages were trimmed from the stream before they were delivered" in caplog.text
 
     async def test_trimmed_entries_are_pending_no_more(self, redis: Redis) -> None:
-        """What was trimmed leaves the group's pending entries when it is met, not when its lease is over."""
+        """A trimmed entry is removed from the pending entries when it is read, before its lease is over."""
         await self.publish(numbered(3))
         first = await self.source(lease=600.0)
         await self.collect(first, 3)
@@ -147,18 +148,18 @@ class TestRedisStreamSource(SourceContract):
         assert (await again.lag()).pending == 1
 
     async def test_nothing_settled_is_remembered(self) -> None:
-        """What a source remembers of messages is bounded by those that the relay has."""
+        """A source remembers only the messages that are handed out and not settled."""
         source = await self.source()
         for first in range(0, 60, 20):
             await self.publish(numbered(20, first))
             found = await self.collect(source, 20)
-            assert len(source._out) == 20
+            assert handed_out(source) == 20
             await source.settle(found[:10], [(message, "rejected: HTTP 400") for message in found[10:15]])
             await source.release(found[15:])
-            assert source._out == set()
+            assert handed_out(source) == 0
             # Given back, they are its own again once they are read anew.
             await source.settle(await self.all_of(source, numbered(5, first + 15)), [])
-            assert source._out == set()
+            assert handed_out(source) == 0
 
     async def test_settled_entries_are_deleted_on_demand(self, redis: Redis) -> None:
         """With `delete_settled` the stream shrinks as messages are settled; without it nothing is deleted."""
@@ -176,7 +177,7 @@ class TestRedisStreamSource(SourceContract):
             assert await source.lag() == Lag(waiting=0, pending=0)
 
     async def test_a_group_that_is_gone(self, redis: Redis) -> None:
-        """Where the group is gone, as after a restart that forgot all, opening again makes it anew."""
+        """If the group is missing, as after a restart without data, opening the source again creates it."""
         source = await self.source()
         await redis.flushall()
         await self.publish(numbered(2))
@@ -186,7 +187,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(source, 2)) == numbered(2)
 
     async def test_a_key_that_is_no_stream(self, redis: Redis) -> None:
-        """A key that holds something else is a matter of configuration, and is told so."""
+        """A key that holds something else is a `ConfigurationError`."""
         await redis.set("events", "text")
         source = await self.make()
         self._sources.append(source)
@@ -194,7 +195,7 @@ class TestRedisStreamSource(SourceContract):
             await source.open()
 
     async def test_a_stream_with_a_bound(self, redis: Redis) -> None:
-        """With `max_len` the stream is trimmed to about that; without it nothing is."""
+        """With `max_len` the stream is trimmed to about that length; without it the stream is not trimmed."""
         await RedisStream(redis, "bounded", max_len=100).publish(numbered(1000))
         await self.publish(numbered(1000))
         assert 100 <= await redis.xlen("bounded") < 400
@@ -259,7 +260,7 @@ class TestCancelled:
         return found
 
     async def test_open_and_fetch(self) -> None:
-        """A cancelled `open` can be called again; what a cancelled `fetch` was handed comes with the next."""
+        """A cancelled `open` can be called again; the messages of a cancelled `fetch` are returned by the next one."""
         await cancel_everywhere(self.source.open)
         await self.stream.publish(numbered(20))
         found = list(await cancel_everywhere(lambda: self.source.fetch(5, 1.0)))
@@ -278,7 +279,7 @@ class TestCancelled:
         assert bodies_of(await self.source.list_dead(100)) == numbered(10, first=10)
 
     async def test_the_rest(self) -> None:
-        """Whatever else is cancelled, every message is still where it belongs."""
+        """Cancelling any other method leaves every message handed out, settled or a dead letter."""
         await self.source.open()
         await self.stream.publish(numbered(200))
         found = await self.collect(200)
@@ -303,7 +304,7 @@ class TestCancelled:
 
 @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
 async def test_a_relay_that_is_cancelled(redis_server: RedisServer, moment: float) -> None:
-    """A relay that is cancelled at any moment leaves all that it had not delivered to the next one."""
+    """If a relay is cancelled at any moment, the next one delivers the rest."""
 
     async def disturb(emulator: Any, relay: Relay) -> None:
         await asyncio.sleep(moment)
@@ -322,7 +323,7 @@ async def test_a_relay_that_is_cancelled(redis_server: RedisServer, moment: floa
 
 
 def test_a_stream_is_a_publisher(redis: Redis) -> None:
-    """A Redis stream takes envelopes as every broker does."""
+    """`RedisStream` is a `Publisher`."""
     assert isinstance(RedisStream(redis, "events"), Publisher)
 
 
@@ -330,7 +331,7 @@ SECRET = "s3cret"
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("redis://:s3cret@h/0", "must name the stream"),
         ("redis://:s3cret@h/0?stream=", "stream must be there once, and not empty"),
@@ -338,7 +339,7 @@ SECRET = "s3cret"
         ("redis://:s3cret@h/0?stream=a&lease=soon", "lease must be seconds"),
         ("redis://:s3cret@h/0?stream=a&lease=0", "lease must be a number of seconds, 0.1 or more"),
         ("redis://:s3cret@h/0?stream=a&lease=nan", "lease must be a number of seconds, 0.1 or more"),
-        ("redis://:s3cret@h/0?stream=a&delete_settled=1", "delete_settled yes or no"),
+        ("redis://:s3cret@h/0?stream=a&delete_settled=1", "delete_settled must be yes or no"),
         ("redis://:s3cret@h/0?stream=a&dead=a", "dead must be another key"),
         ("redis://:s3cret@h/0?stream=a&nonsense=1", None),
         ("redis://:s3cret@h:port/0?stream=a", "not one that redis-py can read"),
@@ -346,12 +347,12 @@ SECRET = "s3cret"
         ("redis://:s3cret@h/0?stream=a&socket_timeout=soon", "not one that redis-py can read"),
     ],
 )
-def test_wrong_addresses(url: str, told: str | None) -> None:
+def test_wrong_addresses(url: str, message: str | None) -> None:
     """An address that cannot work is refused with a sentence that does not show its password, nor does its cause."""
-    if told is None:
+    if message is None:
         source_from_url(url, name="relay-1")
         return
-    with pytest.raises(ConfigurationError, match=told) as caught:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         source_from_url(url, name="relay-1")
     assert SECRET not in "".join(traceback.format_exception(caught.value)).replace(url, "")
     assert SECRET not in str(caught.value)
@@ -359,14 +360,14 @@ def test_wrong_addresses(url: str, told: str | None) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp://x", "http://user:s3cret@h"])
 def test_unknown_brokers(scheme: str) -> None:
-    """An address of no broker that is known is refused, with those that are."""
+    """An address of an unknown broker is refused, and the message lists the known ones."""
     with pytest.raises(ConfigurationError, match="redis, rediss, unix, kafka") as caught:
         source_from_url(scheme, name="relay-1")
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"stream": ""}, "stream must be a str"),
         ({"group": ""}, "group must be a str"),
@@ -376,14 +377,14 @@ def test_unknown_brokers(scheme: str) -> None:
         ({"lease": True}, "lease must be a number"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], told: str) -> None:
-    """A value that cannot work is refused at construction, by its name."""
-    with pytest.raises(ConfigurationError, match=told):
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    """A value that cannot work is refused at construction, and the message names it."""
+    with pytest.raises(ConfigurationError, match=message):
         RedisStreamSource(Redis(), **({"stream": "a", "group": "g", "name": "n"} | options))
 
 
-def test_texts_for_answers() -> None:
-    """A client that makes text of answers is refused: envelopes are bytes."""
+def test_a_client_that_decodes_answers() -> None:
+    """A client that decodes answers is refused, as envelopes are bytes."""
     with pytest.raises(ConfigurationError, match="decode_responses=False"):
         RedisStreamSource(Redis(decode_responses=True), stream="a", group="g", name="n")
 
@@ -453,7 +454,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_broker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    """A server killed and started again in mid-run costs no event; little comes twice, and the log tells it once."""
+    """A server that is killed and restarted costs no event; few events are sent twice, and it is logged once."""
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def disturb(emulator: Any, relay: Relay) -> None:
@@ -467,13 +468,13 @@ async def test_a_broker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None
     assert lag == Lag(waiting=0, pending=0)
     assert recorded.total() - 2000 <= 300
     assert stats.dead == {}
-    told = [record.getMessage().split(",")[0].split(":")[0] for record in caplog.records]
-    assert told.count("the broker is lost") == told.count("the broker is back") == 1
+    logged = [record.getMessage().split(",")[0].split(":")[0] for record in caplog.records]
+    assert logged.count("the broker is lost") == logged.count("the broker is back") == 1
 
 
 @pytest.mark.parametrize("kind", [{"status": 500}, {"status": 401}, {"status": 429}, {}])
 async def test_an_api_that_fails_for_a_while(redis_server: RedisServer, kind: dict[str, int]) -> None:
-    """An API that fails, refuses the key or does not answer for a while costs nothing: all goes once."""
+    """If the API fails, refuses the key or does not answer for a while, every event is still sent exactly once."""
 
     async def disturb(emulator: Any, relay: Relay) -> None:
         await until(lambda: emulator.stats()["total_events"] >= 500)

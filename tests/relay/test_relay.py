@@ -1,9 +1,9 @@
-"""The relay's core on a broker in memory and a server that does as it is told, on a virtual clock.
+"""`Relay` with a broker in memory and a scripted server, on a virtual clock.
 
 ==============================  ==========================================  =======================================
-await                           who is cancelled there, or what fails       shown by
+await                           what is cancelled there, or fails           tested by
 ==============================  ==========================================  =======================================
-`Relay.run`                     whoever runs it, in any turn                `test_cancelled_in_any_turn`
+`Relay.run`                     its task is cancelled, in any turn          `test_cancelled_in_any_turn`
 `source.open`                   fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
 `source.fetch`                  fails, or hangs                             the same
 `source.settle`                 fails, or hangs                             the same
@@ -106,20 +106,20 @@ class Scene:
         return self
 
     async def stop(self) -> bool:
-        """Have the relay come to its end, and check that its books add up."""
+        """Stop the relay, and check that its counters add up."""
         self.relay.stop()
         clean = await self.running
         self.check()
         return clean
 
     def check(self) -> None:
-        """Raise unless every message is counted in one place."""
+        """Raise unless every message is counted exactly once."""
         stats = self.relay.stats()
         settled = stats.delivered + stats.filtered + sum(stats.dead.values()) + stats.released
         assert stats.received == settled + stats.in_hand, stats
 
     async def left(self) -> Lag:
-        """Return what is in the broker."""
+        """Return how many messages the broker has."""
         return await self.source.lag()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
@@ -130,12 +130,12 @@ class Scene:
             await asyncio.sleep(0.01)
 
     async def until_delivered_besides(self, count: int, unsettled: int) -> None:
-        """Wait until so many messages are delivered and settled, and so many others are not settled."""
+        """Wait until `count` messages are delivered and settled, and `unsettled` others are not settled."""
         stats = self.relay.stats
         await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
 
     async def until_delivered(self, count: int, seconds: float = 600.0) -> None:
-        """Wait until so many messages are delivered and settled."""
+        """Wait until `count` messages are delivered and settled."""
         await self.until(lambda: self.relay.stats().delivered >= count and not self.relay.stats().unsettled, seconds)
 
 
@@ -175,7 +175,7 @@ def test_delivers_and_acknowledges() -> None:
     ],
 )
 def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
-    """What is no event becomes a dead letter with the reason, in one line, and costs its neighbours nothing."""
+    """A message that is no event becomes a dead letter with a reason in one line; the others are delivered."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport()).start()
@@ -208,7 +208,7 @@ def test_unknown_names_where_they_are_allowed() -> None:
 
 
 def test_refused_is_a_dead_letter() -> None:
-    """An event that the API refuses on its own account becomes a dead letter; the rest of its batch is delivered."""
+    """An event that the API refuses becomes a dead letter; the rest of its batch is delivered."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: 400 if 7 in request.numbers else 200)
@@ -226,7 +226,7 @@ def test_refused_is_a_dead_letter() -> None:
 
 
 def test_what_the_hook_drops_is_acknowledged() -> None:
-    """What the client's `before_send` drops is acknowledged, and no dead letter."""
+    """A message whose event `before_send` drops is acknowledged, and becomes no dead letter."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport(), client={"before_send": lambda _: None}).start()
@@ -240,7 +240,7 @@ def test_what_the_hook_drops_is_acknowledged() -> None:
 
 
 def test_too_old_is_a_dead_letter() -> None:
-    """What is older than the client's `max_age` becomes a dead letter."""
+    """A message whose event is older than the client's `max_age` becomes a dead letter."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport(then=NO_CONNECTION), client={"buffer": Buffer(max_age=30.0)}).start()
@@ -253,7 +253,7 @@ def test_too_old_is_a_dead_letter() -> None:
 
 
 def test_the_time_of_publication() -> None:
-    """An event without a timestamp has that of its publication, and one with a timestamp keeps its own."""
+    """An event without a timestamp gets the time of its publication; an event with a timestamp keeps it."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -265,17 +265,17 @@ def test_the_time_of_publication() -> None:
         await scene.until_delivered(2)
         assert await scene.stop()
         events = [item["view"] for request in transport.requests for item in json.loads(request.body)]
-        told = {item["productId"]: item["timestamp"] for item in events}
-        assert told[2] == "2026-01-01T00:00:00+00:00"
+        timestamps = {item["productId"]: item["timestamp"] for item in events}
+        assert timestamps[2] == "2026-01-01T00:00:00+00:00"
         moments = {time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(before + late)) for late in range(5)}
-        assert told[1] in moments
+        assert timestamps[1] in moments
 
     run(test())
 
 
 @pytest.mark.parametrize("moment", [-1e18, 1e18, float("nan"), float("inf")])
-def test_a_moment_that_is_none(moment: float) -> None:
-    """A time of publication that is no moment harms nothing."""
+def test_an_impossible_time_of_publication(moment: float) -> None:
+    """An event whose time of publication does not exist as a date is delivered all the same."""
 
     class Odd(Shaky):
         async def fetch(self, most: int, wait: float) -> Sequence[Message]:
@@ -291,17 +291,17 @@ def test_a_moment_that_is_none(moment: float) -> None:
     run(test())
 
 
-FATES: list[tuple[Outcome, str, str]] = [
+DISPOSITIONS: list[tuple[Outcome, str, str]] = [
     (Delivered(status=200), "delivered", ""),
     (Rejected(status=400), "dead", "rejected: HTTP 400"),
     (Rejected(status=422, isolated=False), "dead", "rejected: HTTP 422"),
-    *((Rejected(status=status), "back", "") for status in (301, 308, 401, 403, 404, 405, 407)),
-    (Dropped(reason="closed"), "back", ""),
-    (Dropped(reason="overflow"), "back", ""),
+    *((Rejected(status=status), "retry", "") for status in (301, 308, 401, 403, 404, 405, 407)),
+    (Dropped(reason="closed"), "retry", ""),
+    (Dropped(reason="overflow"), "retry", ""),
     (Dropped(reason="expired"), "dead", "expired: older than Buffer.max_age"),
     (Dropped(reason="before_send"), "filtered", ""),
-    (Abandoned(reason="closed", maybe_recorded=True), "back", ""),
-    (Abandoned(reason="cancelled", maybe_recorded=True), "back", ""),
+    (Abandoned(reason="closed", maybe_recorded=True), "retry", ""),
+    (Abandoned(reason="cancelled", maybe_recorded=True), "retry", ""),
     (
         Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
         "dead",
@@ -322,13 +322,13 @@ FATES: list[tuple[Outcome, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("outcome", "kind", "reason"), FATES, ids=str)
-def test_fates(outcome: Outcome, kind: str, reason: str) -> None:
-    """Each outcome has one consequence: acknowledged, a dead letter with a reason, or back to the broker."""
-    fate = disposition_of(outcome)
+@pytest.mark.parametrize(("outcome", "kind", "reason"), DISPOSITIONS, ids=str)
+def test_dispositions(outcome: Outcome, kind: str, reason: str) -> None:
+    """Each outcome has one disposition: acknowledge, keep as a dead letter with a reason, or retry."""
+    disposition = disposition_of(outcome)
 
-    assert (fate.kind, fate.reason) == (kind, reason)
-    assert reason.startswith(fate.why)
+    assert (kind, reason) == (disposition.kind, disposition.reason)
+    assert reason.startswith(disposition.cause)
 
 
 # --- the API fails ---
@@ -363,7 +363,7 @@ TROUBLES: dict[str, Step] = {
 @pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_hours_of_outage(trouble: str) -> None:
-    """In hours of an outage nothing is given up or let go, and no more is fetched; then all of it is delivered."""
+    """In an outage of hours the relay holds a window of messages and fetches no more; afterwards it delivers all."""
 
     async def test() -> None:
         def then(request: Request) -> Step:
@@ -394,7 +394,7 @@ def test_hours_of_outage(trouble: str) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("outlast", [True, False])
 def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> None:
-    """While the key, the shop or the address is refused the relay is unready and holds; mended, it goes on."""
+    """While the key, the shop or the address is refused the relay is unready and holds messages; then it goes on."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=status)
@@ -404,7 +404,7 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
         await asyncio.sleep(HOURS)
         assert scene.relay.unready == "sending is halted: the log says what to correct"
         assert scene.relay.stats().in_hand <= 40
-        # One trial in a while, not one after the other.
+        # It retries now and then, not without a pause.
         assert len(transport.requests) < HOURS
         transport.then = OK
         await scene.until_delivered(100)
@@ -416,8 +416,8 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
     run(test())
 
 
-def test_a_trial_where_nothing_is_on_its_way() -> None:
-    """Where the API went down with the last event there was, the next one there is is tried."""
+def test_a_retry_with_nothing_in_flight() -> None:
+    """If the API went down and no event is left in flight, the next event is tried."""
 
     async def test() -> None:
         transport = ScriptedTransport(*[TIMED_OUT] * 3, NO_CONNECTION, NO_CONNECTION)
@@ -433,7 +433,7 @@ def test_a_trial_where_nothing_is_on_its_way() -> None:
 
 @pytest.mark.endurance
 def test_a_stalled_api_and_two_relays() -> None:
-    """With the API stalled for many leases, what one relay holds is not handed to the other: each event goes once."""
+    """If the API stalls for many leases, no relay gets the messages of another one: each event is sent once."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: NO_CONNECTION if 1.0 <= request.at < 400.0 else OK)
@@ -450,7 +450,7 @@ def test_a_stalled_api_and_two_relays() -> None:
 
 
 def test_order_amid_faults() -> None:
-    """Whatever requests are repeated, a visitor's events are recorded in the order of the stream."""
+    """Even if requests fail and are repeated, a visitor's events are recorded in the order of the stream."""
 
     async def test() -> None:
         transport = ScriptedTransport(
@@ -471,7 +471,7 @@ def test_order_amid_faults() -> None:
 
 
 def test_the_window_in_bytes() -> None:
-    """No more is fetched than the window of bytes allows, beyond the last fetch."""
+    """The window of bytes is exceeded by no more than one fetch."""
 
     async def test() -> None:
         large = [
@@ -496,7 +496,7 @@ def test_the_window_in_bytes() -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "raise"])
 def test_a_smaller_buffer(overflow: Any) -> None:
-    """A client whose buffer is smaller than the window makes the relay wait, and delivers all the same."""
+    """If the client's buffer is smaller than the window, the relay waits for room, and delivers all events."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -531,7 +531,7 @@ def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"batch": 0}, "batch must be"),
         ({"batch": True}, "batch must be"),
@@ -543,11 +543,11 @@ def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
         ({"grace": float("inf")}, "grace must be"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], told: str) -> None:
-    """A value out of range is refused at construction, by its name."""
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    """A value out of range is refused at construction, and the message names it."""
 
     async def test() -> None:
-        with pytest.raises(ConfigurationError, match=told):
+        with pytest.raises(ConfigurationError, match=message):
             Scene(ScriptedTransport(), **options)
 
     run(test())
@@ -557,7 +557,7 @@ def test_wrong_options(options: dict[str, Any], told: str) -> None:
 
 
 def test_the_end_waits_for_what_was_fetched() -> None:
-    """Told to stop, the relay fetches no more, waits for the outcomes, and settles them."""
+    """After `stop` the relay fetches no more, waits for the outcomes, and settles the messages."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=Step(latency=2.0))
@@ -577,7 +577,7 @@ def test_the_end_waits_for_what_was_fetched() -> None:
 
 
 def test_what_is_not_delivered_in_time_is_given_back() -> None:
-    """What has no outcome when the grace is over is given back at once, and another relay delivers it."""
+    """A message without an outcome at the end of the grace is given back, and another relay delivers it."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=NO_CONNECTION)
@@ -593,6 +593,35 @@ def test_what_is_not_delivered_in_time_is_given_back() -> None:
         await other.until_delivered(30, 5.0)
         assert await other.stop()
         assert Counter(transport.recorded_numbers) == Counter(range(30))
+
+    run(test())
+
+
+def test_no_call_after_the_source_is_closed() -> None:
+    """Once the relay closes its source it makes no other call, which would connect again: no `extend`, no `lag`."""
+
+    class Slow(MemorySource):
+        calls: list[str]
+
+        async def extend(self, messages: Sequence[Message]) -> None:
+            self.calls.append("extend")
+
+        async def aclose(self) -> None:
+            self.calls.append("aclose")
+            await asyncio.sleep(4.0)
+
+    async def test() -> None:
+        stream = MemoryStream()
+        source = Slow(stream, lease=1.5)
+        source.calls = []
+        scene = Scene(ScriptedTransport(), stream=stream, source=source).start()
+        await asyncio.sleep(2.2)
+        assert await scene.stop()
+
+        assert source.calls.count("extend") >= 4
+        assert source.calls.index("aclose") == len(source.calls) - 1
+        with pytest.raises(ConnectionError, match="the relay has ended"):
+            await scene.relay.lag()
 
     run(test())
 
@@ -614,12 +643,12 @@ def test_runs_once() -> None:
 
 
 class Shaky:
-    """A source that fails, or hangs, in the named method while it is told to.
+    """A source whose named method fails, or hangs, as long as `fails` or `hangs` names it.
 
     Attributes:
         fails: the method that fails; None for none.
         hangs: whether it hangs instead.
-        after: whether it fails after it has done its work, as where the answer is lost.
+        after: whether it fails after it has done its work, as if the answer were lost.
     """
 
     def __init__(
@@ -664,7 +693,7 @@ class Shaky:
         await self._do("release", messages)
 
     async def lag(self) -> Lag:
-        """Tell the lag."""
+        """Return the lag."""
         lag: Lag = await self._do("lag")
         return lag
 
@@ -688,7 +717,7 @@ class Shaky:
     ],
 )
 def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after: bool) -> None:
-    """While a call of the broker fails the relay is unready, and tells it once; then it goes on without a loss."""
+    """While a call of the broker fails the relay is unready, and logs it once; then it goes on without a loss."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -716,14 +745,14 @@ def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after:
 
     with caplog.at_level(logging.INFO, "retailrocket_async"):
         run(test())
-    told = [record.getMessage() for record in caplog.records]
-    assert [text.split(":")[0].split(",")[0] for text in told] == ["the broker is lost", "the broker is back"]
-    assert not any("s3cret" in text for text in told)
+    logged = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0].split(",")[0] for text in logged] == ["the broker is lost", "the broker is back"]
+    assert not any("s3cret" in text for text in logged)
 
 
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend"])
 def test_a_hanging_call(method: str) -> None:
-    """A call of the broker that never ends counts as a failure after a while; the relay can be stopped meanwhile."""
+    """A call of the broker that never ends counts as a failure after a time-out; the relay can be stopped meanwhile."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -749,7 +778,7 @@ def test_a_hanging_call(method: str) -> None:
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("method", ["release", "aclose"])
 def test_a_failing_end(method: str, *, hangs: bool) -> None:
-    """A broker that fails at the very end keeps the relay from nothing but giving back."""
+    """If the broker fails at the very end, the relay still ends; it only cannot give messages back."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -766,7 +795,7 @@ def test_a_failing_end(method: str, *, hangs: bool) -> None:
 
 
 class Stubborn(Shaky):
-    """A source whose library swallows so many cancellations of the named method, and hangs after each."""
+    """A source whose library swallows some cancellations of the named method, and hangs after each."""
 
     def __init__(self, source: MemorySource, method: str, swallows: int) -> None:
         super().__init__(source)
@@ -793,7 +822,7 @@ class Stubborn(Shaky):
 def test_a_library_that_swallows_cancellations(
     method: str, swallows: int, caplog: pytest.LogCaptureFixture, *, cancelled: bool
 ) -> None:
-    """A broker's library that swallows cancellations keeps no relay from its end, ordered or cancelled."""
+    """A relay ends, stopped or cancelled, even if the broker's library swallows cancellations."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -819,13 +848,13 @@ def test_a_library_that_swallows_cancellations(
 
 
 class Odd(BaseException):
-    """What no library should raise."""
+    """An error that no library should raise."""
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, Odd])
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
 def test_a_library_that_raises_anything(method: str, raised: type[BaseException]) -> None:
-    """A cancellation that is the library's own, or what is no `Exception`, is a failure of the broker, and no end."""
+    """If the library raises `CancelledError` by itself, or a `BaseException`, that is a failure of the broker."""
 
     class Raising(Shaky):
         async def _do(self, method: str, *arguments: Any) -> Any:
@@ -853,7 +882,7 @@ def test_a_library_that_raises_anything(method: str, raised: type[BaseException]
 
 
 def test_outcomes_of_the_last_moment_are_settled() -> None:
-    """An outcome that comes while the broker keeps the relay waiting at its end is settled all the same."""
+    """An outcome that comes while the relay waits for the broker at its end is settled."""
 
     class Slow(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -879,7 +908,7 @@ def test_outcomes_of_the_last_moment_are_settled() -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
-    """While dead letters cannot be kept the relay is unready and delivers what is behind them, as its window allows."""
+    """While dead letters cannot be kept the relay is unready, and delivers later messages as its window allows."""
 
     class Full(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -915,7 +944,7 @@ def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
 
 
 def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the broker fails for good, the end says that what was delivered will be delivered again."""
+    """If the broker fails for good, the log says at the end that delivered messages will be delivered again."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -932,7 +961,7 @@ def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_wrong_configuration_ends_it() -> None:
-    """What the source finds wrong with its configuration when it connects ends the relay, with the sentence."""
+    """A mistake of configuration that the source finds when it connects ends the relay with that error."""
 
     class Wrong(Shaky):
         async def open(self) -> None:
@@ -952,7 +981,7 @@ def test_wrong_configuration_ends_it() -> None:
 
 @pytest.mark.parametrize("turn", [*range(60), *range(60, 400, 11)])
 def test_cancelled_in_any_turn(turn: int) -> None:
-    """Whenever a relay is cancelled, the next one delivers all that it had not, and what it had is not sent again."""
+    """Whenever a relay is cancelled, the next one delivers the rest, and settled messages are not sent again."""
 
     async def test() -> None:
         transport = ScriptedTransport(
@@ -980,7 +1009,7 @@ def test_cancelled_in_any_turn(turn: int) -> None:
 
 
 def test_cancelled_while_it_ends() -> None:
-    """A relay that is cancelled while it waits for the grace ends at once, and still settles what it can."""
+    """A relay that is cancelled during the grace ends at once, and still settles the messages with an outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(OK, then=PARKED)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retailrocket_async.relay._watermark import Watermark
+from retailrocket_async.relay._kafka.watermark import Watermark
 
 gaps = st.lists(st.integers(1, 3), max_size=30)
 
 
 @given(start=st.integers(0, 10**12), gaps=gaps, data=st.data())
 def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: st.DataObject) -> None:
-    """Whatever the order of settling, everything below the mark is settled, and the mark is as high as it can be."""
+    """In whatever order messages are settled, all below the watermark are settled, and it is as high as possible."""
     watermark = Watermark(start)
     offset, unsettled, highest = start - 1, set[int](), start - 1
     for gap in gaps:
@@ -33,7 +33,7 @@ def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: s
 
 @given(count=st.integers(1, 30), data=st.data())
 def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st.DataObject) -> None:
-    """A reader that begins at any mark there ever was reads everything that was not settled."""
+    """A reader that starts at any earlier watermark reads every message that was not settled then."""
     watermark = Watermark(0)
     for offset in range(count):
         watermark.hand_out(offset)
@@ -47,7 +47,7 @@ def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st
 
 @given(order=st.permutations(range(10)), again=st.lists(st.integers(0, 20)))
 def test_settling_twice(order: list[int], again: list[int]) -> None:
-    """To settle again, or what was never handed out, changes nothing, and the mark never falls."""
+    """Settling a message twice, or one that was not handed out, changes nothing, and the watermark never falls."""
     watermark = Watermark(0)
     for offset in range(10):
         watermark.hand_out(offset)
@@ -65,7 +65,7 @@ def test_settling_twice(order: list[int], again: list[int]) -> None:
 
 @given(count=st.integers(1, 60), data=st.data())
 def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.DataObject) -> None:
-    """Whoever reads on from a mark, with its note, is handed out what was not settled, and nothing else."""
+    """A reader that continues from a watermark and its note gets the unsettled messages, and no others."""
     start = data.draw(st.integers(0, 10**9))
     watermark = Watermark(start)
     offsets = range(start, start + count)
@@ -86,7 +86,7 @@ def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.Data
 
 
 def test_a_note_is_never_too_long() -> None:
-    """Where a note would be longer than brokers take, the highest count as not settled."""
+    """If the note would be longer than brokers take, the highest messages count as not settled."""
     watermark = Watermark(0)
     for offset in range(10_000):
         watermark.hand_out(offset)
@@ -105,12 +105,12 @@ def test_a_note_is_never_too_long() -> None:
     st.one_of(st.text(), st.text().map("settled above: ".__add__), st.just("settled above: 1 x"), st.just("by hand"))
 )
 def test_foreign_notes_say_nothing_or_are_read(note: str) -> None:
-    """A note of another program does no harm: nothing breaks, and the first message is never left out."""
+    """The note of another program is ignored: no error, and the first message is handed out."""
     assert Watermark(5, note).hand_out(5) or note.startswith("settled above: 0")
 
 
 def test_what_is_left_out_is_committed() -> None:
-    """When all that comes was settled before, the mark moves on, and that is worth a commit."""
+    """If all messages that are read were settled before, the watermark rises, and is committed."""
     watermark = Watermark(0, "settled above: 1 3")
     assert [watermark.hand_out(offset) for offset in range(4)] == [True, False, False, False]
     before = watermark.changes

@@ -1,7 +1,7 @@
-"""Clients of brokers' libraries whose calls fail one at a time, for a source that is given them.
+"""Wraps clients of brokers' libraries so that one of their calls fails.
 
-`Faults` counts the calls that go through it. Told so, the call with a certain number fails, once or from then on,
-before it does anything or after it has: then its answer is lost.
+`Faults` counts the calls that go through it. A test arms the call with a certain number: it fails once, or all later
+calls fail, too. It fails before it does anything, or after it has done its work, as if its answer were lost.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Broken(BaseException):
-    """A `BaseException` that is no `Exception`."""
+    """An error that is no `Exception`."""
 
 
 class Faults:
-    """Which call of a library fails, and how.
+    """Counts the calls of a library, and makes one of them fail.
 
     Attributes:
         calls: how many calls there were.
@@ -36,19 +36,19 @@ class Faults:
         self._error: Callable[[], BaseException] = OSError
 
     def arm(self, at: int, error: Callable[[], BaseException], *, permanent: bool = False, late: bool = False) -> None:
-        """Have the call with the number `at`, from now on counted from 0, fail.
+        """Make a call fail; calls are counted from 0 from now on.
 
         Args:
-            at: which.
-            error: makes what it raises.
+            at: the number of the call.
+            error: returns the error that it raises.
             permanent: whether all calls after it fail as well.
             late: whether they fail after they have done their work.
         """
         self.calls, self.names, self.failed = 0, [], 0
         self._at, self._permanent, self._late, self._error = at, permanent, late, error
 
-    def mend(self) -> None:
-        """Have no call fail any more."""
+    def disarm(self) -> None:
+        """Make no call fail any more."""
         self._at = None
 
     def _fails(self, name: str) -> bool:
@@ -61,7 +61,7 @@ class Faults:
     async def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Make a call, or fail."""
         fails = self._fails(name)
-        # The consumer is stopped although the call raises: otherwise it would stay a member of its group for ever.
+        # A failing `stop` stops all the same, or the client would stay a member of its group for ever.
         if fails and not self._late and name != "stop":
             raise self._error()
         answer = await function(*arguments, **options)
@@ -71,12 +71,12 @@ class Faults:
 
 
 class Wrapped:
-    """An object of a library whose named coroutine functions go through `Faults`; all else is the object's.
+    """An object of a library whose named coroutine functions go through `Faults`; other attributes are unchanged.
 
     Args:
         inner: the object.
-        faults: what decides.
-        names: the functions; each with what wraps its answer, or None.
+        faults: decides which call fails.
+        names: the functions, each with a function that wraps its result, or None.
     """
 
     def __init__(self, inner: Any, faults: Faults, names: dict[str, Callable[[Any], Any] | None]) -> None:
@@ -102,4 +102,4 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
     "BaseException": Broken,
 }
-"""What a call raises: an ordinary failure; a cancellation that is the library's own; what is no `Exception`."""
+"""Errors by name: an ordinary failure, a `CancelledError` of the library itself, an error that is no `Exception`."""

@@ -1,10 +1,10 @@
 """A Kafka broker in a process of its own: the mock cluster of librdkafka, which keeps everything in memory.
 
 It speaks Kafka's protocol over loopback: topics, produce, fetch, consumer groups with their rebalances, committed
-offsets. What it has no notion of is not tested anywhere here: disks, replicas that fall behind, ACLs, TLS, SASL, a
-broker that forgets nothing when its process is killed. It keeps 5 MB and 100,000 messages of a partition at most.
+offsets. It does not have, so no test covers: disks, replicas that fall behind, ACLs, TLS, SASL, data that survives the
+end of the process. It keeps 5 MB and 100,000 messages of a partition at most.
 
-`confluent-kafka` ships the library; its Python side offers no way to the mock cluster's switches, ctypes does.
+`confluent-kafka` ships the library. Its Python interface does not control the mock cluster, so ctypes does.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class KafkaServer:
 
     def create_topic(self, topic: str, partitions: int) -> None:
         """Create `topic`; a topic that a client asks for is created with 4 partitions otherwise."""
-        self._tell(f"topic {topic} {partitions}")
+        self._send(f"topic {topic} {partitions}")
 
     def down(self) -> None:
-        """Close every connection and refuse new ones; nothing is forgotten."""
-        self._tell("down")
+        """Close every connection and refuse new ones; no data is lost."""
+        self._send("down")
 
     def up(self) -> None:
         """Serve again."""
-        self._tell("up")
+        self._send("up")
 
     def fail(self, api: int, error: int, times: int) -> None:
         """Answer the next `times` requests of the kind `api` with the error code `error`."""
-        self._tell(f"fail {api} {error} {times}")
+        self._send(f"fail {api} {error} {times}")
 
-    def _tell(self, command: str) -> None:
+    def _send(self, command: str) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(command + "\n")
@@ -78,7 +78,7 @@ def _library() -> ctypes.CDLL:
     import confluent_kafka
 
     folder = Path(confluent_kafka.__file__).parent
-    # Where the wheels of Linux, and those of macOS, keep it.
+    # The path in the wheels for Linux, and in those for macOS.
     found = [*folder.parent.glob("confluent_kafka.libs/librdkafka*"), *folder.glob(".dylibs/librdkafka*")]
     library = ctypes.CDLL(str(found[0]))
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
@@ -99,7 +99,7 @@ def _library() -> ctypes.CDLL:
 
 
 def main() -> None:
-    """Run the mock cluster until the standard input ends; obey the commands on it."""
+    """Run the mock cluster until the standard input ends; execute the commands that it reads there."""
     library = _library()
     reason = ctypes.create_string_buffer(512)
     handle = library.rd_kafka_new(0, None, reason, len(reason))

@@ -1,4 +1,4 @@
-"""A real nats-server with JetStream on loopback, which tests can kill and start again on what it had stored."""
+"""A real nats-server with JetStream on loopback; a test may kill it and restart it with its stored data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NatsServer:
-    """The server.
+    """A server that runs from its construction on.
 
     Attributes:
         url: where it listens, the same after a restart.
@@ -34,7 +34,7 @@ class NatsServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start the server; return when it answers."""
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while True:
@@ -48,12 +48,12 @@ class NatsServer:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill it without a chance to say goodbye; what it had stored stays."""
+        """Kill the server by SIGKILL; its stored data stays."""
         self.process.kill()
         self.process.wait()
 
     async def restart(self, pause: float = 0.0) -> None:
-        """Kill it and start it again after `pause` seconds."""
+        """Kill the server, and start it again after `pause` seconds."""
         self.kill()
         await asyncio.sleep(pause)
         await asyncio.to_thread(self.start)

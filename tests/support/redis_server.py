@@ -1,4 +1,4 @@
-"""A real redis-server of a test's own: on a free loopback port, to be killed, frozen and started again.
+"""A real redis-server for one test, on a free loopback port; the test may kill, freeze and restart it.
 
 Import the fixture into the test's module, and mark the module `pytest.mark.needs_server("redis-server")`.
 """
@@ -26,11 +26,11 @@ _PATIENCE: Final = 30.0
 
 
 class RedisServer:
-    """One server, in a folder that is deleted with it.
+    """A server with a temporary folder.
 
     Args:
         options: more of redis-server's options, e.g. `"--requirepass", "secret"`. It keeps nothing on disk by
-            default, so that it comes back empty; with `"--appendonly", "yes"` what it was told survives a kill.
+            default, so that it is empty after a restart; with `"--appendonly", "yes"` its data survives a kill.
     """
 
     def __init__(self, *options: str) -> None:
@@ -52,7 +52,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, on the port that it has always had; return when it answers."""
+        """Start the server, always on the same port; return when it answers."""
         assert self._process is None
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""]
         command = until_parent_ends("redis-server", *settings, "--logfile", "", *self._options)
@@ -65,29 +65,29 @@ class RedisServer:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """End it by SIGKILL, frozen or not; return when it is gone."""
+        """Kill the server by SIGKILL, even if it is frozen; return when its process has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self) -> None:
-        """Kill it, and start it again."""
+        """Kill the server, and start it again."""
         self.kill()
         self.start()
 
     def freeze(self) -> None:
-        """Stop it by SIGSTOP: connections stay open, new ones are accepted, and nothing is answered."""
+        """Freeze the server by SIGSTOP: it accepts connections and answers nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the frozen server."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the server."""
         try:
             self.start()
         except BaseException:
@@ -96,15 +96,15 @@ class RedisServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill it, and delete its folder."""
+        """Kill the server, and delete its folder."""
         self.kill()
         self._folder.cleanup()
 
     def _answers(self) -> bool:
-        """Whether it takes commands: it does not while it reads what it has on disk."""
+        """Return whether the server takes commands: it does not while it loads its data from disk."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
-            # Where there is a password, it wants to know it.
+            # A server with a password asks for it.
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         return False
 
@@ -117,7 +117,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 def free_port() -> int:
-    """Find a port that no outgoing connection is given while the server is away: below those that are."""
+    """Return a free port below the range of outgoing connections, so that none takes it while the server is down."""
     while True:
         port = random.randrange(15_000, 32_000)
         with socket.socket() as free, contextlib.suppress(OSError):

@@ -1,11 +1,11 @@
-"""The servers of a NATS system: who we are there, and how we connect and publish."""
+"""The servers of a NATS system, and a connection to them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -14,7 +14,7 @@ from retailrocket_async import ConfigurationError
 from retailrocket_async._runtime.extras import installed
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async._runtime.setting_text import check_texts
-from retailrocket_async.relay._library_call import answer_of
+from retailrocket_async.relay._library_call import result_of
 
 if TYPE_CHECKING:
     import ssl
@@ -30,7 +30,7 @@ ANSWER = 5.0
 
 @attrs.frozen(kw_only=True)
 class NatsServers:
-    """Where NATS is, and who we are there."""
+    """The addresses of the servers, and the account to log in with."""
 
     urls: tuple[str, ...]
     user: str | None
@@ -48,9 +48,12 @@ class NatsServers:
         password: str | None,
         tls: ssl.SSLContext | None,
     ) -> NatsServers:
-        """Check the settings, and that the library is there.
+        """Return the servers, with settings that are checked.
 
         User and password are taken out of the URLs, so that no message can quote them.
+
+        Raises:
+            ConfigurationError: a setting that cannot work, or ``nats-py`` is not installed.
         """
         if not installed("nats"):
             raise ConfigurationError(
@@ -73,32 +76,36 @@ class NatsServers:
             raise ConfigurationError("servers must not be empty")
         return cls(urls=tuple(urls), user=user, password=password, tls=tls, name=name)
 
-    async def connect(self, lost: Callable[[], None]) -> Client:
-        """Return a connection that reconnects by itself from now on, and calls `lost` each time it was lost."""
-        from nats.aio.client import Client as Connection  # noqa: PLC0415 - heavy, and needed by nobody else
+    async def connect(self, on_disconnect: Callable[[], None]) -> Client:
+        """Return a connection that reconnects by itself, and calls `on_disconnect` each time it is lost.
 
-        told = False
+        Raises:
+            ConnectionError: no server answers within `ANSWER` seconds.
+            Exception: whatever else ``nats-py`` raises.
+        """
+        from nats.aio.client import Client as Connection  # noqa: PLC0415 - slow to import, and needed here only
 
-        async def fail(error: Exception) -> None:
-            nonlocal told
-            if not told:
-                told = True
-                write_log(
-                    logger, logging.WARNING, "The connection to NATS fails, and is tried again: %s", _brief(error)
-                )
+        logged = False
+
+        async def failed(error: Exception) -> None:
+            nonlocal logged
+            if not logged:
+                logged = True
+                text = "The connection to NATS fails, and is tried again: %s"
+                write_log(logger, logging.WARNING, text, _brief(error))
 
         async def disconnected() -> None:
-            lost()
+            on_disconnect()
 
         async def reconnected() -> None:
-            nonlocal told
-            told = False
+            nonlocal logged
+            logged = False
             write_log(logger, logging.INFO, "The connection to NATS is there again")
 
         connection = Connection()
         try:
-            # It may swallow the cancellation by a time-out, and try to connect for ever.
-            await answer_of(
+            # The library may swallow the cancellation by a time-out, and try to connect for ever.
+            await result_of(
                 connection.connect(
                     list(self.urls),
                     name=self.name,
@@ -107,7 +114,7 @@ class NatsServers:
                     tls=self.tls,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
-                    error_cb=fail,
+                    error_cb=failed,
                     disconnected_cb=disconnected,
                     reconnected_cb=reconnected,
                 ),
@@ -116,15 +123,62 @@ class NatsServers:
         except BaseException as error:
             reason = _brief(connection.last_error or error)
             with suppress(Exception):
-                await answer_of(connection.close(), ANSWER)
+                await result_of(connection.close(), ANSWER)
             if isinstance(error, TimeoutError):
                 raise ConnectionError(f"NATS at {', '.join(self.urls)} cannot be reached: {reason}") from None
             raise
         return connection
 
 
+class NatsConnection:
+    """The connection of a source; it can be opened again after it was closed.
+
+    Args:
+        servers: the servers to connect to.
+    """
+
+    def __init__(self, servers: NatsServers) -> None:
+        self.servers = servers
+        self._client: Client | None = None
+
+    async def open(self, on_disconnect: Callable[[], None]) -> bool:
+        """Connect unless there is a connection; return whether it is a new one."""
+        if self._client is not None and not self._client.is_closed:
+            return False
+        # No await between the connection and its assignment: a cancellation leaves no connection that nobody closes.
+        self._client = await self.servers.connect(on_disconnect)
+        return True
+
+    @property
+    def client(self) -> Client:
+        """The library's client.
+
+        Raises:
+            ConnectionError: it is not connected.
+        """
+        if self._client is None or not self._client.is_connected:
+            raise ConnectionError(f"not connected to NATS at {', '.join(self.servers.urls)}")
+        return self._client
+
+    @property
+    def jetstream(self) -> Any:
+        """The library's JetStream context; raises as `client` does."""
+        return cast("Any", self.client).jetstream(timeout=ANSWER)
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        client, self._client = self._client, None
+        if client is not None:
+            await disconnect(client)
+
+
+async def disconnect(client: Client) -> None:
+    """Close a connection; if this call is cancelled, the closing goes on without it."""
+    await asyncio.shield(client.close())
+
+
 async def publish_all(stream: Any, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]) -> list[Any]:
-    """Publish messages in order, a few hundred at a time; return what the server answered to each, or the failure."""
+    """Publish messages in order, 500 in one go; return the server's answer or the failure for each."""
     answers: list[Any] = []
     for start in range(0, len(messages), 500):
         answers += await asyncio.gather(

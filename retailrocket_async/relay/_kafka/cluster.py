@@ -1,4 +1,4 @@
-"""A Kafka cluster: who we are there, and what producers and consumers of ours have in common."""
+"""A Kafka cluster: its address and our account, and how clients of it are made, started and stopped."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ import orjson
 from retailrocket_async import ConfigurationError
 from retailrocket_async._runtime.setting_text import check_texts
 from retailrocket_async.relay._letter import raise_first
+from retailrocket_async.relay._library_call import retrieve_error
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
 ANSWER = 10.0
-"""Seconds within which the cluster must confirm what it is told."""
+"""Seconds within which the cluster must answer."""
 
 _LONGEST_KEY = 1024
-"""Bytes of a message's key at most: it counts in the message's size. No event has a longer `sessionExternalId`."""
+"""Bytes of a message's key at most, as the key is part of the message's size.
+
+No event has a longer `sessionExternalId`.
+"""
 
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
 @attrs.frozen(kw_only=True)
 class KafkaCluster:
-    """Where Kafka is, and who we are there."""
+    """The addresses of the brokers, and the account to log in with."""
 
     servers: str
     name: str
@@ -48,10 +52,14 @@ class KafkaCluster:
         sasl: str,
         tls: ssl.SSLContext | None,
     ) -> KafkaCluster:
-        """Check the settings, and that the library is there."""
+        """Return the cluster, with settings that are checked.
+
+        Raises:
+            ConfigurationError: a setting that cannot work, or ``aiokafka`` is not installed.
+        """
         aiokafka()
         joined = servers if isinstance(servers, str) else ",".join(servers)
-        # aiokafka takes blanks around a comma; what it cannot read it takes for the name of a host.
+        # aiokafka allows blanks around a comma. It takes everything that it cannot read for the name of a host.
         check_texts(bootstrap_servers=joined.replace(", ", ","))
         if "/" in joined or "@" in joined:
             raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
@@ -62,7 +70,7 @@ class KafkaCluster:
         return cls(servers=joined, name=name, user=user, password=password, sasl=sasl, tls=tls)
 
     def options(self) -> dict[str, Any]:
-        """Return what every client of aiokafka is told."""
+        """Return the options that every client of aiokafka gets."""
         protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
         sasl = {
             "sasl_mechanism": self.sasl,
@@ -79,13 +87,13 @@ class KafkaCluster:
         }
 
     def producer(self) -> Any:
-        """Return a producer whose messages are confirmed by all replicas in sync, and written once however retried."""
+        """Return a producer: all in-sync replicas confirm a message, and a retry does not write it twice."""
         return aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that starts at what is committed, or at the oldest message, and commits nothing itself.
+        """Return a consumer that starts at the committed offset, or at the oldest message, and commits nothing itself.
 
-        It reads no message of a transaction that was aborted.
+        It skips messages of aborted transactions.
         """
         return aiokafka().AIOKafkaConsumer(
             group_id=group,
@@ -98,7 +106,7 @@ class KafkaCluster:
         )
 
     async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
-        """Return what a group has committed for partitions, and the note beside it; -1 where there is nothing."""
+        """Return the committed offset of each partition, and the note beside it; -1 if nothing is committed."""
         admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
         await start(admin)
         try:
@@ -108,63 +116,67 @@ class KafkaCluster:
 
 
 def _sticky() -> Any:
-    """Return what shares partitions out anew and leaves as many as it can with whoever has them.
+    """Return a class that assigns partitions to the members of a group, and moves as few of them as possible.
 
-    The library keeps what it remembers with the class, so each consumer has one of its own.
+    The library stores the last assignment in the class, so each consumer has a class of its own.
     """
     assignor = importlib.import_module("aiokafka.coordinator.assignors.sticky.sticky_assignor").StickyPartitionAssignor
     return type("Sticky", (assignor,), {})
 
 
 async def start(client: Any) -> None:
-    """Start a client, and leave nothing behind where it cannot be started."""
+    """Start a client; if that fails or is cancelled, close its connections."""
     starting = asyncio.ensure_future(client.start())
     try:
         await asyncio.shield(starting)
     except BaseException:
-        # Cancelled in the midst of it, it would leave connections open; it has time-outs of its own.
+        # If `start` were cancelled, it would leave connections open. It ends by itself, after its own time-outs.
         await asyncio.wait({starting})
         await (client.close() if hasattr(client, "close") else client.stop())
         raise
 
 
 async def stop(client: Any) -> None:
-    """Stop a client, and leave no connection behind."""
-    # In a task of its own: aiokafka may raise its own tasks' CancelledError before it has closed its connections.
+    """Stop a client, and close its connections, even if this call is cancelled."""
+    # In a task of its own: aiokafka may raise the CancelledError of its own tasks before it has closed its connections.
     stopping = asyncio.ensure_future(client.stop())
     try:
         await asyncio.wait({stopping})
     finally:
-        stopping.cancel()
+        if not stopping.done():
+            stopping.add_done_callback(retrieve_error)
+            stopping.cancel()
+            await _close_connections(client)
     if stopping.cancelled():
-        await client._client.close()  # noqa: SLF001 - `stop` does nothing the second time
+        await _close_connections(client)
     else:
         stopping.result()
 
 
+async def _close_connections(client: Any) -> None:
+    """Close the connections of a client whose `stop` has not: a second `stop` would do nothing."""
+    # A producer has the attribute `client`, a consumer `_client`.
+    await (client.client if hasattr(client, "client") else client._client).close()  # noqa: SLF001
+
+
 async def send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> None:
-    """Publish messages in order, and return when all are confirmed; raise the first failure."""
+    """Publish messages in order; return when all are confirmed, or raise the first failure."""
     raise_first(await send_each(producer, topic, messages))
 
 
 async def send_each(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> list[Any]:
-    """Publish messages in order; return what the cluster answered to each, or the failure."""
+    """Publish messages in order; return the cluster's answer or the failure for each."""
     sent: list[Any] = []
     for body, headers in messages:
-        future = await producer.send(topic, body, key=_visitor(body), headers=list(headers.items()))
-        future.add_done_callback(_seen)
+        future = await producer.send(topic, body, key=visitor_of(body), headers=list(headers.items()))
+        # If this call is cancelled, nobody awaits the future.
+        future.add_done_callback(retrieve_error)
         sent.append(future)
     return await asyncio.gather(*sent, return_exceptions=True)
 
 
-def _seen(sent: asyncio.Future[Any]) -> None:
-    """Look at a failure, which is raised to whoever waits for it, or nobody waits for it any more."""
-    if not sent.cancelled():
-        sent.exception()
-
-
-def _visitor(envelope: bytes) -> bytes | None:
-    """Return the visitor of an envelope's event; None if there is none, which is for the relay to judge."""
+def visitor_of(envelope: bytes) -> bytes | None:
+    """Return the visitor of an envelope's event; None if it has none, as an invalid envelope is published as well."""
     try:
         [event] = orjson.loads(envelope).values()
         key = str(event["sessionExternalId"]).encode()
@@ -174,7 +186,11 @@ def _visitor(envelope: bytes) -> bytes | None:
 
 
 def aiokafka() -> Any:
-    """Return the library, which is heavy, and needed by nobody else."""
+    """Return the library, which is slow to import, so it is imported only if it is used.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     try:
         return importlib.import_module("aiokafka")
     except ImportError:

@@ -1,4 +1,4 @@
-"""How far a partition of a log may be committed while its messages are settled in any order."""
+"""Computes how far a partition may be committed while its messages are settled in any order."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from itertools import pairwise
 
 _MARK = "settled above: "
 _LONGEST = 4_000
-"""Letters of a note; Kafka's brokers take 4,096 bytes by default."""
+"""Characters of a note at most; Kafka's brokers take 4,096 bytes by default."""
 
 
 class Watermark:
     """The messages of one partition that were handed out and not settled.
 
-    A log keeps one number for a reader: everything below it is done with. So it may be committed up to the lowest
-    message that is not settled, however many above it are. Which those are goes into a note, which the log keeps beside
-    the number, so that whoever reads on from there need not do them again.
+    Kafka stores one offset for a consumer group: all messages below it are settled. So the group may commit up to the
+    lowest message that is not settled. Kafka stores a note beside the offset. The note lists the settled messages above
+    the offset, so that the next reader of the partition skips them.
 
     Args:
-        start: the offset that was committed, or of the first message that is handed out.
-        note: what was committed with it; anything else than a `note` of this class says nothing.
+        start: the committed offset, or the offset of the first message that is handed out.
+        note: the text that was committed with it; ignored unless it is a `note` of this class.
         was_committed: whether `start` was committed.
 
     Attributes:
-        position: one past the highest offset that was handed out; where reading goes on.
-        changes: how often it changed; what was committed at one count need not be committed again.
-        committed: the count of what was committed last.
-        was_committed: whether the log ever had a number for this reader.
+        position: one past the highest offset that was handed out; reading continues there.
+        changes: how often this object has changed, so that an unchanged one is not committed again.
+        committed: the value of `changes` at the last commit.
+        was_committed: whether the group has ever committed an offset of this partition.
     """
 
     def __init__(self, start: int, note: str = "", *, was_committed: bool = False) -> None:
@@ -34,20 +34,20 @@ class Watermark:
         self.was_committed = was_committed
         self.changes = 0
         self.committed = 0
-        # In the order of their offsets, since they are handed out in it.
+        # In the order of their offsets, as messages are handed out in that order.
         self._open: dict[int, None] = {}
         self._settled_before = deque(_ranges(start, note))
 
     def hand_out(self, offset: int) -> bool:
-        """Note that the message at `offset` comes next; return whether it is to be handed out.
+        """Record that the message at `offset` was read; return whether to hand it out.
 
-        Offsets rise, and may leave gaps. A message that was settled before the partition was read again is left out.
+        Offsets rise, and may leave gaps. A message that was settled before the partition was read again is skipped.
         """
         self.position = offset + 1
         while self._settled_before and self._settled_before[0].stop <= offset:
             self._settled_before.popleft()
         if self._settled_before and offset in self._settled_before[0]:
-            # All below a message that is left out may be committed, so that alone is a change.
+            # All messages below a skipped one may be committed, so skipping alone is a change.
             self.changes += 1
             return False
         self._open[offset] = None
@@ -58,7 +58,7 @@ class Watermark:
         return offset in self._open
 
     def settle(self, offset: int) -> None:
-        """Note that the message at `offset` is done with; once more changes nothing."""
+        """Record that the message at `offset` is settled; a second call for the same offset changes nothing."""
         if offset in self._open:
             del self._open[offset]
             self.changes += 1
@@ -70,15 +70,15 @@ class Watermark:
 
     @property
     def settled_below(self) -> int:
-        """The offset below which everything that was handed out is settled: what may be committed."""
+        """The offset that may be committed: every message below it that was handed out is settled."""
         return next(iter(self._open), self.position)
 
     @property
     def note(self) -> str:
-        """Which messages above `settled_below` are settled: how many follow one another that are not, and are, in turn.
+        """The settled messages above `settled_below`, as lengths of runs: not settled, settled, not settled, and so on.
 
-        Where that is too long, the highest count as not settled. So do those that were settled before the partition was
-        read again, and were not met since.
+        If the text is too long, the highest messages count as not settled. So do messages that were settled before the
+        partition was read again, and were not read since.
         """
         bounds = [*self._open, self.position]
         runs: list[int] = []
@@ -95,7 +95,7 @@ class Watermark:
 
 
 def _ranges(start: int, note: str) -> list[range]:
-    """Return the offsets that a note says are settled."""
+    """Return the offsets that are settled according to a note."""
     if not note.startswith(_MARK):
         return []
     try:

@@ -1,0 +1,170 @@
+"""The dead letters of a NATS source: a stream of their own."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from retailrocket_async.relay._letter import LetterHeaders, may_be_replayed, publish_letters, raise_first
+from retailrocket_async.relay._nats.servers import NatsConnection, publish_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retailrocket_async.relay._letter import Attempt
+    from retailrocket_async.relay._source import DeadLetter, Message
+
+_CHUNK = 500
+"""Dead letters that are published again in one go."""
+
+_HEADER_BYTES = 4096
+"""Bytes that the headers of a dead letter take at most."""
+
+_LONGEST_REASON = 2000
+"""Characters of a dead letter's reason at most, once it is ASCII."""
+
+_HEADERS = LetterHeaders("Retailrocket-Message-Id", "Retailrocket-Reason", "Retailrocket-Size", "Retailrocket-Sha256")
+_DEDUPLICATE = "Nats-Msg-Id"
+"""The header by which JetStream recognizes a message that is published twice."""
+
+_TOO_LARGE = 10054
+"""JetStream's error code for a message that is larger than its stream takes."""
+
+
+class NatsDeadLetters:
+    """Keeps, lists, replays and removes dead letters.
+
+    Args:
+        connection: the source's connection.
+        name: the name of the dead letters' stream, and their subject.
+        stream: the name of the source's stream.
+        subject: the subject to which dead letters are published again.
+        durable: the name of the source's consumer.
+    """
+
+    def __init__(self, connection: NatsConnection, name: str, *, stream: str, subject: str, durable: str) -> None:
+        self.name = name
+        self._connection = connection
+        self._stream = stream
+        self._subject = subject
+        self._durable = durable
+
+    async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
+        """Publish messages to the stream of dead letters, each with its reason and as much of it as fits."""
+        if not dead:
+            return
+        limit = self._connection.client.max_payload - _HEADER_BYTES
+        for attempt, answer in await publish_letters(dead, limit, self._publish, _is_too_large):
+            if getattr(answer, "duplicate", False):
+                await self._keep_again(answer, attempt)
+
+    async def _publish(self, attempts: Sequence[Attempt]) -> list[Any]:
+        return await publish_all(self._connection.jetstream, self.name, [self._letter(each) for each in attempts])
+
+    def _letter(self, attempt: Attempt) -> tuple[bytes, dict[str, str]]:
+        """Return the body and the headers of a letter."""
+        letter, message = attempt.letter, attempt.message
+        reason = attempt.reason.encode("ascii", "backslashreplace").decode()[:_LONGEST_REASON]
+        headers = _HEADERS.write(letter, message.id, reason)
+        return letter.body, {_DEDUPLICATE: self._letter_id(message), **headers}
+
+    def _letter_id(self, message: Message) -> str:
+        """Return an id that stays the same if the same message is published again as a dead letter.
+
+        It holds the time of publication, as the numbers begin anew when a stream is created again. And it holds the
+        consumer, as several may read one stream.
+        """
+        moment = round((message.published_at or 0.0) * 1_000_000)
+        return f"{self._stream}:{self._durable}:{message.id}:{moment}"
+
+    async def _keep_again(self, duplicate: Any, attempt: Attempt) -> None:
+        """Publish a dead letter that the server took for a duplicate, unless the first one is still there.
+
+        The first one may have been removed meanwhile, by a replay or a purge.
+        """
+        body, headers = self._letter(attempt)
+        letter_id = headers.pop(_DEDUPLICATE)
+        if not await self._is_kept(duplicate.seq, letter_id):
+            raise_first(await publish_all(self._connection.jetstream, self.name, [(body, headers)]))
+
+    async def _is_kept(self, number: int, letter_id: str) -> bool:
+        """Return whether the stream has, at this number, the letter with this id."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        try:
+            found = await self._connection.jetstream.get_msg(self.name, seq=number)
+        except NotFoundError:
+            return False
+        headers: dict[str, str] = found.headers or {}
+        return headers.get(_DEDUPLICATE) == letter_id
+
+    async def oldest(self, most: int) -> list[DeadLetter]:
+        """Return the oldest dead letters, `most` at most; one request each."""
+        return await self._after(0, most)
+
+    async def _after(self, number: int, most: int) -> list[DeadLetter]:
+        """Return the oldest dead letters after a number, `most` at most."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        stream = self._connection.jetstream
+        letters: list[DeadLetter] = []
+        number += 1
+        with suppress(NotFoundError):
+            while len(letters) < most:
+                found = await stream.get_msg(self.name, seq=number, subject=self.name, next=True)
+                letters.append(
+                    _HEADERS.read(
+                        found.headers or {},
+                        id_=str(found.seq),
+                        body=found.data or b"",
+                        died_at=found.time.timestamp(),
+                    )
+                )
+                number = found.seq + 1
+        return letters
+
+    async def replay(self, most: int) -> int:
+        """Publish the oldest dead letters again, and remove them; return how many.
+
+        One that was published and not removed is not published twice. Those that were shortened stay.
+        """
+        count = number = 0
+        oldest = True
+        while letters := await self._after(number, min(_CHUNK, most - count)):
+            number = int(letters[-1].id)
+            whole = [letter for letter in letters if may_be_replayed(letter)]
+            again = [(letter.body, {_DEDUPLICATE: self._replay_id(letter)}) for letter in whole]
+            raise_first(await publish_all(self._connection.jetstream, self._subject, again))
+            oldest = oldest and len(whole) == len(letters)
+            await self._remove(whole, oldest=oldest)
+            count += len(whole)
+        return count
+
+    def _replay_id(self, letter: DeadLetter) -> str:
+        """Return an id that stays the same if the same letter is published again.
+
+        It holds the letter's time, as the numbers begin anew when the stream of dead letters is created again.
+        """
+        return f"{self.name}:{letter.id}:{round(letter.died_at * 1_000_000)}"
+
+    async def purge(self, most: int) -> int:
+        """Remove the oldest dead letters for good; return how many."""
+        letters = await self.oldest(most)
+        await self._remove(letters, oldest=True)
+        return len(letters)
+
+    async def _remove(self, letters: Sequence[DeadLetter], *, oldest: bool) -> None:
+        """Remove dead letters: in one request if there are no older ones, or else one by one."""
+        stream = self._connection.jetstream
+        if letters and oldest:
+            await stream.purge_stream(self.name, seq=int(letters[-1].id) + 1)
+            return
+        for letter in letters:
+            await stream.delete_msg(self.name, int(letter.id))
+
+
+def _is_too_large(answer: object) -> bool:
+    """Return whether a letter was refused for its size."""
+    from nats.errors import MaxPayloadError  # noqa: PLC0415
+
+    return isinstance(answer, MaxPayloadError) or getattr(answer, "err_code", None) == _TOO_LARGE

@@ -1,0 +1,174 @@
+"""Fetches messages from a pull consumer: it asks for some, and receives the answers on a subject of its own.
+
+A message is `arrived` until it is fetched, then `held` until it is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from retailrocket_async.relay._nats.servers import ANSWER, NatsConnection
+from retailrocket_async.relay._source import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nats.aio.msg import Msg
+
+_GAP = 0.02
+"""Seconds without a message after which a fetch returns what has arrived: the answers come in one burst."""
+
+_REMEMBERED = 20_000
+"""Settled messages that are recognized if the server hands them out again."""
+
+ACK = b"+ACK"
+_EXPIRED = "408"
+_ABSENT = "404"
+
+
+class Place(NamedTuple):
+    """Identifies a message. A number alone could be another message, if the stream was removed and created again.
+
+    Attributes:
+        number: the message's number in its stream.
+        published_at: when it was published, in seconds since the epoch.
+    """
+
+    number: int
+    published_at: float
+
+
+class Inbox:
+    """The messages that the server has handed out to one source.
+
+    Args:
+        connection: the source's connection.
+        stream: the name of the stream.
+        durable: the name of the consumer.
+
+    Attributes:
+        arrived: messages that came and were not fetched.
+        held: messages that were fetched and not settled, each with the subject that answers to it.
+        requested: how many messages the server still owes for the last request; there is one request at a time.
+    """
+
+    def __init__(self, connection: NatsConnection, stream: str, durable: str) -> None:
+        self.arrived: dict[Place, Msg] = {}
+        self.held: dict[Place, str] = {}
+        self.requested = 0
+        self._connection = connection
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._subscription: Any = None
+        self._settled: dict[Place, None] = {}
+        self._news = asyncio.Event()
+        self._refusal: str | None = None
+        # When the server must have answered the last request, on the event loop's clock.
+        self._answer_until = 0.0
+
+    async def subscribe(self, *, anew: bool) -> None:
+        """Receive answers from now on.
+
+        Args:
+            anew: whether the connection is a new one, which has no subscription.
+        """
+        if anew:
+            self._subscription = None
+        if self._subscription is None:
+            client = cast("Any", self._connection.client)
+            self._subscription = await client.subscribe(client.new_inbox(), cb=self._receive)
+        # The last request may have gone to another server or consumer.
+        self.requested, self._refusal = 0, None
+
+    async def unsubscribe(self) -> None:
+        """Receive no more answers, until `subscribe` is called."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await asyncio.shield(subscription.unsubscribe())
+
+    def disconnected(self) -> None:
+        """Forget the last request: the connection is lost. A fetch that waits asks again."""
+        self.requested = 0
+        self._news.set()
+
+    def forget(self) -> None:
+        """Forget all messages that are not settled; the server hands them out again when their lease is over."""
+        self.held.clear()
+        self.arrived.clear()
+
+    async def fetch(self, most: int, wait: float) -> Sequence[Message]:
+        """Return 1 to `most` messages, oldest first; none after `wait` seconds without any.
+
+        Raises:
+            ConnectionError: the server does not answer, or refuses.
+        """
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait
+        # Until the first message comes, and then as long as more follow.
+        while len(self.arrived) < most and (self.requested or not self.arrived):
+            if not self.requested:
+                await self.request(most, end - clock())
+            elif clock() > self._answer_until:
+                raise ConnectionError("NATS does not answer a request for messages")
+            until = min(end, clock() + _GAP) if self.arrived else end
+            self._news.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._news.wait()
+            except TimeoutError:
+                break
+            if self._refusal is not None:
+                refusal, self._refusal = self._refusal, None
+                raise ConnectionError(f"NATS hands out nothing: {refusal}")
+        return [self._hand_out(place) for place in sorted(self.arrived)[:most]]
+
+    async def request(self, most: int, wait: float) -> None:
+        """Ask for `most` messages; the server sends those that it has or gets within `wait` seconds."""
+        client = self._connection.client
+        if self._subscription is None:
+            raise ConnectionError("NATS can be asked for messages only after `open`")
+        # A fetch that does not wait is over before the answer comes; the next fetch returns it.
+        wait = max(wait, 0.1)
+        self.requested = most
+        self._answer_until = asyncio.get_running_loop().time() + wait + ANSWER
+        body = b'{"batch":%d,"expires":%d}' % (most, wait * 1e9)
+        await client.publish(self._next, body, reply=self._subscription.subject)
+
+    def _hand_out(self, place: Place) -> Message:
+        message = self.arrived.pop(place)
+        self.held[place] = message.reply
+        return Message(
+            id=str(place.number),
+            body=message.data,
+            deliveries=message.metadata.num_delivered,
+            published_at=place.published_at,
+            handle=place,
+        )
+
+    async def _receive(self, message: Msg) -> None:
+        """Take an answer of the server: a message, or a status."""
+        status = message.headers.get("Status") if message.headers and not message.data else None
+        if status is None:
+            self.requested = max(0, self.requested - 1)
+            place = Place(message.metadata.sequence.stream, message.metadata.timestamp.timestamp())
+            if place in self.held:
+                # Its lease ended while the connection was down; the relay still works on it.
+                self.held[place] = message.reply
+            elif place in self._settled:
+                # A server that was killed has lost the last acknowledgements.
+                await self._connection.client.publish(message.reply, ACK)
+            else:
+                self.arrived[place] = message
+        else:
+            self.requested = 0
+            if status not in {_EXPIRED, _ABSENT}:
+                self._refusal = f"{status} {(message.headers or {}).get('Description', '')}".strip()
+        self._news.set()
+
+    def settled(self, messages: Iterable[Message]) -> None:
+        """Record that messages are settled."""
+        for message in messages:
+            self.held.pop(message.handle, None)
+            self._settled[message.handle] = None
+        while len(self._settled) > _REMEMBERED:
+            del self._settled[next(iter(self._settled))]

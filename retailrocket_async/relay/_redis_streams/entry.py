@@ -1,0 +1,40 @@
+"""One entry of a Redis stream, as the server sends it, and the message that it holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from retailrocket_async.relay._source import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Entry: TypeAlias = "Sequence[Any]"
+"""An entry: its id, and its fields as names and values in turn; None in place of the fields if the entry is gone."""
+
+_FIRST_MOMENT = 10**12
+"""Milliseconds since the epoch. An id below was not made from the server's clock."""
+
+
+def message_of(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
+    """Return the message that an entry holds."""
+    body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
+    milliseconds = int(id_.partition(b"-")[0])
+    published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None
+    return Message(id=id_.decode(), body=body, deliveries=deliveries, published_at=published_at, handle=id_)
+
+
+def _body_of(fields: Sequence[bytes]) -> bytes:
+    """Return the body of an entry whose first field is not the envelope."""
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    for name in (b"envelope", b"data"):
+        if name in named:
+            return named[name]
+    # No envelope: it becomes a dead letter that shows all fields.
+    shown = {_shown(name): _shown(value) for name, value in named.items()}
+    return json.dumps({"neither envelope nor data": shown}).encode()
+
+
+def _shown(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")

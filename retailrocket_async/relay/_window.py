@@ -1,0 +1,204 @@
+"""The messages that the broker has handed out and the relay has not settled: their states, their counts, their bound.
+
+::
+
+    source --fetch--> held --track--> open --outcome--> done, dead --settle--> source
+                       ^                :
+                       :.... retry .....:
+
+A message is in exactly one of these states.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from retailrocket_async import Delivered, EventValidationError
+from retailrocket_async.relay._disposition import disposition_of
+from retailrocket_async.relay._stats import RelayStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from retailrocket_async import Outcome, Receipt
+    from retailrocket_async.relay._source import Message
+
+_UNCHANGED = 100
+"""Messages in a row without an outcome after which a quick sweep stops."""
+
+_THOROUGH = 0.25
+"""Seconds between two sweeps of all open messages."""
+
+_REASON = 500
+"""Characters of a dead letter's reason at most: it may quote the message."""
+
+
+class Window:
+    """Holds the messages that are handed out and not settled.
+
+    Args:
+        messages: how many there may be.
+        size: how many bytes they may have; the last fetch may exceed it.
+
+    Attributes:
+        held: messages that wait to be tracked, or to be given back.
+        open: messages whose events are tracked, with their receipts.
+        done: messages to be acknowledged.
+        dead: messages to become dead letters, each with its reason.
+    """
+
+    def __init__(self, messages: int, size: int) -> None:
+        self.held: deque[Message] = deque()
+        self.open: list[tuple[Message, Receipt]] = []
+        self.done: list[Message] = []
+        self.dead: list[tuple[Message, str]] = []
+        self._max_messages = messages
+        self._max_size = size
+        self._size = 0
+        # Bytes of one message, as the last fetch had them.
+        self._typical = 1
+        self._counts: Counter[str] = Counter()
+        self._dead_counts: Counter[str] = Counter()
+        self._thorough_at = -math.inf
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages have an outcome that the broker has not confirmed."""
+        return len(self.done) + len(self.dead)
+
+    @property
+    def room(self) -> int:
+        """How many more messages may be fetched, as far as their size can be estimated."""
+        count = len(self.open) + self.unsettled
+        if not count:
+            return min(self._max_messages, max(1, self._max_size // self._typical))
+        return min(self._max_messages - count, (self._max_size - self._size) // self._typical)
+
+    def has_room(self, batch: int) -> bool:
+        """Return whether a fetch of up to `batch` messages is worth its cost: small fetches cost as much as large."""
+        most = min(self._max_messages, self._max_size // self._typical)
+        return self.room >= max(1, min(batch, most // 2))
+
+    def messages(self) -> list[Message]:
+        """Return all messages, whatever their state."""
+        return [*(message for message, _ in self.open), *self.held, *self.done, *(message for message, _ in self.dead)]
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Add messages that the broker handed out."""
+        if not messages:
+            return
+        self.held.extend(messages)
+        size = _size(messages)
+        self._size += size
+        self._typical = max(1, size // len(messages))
+        self._counts["received"] += len(messages)
+        self._counts["fetches"] += 1
+        self._counts["redelivered"] += sum(message.deliveries > 1 for message in messages)
+
+    def first_held(self, count: int) -> list[Message]:
+        """Return the first `count` messages that wait to be tracked; they stay where they are."""
+        return list(islice(self.held, count))
+
+    def tracked(self, results: Iterable[Receipt | EventValidationError]) -> None:
+        """Record what tracking the first held messages returned, in their order."""
+        # Whatever ends this loop, a message has one state.
+        for result in results:
+            message = self.held.popleft()
+            if isinstance(result, EventValidationError):
+                self._add_dead(message, "undecodable", f"undecodable: {result}")
+            else:
+                self.open.append((message, result))
+
+    def sweep(self, *, thorough: bool = False) -> None:
+        """Move open messages that have an outcome on to their next state.
+
+        Outcomes come in about the order of the events, so a long run of messages without one is followed by few that
+        have one. A quick sweep stops there: to look at the whole window for every batch would cost as much as HTTP.
+
+        Args:
+            thorough: look at all open messages; otherwise that is done four times a second.
+        """
+        now = time.monotonic()
+        stop_after: float = _UNCHANGED
+        if thorough or now >= self._thorough_at:
+            stop_after, self._thorough_at = math.inf, now + _THOROUGH
+        still: list[tuple[Message, Receipt]] = []
+        delivered = maybe_duplicates = 0
+        looked_at = unchanged = 0
+        for pair in self.open:
+            looked_at += 1
+            message, receipt = pair
+            outcome = receipt.outcome
+            if outcome is None:
+                still.append(pair)
+                unchanged += 1
+                if unchanged > stop_after:
+                    break
+                continue
+            unchanged = 0
+            if type(outcome) is Delivered:
+                self.done.append(message)
+                delivered += 1
+                maybe_duplicates += outcome.maybe_duplicate or message.deliveries > 1
+            else:
+                self._dispose(message, outcome)
+        self.open[:looked_at] = still
+        self._counts["delivered"] += delivered
+        self._counts["maybe_duplicates"] += maybe_duplicates
+
+    def _dispose(self, message: Message, outcome: Outcome) -> None:
+        disposition = disposition_of(outcome)
+        if disposition.kind == "retry":
+            self.held.append(message)
+        elif disposition.kind == "dead":
+            self._add_dead(message, disposition.cause, disposition.reason)
+        else:
+            self.done.append(message)
+            self._counts[disposition.kind] += 1
+
+    def _add_dead(self, message: Message, cause: str, reason: str) -> None:
+        self.dead.append((message, " ".join(reason.split())[:_REASON]))
+        self._dead_counts[cause] += 1
+
+    def done_settled(self) -> None:
+        """Forget the done messages: the broker has confirmed them."""
+        self._size -= _size(self.done)
+        self.done = []
+
+    def dead_settled(self) -> None:
+        """Forget the dead messages: the broker keeps them as dead letters."""
+        self._size -= _size(message for message, _ in self.dead)
+        self.dead = []
+
+    def held_released(self) -> None:
+        """Forget the held messages: they were given back to the broker."""
+        self._counts["released"] += len(self.held)
+        self._size -= _size(self.held)
+        self.held.clear()
+
+    def stats(self, *, broker_failures: int, connected: bool) -> RelayStats:
+        """Return a snapshot of the counters.
+
+        Args:
+            broker_failures: calls of the broker that failed.
+            connected: whether the broker answers.
+        """
+        first = (self.open[0][0] if self.open else self.held[0]).published_at if self.open or self.held else None
+        return RelayStats(
+            **self._counts,
+            dead=dict(self._dead_counts),
+            in_hand=len(self.open) + len(self.held),
+            unsettled=self.unsettled,
+            size=self._size,
+            oldest_age=0.0 if first is None else max(0.0, time.time() - first),
+            broker_failures=broker_failures,
+            connected=connected,
+        )
+
+
+def _size(messages: Iterable[Message]) -> int:
+    return sum(len(message.body) for message in messages)

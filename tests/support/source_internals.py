@@ -1,0 +1,135 @@
+"""What tests read or change inside a relay's sources and the shared limiter; nothing public shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from retailrocket_async.redis import RedisLimiter
+    from retailrocket_async.relay import DeadLetter, KafkaSource, Message, NatsSource, RedisStreamSource
+
+# --- Redis Streams ---
+
+
+def handed_out(source: RedisStreamSource) -> int:
+    """Return how many entries the source remembers as handed out and not settled."""
+    return len(source._handed_out)
+
+
+# --- NATS ---
+
+
+def jetstream_of(source: NatsSource) -> Any:
+    """Return the JetStream context of an open source."""
+    return source._connection.jetstream
+
+
+def servers_of(source: NatsSource) -> Any:
+    """Return the servers that a source connects to."""
+    return source._connection.servers
+
+
+def replace_servers(source: NatsSource, wrap: Callable[[Any], Any]) -> None:
+    """Have a source connect to servers that are wrapped."""
+    source._connection.servers = wrap(source._connection.servers)
+
+
+def stream_of(source: NatsSource) -> str:
+    """Return the name of a source's stream."""
+    return source._stream
+
+
+def dead_stream_of(source: NatsSource) -> str:
+    """Return the name of a source's stream of dead letters."""
+    return source._letters.name
+
+
+async def keep_dead(source: NatsSource, dead: Sequence[tuple[Message, str]]) -> None:
+    """Publish dead letters, and settle nothing, as a source that is killed between the two steps."""
+    await source._letters.keep(dead)
+
+
+def replay_id(source: NatsSource, letter: DeadLetter) -> str:
+    """Return the id under which a dead letter is published again."""
+    return source._letters._replay_id(letter)
+
+
+async def request_messages(source: NatsSource, most: int, wait: float) -> None:
+    """Ask the server for messages, as a fetch does that is then cancelled."""
+    await source._inbox.request(most, wait)
+
+
+def arrived(source: NatsSource) -> int:
+    """Return how many messages have arrived and were not fetched."""
+    return len(source._inbox.arrived)
+
+
+def inbox_state(source: NatsSource) -> str:
+    """Return what a source waits for, for the message of a failing test."""
+    return f"{len(source._inbox.held)} held, {source._inbox.requested} requested"
+
+
+# --- Kafka ---
+
+
+def cluster_of(source: KafkaSource) -> Any:
+    """Return a source's cluster."""
+    return source._cluster
+
+
+def replace_cluster(source: KafkaSource, wrap: Callable[[Any], Any]) -> None:
+    """Have a source use a cluster that is wrapped."""
+    source._cluster = source._partitions._cluster = source._letters._cluster = wrap(source._cluster)
+
+
+def consumer_of(source: KafkaSource) -> Any:
+    """Return a source's consumer; None if it has none."""
+    return source._consumer
+
+
+async def committed_by(source: KafkaSource, partition: Any) -> int:
+    """Return the offset that a source's group has committed; 0 if there is none."""
+    found = await source._cluster.committed(source._group, {partition})
+    return max(0, found[partition][0])
+
+
+def owns(source: KafkaSource, message: Message) -> bool:
+    """Return whether a message still belongs to a source, and is not settled."""
+    return source._partitions.has(message)
+
+
+def knows(source: KafkaSource, partition: Any) -> bool:
+    """Return whether a source has handed out messages of a partition, and remembers where it is."""
+    return source._partitions.watermark(partition) is not None
+
+
+async def rebalance(source: KafkaSource, partitions: set[Any], consumer: Any, group: str) -> None:
+    """Assign partitions to a source with another consumer, whose group has committed something else."""
+    own_consumer, own_group = source._consumer, source._partitions._group
+    source._consumer, source._partitions._group = consumer, group
+    await source.assigned(partitions)
+    source._consumer, source._partitions._group = own_consumer, own_group
+
+
+# --- the shared limiter ---
+
+
+def has_reservation(limiter: RedisLimiter) -> bool:
+    """Return whether the limiter has a reservation that nobody has taken yet."""
+    return limiter._member is not None and limiter._member._reservation is not None
+
+
+def age_reservation(limiter: RedisLimiter, seconds: float) -> None:
+    """Move the limiter's reservation into the past."""
+    assert limiter._member is not None
+    reservation = limiter._member._reservation
+    assert reservation is not None
+    limiter._member._reservation = reservation._replace(at=reservation.at - seconds)
+
+
+def age_last_answer(limiter: RedisLimiter, seconds: float) -> None:
+    """Move the last answer of Redis into the past."""
+    assert limiter._member is not None
+    limiter._member._answered_at -= seconds
