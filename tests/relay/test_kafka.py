@@ -21,7 +21,7 @@ from retailrocket_async.relay._kafka.cluster import stop
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.support.cancelling import cancel_everywhere
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
-from tests.support.source_internals import cluster_of, committed_by, consumer_of, owns
+from tests.support.source_internals import cluster_of, committed_by, consumer_of, idle_time, owns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -341,9 +341,9 @@ class TestFailures:
         await publisher.publish(numbered(5))
         first = await fetch_all(source, 2, most=2)
         await asyncio.sleep(0.05)
-        idle = consumer_of(source)._subscription.fetcher_idle_time
+        idle = idle_time(source)
         await source.extend(first)
-        assert consumer_of(source)._subscription.fetcher_idle_time < idle
+        assert idle_time(source) < idle
         assert consumer_of(source).paused() == set()
         assert bodies_of(first + await fetch_all(source, 3)) == numbered(5)
 

@@ -26,6 +26,7 @@ from tests.support.source_internals import (
     replay_id,
     request_messages,
     servers_of,
+    without_flusher,
 )
 
 if TYPE_CHECKING:
@@ -264,11 +265,7 @@ class TestRestarts:
     async def test_the_library_swallows_a_cancellation(self, server: NatsServer) -> None:
         """nats-py swallows a cancellation while it flushes, so the relay makes calls in tasks of their own."""
         connection: Any = await nats.connect(server.url)
-        # No task flushes any more.
-        connection._flusher_task.cancel()
-        await asyncio.wait({connection._flusher_task})
-        connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
-        flushing = asyncio.create_task(connection._flush_pending(force_flush=True))
+        flushing = await without_flusher(connection)
         await asyncio.sleep(0.1)
         flushing.cancel()
         await asyncio.wait({flushing})

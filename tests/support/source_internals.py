@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +72,15 @@ def inbox_state(source: NatsSource) -> str:
     return f"{len(source._inbox.held)} held, {source._inbox.requested} requested"
 
 
+async def without_flusher(connection: Any) -> asyncio.Task[None]:
+    """End the task of nats-py that flushes a connection; return one that waits for a flush, and so never ends."""
+    connection._flusher_task.cancel()
+    await asyncio.wait({connection._flusher_task})
+    connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
+    flushing: asyncio.Task[None] = asyncio.create_task(connection._flush_pending(force_flush=True))
+    return flushing
+
+
 # --- Kafka ---
 
 
@@ -87,6 +97,12 @@ def replace_cluster(source: KafkaSource, wrap: Callable[[Any], Any]) -> None:
 def consumer_of(source: KafkaSource) -> Any:
     """Return a source's consumer; None if it has none."""
     return source._consumer
+
+
+def idle_time(source: KafkaSource) -> float:
+    """Return the seconds since a source's consumer last polled."""
+    seconds: float = source._consumer._subscription.fetcher_idle_time
+    return seconds
 
 
 async def committed_by(source: KafkaSource, partition: Any) -> int:
