@@ -325,7 +325,7 @@ def test_grace(service: Service) -> None:
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.stderr is not None
         line = b""
-        while b"delivering what was read, 500 s at most" not in line:
+        while b"delivering what was read, for at most 500 s" not in line:
             line = relay.process.stderr.readline()
         status, told = relay.end()
     assert (status, "2 given back" in told) == (143, True)
