@@ -99,7 +99,7 @@ def test_every_outcome_is_counted() -> None:
 
 
 def test_receipts_are_settled() -> None:
-    """Shutdown a batch settles its receipts."""
+    """Closing a batch settles its receipts."""
     for outcome in OUTCOMES:
         batch = batch_of(3)
         new_ledger().close_batch(batch, outcome)
