@@ -91,7 +91,7 @@ async def test_retry_after_is_capped(virtual_clock: CheckedLoop, asked: float) -
 
 
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "reported"),
     [
         (status(503), {"maybe_recorded": True, "status": 503}),
         (status(429), {"maybe_recorded": False, "status": 429}),
