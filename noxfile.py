@@ -90,10 +90,10 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def compile_tests(session: nox.Session) -> None:
-    """Collect all tests in one process, so that the five processes find them compiled and do not all compile them."""
+def compile_tests(session: nox.Session, *chosen: str) -> None:
+    """Collect the chosen tests in one process, so that the five processes find them compiled."""
     if not session.posargs:
-        session.run("python", "-m", "pytest", "--collect-only", "-q", silent=True)
+        session.run("python", "-m", "pytest", "--collect-only", "-q", *chosen, silent=True)
 
 
 def untraced(path: Path) -> bool:
@@ -238,7 +238,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(tree)
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
-    compile_tests(session)
+    compile_tests(session, *SHORT)
     session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
 
 
