@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import retailrocket_async
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._observer import Observer, Watch
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
@@ -386,7 +387,7 @@ async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
 
 def test_only_the_ledger_writes_its_counters() -> None:
     """No other module changes a counter of the ledger, except `Intake.accept_now`, which adds to `tracked`."""
-    package = Path(__file__).parents[2] / "retailrocket_async"
+    package = Path(retailrocket_async.__file__).parent
     written = [
         (path.relative_to(package).as_posix(), ast.unparse(node.target))
         for path in sorted(package.rglob("*.py"))
