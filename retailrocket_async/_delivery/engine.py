@@ -31,7 +31,7 @@ class EventIntake(Protocol):
     left_in_a_row: int
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        """Accept an event at once, or return None if there is no space for it; the caller then calls `wait_for_room`."""
+        """Accept an event at once; return None if there is no space, so that the caller must call `wait_for_room`."""
         ...
 
     def wait_for_room(self, event: Event, envelope: bytes) -> Awaitable[Receipt]:

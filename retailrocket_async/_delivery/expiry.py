@@ -85,7 +85,7 @@ class Expiry:
         self._closed = False
 
     def expire(self, most: int = AT_ONCE) -> bool:
-        """Drop about `most` of the events in the buffer that are too old; return whether all of them are dropped now."""
+        """Drop about `most` of the events in the buffer that are too old; return whether all of them are gone now."""
         if self._max_age is None:
             return True
         return self._end_buffered(self._affinity.now() - self._max_age, Dropped(reason="expired"), most)

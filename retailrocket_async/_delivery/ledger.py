@@ -159,7 +159,7 @@ class Ledger:
         self.end(envelope, receipt, Dropped(reason=reason), notify=notify)
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, notify: bool = True) -> None:
-        """Settle an event that was never in the buffer; report it to the hook if it is undelivered and `notify` true."""
+        """Settle an event that was never in the buffer; `notify` says whether the hook gets it if it is undelivered."""
         batch = Batch(0.0, 0, None)
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
         self.close_batch(batch, outcome, notify=notify)
@@ -219,7 +219,7 @@ class Ledger:
         await self._flushes.wait(generation, count, finished)
 
     def log_once(self, key: Hashable, level: int, message: str, *args: object) -> None:
-        """Log a record, unless a record with the same key was logged before; the counters in `stats` show repetitions."""
+        """Log a record, unless a record with the same key was logged before; `stats` counts the repetitions."""
         if key not in self._logged:
             self._logged.add(key)
             self._log(level, f"{message} (logged once; stats() counts on)", *args)
