@@ -234,6 +234,6 @@ class Database:
 
     @contextmanager
     def locked(self) -> Generator[sqlite3.Connection]:
-        """Hold the lock during the block and yield the connection, for statements that cannot run in `transaction`."""
+        """Hold the lock during the block, without a transaction, and yield the connection."""
         with self.explained(), self._lock.held(self._patience):
             yield self.connection
