@@ -38,10 +38,10 @@ class GroupCommit:
         file: the open file.
         listener: notified in the loop of events that were written or refused.
         loop: the event loop.
-        capacity: the room for events.
+        capacity: computes how many events fit in the spool.
         log: notified of written jobs.
         overflow: what a full spool does; see `Buffer.overflow`.
-        overflowed: returns the text of the outcome of events with a name that made room for others.
+        overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
         unwritten: the events that wait.
