@@ -1,13 +1,14 @@
 """Finds the events for which the API refuses a batch, by sending halves of it.
 
 The API answers 400 to a batch as a whole and never names the bad event (contract, "Responses"). So a refused batch is
-halved. The left half is sent first, and divided further if it is refused too, until each bad event is alone; then the
-right half follows. This keeps the order of the events. If the left half is accepted whole, the bad event must be in
-the right half, which is then halved without being sent. A single event is always sent alone before it is rejected.
+halved. The left half is sent first. If the API refuses the left half too, that half is divided further, until each bad
+event is alone; then the right half follows. This keeps the order of the events. If the left half is accepted whole, the
+bad event must be in the right half, so the right half is halved at once and not sent as a whole. A single event is
+always sent alone before it is rejected.
 
 For k bad events among n this takes at most ``2 * k * log2(n) + 1`` requests. After `MOST_CULPRITS` bad events the
-search ends: the remaining parts, at most ``log2(n)``, are sent once as they are. If such a part is refused, all its
-events are rejected together.
+search ends: each of the remaining parts, at most ``log2(n)``, is sent once and is not divided. If a remaining part is
+refused, all events of that part are rejected together.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
 
 MOST_CULPRITS: Final = 8
-"""Bad events that are searched for in one batch: a few are accidents, more are a mistake in the shop's code."""
+"""Number of bad events after which the search in one batch ends. A few bad events are accidents; more of them come from
+a mistake in the shop's code."""
 
 
 class _Pending(NamedTuple):
     """A right half that is sent after its left half."""
 
     batch: Batch
-    # Whether it must hold a bad event if its left half is accepted. False if the whole was only too large.
+    # Whether this half must contain a bad event if the left half is accepted. False if the API refused the undivided
+    # part only for its size.
     blamed: bool
     left_size: int
 
 
 class Bisection:
-    """Chooses the part of a refused batch to send next; see the module's text."""
+    """Divides a refused batch into halves, and chooses the part to send next; the module's docstring explains how."""
 
     __slots__ = ("_culprits", "_pending")
 
@@ -41,7 +44,7 @@ class Bisection:
 
     @property
     def pending(self) -> list[Batch]:
-        """The parts that have not been sent, the next one last."""
+        """The parts that have not been sent; the last one in the list is sent next."""
         return [pending.batch for pending in self._pending]
 
     @property
@@ -50,11 +53,11 @@ class Bisection:
         return self._culprits >= MOST_CULPRITS
 
     def divide(self, batch: Batch, *, blames: bool) -> Batch | None:
-        """Return the part of a refused `batch` to send next; None if it is not divided.
+        """Return the part of a refused `batch` to send next, or None if `batch` is not divided.
 
         Args:
-            batch: the refused batch, or the refused part of one.
-            blames: whether the refusal was for one of its events, and not for its size.
+            batch: the refused batch, or the refused part of a batch.
+            blames: True if the API refused it for a bad event; False if the API refused it for its size.
         """
         if len(batch) == 1 or self.given_up:
             self._culprits += 1
@@ -62,16 +65,16 @@ class Bisection:
         return self._halved(batch, blames=blames)
 
     def fitting(self, batch: Batch, size: int) -> Batch:
-        """Return the first part of `batch` whose body has at most `size` bytes, or that is a single event."""
+        """Halve `batch` until its first part has at most `size` bytes or is a single event; return that part."""
         while batch.size > size and len(batch) > 1:
             batch = self._halved(batch, blames=False)
         return batch
 
     def after(self, *, accepted: int | None) -> Batch | None:
-        """Return the part to send after a part that has its outcome; None if no part is left.
+        """Return the part to send next, after the current part got its outcome; None if no part is left.
 
         Args:
-            accepted: number of events in that part if the API accepted it; None if it did not.
+            accepted: number of events in the current part if the API accepted it; None if the API did not.
         """
         if not self._pending:
             return None
@@ -87,7 +90,7 @@ class Bisection:
         return left
 
     def clear(self) -> list[Batch]:
-        """Return the parts that have not been sent, and forget them."""
+        """Return the parts that have not been sent, and remove them from this object."""
         parts = self.pending
         self._pending.clear()
         return parts

@@ -1,4 +1,7 @@
-"""Accepts the events of many envelopes into the queue: a part of them in one step if there is room for it."""
+"""Accepts the events of many envelopes (the JSON of events) into the buffer, `PART` envelopes at a time.
+
+The events of a part are accepted in one step if the buffer has space for all of them, otherwise one by one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     Result = Receipt | EventValidationError
 
 PART: Final = 250
-"""Envelopes of one part, after which other tasks run: a part takes a millisecond or two."""
+"""Number of envelopes that are accepted before other tasks may run; accepting them takes a millisecond or two."""
 
 
 async def accept_envelopes(
@@ -28,10 +31,10 @@ async def accept_envelopes(
     """Accept the events that envelopes describe, in order; see `Engine.accept_envelopes`.
 
     Args:
-        envelopes: JSON.
-        reader: checks them.
-        intake: accepts the events of a part if there is room for all of them.
-        track: accepts one event, if there is not.
+        envelopes: the JSON of each event.
+        reader: checks and decodes the envelopes.
+        intake: accepts all events of a part at once, if the buffer has space for all of them.
+        track: accepts one event; used if the buffer has no space for the whole part.
     """
     results: list[Result] = []
     for start in range(0, len(envelopes), PART):
@@ -58,16 +61,17 @@ async def track_one_by_one(
     """Track the events of envelopes one after the other, and append the result of each to `results`.
 
     Args:
-        envelopes: JSON; or the error of an envelope that was refused before.
-        reader: decodes them.
-        results: those of the envelopes before these.
+        envelopes: the JSON of each event; or, for an envelope that was found invalid before, its error.
+        reader: decodes the envelopes.
+        results: the results of all earlier envelopes of the same call; extended in place.
         track: accepts one event.
 
     Returns:
-        Whether all events were dealt with. If not, the next one was not accepted; a call with the rest raises why.
+        True if every envelope has a result. False if the buffer was full or the client closed before that; if the
+        caller passes the remaining envelopes again, that call raises the error.
 
     Raises:
-        BufferFullError, ClientClosedError: the first event was not accepted.
+        BufferFullError, ClientClosedError: an event was not accepted, and `results` was still empty.
     """
     for envelope in envelopes:
         try:

@@ -1,4 +1,4 @@
-"""Decides whether all requests may go out, or one at a time as a probe.
+"""Decides whether all requests may be sent, or only one at a time, as a probe.
 
 ::
 
@@ -8,12 +8,13 @@
     down, halted --- a probe is answered ----------------> sending
     halted --- environment or proxy usable, no answer ---> down
 
-While the state is `down` or `halted`, one request at a time may go out as a probe, at growing intervals. A probe is the
-next request that waits, so a probe that succeeds delivers its events. All other requests wait in this module. Only a
-request that began after the last change of state may change the state; late answers to earlier ones are ignored.
+While the state is `down` or `halted`, one request at a time may be sent as a probe, at growing intervals. The probe is
+the request that has waited longest, so a successful probe also delivers its events. All other requests wait in this
+module. Only a request that began after the last change of state may change the state; late answers to earlier requests
+are ignored.
 
-In `down` the intervals are those of the retry policy. In `halted` they double from 1 s to 30 s, since a person has to
-correct the key, the shop or the address.
+While the API is `down`, the retry policy sets the intervals. While sending is `halted`, the intervals double from 1 s
+to 30 s, because a person has to correct the key, the shop or the address.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import State
 
 FAILURES: Final = 5
-"""Failures in a row, with no answer between them, until the API counts as down: one is bad luck, five are not."""
+"""Number of failures in a row, with no answer between them, after which the state becomes `down`. A single failure can
+be bad luck; five in a row are not."""
 
 _HALTED_FIRST, _HALTED_LAST = 1.0, 30.0
-"""Seconds between the first two probes of a halted client, and between its later ones."""
+"""Seconds between probes while sending is halted: the first interval, and the longest one."""
 
 _LEAST = 0.1
 """Least number of seconds between probes."""
 
 _HURRIED = 0.5
-"""Largest number of seconds between probes once the client closes: little time is left for them."""
+"""Largest number of seconds between probes while the client closes, because a close has little time."""
 
 _DOWN: Final = "the API does not answer: one request at a time is tried until it does"
 _NO_WAY: Final = "the proxy {} gives no connection to the API: one request at a time is tried until it does"
@@ -57,7 +59,7 @@ class Admission(NamedTuple):
     """The right to make a request now.
 
     Attributes:
-        epoch: number of the state in which it was granted; each change of state adds one.
+        epoch: number of changes of state before this right was granted.
         probe: whether the request is the probe.
     """
 
@@ -66,25 +68,27 @@ class Admission(NamedTuple):
 
 
 class CircuitBreaker:
-    """Admits requests as the state allows; see the module's text.
+    """Decides for each request whether it may be sent now, and watches the replies for failures.
+
+    The module's docstring describes the states.
 
     Args:
-        retry: gives the intervals between probes while the API is down.
+        retry: sets the intervals between probes while the API is down.
         clock: returns the loop's time in seconds.
         changed: called with every change of state.
 
     Attributes:
         state: as in `Stats.state`.
         since: when the state began (loop time).
-        status: the HTTP status that halted sending; None if sending is not halted, or not by a status.
+        status: the HTTP status that halted sending; None if sending is not halted, or if a failure halted it.
         failure: the failure that halted sending, e.g. ``"config: SSL_CERT_FILE ..."``; None if sending is not halted,
-            or by a status.
-        refused_at: when a request was last refused for the cause of the halt (loop time).
-        answered_at: when a request was last answered, in whatever state (loop time).
+            or if an HTTP status halted it.
+        refused_at: when a request last got a refusal that halts sending (loop time).
+        answered_at: when a reply last showed that the API works (loop time); minus infinity before the first.
     """
 
     def __init__(self, retry: RetryPolicy, clock: Callable[[], float], changed: Callable[[StateChange], None]) -> None:
-        # A policy without waits must not make a probe of every turn of the loop.
+        # The retry policy may allow waits of 0 s; without a minimum, a probe would be sent in every turn of the loop.
         self._first = max(_LEAST, retry.initial_backoff)
         self._last = max(_LEAST, retry.max_backoff)
         self._excused: Container[State] = ("halted", "down") if retry.outlast else ("halted",)
@@ -103,7 +107,7 @@ class CircuitBreaker:
         self._probing = False
         self._probe_at = 0.0
         self._hurried = False
-        # A queue; cancelled waiters leave it from the middle.
+        # A queue of waiters. It is an OrderedDict because cancelled waiters are removed from the middle.
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._resting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -111,7 +115,7 @@ class CircuitBreaker:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def admit(self) -> Admission | None:
-        """Return the right to make a request now; None if the caller must `wait` first."""
+        """Return the right to make a request now, or None if the caller must call `wait` first."""
         if self.state == "sending":
             return Admission(self._epoch, probe=False)
         if self._probing or self._clock() < self._probe_at:
@@ -120,7 +124,7 @@ class CircuitBreaker:
         return Admission(self._epoch, probe=True)
 
     def still_admits(self, admission: Admission) -> bool:
-        """Whether the state is the one in which `admission` was given."""
+        """Whether the state has not changed since `admission` was granted."""
         return admission.epoch == self._epoch
 
     async def wait(self) -> None:
@@ -136,7 +140,10 @@ class CircuitBreaker:
             raise
 
     async def rest(self, seconds: float) -> None:
-        """Sleep for `seconds`, but no longer than until the state changes: from then on the breaker sets the time."""
+        """Sleep for `seconds`, or until the state changes; return at once unless the state is `sending`.
+
+        In any other state the breaker itself decides when the next request is sent.
+        """
         if self.state != "sending":
             return
         rested = asyncio.get_running_loop().create_future()
@@ -149,7 +156,7 @@ class CircuitBreaker:
             self._resting.discard(rested)
 
     def nudge(self) -> None:
-        """Wake the next waiter as soon as a request may go out; needed if a woken waiter made no request."""
+        """Wake the next waiter as soon as a request may be sent; call this if a woken waiter made no request."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -158,14 +165,14 @@ class CircuitBreaker:
             self._timer = detached(asyncio.get_running_loop().call_at, when, self._wake_one)
 
     def over(self, admission: Admission) -> None:
-        """Note that a request is over, whether it was reported or not."""
+        """Note that a request is over; its result may or may not have been passed to `report`."""
         if admission.probe and admission.epoch == self._epoch and self._probing:
-            # The probe was cut off and has no result.
+            # The probe ended without a result, for example because it was cancelled.
             self._probing = False
             self.nudge()
 
     def hold(self, admission: Admission) -> None:
-        """Keep the place of a probe that is over: its flight is about to make another request."""
+        """Let no other request become the probe, because the same batch or direct send is about to be sent again."""
         if admission.probe and admission.epoch == self._epoch:
             self._probing = True
             self.nudge()
@@ -173,13 +180,13 @@ class CircuitBreaker:
     # --- reporting ----------------------------------------------------------------------------------------------------
 
     def report(self, admission: Admission, reply: Reply, *, halts: bool, conclusive: bool = True) -> None:
-        """Change the state, if need be, by the reply to a request.
+        """Evaluate the reply to a request, and change the state if the reply demands it.
 
         Args:
             admission: the admission of that request.
             reply: the reply.
-            halts: whether a refusal for key, shop or address would meet every other request as well.
-            conclusive: whether an answer proves that the cause of a halt is corrected.
+            halts: whether a refusal for key, shop or address means that all other requests would be refused, too.
+            conclusive: whether an answer to this request proves that the cause of a halt is corrected.
         """
         if admission.epoch != self._epoch:
             return
@@ -197,8 +204,8 @@ class CircuitBreaker:
         """Return the outcome of an event that has waited too long for the end of a halt; None if sending is not halted.
 
         Args:
-            attempts: requests that carried the event; none of them may have been recorded.
-            elapsed: seconds since the first of them.
+            attempts: number of requests that carried the event. The caller knows that the API recorded none of them.
+            elapsed: seconds since the first of these requests.
         """
         if self.status is not None:
             return Rejected(status=self.status, attempts=attempts, elapsed=elapsed)
@@ -216,12 +223,12 @@ class CircuitBreaker:
         return self._clock() if self.state in self._excused else max(moment, self._restored_at)
 
     def hurry(self) -> None:
-        """Probe now, and often: the client closes."""
+        """Send a probe now, and further probes at short intervals, because the client closes."""
         self._hurried = True
         self.probe_now()
 
     def probe_now(self) -> None:
-        """Let the next probe go now."""
+        """Let the next probe be sent now."""
         self._probe_at = min(self._probe_at, self._clock())
         if self._waiting:
             self.nudge()
@@ -244,7 +251,7 @@ class CircuitBreaker:
             self._become("down", _advice(reply), status=reply.status, failure=_failure_of(reply))
 
     def _is_past(self, reply: Reply) -> bool:
-        """Whether a failed request came further than the cause of the halt would have let it."""
+        """Whether a failed request shows that the cause of the halt is corrected, because it failed at a later step."""
         if self.failure is None:
             return False
         return reply.status is not None or (self.failure.startswith("config:") and reply.failure != "key")
@@ -281,7 +288,7 @@ class CircuitBreaker:
         )
 
     def _probe_again(self) -> None:
-        """Plan the next probe."""
+        """Set the time of the next probe."""
         self._probing = False
         if self.state == "halted":
             interval = min(_HALTED_LAST, _HALTED_FIRST * 2.0 ** min(self._probes, 30))
@@ -311,7 +318,7 @@ def _failure_of(reply: Reply) -> str | None:
 
 
 def _advice(reply: Reply) -> str:
-    """Return what a reply means that halts sending or is the last of several failures, and what to do."""
+    """Return a sentence that tells the user why sending is halted or the API is down, and what to do."""
     if reply.verdict is Verdict.BLOCKED:
         return reply.detail or (reply.failure if reply.status is None else refusal_of(reply.status).advice) or ""
     if reply.failure == "key":

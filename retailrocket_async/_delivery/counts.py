@@ -27,7 +27,13 @@ class OutcomeCounts:
         self.dropped_by: dict[str, dict[str, int]] = {}
 
     def add(self, outcome: Outcome, count: int, names: Iterable[str]) -> None:
-        """Count `count` events as settled; `names`, one for each event, is read only if they were dropped."""
+        """Count `count` events as settled.
+
+        Args:
+            outcome: the outcome of all these events.
+            count: number of events.
+            names: the name of each event; read only if the events were dropped.
+        """
         match outcome:
             case Delivered():
                 self.delivered += count
@@ -45,16 +51,16 @@ class OutcomeCounts:
 
     @property
     def total(self) -> int:
-        """How many events have an outcome."""
+        """Number of events that have an outcome."""
         return self.delivered + self.rejected + self.abandoned + self.dropped + self.kept
 
     def dropped_copy(self) -> dict[str, dict[str, int]]:
-        """Return a copy of `dropped_by`, in whatever thread."""
+        """Return a copy of `dropped_by`; may be called in any thread."""
         return {reason: dict(names) for reason, names in list(self.dropped_by.items())}
 
 
 def merged(one: dict[str, dict[str, int]], other: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Return the sums of two `dropped_by`."""
+    """Add two mappings of the kind of `OutcomeCounts.dropped_by`; return a new mapping."""
     sums = {reason: dict(names) for reason, names in one.items()}
     for reason, names in other.items():
         by_name = sums.setdefault(reason, {})

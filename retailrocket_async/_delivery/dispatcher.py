@@ -1,12 +1,12 @@
-"""The engine: owns the tasks that send, and the clock.
+"""The engine that keeps events in memory: it runs the tasks that send requests.
 
 ::
 
     intake -> buffer -> pump [permit, take] -> flight -> sender [attempt, judge, wait]* -> settle -> receipts
 
-State changes happen in methods that do not await. An event is in the buffer, or in one flight, or settled; cancelling
-a task at any `await` leaves no event outside of these. The pump is a task that lives only while the buffer holds
-events: an idle client has no task.
+A flight is a batch, or a direct send, on its way to the API. Every event is in the buffer, or in one flight, or
+settled. The methods that move events do not await, so cancelling a task at any `await` loses no event. The pump is the
+task that takes batches from the buffer. It runs only while the buffer holds events, so an idle client has no task.
 """
 
 from __future__ import annotations
@@ -57,28 +57,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 _CUT_OFF_LOG_DELAY = 1.0
-"""Seconds until flights that were cancelled from outside are logged: if the loop ends before, its end logs them."""
+"""Seconds to wait before events are logged whose tasks other code cancelled. If the loop ends earlier, the record about
+the end of the loop includes these events."""
 
 _LIMITER_RETRY = 1.0
-"""Seconds until a limiter that raised is asked again."""
+"""Seconds to wait after the limiter raised an error, before the next permit is requested."""
 
 _MAX_UNREPORTED = 10_000
-"""Least number of undelivered events that may wait for the hook: a small buffer may have large batches in flight."""
+"""Smallest length of the queue of undelivered events for the hook. The queue is at least this long because large
+batches may be in flight even if the buffer is small."""
 
 
 class Dispatcher:
-    """Runs the modules of this package; see the module's text.
+    """Accepts events into a buffer, sends them in batches, and gives each event an outcome.
 
     Args:
         batching: largest size of a batch, and whether visitors' events keep their order.
-        buffer: bounds of the buffer, and what happens if it is full.
-        retry: when a failed request is tried again.
+        buffer: bounds of the buffer, and what happens if the buffer is full.
+        retry: decides whether and when a failed request is tried again.
         limiter: grants a permit for every attempt.
-        transport: makes the requests; closed at the end.
-        renewable: whether the transport's key may change.
+        transport: makes the requests; closed when the client closes.
+        renewable: whether a function returns the API key, so that the key may change.
         on_outcome: called with buffered events that were not delivered; None for no hook.
-        on_state_change: called when sending is halted, the API is down, or requests go out again; None for no hook.
-        keep: returns how events end that a spool holds as well; None without a spool.
+        on_state_change: called when sending is halted, when the API is down, and when requests are sent again; None for
+            no hook.
+        keep: called when events end that are also stored in a spool; returns the outcome that they get. None without a
+            spool.
         watch: called for every request and every outcome; None without an observer.
 
     Attributes:
@@ -102,7 +106,8 @@ class Dispatcher:
         self._affinity = LoopAffinity(self.loses)
         self._lost = False
         self._cut_off = 0
-        # Returns the number of undelivered events in the spool, which are not lost; None without a spool.
+        # Returns the number of undelivered events in the spool; these survive the end of the process. None without a
+        # spool.
         self.kept_elsewhere: Callable[[], int] | None = None
         self._buffer = EventBuffer(batching, buffer, self._affinity.now)
         self._ledger = Ledger(
@@ -149,10 +154,12 @@ class Dispatcher:
             expire=self._expiry.expire,
             max_age=buffer.max_age,
         )
-        # A batch counts as in flight until it is settled, so that few batches wait out an outage. It holds a place on
-        # the wire during an attempt only, so that direct sends pass a batch that waits for its retry.
+        # A batch counts as in flight until it is settled, also while it waits for a retry, so only a bounded number of
+        # batches leaves the buffer in an outage. Only a running request counts against the bound on requests (see
+        # `Sender`), so a direct send need not wait for a batch that waits for its retry.
         self._timed = buffer.max_age is not None
-        # With lanes, an event for a busy lane makes no batch due. If the pump has ended by then, it must start again.
+        # With lanes, an event for a busy lane makes no batch due, so the buffer does not ask for the pump. The intake
+        # therefore reports every event, and the pump is started if it has ended.
         self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
@@ -198,15 +205,15 @@ class Dispatcher:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
-        """Send one request past the buffer, and return when the API has accepted it.
+        """Send one request without putting its events in the buffer; return when the API has accepted the request.
 
         Args:
             path: path of the request, relative to the base URL.
             body: body of the request.
-            names: the names of its events.
+            names: the names of the events in the request.
 
         Raises:
-            DeliveryError: the API has not accepted it; the subclass matches the outcome.
+            DeliveryError: the API has not accepted the request; the subclass matches the outcome.
         """
         loop = self._affinity.enter()
         self.intake.check_open()
@@ -234,7 +241,8 @@ class Dispatcher:
 
     async def _run_pump(self) -> None:
         """Take a batch for each permit, until the buffer is empty."""
-        # Under an eager task factory this runs before `_pump` is set, and would be started twice.
+        # Under an eager task factory this code runs before `_pump` is set; without this pause, a second pump would be
+        # started.
         if asyncio.current_task() is not self._pump:
             await asyncio.sleep(0)
         while self._buffer.events:
@@ -256,7 +264,10 @@ class Dispatcher:
             self._take_off(turn)
 
     def _take_off(self, turn: SendSlot) -> None:
-        """Launch the next batch, now that it has its permit; it may have grown while the permit was awaited."""
+        """Take the next batch from the buffer and send it; `turn` is the right to make its request.
+
+        The batch is taken only now, so it could grow while the permit was awaited.
+        """
         batch = self._buffer.take() if self._expiry.expire() else None
         if batch is None:
             turn.end()
@@ -276,7 +287,8 @@ class Dispatcher:
 
     def _launch(self, flight: Flight) -> None:
         self._ledger.count_launched(flight.count)
-        # Entered first: under an eager task factory the flight may be over before `create_task` returns.
+        # The flight is added before its task is created: under an eager task factory the flight may be settled before
+        # `create_task` returns.
         self._flights[flight] = None
         self._expiry.arrived()
         task = self._affinity.create_task(self._fly(flight))
@@ -285,18 +297,20 @@ class Dispatcher:
         detached(task.add_done_callback, functools.partial(self._landed, flight))
 
     def _landed(self, flight: Flight, _: asyncio.Task[None]) -> None:
-        # Our own code settles a flight before it cancels the task. So other code has cancelled this one, for example a
-        # loop that shuts down with the client open. The task cannot settle it: it may be cancelled before it starts.
+        # Our own code settles a flight before it cancels the task. If the flight has no outcome here, other code has
+        # cancelled the task, for example a loop that shuts down while the client is open. The task itself cannot settle
+        # the flight, because a task may be cancelled before it starts.
         if flight.outcome is None:
             if self.kept_elsewhere is None and self._affinity.loop is not None:
-                # Logged a moment later, unless the loop ends before: then one record names all events that are lost.
+                # The record is written a second later. If the loop ends before, `loses` counts these events, so that
+                # one record names all events that are lost.
                 self._ledger.quiet = True
                 self._cut_off += flight.count
                 self._affinity.call_later(_CUT_OFF_LOG_DELAY, self._log_cut_off)
             try:
                 self._settle(flight, flight.give_up("cancelled", self._affinity.now()))
             finally:
-                # Also after Ctrl-C in an observer: later records must not be missing.
+                # `finally`, because Ctrl-C may be raised in an observer, and later records must still be logged.
                 self._ledger.quiet = False
 
     def _log_cut_off(self) -> None:
@@ -306,14 +320,19 @@ class Dispatcher:
             self._ledger.log_once(("cancelled",), logging.ERROR, message, count)
 
     def nothing_to_lose(self) -> None:
-        """Log no undelivered events at the end of the client or its loop: they are not meant to be delivered."""
+        """From now on log no undelivered events when the client or its loop ends.
+
+        Called if nobody expects these events to be delivered.
+        """
         self._lost = True
 
     def loses(self, how: str) -> None:
-        """Log, once, how many events are lost because the client, its loop or its process ended; for any thread.
+        """Log how many events are lost because the client, its loop or its process ended.
+
+        Only the first call logs. May be called in any thread.
 
         Args:
-            how: the start of the record's sentence, e.g. "its event loop was closed".
+            how: the start of the log message, e.g. "its event loop was closed".
         """
         if self.kept_elsewhere is None:
             count, what = self._buffer.events + self._ledger.in_flight + self._cut_off, "are lost"
@@ -342,7 +361,7 @@ class Dispatcher:
             goes_on = self._goes_on(flight, outcome)
 
     def _goes_on(self, flight: Flight, outcome: Outcome) -> bool:
-        """Divide or settle the part that has an outcome; return whether another part is to be sent."""
+        """Divide or settle the current part of a flight, which got `outcome`; return whether another part follows."""
         if flight.outcome is not None:
             return False
         part, now = flight.batch, self._affinity.now()
@@ -364,7 +383,7 @@ class Dispatcher:
             self._buffer.cap.refused(part.size, now)
 
     async def _sleep(self, delay: float | None) -> None:
-        """Wait until the buffer changes, but at most `delay` seconds; None for no bound."""
+        """Wait until the buffer changes, but at most `delay` seconds; None waits without limit."""
         wake = self._wake = self._affinity.enter().create_future()
         timer = None if delay is None else self._affinity.call_later(delay, self._rouse)
         try:
@@ -380,13 +399,14 @@ class Dispatcher:
             self._kick()
 
     def _pump_ended(self, _: asyncio.Task[None]) -> None:
-        # Some shutdowns cancel every task: the next event then starts another pump.
+        # Some programs cancel every task when they shut down. The intake must report the next event, so that this event
+        # starts another pump.
         self.intake.watched = True
 
     def _kick(self) -> None:
-        """Make the pump check the buffer; start it if it does not run."""
+        """Make the pump check the buffer; start the pump if it does not run."""
         if self._aborted:
-            # A flush may begin while the leftovers are settled: no batch is sent any more.
+            # A flush may begin while a close settles the leftover events; no batch must be sent then.
             return
         if self._pump is None or self._pump.done():
             ensure_stack()
@@ -406,18 +426,18 @@ class Dispatcher:
         self._expiry.watch()
 
     def hurry(self) -> None:
-        """Send all waiting batches as soon as permits come, without their linger."""
+        """Send all waiting batches as soon as permits are granted, without waiting for the linger."""
         if self._buffer.events:
             self._buffer.begin_flush()
             self._kick()
 
     def give_back(self) -> None:
-        """Drop all waiting events, as a close would; flights go on."""
+        """Drop all waiting events with the reason "closed"; requests in flight continue."""
         for batch in self._buffer.drain(AT_ONCE):
             self._ledger.close_batch(batch, Dropped(reason="closed"))
 
     def recall(self) -> None:
-        """Settle all waiting events and every batch in flight, as a close would; direct sends go on."""
+        """Settle all waiting events and every batch in flight with the reason "closed"; direct sends continue."""
         self.give_back()
         for flight in list(self._flights):
             if flight.outcome is None and flight.whole is not None:
@@ -426,27 +446,27 @@ class Dispatcher:
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def _cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
-        """Settle a flight now as cancelled or closed, whatever its task waits for."""
+        """Settle a flight as cancelled or closed at once, even if its task still waits for something."""
         if reason == "closed" and not flight.attempts:
             self._end(flight, Dropped(reason="closed"))
         else:
             self._end(flight, flight.give_up(reason, self._affinity.now()))
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
-        """Settle a flight from outside of its task."""
+        """Settle a flight, and cancel its task unless this call runs in that task."""
         task = self._flights.get(flight)
         self._settle(flight, outcome)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
     def _part_over(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
-        """Settle events of a flight that goes on with its other events."""
+        """Settle the events of `part`; the other events of the flight are still to be sent."""
         if flight.outcome is None:
             self._ledger.count_landed(len(part))
             self._ledger.close_batch(part, outcome)
 
     def _settle(self, flight: Flight, outcome: Outcome) -> None:
-        """Give a flight its outcome, once: the first one stands."""
+        """Settle the events of a flight with `outcome`; do nothing if the flight already has an outcome."""
         if flight.outcome is not None:
             return
         flight.outcome = outcome
@@ -455,13 +475,13 @@ class Dispatcher:
             flight.turn.end()
         self._ledger.count_landed(flight.count)
         if flight.whole is None or flight.batch is None:
-            # In the context of the caller of `send`; the flight keeps that context no longer.
+            # The observer is called in the context of the caller of `send`. The flight then drops this context.
             context, flight.context = flight.context or Context(), None
             context.run(self._ledger.close, outcome, flight.count, flight.opened_in, flight.names)
         else:
             self._batches -= 1
             self._buffer.release(flight.whole)
-            # For a flush, the whole batch is over with its last part.
+            # A flush waits for whole batches: the batch is over when its last part is settled.
             flight.batch.opened_in = flight.opened_in
             for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
                 if part is not flight.batch:
@@ -474,10 +494,10 @@ class Dispatcher:
     # --- lifecycle ----------------------------------------------------------------------------------------------------
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - a deadline of the public API, named in its error
-        """Return when everything tracked so far has its outcome.
+        """Return when every event tracked so far has its outcome.
 
         Raises:
-            FlushTimeoutError: `timeout` seconds passed first.
+            FlushTimeoutError: some events had no outcome after `timeout` seconds.
         """
         loop = self._affinity.enter()
         ensure_stack()
@@ -500,7 +520,7 @@ class Dispatcher:
         await self._ledger.flushed(generation, still_open, self._affinity.enter().create_future())
 
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
-        """Refuse new events, flush, and settle what is left when `timeout` seconds have passed."""
+        """Refuse new events, flush, and settle the events that have no outcome when `timeout` seconds have passed."""
         self._affinity.enter()
         ensure_stack()
         return await self._shutdown.close(timeout)
@@ -511,7 +531,7 @@ class Dispatcher:
         self._breaker.hurry()
 
     def _settle_leftovers(self) -> Iterator[int]:
-        """Settle everything in pieces; yield the cost of each piece, counted in events."""
+        """Settle all events that have no outcome, in pieces; yield the cost of each piece, counted in events."""
         self._expiry.close()
         self._aborted = True
         if self._pump is not None:
@@ -529,23 +549,23 @@ class Dispatcher:
         return self._buffer.events + self._buffer.batches + self._ledger.in_flight + EACH * len(self._flights)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
-        """Count an error that a user's hook raised in the caller's own call, and log the first one."""
+        """Count an error that a user's hook raised in the task of the caller, and log the first error of each hook."""
         self._ledger.hook_failed(name, error)
 
     def spool_failed(self, error: BaseException) -> None:
-        """Log that the spool could not be used, once for each kind of failure."""
+        """Log that the spool could not be used; each kind of failure is logged once."""
         reason = str(error) if isinstance(error, RetailRocketError) else type(error).__name__
         self._ledger.log_once(("spool", reason), logging.ERROR, "%s", reason)
 
     def spool_ended(self, error: RetailRocketError) -> None:
-        """Report that nothing from the spool is sent any more."""
+        """Report that no event of the spool is sent any more, because of `error`."""
         self._ledger.report_state(
             StateChange(state="halted", previous=self._breaker.state, failure="spool", advice=str(error))
         )
 
     @property
     def state(self) -> State:
-        """Whether requests go out; see `Stats.state`."""
+        """Whether requests are sent; see `Stats.state`."""
         return self._breaker.state
 
     @property
@@ -564,9 +584,9 @@ class Dispatcher:
         return self._shutdown.begun
 
     def stats(self) -> Stats:
-        """Return a consistent snapshot of the counters; callable in any thread."""
+        """Return a consistent snapshot of the counters; may be called in any thread."""
         return self.counters() if self._affinity.here() else consistent(self.counters)
 
     def counters(self) -> Stats:
-        """Return the counters as they are; in another thread than the loop's they may not add up."""
+        """Return the counters; if another thread than the loop's calls this, their sum may be wrong."""
         return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

@@ -1,6 +1,7 @@
 """The interface of an engine: the methods that the client calls.
 
-`Dispatcher` keeps events in memory, `SpooledDispatcher` on disk. The client does not know which of them it has.
+There are two engines: `Dispatcher` keeps events in memory, `SpooledDispatcher` stores them on disk. The client uses
+both in the same way.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ class EventIntake(Protocol):
     """Accepts single events.
 
     Attributes:
-        left_in_a_row: how many more events may be accepted before the caller yields to other tasks; 0 or less means
-            that the caller yields now, by `let_others_run`.
+        left_in_a_row: number of events that may still be accepted before the caller must let other tasks run. If it is
+            0 or less, the caller awaits `let_others_run`.
     """
 
     left_in_a_row: int
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        """Accept an event without waiting; return None if the event must wait, for which see `wait_for_room`."""
+        """Accept an event at once; return None if there is no space, so that the caller must call `wait_for_room`."""
         ...
 
     def wait_for_room(self, event: Event, envelope: bytes) -> Awaitable[Receipt]:
-        """Accept an event that `accept_now` did not accept, as soon as possible."""
+        """Wait until there is space for an event that `accept_now` did not accept, and accept the event."""
         ...
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
@@ -50,7 +51,7 @@ class EventIntake(Protocol):
         ...
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
-        """Count an event that `before_send` drops, and return its receipt; `tell` says whether to call `on_outcome`."""
+        """Count an event that `before_send` drops, and return its receipt; call `on_outcome` if `tell` is true."""
         ...
 
     async def let_others_run(self) -> None:
@@ -63,7 +64,7 @@ class EventIntake(Protocol):
 
 
 class Engine(Protocol):
-    """Delivers events that are accepted through `intake`, and gives each an outcome."""
+    """Delivers the events that `intake` accepts, and settles each with an outcome."""
 
     @property
     def intake(self) -> EventIntake:
@@ -86,7 +87,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Open what the engine needs, before the first event; the first event does the same."""
+        """Prepare the engine before the first event; without this call, the first event does so."""
         ...
 
     async def accept_many(
@@ -111,14 +112,14 @@ class Engine(Protocol):
         """Accept the events that envelopes describe, in order; see `AsyncTrackingClient.track_envelopes`.
 
         Args:
-            envelopes: JSON.
-            reader: checks them.
+            envelopes: the JSON of each event.
+            reader: checks and decodes the envelopes.
             track: accepts one event.
         """
         ...
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
-        """Send one request at once, ahead of the events that wait; see `AsyncTrackingClient.send`."""
+        """Send one request without queuing its events behind others; see `AsyncTrackingClient.send`."""
         ...
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - raises an error of its own
@@ -130,7 +131,7 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> Stats:
-        """Return a snapshot of the counters, in any thread."""
+        """Return a snapshot of the counters; may be called in any thread."""
         ...
 
     def hook_failed(self, name: str, error: BaseException) -> None:
@@ -138,9 +139,13 @@ class Engine(Protocol):
         ...
 
     def loses(self, how: str) -> None:
-        """Log, once, how many events have no outcome when the client, its loop or the process ends."""
+        """Log how many events have no outcome when the client, its loop or the process ends; only the first call logs.
+
+        Args:
+            how: the start of the log message, e.g. "its event loop was closed".
+        """
         ...
 
     def nothing_to_lose(self) -> None:
-        """Never log events without an outcome."""
+        """From now on log no events without an outcome when the client ends: nobody expects their delivery."""
         ...

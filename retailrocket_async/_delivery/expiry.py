@@ -1,8 +1,12 @@
 """Settles events that have waited too long.
 
-Three waits have a bound in time: an event in the buffer has `Buffer.max_age`, the wait for a corrected key, shop or
-address has `RetryPolicy.max_halt`, and a batch that waits for an API that is down has `RetryPolicy.max_elapsed`. A
-timer checks these bounds, and runs only while one of them may be reached.
+Three waits have a time limit:
+
+- an event waits in the buffer for at most `Buffer.max_age`;
+- events wait for a corrected key, shop or address for at most `RetryPolicy.max_halt`;
+- while the API is down, a batch waits for at most `RetryPolicy.max_elapsed`.
+
+A timer checks these limits. The timer runs only while one of them may be reached.
 """
 
 from __future__ import annotations
@@ -25,26 +29,27 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _EVERY: Final = 0.25
-"""Seconds between two checks, and so the precision of these bounds."""
+"""Seconds between two checks; events may be settled this much later than the limit."""
 
 _FRESH: Final = 5.0
-"""Seconds for which a refusal counts as fresh (at most a quarter of `max_halt`): it then rejects events unsent."""
+"""Seconds for which a refusal counts as fresh, but at most a quarter of `max_halt`. While the last refusal is fresh,
+overdue events are rejected without another request."""
 
 _LAST_CHANCE: Final = 2.0
-"""Seconds that the last probe may take before events are rejected without its answer."""
+"""Seconds to wait for the answer to the last probe; overdue events are rejected after that time."""
 
 
 class Expiry:
-    """Settles events that have waited too long; see the module's text.
+    """Settles events that have waited longer than one of the limits in the module's docstring.
 
     Args:
         affinity: the loop that the client belongs to.
         buffer: holds the waiting events.
         ledger: settles events.
         breaker: knows whether sending is halted or the API is down.
-        retry: gives the bounds `max_halt` and `max_elapsed`.
+        retry: has the limits `max_halt` and `max_elapsed`.
         max_age: seconds after which an event in the buffer is dropped; None for never.
-        renewable: whether a function returns the key, so that another key may come without a person.
+        renewable: whether a function returns the API key, so that the key may change without help from a person.
         flights: returns all flights.
         end: settles a flight.
         ended: called when events have left the buffer.
@@ -80,13 +85,13 @@ class Expiry:
         self._closed = False
 
     def expire(self, most: int = AT_ONCE) -> bool:
-        """Drop events of the buffer that are too old, about `most` of them; return whether none is left."""
+        """Drop about `most` of the events in the buffer that are too old; return whether all of them are gone now."""
         if self._max_age is None:
             return True
         return self._end_buffered(self._affinity.now() - self._max_age, Dropped(reason="expired"), most)
 
     def arrived(self) -> None:
-        """Note that an event was accepted, or that a request is to be made."""
+        """Start the timer if it is needed; called when an event was accepted, or before a request is made."""
         if self._timer is None and self._bounded():
             self.watch()
 
@@ -96,7 +101,7 @@ class Expiry:
             self._timer = self._affinity.call_later(_EVERY, self._tick)
 
     def close_begins(self) -> None:
-        """Note that a close has begun: from now on a fresh refusal ends events without waiting for `max_halt`."""
+        """Note that a close has begun: a refusal after this call rejects events without waiting for `max_halt`."""
         self._closing_since = self._affinity.now()
 
     def close(self) -> None:
@@ -107,7 +112,10 @@ class Expiry:
             self._timer = None
 
     def look(self) -> None:
-        """Settle what has waited too long; of very many events a part now, and the rest after other tasks have run."""
+        """Settle the events that have waited too long.
+
+        If there are more than some `AT_ONCE` of them, the rest is settled after other tasks have run.
+        """
         if self._end_overdue() or self._closed:
             return
         if self._timer is not None:
@@ -115,7 +123,7 @@ class Expiry:
         self._timer = self._affinity.call_later(0.0, self._tick)
 
     def _end_overdue(self) -> bool:
-        """Settle what has waited too long, but at most some `AT_ONCE` events; return whether none is left."""
+        """Settle about `AT_ONCE` of the events that have waited too long; return whether all are settled now."""
         now = self._affinity.now()
         if not self.expire():
             return False
@@ -142,16 +150,16 @@ class Expiry:
         return refusal
 
     def _refused(self, flight: Flight, now: float) -> Outcome:
-        """Return the outcome of a flight that was not refused itself, while sending is halted."""
+        """Return the outcome of a flight that ends because of a halt, although no own request was refused."""
         if flight.maybe_recorded:
             return flight.give_up("not_retryable", now)
         return self._refusal(attempts=flight.attempts, elapsed=now - flight.started_at)
 
     def _may_end(self, moment: float, now: float) -> bool:
-        """Whether events older than `moment` may be rejected; sends a probe first if the last refusal is stale."""
+        """Whether events older than `moment` may be rejected; if the last refusal is not fresh, send a probe first."""
         came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
-            # The probe's events were settled meanwhile; forget the probe.
+            # No event is that old any more, so the answer to the probe does not matter.
             self._asked_at = math.inf
             return False
         if self._asked_at < self._breaker.since:
@@ -164,7 +172,7 @@ class Expiry:
         return fresh or now - self._asked_at >= _LAST_CHANCE
 
     def _overdue(self, flight: Flight, refused_by: float, now: float) -> Outcome | None:
-        """Return the outcome of a flight that has waited too long; None if it has not."""
+        """Return the outcome of a flight if the flight has waited too long, otherwise None."""
         if _came_at(flight) <= refused_by:
             return flight.refusal or self._refused(flight, now)
         if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
@@ -175,7 +183,7 @@ class Expiry:
         return None
 
     def _bounded(self) -> bool:
-        """Whether a bound may be reached just by waiting."""
+        """Whether a limit may be reached by waiting alone, so that the timer is needed."""
         return self._max_age is not None or self._breaker.state != "sending"
 
     def _tick(self) -> None:
@@ -185,17 +193,22 @@ class Expiry:
             self.watch()
 
     def _patience(self) -> float:
-        """Return the seconds that events wait for a correction of what they were refused for."""
+        """Return how many seconds events wait for a corrected key, shop or address."""
         if self._retry.outlast:
             return math.inf
         closing = self._affinity.now() - self._closing_since
         if self._renewable and self._breaker.status == 401 and closing < self._retry.max_halt:
-            # The function may return a new key at any time. A close without a deadline must end all the same.
+            # The function may return a new key at any time, so events wait without limit. During a close they wait for
+            # `max_halt` only, because a close without a deadline must end, too.
             return math.inf
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 
     def _end_buffered(self, moment: float, outcome: Outcome, most: int) -> bool:
-        """Settle events that came to the buffer at `moment` or before, about `most`; return whether none is left."""
+        """Settle about `most` of the events that came to the buffer at `moment` or before.
+
+        Returns:
+            Whether all of these events are settled now.
+        """
         spent = 0
         for batch in self._buffer.expire(moment, most):
             self._ledger.close_batch(batch, outcome)

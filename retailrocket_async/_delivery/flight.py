@@ -1,4 +1,4 @@
-"""The state of one batch, or one direct send, from its first attempt to its outcome, whole or in parts."""
+"""A flight: one batch or one direct send on its way to the API, from its first attempt to its outcome."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class SendSlot:
-    """The right to make one request: a place on the wire, and the limiter's permit.
+    """The right to make one request: the circuit breaker's admission, one of the request slots, and a permit.
 
     Args:
         admission: the circuit breaker's admission.
-        permit: the limiter's permit; None if the limiter grants none.
-        leave: returns the place on the wire, and notifies the breaker.
-        report_error: called with an error that the permit raised: a user's limiter may raise anything, which must not
-            cost a request its outcome.
+        permit: the limiter's permit; None if the limiter grants no permit object.
+        leave: frees the request slot, and notifies the circuit breaker.
+        report_error: called with an error that the permit raised. A user's limiter may raise anything, and such an
+            error must not prevent a request from getting its outcome.
     """
 
     __slots__ = ("_leave", "_over", "_permit", "_report_error", "admission")
@@ -50,7 +50,7 @@ class SendSlot:
         self._over = False
 
     def sent(self) -> None:
-        """Note that the request's body was written."""
+        """Report to the permit that the request's body was written."""
         if self._permit is not None and not self._over:
             try:
                 self._permit.sent()
@@ -58,7 +58,7 @@ class SendSlot:
                 self._report_error(error)
 
     def end(self, *, answered: bool = False) -> None:
-        """Return place and permit, and report whether the server answered; only the first call counts."""
+        """Free the slot and the permit, and report whether the server answered; later calls do nothing."""
         if not self._over:
             self._over = True
             self._leave()
@@ -70,32 +70,33 @@ class SendSlot:
 
 
 class Flight:
-    """A batch, or a direct send, in flight; remembers the results of its attempts.
+    """Carries a batch or a direct send, and remembers the results of its attempts.
 
     A batch that the API refuses is divided (see `Bisection`). The flight then carries one part after the other, and its
     attributes describe the current part.
 
     Attributes:
         path: path of its requests, relative to the base URL.
-        body: the request's body.
-        names: names of the events in it, as the API spells them.
-        started_at: when it left the buffer, or `send` was called (loop time).
-        opened_in: for each batch that it was made of, the number of flushes that had begun when that batch was opened.
+        body: the body of its requests.
+        names: names of the events in the body, as the API spells them.
+        started_at: when the batch left the buffer, or when `send` was called (loop time).
+        opened_in: the generations of all batches that were merged into its batch; see `Batch.opened_in`.
         whole: the batch as it left the buffer; None for a direct send.
-        batch: the current part; None for a direct send.
-        landed: future that gets the outcome; for a direct send only.
-        context: a copy of the context of a direct send's caller, until it has its outcome; None for a batch.
-        attempts: requests made so far with the events of this part.
-        tries: attempts since the last division, and failures of the limiter; the retry policy counts these.
-        excused: tries that the policy does not count.
-        tried_at: when the tries began (loop time).
+        batch: the current part of the batch; None for a direct send.
+        landed: future that gets the outcome of a direct send; None for a batch.
+        context: a copy of the context of the caller of `send`, until the flight has its outcome; None for a batch.
+        attempts: number of requests made so far with the events of this part.
+        tries: number of attempts since the last division, plus failures of the limiter; the retry policy limits it.
+        excused: number of tries that the retry policy does not count.
+        tried_at: start of the time that the retry policy counts (loop time).
         failed_at: when the last attempt with a retryable failure ended (loop time); minus infinity before the first.
-        departed_at: when the last request went out (loop time).
-        turn: the send slot of the next request, or of the current one; None while the flight waits.
+        departed_at: when the last request was sent (loop time).
+        turn: the right to make the next or the current request; None while the flight waits.
         on_wire: whether a request is under way.
-        renewals: how often it was sent again because the key had changed.
-        refusal: its outcome unless the cause of the refusal is corrected; None if it was not refused.
-        outcome: None until all of its events have an outcome; then that of its last part.
+        renewals: number of times it was sent again at once because the key had changed.
+        refusal: the outcome that it gets if the cause of the last refusal is not corrected; None if the last attempt
+            was not refused for key, shop, address, environment or proxy.
+        outcome: the outcome of its last part, once all its events have an outcome; None before.
     """
 
     __slots__ = (
@@ -162,20 +163,20 @@ class Flight:
 
     @property
     def divided(self) -> bool:
-        """Whether it was divided, so that it carries a part only."""
+        """Whether the batch was divided, so that the flight carries only a part of it."""
         return self._bisection is not None
 
     def depart(self, now: float) -> None:
-        """Note that a request is about to go out."""
+        """Note that a request is about to be sent."""
         self.attempts += 1
         self.tries += 1
         self.departed_at = now
         self.on_wire = True
-        # The reply to an earlier attempt says nothing about this one.
+        # The reply to an earlier attempt says nothing about this attempt.
         self._reply = None
 
     def judge(self, reply: Reply, now: float) -> Outcome | None:
-        """Note the reply to an attempt; return the outcome, or None if a retry may succeed."""
+        """Store the reply to an attempt; return the outcome, or None if a retry may succeed."""
         self.on_wire = False
         self._reply = reply
         self.refusal = None
@@ -188,7 +189,8 @@ class Flight:
         self._maybe_recorded = self._maybe_recorded or reply.maybe_recorded
         if verdict in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
-        # A malformed request was malformed in every attempt. Any other refusal holds for its own attempt only.
+        # A 400 means that the request was malformed in every attempt, so no attempt was recorded. Any other refusal
+        # says nothing about earlier attempts, which may have been recorded.
         refused = verdict in (Verdict.REFUSED, Verdict.BLOCKED) and (reply.status == 400 or not self._maybe_recorded)
         if verdict is Verdict.BLOCKED and reply.status is None:
             outcome: Undelivered = self.give_up("halted", now)
@@ -207,7 +209,7 @@ class Flight:
             failure = "unanswered"
         return Abandoned(
             reason=reason,
-            # A request cut off in mid-flight may have arrived.
+            # A request that was cancelled before its answer may have reached the server.
             maybe_recorded=self._maybe_recorded or self.on_wire,
             status=None if reply is None else reply.status,
             failure=failure,
@@ -216,23 +218,24 @@ class Flight:
         )
 
     def expired(self, now: float) -> Undelivered:
-        """Return the outcome of events that are too old to be sent, or to be sent again."""
+        """Return the outcome of events that have become too old: `Dropped` if never sent, otherwise `Abandoned`."""
         return self.give_up("expired", now) if self.attempts else Dropped(reason="expired")
 
     @property
     def maybe_recorded(self) -> bool:
-        """Whether an attempt so far may have been recorded."""
+        """Whether the API may have recorded one of the attempts."""
         return self._maybe_recorded
 
     # --- dividing -----------------------------------------------------------------------------------------------------
 
     def divide(self, outcome: Outcome, now: float) -> bool:
-        """Replace a refused batch by its first half, if it is to be divided; return whether it is."""
+        """If the current part was refused and can be divided, carry its first half; return whether this was done."""
         refused = self._reply is not None and self._reply.verdict is Verdict.REFUSED
         if self.batch is None or not refused or outcome.status not in _DIVIDED:
             return False
         if isinstance(outcome, Abandoned) and outcome.reason != "not_retryable":
-            # Given up for another reason: `is_throttled` may take a 400 or 413 for a 429.
+            # The part was given up for another reason, for example after too many retries: the user's `is_throttled`
+            # may treat a 400 or 413 as a 429.
             return False
         if self._bisection is None:
             if len(self.batch) == 1:
@@ -250,7 +253,10 @@ class Flight:
         return True
 
     def fit(self, size: int, now: float) -> None:
-        """Carry a first part of at most `size` bytes if the batch is larger: the server has refused such bodies."""
+        """If the batch has more than `size` bytes, carry only a first part that fits.
+
+        The server has refused such large bodies before.
+        """
         if self.batch is None or self.batch.size <= size or len(self.batch) == 1:
             return
         if self._bisection is None:
@@ -259,13 +265,16 @@ class Flight:
         self._carry(self._bisection.fitting(self.batch, size), now)
 
     def part_refused(self, outcome: Outcome) -> Outcome:
-        """Return the outcome of a part that is not divided further; if it has several events, none is isolated."""
+        """Return the outcome of a part that is not divided further.
+
+        If a refused part has several events, `isolated` is False, because the bad event among them is not known.
+        """
         if isinstance(outcome, Rejected) and outcome.status in _DIVIDED and self.count > 1:
             return attrs.evolve(outcome, isolated=False)
         return outcome
 
     def go_on(self, outcome: Outcome, now: float) -> bool:
-        """Carry the next part, now that the current one has its outcome; return whether there is one."""
+        """Carry the next part after the current part got `outcome`; return False if no part is left."""
         if self._bisection is None or self.batch is None:
             return False
         part = self._bisection.after(accepted=len(self.batch) if isinstance(outcome, Delivered) else None)
@@ -274,12 +283,16 @@ class Flight:
         return part is not None
 
     def waiting_parts(self, outcome: Outcome) -> list[tuple[Batch, Outcome]]:
-        """Return the parts that were not sent, each with its outcome, and forget them; `outcome` ends the flight."""
+        """Remove and return the parts that are still to be sent, each with its outcome.
+
+        Args:
+            outcome: the outcome with which the flight ends.
+        """
         parts = [] if self._bisection is None else self._bisection.clear()
         return [(part, _as_for(part, outcome)) for part in reversed(parts)]
 
     def take_out(self, positions: Collection[int]) -> Batch:
-        """Remove and return the events at `positions`, which have their outcome; the others stay in flight."""
+        """Remove and return the events at `positions`, because they have an outcome; all others stay in flight."""
         assert self.batch is not None  # noqa: S101 - a direct send has one outcome
         taken, self.batch = self.batch.parted(positions)
         if self.batch:
@@ -291,7 +304,7 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = self.excused = 0
         self.tried_at = now
-        # Replies to the part before it say nothing about this one.
+        # Replies to the part before say nothing about this part.
         self.on_wire = False
         self._reply = self.refusal = None
         self._pack()
@@ -309,7 +322,7 @@ def _as_for(part: Batch, outcome: Outcome) -> Outcome:
             return Dropped(reason=reason)
         case Abandoned():
             known = part.maybe_recorded
-            # A halt concerns all parts; any other failure concerns the other part alone.
+            # A halt concerns all parts of the batch; any other failure concerns only the part that was sent.
             failure = outcome.failure if outcome.reason == "halted" else None
             return attrs.evolve(outcome, attempts=part.attempts, maybe_recorded=known, status=None, failure=failure)
         case Rejected():

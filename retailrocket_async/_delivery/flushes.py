@@ -1,4 +1,4 @@
-"""The calls of `flush` that wait until the events from before the call are settled."""
+"""Makes calls of `flush` wait until all events that were accepted before the call are settled."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 
 class Flush:
-    """One call of `flush`, which waits for things that are numbered in the order in which they came.
+    """Counts down the batches or events that one call of `flush` waits for.
+
+    The items are numbered in the order in which they came: batches by generation (see `EventBuffer`), events of a spool
+    by their ids.
 
     Args:
         last: the highest number that the call waits for.
-        remaining: how many things up to `last` are not settled.
-        finished: the future that gets its result when none remains.
+        remaining: number of items up to `last` that are not settled.
+        finished: the future that is resolved when all of these items are settled.
     """
 
     __slots__ = ("finished", "last", "remaining")
@@ -28,18 +31,18 @@ class Flush:
         self.finished = finished
 
     def count_down(self, count: int) -> None:
-        """Note that `count` of the things up to `last` were settled."""
+        """Note that `count` more of the items up to `last` are settled."""
         self.remaining -= count
         if self.remaining <= 0:
             self.end()
 
     def end(self) -> None:
-        """Let the call return."""
+        """Let the call of `flush` return."""
         set_result(self.finished, None)
 
 
 class Flushes:
-    """The calls of `flush` that wait; iterating yields each of them."""
+    """Holds the calls of `flush` that wait; iterating yields the `Flush` of each call."""
 
     __slots__ = ("_waiting",)
 
@@ -53,7 +56,7 @@ class Flushes:
         return len(self._waiting)
 
     async def wait(self, last: int, remaining: int, finished: Future[None]) -> None:
-        """Return when `remaining` things with numbers up to `last` were settled; the arguments are those of `Flush`."""
+        """Return when `remaining` items with numbers up to `last` are settled; see `Flush` for the arguments."""
         flush = Flush(last, remaining, finished)
         self._waiting.append(flush)
         try:

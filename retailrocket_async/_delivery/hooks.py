@@ -1,8 +1,8 @@
-"""Calls the user's hooks one after the other, apart from the delivery.
+"""Calls the user's hooks one after the other, without delaying the delivery of events.
 
 A plain function runs in a thread of its own, so it may block. A coroutine function runs in the event loop. Errors of
-hooks are counted and logged once. Events and changes of state wait for the hook in a bounded queue. If a hook is slower
-than the failures, it misses some events, and these are counted.
+hooks are counted and logged once. Events and changes of state wait for the hook in a bounded queue. If the queue is
+full, the hook does not get further undelivered events; `Hooks.missed` counts them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _AT_ONCE: Final = 1000
 """Largest number of events in one call of a hook."""
 
 _MOST_CHANGES: Final = 100
-"""Changes of state that may wait for the hook; the oldest of more are dropped, as later ones replace them."""
+"""Number of changes of state that may wait for the hook. If there are more, the oldest is dropped, because only the
+latest state still matters."""
 
 OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
 StateHook: TypeAlias = "Callable[[StateChange], object]"
 
 
 class Hooks:
-    """Calls `on_outcome` and `on_state_change`; see the module's text.
+    """Queues undelivered events and changes of state, and calls `on_outcome` and `on_state_change` with them.
 
     Args:
         affinity: the loop that the client belongs to.
         on_outcome: called with undelivered events; None for no hook.
         on_state_change: called with changes of `Stats.state`; None for no hook.
-        most: number of events that may wait for the hook.
+        most: largest number of events that may wait for the hook.
         failed: called with the name of a hook and the error that it raised.
 
     Attributes:
@@ -66,7 +67,7 @@ class Hooks:
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
         self._queued = 0
         self._task: asyncio.Task[None] | None = None
-        # The thread that plain functions run in, and the call that has not returned.
+        # The thread that runs plain functions; and the call that runs in it: the hook's name, and the call's future.
         self._thread = WorkerThread("retailrocket-hooks")
         self._begun: tuple[str, asyncio.Future[Callable[[], object]]] | None = None
         self.missed = 0
@@ -78,11 +79,11 @@ class Hooks:
 
     @property
     def calling(self) -> bool:
-        """Whether the running task is the one that calls the hooks: then the caller is a hook."""
+        """Whether the current code was called by a hook, because it runs in the task that calls the hooks."""
         return self._task is not None and self._task is asyncio.current_task()
 
     def notify_outcomes(self, events: list[UndeliveredEvent]) -> None:
-        """Queue undelivered events for `on_outcome`; count those for which the queue is too short."""
+        """Queue undelivered events for `on_outcome`; events that do not fit in the queue are counted in `missed`."""
         free = max(0, self._most - self._queued)
         self.missed += max(0, len(events) - free)
         events = events[:free]
@@ -110,7 +111,7 @@ class Hooks:
     async def drained(self) -> None:
         """Return when the queue is empty and no hook runs."""
         while self._queue or self._begun is not None or (self._task is not None and not self._task.done()):
-            # Some shutdowns cancel every task: another task then goes on with the queue.
+            # Some programs cancel every task when they shut down; another task then continues with the queue.
             await asyncio.wait({self._running()})
 
     def close(self) -> None:
@@ -118,7 +119,8 @@ class Hooks:
         self._thread.close()
 
     def _start(self) -> None:
-        # At the recursion limit no task can be made. The next one will call the hooks for this item as well.
+        # At the recursion limit no task can be created. The item stays in the queue, and the next task that is created
+        # calls the hook for it.
         with suppress(RecursionError):
             self._running()
 
@@ -128,13 +130,14 @@ class Hooks:
         return self._task
 
     async def _run(self) -> None:
-        # Under an eager task factory this runs inside `notify_*`, which must not wait for a hook's first step.
+        # Under an eager task factory this code runs inside the call of `notify_*`. Without this pause, that call would
+        # run the first step of the hook.
         await asyncio.sleep(0)
         while self._begun is not None or self._queue:
             await self._call_next()
 
     async def _call_next(self) -> None:
-        """Call a hook for the next item of the queue; if the thread still runs a call, wait for that one instead."""
+        """Call a hook for the next item of the queue; if the thread still runs a call, wait for that call instead."""
         name = ""
         try:
             if self._begun is None:
@@ -146,13 +149,13 @@ class Hooks:
                     return
                 self._begun = name, self._in_thread(captured_call(detached, hook, argument))
             name, call = self._begun
-            # If this task is cancelled here, the next one waits for the same call.
+            # If this task is cancelled here, the next task waits for the same call.
             await asyncio.wait({call})
             self._begun = None
             answer = call.result()()
             if inspect.isawaitable(answer):
                 await answer
-        except BaseException as error:  # a user's hook must not stop the delivery, nor the loop
+        except BaseException as error:  # a user's hook must not stop the delivery or the loop
             if must_pass(error, self._task):
                 raise
             self._failed(name, error)

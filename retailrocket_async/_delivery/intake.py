@@ -1,4 +1,4 @@
-"""Accepts events into the buffer, makes callers wait if it is full, or refuses them."""
+"""Accepts events into the buffer; if the buffer is full, makes callers wait, drops events or refuses them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _FEW = 20
-"""Expired events that one call drops at a time to make space for its own event, so that no caller pays for all."""
+"""Cost, in events, of the expired events that one call drops at a time to make space for its own event. The bound keeps
+one caller from dropping all expired events of the buffer."""
 
 _WOKEN_AT_ONCE = 200
-"""Waiting callers that are admitted, or refused, before other tasks run: each of them is then ready to run."""
+"""Number of waiting callers that are admitted or refused in one step; then the loop runs other tasks, also theirs."""
 
 _FULL = 3
-"""Cost, in events, of accepting into a full buffer: it also evicts one and reports it."""
+"""Cost, in events, of accepting an event into a full buffer, because another event is evicted and reported."""
 
 _YIELD_EVERY = 250
-"""Events accepted in a row before the caller's task yields; each KiB counts as one more. About a millisecond."""
+"""Number of events accepted in a row before the caller's task lets other tasks run. Each KiB of JSON counts as one more
+event. Accepting them takes about a millisecond."""
 
 
 class _Arrived(Protocol):
@@ -42,7 +44,7 @@ class _Arrived(Protocol):
 
 
 class Intake:
-    """Puts events in the buffer, in order, and makes callers wait if it is full.
+    """Puts events in the buffer, in order; makes callers wait, drops events or raises an error if the buffer is full.
 
     Args:
         affinity: the loop that the client belongs to.
@@ -50,13 +52,14 @@ class Intake:
         ledger: counts the events.
         keyed: whether the buffer has several lanes, so that each event needs a lane.
         overflow: what happens if the buffer is full; see `Buffer.overflow`.
-        arrived: called after an event by which a batch may be due sooner (`due_sooner`); if `watched`, also before
-            every event.
-        expire: drops events of the buffer that are too old, about as many as given; returns whether none is left.
+        arrived: called with `due_sooner=True` after an event that may make a batch due sooner; if `watched`, also
+            called with `due_sooner=False` before every event.
+        expire: drops about the given number of too old events from the buffer; returns whether all are dropped now.
         max_age: seconds after which an event is too old; None for never.
 
     Attributes:
-        left_in_a_row: number of events that may be accepted before the caller should yield; 0 or less: it should now.
+        left_in_a_row: number of events that may be accepted before the caller should let other tasks run; if it is 0 or
+            less, the caller should do so now.
         watched: whether `arrived` is called for every event.
     """
 
@@ -80,7 +83,7 @@ class Intake:
         self._expire = expire
         self._max_age = math.inf if max_age is None else max_age
         self._arrived = arrived
-        # A queue; cancelled callers leave it from the middle, so that their events are not kept.
+        # A queue. It is an OrderedDict because cancelled callers are removed from the middle.
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._waking: asyncio.Handle | None = None
         self._closed = False
@@ -88,7 +91,7 @@ class Intake:
         self.watched = False
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer; if it is full, wait in order, or do as `overflow` says."""
+        """Put one event in the buffer; if the buffer is full, wait in order, or do what `overflow` says."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
             return await self.wait_for_room(event, envelope)
@@ -97,7 +100,7 @@ class Intake:
         return receipt
 
     async def wait_for_room(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer as soon as there is space for it; or raise, see `overflow`."""
+        """Put one event in the buffer as soon as there is space; raise `BufferFullError` if `overflow` is "raise"."""
         if self._overflow == "raise":
             raise self._full()
         loop = self._affinity.enter()
@@ -108,7 +111,7 @@ class Intake:
             return await waiter.admitted
         except asyncio.CancelledError:
             self._waiters.pop(waiter, None)
-            # A smaller event behind this one may fit.
+            # The next event in the queue may be smaller and may fit.
             self.admit_waiters()
             raise
 
@@ -119,14 +122,14 @@ class Intake:
             await asyncio.sleep(0)
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer, or raise `BufferFullError`."""
+        """Put one event in the buffer; raise `BufferFullError` if its caller would have to wait."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
             raise self._full()
         return receipt
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
-        """Count an event that the user's `before_send` dropped; `tell` says whether `on_outcome` gets it."""
+        """Count an event that the user's `before_send` dropped; pass it to `on_outcome` if `tell` is true."""
         self._affinity.enter()
         self.check_open()
         ensure_stack()
@@ -134,10 +137,12 @@ class Intake:
         return self._drop(envelope, Receipt(event.event_name), "before_send", notify=tell)
 
     def accept_group(self, events: Sequence[tuple[str, str, bytes]]) -> list[Receipt] | None:
-        """Put events in the buffer, in order; return None, and put in none, if not all fit or the intake is closed.
+        """Put all events in the buffer, in order, and return their receipts.
+
+        If the buffer has no space for all of them, or if the intake is closed, accept no event and return None.
 
         Args:
-            events: name, visitor and envelope of each.
+            events: name, visitor and envelope of each event.
         """
         self._affinity.enter()
         if self._closed:
@@ -163,7 +168,7 @@ class Intake:
         return receipts
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
-        """Put in an event that the spool has accepted, whatever the bounds: the caller keeps within its own bound."""
+        """Put an event of the spool in the buffer, even if the buffer is full: the spool limits the number itself."""
         if self.watched:
             self._arrived(due_sooner=False)
         if self._buffer.grow(envelope, receipt):
@@ -172,23 +177,23 @@ class Intake:
         self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
-        """Count and settle an event that the spool has accepted, and that never was in the buffer."""
+        """Count and settle an event that is in the spool and was never put in the buffer."""
         self._ledger.count_tracked()
         self._ledger.end(envelope, receipt, outcome)
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        """Put one event in the buffer, or drop it if `overflow` says so; return None if its caller must wait."""
+        """Put one event in the buffer, or drop it if `overflow` demands it; return None if the caller must wait."""
         self._affinity.enter()
         if self._closed:
             raise _closed_error()
-        # A custom event carries its name itself.
+        # The class of a custom event has no wire name; the event itself has its name.
         receipt = Receipt(event.wire_name or event.event_name)
         if self.watched:
-            # Before the event is put in: if a RecursionError is raised here, nothing has changed.
+            # Called before the event is put in the buffer, so that a RecursionError here changes nothing.
             self._arrived(due_sooner=False)
         if self._waiters or not self._buffer.grow(envelope, receipt):
             return self._accept_at_length(event, envelope, receipt)
-        # Not `count_tracked`: one call less for every event.
+        # `count_tracked` is not used, because this method runs for every event and each call costs time.
         self._ledger.tracked += 1
         return receipt
 
@@ -212,7 +217,7 @@ class Intake:
                 return
 
     def _makes_room(self, size: int, event_name: str) -> bool:
-        # Very many small events may be evicted for a large one: they are settled together.
+        # A large event may evict very many small events, so these are settled together.
         given_way = None
         for batch in self._buffer.make_room(size, event_name):
             if given_way is None:
@@ -236,7 +241,8 @@ class Intake:
 
     def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
         left = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
-        # The event after which the caller should yield must come through here, not through `EventBuffer.grow`.
+        # The event after which the caller should let other tasks run must come through this method and not through
+        # `EventBuffer.grow`, because only this method counts events.
         growth = (left if left > 0 else _YIELD_EVERY) - 1
         due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
         self.left_in_a_row = left
@@ -250,7 +256,10 @@ class Intake:
         return receipt
 
     def admit_waiters(self) -> None:
-        """Admit waiting callers whose events fit now, in their order; of very many, some at a time."""
+        """Accept the events of waiting callers, in their order, as long as they fit.
+
+        If there are many callers, other tasks run after every `_WOKEN_AT_ONCE` of them.
+        """
         if self._waking is None:
             self._wake_some()
 
@@ -287,7 +296,7 @@ class Intake:
             raise _closed_error()
 
     def close(self) -> None:
-        """Accept no more events, and refuse those of waiting callers."""
+        """Accept no more events, and raise `ClientClosedError` in callers that wait."""
         self._closed = True
         self.admit_waiters()
 

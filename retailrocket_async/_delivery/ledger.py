@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 AT_ONCE: Final = 500
-"""Number of events that are settled before other tasks may run: a millisecond or two."""
+"""Number of events that are settled before other tasks may run; settling them takes a millisecond or two."""
 
 _name_of = operator.attrgetter("event_name")
 
 EACH: Final = 10
-"""Cost of settling a batch or a direct send, beside that of its events, counted in events."""
+"""Fixed cost of settling a batch or a direct send, counted in events; the cost of each of its events is added."""
 
 
 class Ledger:
@@ -52,18 +52,18 @@ class Ledger:
 
     Attributes:
         hooks: calls the user's hooks.
-        tracked: number of events tracked. Only `Intake.accept_now` adds to it from outside: that method runs for every
-            event, and a call of `count_tracked` would be the 16th for an event, which 15 are enough for.
-        undelivered: the undelivered events since `keep_undelivered` was called.
-        quiet: whether events that are settled now are not logged, because the caller logs them.
+        tracked: number of events tracked. `Intake.accept_now` adds to it directly, because that method runs for every
+            event and a call of `count_tracked` would cost time. All other code calls `count_tracked`.
+        undelivered: the events that were not delivered since `keep_undelivered` was called.
+        quiet: True while the caller itself logs the events that it settles, so that the ledger must not log them.
 
     Args:
         affinity: the loop that the client belongs to.
         on_outcome: the user's hook for undelivered events; None for no hook.
         on_state_change: the user's hook for changes of state; None for no hook.
         max_unreported: number of undelivered events that may wait for the hook.
-        keep: called with a batch and its outcome before it is settled; returns the outcome that stands, which is
-            another one if a spool keeps the events. None without a spool.
+        keep: called with a batch and its outcome before the batch is settled; returns the outcome that its events get.
+            It is a different outcome if the events stay in a spool. None without a spool.
         watch: called with the outcome of events; None without an observer.
     """
 
@@ -94,7 +94,7 @@ class Ledger:
         self._counts = OutcomeCounts()
         self._hook_errors = 0
 
-    # --- counting: nothing here calls other code ---
+    # --- counting: these methods call no code of users ---
 
     @property
     def in_flight(self) -> int:
@@ -132,7 +132,7 @@ class Ledger:
 
         Args:
             kind: its HTTP status, or the name of its failure.
-            retry: whether it was a further attempt of its flight.
+            retry: whether the request was a retry.
         """
         self._requests[kind] += 1
         self._retries += retry
@@ -151,15 +151,15 @@ class Ledger:
         names = self._count(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
         if notify and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._report_undelivered(batch, outcome)
-        # Without the caller's context: most of these events were tracked by other callers.
+        # The observer does not run in the context of the current caller, because other callers tracked most events.
         detached(self._announce, outcome, len(batch), names)
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, notify: bool = True) -> None:
-        """Drop an event that was never in the buffer; `notify` is false if the caller learns of it anyway."""
+        """Drop an event that was never in the buffer; report it to the hook if `notify` is true."""
         self.end(envelope, receipt, Dropped(reason=reason), notify=notify)
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, notify: bool = True) -> None:
-        """Settle an event that was never in the buffer."""
+        """Settle an event that was never in the buffer; `notify` says whether the hook gets it if it is undelivered."""
         batch = Batch(0.0, 0, None)
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
         self.close_batch(batch, outcome, notify=notify)
@@ -176,7 +176,11 @@ class Ledger:
         self._announce(outcome, count, self._count(outcome, count, opened_in, names))
 
     def _count(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> Iterable[str]:
-        """Count events as settled, also in the flushes that wait for them; return their names, readable once more."""
+        """Count events as settled, also for the calls of `flush` that wait for them.
+
+        Returns:
+            The names of the events, which can still be iterated even if this method has read `names`.
+        """
         if isinstance(outcome, Dropped):
             names = tuple(names)
         self._counts.add(outcome, count, names)
@@ -186,10 +190,13 @@ class Ledger:
         return names
 
     def _announce(self, outcome: Outcome, count: int, names: Iterable[str]) -> None:
-        """Pass settled events to the observer and the log; these run foreign code, after all counters have changed."""
+        """Pass settled events to the observer and the log.
+
+        Both run code of users, so all counters must be up to date before this call.
+        """
         if self._watch is not None:
             self._watch.settled(names, outcome)
-        # Delivered and kept events need no record; neither do those that the user's own `before_send` drops.
+        # Delivered and kept events need no log record. Events that the user's own `before_send` drops need none either.
         match outcome:
             case Delivered() | Kept() | Dropped(reason="before_send"):
                 return
@@ -204,21 +211,21 @@ class Ledger:
             self.log_once(key, level, "%d event(s): %s", count, error_for(outcome))
 
     def keep_undelivered(self) -> None:
-        """From now on keep undelivered events in `undelivered`."""
+        """From now on append undelivered events to `undelivered`."""
         self._keeps = True
 
     async def flushed(self, generation: int, count: int, finished: Future[None]) -> None:
-        """Return when `count` batches and direct sends of `generation` or an earlier one are settled."""
+        """Return when `count` batches and direct sends of this or an earlier `generation` are settled."""
         await self._flushes.wait(generation, count, finished)
 
     def log_once(self, key: Hashable, level: int, message: str, *args: object) -> None:
-        """Log the first record with this key; later ones only show in `stats`."""
+        """Log a record, unless a record with the same key was logged before; `stats` counts the repetitions."""
         if key not in self._logged:
             self._logged.add(key)
             self._log(level, f"{message} (logged once; stats() counts on)", *args)
 
     def _log(self, level: int, message: str, *args: object) -> None:
-        """Log a record; count what the application's log handlers and filters raise."""
+        """Log a record; if one of the application's log handlers or filters raises, count a hook error."""
         if not write_log(logger, level, message, *args):
             self._hook_errors += 1
 
@@ -265,7 +272,7 @@ class Ledger:
         level = logging.ERROR if change.state == "halted" else logging.WARNING
         cause = f"HTTP {change.status}" if change.status is not None else change.failure or ""
         if change.advice in cause:
-            # A failure that halts sending contains its advice.
+            # The failure then has the form "kind: advice", so the advice is cut off here.
             cause = cause.partition(":")[0]
         self.hooks.notify_state(change)
         if change.state == "sending":

@@ -1,22 +1,25 @@
-"""The request limit: at most so many requests in any window, as the *server* sees them arrive.
+"""Keeps the request limit: in any time window of `per` seconds, the *server* sees at most `requests` requests arrive.
 
-A token bucket alone does not keep that promise: `AsyncLimiter(50, 1)` lets 99 through in its first second. Two
-parts do, together:
+A token bucket alone does not keep the limit: `AsyncLimiter(50, 1)` lets 99 requests through in its first second. Two
+parts keep it together:
 
-- an aiolimiter bucket with a small burst paces the grants; the burst makes up for late timers;
-- a guard counts the requests that may still lie in the server's last window, and never lets there be more than
-  `requests`. A request takes a slot when its permit is granted. The slot's time runs from the writing of the body, not
-  from the grant, so a blocked event loop or a slow connect cannot squeeze arrivals together. The slot is free again
-  `per + jitter` after the writing or `per` after the answer, whichever is earlier. A request that ended without an
-  answer may still be on its way, so only the first of these times holds for it. The promise holds whenever the
-  network's delays differ by no more than `jitter`.
+- An aiolimiter bucket with a small burst spreads the permits evenly over time. The burst makes up for timers that fire
+  late.
+- Slots count the requests that the server may still count in its current window; there are at most `requests` of them.
+  A request takes a slot when its permit is granted. The slot is free again `per + jitter` seconds after the body was
+  written, or `per` seconds after the answer, whichever is earlier. The time does not run from the grant, so a blocked
+  event loop or a slow connection cannot let too many requests arrive together. A request that ended without an answer
+  may still be on its way, so its slot is freed `per + jitter` seconds after the body was written or, at the latest,
+  after the request ended. The limit is kept as long as the network's delays differ by at most `jitter`.
 
-A pause (`Retry-After`) is a deadline that only ever moves later: an answer cannot shorten the pause of another.
+A pause (`Retry-After`) is a deadline that can only move later: an answer cannot shorten the pause that another answer
+has demanded.
 
-If the server still answers 429, its limit is lower than ours, or others share it. An incident is all 429 answers to
-requests that were sent before the last incident ended. Each incident pauses all requests, longer for each one in a row,
-and cuts the pace once; the pace recovers slowly. So a stream of 429 never causes more requests, and the limiter finds a
-limit that is lower than configured.
+If the server still answers 429, its limit is lower than ours, or other programs use a part of it. All 429 answers to
+requests that were sent before the end of an incident belong to that incident. Each incident pauses all requests, and
+the pauses of incidents in a row grow. Each incident also slows down the sending of requests once; the pace recovers
+slowly. So a stream of 429 answers never causes more requests, and the limiter adapts to a limit that is lower than
+configured.
 """
 
 import asyncio
@@ -35,16 +38,18 @@ MAX_PAUSE = 60.0
 """Longest pause in seconds, whatever the server asks for."""
 
 _CUT = 0.7
-"""Factor by which an incident cuts the pace."""
+"""Factor by which the pace (requests per second) is multiplied at each incident."""
 
 _SLOWEST = 0.1
-"""Slowest pace, as a part of the full pace."""
+"""Slowest pace, as a fraction of the full pace."""
 
 _RECOVERY = 0.02
-"""Part of the full pace that is recovered each second: all after 15 s from one cut, after 45 s from the slowest."""
+"""Fraction of the full pace that is regained each second: the pace is full again 15 s after one incident, and 45 s
+after the slowest pace."""
 
 _LONGEST_PENALTY = 8.0
-"""Longest pause in seconds for an incident without `Retry-After`: another process may have caused it."""
+"""Longest pause in seconds after an incident without `Retry-After`. It is short because another process may have caused
+the incident."""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,14 +57,16 @@ class RateLimit:
     """How many requests the shop may make.
 
     Attributes:
-        requests: requests in any window of `per` seconds, 1 or more; default 50 (API document, "Limits"). The shop's
-            account manager can raise it. All processes of a shop share it: with N of them give each its part.
+        requests: largest number of requests in any window of `per` seconds, 1 or more; default 50 (API document,
+            "Limits"). The shop's account manager can raise this limit. All processes of a shop share it, so configure a
+            part of the limit in each process.
         per: length of the window in seconds, above 0; default 1.
-        burst: requests that may leave at once after a quiet moment, 1 to `requests`; default a tenth of `requests`,
-            at least 1: enough to make up for timers that fire late, too few to be a burst to the server.
-        jitter: the spread of the network's delay in seconds that the promise allows for, 0 or more; default 0.025.
-            More is safer and slower: about `requests / (per + jitter)` requests a second are used, 97.5 % by
-            default, and more where answers come back sooner than that.
+        burst: number of requests that may be sent at once after a time without requests, 1 to `requests`; default a
+            tenth of `requests`, at least 1. The default makes up for timers that fire late, and is small enough not to
+            overload the server.
+        jitter: largest difference between the network's delays, in seconds, with which the limit is still kept, 0 or
+            more; default 0.025. A larger value is safer but slower: about `requests / (per + jitter)` requests a second
+            are made, which is 97.5 % of the limit by default, and more if answers come back within `jitter` seconds.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -82,7 +89,7 @@ class RateLimit:
 
 
 class Permit(Protocol):
-    """The right to make one request; its holder reports when the request left and when it was over."""
+    """The right to make one request; the holder reports when the request was sent and when it was over."""
 
     def sent(self) -> None:
         """Report that the request's body was written; called at most once."""
@@ -93,29 +100,29 @@ class Permit(Protocol):
 
         Args:
             answered: whether the server answered, so that it has surely counted the request. False if the request
-                failed or was cancelled: it may still be on its way.
+                failed or was cancelled, because the request may then still be on its way.
         """
         ...
 
 
 @runtime_checkable
 class Limiter(Protocol):
-    """What paces a client; one limiter may be shared by several clients of one event loop."""
+    """Decides when a client may make its next request; several clients of one event loop may share a limiter."""
 
     async def acquire(self) -> Permit | None:
-        """Wait for the right to make one request, and take it; in the order of the calls.
+        """Wait for the right to make one request, and return a permit; callers are served in the order of their calls.
 
-        Called once for every attempt, retries included. Cancelling the wait takes no permit. Returns None if the
-        limiter need not know when the request was sent and answered.
+        Called once for every attempt, retries included. If the call is cancelled, no permit is used up. Returns None
+        if the limiter need not know when the request was sent and answered.
         """
         ...
 
     def pause_until(self, deadline: float) -> None:
-        """Grant nothing before `deadline` (seconds on the event loop's clock), nor before an earlier, later one."""
+        """Grant no permit before `deadline` (seconds on the event loop's clock); keep a later deadline if set."""
         ...
 
     def throttled(self, sent_at: float) -> None:
-        """Report that the server refused a request as one too many (429), so that fewer are made.
+        """Report that the server answered 429 (too many requests), so that the limiter slows down.
 
         Args:
             sent_at: when that request was sent (seconds on the event loop's clock). Refused requests that were sent
@@ -125,13 +132,13 @@ class Limiter(Protocol):
 
 
 class LocalLimiter(Uncopyable):
-    """Keeps the request limit of one process, by a token bucket and a guard; see the module's text.
+    """Limits the requests of one process; the module's docstring describes the method.
 
     Args:
-        rate_limit: the limit to keep; None lifts it, and only pauses hold requests back.
+        rate_limit: the limit to keep. With None the number of requests is not limited, and only pauses delay them.
 
     Raises:
-        WrongLoopError: from the methods, if another event loop that is not closed uses the limiter.
+        WrongLoopError: from the methods, if the limiter was used in another event loop that is not closed.
     """
 
     _instead = "make one in each process; RedisLimiter shares a limit between processes"
@@ -148,13 +155,15 @@ class LocalLimiter(Uncopyable):
         self._penalty = 0.0
 
     async def acquire(self) -> Permit | None:
-        """Wait for the right to make one request, and take it; in the order of the calls."""
+        """Wait for the right to make one request, and return a permit; callers are served in order."""
         loop = self._bind()
-        # One caller at a time: the lock's queue is fair, aiolimiter's is not, and the guard decides for one caller.
+        # The lock admits one caller at a time, in order: aiolimiter does not keep the order, and the code below decides
+        # for one caller only.
         async with self._turn:
             if self._bucket is not None and not self._drawn:
                 await self._bucket.acquire()
-                # The bucket takes nothing back. If this caller is cancelled below, the next one uses its token.
+                # A token cannot be returned to the bucket. If this caller is cancelled below, the next caller uses the
+                # token.
                 self._drawn = True
             while (wake_at := self._open_at(loop.time())) > loop.time():
                 await self._sleep_until(loop, wake_at)
@@ -167,12 +176,12 @@ class LocalLimiter(Uncopyable):
             return slot
 
     def pause_until(self, deadline: float) -> None:
-        """Grant nothing before `deadline` (loop time), nor before an earlier, later one; at most 60 s from now."""
+        """Grant no permit before `deadline` (loop time), but pause for at most 60 s; keep a later deadline if set."""
         now = self._bind().time()
         self._paused_until = max(self._paused_until, min(deadline, now + MAX_PAUSE))
 
     def throttled(self, sent_at: float) -> None:
-        """Pause and slow down for a request that the server refused as one too many; see the module's text."""
+        """Pause and slow down because the server answered 429 to a request; see the module's docstring."""
         now = self._bind().time()
         if sent_at > self._incident_over:
             per = self.rate_limit.per if self.rate_limit is not None else 1.0
@@ -180,7 +189,7 @@ class LocalLimiter(Uncopyable):
             self._penalty = min(_LONGEST_PENALTY, self._penalty * 2) if in_a_row else per
             pace = max(_SLOWEST, self.pace(now) * _CUT)
             self.pause_until(now + self._penalty)
-            # The pace grows linearly, so the time at which it is full again describes it.
+            # The pace grows linearly, so it is enough to store the time at which the pace will be full again.
             self._incident_over = now
             self._slow_until = now + (1.0 - pace) / _RECOVERY
         # The pace does not recover during a pause, even if a later answer of the same incident prolongs it.
@@ -189,12 +198,12 @@ class LocalLimiter(Uncopyable):
         self._slow_until += longer
 
     def pace(self, now: float) -> float:
-        """Return the part of the full pace that is used at `now` (loop time): from 0.1 to 1."""
+        """Return the pace at `now` (loop time) as a fraction of the full pace, from 0.1 to 1."""
         before_full = self._slow_until - max(now, self._incident_over)
         return min(1.0, 1.0 - before_full * _RECOVERY)
 
     def _open_at(self, now: float) -> float:
-        """Return when the next permit may be granted (loop time); infinity if an answer must come first."""
+        """Return when the next permit may be granted (loop time); infinity if a request must be sent or end first."""
         if self.rate_limit is None:
             return self._paused_until
         opens = self._paused_until
@@ -229,14 +238,14 @@ class LocalLimiter(Uncopyable):
         return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin on a new loop; keep the requests of the closed loop that the server may still count."""
+        """Prepare the limiter for a new loop; requests of the closed loop that the server may still count are kept."""
         self._loop = loop
         self._turn = asyncio.Lock()
         self._bucket: AsyncLimiter | None = None
         self._drawn = False
         self._woken = None
-        # Another loop's clock may read anything. Nothing can leave a closed loop, so no slot or pause lasts longer
-        # than one that begins now.
+        # The clocks of two loops may differ by any amount. A closed loop sends nothing, so no slot and no pause may
+        # last longer than one that begins now.
         now = loop.time()
         self._paused_until = min(self._paused_until, now + MAX_PAUSE)
         self._granted_at = min(self._granted_at, now)
@@ -249,7 +258,7 @@ class LocalLimiter(Uncopyable):
 
 
 class _Slot:
-    """A request that the server may count in its current window until `expires` (loop time)."""
+    """The permit of one request; the server may count the request in its window until `expires` (loop time)."""
 
     __slots__ = ("_changed", "_clock", "_limit", "expires")
 
@@ -257,7 +266,7 @@ class _Slot:
         self._clock = clock
         self._changed = changed
         self._limit = limit
-        # Not sent yet, so the server may see it at any later time.
+        # The request is not sent yet, so the server may receive it at any later time.
         self.expires = math.inf
 
     def sent(self) -> None:

@@ -1,7 +1,8 @@
-"""Decides whether and when a failed request is tried again; `_http.reply` says which failures may be.
+"""Decides whether and when a failed request is tried again; `_http.reply` says which failures may be retried.
 
-tenacity makes the decision, and stays in this file: full-jitter exponential waits, a limit on attempts and one on
-elapsed time. Time comes in as an argument, so nothing here sleeps or reads a clock.
+The library tenacity makes the decision; only this module uses it. The waits are exponential with full jitter, and the
+number of attempts and the elapsed time are limited. The caller passes the elapsed time, so no code here sleeps or
+reads a clock.
 """
 
 import inspect
@@ -19,35 +20,37 @@ from retailrocket_async._http.reply import Reply, Verdict
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How long a request that may yet succeed is retried.
+    """How long a request is retried after a failure that may be temporary.
 
     The limit that is reached first ends the retries. Attempts count from 1, so ``max_attempts=1`` never retries.
 
     Attributes:
-        max_attempts: requests for one batch or direct send, 1 or more; default 20. Together with the waits below
-            that is minutes: in an outage the time decides, and the attempts only bound a server that keeps failing.
-        max_elapsed: seconds from the first attempt after which no further attempt is planned, 0 or more; default 300.
-            An attempt that was planned before may still wait for its permit. An API's restart or a failover takes
-            minutes; longer outages are for the buffer's bounds.
-        initial_backoff: seconds; the wait before the second attempt is random between 0 and this; default 0.5, a
-            third of the time that the API takes to answer a batch.
-        max_backoff: seconds; the random wait's upper end doubles with every attempt up to this; default 30.
+        max_attempts: largest number of requests for one batch or direct send, 1 or more; default 20. With the default
+            waits, 20 attempts take minutes, so in an outage `max_elapsed` usually ends the retries first.
+        max_elapsed: seconds from the first attempt after which no further attempt is planned, 0 or more; default 300,
+            because a restart of the API or a failover takes minutes. An attempt that was planned before may still wait
+            for its permit.
+        initial_backoff: upper limit, in seconds, of the random wait before the second attempt; default 0.5, a third of
+            the time that the API takes to answer a batch. The lower limit of every random wait is 0.
+        max_backoff: largest upper limit of the random waits, in seconds; default 30. The upper limit doubles with every
+            attempt until it reaches this value.
         at_most_once: events, by class or wire name, that are not sent again once they may have been recorded, e.g.
-            ``(Order,)`` for a shop that counts revenue by them; default none: at least once. Such an event is then
-            `Abandoned` with reason ``"at_most_once"``; the rest of its batch is sent again. A direct send follows
-            the rule as a whole.
+            ``(Order,)`` for a shop that counts revenue by orders; default none, so every event is sent at least once.
+            Such an event is then `Abandoned` with reason ``"at_most_once"``; the other events of its batch are sent
+            again. A direct send that contains such an event is not sent again at all.
         max_halt: seconds, 0 or more, that events wait until a person corrects a wrong key, a forbidden shop or a wrong
             address (401, 403, 404 and the like) before they are `Rejected`, or the environment or a proxy before they
             are `Abandoned`; default 30. A last request checks first whether the cause remains, so up to 2.5 s more may
             pass. If `api_key` is a function and the answer is 401, events wait for a new key without limit, and during
             a close for `max_halt` seconds.
-        is_throttled: called with the status of an answer that is no 2xx and the start of its body (bytes, at most
-            4 KiB); returns whether the answer counts as a 429. The API documents no such answer, so a 403 or 503 may
-            mean it. Runs in the event loop. Default None: only 429 counts.
+        is_throttled: function that decides whether an answer means "too many requests", as a 429 does. It is called
+            with the status of an answer that is not 2xx and the start of its body (bytes, at most 4 KiB), and runs in
+            the event loop. The API does not document how it refuses too many requests, so it may answer 403 or 503.
+            Default None: only 429 has this meaning.
         outlast: wait for the end of an outage, or for a corrected key, shop or address, without limit; default False.
             `max_attempts` and `max_elapsed` then count only while other requests are answered, answers of 429 never
-            count, and `max_halt` does not apply. Meant for events that a spool or a broker keeps until they have their
-            outcome: the buffer still holds no more than its bounds.
+            count, and `max_halt` does not apply. Use this if a spool or a broker stores the events until they have an
+            outcome, because the buffer stays bounded and takes no new events when it is full.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -81,19 +84,20 @@ class RetryPolicy:
             raise ConfigurationError("RetryPolicy.initial_backoff must not be above max_backoff")
 
     def wait_before_next(self, reply: Reply, *, attempt: int, elapsed: float, excused: int = 0) -> float | None:
-        """Return the seconds to wait before the next attempt, or None to stop.
+        """Return the seconds to wait before the next attempt, or None if no further attempt may be made.
 
         Args:
             reply: the reply to the last attempt.
             attempt: the number of that attempt, 1 or more.
             elapsed: seconds since the first attempt began.
-            excused: number of attempts that do not count; the wait still grows with them.
+            excused: number of attempts that do not count against `max_attempts`; they still make the wait longer.
         """
         if reply.verdict not in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
-        # tenacity's strategies read a record of past attempts; built here, it needs neither a loop nor a clock.
+        # tenacity expects a record of the past attempts. It is built here, so no loop and no clock are needed.
         past = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
-        # Beyond a thousand doublings tenacity's power of two overflows, to `max_backoff` even from 0.
+        # With more than about a thousand doublings, tenacity's power of two overflows; it then returns `max_backoff`,
+        # even if `initial_backoff` is 0.
         past.attempt_number = min(attempt, 1000)
         past.start_time, past.outcome_timestamp = 0.0, elapsed
         wait = tenacity.wait_random_exponential(multiplier=self.initial_backoff, max=self.max_backoff)(past)
@@ -117,7 +121,7 @@ def _names(events: object) -> frozenset[str]:
             )
         known = {each.casefold(): each for each in EVENT_TYPES}.get(name.replace("_", "").casefold(), name)
         if known != name:
-            # Taken as the name of an event that this version does not know, it would protect nothing.
+            # Without this error, a misspelt name would count as the name of an unknown event, and would have no effect.
             raise ConfigurationError(f"RetryPolicy.at_most_once must name {known!r} so, not {name!r}")
         names.add(name)
     return frozenset(names)

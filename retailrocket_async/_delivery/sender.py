@@ -1,4 +1,7 @@
-"""Makes the attempts of a flight, as breaker, limiter and retry policy allow, until it has its outcome."""
+"""Sends a flight (a batch or a direct send), and retries until the flight has an outcome.
+
+The circuit breaker, the limiter and the retry policy decide when the next attempt may be made.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _RENEWALS: Final = 2
-"""How often one flight is sent again at once because the key changed: a function may return wrong keys for ever."""
+"""Largest number of times that a flight is sent again at once because the key has changed. It is bounded because the
+user's function may return one wrong key after the other."""
 
 _ANYWHERE: Final = frozenset({401, 403, 407})
-"""Statuses that refuse requests on every path; a wrong address (404) may concern one endpoint alone."""
+"""Statuses that mean a refusal on every path. A 404 (wrong address) is missing here because it may concern a single
+endpoint."""
 
 
 _UNMADE: Final = frozenset({"key", "config"})
@@ -44,19 +49,19 @@ _UNMADE: Final = frozenset({"key", "config"})
 
 
 class Sender:
-    """Makes the requests of all flights.
+    """Makes the requests of all flights, and evaluates the replies.
 
     Args:
         affinity: the loop that the client belongs to.
         ledger: counts requests, retries and waits.
-        breaker: admits each request before the limiter does, and gets the result of each.
+        breaker: admits each request before the limiter grants a permit; gets the reply to each request.
         limiter: grants a permit for every attempt.
-        retry: when a failed request is tried again.
+        retry: decides whether and when a failed request is tried again.
         transport: makes the requests.
-        at_once: largest number of requests on the wire.
+        at_once: largest number of requests under way at the same time.
         max_age: seconds after which an event is not sent again; None for never.
-        part_over: settles events of a flight that have their outcome before the others.
-        blocked: called when a batch was refused for key, shop or address.
+        part_over: settles events of a flight whose other events are still to be sent.
+        blocked: called when a batch was refused for key, shop, address, environment or proxy.
         watch: called for every request; None without an observer.
     """
 
@@ -96,14 +101,15 @@ class Sender:
                 return answer
             admission, reply = answer
             if flight.outcome is not None:
-                # The flight was settled meanwhile, and foreign code that it awaited swallowed the cancellation.
+                # The flight was settled and its task cancelled meanwhile, but other code, such as a user's limiter,
+                # caught the cancellation.
                 return flight.outcome
             outcome = flight.judge(reply, self._affinity.now())
             again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
             if admission is not None and not again:
                 self._report(flight, admission, reply)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
-                # It waits for its next send slot like all others, until `blocked` or `Expiry` settles it.
+                # The flight waits for its next send slot like all others, until `blocked` or `Expiry` settles it.
                 flight.tries -= 1
                 self._blocked()
                 again = True
@@ -116,7 +122,8 @@ class Sender:
 
     def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
         batches = flight.path == BATCH_PATH
-        # If the address of the batches is wrong, an answer of another endpoint proves nothing about it.
+        # If a wrong address of the batches halted sending, an answer from another endpoint does not prove that the
+        # address is correct now.
         conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
         anywhere = reply.status is None or reply.status in _ANYWHERE
         self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
@@ -127,12 +134,12 @@ class Sender:
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
             return None
         outcome = flight.give_up("at_most_once", self._affinity.now())
-        # A direct send has one outcome: with one such event in it, it is not sent again.
+        # A direct send has one outcome for all its events, so a single event of this kind ends all of it.
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
     def _expired(self, flight: Flight) -> Undelivered | None:
-        """Settle the events that are too old by now; return their outcome if no other events are left."""
+        """Settle the events that have become too old; return their outcome if no other events are left."""
         if self._max_age is None or flight.batch is None:
             return None
         now = self._affinity.now()
@@ -149,17 +156,18 @@ class Sender:
         return None
 
     async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Wait before the next attempt, as the policy says; return the outcome if there is to be no further attempt."""
+        """Wait before the next attempt; return the outcome if the retry policy allows no further attempt."""
         now = self._affinity.now()
         if reply.retry_after is not None:
-            # The wait has the pause's bound: a server that asks for a day must not use up `max_elapsed`.
+            # The wait is bounded like the limiter's pause: if a server asks for a day, this must not end the retries
+            # because `max_elapsed` would be exceeded.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
             self._notify_limiter(lambda: self._limiter.pause_until(now + pause))
         if reply.verdict is Verdict.THROTTLED:
             self._notify_limiter(lambda: self._limiter.throttled(flight.departed_at))
         if self._is_excused(flight, reply):
-            # The wait still grows with the attempts.
+            # An excused attempt still makes the next wait longer.
             flight.excused += 1
             flight.tried_at = now
         flight.failed_at = now
@@ -174,16 +182,21 @@ class Sender:
         return flight.outcome
 
     def _is_excused(self, flight: Flight, reply: Reply) -> bool:
-        """Whether an attempt does not count, because the policy outlasts its failure."""
+        """Whether a failed attempt does not count: `retry.outlast` is set, and the failure belongs to an outage."""
         if not self._retry.outlast:
             return False
         if reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending":
             return True
-        # It takes several failures until the API counts as down. A bad batch fails while others are answered.
+        # An outage may have begun although the state is still `sending`, because the state changes after several
+        # failures only. If another request was answered meanwhile, there is no outage and this batch itself is bad.
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
-        """Make one request as soon as breaker and limiter allow it; return an outcome if it is too late by then."""
+        """Make one request as soon as breaker and limiter allow it.
+
+        Returns:
+            The admission and the reply; or, if no request is to be made any more, the outcome of the flight.
+        """
         if flight.turn is None:
             try:
                 flight.turn = await self.next_turn()
@@ -191,7 +204,7 @@ class Sender:
                 if ends_task(error):
                     raise
                 self.limiter_failed(error)
-                # No attempt was made. It counts as a try all the same, or a broken limiter would be asked for ever.
+                # No attempt was made, but this counts as a try; otherwise a broken limiter would be asked for ever.
                 flight.tries += 1
                 return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
         turn = flight.turn
@@ -199,13 +212,14 @@ class Sender:
         try:
             if turn.admission.probe and self._breaker.status == 401:
                 await self._renewed(self._refused_serial)
-            # It may have waited long for its send slot.
+            # The flight may have waited long for its send slot, so some events may be too old now.
             if flight.outcome is None and (stale := self._expired(flight)) is not None:
                 return stale
             if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
             if turn.admission.probe and flight.tries and self._too_late(flight):
-                # While the API is down the breaker sets the time of a probe: it may be later than the policy allows.
+                # While the API is down, the breaker sets the time of a probe. This time may be later than the retry
+                # policy allows.
                 return flight.give_up("retries_exhausted", self._affinity.now())
             flight.depart(self._affinity.now())
             self._ledger.count_request(part=flight.divided)
@@ -222,11 +236,11 @@ class Sender:
             return turn.admission, reply
         kind = reply.status if reply.status is not None else str(reply.failure)
         self._ledger.count_reply(kind, retry=flight.attempts > 1)
-        # The body is dropped: it may repeat the request with its key, and is not needed any more.
+        # The body of the answer is dropped, because it may repeat the request with its key and is not needed any more.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
 
     def _uncount(self, flight: Flight, reply: Reply) -> None:
-        """Undo the counts of a request that was not made after all."""
+        """Undo the counts of a request that failed before it was made."""
         flight.attempts -= 1
         self._ledger.uncount_request(part=flight.divided)
         if reply.failure == "key":
@@ -234,7 +248,8 @@ class Sender:
 
     async def _watched(self, watch: Watch, flight: Flight, turn: SendSlot) -> Reply:
         """Make the request, and report its beginning and its end to the observer."""
-        # In a copy of the context of a direct send's caller: what the observer sets there holds for this request.
+        # The observer runs in a copy of the context of the caller of `send`, so context variables that the observer
+        # sets are valid for this request only.
         context = Context() if flight.context is None else flight.context.copy()
         before = context.copy()
         begun = context.run(
@@ -271,12 +286,12 @@ class Sender:
         return attrs.evolve(reply, throttled=True) if throttled else reply
 
     async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
-        """Whether a flight that was refused for its key is sent again at once, because there is another key."""
+        """After a refusal for the key, get the key again; return whether it changed, so the flight is sent at once."""
         self._refused_serial = reply.serial
         if admission is None or flight.renewals >= _RENEWALS:
             return False
         if admission.probe and self._breaker.status == 401:
-            # The key was asked for right before this probe.
+            # `_request` got the key again right before this probe.
             return False
         self._breaker.hold(admission)
         try:
@@ -293,9 +308,10 @@ class Sender:
         return changed
 
     async def next_turn(self) -> SendSlot:
-        """Wait for the right to make one request; errors of the limiter pass."""
+        """Wait for the right to make one request, and return it; errors that the limiter raises are raised here."""
         while True:
-            # The place on the wire comes first: requests with permits that waited for a place would leave in a bunch.
+            # The request slot is acquired before the permit. In the other order, requests that already have permits
+            # could wait for slots and would then be sent all at once.
             await self._wire_slots.acquire()
             admission: Admission | None = None
             try:
@@ -335,7 +351,7 @@ class Sender:
             self.limiter_failed(error)
 
     def limiter_failed(self, error: BaseException) -> None:
-        """Log that a limiter raised; raise the user's Ctrl-C again."""
+        """Log that the limiter raised `error`; if `error` is the user's Ctrl-C, raise it again."""
         if is_interrupt(error):
             raise error
         self._ledger.log_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
@@ -344,7 +360,7 @@ class Sender:
         self._ledger.log_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)
 
     async def aclose(self) -> None:
-        """Close the connections; errors are logged, since all events have their outcome."""
+        """Close the connections; an error is only logged, because all events have their outcome already."""
         try:
             await self._transport.aclose()
         except BaseException as error:  # every event has its outcome already

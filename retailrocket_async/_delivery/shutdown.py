@@ -1,7 +1,7 @@
-"""Closes a client within one deadline, and reports.
+"""Closes a client within one deadline, and returns a report.
 
-The deadline covers the flush with all its waits and requests, the settling of leftover events, their hooks, and the
-connections. The flush ends early enough to leave time for the rest.
+Within the deadline the client flushes with all waits and requests, settles the events that are left, calls the hooks
+for these events, and closes the connections. The flush ends early enough to leave time for the other steps.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import Stats
 
 _GRACE: Final = 0.5
-"""Seconds to wait for connections to close, after all events are settled; then they close by themselves."""
+"""Seconds to wait for connections to close after all events are settled; after that they close in the background."""
 
 _HOOK_TIME: Final = 0.1
-"""Seconds reserved for hooks that get the leftover events."""
+"""Seconds reserved for the hooks that get the leftover events (those that have no outcome after the flush)."""
 
 _DROP_TIME: Final = 5e-6
-"""Seconds reserved for settling each leftover event, including the turns of other tasks meanwhile."""
+"""Seconds reserved for settling each leftover event, including the time in which other tasks run."""
 
 _PIECES: Final = 5
-"""Number of pieces from which the speed of settling is estimated."""
+"""Number of pieces of leftover events from whose times the speed of settling is estimated."""
 
 _SETTLING: Final = 0.25
-"""Largest part of the whole time that is reserved for settling leftovers."""
+"""Largest fraction of the timeout that is reserved for settling leftover events."""
 
 _ENDING: Final = 0.1
-"""Largest part of the whole time that is reserved for hooks."""
+"""Largest fraction of the timeout that is reserved for hooks."""
 
 
 class Shutdown:
-    """Closes a client, once; see the module's text.
+    """Closes a client: flushes, settles the events that are left, and disconnects. Further calls join the first.
 
     Args:
         affinity: the loop that the client belongs to.
-        ledger: keeps undelivered events for the report, and has the hooks.
-        breaker: knows what halted sending.
-        begins: called first; from then on no event is accepted.
+        ledger: collects undelivered events for the report, and has the hooks.
+        breaker: knows why sending is halted, for the report.
+        begins: called first; stops the acceptance of events.
         flushed: returns when all events have their outcome.
-        leftovers: settles all events in pieces; yields the cost of each piece, counted in events.
-        left: returns the cost of settling all events, counted likewise.
+        leftovers: settles all events that have no outcome, in pieces; yields the cost of each piece, counted in events.
+        left: returns the cost of settling all events that have no outcome, counted in events.
         disconnect: closes the connections.
         stats: returns the counters.
     """
@@ -105,45 +105,46 @@ class Shutdown:
         except TimeoutError:
             pass
         finally:
-            # Also if this call is cancelled: every event gets its outcome, and no task stays behind.
+            # Even if this call is cancelled, every event gets its outcome, and no task is left running.
             try:
                 await self._settle_rest(ends_at)
             finally:
                 report = self._reported(started_at)
                 self._report.set_result(report)
                 create_task = self._affinity.create_task
-                # A reference is kept, since the loop itself keeps no task alive.
+                # The tasks are stored because the loop itself holds only weak references to tasks.
                 self._last_tasks = create_task(self._disconnect()), create_task(self._end_hooks())
         await self._last_words(ends_at)
         return report
 
     async def _join(self, report: asyncio.Future[CloseReport], ends_at: float | None) -> CloseReport:
-        """Wait for the close that is under way, and settle the rest at this caller's own deadline."""
+        """Wait for the close that is under way; if this caller's deadline is earlier, settle all events then."""
         try:
             async with timeout_at(ends_at):
                 return await asyncio.shield(report)
         except TimeoutError:
             await self._settle_rest(ends_at)
-        # Everything has its outcome now, so the first caller's flush is over.
+        # All events have their outcome now, so the flush of the first call ends.
         return await asyncio.shield(report)
 
     def _kept(self, timeout: float | None) -> float:
         """Return the seconds reserved at the end for settling leftovers and running hooks."""
         hooks = _HOOK_TIME if self._ledger.hooks.wants_outcomes else 0.0
         whole, left = timeout or 0.0, self._left()
-        # Few events are settled in one piece, without turns of other tasks.
+        # A small number of events is settled in one piece, in a negligible time.
         settling = left * _DROP_TIME if left > AT_ONCE else 0.0
         return min(_ENDING * whole, hooks) + min(_SETTLING * whole, settling)
 
     async def _settle_rest(self, ends_at: float | None) -> None:
-        """Settle all events; other tasks run meanwhile, as long as there is time for them and for the rest.
+        """Settle all events that have no outcome; let other tasks run between pieces as long as time allows.
 
-        A turn of other tasks may take any time. So the speed of our own work is measured. As soon as the rest would
-        end at the deadline or later, it is settled without further turns.
+        Other tasks may take any time. So the speed of settling is measured, and as soon as the remaining events need
+        all the time until the deadline, they are settled without letting other tasks run.
         """
         now = self._affinity.now
         leftovers, spent, began = self._leftovers(), 0, now()
-        # Seconds per event of the last pieces. The median counts: a log record or the collector may delay one piece.
+        # Seconds per event of the last pieces. The median is used, because a log record or a garbage collection may
+        # delay a single piece.
         speeds: deque[float] = deque(maxlen=_PIECES)
         try:
             for cost in leftovers:
@@ -157,7 +158,7 @@ class Shutdown:
                 await asyncio.sleep(0)
                 spent, began = 0, now()
         finally:
-            # There is no time left, or this call was cancelled, which leaves none.
+            # Either no time is left or this call was cancelled, so the remaining events are settled at once.
             for _ in leftovers:
                 pass
 
@@ -181,7 +182,8 @@ class Shutdown:
         disconnecting, ending_hooks = self._last_tasks
         if (left := self._time_left(ends_at)) > 0.0:
             await asyncio.wait({disconnecting}, timeout=min(_GRACE, left))
-        # A hook that closes the client must not wait for its own end; it gets the leftover events afterwards.
+        # If a hook itself closes the client, this call must not wait for that hook to end. The hook gets the leftover
+        # events after this call.
         if (left := self._time_left(ends_at)) > 0.0 and not self._ledger.hooks.calling:
             await asyncio.wait({ending_hooks}, timeout=None if math.isinf(left) else left)
 

@@ -1,1 +1,1 @@
-"""What waits, bounded: no await, no clock, no input or output."""
+"""The bounded buffer of waiting events, and its settings. No code here awaits, reads a clock or does I/O."""

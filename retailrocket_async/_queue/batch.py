@@ -11,20 +11,21 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """The events of one request: their envelopes, their receipts and, if the buffer has `max_age`, their times.
+    """Holds the events of one request: their JSON, their receipts and, if the buffer has `max_age`, their times.
 
     Attributes:
         envelopes: the JSON of each event, in order.
         receipts: the receipt of each event.
         times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
-        size: bytes of the request body that holds the events.
-        opened_at: when it was opened, with its oldest event; an event that had waited for space may be older.
-        generation: number of flushes that had begun when it was opened. It may still grow during the next flush, which
-            waits for it: so many flushes at once do not make many small batches.
-        opened_in: the generations of all batches that were merged into it; empty for a part of a batch.
-        lanes: keys of the lanes that it was taken from; empty for a part.
-        attempts: number of requests that carried it before it was divided.
-        maybe_recorded: whether one of these requests may have been recorded.
+        size: number of bytes of the request body with these events.
+        opened_at: when the batch was opened for its first event (seconds on the buffer's clock). An event that had to
+            wait for space may have been tracked earlier.
+        generation: number of flushes that had begun when the batch was opened. The batch may still grow after the next
+            flush has begun, and that flush waits for all its events; so many flushes do not make many small batches.
+        opened_in: the generations of all batches that were merged into this batch; empty for a part of a batch.
+        lanes: keys of the lanes that the events came from (see `buffer`); empty for a part of a batch.
+        attempts: number of requests with these events before the batch was divided.
+        maybe_recorded: whether the API may have recorded one of these requests.
     """
 
     __slots__ = (
@@ -59,7 +60,7 @@ class Batch:
         return zip(self.envelopes, self.receipts, strict=True)
 
     def absorb(self, other: Batch) -> None:
-        """Append the events of `other`: later ones of the same lane, or those of other lanes."""
+        """Append the events of `other`, which holds later events of the same lane, or events of other lanes."""
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
@@ -69,7 +70,10 @@ class Batch:
         self.lanes += [lane for lane in other.lanes if lane not in self.lanes]
 
     def join_end(self, other: Batch) -> None:
-        """Append the events and generations of `other`, to settle both together; no lane counts them any more."""
+        """Append the events and generations of `other`, so that both are settled together.
+
+        The lanes of `other` are not added; both batches must have left their lanes.
+        """
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
@@ -77,7 +81,7 @@ class Batch:
         self.opened_in += other.opened_in
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return a copy of the events from `start` to before `stop`; no lane and no flush counts the copy."""
+        """Return a new batch with the events from `start` to before `stop`; its `lanes` and `opened_in` are empty."""
         part = Batch(self.opened_at, self.generation, None)
         part.opened_in, part.lanes = [], []
         part.envelopes = self.envelopes[start:stop]
@@ -88,21 +92,21 @@ class Batch:
         return part
 
     def cut_head(self, count: int) -> Batch:
-        """Remove the first `count` events and return them as a batch, see `part`."""
+        """Remove the first `count` events and return them as a batch of the kind that `part` returns."""
         head = self.part(0, count)
         del self.envelopes[:count], self.receipts[:count], self.times[:count]
         self.size -= head.size - 1
         return head
 
     def pop(self, position: int) -> Batch:
-        """Remove the event at `position` and return it as a batch, see `part`."""
+        """Remove the event at `position` and return it as a batch of the kind that `part` returns."""
         alone = self.part(position, position + 1)
         del self.envelopes[position], self.receipts[position], self.times[position : position + 1]
         self.size -= alone.size - 1
         return alone
 
     def parted(self, positions: Collection[int]) -> tuple[Batch, Batch]:
-        """Return the events at `positions`, and the others, as two batches, see `part`."""
+        """Return two batches of the kind that `part` returns: the events at `positions`, and all other events."""
         chosen = set(positions)
         halves = self.part(0, 0), self.part(0, 0)
         for position, (envelope, receipt) in enumerate(self):

@@ -1,8 +1,8 @@
 """Learns the largest request body that the server accepts.
 
-The API documents no maximum (contract, "Batches"). A 413 shows that there is one below the size of that body, so later
-bodies stay smaller. The limit grows again slowly, up to the configured one. A body that is refused meanwhile costs only
-its own division.
+The API documents no maximum (contract, "Batches"). An answer of 413 shows that the refused body was larger than the
+server's maximum, so later bodies are made smaller. The limit then grows slowly, up to the configured maximum. If the
+limit has grown too far, the next body is refused, and its batch is divided and sent again in parts.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from typing import Final
 
 LEAST: Final = 1024
-"""Smallest limit in bytes; a single event is sent whatever its size."""
+"""Smallest limit in bytes. A single event is sent even if it is larger."""
 
 _STEP: Final = 8
-"""The limit grows by this fraction of itself: an eighth."""
+"""Divisor for a step up: each step raises the limit by an eighth of its value."""
 
 _FIRST_WAIT, _LAST_WAIT = 60.0, 3600.0
-"""Seconds between two steps up, at first and at most; doubled each time that a step was too large."""
+"""Seconds between two steps up: the first value, and the largest. The value doubles whenever a step was too large."""
 
 
 class BodyLimit:
-    """The largest body to send, in bytes; see the module's text.
+    """Computes the largest request body to send, from the bodies that the server has accepted and refused.
 
     Args:
-        most: the configured maximum.
+        most: the configured maximum in bytes.
 
     Attributes:
-        bytes: the current limit.
+        bytes: the current limit in bytes.
     """
 
     def __init__(self, most: int) -> None:
@@ -37,18 +37,19 @@ class BodyLimit:
         self._grows_at = 0.0
 
     def refused(self, size: int, now: float) -> None:
-        """Note that a body of several events and `size` bytes was too large."""
+        """Note that the server refused a body of several events and `size` bytes as too large."""
         if self._taken >= size:
-            # The server accepted this size before: its limit has changed.
+            # The server accepted a body of this size before, so its maximum has changed.
             self._taken = 0
         elif self._taken and size <= self.bytes:
             self._wait = min(_LAST_WAIT, self._wait * 2.0)
-        # The limit lies between the largest accepted size and the refused one; a small accepted body says little.
+        # The server's maximum lies between the largest accepted size and the refused size. If only small bodies were
+        # accepted so far, half of the refused size is the better estimate.
         self.bytes = max(LEAST, min(self.bytes, max(self._taken, size // 2)))
         self._grows_at = now + self._wait
 
     def accepted(self, size: int, now: float) -> None:
-        """Note that a body of `size` bytes was accepted."""
+        """Note that the server accepted a body of `size` bytes."""
         if self.bytes == self._most:
             return
         self._taken = max(self._taken, size)

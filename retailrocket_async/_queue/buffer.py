@@ -1,14 +1,15 @@
-"""Holds the events that wait for a permit: appended one by one, taken as batches.
+"""Holds the events that wait for a permit to be sent: events are appended one by one, and taken in batches.
 
-The limit counts requests, not events, so a batch is taken *after* its permit is granted. Until then it grows up to
-its largest size: scarce permits make large batches, and an idle shop's event leaves after the linger.
+The API limits the number of requests, not of events, so a batch is taken *after* its permit is granted. Until then the
+batch grows up to its largest size. If permits are scarce, batches are large; if permits are free, an event is sent
+after the linger.
 
-Events wait in lanes. A lane is a queue of batches, of which the last is open. By default (`ordered`) a visitor belongs
-to one of a fixed number of lanes; with `by_session` each visitor has a lane. A lane with a batch in flight is busy, and
-no other batch is taken from it, so a visitor's events are never in two requests at once. Without ordering there is one
-lane.
+Events wait in lanes. A lane is a queue of batches; new events are added to its last batch. By default (`ordered`) each
+visitor belongs to one of a fixed number of lanes; with `by_session` each visitor has an own lane. While a batch of a
+lane is in flight, the lane is busy and no other batch is taken from it, so a visitor's events are never in two requests
+at once. Without ordering there is one lane, which is never busy.
 
-Nothing here awaits, and the clock comes in as an argument.
+No code here awaits, and the clock is an argument.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 _SHORT_BATCH_SPAN = 0.25
-"""Seconds that a batch stays open if `short_batches` is set."""
+"""Seconds after its opening in which a batch takes new events, if `short_batches` is set."""
 
 _LANES = 512
-"""Number of lanes for ordered batching: so many that enough lanes are free to fill the next batch."""
+"""Number of lanes for ordered batching. The number is large, so that enough lanes are not busy when the next batch is
+filled."""
 
 _LOOKED_AT = 32
-"""Number of lanes that one call checks, for whether they fit into a batch or are the oldest."""
+"""Number of lanes that one call checks when it fills a batch or looks for the oldest batch."""
 
 
 class EventBuffer:
-    """The waiting events; see the module's text.
+    """Holds the waiting events in lanes, and returns them in batches; the module's docstring explains how.
 
     Args:
         batching: largest size of a batch, and whether visitors' events keep their order.
-        buffer: bounds of all waiting events.
+        buffer: bounds of the number and of the bytes of all waiting events.
         clock: returns the time in seconds; only differences matter.
 
     Attributes:
-        cap: the largest body that the server is known to accept.
+        cap: the current limit of a request body; see `BodyLimit`.
         generation: number of flushes that have begun.
         batches: number of waiting batches.
     """
@@ -73,7 +75,8 @@ class EventBuffer:
         # All waiting batches, oldest first, with the time of their first event. Unlike a dict, an OrderedDict has a
         # constant cost at its front.
         self._order: OrderedDict[Batch, float] = OrderedDict()
-        # The same for `max_age`: a heap by the time of the first event. It may hold batches that have left.
+        # A heap of the batches by the time of their first event, for `max_age`. It may still contain batches that have
+        # left the buffer.
         self._ages: list[tuple[float, int, Batch]] = []
         self._opened = itertools.count()
         self._busy: set[Hashable] = set()
@@ -81,13 +84,13 @@ class EventBuffer:
         self._ready: dict[Hashable, Lane] = {}
         self._ready_events = 0
         self._ready_bytes = 0
-        # Number of ready batches, and of those that a flush waits for.
+        # Number of ready batches, and number of ready batches that a flush waits for.
         self._ready_batches = 0
         self._urgent_batches = 0
         # A lower bound of the times at which ready batches were opened.
         self._oldest_ready = math.inf
-        # The batch that `grow` appends to, the size up to which it may do so, and the part of the batch that is in the
-        # counters.
+        # The batch that `grow` appends to; the numbers of events and bytes up to which `grow` may append; and how many
+        # of its events and bytes are included in the counters.
         self._growing: Batch | None = None
         self._full_events = self._full_size = 0
         self._counted_events = self._counted_size = 0
@@ -112,13 +115,13 @@ class EventBuffer:
 
     @property
     def bytes(self) -> int:
-        """Number of bytes of their JSON."""
+        """Number of bytes of the JSON of the waiting events."""
         batch = self._growing
         return self._bytes if batch is None else self._bytes + batch.size - self._counted_size
 
     @property
     def short_batches(self) -> bool:
-        """Whether a batch holds only events of a short time, so that old events can be rejected without young ones."""
+        """Whether each batch holds only events of a short time span, so that old events can be rejected alone."""
         return self._short_batches
 
     @short_batches.setter
@@ -135,13 +138,13 @@ class EventBuffer:
         return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
     def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
-        """Append one event if no batch is opened, filled or made due by it; return whether it was appended.
+        """Append one event to the current batch if that opens, fills and makes due no batch; return whether it does.
 
-        Nearly every event takes this short way; even the counters are updated later. Every other change of the buffer
-        ends it, until `append` finds a batch that may grow again.
+        This is the fast path for nearly every event; even the counters are updated later, by `end_growth`. Every other
+        change of the buffer disables the fast path until `append` enables it again.
         """
         batch = self._growing
-        # `Intake` counts a large event as several, so it must go through `append`.
+        # `Intake` counts a large event as several events, so a large event must go through `append`.
         if batch is None or (length := len(envelope)) >= 1024:
             return False
         size, receipts = batch.size + length + 1, batch.receipts
@@ -158,12 +161,12 @@ class EventBuffer:
         return True
 
     def _let_grow(self, batch: Batch, most: int) -> None:
-        """Let `grow` append the next events to `batch`, as long as that has no other effect."""
+        """Let `grow` append up to `most` events to `batch`, as long as they fill no batch and make no batch due."""
         events, size = len(batch.receipts), batch.size
         self._counted_events, self._counted_size = events, size
         most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
         most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
-        # The event that makes a batch due must go through `append`; if one is due already, there is no such event.
+        # The event that makes a batch due must go through `append`. If a batch is due already, there is no such event.
         if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
             most_events = min(most_events, self._max_events - self._ready_events - 1)
             most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
@@ -171,7 +174,7 @@ class EventBuffer:
         self._growing = batch
 
     def end_growth(self) -> int:
-        """End the growth of the current batch, and count the events that `grow` appended; return their number."""
+        """Disable `grow`, and add the events that it appended to the counters; return the number of these events."""
         batch = self._growing
         if batch is None:
             return 0
@@ -195,14 +198,14 @@ class EventBuffer:
         came_at: float | None = None,
         growth: int = sys.maxsize,
     ) -> bool:
-        """Append one event, no older than the last; return whether `due_in` may be sooner by it.
+        """Append one event; return whether a batch may be due sooner than before, so that `due_in` changes.
 
         Args:
-            envelope: its JSON.
-            receipt: its receipt.
+            envelope: the JSON of the event.
+            receipt: the receipt of the event.
             lane: key of its lane, see `lane_of`.
-            came_at: when it was tracked, if it had to wait for space; default now.
-            growth: number of events that `grow` may append to its batch then; default any number.
+            came_at: when the event was tracked, if it had to wait for space; not before the last event. Default now.
+            growth: number of events that `grow` may then append to the same batch; default any number.
         """
         self.end_growth()
         size = len(envelope) + 1
@@ -238,7 +241,7 @@ class EventBuffer:
             try:  # noqa: SIM105 - suppress() is one more call
                 self._let_grow(batch, growth)
             except RecursionError:
-                # The event is in the buffer; the next one goes through `append`, too.
+                # The event is in the buffer. Only the fast path is not enabled, so the next event uses `append`, too.
                 pass
         if lane not in self._ready:
             self._make_ready(lane, batches)
@@ -246,7 +249,7 @@ class EventBuffer:
         return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
 
     def extend(self, envelopes: list[builtins.bytes], receipts: list[Receipt], lane: Hashable) -> bool:
-        """Append events of one lane, as `append` does one by one, at a fraction of the cost."""
+        """Append many events of one lane faster than calls of `append`; return what `append` would return."""
         if self._timed or self._ranks is not None:
             sooner = [self.append(*event, lane) for event in zip(envelopes, receipts, strict=True)]
             return any(sooner)
@@ -281,7 +284,7 @@ class EventBuffer:
         return by_events or sooner_by_bytes < self.cap.bytes <= self._ready_bytes
 
     def _is_closed(self, batch: Batch, size: int) -> bool:
-        """Whether an event of `size` bytes does not go into `batch`, the last of its lane."""
+        """Whether an event of `size` bytes must not be added to `batch`, the last batch of its lane."""
         return (
             len(batch.receipts) >= self._max_events
             or batch.size + size > self.cap.bytes
@@ -299,7 +302,7 @@ class EventBuffer:
         return batch
 
     def _fitting(self, batch: Batch, envelopes: list[builtins.bytes], position: int) -> tuple[int, int]:
-        """Return how many envelopes from `position` on fit in a batch (one at least), and their bytes."""
+        """Return the number of envelopes from `position` on that fit in `batch` (at least 1), and their bytes."""
         most = envelopes[position : position + self._max_events - len(batch.receipts)]
         free = self.cap.bytes - batch.size
         size = sum(map(len, most)) + len(most)
@@ -308,17 +311,17 @@ class EventBuffer:
         return len(most), size
 
     def due_in(self) -> float | None:
-        """Return the seconds until a batch should be taken, 0 for now; None if no batch is ready.
+        """Return the seconds until a batch should be taken (0 means now), or None if no batch is ready.
 
-        With many lanes the answer may be too small: call again after that time.
+        With many lanes the result may be too small, so call this method again after that time.
         """
         if not self._ready:
             return None
         if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
             return 0.0
         now = self._clock()
-        # Lanes become ready in any order, and each event may make one ready. So with many lanes, all are checked only
-        # when the oldest may be due.
+        # The ready lanes are not sorted by age, and checking many of them takes time. So with many lanes, they are
+        # checked only when the oldest batch may be due.
         if len(self._ready) <= _LOOKED_AT or self._oldest_ready + self._linger <= now:
             self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
         return max(0.0, self._oldest_ready + self._linger - now)
@@ -326,17 +329,17 @@ class EventBuffer:
     def take(self) -> Batch | None:
         """Remove and return the next batch; None if every lane is empty or busy.
 
-        With ordering, its lanes are busy until `release`.
+        With ordering, the lanes of the batch are busy until `release` is called.
         """
         if not self._ready:
             return None
         self.end_growth()
         batch = self._take_from(next(iter(self._ready)))
         if self._merging:
-            # A copy, since taking changes the dict. It has at most one entry for each lane, and there are few lanes.
+            # The loop works on a copy because taking a batch changes the dict. The dict has at most `_LANES` entries.
             misses, opened_at = 0, batch.opened_at
             for lane, batches in list(self._ready.items()):
-                # Young events would be rejected with the old ones of their batch.
+                # While sending is halted, old events are rejected by batches, so a batch must not mix old and new ones.
                 alike = not self._short_batches or abs(batches.first.opened_at - opened_at) <= _SHORT_BATCH_SPAN
                 if alike and self._fit_together(batch, batches.first):
                     self._take_from(lane, batch)
@@ -345,7 +348,7 @@ class EventBuffer:
         return batch
 
     def release(self, batch: Batch) -> bool:
-        """Free the lanes of a batch that is settled; return whether another batch became ready by it."""
+        """Free the lanes of a batch that is settled; return whether another batch can be taken because of this."""
         if not self._exclusive:
             return False
         became_ready = False
@@ -360,7 +363,7 @@ class EventBuffer:
         return became_ready
 
     def begin_flush(self) -> int:
-        """Make all waiting batches due now; return the generation that ends here."""
+        """Make all waiting batches due now; return the generation of the newest of them."""
         self.generation += 1
         self._urgent_batches = self._ready_batches
         return self.generation - 1
@@ -368,8 +371,8 @@ class EventBuffer:
     def drain(self, most: int | None = None) -> Iterator[Batch]:
         """Remove and yield all waiting events, oldest first, in batches of at most `most` events.
 
-        Events count as waiting until they are yielded. With `most`, small batches are merged: settling thousands of
-        them one by one takes three times as long. None: yield each batch as it is.
+        Events count as waiting until they are yielded. If `most` is given, small batches are merged, because settling
+        thousands of small batches takes three times as long. If `most` is None, each batch is yielded as it is.
         """
         self.end_growth()
         self._lanes.clear()
@@ -392,7 +395,7 @@ class EventBuffer:
                 yield batch
 
     def oldest_age(self) -> float:
-        """Return the age of the longest waiting event in seconds; 0 if none waits."""
+        """Return the age of the oldest waiting event in seconds; 0 if no event waits."""
         # Another thread may read this while the loop's thread changes the batches.
         with suppress(RuntimeError, IndexError):
             for oldest in self._order:
@@ -403,9 +406,9 @@ class EventBuffer:
     # --- events that leave without being taken ------------------------------------------------------------------------
 
     def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
-        """Evict and yield events, one by one, until an envelope of `size` bytes fits; none if it cannot fit."""
+        """Evict and yield events, one by one, until an envelope of `size` bytes fits; evict none if it cannot fit."""
         ranks = self._ranks
-        # No event is evicted for one that would be dropped all the same.
+        # If the new event cannot fit even after all evictions, it will be dropped, so no other event is evicted.
         if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
@@ -413,18 +416,18 @@ class EventBuffer:
             yield self._remove(batch, batch.pop(position))
 
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
-        """Remove and yield events that came at `moment` or before, in batches of at most `most` events.
+        """Remove and yield events that were tracked at `moment` or before, in batches of at most `most` events.
 
-        Without `max_age` the time of each event is not known: a batch is then as old as its oldest event.
+        Without `max_age` the time of each event is not known, so all events of a batch count as old as its oldest one.
         """
         while (batch := self._oldest_by(moment)) is not None:
-            # Each time: code that ran for the last batch may have tracked another event.
+            # Called in each round, because code that ran after the last `yield` may have tracked another event.
             self.end_growth()
             count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
             yield self._remove(batch, batch.cut_head(min(count, most)))
 
     def _oldest_by(self, moment: float) -> Batch | None:
-        """Return the waiting batch with the oldest event, if that came at `moment` or before."""
+        """Return the batch with the oldest waiting event if that event came at `moment` or before, otherwise None."""
         if not self._timed:
             batch, came_at = next(iter(self._order.items()), (None, math.inf))
             return batch if came_at <= moment else None
@@ -435,12 +438,12 @@ class EventBuffer:
             elif batch.times[0] <= moment:
                 return batch
             else:
-                # Its first events have left.
+                # The first events of this batch have left the buffer, so the entry in the heap is updated.
                 heapq.heapreplace(self._ages, (batch.times[0], number, batch))
         return None
 
     def _remove(self, batch: Batch, removed: Batch) -> Batch:
-        """Subtract `removed`, the events cut out of a waiting batch, from the counters; return it."""
+        """Subtract `removed`, the events that were cut out of a waiting batch, from the counters; return `removed`."""
         lane = batch.lanes[0]
         batches = self._lanes[lane]
         size = removed.size - 1
@@ -481,9 +484,9 @@ class EventBuffer:
         return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
 
     def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
-        """Take the first batch of a lane, and further ones that fit in; merge them into `batch`, if given."""
+        """Take the first batch of a lane, and further ones of the lane that fit; merge all into `batch`, if given."""
         batches = self._ready[lane]
-        # A lane that becomes busy is not ready: its other batches make nothing due until `release`.
+        # The lane becomes busy here. Until `release`, its other batches cannot be taken, so they do not count as ready.
         if self._exclusive:
             self._count_ready(batches, -1)
         first = self._take_first(batches)
@@ -491,7 +494,7 @@ class EventBuffer:
             batch = first
         else:
             batch.absorb(first)
-        # Batches that lost events, or were closed early, are merged to a full one.
+        # Batches may be small because events were evicted or because they were closed early; small ones are merged.
         while not self.short_batches and batches and self._fit_together(batch, batches.first):
             batch.absorb(self._take_first(batches))
         if self._exclusive:

@@ -88,16 +88,17 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
 
 
 class Ranks:
-    """Finds the waiting event to evict first.
+    """Keeps the waiting events by rank, and finds the event to evict first: the oldest one of the lowest rank.
 
     Args:
-        ranking: values of events by wire name; empty if all are equal.
+        ranking: rank of events by wire name; empty if all events have the same rank.
     """
 
     def __init__(self, ranking: Mapping[str, int]) -> None:
         self._ranking = dict(ranking)
-        # For each rank its waiting events, oldest first, each with its batch. With lanes several batches are open at a
-        # time, so their order is not the order of their events. A plain dict is slow at its front.
+        # The waiting events of each rank, oldest first, each with its batch. The buffer's list of batches cannot be
+        # used instead, because several lanes have open batches and so batches are not sorted by the age of all their
+        # events. A plain dict would be slow when its first entries are removed.
         self._waiting: dict[int, OrderedDict[Receipt, Batch]] = {}
         self._bytes: Counter[int] = Counter()
 
@@ -106,7 +107,7 @@ class Ranks:
         return self._ranking.get(event_name, _UNNAMED)
 
     def add(self, batch: Batch, receipt: Receipt, size: int) -> None:
-        """Note one more event of a batch, and its bytes."""
+        """Add one event of a batch; `size` is its number of bytes."""
         rank = self._ranking.get(receipt.event_name, _UNNAMED)
         waiting = self._waiting.get(rank)
         if waiting is None:
@@ -116,19 +117,19 @@ class Ranks:
         self._bytes[rank] += size
 
     def forget(self, gone: Batch) -> None:
-        """Forget events that have left the buffer."""
+        """Remove the events of `gone`, which have left the buffer."""
         for envelope, receipt in gone:
             rank = self.of(receipt.event_name)
             del self._waiting[rank][receipt]
             self._bytes[rank] -= len(envelope) + 1
 
     def yielding(self, event_name: str) -> int:
-        """Return the bytes of all events that may be evicted for one of `event_name`."""
+        """Return the number of bytes of all events that may be evicted for a new event called `event_name`."""
         rank = self.of(event_name)
         return sum(size for other, size in self._bytes.items() if other <= rank)
 
     def first(self, event_name: str) -> tuple[Batch, int] | None:
-        """Return batch and position of the event to evict for one of `event_name`; None if there is none."""
+        """Return the batch and position of the event to evict for a new event called `event_name`, or None."""
         for rank in sorted(self._waiting):
             if rank > self.of(event_name):
                 return None

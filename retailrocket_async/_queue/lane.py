@@ -8,11 +8,11 @@ from retailrocket_async._queue.batch import Batch
 
 
 class Lane(OrderedDict[Batch, None]):
-    """The waiting batches of one lane, oldest first, with counters, so that no call walks through a long lane.
+    """Holds the waiting batches of one lane, oldest first, and counts their events, so that every call is fast.
 
     Attributes:
         events: number of events in these batches.
-        bytes: number of bytes of their JSON.
+        bytes: number of bytes of the JSON of these events.
     """
 
     __slots__ = ("_generation", "_newest", "bytes", "events")
@@ -43,5 +43,5 @@ class Lane(OrderedDict[Batch, None]):
         self._newest -= batch.generation == self._generation
 
     def urgent(self, generation: int) -> int:
-        """Return how many batches were opened before `generation` began."""
+        """Return the number of batches that were opened before `generation` began; a flush waits for these."""
         return len(self) - (self._newest if self._generation == generation else 0)

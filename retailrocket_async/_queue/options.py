@@ -15,20 +15,21 @@ class Batching:
     """How events are coalesced into `visitorEvents` requests.
 
     Attributes:
-        max_events: largest number of events in one batch, 1 or more; default 500. More than 500 hardly lower the cost
-            of an event further, while a refused or repeated batch concerns more events.
+        max_events: largest number of events in one batch, 1 or more; default 500. Larger batches are hardly cheaper per
+            event, and if a large batch is refused or sent twice, more events are affected.
         max_bytes: largest number of bytes of JSON in one batch, 1,024 or more; default 524,288 (512 KiB), half of what
-            common servers accept by default. No event may be larger.
+            common servers accept by default. An event that is larger by itself is not accepted.
         linger: seconds that the oldest event may wait for further events while permits are free, 0 or more; default
-            0.1, little beside the time that the API takes to answer a batch.
+            0.1, which is short compared with the time that the API takes to answer a batch.
         max_in_flight: largest number of requests in flight, 1 to 100; default 75. The API answers a batch in 1.5 s, so
             50 requests a second keep 75 in flight.
-        by_session: keep each visitor's events in batches of their own; default False. One edition of the API
-            document describes the batch endpoint so; it costs a request per visitor. Implies `ordered`.
+        by_session: whether a batch holds events of one visitor only; default False. One edition of the API document
+            describes the batch endpoint in this way. With True, each visitor costs at least one request. Implies
+            `ordered`.
         ordered: never have a visitor's events in two batches in flight at once; default True, as the API demands it
             (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked, also
-            after retries. A batch that waits for its retry holds back the events of its visitors, and for each of them
-            those of up to one other visitor in 512.
+            after retries. While a batch waits for its retry, later events of its visitors wait, too. Visitors share 512
+            lanes, so for each visitor in the batch, the events of one in 512 other visitors may also wait.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -59,7 +60,7 @@ class Buffer:
     Events in flight are not included: at most `Batching.max_in_flight` batches.
 
     Attributes:
-        max_events: largest number of events, 1 or more; default 100,000, four seconds of a full stream.
+        max_events: largest number of events, 1 or more; default 100,000, as many as can be sent in four seconds.
         max_bytes: largest number of bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
         overflow: what happens to a new event if the buffer is full. ``"wait"`` (default): `track` waits for space, in
             order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new
@@ -93,7 +94,7 @@ class Buffer:
             raise ConfigurationError(f"Buffer.max_age must be None or a number of seconds above 0, not {age!r}")
 
     def ranks(self) -> Ranks | None:
-        """Return the ranks that choose the event to evict; None if the buffer evicts none."""
+        """Return the object that chooses the event to evict, or None if `overflow` evicts no waiting events."""
         if self.overflow == "shed":
             return Ranks(self.ranking)
         return Ranks({}) if self.overflow == "drop_oldest" else None

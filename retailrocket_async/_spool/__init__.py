@@ -1,4 +1,4 @@
-"""Events on disk until they have an outcome.
+"""The spool: stores events on disk until they have an outcome.
 
 ::
 
@@ -10,6 +10,7 @@
         └─▶ forwarder ◀── ReaderListener ─┴─ reader ◀────── event_table ──────┘
                  └─▶ the engine of _delivery
 
-An event goes to the file first, and from there to the engine of the process that sends. Its outcome takes the way back:
-from the engine through forwarder and writer to the log in the file, and from there to the process that tracked it.
+Each event is written to the file first. The process that holds the lease reads it and passes it to its engine, which
+sends it. The engine's outcome goes through forwarder and writer to the log in the file; the process that tracked the
+event reads the outcome there.
 """

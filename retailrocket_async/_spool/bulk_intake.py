@@ -1,4 +1,4 @@
-"""Accepts many events into a spool in groups: if each event waited for the disk alone, the disk would set the pace."""
+"""Accepts many events into a spool in groups, because waiting for the disk after each single event would be slow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.intake import SpoolIntake
 
 _GROUP: Final = 500
-"""Events that are written together."""
+"""Number of events that are written together."""
 
 
 async def accept_many(
@@ -33,7 +33,7 @@ async def accept_many(
 
     Args:
         events: the events.
-        intake: writes a group of them.
+        intake: writes a group of events.
         prepare: returns the name and the envelope of an event, or the receipt of an event that `before_send` drops.
     """
     receipts: list[Receipt] = []
@@ -74,8 +74,8 @@ async def accept_envelopes(
     """Accept the events that envelopes describe, in order; see `Engine.accept_envelopes`.
 
     Args:
-        envelopes: JSON.
-        reader: checks them.
+        envelopes: the JSON of each event.
+        reader: checks the envelopes.
         intake: writes a group of events.
     """
     results: list[Receipt | EventValidationError] = []
@@ -94,7 +94,8 @@ async def accept_envelopes(
             receipts, error = [], closed
         results += merged(examined, receipts)
         if error is not None:
-            # If any event was accepted, return the results so far: a call with the rest raises the error.
+            # If any event was accepted, return the results so far. If the caller passes the remaining envelopes again,
+            # that call raises the error.
             if not receipts and len(results) == sum(isinstance(each, EventValidationError) for each in results):
                 raise error
             return results

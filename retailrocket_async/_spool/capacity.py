@@ -1,4 +1,4 @@
-"""How many more bytes a spool may take: bounded by its own size, and by what must stay free on its file system."""
+"""Computes how many more bytes a spool may use, from its own bound and the space that must stay free on its disk."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.file import SpoolFile
 
 _MEASURED: Final = 1 << 20
-"""Bytes that may be written between two measurements of the file."""
+"""Number of bytes that may be written before the file is measured again."""
 
 
 class Capacity:
-    """The room that a spool has for events.
+    """Computes how many of the unwritten events fit in the spool.
 
     Args:
         file: the open file, which is measured.
-        max_bytes: bound of the file.
-        min_free: bytes that stay free on its file system.
+        max_bytes: largest size of the file in bytes.
+        min_free: number of bytes that must stay free on its file system.
 
     Attributes:
-        full: whether there was no room for the next event; the event loop reads it as well.
+        full: whether there was no space for the next event; also read in the event loop.
     """
 
     def __init__(self, file: SpoolFile, *, max_bytes: int, min_free: int) -> None:
@@ -41,12 +41,12 @@ class Capacity:
         self._used, self._written = self._file.bytes_used(), 0
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Note that entries were written: the estimate grows until the next measurement."""
+        """Add the bytes of written entries to the estimate of the used bytes, until the next measurement."""
         self.full = False
         self._written += size_of(entries)
 
     def fitting(self, unwritten: UnwrittenEntries) -> int:
-        """Return how many of the first unwritten entries there is room for."""
+        """Return how many of the unwritten entries, from the first on, fit in the spool."""
         if not unwritten:
             return 0
         if self._written > _MEASURED or self.full:

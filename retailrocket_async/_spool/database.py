@@ -1,8 +1,8 @@
 """One connection to the database of a spool: opened, checked, locked, and used in transactions.
 
-SQLite itself would let several processes write, but its waiting is neither fair nor short, opening for the first time
-can fail, and versions before 3.51.3 can damage a file if two connections write and checkpoint at the same moment.
-Under one lock none of that can happen.
+SQLite itself would let several processes write. But its waiting for locks is neither fair nor short, the first opening
+can fail, and versions before 3.51.3 can damage a file if two connections write and checkpoint at the same moment. An
+own lock around every transaction prevents all of these problems.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Database:
 
     Args:
         directory: the directory of the spool; created, with its parents, if it does not exist.
-        lease: checked in every transaction: a process that lost it writes nothing.
+        lease: checked in every transaction, so that a process that has lost the lease writes nothing.
         durability: see `Durability`.
         max_bytes: bound of the database.
-        shop: the partner id that the events belong to; None if it does not matter.
+        shop: the partner id that the events belong to; None skips the check of the owner.
         patience: seconds to wait for the lock while another process holds it.
         system: makes the calls to the system.
         connect: makes a connection, as `sqlite3.connect`.
 
     Attributes:
-        unsure: whether the last transaction raised although it may be in the file.
-        generation: how many files there have been at the path, this one included; 0 before the first `open`.
+        unsure: whether the last transaction raised an error although its changes may be in the file.
+        generation: number of different files that have been opened at the path; 0 before the first `open`.
 
     Raises:
         SpoolError: from every method, if the database cannot be used.
@@ -177,7 +177,7 @@ class Database:
                     raise gone(self._directory)
 
     def close(self) -> None:
-        """Close the database, and give the write lock back."""
+        """Close the database, and release the write lock."""
         try:
             self.disconnect()
         finally:
@@ -202,14 +202,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Hold the lock and a transaction; if the block raises, nothing of it is in the file.
+        """Run the block in a transaction, under the write lock; if the block raises, its changes are rolled back.
 
         Raises:
-            SpoolFileFullError: there is no room.
-            SpoolGoneError: the file is not at its path any more. Checked before and after: what was written to a file
-                that nobody finds counts as not written.
-            LeaseLostError: this process held the lease, and another one has taken it.
-            SpoolBusyError: another process does not give the lock back.
+            SpoolFileFullError: the file or its disk has no space.
+            SpoolGoneError: the file is not at its path any more. This is checked before and after the block, because
+                events in a file that no process finds count as not written.
+            LeaseLostError: this process held the lease, and another process has taken it.
+            SpoolBusyError: another process does not release the lock.
         """
         connection = self.connection
         self.unsure = False
@@ -219,7 +219,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                # From here on the transaction may be in the file, whatever is raised.
+                # From here on the changes may be in the file even if an error is raised.
                 self.unsure = True
                 connection.execute("COMMIT")
             except BaseException:
@@ -234,6 +234,6 @@ class Database:
 
     @contextmanager
     def locked(self) -> Generator[sqlite3.Connection]:
-        """Hold the lock, for statements that make a transaction of their own; gives the connection."""
+        """Hold the lock during the block, without a transaction, and yield the connection."""
         with self.explained(), self._lock.held(self._patience):
             yield self.connection

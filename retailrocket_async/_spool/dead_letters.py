@@ -23,7 +23,7 @@ class DeadRows(NamedTuple):
         at: when each was tracked, in seconds since the epoch.
         died_at: when each became a dead letter, in seconds since the epoch.
         reasons: why, in a few words; see `reason_of`.
-        maybe_recorded: whether the API may have recorded it.
+        maybe_recorded: whether the API may have recorded the event.
         bodies: the JSON of each.
     """
 
@@ -36,12 +36,12 @@ class DeadRows(NamedTuple):
 
 
 class DeadLetters:
-    """The dead letters of a spool.
+    """Adds, reads, replays and removes the dead letters of a spool.
 
     Args:
-        database: the open database; the writing methods need a transaction of it.
-        most: dead letters to keep at most; the oldest are removed.
-        max_age: seconds after which they are removed.
+        database: the open database; the writing methods must be called in a transaction of this database.
+        most: largest number of dead letters to keep; the oldest are removed.
+        max_age: seconds after which dead letters are removed.
     """
 
     def __init__(self, database: Database, *, most: int, max_age: float) -> None:

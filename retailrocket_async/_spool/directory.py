@@ -1,4 +1,4 @@
-"""The directory of a spool: made for this user alone, and refused if others can read it or a network holds it."""
+"""Creates and checks the directory of a spool: private to this user, and on a local file system."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NETWORK: Final = frozenset(
 
 
 def prepare(directory: Path, system: System, *, create: bool) -> None:
-    """Check the directory, and make it and the database file for this user alone if `create` says so.
+    """Check the directory; if `create` is true, first create it and the database file, private to this user.
 
     Raises:
         SpoolError: the directory is missing, another user's, readable by others, or on a network file system.

@@ -1,7 +1,7 @@
 """The events that wait in a spool: added in groups, read in the order of their ids.
 
-Statements work on many rows at once: Python releases its global lock and takes it back for every step of a statement,
-which beside a busy event loop costs up to 5 ms each.
+Each statement handles many rows at once, because Python releases and takes its global lock for every step of a
+statement. If the event loop's thread is busy, each step costs up to 5 ms.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class EventTable:
         return [(name, json.loads(ids)) for name, ids in found]
 
     def still_waiting(self, ids: Sequence[Range]) -> Sequence[Range]:
-        """Return those of `ids` that wait: nearly always all of them."""
+        """Return the ids among `ids` whose events still wait; nearly always these are all of them."""
         connection = self._database.connection
         count = sum(
             connection.execute(f"SELECT count(*) FROM event WHERE {condition}", values).fetchone()[0]  # noqa: S608 - ours
@@ -186,7 +186,7 @@ class EventTable:
         return bool(found.fetchone()[0])
 
     def count(self) -> int:
-        """Return how many events wait; looks at each of them."""
+        """Return the number of waiting events; the time grows with their number."""
         with self._database.explained():
             [waiting] = self._database.connection.execute("SELECT count(*) FROM event").fetchone()
         return int(waiting)

@@ -1,7 +1,7 @@
-"""The errors of a spool: one class for each kind that the spool's own code treats differently.
+"""The errors of a spool: one class for each kind of failure that the spool's own code handles differently.
 
-All of them are `SpoolError` for callers. Errors of SQLite and of the system are translated here into sentences that
-say what happened, to which spool, and what to do.
+All classes are subclasses of `SpoolError`, the class that callers know. Errors of SQLite and of the system are
+translated here into sentences that say what happened, to which spool, and what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SpoolFileFullError(SpoolError):
 
 
 class SpoolBusyError(SpoolError):
-    """Another process has held the write lock for longer than this one waits."""
+    """Another process has held the write lock for longer than this process waits."""
 
 
 class SpoolGoneError(SpoolError):
@@ -35,7 +35,7 @@ class SpoolDamagedError(SpoolError):
 
 
 class LeaseLostError(SpoolError):
-    """This process was stopped for too long: another one took the lease, and sends in its place."""
+    """This process was stopped for too long, so another process took the lease and sends the events now."""
 
 
 def damaged(directory: Path, finding: object) -> SpoolDamagedError:
@@ -80,9 +80,9 @@ def explained(directory: Path) -> Generator[None]:
 
 
 def without_frames(error: BaseException) -> SpoolError:
-    """Return an error for callers to keep, without the frames that it came through: they hold statements of the file.
+    """Remove the traceback from an error, because its frames hold SQL statements, which keep the file open.
 
-    An error that is no `SpoolError` becomes one that names its type.
+    If the error is not a `SpoolError`, return a `SpoolError` that names its type.
     """
     if not isinstance(error, SpoolError):
         return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))

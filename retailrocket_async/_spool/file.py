@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 _RELEASED: Final = 500
-"""Pages that one call of `shrink` gives back to the file system: this takes some ms."""
+"""Number of pages that one call of `shrink` returns to the file system; this takes some ms."""
 
 _SPARE: Final = 2048
 """Free pages that the file keeps while events wait: 8 MiB."""
@@ -62,12 +62,12 @@ class Settlement(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much is in the file.
+    """The numbers of events and dead letters in the file, and its size.
 
     Attributes:
-        events: waiting events; a little more if events between them were settled.
-        bytes: bytes in use.
-        dead: dead letters.
+        events: number of waiting events; slightly too high if events between the oldest and the newest were settled.
+        bytes: number of bytes in use.
+        dead: number of dead letters.
         oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
     """
 
@@ -148,14 +148,14 @@ class SpoolFile:
         self._database.check_place()
 
     def close(self) -> None:
-        """Close the file, and give the lease and all locks back."""
+        """Close the file, and release the lease and all locks."""
         try:
             self._database.close()
         finally:
             self.lease.release()
 
     def disconnect(self) -> None:
-        """Close the file, which `open` opens again; the lease stays with this process if it holds it."""
+        """Close the file; `open` opens it again. If this process holds the lease, it keeps the lease."""
         self._database.disconnect()
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -213,7 +213,7 @@ class SpoolFile:
             return owner_of(self._database.connection)
 
     def usage(self) -> Usage:
-        """Return how much is in the file; costs the same however much it is."""
+        """Return the numbers of events, bytes and dead letters in the file, without going through all events."""
         connection = self._database.connection
         with self._database.explained():
             # Sub-selects: min and max in one SELECT would go through the whole table.

@@ -1,4 +1,4 @@
-"""A lock that one process at a time holds; the system releases it when the process dies, however it dies."""
+"""A lock that one process at a time can hold; the system releases the lock when the process dies for any reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ATTEMPTS: Final = 5
 """Attempts before a caller waits in the system's queue, which is fair and costs a thread."""
 
 _CHANGES: Final = 5
-"""How often the file may be replaced during one call, before the call fails."""
+"""Number of times that the file may be replaced during one call; after that the call fails."""
 
 
 class LockTimeoutError(OSError):
@@ -33,17 +33,19 @@ class LockTimeoutError(OSError):
 
 
 class FileLock:
-    """An advisory lock on a file of its own; fair, as a caller that waits for some ms enters the system's queue.
+    """Locks a file of its own, so that one process at a time holds the lock.
 
-    The lock counts only while its file is the one at `path`: if somebody removes or replaces the file, a holder of the
-    old file holds nothing (see `is_current`).
+    The lock is fair, because a caller that has waited for some ms enters the system's queue. The lock is valid only
+    while the locked file is at `path`: if the file is removed or replaced, its holder has lost the lock (see
+    `is_current`).
 
     Args:
         path: the file; created for this user alone if it does not exist, never removed.
         system: makes the calls to the system.
 
     Attributes:
-        owned: whether this process holds the lock since a call of `acquire_now` or `seize`, as far as it knows.
+        owned: whether this process has taken the lock by `acquire_now` or `seize`; another process may have replaced
+            the file since.
     """
 
     def __init__(self, path: Path, system: System = SYSTEM) -> None:
@@ -105,7 +107,10 @@ class FileLock:
         return self._queue.wait(None if deadline is None else deadline - time.monotonic())
 
     def _unlock(self) -> None:
-        """Release the lock; if the call fails, close the file, which releases it as well. A commit stays valid."""
+        """Release the lock. If the system call fails, close the file instead, which releases the lock as well.
+
+        No error is raised, because the transaction that the lock protected is committed already.
+        """
         import fcntl  # noqa: PLC0415 - as above
 
         if self._file is not None:
@@ -184,7 +189,10 @@ class FileLock:
             self._close(file)
 
     def after_fork(self) -> None:
-        """Close the file in a forked child: it shares the lock, and would still hold it after the parent has died."""
+        """Close the file in a forked child process.
+
+        The child shares the lock of its parent, and would still hold the lock after the parent has died.
+        """
         file, self._file, self.owned, self._queue = self._file, None, False, None
         if file is not None:
             self._close(file)
@@ -200,7 +208,7 @@ class FileLock:
 
 
 class _Queue:
-    """A place in the system's queue for a lock: a thread waits there, since the system's call has no time-out."""
+    """Waits for a lock with a time-out: a thread makes the system's call, which has no time-out itself."""
 
     def __init__(self, file: int, system: System) -> None:
         self._file = file
@@ -235,7 +243,12 @@ class _Queue:
         return taken
 
     def leave(self) -> bool:
-        """Leave the queue; return whether the caller has to close the file, which a waiting thread closes itself."""
+        """Leave the queue for good.
+
+        Returns:
+            True if the caller has to close the file; False if a thread still waits for the lock, because that thread
+            closes the file.
+        """
         with self._changed:
             self._left = True
             return not self._asked

@@ -1,12 +1,12 @@
-"""Forwards events from a spool's file to the engine while this process holds the lease, and their outcomes back.
+"""Passes events from a spool's file to the engine while this process holds the lease, and writes their outcomes.
 
 ::
 
     file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> events of every process
 
 An event that this process has just written goes to the engine without being read if no other event waits before it.
-One process at a time holds the lease; the others look every half second whether it is free. Only a window of events is
-in memory, however many wait in the file.
+One process at a time holds the lease; all others try every half second to acquire it. Only a bounded number of events
+(the window) is in memory, even if many more wait in the file.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ class Forwarder:
     Args:
         writer: runs jobs with the file.
         engine: sends the events.
-        window: how many events may be with the engine.
+        window: limits how many events the engine may have at a time.
         once: names of events that are not sent again if they may have been recorded.
-        keyed: whether the engine tells the events of one visitor from those of another.
+        keyed: whether the engine orders events by visitor, so that it needs the visitor of each event.
         max_age: seconds after which an event is not sent any more.
         lease_validity: seconds after a renewal of the lease for which this process may send.
         clock: returns the loop's time in seconds, in any thread.
 
     Attributes:
         reader: the part that runs in the writer's thread.
-        skip_linger: whether events leave without waiting for others to fill their batch.
-        kept: the outcomes of events that ended without an answer: they stay in the file, or were lost with it.
-        file_gone: whether the file is not at its path any more, so that no event stays in it.
+        skip_linger: whether batches are sent at once, without waiting until they are full.
+        kept: the ids and outcomes of events that got no answer: they stay in the file, or were lost with the file.
+        file_gone: whether the file is not at its path any more, so that its events are lost.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators, and the settings of a spool
@@ -286,7 +286,7 @@ class Forwarder:
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Have the lease released after the outcomes of all events that were fed are written."""
+        """Make the writer's thread release the lease, after it has written the outcomes that it was given before."""
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent

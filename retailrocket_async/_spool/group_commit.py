@@ -38,17 +38,17 @@ class GroupCommit:
         file: the open file.
         listener: notified in the loop of events that were written or refused.
         loop: the event loop.
-        capacity: the room for events.
+        capacity: computes how many events fit in the spool.
         log: notified of written jobs.
         overflow: what a full spool does; see `Buffer.overflow`.
-        overflowed: returns the text of the outcome of events with a name that made room for others.
+        overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
         unwritten: the events that wait.
         jobs: the jobs that wait.
-        reader: reads what is written; None for none.
-        term: how often this process has lost the lease, as the thread knows.
-        size: events and jobs of the last transaction.
+        reader: reads the written events for the engine; None if no reader is set.
+        term: number of times that this process has lost the lease, as counted in the thread.
+        size: number of events and jobs of the last transaction.
         dirty: whether anything was written since this was last set to False.
         tight: whether a transaction found the disk full, so that jobs run one by one.
     """
@@ -142,7 +142,7 @@ class GroupCommit:
         return last, self.reader is not None and self.reader.claims(self._file, last - len(entries) + 1, last)
 
     def _evict(self) -> bool:
-        """Write all events, and drop the oldest that are not in flight; return False if there are none to drop."""
+        """Write all events, and drop the oldest events that are not in flight; return False if none can be dropped."""
         entries = list(self.unwritten.entries)
         events = self._file.events
         with self._transaction():

@@ -1,4 +1,4 @@
-"""Ids of events as ranges: events leave the file in runs, so a range stands for hundreds of ids."""
+"""Represents ids of events as ranges. Settled events mostly have consecutive ids, so one range replaces hundreds."""
 
 from __future__ import annotations
 

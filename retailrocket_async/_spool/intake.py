@@ -40,7 +40,7 @@ class SpoolIntake:
     """Accepts events into a spool; see `EventIntake`, whose methods these are.
 
     Args:
-        source: gives the writer.
+        source: returns the writer, and starts it if necessary.
         engine: counts and reports events that are dropped before they are written.
         ledger: counts such events as well.
 
@@ -73,7 +73,7 @@ class SpoolIntake:
         return await self.wait_for_room(event, envelope)
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
-        """Return the receipt of an event that will be on disk in a moment.
+        """Pass an event to the writer and return its receipt; the event is written to the disk soon after.
 
         Raises:
             SpoolFullError: the spool is full, or too many events wait for the disk.

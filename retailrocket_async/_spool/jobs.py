@@ -1,4 +1,4 @@
-"""Jobs of the writer's thread: all that it does with the file besides adding events."""
+"""Jobs for the writer's thread: functions that read or change the file, other than adding events."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """A function that runs in a transaction of the file, together with other jobs and the events that wait.
+    """A function that the writer's thread runs in a transaction, together with other jobs and unwritten events.
 
     Args:
-        run: the function, called in the thread; again if the transaction fails.
-        done: gets the result of `run`, in the loop; None if nobody waits. Such a job is tried until it succeeds.
+        run: the function, called in the thread; called again if the transaction fails.
+        done: future that gets the result of `run`, in the loop. With None nobody waits, and the job is tried until it
+            succeeds.
         then: called with the result in the thread, once the transaction is in the file.
         term: the lease term in which the job is valid: it is skipped in a later one; None for always.
 

@@ -35,7 +35,7 @@ class SenderLease:
         system: makes the calls to the system.
 
     Attributes:
-        timeout: as given.
+        timeout: the argument `timeout`, in seconds.
 
     Raises:
         SpoolError: from every method but `release`, if the directory cannot be used.
@@ -77,10 +77,10 @@ class SenderLease:
             self._lock.heartbeat()
 
     def check(self) -> None:
-        """Raise if another process has taken the lease from this one.
+        """Raise an error if another process has taken the lease from this process.
 
         Raises:
-            LeaseLostError: it has.
+            LeaseLostError: another process has taken the lease.
         """
         if self._lock.owned and not self._lock.is_current():
             raise LeaseLostError(

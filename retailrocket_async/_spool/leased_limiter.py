@@ -19,7 +19,7 @@ class LeasedLimiter:
 
     Args:
         limiter: grants the permits.
-        may_send: whether no other process can hold the lease; asked when the permit is granted.
+        may_send: returns True if no other process can hold the lease; called when a permit is granted.
     """
 
     def __init__(self, limiter: Limiter, may_send: Callable[[], bool]) -> None:

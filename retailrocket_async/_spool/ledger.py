@@ -1,4 +1,4 @@
-"""Counts the events of a client with a spool: those in the file, and those that never were in it."""
+"""Counts the events of a client with a spool, also events that were never in the file, such as direct sends."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class SpoolLedger:
 
     Attributes:
         process_events: the events of this process in the file.
-        usage: how much is in the file, as last measured.
-        failure: why the file cannot be used; None if it can.
+        usage: the numbers of events and bytes in the file, as last measured.
+        failure: why the file cannot be used; None if it can be used.
         ended: whether the writer's thread has ended by a defect.
     """
 

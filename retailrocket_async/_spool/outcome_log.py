@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.id_ranges import Range
 
 _PART: Final = 1000
-"""Entries that are read at a time."""
+"""Number of entries that are read at a time."""
 
 _KEPT: Final = 600.0
 """Seconds for which an entry is kept, so that the process that tracked the events reads it."""

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 _YOUNG: Final = 16
-"""Newest runs that are not compacted: their callers are about to get their receipts, and may drop them."""
+"""Number of newest runs that are not compacted yet, because callers may still drop the receipts of their events."""
 
 
 class SpoolReceipt(Receipt):
-    """A receipt that may be held by a weak reference."""
+    """A receipt to which weak references are possible."""
 
     __slots__ = ("__weakref__",)
 

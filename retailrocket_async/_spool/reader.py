@@ -43,13 +43,13 @@ class SpoolReader:
     Args:
         listener: notified in the loop.
         loop: the event loop.
-        window: how many events may be with the engine.
+        window: limits how many events the engine may have at a time.
         clock: returns the loop's time in seconds, in any thread.
         lease_validity: seconds after a renewal of the lease for which no other process can have it.
 
     Attributes:
-        read_before: up to this id another process may have sent events.
-        sending: whether the loop feeds the engine, which the loop sets.
+        read_before: the highest id of the events that another process may have sent.
+        sending: whether this process passes events to the engine; set by the loop.
     """
 
     def __init__(

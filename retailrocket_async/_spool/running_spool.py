@@ -30,7 +30,7 @@ _CATCH_UP_AGAIN: Final = 0.5
 """Seconds until `missed` looks up missing outcomes again, after the file could not be read."""
 
 _GRACE: Final = 1.0
-"""Seconds beyond its deadline that a close waits for the thread to close the file."""
+"""Seconds that a close waits, possibly beyond its deadline, until the thread has closed the file."""
 
 
 class RunningSpool:

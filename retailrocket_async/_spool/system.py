@@ -1,4 +1,4 @@
-"""The calls that a spool makes to the operating system, in one class, so that tests can pass one whose calls fail."""
+"""The calls that a spool makes to the operating system, in one class, so that tests can make these calls fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds how many events of a spool are in memory: enough to fill the engine's batches, however many wait on disk."""
+"""Limits how many events of a spool are in memory: enough to fill batches, but not all events that wait on disk."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Window:
         self._bytes -= size
 
     def fits(self, events: int) -> bool:
-        """Whether there is room for so many more events."""
+        """Whether there is space for this number of further events."""
         return self._most - self._events >= events
 
     def is_worth_reading(self) -> bool:
-        """Whether there is room for so many events that reading them from the file pays."""
+        """Whether there is space for enough events to make a read of the file worthwhile."""
         return self.fits(min(READ_EVENTS, self._most // 2)) and self._bytes < self._most_bytes
 
     def next_read(self) -> tuple[int, int]:

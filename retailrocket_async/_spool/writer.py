@@ -31,20 +31,20 @@ class SpoolWriter:
 
     Args:
         file: the file, which the thread alone uses from now on.
-        listener: notified, in the loop, of what the thread does.
+        listener: called in the loop with the results of the thread's work; see `WriterListener`.
         loop: the event loop.
         clock: returns the time in seconds; called in the thread.
         overflow: what a full spool does; see `Buffer.overflow`.
-        max_bytes: bound of the file.
-        min_free: bytes that stay free on its file system.
-        patience: seconds for which an event waits for room, or for a file that can be used.
-        flushes: whether the thread flushes commits to the disk twice a second, as commits themselves do not.
-        overflowed: returns the text of the outcome of events with a name that made room for others.
+        max_bytes: largest size of the file in bytes.
+        min_free: number of bytes that must stay free on its file system.
+        patience: seconds for which an event waits while the spool is full or its file cannot be used.
+        flushes: whether the thread flushes to the disk twice a second, because commits do not flush.
+        overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
-        waiting: events that were put and are neither written nor refused.
-        capacity: whether the spool was full at the last look.
-        term: how often this process has lost the lease, as the loop knows.
+        waiting: number of events that were passed to `put` and are neither written nor refused.
+        capacity: knows whether the spool was full when it was last checked.
+        term: number of times that this process has lost the lease, as counted in the loop.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a writer
@@ -86,7 +86,7 @@ class SpoolWriter:
         """Start the thread.
 
         Args:
-            reader: reads what is written, in the thread; default None, for none.
+            reader: reads the written events for the engine, in the thread; default None: no events are read.
 
         Raises:
             SpoolError: no thread can be started.
@@ -101,14 +101,14 @@ class SpoolWriter:
             ) from None
 
     def put(self, entry: Entry) -> None:
-        """Have an event written as soon as possible."""
+        """Pass an event to the thread, which writes it as soon as possible."""
         self.waiting += 1
         self._queue.put(entry)
         if self._ended.done():
             self._work.refuse_rest()
 
     def settle(self, settlement: Settlement) -> None:
-        """Have the outcome of events written, unless this process loses the lease before."""
+        """Pass the outcome of events to the thread, which writes it unless this process loses the lease before."""
         job = Job(lambda file: file.settle(settlement, now()), term=self.term)
         self._settlements.add(settlement, job)
         self._put_job(job)
@@ -118,7 +118,7 @@ class SpoolWriter:
         return self._settlements.pop_all()
 
     def submit(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Have a function called with the file, after all jobs submitted before; return the future of its result.
+        """Let the thread call a function with the file, after all earlier jobs; return the future of its result.
 
         Args:
             run: the function, called in the thread, in a transaction; again if the transaction fails.
@@ -129,25 +129,25 @@ class SpoolWriter:
         return done
 
     def submit_until_done(self, run: Callable[[SpoolFile], object], *, with_lease: bool = False) -> None:
-        """Have a function called with the file, again and again until its transaction is in the file.
+        """Let the thread call a function with the file, again and again until its transaction is in the file.
 
         Args:
             run: the function, called in the thread, in a transaction.
-            with_lease: not if this process loses the lease before; default False.
+            with_lease: whether the call is skipped if this process loses the lease before; default False.
         """
         self._put_job(Job(run, term=self.term if with_lease else None))
 
     def poll_log(self) -> None:
-        """Have the log of outcomes read, since other processes may have written to it."""
+        """Let the thread read the log of outcomes, because other processes may have written to it."""
         self.submit_until_done(_nothing)
 
     def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[LogEntry]]]:
-        """Return a future of two lists of one moment: the ids of `spans` that wait, and the log's new entries."""
+        """Return a future of two lists, read in one transaction: ids in `spans` that wait, and new log entries."""
         log = self._work.log
         return self.submit(lambda _: log.catch_up(spans), log.caught_up)
 
     def stop(self) -> asyncio.Future[None]:
-        """Have the thread do what was submitted, close the file, and end; return the future of its end."""
+        """Let the thread finish all submitted work, close the file, and end; return a future that is resolved then."""
         self._queue.put(None)
         return self._ended
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WriterListener(Protocol):
-    """Is notified by a writer: called in the event loop, in the order in which things happened."""
+    """Receives the reports of a writer: its methods are called in the event loop, in the order of the reports."""
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
         """Events are in the file.

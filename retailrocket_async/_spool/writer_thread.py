@@ -1,8 +1,8 @@
-"""The one thread that uses a spool's file: writes what has come in one transaction, then what has come meanwhile.
+"""The one thread that uses a spool's file: it writes all events that have come in one transaction, and repeats this.
 
-While a transaction is under way everything that comes waits for the next one (group commit), so a slow disk makes
-large groups and not a long queue. The thread reports to the event loop by calls into it, and never waits for the loop,
-except at its end after a defect.
+Events that come during a transaction are written together in the next one (group commit), so a slow disk causes larger
+groups and not a long queue. The thread reports to the event loop by posting calls to it. It never waits for the loop,
+except when the thread ends because of a defect.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class WriterThread:
     The arguments are those of `SpoolWriter`.
 
     Attributes:
-        queue: takes events and jobs; None asks the thread to end.
-        ended: gets its result, in the loop, when the thread has ended.
-        capacity: the room for events.
+        queue: receives events and jobs for the thread; the item None asks the thread to end.
+        ended: future that is resolved, in the loop, when the thread has ended.
+        capacity: computes how many events fit in the spool.
         log: reads the log of outcomes.
     """
 
