@@ -105,4 +105,4 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
     "BaseException": Broken,
 }
-"""Errors by name: an ordinary error, a `CancelledError` that the library raises, an error that is not an `Exception`."""
+"""Errors by name: an ordinary error, a `CancelledError` of the library, an error that is not an `Exception`."""

@@ -164,7 +164,7 @@ def ready_counters(buffer: EventBuffer) -> dict[str, int]:
 
 
 def uncounted_growth(buffer: EventBuffer) -> tuple[int, int]:
-    """Return the numbers of events and bytes that `EventBuffer.grow` has appended since the last update of the counters."""
+    """Return how many events and bytes `EventBuffer.grow` has appended since the counters were updated."""
     return buffer.events - buffer._events, buffer.bytes - buffer._bytes
 
 

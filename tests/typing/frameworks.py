@@ -1,4 +1,4 @@
-"""The integrations as a caller types them; never run, and checked by mypy and pyright in strict mode."""
+"""Uses the framework integrations. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 

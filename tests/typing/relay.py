@@ -1,4 +1,4 @@
-"""The relay's public API as a caller types it; never run, and checked by mypy and pyright in strict mode."""
+"""Uses the relay's public API. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Own:
-    """A caller's source."""
+    """A caller's own source, which satisfies the protocol `Source`."""
 
     lease: float | None = None
 
@@ -59,7 +59,7 @@ class Own:
 
 
 async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
-    """Every source, and the figures of a relay."""
+    """Make every source, and read the figures of a relay."""
     memory: Source = MemorySource(MemoryStream(), name="relay-1", lease=60)
     streams: Source = RedisStreamSource(redis, stream="events", group="relay", name="relay-1", delete_settled=True)
     by_url: Source = RedisStreamSource.from_url("redis://redis/0?stream=events", name="relay-1")
