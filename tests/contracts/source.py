@@ -385,7 +385,7 @@ class SourceContract(abc.ABC):
     # --- dead letters ---
 
     async def test_dead_letters_tell(self) -> None:
-        """If a message is settled as dead, its dead letter has the body, the id and the reason, and is not handed out."""
+        """If a message is settled as dead, a dead letter has its body, its id and the reason, and is not handed out."""
         await self.publish(BODIES)
         source = await self.source()
         found = await self.collect(source, len(BODIES))

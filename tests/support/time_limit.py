@@ -111,9 +111,9 @@ class TimeLimit:
             self._phase = ""
             if self._stacks:
                 item.add_report_section(phase, "stacks", self._stacks)
-                # Destroyed tasks log tracebacks, for which CPython parses source code. pytest parses source code for its
-                # report, too, and CPython before 3.11.5 cannot parse while it parses. So garbage is collected here, and
-                # not at a random moment of the report.
+                # Destroyed tasks log tracebacks, for which CPython parses source code. pytest parses source code for
+                # its report, too, and CPython before 3.11.5 cannot parse while it parses. So garbage is collected
+                # here, and not at a random moment of the report.
                 gc.collect()
                 # The test fails in any case, even if the test has caught the interruption.
                 pytest.fail(f"took longer than {self._limit:g} s")

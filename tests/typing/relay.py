@@ -76,7 +76,7 @@ async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
 
 
 async def dead_letters(source: DeadLetters) -> None:
-    """Read dead letters."""
+    """Use the methods for dead letters."""
     assert_type(await source.list_dead(10), Sequence[DeadLetter])
     assert_type(await source.replay_dead(10), int)
     assert_type(await source.purge_dead(10), int)
@@ -90,5 +90,5 @@ async def publish(redis: Redis, view: View) -> None:
 
 
 def settings() -> None:
-    """Settings of a process."""
+    """Pass the settings of a relay process."""
     assert_type(RelaySettings(source="redis://redis/0?stream=events", rate=0).buffer, Buffer)
