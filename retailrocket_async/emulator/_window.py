@@ -8,7 +8,7 @@ __all__ = ["SlidingWindow"]
 
 
 class SlidingWindow:
-    """Counts requests in the window ``(t - per, t]``. It stores the time of each request, not averages.
+    """Counts requests in the window ``(t - per, t]``, exactly: without averages or fixed buckets.
 
     The methods take the current time as an argument, in seconds of a clock that never goes back, so the times of
     successive calls never decrease. The window excludes its old end: two requests exactly *per* seconds apart are never
