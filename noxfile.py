@@ -1,4 +1,4 @@
-"""The checks. `nox` runs what a change must pass; `nox --list` names the rest."""
+"""The checks of this repository. `nox` runs those that a change must pass; `nox --list` names all of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
-# The quick ones first, the one whose summary matters most last.
+# The quick sessions come first. The session `tests` comes last, because its summary matters most.
 nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests"]
 
-# An image may forbid Python to keep what it compiles. Then every process of the tests compiles all that it imports,
-# which is three fifths of the time of a command.
+# A container image may forbid Python to store compiled modules. Every process of the tests would then compile all
+# modules that it imports, which takes three fifths of the time of a command.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -36,17 +36,19 @@ EXTRAS = "[aiohttp,cli,emulator,fastapi,http2,kafka,nats,otel,redis,relay,starle
 
 
 def ignored(names: Iterable[str]) -> list[str]:
-    """Return the options by which pytest leaves out the modules of these names."""
+    """Return the options with which pytest leaves out the test modules of these names."""
     return [f"--ignore=tests/{name}.py" for name in names]
 
 
-# Five processes on two cores: many tests wait for a server. Each has a hash seed of its own, so pytest-xdist reports
-# tests whose parameters depend on the order of a set: the processes do not collect the same ones.
-# Each takes its share of the list from the beginning, and what others have not come to at the end: so the tests of one
-# module, and the servers that they share, are seldom in more than one process.
+# The options of pytest-xdist. Many tests wait for a server, so there are five processes, even on two cores. Each
+# process has a hash seed of its own. If the parameters of a test depend on the order of a set, the processes collect
+# different tests, and pytest-xdist reports this.
+# With worksteal, each process runs a consecutive part of the list, and takes tests from other processes at the end. So
+# the tests of one module, which share servers, seldom run in more than one process.
 SPREAD = ("-n", "5", "--dist", "worksteal")
-# Modules that the `wheel` session leaves out. They look at the repository and not at the package, or start processes by
-# the dozen. The two of Starlette use its test client, whose leaks are warnings at Starlette's lower bound.
+# Test modules that the `wheel` session leaves out, because they check the repository and not the package, or start
+# dozens of processes. The modules for FastAPI and Starlette use Starlette's test client, whose leaks cause warnings at
+# the lower bound of Starlette's version.
 ELSEWHERE = (
     *("cli/test_emulate", "cli/test_send", "runtime/test_extras"),
     *("project/test_architecture", "project/test_deploy", "project/test_examples_recording"),
@@ -55,7 +57,7 @@ ELSEWHERE = (
 )
 SHORT = ("-m", "not endurance and not needs_server", *ignored(ELSEWHERE))
 
-# The schemas of the repository's YAML files, which come with check-jsonschema.
+# The repository's YAML files by the name of their schema, which is a part of check-jsonschema.
 YAML = {
     "citation-file-format": ["CITATION.cff"],
     "dependabot": [".github/dependabot.yml"],
@@ -67,7 +69,7 @@ YAML = {
 
 
 def once(session: nox.Session, files: Iterable[str], install: Callable[[], object]) -> None:
-    """Call *install*, unless it succeeded in this environment when *files* were as they are now."""
+    """Call *install*, unless it has already succeeded in this environment with the same contents of *files*."""
     note = Path(session.virtualenv.location) / "installed.sha256"
     digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
     if not note.is_file() or note.read_text("utf-8") != digest:
@@ -76,7 +78,10 @@ def once(session: nox.Session, files: Iterable[str], install: Callable[[], objec
 
 
 def tests_of(session: nox.Session, name: str) -> list[str]:
-    """Return the tests of a module (`sender`, `relay.kafka`) or a folder (`spool`); an unknown name is an error."""
+    """Return the paths of the tests of a module (`sender`, `relay.kafka`) or a folder (`spool`).
+
+    An unknown name ends the session with an error that lists similar names.
+    """
     *folders, last = [part.strip("_") for part in name.split(".")]
     root = Path("tests", *folders)
     modules = [path for stem in (f"test_{last}", f"test_{last}_*") for path in sorted(root.rglob(f"{stem}.py"))]
@@ -91,13 +96,21 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
 
 
 def compile_tests(session: nox.Session, *chosen: str) -> None:
-    """Collect the chosen tests in one process, so that the five processes find them compiled."""
+    """Compile the tests by collecting them in one process, so that the five processes need not compile them again.
+
+    Args:
+        session: the nox session; if it has arguments, nothing is compiled.
+        chosen: pytest's arguments that choose the tests.
+    """
     if not session.posargs:
         session.run("python", "-m", "pytest", "--collect-only", "-q", *chosen, silent=True)
 
 
 def untraced(path: Path) -> bool:
-    """Return whether a module may have endurance tests, or properties that the `wheel` session leaves out."""
+    """Return whether a test module must also run without coverage.
+
+    Such a module may have endurance tests, or Hypothesis tests that the `wheel` session leaves out.
+    """
     text = path.read_text("utf-8")
     left_out = "needs_server" in text or path.relative_to("tests").with_suffix("").as_posix() in ELSEWHERE
     return "endurance" in text or (left_out and "hypothesis" in text)
@@ -109,7 +122,10 @@ def group(name: str) -> list[str]:
 
 
 def runs(python: Path, version: str) -> bool:
-    """Return whether that program is a CPython of that version: a shim of pyenv may be there, and refuse to run."""
+    """Return whether the program *python* is a CPython of this version, e.g. "3.12".
+
+    The program has to be run to find out, because a shim of pyenv may exist and refuse to run.
+    """
     ask = "import sys, platform; print(platform.python_implementation(), '%d.%d' % sys.version_info[:2])"
     try:
         ran = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
@@ -119,7 +135,10 @@ def runs(python: Path, version: str) -> bool:
 
 
 def newest_other_python() -> str | None:
-    """Return the newest Python that the package supports, on the path or under a pyenv root, and that is not ours."""
+    """Return the newest other Python that the package supports, found on the path or under a pyenv root.
+
+    Return None if there is only the Python that runs nox.
+    """
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for version in reversed(nox.project.python_versions(PROJECT)):
         if version == f"{sys.version_info.major}.{sys.version_info.minor}":
@@ -171,7 +190,7 @@ def lint(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Run the tests of some modules or folders in one process, with few examples: `nox -s quick -- sender spool`.
 
-    Endurance tests are left out. What begins with a dash, and all that follows it, goes to pytest.
+    Endurance tests are left out. The first argument that begins with a dash, and all later ones, are passed to pytest.
     """
     names = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
     options = session.posargs[len(names) :]
@@ -185,10 +204,10 @@ def quick(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Mypy and pyright, both strict, over the package and over a file that uses all of its public names."""
+    """Check the types of the package, and of files that use all of its public names, with strict mypy and pyright."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
     mypy = ("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "examples", "tests/typing")
-    # Side by side, as each of them uses one core; what one says is printed if it fails.
+    # Both run at the same time, because each of them uses one core. Their output is printed only if they fail.
     with ThreadPoolExecutor() as both:
         for judged in [both.submit(session.run, *judge, silent=True) for judge in (mypy, ("pyright",))]:
             session.log(str(judged.result()).strip().splitlines()[-1])
@@ -196,7 +215,7 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error."""
+    """Build the documentation. A warning counts as an error."""
     session.install("-e", f".{EXTRAS}", *group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
 
@@ -206,11 +225,11 @@ OTHER_PYTHON = newest_other_python()
 
 @nox.session(python=OTHER_PYTHON, venv_backend="uv")
 def wheel(session: nox.Session) -> None:
-    """Run a short form of the tests on the built wheel, with nothing of the package but the sdist around.
+    """Run most tests on the built wheel, in a folder that contains only the unpacked sdist without the package.
 
-    It runs on the newest other Python at hand that the package supports, or on this one if there is none, without a
-    tracer. Every dependency is at its lower bound, if that version has a wheel for this Python. `nox -s pythons` runs
-    all tests on every Python at hand.
+    The tests run on the newest other installed Python that the package supports, or on this Python if there is no
+    other, and coverage is not measured. Every dependency is at its lower bound, if that version has a wheel for this
+    Python. `nox -s pythons` runs all tests on every installed Python.
     """
     session.log(f"the newest other Python is {OTHER_PYTHON}")
     tmp = Path(session.create_tmp()).resolve()
@@ -221,14 +240,14 @@ def wheel(session: nox.Session) -> None:
     session.run("uv", "build", "--out-dir", str(tmp), silent=True)
     [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
     with tarfile.open(sdist) as archive:
-        # Python 3.11.4 brought the filter, and the archive is our own.
+        # Python before 3.11.4 has no filters. The archive needs none, because it was built above.
         archive.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
     tree = tmp / sdist.name.removesuffix(".tar.gz")
-    # Without the sources only the wheel can be what is tested.
+    # The sources are moved away, so that the tests can only import the installed wheel.
     (tree / "retailrocket_async").rename(tmp / "sources")
     (tree / "pytest_retailrocket_async.py").unlink()
     wanted = (f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"))
-    # The `tests` session has the newest ones.
+    # The `tests` session uses the newest versions, so this session uses the lower bounds.
     constraint = ("--constraint", str(pins))
     dry = ("uv", "pip", "install", "--dry-run", "--only-binary", ":all:")
     if "Wheels are required for" in str(session.run(*dry, *wanted, *constraint, silent=True, success_codes=[0, 1, 2])):
@@ -244,15 +263,16 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests and measure the branches they reach, in every process they start."""
+    """Run the tests, and measure branch coverage in every process that the tests start."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("coverage", "erase")
     compile_tests(session)
-    # Under a tracer a property has few examples. All of them it has in the `wheel` session, or else below. The tests
-    # below are not traced: they kill processes, flood servers or look at the package from outside.
+    # While coverage is measured, Hypothesis tests run with few examples. They run with all examples in the `wheel`
+    # session, or in the second pytest run below. That run is without coverage, because its tests kill processes, flood
+    # servers or look at the package from outside.
     traced = ("-m", "not endurance", "--hypothesis-profile=few")
     session.run("coverage", "run", "-m", "pytest", *SPREAD, *traced, *session.posargs)
-    # With arguments of one's own there may be no such tests.
+    # If the user chooses tests, there may be none for the second run. pytest's exit code is 5 then.
     codes = [0, 5] if session.posargs else [0]
     only = session.posargs or [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if untraced(path)]
     session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance or hypothesis", *only, success_codes=codes)
@@ -262,14 +282,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=nox.project.python_versions(PROJECT), default=False)
 def pythons(session: nox.Session) -> None:
-    """Run the tests on every Python at hand that the package supports."""
+    """Run the tests on every installed Python that the package supports."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("python", "-m", "pytest", *SPREAD, *session.posargs)
 
 
 @nox.session(default=False, venv_backend="uv")
 def dist(session: nox.Session) -> None:
-    """Build what is published into dist/, if the changelog describes this version; a tag as argument must name it."""
+    """Build the sdist and the wheel into dist/. The changelog must have a section for this version.
+
+    If a tag is given as an argument, the tag must name this version.
+    """
     version = PROJECT["project"]["version"]
     if session.posargs and session.posargs != [f"v{version}"]:
         session.error(f"the tag {' '.join(session.posargs)} is not v{version}, the version in pyproject.toml")
@@ -282,14 +305,17 @@ def dist(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("extra", ["none", *PROJECT["project"]["optional-dependencies"], "all"])
 def extras(session: nox.Session, extra: str) -> None:
-    """Install each extra alone, none, and all of them, and see that what it promises is there."""
+    """Install no extra, each extra alone, or all extras, and check that the promised modules can be used."""
     session.install({"none": ".", "all": f".{EXTRAS}"}.get(extra, f".[{extra}]"))
     session.run("python", "-I", "tests/support/extras.py", extra)
 
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Feed every door what a fuzzer thinks of, for the minutes given or ten, then measure time and memory."""
+    """Fuzz every function that reads data from outside, then check its time and memory on large hostile input.
+
+    The argument is the number of minutes for fuzzing; default 10.
+    """
     session.install("-e", f".{EXTRAS}", *group("test"), *group("fuzz"))
     session.run("python", "-m", "tests.fuzz.run", *session.posargs)
     session.run("python", "-m", "tests.fuzz.bounds")
@@ -297,26 +323,26 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
-    """Ask whether any version that the package, with all its extras, would install today is known to be vulnerable."""
+    """Check that the package with all extras would install no version that is known to be vulnerable."""
     session.install("pip-audit>=2.10")
     wanted = Path(session.create_tmp()) / "wanted.txt"
     project = PROJECT["project"]
     extras = [line for extra in project["optional-dependencies"].values() for line in extra]
     wanted.write_text("\n".join([*project["dependencies"], *extras]) + "\n", encoding="utf-8")
-    # Strict: what could not be looked up is not known to be safe.
+    # With --strict, a package that cannot be looked up is an error.
     session.run("pip-audit", "--strict", "--progress-spinner=off", "--requirement", str(wanted), *session.posargs)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what an event costs, also beside other libraries, and check the bounds; takes a quarter of an hour."""
+    """Measure the cost of an event, also compared with other libraries, and check bounds; takes 15 minutes."""
     session.install("-e", f".{EXTRAS}", *group("bench"))
     session.run("python", "-m", "benchmarks.bench", *session.posargs)
 
 
 @nox.session(default=False)
 def limit(session: nox.Session) -> None:
-    """Prove that the request limit is kept and used; takes minutes."""
+    """Prove that the client never exceeds the request limit, and makes full use of the limit; takes minutes."""
     session.install("-e", f".{EXTRAS}")
     session.run("python", "-m", "acceptance.limit", *session.posargs)
 
@@ -330,13 +356,13 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Prove that no event of a million is lost by a server that fails at random; takes minutes, on Linux only."""
+    """Prove that no event of a million is lost if the server fails at random; takes minutes, on Linux only."""
     session.install("-e", f".{EXTRAS}")
     session.run("python", "-m", "acceptance.soak", *session.posargs)
 
 
 @nox.session(default=False)
 def fleet(session: nox.Session) -> None:
-    """Prove what holds beyond one process: spool, shared limit and relay, on real servers; takes half an hour."""
+    """Prove that spool, shared limit and relay work across processes, on real servers; takes half an hour."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("python", "-m", "acceptance.fleet", *session.posargs)

@@ -1,7 +1,7 @@
-"""The pytest plugin of retailrocket-async: its fixtures, and the switch that keeps a test run from the real API.
+"""The pytest plugin of retailrocket-async: fixtures, and an ini option that keeps a test run away from the real API.
 
-pytest imports this module in every run, also if no test uses a fixture. So it stands beside the package, and imports it
-only in the fixtures: importing the package and httpx takes a good part of a second.
+pytest imports this module in every run, even if no test uses a fixture. Importing the package and httpx takes a good
+part of a second, so this module is not a part of the package, and imports the package only in the fixtures.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ _SWITCH = "RETAILROCKET_TEST_MODE"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ini option."""
+    """Add the ini option `retailrocket_test_mode`."""
     text = f"set {_SWITCH}=1 for the run, unless it is set: clients send to this host only (default: false)"
     parser.addini("retailrocket_test_mode", text, type="bool", default=False)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    """Set the variable before conftests import the shop, if the option is on and the variable is not set."""
+    """Set RETAILROCKET_TEST_MODE=1 if the ini option is on and the variable is not set.
+
+    The variable is set before pytest loads any conftest.py, because a conftest.py may import the shop's code.
+    """
     if early_config.getini("retailrocket_test_mode") and _SWITCH not in os.environ:
         os.environ[_SWITCH] = "1"
         early_config.add_cleanup(_switch_off)
@@ -41,7 +44,7 @@ def _switch_off() -> None:
 
 @pytest.fixture
 def tracked() -> RecordingClient:
-    """A client that sends nothing and records tracked events; see `retailrocket_async.testing.RecordingClient`."""
+    """Return a client that sends nothing and records events; see `retailrocket_async.testing.RecordingClient`."""
     from retailrocket_async.testing import RecordingClient  # noqa: PLC0415
 
     return RecordingClient()
@@ -49,7 +52,7 @@ def tracked() -> RecordingClient:
 
 @pytest.fixture
 def retailrocket_emulator(_retailrocket_emulator: EmulatorProcess) -> EmulatorProcess:
-    """The API's emulator, one process for the session, reset before each test (extra ``emulator``)."""
+    """Return an emulator of the API: one process for the session, reset before each test (extra ``emulator``)."""
     _retailrocket_emulator.restore()
     return _retailrocket_emulator
 

@@ -1,4 +1,4 @@
-"""For all tests: a time limit, the virtual clock, and the rule for tests that need a real server."""
+"""Fixtures and hooks for all tests: the time limit, the virtual clock, and the rule for tests that need a server."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.time_limit import TimeLimit
 from tests.support.virtual_time import CheckedLoop
 
 with suppress(ImportError):
-    # Not on Windows, whose permissions bind everybody.
+    # Windows has no module `pwd`. It needs none, because file permissions apply to every user there.
     import pwd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-# A property is a claim about values, not about the time that the machine takes for them.
+# A property is a claim about values and not about the speed of the machine, so examples have no deadline.
 settings.register_profile("every", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("few", settings.get_profile("every"), max_examples=15, stateful_step_count=15)
 settings.load_profile("every")
@@ -33,19 +33,22 @@ settings.load_profile("every")
 REQUIRED = os.environ.get("RETAILROCKET_REQUIRE_SERVERS") == "1"
 
 
-# On a machine that has much else to do a test may take a hundred times as long.
+# The time limit of a test. On a busy machine a test may take a hundred times as long as on an idle one.
 SECONDS = 120.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Limit the time of each test; let Ctrl-C end what tests start even if a shell runs this in its background."""
+    """Limit the time of each test, and make sure that the processes that tests start react to Ctrl-C.
+
+    A shell starts its background jobs with SIGINT ignored, and child processes would inherit this.
+    """
     config.pluginmanager.register(TimeLimit(SECONDS))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `needs_server("redis-server")` where that program is not installed."""
+    """Skip a test marked `needs_server("redis-server")` if the named program is not installed."""
     for marker in item.iter_markers("needs_server"):
         for program in marker.args:
             if shutil.which(program) is None:
@@ -53,36 +56,42 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector what is there for the whole run: it is asked to look at everything by some tests."""
+    """Exclude all present objects from garbage collection, because they live until the end of the run.
+
+    Some tests run full garbage collections, which are faster without these objects.
+    """
     gc.collect()
     gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the collector complain of what a library leaves to it where that is known, and in no other test."""
+    """Allow a test marked `leaves_connections` to leave unclosed objects, as its library is known to do.
+
+    In every other test a warning about an unclosed object is a failure.
+    """
     if item.get_closest_marker("leaves_connections"):
         item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 
 
 @pytest.fixture(autouse=True)
 def collected(request: pytest.FixtureRequest) -> Generator[None]:
-    """Collect what such a test has left, before the next one begins."""
+    """Collect garbage after a test marked `leaves_connections`, before the next test begins."""
     yield
     if request.node.get_closest_marker("leaves_connections"):
         gc.collect()
 
 
 def pytest_asyncio_loop_factories(item: pytest.Function) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run an async test that uses the fixture `virtual_clock` on a virtual loop of its own, any other on a real one."""
+    """Run an async test on a virtual loop if the test uses the fixture `virtual_clock`, otherwise on a real loop."""
     virtual = "virtual_clock" in item.fixturenames
     return {"virtual": CheckedLoop} if virtual else {"real": asyncio.new_event_loop}
 
 
 @pytest.fixture
 async def virtual_clock() -> CheckedLoop:
-    """Run the async test that asks for this fixture on a virtual clock that begins at 0, and return its loop.
+    """Run the async test that uses this fixture on a virtual clock that begins at 0, and return the event loop.
 
-    The loop belongs to this test alone. It raises `Stuck` if every task waits and no timer is set.
+    Each test gets a loop of its own. The loop raises `Stuck` if every task waits and no timer is set.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, CheckedLoop), "virtual_clock is for async tests"
@@ -91,7 +100,7 @@ async def virtual_clock() -> CheckedLoop:
 
 @pytest.fixture
 def unprivileged() -> Generator[Path]:
-    """A directory of a user without root's rights, who the process belongs to until the test ends."""
+    """Give up root's rights until the test ends; yield a directory of the user to whom the process then belongs."""
     with tempfile.TemporaryDirectory() as directory:
         if os.name == "nt" or os.geteuid() != 0:
             yield Path(directory)
@@ -109,7 +118,7 @@ def unprivileged() -> Generator[Path]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Make a skip of such a test a failure where servers are required, whatever its reason."""
+    """Report a skipped test marked `needs_server` as failed if RETAILROCKET_REQUIRE_SERVERS=1 is set."""
     report = yield
     if REQUIRED and report.skipped and item.get_closest_marker("needs_server"):
         report.outcome = "failed"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve an emulator; *arguments* default to those of the process."""
+    """Serve an emulator; *arguments* are the command-line arguments, by default those of this process."""
     command = parser()
     parsed = command.parse_args(arguments)
     try:
@@ -47,15 +47,15 @@ def _announce(emulator: RunningEmulator) -> None:
 
 
 def _await_end(loop: asyncio.AbstractEventLoop, serving: asyncio.Future[None]) -> None:
-    # os.read and not sys.stdin, whose lock would still be held when the interpreter shuts down.
+    # Reads with os.read: a read of sys.stdin would still hold its lock when the interpreter shuts down.
     while os.read(0, 4096):
         pass
     loop.call_soon_threadsafe(serving.cancel)
 
 
 if __name__ == "__main__":
-    # Imported modules live as long as the process. Collecting their tens of thousands of objects again and again would
-    # stop the event loop so long that requests seem to arrive too late, and over the limit.
+    # Imported modules live as long as the process. Each garbage collection would look at their tens of thousands of
+    # objects and stop the event loop meanwhile, so requests within the limit would be counted too late and refused.
     gc.collect()
     gc.freeze()
     main()

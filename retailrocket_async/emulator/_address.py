@@ -1,4 +1,4 @@
-"""Where an emulator listens, and the URLs that follow from it."""
+"""The address of an emulator, and the URLs of its API and its control side."""
 
 import attrs
 
@@ -10,7 +10,7 @@ class Address:
     """The address of an emulator.
 
     Attributes:
-        root: where it listens, such as ``http://127.0.0.1:40123``.
+        root: the URL without a path at which the emulator listens, such as ``http://127.0.0.1:40123``.
     """
 
     root: str

@@ -1,4 +1,4 @@
-"""Makes one Starlette application of an emulator: the API, the control side and the page."""
+"""Makes the Starlette application of an emulator, which serves the API, the control side and the page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["app_of", "create_app"]
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """Return an emulator as an application for any ASGI server; its state is ``app.state.emulator``.
+    """Return an emulator as an application for any ASGI server; ``app.state.emulator`` is its `Emulator`.
 
     Faults that break the connection work only under `running_emulator`, `emulator_process` and `serve`.
 
     Args:
-        settings: how it behaves; None (default) for ``Settings()``.
+        settings: how the emulator behaves; None (default) for ``Settings()``.
     """
     return app_of(Emulator(Settings() if settings is None else settings))
 

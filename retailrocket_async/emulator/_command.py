@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["API_KEY", "arguments_of", "parser", "settings_of"]
 
 API_KEY: Final = "RETAILROCKET_EMULATOR_API_KEY"
-"""The environment variable of the key, used if no argument has it: every user of the machine can read arguments."""
+"""The environment variable that has the key if no argument has it. Every user of the machine can read arguments."""
 
 _NONE: Final = "none"
 _SECRET: Final = "api_key"  # noqa: S105 - the name of the setting
@@ -27,9 +27,9 @@ def _or_none(text: str) -> int | None:
     return None if text == _NONE else int(text)
 
 
-_or_none.__name__ = "integer"  # argparse's message for a wrong value has this name
+_or_none.__name__ = "integer"  # argparse prints this name if the value is wrong
 
-# The function that parses an option's text, by the type of its default; a bool is a switch and has no text.
+# The function that parses an option's text, by the type of the option's default. A bool is a switch without a text.
 _READERS: Final[dict[object, Callable[[str], object]]] = {float: float, int: int, str: str}
 
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     for field in attrs.fields(Settings):
         if field.name == _SECRET:
             text = f"{field.metadata['help']}; default: the value of {API_KEY}, or else {field.default}"
-            # Without a default here, since the help would print the environment's key.
+            # The help prints defaults, so the environment's key must not be the default of this option.
             made.add_argument(_option(field.name), default=argparse.SUPPRESS, help=text)
             continue
         default: object = field.default
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(parsed: argparse.Namespace) -> Settings:
-    """Return the settings that the *parsed* arguments make.
+    """Return the settings that the *parsed* arguments describe.
 
     Raises:
         ValueError: a value is out of range.
@@ -76,7 +76,7 @@ def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
 
     Args:
         settings: the settings.
-        with_key: False leaves out the key, which must then be in the environment.
+        with_key: False leaves out the key; the environment variable `API_KEY` must then have the key.
     """
     arguments: list[str] = []
     for name, value in attrs.asdict(settings).items():

@@ -10,13 +10,14 @@ request                    answer or effect
 ``GET requests``           the last requests, at most 1,000 or ``limit``: ``number``, ``time``, ``method``,
                            ``path``, ``query`` (without the key), ``content_type``, ``status``, ``events``,
                            ``bytes``, ``body``, ``reasons``, ``fault``
-``GET refused``            the same, of refused requests only
-``GET stream``             all of this live, as server-sent events; see `_stream`
+``GET refused``            like ``GET requests``, but refused requests only
+``GET stream``             all of the above live, as server-sent events; see `_stream`
 ``POST reset``             forget all requests and events, the window and the faults
-``GET faults``             the faults still to come
-``POST faults``            append a JSON array of faults, all or none; see `Fault`
-``DELETE faults``          drop the faults still to come
-``PATCH settings``         change some of `CHANGEABLE`, given as a JSON object; answers the settings, keyless
+``GET faults``             the pending faults
+``POST faults``            append a JSON array of faults, all or none of them; see `Fault`
+``DELETE faults``          remove the pending faults
+``PATCH settings``         change some of the settings in `CHANGEABLE`, given as a JSON object; answers all
+                           settings except the key
 =========================  ==================================================================================
 
 An invalid request is answered 400 with ``{"error": "..."}``. A request that a browser sends for another site's page is
@@ -64,12 +65,12 @@ def control_routes(emulator: Emulator) -> list[Route]:
 
 
 class _Control:
-    """Has one method for each route; it takes a request and returns JSON-ready data."""
+    """Has one method for each route, which takes a request and returns JSON-ready data."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
 
-    async def stats(self, _: Request) -> Any:  # noqa: ANN401 - any JSON value, as all below
+    async def stats(self, _: Request) -> Any:  # noqa: ANN401 - any JSON value; likewise in the methods below
         return self._emulator.stats()
 
     async def events(self, request: Request) -> Any:  # noqa: ANN401

@@ -20,7 +20,7 @@ __all__ = ["Emulator"]
 
 
 class Emulator:
-    """The state that all parts of one emulator share; it belongs to one event loop.
+    """Holds the state that all parts of one emulator share. An emulator belongs to one event loop.
 
     Args:
         settings: how the emulator behaves.
@@ -41,7 +41,7 @@ class Emulator:
         self.faults = FaultScript(self._random)
         self.feed = Feed()
         self._stopping = asyncio.Event()
-        # Reported times follow the monotonic clock, so their differences stay right if the wall clock is set.
+        # Reported times follow the monotonic clock, so their differences stay right even if the wall clock is changed.
         self._epoch = time.time() - time.monotonic()
         self._latest = 0.0
 
@@ -53,7 +53,7 @@ class Emulator:
         """Return the time on the window's clock at which a request arrived; never earlier than the last arrival.
 
         Args:
-            read_at: when the request's head was read; None takes the current time.
+            read_at: when the request's head was read, on the window's clock; None for the current time.
         """
         self._latest = max(self._latest, self.now() if read_at is None else read_at)
         return self._latest
@@ -67,7 +67,7 @@ class Emulator:
         return self._random.uniform(0.0, self.settings.arrival_jitter)
 
     async def pause(self, seconds: float) -> bool:
-        """Wait *seconds* and return True; return False immediately when the emulator stops."""
+        """Wait *seconds* and return True. If the emulator stops or has stopped, return False immediately."""
         if seconds > 0 and not self._stopping.is_set():
             try:
                 async with asyncio.timeout(seconds):
@@ -77,19 +77,19 @@ class Emulator:
         return not self._stopping.is_set()
 
     def configure(self, /, **changes: object) -> None:
-        """Change settings at run time, all or none.
+        """Change settings at run time: all of *changes*, or none if one of them is wrong.
 
         Args:
             changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
                 ``max_body_bytes``.
 
         Raises:
-            ValueError: another setting, or a wrong value.
+            ValueError: a setting is unknown, may not change at run time, or has a wrong value.
         """
         self.settings = self.settings.changed(**changes)
 
     def close(self, record: RequestRecord, status: int | None) -> None:
-        """Record the *status* of a request's answer; None if it gets no answer."""
+        """Record the *status* of a request's answer; None if the request gets no answer."""
         if self.ledger.close(record, status):
             self.feed.add(record)
 
@@ -101,7 +101,10 @@ class Emulator:
         self.faults.clear()
 
     def stats(self) -> dict[str, Any]:
-        """Return `Ledger.stats` with ``over_limit`` (requests the limit refused) and ``worst_window``."""
+        """Return `Ledger.stats` with ``over_limit`` (requests refused by the limit) and ``worst_window``.
+
+        ``worst_window`` is the most arrivals in any window; see `SlidingWindow.worst`.
+        """
         return self.ledger.stats() | {"over_limit": self.window.over_limit, "worst_window": self.window.worst}
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""A fault: one failure on purpose, and the requests that it applies to."""
+"""A fault: a deliberate failure, and the requests that the failure applies to."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -22,7 +22,8 @@ FaultKind = Literal[
     "garbage",
 ]
 
-# Whether a request with this fault is recorded all the same; for the kinds of _CHOICE this is the default.
+# Whether a request with a fault of this kind is recorded in spite of the fault. For the kinds in _CHOICE this is only
+# the default of *record*.
 _RECORDS: Final[dict[str, bool]] = {
     "close_after": True,
     "close_before": False,
@@ -50,11 +51,11 @@ def _is_text(value: object) -> bool:
     return type(value) is str
 
 
-def _is_header(value: Any) -> bool:  # noqa: ANN401 - anything a caller may give
+def _is_header(value: Any) -> bool:  # noqa: ANN401 - a caller may pass any value
     return value is None or (_is_text(value) and value.isascii() and value.isprintable())
 
 
-def _is_body(value: Any) -> bool:  # noqa: ANN401 - anything a caller may give
+def _is_body(value: Any) -> bool:  # noqa: ANN401 - a caller may pass any value
     return value is None or (_is_text(value) and value.encode(errors="replace").decode() == value)
 
 
@@ -78,13 +79,13 @@ _RULES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """One failure on purpose, and the requests that it applies to; its values are checked at construction.
+    """A deliberate failure, and the requests that the failure applies to. All values are checked at construction.
 
     =================  =====================================================================================
     kind               effect for the client
     =================  =====================================================================================
     ``status``         an answer with *status*; the request is not recorded (with *record*: recorded first)
-    ``latency``        the usual answer; the request is judged and recorded *seconds* late
+    ``latency``        the usual answer; the request is judged, recorded and answered *seconds* later
     ``reset_before``   the connection is reset (TCP RST), and the request is not recorded
     ``reset_after``    the request is recorded, then the connection is reset: the answer is lost
     ``close_before``   the connection is closed (TCP FIN) without an answer, and the request is not recorded
@@ -96,18 +97,18 @@ class Fault:
     ``garbage``        bytes that are not HTTP, then a close (with *record*: recorded first)
     =================  =====================================================================================
 
-    "Recorded" means judged as usual: an invalid request is then recorded as refused.
+    "Recorded" means that the request is judged as usual, so an invalid request is recorded as refused.
 
     Attributes:
-        kind: the failure, see the table.
+        kind: the failure; see the table.
         status: the status of kind ``status``, 200 to 599; default 503.
-        retry_after: the Retry-After header for kind ``status``, seconds or an HTTP date, sent as it is; default
+        retry_after: the Retry-After header for kind ``status``, seconds or an HTTP date, sent unchanged; default
             None, no header.
         location: the Location header for kind ``status``, for a redirect; default None, no header.
         body: the text of the answer of kind ``status``, sent as ``text/plain``; default None, the usual ``{}``.
             Answers with status 204 and 304 have no body.
         seconds: delay before the fault takes effect, for every kind; default 0.0. Kind ``latency`` needs more than 0.
-        times: how many requests the fault applies to, default 1; None for an unlimited number.
+        times: the number of requests that the fault applies to, default 1; None for an unlimited number.
         path: apply only to requests with this path, such as ``/1.0/visitorEvents``; None (default) for any.
         contains: apply only to requests with this text in the body; None (default) for any.
         probability: the chance that a matching request fails, 0 to 1; default 1.0.
@@ -132,10 +133,10 @@ class Fault:
 
     @classmethod
     def from_dict(cls, data: object) -> "Fault":
-        """Return the fault that *data* describes, an object with the attributes as keys.
+        """Return the fault that *data* describes: a dict with the names of the attributes as keys.
 
         Raises:
-            ValueError: *data* is not an object, lacks ``kind``, or has an unknown key or a wrong value.
+            ValueError: *data* is not a dict, lacks ``kind``, or has an unknown key or a wrong value.
         """
         shown = brief(data)
         if not isinstance(data, dict) or "kind" not in data:

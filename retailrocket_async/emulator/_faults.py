@@ -1,4 +1,4 @@
-"""The script of faults: chooses the fault of each request, and counts how often each may still apply."""
+"""The script of faults: chooses the fault of each request, and counts how many requests each fault still applies to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["FaultScript"]
 
 @attrs.define(eq=False)
 class _Pending:
-    """A fault of the script, and how many more requests it applies to (None: unlimited)."""
+    """A fault of the script, and the number of requests that the fault still applies to (None: unlimited)."""
 
     fault: Fault
     left: int | None
 
 
 class FaultScript:
-    """The pending faults, in order. A request gets the first fault that fits it, and no other.
+    """Holds the pending faults, in order. A request gets the first fault that fits the request, and no other.
 
     Args:
-        random: the random numbers for faults with a *probability*.
+        random: the source of random numbers for faults with a *probability*.
     """
 
     def __init__(self, random: Random) -> None:
@@ -38,7 +38,10 @@ class FaultScript:
         self._pending.extend(_Pending(fault, fault.times) for fault in faults)
 
     def take(self, path: str, body: bytes) -> Fault | None:
-        """Return the fault for a request with *path* and *body*, and count it as used; None if no fault fits."""
+        """Return the fault for a request with *path* and *body*, or None if no fault fits.
+
+        The returned fault then applies to one request fewer.
+        """
         for pending in self._pending:
             fault = pending.fault
             if not fault.fits(path, body) or self._random.random() >= fault.probability:
@@ -51,7 +54,7 @@ class FaultScript:
         return None
 
     def pending(self) -> list[Fault]:
-        """Return the pending faults; *times* of each is the number of requests left."""
+        """Return the pending faults; the *times* of each fault is the number of requests left."""
         return [attrs.evolve(pending.fault, times=pending.left) for pending in self._pending]
 
     def clear(self) -> None:

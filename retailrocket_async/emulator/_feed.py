@@ -1,4 +1,4 @@
-"""The latest requests in the order of their answers, and their rate by second, for the live page."""
+"""The latest requests in the order of their answers, and the number of requests per second, for the live page."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ _SECONDS: Final = 60
 
 
 class Feed:
-    """The last 1,000 requests whose answer is decided; each has a place, a number that is never used again.
+    """Holds the last 1,000 requests whose answer is decided. Each has a place: a number that is never used again.
 
-    A reader remembers the place that it has read up to, and asks for the requests after it. So the emulator keeps no
-    state for a reader, however slow it is. A reader that was too slow learns how many requests it missed.
+    A reader remembers the place of the last request that the reader has received, and asks for the requests after that
+    place. So the emulator stores nothing for a reader, however slow the reader is. A reader that was too slow learns
+    how many requests the reader has missed.
 
     Attributes:
-        run: a random word for this feed. A place of another emulator, which used the port before, has another word.
-        last: the place of the newest entry; 0 if there is none yet.
-        cleared: the place of the last `clear`; 0 if there was none.
+        run: a random word for this feed. It tells the places of this feed from those of an earlier emulator on the same
+            port, which has another word.
+        last: the place of the newest entry; 0 if there is no entry yet.
+        cleared: the place of the last `clear`; 0 if `clear` was never called.
     """
 
     def __init__(self) -> None:
@@ -43,27 +45,27 @@ class Feed:
         if record.method == "POST" and record.path.startswith(PREFIX):
             rate = self._rate(int(record.time))
             rate[0] += 1
-            # A 429 with a fault comes from the script, not from the limit.
+            # If the request has a fault, its 429 comes from the script and not from the limit.
             rate[1] += record.status == 429 and record.fault is None
 
     def clear(self) -> None:
-        """Forget the requests. The clearing takes a place of its own, so that readers notice it."""
+        """Forget the requests. The call of `clear` gets a place of its own, so that readers notice the call."""
         self._records.clear()
         self._rates.clear()
         self.last += 1
         self.cleared = self.last
 
     def after(self, place: int) -> tuple[int, list[RequestRecord]]:
-        """Return how many requests after *place* are no longer held, and the ones still held, oldest first."""
+        """Return the requests after *place*: how many were dropped already, and those still held, oldest first."""
         place = max(place, self.cleared)
         before = self.last - len(self._records)
         return max(0, before - place), list(islice(self._records, max(0, place - before), None))
 
     def rates(self) -> list[tuple[int, int, int]]:
-        """Return the arrivals in each of the last 60 seconds, for seconds that had any.
+        """Return the number of arrivals in each of the last 60 seconds; seconds without an arrival are left out.
 
-        Each entry is the second since 1970, the arrivals, and the arrivals over the limit. A request counts once its
-        answer is decided.
+        Each entry is the second (since 1970), the number of arrivals, and the number of arrivals over the limit. A
+        request is counted when its answer is decided.
         """
         return [(second, arrived, over) for second, (arrived, over) in sorted(self._rates.items())]
 
@@ -73,5 +75,5 @@ class Feed:
             newest = max(self._rates)
             for old in [held for held in self._rates if held < newest - _SECONDS]:
                 del self._rates[old]
-        # The second of a request that was answered more than a minute after its arrival is already forgotten.
+        # If a request is answered more than a minute after its arrival, its second is no longer stored.
         return self._rates.get(second, [0, 0])

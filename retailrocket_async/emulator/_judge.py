@@ -1,7 +1,7 @@
-"""Judges a request: it is accepted, or refused with a status and the reasons.
+"""Judges a request: decides whether the request is accepted, or refused with a status and reasons.
 
-The checks come in this order of their statuses: 404, 405, 401, 403, 413, 400. The caller checks the limit (429) between
-403 and 413.
+The checks are made in this order, named by the status of a refusal: 404, 405, 401, 403, 413, 400. The caller checks the
+limit (429) between 403 and 413.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _BATCH: Final = "visitorEvents"
 _UNKNOWN_NAME: Final = re.compile("[A-Za-z][A-Za-z0-9]*")
 
 Events: TypeAlias = "list[tuple[str, dict[str, Any]]]"
-"""The (name, fields) pairs of an accepted request, in their order."""
+"""The events of an accepted request as (name, fields) pairs, in the order of the request."""
 
 
 class Refusal(NamedTuple):
-    """Why a request is refused. The client sees the status only; the control side also shows the reasons."""
+    """The status and the reasons of a refused request. The client gets only the status; the control side shows both."""
 
     status: int
     reasons: list[str]
 
 
 def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str, str]]) -> Refusal | None:
-    """Return why the path, the method or the credentials of a request are refused; None if they are not."""
+    """Return the refusal if a request's path, method or credentials are wrong, or None if all of them are right."""
     name = record.path.removeprefix(PREFIX)
     known = name in EVENTS or name == _BATCH or (settings.allow_unknown_events and _UNKNOWN_NAME.fullmatch(name))
     if name == record.path or not known:
@@ -47,7 +47,7 @@ def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str,
         return Refusal(405, [f"the method must be POST, not {record.method}"])
     wanted = {"apiKey": settings.api_key, "partnerId": settings.partner_id}
     given = {field: [value for key, value in query if key == field] for field in wanted}
-    # The reasons hold no values of the query, since they are copied into bug reports.
+    # Reasons are copied into bug reports, so the reasons must not contain values of the query.
     if wrong := [field for field, value in wanted.items() if given[field] != [value]]:
         return Refusal(401, [f"{field} is {'wrong' if given[field] else 'missing'}" for field in wrong])
     if settings.forbidden:
@@ -56,7 +56,7 @@ def judge_head(settings: Settings, record: RequestRecord, query: list[tuple[str,
 
 
 def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusal | Events:
-    """Return the events of a request, or why its body is refused."""
+    """Return the events in a request's body, or the refusal if the body is wrong."""
     if record.size > settings.max_body_bytes:
         return Refusal(413, [f"the body must be at most {settings.max_body_bytes} bytes, not {record.size}"])
     media_type, _, _ = (record.content_type or "").partition(";")

@@ -1,4 +1,4 @@
-"""Records the requests and events that arrived, in bounded memory, with exact counters."""
+"""Records the latest requests and events in bounded memory, and counts all of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
-# The accepted events of one request: the number of the first event, how many there are, the number and the path of the
-# request, and its body. The body is kept as bytes, and parsed again when events are asked for. With 200,000 events as
-# objects, each garbage collection would stop the event loop so long that requests within the limit are counted too
-# late, and refused. For the same reason this is a plain tuple: the collector does not track a tuple that holds only
-# numbers, strings and bytes.
+# The accepted events of one request: the number of the first event, the number of events, the number of the request,
+# the path of the request, and its body. The body is stored as bytes, and parsed again when a caller asks for events.
+# With 200,000 events as objects, each garbage collection would stop the event loop so long that requests within the
+# limit are counted too late and refused. For the same reason a parcel is a plain tuple: the garbage collector does not
+# track a tuple that holds only numbers, strings and bytes.
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
@@ -30,11 +30,11 @@ _BODY: Final = 65_536
 class Ledger:
     """Keeps the latest events and requests, and counts all of them.
 
-    A request is opened on arrival and closed when its answer is decided. A request that was opened before `clear` is
-    not counted after it, so that requests of one test do not appear in the next.
+    `open` is called when a request arrives, `close` when its answer is decided. If a request is opened before `clear`
+    and closed after `clear`, the request is not counted, so that requests of one test do not appear in the next test.
 
     Args:
-        keep: how many accepted events are kept, default 200,000; the oldest are dropped first.
+        keep: how many accepted events are stored, default 200,000; the oldest are dropped first.
     """
 
     def __init__(self, keep: int = 200_000) -> None:
@@ -49,7 +49,7 @@ class Ledger:
 
     @property
     def total_events(self) -> int:
-        """How many events were accepted, including those no longer kept."""
+        """How many events were accepted, including those that are no longer stored."""
         return self._accepted
 
     @property
@@ -68,7 +68,7 @@ class Ledger:
         return record
 
     def read(self, record: RequestRecord, body: bytes, size: int) -> None:
-        """Record the *body* of a request, and *size*, its length before it was cut at the limit."""
+        """Record the *body* of a request, and *size*, the length in bytes that the body had before it was cut."""
         record.body, record.size = body[:_BODY], size
         if record in self._open:
             self._bytes += size
@@ -80,8 +80,8 @@ class Ledger:
 
         Args:
             record: the request.
-            events: the (name, fields) pairs, in their order.
-            body: the JSON of *events*, kept instead of them to save memory; None (default) keeps the pairs.
+            events: the (name, fields) pairs, in the order of the request.
+            body: the JSON of *events*, stored instead of *events* to save memory; None (default) stores *events*.
         """
         record.events = len(events)
         if record not in self._open:
@@ -106,7 +106,7 @@ class Ledger:
         """Record the *status* of the answer; None for a request that gets no answer.
 
         Returns:
-            Whether the request counts; False if it was opened before `clear`.
+            True if the request is counted; False if the request was opened before `clear`.
         """
         record.status = status
         if record not in self._open:
@@ -118,7 +118,7 @@ class Ledger:
     def events(
         self, name: str | None = None, session: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[EventRecord]:
-        """Return the accepted events that are still kept, oldest first.
+        """Return the accepted events that are still stored, oldest first.
 
         Args:
             name: only events of this name; None (default) for all.
@@ -126,7 +126,7 @@ class Ledger:
             after: only events with a higher `seq`; default 0.
             limit: the most events to return, the oldest first; None (default) for all.
         """
-        # Some events of the oldest request may be over the bound already.
+        # Requests are dropped as a whole, so some events of the oldest request may exceed the bound `keep`.
         after = max(after, self._accepted - self._keep)
         wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (
@@ -149,7 +149,7 @@ class Ledger:
         return _last(self._refused, limit)
 
     def body(self, record: RequestRecord) -> bytes:
-        """Return the whole body of a recent accepted request; of any other request the part that its record has."""
+        """Return the whole body of a recent accepted request. For other requests, return the part in the record."""
         if record.events and record.size > len(record.body):
             for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
                 if number == record.number and isinstance(held, bytes):
@@ -159,9 +159,9 @@ class Ledger:
     def stats(self) -> dict[str, Any]:
         """Return the counters since the last `clear`, as JSON-ready data.
 
-        They are ``requests``, ``in_flight`` (not answered yet), ``statuses`` (answers by status, ``"none"`` for
-        requests without an answer), ``events`` (accepted, by name), ``total_events``, ``refused`` (requests) and
-        ``bytes`` (of all bodies).
+        The counters are ``requests``, ``in_flight`` (requests not answered yet), ``statuses`` (answers by status,
+        ``"none"`` for requests without an answer), ``events`` (accepted events by name), ``total_events``, ``refused``
+        (refused requests) and ``bytes`` (of all bodies).
         """
         return {
             "requests": self._arrived,
@@ -174,7 +174,7 @@ class Ledger:
         }
 
     def clear(self) -> None:
-        """Forget everything; numbers start at 1 again."""
+        """Forget all requests and events; the numbers of both start at 1 again."""
         for held in (self._parcels, self._requests, self._refused, self._open, self._names, self._statuses):
             held.clear()
         self._arrived = self._accepted = self._refusals = self._bytes = 0
@@ -186,9 +186,9 @@ def _last_seq(parcel: _Parcel) -> int:
 
 
 def _may_hold(parcel: _Parcel, texts: Sequence[bytes]) -> bool:
-    """Whether *parcel* may have an event with all of *texts*; if False, its body need not be parsed."""
+    """Return whether *parcel* may have an event with all of *texts*. If not, the body need not be parsed."""
     *_, path, held = parcel
-    # With a backslash, JSON can write the same text in other ways.
+    # With a backslash, JSON can write one text in several ways, so the search for the bytes proves nothing.
     return not isinstance(held, bytes) or b"\\" in held or all(text in held or text in path.encode() for text in texts)
 
 

@@ -1,7 +1,7 @@
-"""Refuses requests that a browser sends to the control side for a page of another site.
+"""Refuses requests that a browser sends to the control side on behalf of a page of another site.
 
 Any site that a developer has open can make the browser send requests to this machine. A browser names the site in a
-header; other programs send no such header, and are answered.
+header. Other programs do not send this header, so their requests are answered.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ __all__ = ["refusal"]
 
 
 def refusal(request: Request) -> str | None:
-    """Return why *request* is refused; None if it is answered."""
+    """Return the reason for which *request* is refused, or None if the request may be answered."""
     host = request.headers.get("host", "")
     if _serves_loopback(request) and not _names_this_machine(host):
-        # If a site's name resolves to this machine (DNS rebinding), the browser takes both for the same origin.
+        # If the name of a foreign site resolves to this machine (DNS rebinding), the browser takes the emulator for a
+        # part of that site.
         return "the Host must be an IP address, localhost or a name without dots"
     if request.method == "GET":
-        # A GET changes nothing, and browsers let no other site read the answer.
+        # A GET changes nothing, and a browser does not let a page of another site read the answer.
         return None
     if not _is_of_this_page(request, host):
         return "a page of another origin must not change anything here"
@@ -33,9 +34,10 @@ def refusal(request: Request) -> str | None:
 def _is_of_this_page(request: Request, host: str) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        # A page cannot forge it. It is also right behind a proxy, where the origin's name differs from the Host.
+        # A page cannot forge this header. The header is right behind a proxy, too, where the name in the page's origin
+        # differs from the Host.
         return site in ("same-origin", "none")
-    # Older browsers do not send it, and no browser does to a plain http address of another machine.
+    # Older browsers do not send Sec-Fetch-Site, and no browser sends it to a plain http address of another machine.
     return request.headers.get("origin") in (None, f"{request.scope['scheme']}://{host}")
 
 

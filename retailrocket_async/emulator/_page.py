@@ -1,4 +1,4 @@
-"""The live page, served at the emulator's address: `page.html`, and the styles, scripts and icon that it loads."""
+"""Serves the live page at the emulator's address: `page.html`, and the styles, scripts and icon that the page loads."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # A newer version of the package on the same port has newer files.
+    # The next emulator on the same port may be a newer version of the package with other files.
     "Cache-Control": "no-cache",
 }
 
 
 class _Get(Route):
-    """A route for GET alone. The API judges any other method to its path, as if there were no route."""
+    """A route that matches only GET. Requests with other methods go to the API, as if the route did not exist."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
@@ -45,7 +45,7 @@ class _Get(Route):
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of the page, ``/``, and of the files that it loads, ``/_control/page/``."""
+    """Return the routes of the page, ``/``, and of the files that the page loads, ``/_control/page/``."""
     return [
         _Get("/", _page),
         Route("/_control/", _to_the_page),
@@ -69,7 +69,7 @@ async def _file(request: Request) -> Response:
 
 @cache
 def _files() -> dict[str, Path]:
-    # A name from a request is looked up here and is never part of a path.
+    # A name from a request is only looked up in this dict. It never becomes part of a path.
     return {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 
 

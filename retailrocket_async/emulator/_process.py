@@ -1,4 +1,4 @@
-"""Runs an emulator in a process of its own, and controls it by HTTP requests."""
+"""Runs an emulator in a process of its own, and controls that emulator by HTTP requests."""
 
 import os
 import subprocess
@@ -30,13 +30,13 @@ class EmulatorError(Exception):
 
 @attrs.frozen
 class EmulatorProcess(Address):
-    """An emulator in another process; each method makes one blocking request of at most *timeout* seconds.
+    """Controls an emulator in another process. Each method makes one blocking request of at most *timeout* seconds.
 
     Attributes:
-        root: where it listens, such as ``http://127.0.0.1:40123``.
-        pid: the number of its process.
-        timeout: seconds a control request may take; default 30.0.
-        settings: the settings at its start; default ``Settings()``.
+        root: the URL without a path at which the emulator listens, such as ``http://127.0.0.1:40123``.
+        pid: the id of the emulator's process.
+        timeout: the most seconds that a control request may take; default 30.0.
+        settings: the settings with which the emulator was started; default ``Settings()``.
     """
 
     pid: int
@@ -45,16 +45,16 @@ class EmulatorProcess(Address):
 
     @property
     def api_key(self) -> str:
-        """The key at its start."""
+        """The key with which the emulator was started."""
         return self.settings.api_key
 
     @property
     def partner_id(self) -> str:
-        """The shop at its start."""
+        """The shop's id with which the emulator was started."""
         return self.settings.partner_id
 
     def stats(self) -> dict[str, Any]:
-        """Return the counters."""
+        """Return the counters; see ``GET stats`` of the control side."""
         stats: dict[str, Any] = self._call("GET", "stats")
         return stats
 
@@ -85,7 +85,7 @@ class EmulatorProcess(Address):
         self._call("POST", "reset")
 
     def restore(self) -> None:
-        """Return to the state at its start: forget requests, events and faults, and reset the settings."""
+        """Restore the emulator's first state: forget requests, events and faults, and reset the settings."""
         self.configure(**{name: getattr(self.settings, name) for name in CHANGEABLE})
         self.reset()
 
@@ -104,10 +104,10 @@ class EmulatorProcess(Address):
         return self._list("faults")
 
     def add_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
-        """Append *faults* to the script, all or none.
+        """Append *faults* to the script: all of them, or none if one is wrong.
 
         Raises:
-            EmulatorError: one of them is not a fault.
+            EmulatorError: one of *faults* is not a valid fault.
         """
         script = [fault.as_dict() if isinstance(fault, Fault) else dict(fault) for fault in faults]
         self._call("POST", "faults", script)
@@ -117,14 +117,16 @@ class EmulatorProcess(Address):
         self._call("DELETE", "faults")
 
     def configure(self, /, **changes: object) -> dict[str, Any]:
-        """Change settings at run time, all or none, and return the settings without the key.
+        """Change settings at run time, and return all settings except the key.
+
+        Either all of *changes* take effect, or none if one of them is wrong.
 
         Args:
             changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
                 ``max_body_bytes``.
 
         Raises:
-            EmulatorError: another setting, or a wrong value.
+            EmulatorError: a setting is unknown, may not change at run time, or has a wrong value.
         """
         settings: dict[str, Any] = self._call("PATCH", "settings", changes)
         return settings
@@ -154,23 +156,23 @@ def emulator_process(
 ) -> Generator[EmulatorProcess]:
     """Run an emulator in a process of its own while the block runs.
 
-    The process ends with the block. It also ends if this process dies inside the block.
+    The emulator's process ends at the end of the block, and also if this process dies inside the block.
 
     Args:
-        settings: how it behaves; None (default) for ``Settings()``.
+        settings: how the emulator behaves; None (default) for ``Settings()``.
         host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
-        port: the port to listen on; default 0, any free one.
-        startup_timeout: the most seconds to wait for its start; default 30.0.
+        port: the port to listen on; default 0 for any free port.
+        startup_timeout: the most seconds to wait until the emulator listens; default 30.0.
 
     Raises:
-        EmulatorError: the process did not start; its messages are on the standard error.
+        EmulatorError: the emulator did not start; its messages are on the standard error.
     """
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     settings = Settings() if settings is None else settings
     command += [f"--host={host}", f"--port={port}", *arguments_of(settings, with_key=False)]
-    # The same module path as here, so that a checkout that is not installed is found as well.
+    # The new process gets this process's module path, so that a checkout that is not installed is found as well.
     path = os.pathsep.join(path for path in sys.path if path)
-    # The key goes into the environment, since every user of the machine can read the arguments.
+    # The key goes into the environment, because every user of the machine can read the arguments of a process.
     environment = os.environ | {"PYTHONPATH": path, API_KEY: settings.api_key}
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command,
@@ -178,7 +180,8 @@ def emulator_process(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # In a session of its own, so that Ctrl-C on a terminal does not reach it: this process ends it.
+        # The emulator gets a session of its own, so that Ctrl-C on a terminal reaches only this process, which then
+        # ends the emulator.
         start_new_session=True,
     )
     with process:
@@ -189,7 +192,7 @@ def emulator_process(
 
 
 def _root(process: subprocess.Popen[str], timeout: float) -> str:
-    """Wait for the line that says where *process* listens, and return the address."""
+    """Wait for the line in which *process* prints its address, and return the address."""
     killer = threading.Timer(timeout, process.kill)
     killer.start()
     try:
@@ -202,7 +205,7 @@ def _root(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 def end(process: subprocess.Popen[str], grace: float) -> None:
-    """Terminate *process*; kill it if it still runs after *grace* seconds."""
+    """Terminate *process*; kill *process* if it still runs after *grace* seconds."""
     process.terminate()
     try:
         process.wait(grace)

@@ -1,4 +1,4 @@
-"""The records of the ledger: one accepted event, one request."""
+"""The records that the ledger stores: `EventRecord` for an accepted event, `RequestRecord` for a request."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ class EventRecord:
     """One accepted event.
 
     Attributes:
-        seq: its number in order of acceptance, from 1.
-        request: the number of its request.
+        seq: the event's number in order of acceptance, from 1.
+        request: the number of the request that had the event.
         name: the event's name.
         fields: the event object as it was received.
     """
@@ -30,21 +30,21 @@ class EventRecord:
 
 @attrs.define(eq=False)
 class RequestRecord:
-    """One request; its fields are filled in while it is handled.
+    """One request; the fields are filled in while the request is handled.
 
     Attributes:
-        number: its number in order of arrival, from 1.
-        time: when it arrived, in seconds since 1970.
+        number: the request's number in order of arrival, from 1.
+        time: when the request arrived, in seconds since 1970.
         method: the HTTP method.
         path: the path, without the query.
         query: the query's parameters without the key.
-        content_type: the Content-Type header, None if there was none.
-        status: the status of the answer; None if there is none, or none yet.
-        events: how many of its events were accepted.
-        size: bytes of the body.
+        content_type: the Content-Type header; None if the request had no such header.
+        status: the status of the answer; None if there is no answer, or no answer yet.
+        events: how many of the request's events were accepted.
+        size: the length of the body in bytes.
         body: the body's first 65,536 bytes.
-        reasons: why it was refused; at most 1,000, and then ``"... and more"``.
-        fault: the kind of the fault that applied to it; None if none did.
+        reasons: the reasons of a refusal, at most 1,000; if there were more, the last entry is ``"... and more"``.
+        fault: the kind of the fault that applied to the request; None if no fault applied.
     """
 
     number: int
@@ -61,7 +61,7 @@ class RequestRecord:
     fault: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-ready data, with the body as text, and its size as ``bytes``."""
+        """Return the record as JSON-ready data, with the body as text, and the body's size as ``bytes``."""
         return {
             "number": self.number,
             "time": self.time,

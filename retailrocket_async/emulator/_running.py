@@ -1,4 +1,4 @@
-"""The handle of an emulator that runs in this event loop."""
+"""The object with which a program controls an emulator in its own event loop."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ __all__ = ["RunningEmulator"]
 
 @attrs.frozen
 class RunningEmulator(Address):
-    """An emulator that runs in this event loop.
+    """Controls an emulator that runs in this event loop.
 
     Attributes:
-        root: where it listens, such as ``http://127.0.0.1:40123``.
-        emulator: its state.
+        root: the URL without a path at which the emulator listens, such as ``http://127.0.0.1:40123``.
+        emulator: the emulator's state.
     """
 
     emulator: Emulator
@@ -51,7 +51,7 @@ class RunningEmulator(Address):
         """Append a fault to the script and return it.
 
         Args:
-            kind: the failure, see `Fault`.
+            kind: the failure; see `Fault`.
             facts: any other attributes of `Fault`, such as ``status=429, retry_after="2", times=3``.
 
         Raises:

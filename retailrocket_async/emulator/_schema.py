@@ -1,7 +1,7 @@
-"""The contract of the events as tables, and the strict check of a request's body by these tables.
+"""The rules for the fields of each event as tables, and the strict check of a request's body by these tables.
 
-A check returns the reasons against a body, at most a thousand; none if the body is valid. Each begins with the path of
-the wrong value::
+A check returns the mistakes in a body as a list of reasons, at most a thousand; the list is empty if the body is valid.
+Each reason begins with the path of the wrong value::
 
     [3].view.productId: must be an integer, not a string
 
@@ -20,8 +20,8 @@ import attrs
 
 __all__ = ["EVENTS", "check_batch", "check_event"]
 
-# Reasons without the path in front: ": must be ...", or "[1]: must be ..." for an item. Paths are put in front only if
-# there is a reason, so that checking a valid event makes no strings.
+# The ends of reasons, without the path of the value: ": must be ...", or "[1]: must be ..." for an item of a list. The
+# path is added only if there is a reason, so that the check of a valid event creates no strings.
 _Tails: TypeAlias = Iterable[str]
 _Rule: TypeAlias = Callable[[object], _Tails]
 
@@ -95,7 +95,7 @@ def _string(most: int | None = None, pattern: re.Pattern[str] | None = None, for
 def _timestamp(value: object) -> _Tails:
     if type(value) is not str:
         return _not_a("a string", value)
-    # The pattern checks the form, since fromisoformat also accepts week dates; fromisoformat checks the calendar.
+    # The pattern checks the form, since fromisoformat also accepts week dates. Then fromisoformat checks the calendar.
     if _TIMESTAMP.fullmatch(value) is None:
         return (": must be ISO 8601 with an offset, such as 2018-09-15T15:53:00+00:00",)
     try:
@@ -186,14 +186,14 @@ def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
 
 
 def check_event(name: str, event: object, *, allow_unknown: bool = False) -> list[str]:
-    """Return the reasons, at most a thousand, against *event* as the body of ``POST /1.0/<name>``.
+    """Return the mistakes in *event* as a body of ``POST /1.0/<name>``, at most a thousand reasons.
 
-    Paths start at the event.
+    The paths in the reasons start at the event.
 
     Args:
         name: the event's name, such as ``view``.
         event: the decoded body.
-        allow_unknown: accept an event of a name that the contract lacks, unchecked; default False.
+        allow_unknown: accept an event with an undocumented name without a check of its fields; default False.
     """
     tails = _tails(name, event, allow_unknown=allow_unknown)
     return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
@@ -213,11 +213,11 @@ def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[
 
 
 def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noqa: ANN401 - any JSON value
-    """Return the reasons, at most a thousand, against *batch* as the body of ``POST /1.0/visitorEvents``.
+    """Return the mistakes in *batch* as a body of ``POST /1.0/visitorEvents``, at most a thousand reasons.
 
     Args:
-        batch: the decoded body; valid if it is an array of envelopes that is not empty.
-        allow_unknown: accept events of names that the contract lacks, unchecked; default False.
+        batch: the decoded body. A valid body is an array of envelopes that is not empty.
+        allow_unknown: accept events with undocumented names without a check of their fields; default False.
     """
     if type(batch) is not list:
         return [f"body{_not_a('an array', batch)[0]}"]
@@ -228,5 +228,5 @@ def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noq
 
 
 def _first(reasons: Iterator[str]) -> list[str]:
-    """Return the first thousand reasons; all of them, for millions of wrong values, would take a gigabyte."""
+    """Return the first thousand reasons. For a body of millions of wrong values, all reasons would take a gigabyte."""
     return [*islice(reasons, _REASONS), *(["... and more"] if next(reasons, None) else [])]

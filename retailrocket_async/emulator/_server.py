@@ -1,4 +1,4 @@
-"""Serves an emulator: in the running event loop for a block, or until a signal."""
+"""Serves an emulator: in the running event loop until a block ends, or until a signal arrives."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ async def running_emulator(
 ) -> AsyncGenerator[RunningEmulator]:
     """Serve an emulator in the current event loop while the block runs.
 
-    It changes no signal handlers and no loggers, and any number of emulators may run side by side. At the end of the
+    Signal handlers and loggers are not changed, and any number of emulators may run side by side. At the end of the
     block every connection is closed and every pending answer is dropped.
 
     Args:
-        settings: how it behaves; None (default) for ``Settings()``.
+        settings: how the emulator behaves; None (default) for ``Settings()``.
         host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
-        port: the port to listen on; default 0, any free one.
+        port: the port to listen on; default 0 for any free port.
 
     Raises:
-        OSError: it cannot listen on the address.
+        OSError: the emulator cannot listen on the address.
     """
     emulator = Emulator(Settings() if settings is None else settings)
-    # Without uvicorn's Server, which waits in steps of 0.1 s: a test suite starts hundreds of emulators.
+    # uvicorn's Server is not used, because it waits in steps of 0.1 s, and a test suite starts hundreds of emulators.
     config = Config(
         app_of(emulator),
         http=_wire.WireProtocol,
@@ -73,8 +73,9 @@ async def running_emulator(
 
 
 async def _stop_accepting(server: asyncio.Server) -> None:
-    # asyncio loses a connection whose accept is under way when its server is closed (an assertion in Server._attach,
-    # python/cpython#109564). So first stop accepting, and let the accepts under way finish.
+    # If a server is closed while asyncio is accepting a connection, asyncio loses that connection (an assertion in
+    # Server._attach, python/cpython#109564). So the server first stops accepting, and waits two turns of the event
+    # loop until asyncio has accepted the connections that had already arrived.
     loop = asyncio.get_running_loop()
     for listener in server.sockets:
         with suppress(NotImplementedError):
@@ -110,13 +111,13 @@ async def serve(
     """Serve an emulator until cancelled, or until SIGINT or SIGTERM if this is the main thread.
 
     Args:
-        settings: how it behaves; None (default) for ``Settings()``.
+        settings: how the emulator behaves; None (default) for ``Settings()``.
         host: the address to listen on; default ``"127.0.0.1"``, this machine alone.
-        port: the port to listen on; default 0, any free one.
-        ready: called once with the emulator when it accepts connections; None (default) calls nothing.
+        port: the port to listen on; default 0 for any free port.
+        ready: called once with the emulator as soon as the emulator accepts connections; default None.
 
     Raises:
-        OSError: it cannot listen on the address.
+        OSError: the emulator cannot listen on the address.
     """
     stop = asyncio.Event()
     with _signalled(stop):
@@ -136,7 +137,7 @@ def _signalled(stop: asyncio.Event) -> Generator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    # signal.signal works on every platform and can be undone; loop.add_signal_handler cannot.
+    # signal.signal works on every platform and returns the earlier handler; loop.add_signal_handler does neither.
     before = {number: signal.signal(number, handle) for number in _SIGNALS if main}
     try:
         yield

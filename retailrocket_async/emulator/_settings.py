@@ -1,4 +1,4 @@
-"""The settings of an emulator: one frozen record, validated at construction."""
+"""The settings of an emulator: one frozen class whose values are checked at construction."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -26,7 +26,7 @@ def _flag(_: "Settings", attribute: "attrs.Attribute[bool]", value: object) -> N
 
 
 def _whole(least: int | None, *, optional: bool = False) -> Callable[["Settings", "attrs.Attribute[Any]", Any], None]:
-    """Return a validator for an integer of at least *least*; it refuses a bool, which Python counts as an integer."""
+    """Return a validator for an integer of at least *least*. The validator refuses a bool, although it is an int."""
 
     def check(_: "Settings", attribute: "attrs.Attribute[Any]", value: object) -> None:
         if optional and value is None:
@@ -55,9 +55,9 @@ def _field(default: Any, check: Callable[..., None], text: str) -> Any:  # noqa:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """How an emulator behaves. Every field has a default, and is checked at construction.
+    """Says how an emulator behaves. Every field has a default, and is checked at construction.
 
-    The default key and shop are development values, known to everyone: they protect nothing.
+    The default key and shop are published, so they protect nothing; use them in development only.
 
     Attributes:
         api_key: the only `apiKey` that is accepted; default ``"dev-api-key"``.
@@ -67,11 +67,11 @@ class Settings:
         latency: seconds between recording a request and answering it, default 0.0.
         arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before it is counted, as
             by a network; default 0.0.
-        seed: the seed of these delays and of the faults' probabilities; None (default) takes a new one.
+        seed: the seed of the random numbers for these delays and for the faults; None (default) for a random seed.
         max_body_bytes: a longer body is refused with 413; default 8,388,608 bytes (8 MiB).
         allow_unknown_events: accept events of any name, with any fields; default False.
         forbidden: answer 403 to every request with the right key; default False.
-        keep: how many accepted events are kept in memory, default 200,000; the oldest are dropped first.
+        keep: how many accepted events are stored in memory, default 200,000; the oldest are dropped first.
 
     Raises:
         ValueError: a value is of the wrong type or out of range.
@@ -92,7 +92,7 @@ class Settings:
     keep: int = _field(200_000, _whole(1), "accepted events kept in memory")
 
     def changed(self, /, **changes: object) -> "Settings":
-        """Return a copy with *changes*, each one of `CHANGEABLE`.
+        """Return a copy with *changes*; the names of all changed settings must be in `CHANGEABLE`.
 
         Raises:
             ValueError: a setting is unknown, may not change at run time, or has a wrong value.

@@ -1,23 +1,26 @@
 """``GET /_control/stream``: requests and changes as server-sent events, at most ten messages a second.
 
-Each message has the type ``update`` and is a JSON object. It always has ``now``, the seconds since 1970, and the keys
-whose values have changed:
+Each message has the type ``update`` and is a JSON object. Every object has ``now``, the seconds since 1970, and those
+of the following keys whose values have changed:
 
 ===============  ============================================================================================
 key              value
 ===============  ============================================================================================
 ``requests``     requests whose answer is decided, in the order of the answers, as in ``GET requests``, but with
                  up to 512 KiB of an accepted body; ``cut`` says whether a part of the body is missing
-``missed``       how many requests before these the reader missed, because it was too slow or came too late
-``rates``        for each second of the last minute: the second since 1970, the arrivals, those over the limit
+``missed``       how many requests before these the reader has missed, because the reader was too slow or
+                 connected too late
+``rates``        for each second of the last minute: the second (since 1970), the number of arrivals, and the
+                 number of arrivals over the limit
 ``stats``        the counters
 ``reset``        true: all earlier messages are void
 ``faults``       the pending faults
 ``settings``     the settings, without the key
 ===============  ============================================================================================
 
-A message's id names its last request. A reader that reconnects with it, as the header ``Last-Event-ID`` or the
-parameter ``after``, gets the later ones. With an id of another emulator it gets all of them, and ``reset``.
+A message's id names the last request in the message. A reader that reconnects sends this id as the header
+``Last-Event-ID`` or the parameter ``after``, and gets the later requests. If another emulator made the id, the reader
+gets all requests, and ``reset``.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
-# A message of this size blocks the event loop for two or three milliseconds.
+# The most bytes of bodies in one message. Such a message blocks the event loop for two or three milliseconds.
 _BODY: Final = 512 * 1024
 _REQUESTS: Final = 200
 _RETRY: Final = b"retry: 1000\n\n"
@@ -50,7 +53,7 @@ async def stream(
 
     Args:
         emulator: the emulator.
-        last_id: the id of the last message that the reader has; None (default) if it has none.
+        last_id: the id of the last message that the reader has received; None (default) for a new reader.
         interval: the least seconds between two messages; default 0.1.
         keep_alive: seconds without a message after which a comment is sent; default 15.0.
     """
@@ -64,14 +67,14 @@ async def stream(
         elif silent >= keep_alive:
             silent = 0.0
             yield _ALIVE
-        # Polls instead of being notified, so that a request costs the same with and without readers.
+        # The stream polls and is not notified of requests, so that a request costs the same with and without readers.
         if not await emulator.pause(interval):
             return
         silent += interval
 
 
 class _Watch:
-    """What one reader has received so far."""
+    """Makes the messages for one reader, and remembers which state the reader has received."""
 
     def __init__(self, emulator: Emulator, last_id: str | None) -> None:
         self._emulator = emulator
@@ -82,7 +85,7 @@ class _Watch:
         self._faults: list[Fault] | None = None
 
     def message(self) -> bytes | None:
-        """Return a message with all changes since the last one; None if there are none."""
+        """Return a message with all changes since the last message, or None if nothing has changed."""
         emulator = self._emulator
         update: dict[str, Any] = {}
         if self._settings is not emulator.settings:

@@ -1,9 +1,9 @@
-"""The API of the emulator: judges a request and answers it, or fails on purpose.
+"""The API of the emulator: judges a request and answers the request, or fails on purpose.
 
-What the head of a request decides (404, 405, 401, 403, 429) is decided on arrival, in one step that does not await. So
-the limit counts requests in the order of their arrival, however long their bodies take. The time of arrival is the time
-at which the head was read: a busy event loop makes no request late. A fault is chosen after that step and replaces its
-answer; the request still counts against the limit.
+The statuses that depend only on the head of a request (404, 405, 401, 403, 429) are decided on arrival, in one step
+without an await. So the limit counts requests in the order of their arrival, however long their bodies take. A request
+arrives when its head is read, so a busy event loop does not delay the time of arrival. A fault is chosen after this
+step and replaces the answer; the limit still counts the request.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _BODILESS: Final = frozenset({204, 304})
 
 
 class TrackingApi:
-    """The ASGI application for ``/1.0/`` and for every path without a route.
+    """The ASGI application that answers requests to ``/1.0/`` and to every path without a route.
 
     Args:
-        emulator: has the settings to judge by, and records the requests.
+        emulator: the state of the emulator; its settings are applied, and its ledger records the requests.
     """
 
     def __init__(self, emulator: Emulator) -> None:
@@ -46,7 +46,7 @@ class TrackingApi:
         if jitter and not await emulator.pause(jitter):
             await _drop(scope, receive)
             return
-        # A delayed request arrives now, not when its head was read.
+        # After a random delay, the request counts as arriving now, and not when its head was read.
         record, refusal = self._arrive(scope, None if jitter else _wire.read_at(scope))
         status: int | None = None
         try:
@@ -95,9 +95,10 @@ class TrackingApi:
         return await self._fail(fault, settled, scope, receive, send)
 
     async def _read(self, record: RequestRecord, receive: Receive) -> bytes | None:
-        """Read the body to its end, and return at most one byte more than allowed; None if the client disconnected.
+        """Read the whole body, and return its first bytes: at most one byte more than `max_body_bytes` allows.
 
-        A body that is too large is read to its end as well, since a client that is still sending does not see the 413.
+        Return None if the client disconnected. A body that is too large is read to its end as well, because a client
+        that is still sending would not see the 413.
         """
         kept, size = bytearray(), 0
         most = self._emulator.settings.max_body_bytes + 1
@@ -116,7 +117,7 @@ class TrackingApi:
         return body
 
     def _settle(self, record: RequestRecord, refusal: Refusal | None, body: bytes) -> int:
-        """Judge the body unless the head was refused, record the result, and return the status."""
+        """Judge the body, unless the head was already refused; record the result, and return the status."""
         ledger = self._emulator.ledger
         verdict = refusal or judge_body(self._emulator.settings, record, body)
         if isinstance(verdict, Refusal):
@@ -126,7 +127,7 @@ class TrackingApi:
         return 200
 
     async def _fail(self, fault: Fault, settled: int, scope: Scope, receive: Receive, send: Send) -> int | None:
-        """Apply *fault*; return the status of the answer, None if the client gets no answer."""
+        """Apply *fault*; return the status of the answer, or None if the client gets no answer."""
         if fault.kind == "close_idle":
             _wire.close_on_reuse(_wire.transport_of(scope))
         if fault.kind in {"close_idle", "latency"}:
@@ -177,12 +178,12 @@ async def _answer(send: Send, status: int, fault: Fault | None = None) -> None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the connection is closed; only then may the application return without an answer."""
+    """Wait until the connection is closed, because an ASGI application may return without an answer only then."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _drop(scope: Scope, receive: Receive) -> None:
-    """Close the connection of a request without an answer, because the emulator stops."""
+    """Close the connection of a request without an answer; called when the emulator stops."""
     _wire.abort(_wire.transport_of(scope))
     await _gone(receive)

@@ -1,4 +1,4 @@
-"""An exact sliding window: admits requests under a limit, and knows the most arrivals in any window."""
+"""An exact sliding window: admits requests under a limit, and measures the most arrivals in any window."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ __all__ = ["SlidingWindow"]
 
 
 class SlidingWindow:
-    """The times of all requests in the window ``(t - per, t]``, without averages or fixed buckets.
+    """Counts requests in the window ``(t - per, t]``, exactly: without averages or fixed buckets.
 
-    Time is an argument of every method, in seconds of a clock that never goes back; calls come in order of time. The
-    window excludes its old end: two requests exactly *per* seconds apart are never in the same window.
+    The methods take the current time as an argument, in seconds of a clock that never goes back, so the times of
+    successive calls never decrease. The window excludes its old end: two requests exactly *per* seconds apart are never
+    in the same window.
 
     Args:
         per: the length of the window in seconds, above 0.
@@ -41,9 +42,9 @@ class SlidingWindow:
         self._worst = max(self._worst, len(self._arrivals))
 
     def admit(self, now: float, limit: int | None) -> bool:
-        """Admit a request at *now* if the window has fewer than *limit*, and return whether it was admitted.
+        """Admit a request at *now* if the window has fewer than *limit* admitted requests.
 
-        A refused request is counted in `over_limit`.
+        Return True if the request is admitted. Otherwise count the request in `over_limit`, and return False.
 
         Args:
             now: the time, in seconds.

@@ -1,4 +1,4 @@
-"""The connection below HTTP: notes when a request was read, and breaks connections on purpose."""
+"""Works on the connection below HTTP: records when a request was read, and breaks connections on purpose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["WireProtocol", "abort", "close_on_reuse", "cut", "read_at", "reset",
 _KEY: Final = "retailrocket_async.emulator.transport"
 _READ_AT: Final = "retailrocket_async.emulator.read_at"
 
-# SO_LINGER with zero seconds: closing drops unsent data, and sends the peer an RST.
+# The value of SO_LINGER for zero seconds: closing the socket then drops unsent data, and sends the peer an RST.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
@@ -32,14 +32,15 @@ class WireProtocol(H11Protocol):
     closes_on_reuse = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the new connection into the state that the scope of every request has."""
+        """Store the new connection in the state that the scope of every request contains."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, _KEY: transport}
-        # Not in uvicorn's Config, which would remove the handlers of a logger that the tested application may use.
+        # Set here and not in uvicorn's Config: Config would remove the handlers of uvicorn's access logger, which the
+        # tested application may use.
         self.access_log = False
 
     def handle_events(self) -> None:
-        """Handle received data; the scope of a request gets the time at which its head was complete."""
+        """Handle received data. The scope of each request gets the time at which the request's head was complete."""
         if self.closes_on_reuse and self.conn.trailing_data[0]:
             self.transport.close()
             return
@@ -68,7 +69,7 @@ def transport_of(scope: MutableMapping[str, Any]) -> asyncio.Transport:
 def read_at(scope: MutableMapping[str, Any]) -> float | None:
     """Return when the head of the request of *scope* was read, on the clock of `time.monotonic`.
 
-    None if the application is not served by `WireProtocol`.
+    Return None if the application is not served by `WireProtocol`.
     """
     moment: float | None = scope.get("state", {}).get(_READ_AT)
     return moment
@@ -86,12 +87,12 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def abort(transport: asyncio.Transport) -> None:
-    """Close the connection immediately, without sending what is buffered."""
+    """Close the connection immediately, without sending the data in its write buffer."""
     transport.abort()
 
 
 def cut(transport: asyncio.Transport, data: bytes = b"") -> None:
-    """Write *data* to the connection as it is, and close it with a TCP FIN."""
+    """Write *data* unchanged to the connection, and close the connection with a TCP FIN."""
     if data:
         transport.write(data)
     transport.close()

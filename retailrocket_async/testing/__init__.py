@@ -1,4 +1,4 @@
-"""For the tests of a shop: a client that sends nothing, and records the events that were tracked.
+"""Tools for the tests of a shop: a client that sends nothing, and records the events that the shop tracks.
 
 ::
 
@@ -7,7 +7,7 @@
 
     assert tracked.one(Order).transaction == "T-1"
 
-If the package is installed, pytest has the fixtures `tracked` and `retailrocket_emulator`.
+The package is also a pytest plugin, with the fixtures `tracked` and `retailrocket_emulator`.
 """
 
 from retailrocket_async._runtime.exports import publish

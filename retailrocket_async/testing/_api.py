@@ -1,4 +1,4 @@
-"""An API in memory for the recording client: it accepts every request, unless a fault applies."""
+"""An API in memory for `RecordingClient`. It accepts every request to which no fault applies."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class InMemoryApi:
-    """Answers requests inside the process.
+    """Answers the requests of an HTTP client inside the process, without a network.
 
     Attributes:
-        faults: the pending faults, in order; a request gets the first one that fits it.
+        faults: the pending faults, in order; a request gets the first fault that fits the request.
     """
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
 
     def http_client(self) -> httpx.AsyncClient:
-        """Return a client whose requests this object answers; it has no connections, so it need not be closed."""
+        """Return an HTTP client whose requests this object answers. It opens no connections, and need not be closed."""
         return httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""A client for tests: the real one, with an API in memory, and a list of the events that were tracked."""
+"""A client for tests: the real client with an API in memory, which also lists the tracked events."""
 
 from __future__ import annotations
 
@@ -42,27 +42,31 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Event)
 
 AT_ONCE: Final = Batching(linger=0)
-"""No batch waits for further events."""
+"""The batching of the recording client: no batch waits for further events."""
 
 IMPATIENT: Final = RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)
-"""No waits between attempts, and no more attempts than the failures after which the API counts as down."""
+"""The retries of the recording client: no waits between attempts, and at most 5 attempts.
+
+After five failures in a row the client would consider the API as down, so there are no more attempts.
+"""
 
 
 class RecordingClient(AsyncTrackingClient):
-    """An `AsyncTrackingClient` for tests: nothing leaves the process, and every event that is tracked is recorded.
+    """An `AsyncTrackingClient` for tests: sends nothing out of the process, and records every event that is tracked.
 
-    It is the real client: it validates events, gives receipts, bounds its buffer and closes as usual. Its requests go
-    to an API in memory, which accepts everything unless `fail_with` says otherwise. It needs no credentials, has no
-    request limit, and does not wait. Like the real client it belongs to one event loop, so make a new one for each
-    test. It need not be closed.
+    A recording client validates events, returns receipts, bounds its buffer and closes exactly as the real client. Its
+    requests go to an API in memory, which accepts every request unless `fail_with` was called. A recording client needs
+    no credentials, has no request limit, and does not wait. Like the real client, a recording client belongs to one
+    event loop, so make a new client for each test. It need not be closed.
 
-    An event is recorded when the call that tracks it returns, whatever the method and the thread; an event of `send` or
-    `send_batch`, when it is sent. It is recorded as `before_send` returns it. An event that `before_send` drops is not
-    recorded, and neither is one whose call raises a `UsageError` or a `BufferFullError`.
+    An event is recorded when the call that tracks the event returns, whatever the method and the thread. An event of
+    `send` or `send_batch` is recorded when it is sent. The recorded event is the event that `before_send` returns. An
+    event is not recorded if `before_send` drops the event, or if the call raises a `UsageError` or a `BufferFullError`.
+
+    All arguments have the same meaning as for `AsyncTrackingClient`; only `http_client` is missing.
 
     Args:
-        api_key: default ``"test-api-key"``. All arguments have the meaning that they have for `AsyncTrackingClient`;
-            only `http_client` is missing here.
+        api_key: default ``"test-api-key"``.
         partner_id: default ``"test-partner"``.
         base_url: default ``"http://localhost/1.0/"``; nothing is sent there.
         http2: default False.
@@ -81,10 +85,10 @@ class RecordingClient(AsyncTrackingClient):
         allow_insecure_http: default False.
 
     Raises:
-        ConfigurationError: an argument that cannot work.
+        ConfigurationError: an argument is invalid.
     """
 
-    def __init__(  # noqa: PLR0913 - those of the client
+    def __init__(  # noqa: PLR0913 - the same parameters as those of the client
         self,
         api_key: str | Callable[[], str] | Callable[[], Awaitable[str]] = "test-api-key",
         partner_id: str = "test-partner",
@@ -121,14 +125,14 @@ class RecordingClient(AsyncTrackingClient):
             spool=spool,
             timeout=timeout,
             timestamp_precision=timestamp_precision,
-            # The client refuses anything that is not a plain function.
+            # An argument that is not a plain function is passed on unchanged, because the client refuses it.
             before_send=_recording(before_send) if _is_plain(before_send) else before_send,
             on_outcome=on_outcome,
             on_state_change=on_state_change,
             observer=observer,
             allow_insecure_http=allow_insecure_http,
         )
-        # Events that are left at the end of a test are not reported as lost; see also `__del__`.
+        # If undelivered events are left at the end of a test, they must not be reported as lost; see also `__del__`.
         self._engine.nothing_to_lose()
 
     # --- what was tracked ---------------------------------------------------------------------------------------------
@@ -142,20 +146,20 @@ class RecordingClient(AsyncTrackingClient):
         """Return the recorded events of a class, in order.
 
         Args:
-            event_type: e.g. `View`; `Event` for all.
-            fields: the values that their fields must have, e.g. ``product_id=1``.
+            event_type: the class, e.g. `View`; `Event` for all events.
+            fields: the values that fields of the events must have, e.g. ``product_id=1``.
 
         Raises:
-            TypeError: a field that the class does not have.
+            TypeError: the class does not have one of the fields.
         """
         return matching(self._events, event_type, fields)
 
     def one(self, event_type: type[E], /, **fields: object) -> E:
-        """Return the only recorded event of a class with these values of its fields.
+        """Return the only recorded event of a class whose fields have these values.
 
         Raises:
-            AssertionError: there is none, or more than one; the message shows what was tracked.
-            TypeError: a field that the class does not have.
+            AssertionError: no event matches, or more than one; the message lists tracked events.
+            TypeError: the class does not have one of the fields.
         """
         __tracebackhide__ = True
         found = matching(self._events, event_type, fields)
@@ -164,11 +168,11 @@ class RecordingClient(AsyncTrackingClient):
         return found[0]
 
     def none(self, event_type: type[Event], /, **fields: object) -> None:
-        """Check that no event of a class with these values of its fields was recorded.
+        """Check that no event of a class whose fields have these values was recorded.
 
         Raises:
-            AssertionError: there is one; the message shows what was tracked.
-            TypeError: a field that the class does not have.
+            AssertionError: an event matches; the message lists tracked events.
+            TypeError: the class does not have one of the fields.
         """
         __tracebackhide__ = True
         if matching(self._events, event_type, fields):
@@ -191,22 +195,24 @@ class RecordingClient(AsyncTrackingClient):
     def fail_with(
         self, kind: FaultKind | None = None, *, rejected: type[Event] | str | None = None, **facts: Any
     ) -> None:
-        """Make requests fail from now on. Each call adds a fault, and a request gets the first fault that fits it.
+        """Make requests fail from now on. Each call adds a fault; a request gets the first fault that fits the request.
 
-        Retries and time-outs take no time. Only after a refusal of the key, the shop or the address (401, 403, 404) the
-        client waits: a quarter of a second, seldom two seconds, before the first event is rejected, and up to a tenth
-        of a second before each further request.
+        Retries and time-outs take no time. Only after a refusal of the key, the shop or the address (401, 403, 404)
+        does the client wait: a quarter of a second, seldom two seconds, before it rejects the first event, and up to a
+        tenth of a second before each further request.
 
         Args:
-            kind: ``"status"`` (default), an answer with `status`; ``"connect"``, no connection; ``"reset_after"``, a
-                connection that breaks before the answer has come; ``"stall"``, no answer in time.
-            rejected: a class of events, e.g. `Order`, or its wire name. The API refuses these events (400), and accepts
-                the others of their batch. It excludes the other arguments.
-            facts: ``status``, 200 to 599, default 503; ``times``, how many requests fail, default 1, None for all
-                further ones; ``contains``, a text that the body of a failing request must have, default None.
+            kind: how the requests fail. ``"status"`` (default): the answer has the status `status`. ``"connect"``:
+                there is no connection. ``"reset_after"``: the connection breaks before the answer arrives.
+                ``"stall"``: no answer arrives before the time-out.
+            rejected: a class of events, e.g. `Order`, or its wire name. The API refuses events of this class with 400,
+                and accepts the other events of the batch. No other argument may be given together with `rejected`.
+            facts: further arguments. ``status``: 200 to 599, default 503. ``times``: how many requests fail, default 1;
+                None for all further requests. ``contains``: only requests with this text in the body fail; default
+                None, all requests.
 
         Raises:
-            ConfigurationError: a wrong value, or `rejected` together with other arguments.
+            ConfigurationError: a value is wrong, or `rejected` is given together with other arguments.
         """
         if rejected is None:
             self._api.faults.append(Fault(kind="status" if kind is None else kind, **facts))
@@ -222,50 +228,55 @@ class RecordingClient(AsyncTrackingClient):
     # --- the client's own, recorded -----------------------------------------------------------------------------------
 
     async def track(self, event: Event) -> Receipt:
-        """Track an event as `AsyncTrackingClient.track`, and record it."""
+        """Track an event as `AsyncTrackingClient.track` does, and record the event."""
         with _chosen_into([]) as chosen:
             receipt = await super().track(event)
         self._events += chosen
         return receipt
 
     def track_nowait(self, event: Event) -> Receipt:
-        """Track an event as `AsyncTrackingClient.track_nowait`, and record it."""
+        """Track an event as `AsyncTrackingClient.track_nowait` does, and record the event."""
         with _chosen_into([]) as chosen:
             receipt = super().track_nowait(event)
         self._events += chosen
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
-        """Track events as `AsyncTrackingClient.track_many`, and record each of them."""
-        # One by one, since with a spool the client writes many events together, without calling `track`.
+        """Track events as `AsyncTrackingClient.track_many` does, and record each event."""
+        # Events are tracked one by one, because with a spool the client's own `track_many` does not call `track`.
         if isinstance(events, AsyncIterable):
             return [await self.track(event) async for event in events]
         return [await self.track(event) for event in events]
 
     async def send(self, event: Event) -> Delivered:
-        """Send an event as `AsyncTrackingClient.send`, and record it."""
+        """Send an event as `AsyncTrackingClient.send` does, and record the event."""
         with self._sending():
             return await super().send(event)
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
-        """Send events as `AsyncTrackingClient.send_batch`, and record them."""
+        """Send events as `AsyncTrackingClient.send_batch` does, and record the events."""
         with self._sending():
             return await super().send_batch(events)
 
     @contextmanager
     def _sending(self) -> Generator[None]:
-        """Record the events of the call in the block before it awaits the answer, since others may track meanwhile."""
+        """Record the events that the block sends, before the block awaits the answer.
+
+        Other tasks may track events while the block waits, so a later recording would change the order.
+        """
         before = len(self._events)
         try:
             with _chosen_into(self._events):
                 yield
         except UsageError:
-            # Raised before the first await, so that the recorded events after `before` are those of this call.
+            # A UsageError is raised before the first await, so the events recorded since `before` are those of this
+            # call.
             del self._events[before:]
             raise
 
     def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
-        # A handle calls this in its thread. The event is recorded in the loop, after it was accepted.
+        # A `ThreadsafeHandle` calls this method in its own thread. The returned coroutine runs in the event loop, and
+        # records the event after the engine has accepted the event.
         with _chosen_into([]) as chosen:
             accept = super()._prepared(event)
 
@@ -277,7 +288,7 @@ class RecordingClient(AsyncTrackingClient):
         return accept_and_record
 
     def __del__(self) -> None:
-        # No warning about lost events: a test may end with an open client.
+        # The base class warns about lost events. A recording client does not, because a test may leave a client open.
         pass
 
     def __repr__(self) -> str:
@@ -298,7 +309,7 @@ class _Unlimited:
 
 
 _chosen: ContextVar[list[Event] | None] = ContextVar("_chosen", default=None)
-"""The list that collects the events of the current call, as `before_send` returns them."""
+"""The list to which the events of the current call are added, as `before_send` returns these events."""
 
 
 @contextmanager
@@ -315,10 +326,11 @@ def _is_plain(hook: object) -> bool:
 
 
 def _recording(before_send: Callable[[Event], Event | None] | None) -> Callable[[Event], Event | None]:
-    """Return a `before_send` that calls the user's and adds the event that it returns to the list of `_chosen`."""
+    """Return a hook that calls the user's `before_send`, and adds the returned event to the list in `_chosen`."""
 
     def record(event: Event) -> Event | None:
-        # If the hook raises, or returns something that is not an event, the client sends the event unchanged.
+        # If the user's hook raises, or returns an object that is not an event, the client sends the original event, so
+        # the original event is recorded.
         chosen: object = event
         try:
             chosen = result = event if before_send is None else before_send(event)

@@ -1,4 +1,4 @@
-"""A fault of the API in memory: how a request fails, and which requests it applies to."""
+"""A fault of the API in memory: how requests fail, and which requests fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 from retailrocket_async import EVENT_TYPES, ConfigurationError, Event
 
 FaultKind: TypeAlias = Literal["status", "connect", "reset_after", "stall"]
-"""How a request fails. The names are the emulator's, except ``"connect"``, which a running emulator cannot do."""
+"""How a request fails. The emulator has the same names except ``"connect"``: a running emulator always listens."""
 
 _ERRORS: Final[dict[FaultKind, type[httpx.TransportError]]] = {
     "connect": httpx.ConnectError,
@@ -22,14 +22,14 @@ _ERRORS: Final[dict[FaultKind, type[httpx.TransportError]]] = {
 
 @attrs.define(kw_only=True)
 class Fault:
-    """How requests fail; see `RecordingClient.fail_with`.
+    """Says how requests fail, and which requests fail; see `RecordingClient.fail_with`.
 
     Attributes:
-        kind: how they fail.
-        status: the answer of kind ``"status"``.
-        times: how many further requests it applies to; None for an unlimited number.
-        contains: apply only to requests with this text in the body; None for any.
-        event_name: apply only to requests with an event of this name; None for any.
+        kind: how the requests fail.
+        status: the status of the answer for kind ``"status"``.
+        times: the number of requests that still fail; None for an unlimited number.
+        contains: the fault applies only to requests with this text in the body; None for all requests.
+        event_name: the fault applies only to requests with an event of this name; None for all requests.
     """
 
     kind: FaultKind = "status"
@@ -50,7 +50,7 @@ class Fault:
 
     @classmethod
     def refusal_of(cls, event: object) -> Fault:
-        """Return a fault that refuses all events of a class, or of a wire name, with 400."""
+        """Return a fault that refuses all events of a class with 400; `event` is the class or its wire name."""
         name: object = event
         if isinstance(event, type) and issubclass(event, Event):
             name = event.wire_name
@@ -61,13 +61,13 @@ class Fault:
         return cls(status=400, times=None, event_name=name)
 
     def fits(self, request: httpx.Request) -> bool:
-        """Whether the fault applies to this request."""
+        """Return whether the fault applies to a request."""
         if self.contains is not None and self.contains.encode() not in request.content:
             return False
         return self.event_name is None or self.event_name in _event_names(request)
 
     def answer(self) -> httpx.Response:
-        """Return the answer of kind ``"status"``; for other kinds, raise the error that httpx would raise."""
+        """Return the answer if the kind is ``"status"``; otherwise raise the error that httpx would raise."""
         if self.kind == "status":
             return httpx.Response(self.status, json={})
         raise _ERRORS[self.kind](f"the fault {self.kind!r} of a test")

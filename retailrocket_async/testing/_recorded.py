@@ -1,4 +1,4 @@
-"""Finds events among the recorded ones, and describes the recorded ones if an assertion fails."""
+"""Searches the recorded events, and describes the recorded events if an assertion of a test fails."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def complaint(expected: str, events: Sequence[Event], event_type: type[Event], f
     Args:
         expected: how many events were expected, e.g. ``"exactly one"``.
         events: all recorded events.
-        event_type: the class that was looked for.
-        fields: the wanted values.
+        event_type: the class of the expected events.
+        fields: the values that the fields of the expected events have.
     """
     wanted = f"{event_type.__name__}({', '.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
     found = matching(events, event_type, fields)
@@ -66,20 +66,20 @@ def _check(event_type: object, fields: Mapping[str, object]) -> None:
         raise TypeError(f"look for an event class, e.g. View, not {event_type!r}")
     classes = [cls for cls in (*EVENT_TYPES.values(), CustomEvent) if issubclass(cls, event_type)]
     known = {field.name for cls in (event_type, *classes) for field in attrs.fields(cls)}
-    # With a mistyped field every event would differ, and `none` would pass.
+    # No event has a field with a mistyped name, so without this check `RecordingClient.none` would always pass.
     if unknown := sorted(fields.keys() - known):
         raise TypeError(f"{event_type.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
 def _differences(event: Event, fields: Mapping[str, object]) -> list[str]:
-    """Return the differences from the wanted values, e.g. ``["quantity is 1, not 2"]``."""
+    """Return how an event's fields differ from the wanted values, e.g. ``["quantity is 1, not 2"]``."""
     differing: list[str] = []
     for name, wanted in fields.items():
         if not hasattr(event, name):
             differing.append(f"no {name}")
             continue
         value = cast("object", getattr(event, name))
-        # Events store a list of ids as a tuple.
+        # An event stores a list of ids as a tuple, so a tuple is compared as a list, too.
         if wanted not in (value, _as_list(value)):
             differing.append(f"{name} is {_shown(value)}, not {_shown(wanted)}")
     return differing
@@ -90,7 +90,11 @@ def _as_list(value: object) -> object:
 
 
 def _described(event: Event, fields: Mapping[str, object]) -> str:
-    """Return an event's short form: no absent fields, the visitor last, the timestamp only if it was asked for."""
+    """Return a short text for an event.
+
+    The text leaves out fields without a value, and shows the visitor last. It shows the timestamp only if `fields` has
+    a wanted timestamp.
+    """
     values_by_name = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
     values_by_name |= {name: values_by_name.pop(name) for name in ("session_external_id",) if name in values_by_name}
     if "timestamp" not in fields:

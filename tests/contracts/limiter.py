@@ -1,4 +1,4 @@
-"""The contract of every limiter; the tests of each implementation inherit `LimiterContract`."""
+"""Tests that every implementation of a limiter must pass; the test class of each implementation inherits them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROUNDING = 1e-6
-"""Seconds: far above the rounding of floats, far below any time that matters to a limit."""
+"""Tolerance in seconds, larger than the rounding of floats and much smaller than any time that matters to a limit."""
 
 
 def worst_window(times: Iterable[float], per: float) -> int:
@@ -32,28 +32,28 @@ def worst_window(times: Iterable[float], per: float) -> int:
 
 
 class LimiterContract(abc.ABC):
-    """The tests. An implementation defines `make` and, if it needs real time, `run` and `per`."""
+    """Tests a limiter. A subclass defines `make` and, if the limiter needs real time, also `run` and `per`."""
 
     per: float = 1.0
-    """The window's length that the tests use, in seconds."""
+    """The length of the limit's window in these tests, in seconds."""
 
     lateness: float = 0.0
-    """Seconds by which a real machine may be late; a virtual clock is never."""
+    """Seconds that a real machine may be late; 0 for a virtual clock, which is never late."""
 
     @abc.abstractmethod
     def make(self, rate_limit: RateLimit) -> Limiter:
         """Return a new limiter that keeps `rate_limit`."""
 
     def run(self, test: Coroutine[Any, Any, T]) -> T:
-        """Run `test` on an event loop of its own."""
+        """Run the coroutine `test` on a new event loop."""
         return virtual_time.run(test)
 
     def limit(self, requests: int, *, burst: int = 1) -> RateLimit:
-        """Return a limit with the window of these tests."""
+        """Return a limit of `requests` in a window of `per` seconds."""
         return RateLimit(requests=requests, per=self.per, burst=burst)
 
     def test_is_a_limiter(self) -> None:
-        """It has the protocol's methods."""
+        """The limiter has all methods of the protocol `Limiter`."""
         assert isinstance(self.make(self.limit(10)), Limiter)
 
     def test_first_request_does_not_wait(self) -> None:
@@ -66,7 +66,7 @@ class LimiterContract(abc.ABC):
         self.run(test())
 
     def test_window_is_never_overfull(self) -> None:
-        """No window holds more requests than the limit allows, however many callers there are."""
+        """If many callers wait, no window contains more requests than the limit allows."""
         limit = self.limit(10, burst=2)
 
         async def test() -> list[float]:
@@ -76,7 +76,7 @@ class LimiterContract(abc.ABC):
         assert worst_window(self.run(test()), self.per) <= limit.requests
 
     def test_every_waiter_is_granted(self) -> None:
-        """Waiters are granted at about the pace of the limit."""
+        """If many callers wait, all of them get a permit, at about the pace of the limit."""
         limit = self.limit(10, burst=2)
 
         async def test() -> list[float]:
@@ -84,11 +84,11 @@ class LimiterContract(abc.ABC):
             return await asyncio.gather(*(take(limiter) for _ in range(35)))
 
         times = self.run(test())
-        # 35 requests fill three windows and a half.
+        # 35 requests fill three and a half windows, so they take at most four.
         assert max(times) - min(times) <= 4 * (limit.per + limit.jitter) + self.lateness
 
     def test_first_come_first_served(self) -> None:
-        """Waiters are granted in the order of their calls."""
+        """If several callers wait, they get permits in the order of their calls."""
 
         async def test() -> list[int]:
             limiter = self.make(self.limit(10))
@@ -106,7 +106,7 @@ class LimiterContract(abc.ABC):
         assert list(range(20)) == self.run(test())
 
     def test_cancelled_waiters_block_nobody(self) -> None:
-        """A waiter behind cancelled waiters is granted as if they had never called."""
+        """If all earlier waiters are cancelled, the next waiter gets a permit as if they had never called."""
 
         async def test() -> float:
             limiter = self.make(self.limit(4))
@@ -121,7 +121,7 @@ class LimiterContract(abc.ABC):
         assert self.run(test()) < self.per * 0.75 + self.lateness
 
     def test_pause_holds_new_callers(self) -> None:
-        """Nothing is granted before the end of a pause."""
+        """If a request is made during a pause, it gets no permit before the end of the pause."""
 
         async def test() -> float:
             limiter = self.make(self.limit(10))
@@ -132,7 +132,7 @@ class LimiterContract(abc.ABC):
         assert self.run(test()) >= 0.0
 
     def test_pause_holds_waiters(self) -> None:
-        """A pause also holds back waiters that called before it began."""
+        """If a caller waits when a pause begins, the caller gets no permit before the end of the pause."""
 
         async def test() -> float:
             limiter = self.make(self.limit(4))
@@ -147,7 +147,7 @@ class LimiterContract(abc.ABC):
 
     @pytest.mark.parametrize("second", [0.0, 0.5, -1.0])
     def test_pause_is_never_shortened(self, second: float) -> None:
-        """An earlier deadline leaves a later one as it is."""
+        """If a second pause has an earlier end than the first, the later end remains."""
 
         async def test() -> float:
             limiter = self.make(self.limit(10))
@@ -159,7 +159,7 @@ class LimiterContract(abc.ABC):
         assert self.run(test()) >= self.per
 
     def test_pause_ends(self) -> None:
-        """Once a pause is over, requests leave again."""
+        """When a pause is over, requests get permits again."""
 
         async def test() -> None:
             limiter = self.make(self.limit(10))
@@ -176,7 +176,7 @@ def now() -> float:
 
 
 async def take(limiter: Limiter) -> float:
-    """Make a request that is written and answered in no time; return when it was granted."""
+    """Take a permit for a request that is sent and answered immediately; return the time at which it was granted."""
     permit = await limiter.acquire()
     at = now()
     if permit is not None:

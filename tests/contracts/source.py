@@ -1,4 +1,4 @@
-"""The contract of every source; the tests of each broker inherit `SourceContract`, and run it on the real broker.
+"""Tests that every source must pass; the test class of each broker inherits them, and runs them on the real broker.
 
 ::
 
@@ -7,7 +7,7 @@
         async def make(self, name="relay-1", lease=None): ...
         async def publish(self, bodies): ...
 
-`self.source(...)` returns an open source, and closes it at the test's end.
+`self.source(...)` returns an open source, which is closed at the end of the test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BODIES = [
 
 
 def numbered(count: int, first: int = 0) -> list[bytes]:
-    """Return `count` different envelopes."""
+    """Return `count` envelopes with the numbers `first`, `first` + 1, and so on."""
     return [b'{"view":{"sessionExternalId":"a","productId":%d}}' % number for number in range(first, first + count)]
 
 
@@ -44,27 +44,27 @@ def bodies_of(messages: Sequence[Message]) -> list[bytes]:
 
 
 class SourceContract(abc.ABC):
-    """The tests. Attributes say in which points a broker promises less than the others."""
+    """Tests a source. A subclass sets attributes if its broker promises less than others."""
 
     lease: float | None = 1.0
-    """Seconds of lease that the tests use; None if a message stays with its relay as long as that is connected."""
+    """The lease in seconds; None if a relay keeps its messages as long as the relay is connected."""
 
     patience: float = 20.0
-    """Seconds after which a test gives up waiting: above the broker's own time-outs on a slow machine."""
+    """Seconds after which a waiting test fails: more than the broker's own time-outs on a slow machine."""
 
     settles_each: bool = True
-    """Whether messages are settled one by one; False if only all below an offset can be settled (Kafka)."""
+    """Whether single messages can be settled; False if only all messages below an offset can be settled (Kafka)."""
 
     keeps_dead_once: bool = True
-    """Whether a message that is settled as dead twice, as after a lost answer, is one dead letter."""
+    """Whether a message that is settled as dead twice, as after a lost answer, becomes only one dead letter."""
 
     @abc.abstractmethod
     async def make(self, name: str = "relay-1", lease: float | None = None) -> Any:
-        """Return a new source of this test's stream and group, not open.
+        """Return a new source of this test's stream and group; the source is not open.
 
         Args:
-            name: the relay's name; the same name again is the same relay after a restart.
-            lease: seconds; None for `self.lease`.
+            name: the relay's name. Two sources with the same name are one relay before and after a restart.
+            lease: the lease in seconds; None for `self.lease`.
         """
 
     @abc.abstractmethod
@@ -72,7 +72,7 @@ class SourceContract(abc.ABC):
         """Publish messages to this test's stream, in order."""
 
     async def crash(self, source: Any) -> None:
-        """End a source as a killed process would: nothing is settled, and nothing given back."""
+        """Close a source as if its process were killed: messages are neither settled nor released."""
         await source.aclose()
         self._sources.remove(source)
 
@@ -86,14 +86,14 @@ class SourceContract(abc.ABC):
             await source.aclose()
 
     async def source(self, name: str = "relay-1", lease: float | None = None) -> Any:
-        """Return a source that is open, and closed at the test's end."""
+        """Return an open source, which is closed at the end of the test."""
         source = await self.make(name, lease if lease is not None else self.lease)
         self._sources.append(source)
         await source.open()
         return source
 
     async def collect(self, source: Any, count: int, most: int = 500) -> list[Message]:
-        """Fetch until there are `count` messages."""
+        """Fetch until `count` messages have arrived, at most `most` in one fetch; return the messages."""
         found: list[Message] = []
         async with asyncio.timeout(self.patience):
             while len(found) < count:
@@ -101,7 +101,7 @@ class SourceContract(abc.ABC):
         return found
 
     async def all_of(self, source: Any, bodies: Sequence[bytes]) -> list[Message]:
-        """Fetch until every one of `bodies` has come at least once."""
+        """Fetch until each of `bodies` has arrived at least once; return the messages."""
         found: list[Message] = []
         async with asyncio.timeout(self.patience):
             while set(bodies_of(found)) < set(bodies):
@@ -109,20 +109,20 @@ class SourceContract(abc.ABC):
         return found
 
     async def nothing_left(self, source: Any, seconds: float = 0.3) -> None:
-        """Assert that for a while nothing is handed out."""
+        """Check that a fetch of `seconds` returns no message."""
         assert list(await source.fetch(500, seconds)) == []
 
     # --- fetching ---
 
     async def test_is_a_source(self) -> None:
-        """It is a `Source`, and a `DeadLetters`."""
+        """The source has the methods of `Source` and of `DeadLetters`, and the lease that it was made with."""
         source = await self.source()
         assert isinstance(source, Source)
         assert isinstance(source, DeadLetters)
         assert source.lease == self.lease
 
     async def test_hands_out_what_was_there_before(self) -> None:
-        """Messages that were published before the first relay ran are handed out, in order and byte for byte."""
+        """If messages are published before the first relay starts, the relay gets them unchanged and in order."""
         await self.publish(BODIES)
         found = await self.collect(await self.source(), len(BODIES))
 
@@ -132,7 +132,7 @@ class SourceContract(abc.ABC):
         assert all(message.deliveries >= 1 for message in found)
 
     async def test_tells_when_it_was_published(self) -> None:
-        """The time of publication, if the broker reports it, is a time of the real clock."""
+        """If the broker reports when a message was published, this is the time on the real clock."""
         before = time.time()
         await self.publish(numbered(1))
         [message] = await self.collect(await self.source(), 1)
@@ -140,7 +140,7 @@ class SourceContract(abc.ABC):
         assert message.published_at is None or before - 2.0 <= message.published_at <= time.time() + 2.0
 
     async def test_never_more_than_asked_for(self) -> None:
-        """No fetch returns more than `most`, and together they return all, in order."""
+        """No fetch returns more than `most` messages, and all fetches together return all messages in order."""
         await self.publish(numbered(50))
         source = await self.source()
         found: list[Message] = []
@@ -153,14 +153,14 @@ class SourceContract(abc.ABC):
         assert bodies_of(found) == numbered(50)
 
     async def test_waits_in_vain(self) -> None:
-        """Without messages a fetch returns nothing after its wait."""
+        """If there are no messages, a fetch returns an empty list after its wait."""
         source = await self.source()
         async with asyncio.timeout(self.patience):
             assert list(await source.fetch(10, 0.0)) == []
             assert list(await source.fetch(10, 0.2)) == []
 
     async def test_is_woken(self) -> None:
-        """A message that is published while a fetch waits ends the wait."""
+        """If a message is published while a fetch waits, the fetch returns the message at once."""
         source = await self.source()
         fetch = asyncio.create_task(source.fetch(10, 10 * self.patience))
         await asyncio.sleep(0.1)
@@ -169,7 +169,7 @@ class SourceContract(abc.ABC):
             assert bodies_of(await fetch) == numbered(1)
 
     async def test_many_in_order(self) -> None:
-        """Thousands of messages come in order, each once."""
+        """If thousands of messages are published, each is handed out once, in order."""
         await self.publish(numbered(3000))
         source = await self.source()
         found: list[Message] = []
@@ -182,7 +182,7 @@ class SourceContract(abc.ABC):
         assert bodies_of(found) == numbered(3000)
 
     async def test_large_message(self) -> None:
-        """A message of half a MiB is handed out unchanged."""
+        """If a message has half a MiB, it is handed out unchanged."""
         body = b'{"search":{"sessionExternalId":"a","searchPhrase":"%b"}}' % (b"x" * 500_000)
         await self.publish([body])
         [message] = await self.collect(await self.source(), 1)
@@ -190,7 +190,7 @@ class SourceContract(abc.ABC):
         assert message.body == body
 
     async def test_cancelled_fetch_loses_nothing(self) -> None:
-        """Fetches that are cancelled at any moment lose no message, even without a restart."""
+        """If fetches are cancelled at any moment, all messages are still handed out, even without a restart."""
         source = await self.source()
         found: list[Message] = []
         for round_ in range(20):
@@ -211,7 +211,7 @@ class SourceContract(abc.ABC):
     # --- settling ---
 
     async def test_settled_is_gone(self) -> None:
-        """A settled message is never handed out again, neither to its relay, restarted or not, nor to another."""
+        """If a message is settled, it is not handed out again after a restart of the relay."""
         await self.publish(numbered(10))
         source = await self.source()
         await source.settle(await self.collect(source, 10), [])
@@ -222,11 +222,11 @@ class SourceContract(abc.ABC):
         assert bodies_of(await self.collect(await self.source(), 1)) == numbered(1, first=10)
 
     async def test_settling_nothing(self) -> None:
-        """Settling no messages does nothing."""
+        """If no messages are given, settling does nothing."""
         await (await self.source()).settle([], [])
 
     async def test_settling_twice(self) -> None:
-        """Settling messages a second time, as after a lost answer, changes nothing."""
+        """If messages are settled a second time, as after a lost answer, nothing changes."""
         await self.publish(numbered(4))
         source = await self.source()
         done = await self.collect(source, 4)
@@ -237,7 +237,7 @@ class SourceContract(abc.ABC):
         assert len(await source.list_dead(10)) == 1
 
     async def test_unsettled_comes_again(self) -> None:
-        """Messages that were handed out and not settled before a crash are handed out after the restart, and first."""
+        """If a relay crashes, its unsettled messages are handed out after the restart, before newer messages."""
         await self.publish(numbered(10))
         source = await self.source()
         found = await self.collect(source, 10)
@@ -251,7 +251,7 @@ class SourceContract(abc.ABC):
         assert bodies_of(again) == left + numbered(2, first=10)
 
     async def test_settling_out_of_order(self) -> None:
-        """Messages settled in any order, some of them dead, are all settled in the end."""
+        """If messages are settled in any order, some of them as dead, all of them are settled in the end."""
         await self.publish(numbered(9))
         source = await self.source()
         found = await self.collect(source, 9)
@@ -267,7 +267,7 @@ class SourceContract(abc.ABC):
     # --- leases ---
 
     async def test_another_takes_over(self) -> None:
-        """The unsettled messages of a relay that has ended are handed to another one, once their lease is over."""
+        """If a relay has crashed, another relay gets the unsettled messages when their lease is over."""
         await self.publish(numbered(10))
         first = await self.source("relay-1")
         found = await self.collect(first, 10)
@@ -278,7 +278,7 @@ class SourceContract(abc.ABC):
         assert set(bodies_of(again)) == set(numbered(6, first=4))
 
     async def test_takes_over_at_about_the_end_of_the_lease(self) -> None:
-        """A message that is not extended is handed to another relay about when its lease is over, and not before."""
+        """If a lease is not extended, another relay gets the message soon after the end of the lease, not before."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         clock = asyncio.get_running_loop().time
@@ -291,11 +291,11 @@ class SourceContract(abc.ABC):
         await self.all_of(second, numbered(5))
 
         assert clock() - began >= 0.9 * self.lease
-        # A source looks for what has ended every half lease; a slow machine has some seconds more.
+        # A source looks for expired leases every half lease. A slow machine gets two seconds more.
         assert clock() - ended <= 1.6 * self.lease + 2.0
 
     async def test_extended_stays(self) -> None:
-        """A message whose lease is extended in time is handed to no other relay."""
+        """If a lease is extended in time, no other relay gets the message."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         await self.publish(numbered(10))
@@ -310,7 +310,7 @@ class SourceContract(abc.ABC):
         await self.nothing_left(second, 1.2 * self.lease)
 
     async def test_extending_takes_nothing_back(self) -> None:
-        """Extending a message that another relay has taken over does not take it back."""
+        """If another relay has taken over a message, extending the lease does not take the message back."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         await self.publish(numbered(5))
@@ -326,7 +326,7 @@ class SourceContract(abc.ABC):
         await self.nothing_left(second, 1.2 * self.lease)
 
     async def test_extending_nothing(self) -> None:
-        """Extending no messages does nothing, whether or not messages are handed out."""
+        """If no messages are given, extending leases does nothing, whether or not messages are handed out."""
         source = await self.source()
         await source.extend([])
         await self.publish(numbered(1))
@@ -334,7 +334,7 @@ class SourceContract(abc.ABC):
         await source.extend([])
 
     async def test_extending_while_fetching(self) -> None:
-        """Leases can be extended, and the lag read, while a fetch waits."""
+        """While a fetch waits, leases can be extended and the lag can be read."""
         await self.publish(numbered(3))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -346,7 +346,7 @@ class SourceContract(abc.ABC):
             assert bodies_of(await fetch) == numbered(1, first=3)
 
     async def test_released_is_there_for_another(self) -> None:
-        """A message that a relay gives back at its end is handed to another one."""
+        """If a relay releases messages before it ends, another relay gets these messages."""
         await self.publish(numbered(6))
         first = await self.source("relay-1")
         found = await self.collect(first, 6)
@@ -358,7 +358,7 @@ class SourceContract(abc.ABC):
         assert set(bodies_of(again)) == set(numbered(4, first=2))
 
     async def test_opened_again(self) -> None:
-        """A source that is opened again, as after a failure, hands out the messages that it had not, and none twice."""
+        """If an open source is opened again, as after a failure, it hands out the remaining messages, none twice."""
         await self.publish(numbered(6))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -372,7 +372,7 @@ class SourceContract(abc.ABC):
     # --- lag ---
 
     async def test_lag(self) -> None:
-        """The lag, if the broker reports it, counts the messages that wait and those that are handed out."""
+        """If the broker reports the lag, the lag counts waiting messages and handed-out messages."""
         source = await self.source()
         await self.publish(numbered(10))
         found = await self.collect(source, 4, most=4)
@@ -385,7 +385,7 @@ class SourceContract(abc.ABC):
     # --- dead letters ---
 
     async def test_dead_letters_tell(self) -> None:
-        """A dead letter holds the message, its id and the reason, and is not handed out again."""
+        """If a message is settled as dead, a dead letter has its body, its id and the reason, and is not handed out."""
         await self.publish(BODIES)
         source = await self.source()
         found = await self.collect(source, len(BODIES))
@@ -403,7 +403,7 @@ class SourceContract(abc.ABC):
         assert all(before - 2.0 <= letter.died_at <= time.time() + 2.0 for letter in letters)
 
     async def make_dead(self, source: Any, count: int) -> list[bytes]:
-        """Make dead letters, and return their bodies, oldest first."""
+        """Publish `count` messages and settle them as dead; return their bodies, oldest first."""
         await self.publish(numbered(count))
         found = await self.collect(source, count)
         for message in found:
@@ -411,7 +411,7 @@ class SourceContract(abc.ABC):
         return bodies_of(found)
 
     async def test_dead_letters_are_listed_oldest_first(self) -> None:
-        """The list begins with the oldest dead letter, is no longer than asked for, and removes none."""
+        """Listing dead letters returns at most the wanted number, oldest first, and removes no dead letter."""
         source = await self.source()
         dead = await self.make_dead(source, 5)
 
@@ -419,7 +419,7 @@ class SourceContract(abc.ABC):
         assert bodies_of(await source.list_dead(100)) == dead
 
     async def test_dead_letters_are_replayed(self) -> None:
-        """The oldest dead letters are published again unchanged, and are dead letters no longer."""
+        """If dead letters are replayed, the oldest are published again unchanged, and removed from the dead letters."""
         source = await self.source()
         dead = await self.make_dead(source, 5)
 
@@ -431,7 +431,7 @@ class SourceContract(abc.ABC):
         assert await source.replay_dead(10) == 0
 
     async def test_dead_letters_are_purged(self) -> None:
-        """The oldest dead letters are removed for good."""
+        """If dead letters are purged, the oldest are removed, and their messages are not handed out again."""
         source = await self.source()
         dead = await self.make_dead(source, 5)
 

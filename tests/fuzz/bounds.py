@@ -1,19 +1,20 @@
-"""Time and memory that hostile input may take: measured on every large case, at two sizes.
+"""Checks the time and the memory that functions need for large hostile input.
 
 ::
 
     python -m tests.fuzz.bounds [MEGABYTES]
 
-Each door is opened once for each case of 2.5 and of 10 MB. Three things must hold, none of which depends on what else
-the machine does, as processor time counts and not time on the clock:
+A door is a function that reads data from outside. Each door reads each large case of `tests.fuzz.cases` in two sizes,
+2.5 MB and 10 MB by default. The time is processor time, so the results do not depend on other processes. Three bounds
+must hold:
 
-- at most `DOORS[...]` microseconds for each byte, several times what a slow machine takes;
-- four times the input takes at most `WORSE` times four times as long: the time grows with the input, not with its
-  square, on whatever machine;
-- at most `MEMORY` bytes for each byte of the input. orjson takes 12 before it has read anything, and an empty list of
-  three bytes becomes an object of 56 and a place in another.
+- A door takes at most `DOORS[...]` microseconds for each byte, which is several times what a slow machine needs.
+- Four times the input takes at most `WORSE` times four times as long. So the time grows in proportion to the input and
+  not to its square, on any machine.
+- A door takes at most `MEMORY` bytes of memory for each byte of the input, plus `SLACK`. orjson takes 12 before it has
+  read anything, and turns an empty list of three bytes into an object of 56 bytes and a pointer.
 
-It takes five minutes, so it belongs to the session ``fuzz`` and not to the tests.
+The check takes five minutes, so it is a part of the nox session ``fuzz`` and not of the tests.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
 WORSE = 3
 MEMORY = 40
 SLACK = 2 * 1024 * 1024
-"""Bytes of memory that any input may take."""
+"""Bytes of memory that a door may take in addition, whatever the size of the input."""
 
 _TINY = 0.2
-"""Seconds; what takes less says nothing about growth."""
+"""Seconds. A shorter time is too inexact to compare the times of two sizes."""
 
 _CODEC = Codec()
 _ROW = Clickstream(9.9, 2).event
@@ -72,16 +73,16 @@ def _file(data: bytes) -> None:
 
 DOORS: dict[str, tuple[float, Callable[[bytes], object]]] = {
     "decode": (1, lambda data: _CODEC.decode(data, allow_custom=True)),
-    "lines": (4, _lines),  # a line of one letter is an entry of its own
+    "lines": (4, _lines),  # each line makes an object, even a line of one letter
     "lines in pieces": (4, lambda data: _lines(data, 8)),
     "row": (1, _ROW),
-    "file": (4, _file),  # gzip reads a name byte by byte
+    "file": (4, _file),  # the gzip module reads a file name byte by byte
     "judge": (1, lambda data: judged("/1.0/visitorEvents", data, allow_unknown=True)),
     "judge of ids": (1, lambda data: judged("/1.0/groupView", data.partition(b":")[2][:-1], allow_unknown=True)),
     "header": (1, lambda data: parse_retry_after(data.decode("latin-1"), now=_NOW)),
     "base url": (1, lambda data: checked_base_url(data.decode("latin-1"), allow_insecure=True)),
 }
-"""What is measured, and the microseconds that it may take for each byte."""
+"""The doors by name, each with the microseconds that it may take for each byte."""
 
 
 def _opened(door: Callable[[bytes], object], data: bytes) -> None:
@@ -106,7 +107,7 @@ def _bytes(door: Callable[[bytes], object], data: bytes) -> int:
 
 
 def complaints(name: str, case: str, size: int) -> list[str]:
-    """Return what the door `name` takes too much of, for a case of `size` bytes and a quarter of it."""
+    """Measure a door on a case of `size` bytes and of a quarter of that; return a message for each exceeded bound."""
     allowed, door = DOORS[name]
     small, large = LARGE[case](size // 4), LARGE[case](size)
     briefly, long = _seconds(door, small), _seconds(door, large)
@@ -122,7 +123,7 @@ def complaints(name: str, case: str, size: int) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure all, tell what is too much, and return the exit status."""
+    """Measure all doors on all cases, print a line for each exceeded bound, and return the exit status."""
     size = int(float(arguments[0]) * 1e6) if arguments else 10_000_000
     told = [each for name in DOORS for case in LARGE for each in complaints(name, case, size)]
     print("\n".join([*told, f"{len(DOORS)} doors, {len(LARGE)} cases of {size:,} bytes: {len(told)} too much"]))  # noqa: T201

@@ -1,6 +1,6 @@
-"""Nasty inputs that everyone knows: each is fed to every target, whatever that one expects.
+"""Well-known hostile inputs. Each is passed to every target, whatever kind of input the target expects.
 
-A case is made when it is asked for, of about `size` bytes where its size is what makes it nasty.
+`SMALL` has inputs as bytes. `LARGE` has functions that take a size in bytes and return an input of about that size.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ SMALL: dict[str, bytes] = {
     **{f"{name}: {kind}": made(text) for name, made in CONTEXTS.items() for kind, text in TEXTS.items()},
     **{f"nothing in {name}": b'{"%b":{}}' % name.encode() for name in EVENT_TYPES},
 }
-"""Cases by name, of a few hundred bytes; a fuzzer starts from these."""
+"""Inputs by name, most of them of a few hundred bytes. The fuzzer starts from these inputs."""
 
 
 def _repeated(text: bytes, size: int) -> bytes:
@@ -188,4 +188,4 @@ LARGE: dict[str, Case] = {
     "steps": lambda size: b"https://a" + _repeated(b"/..", size),
     "percents": lambda size: b"https://a/" + _repeated(b"%", size),
 }
-"""Cases by name that are nasty for their size."""
+"""Inputs by name that are hostile because they are large; each value makes an input of about a given size."""

@@ -1,7 +1,7 @@
-"""Values and texts made from bytes: what a fuzzer's mutations of the bytes turn into.
+"""Makes Python values and JSON texts from the bytes that a fuzzer provides.
 
-Random bytes are hardly ever JSON, and never a `Decimal`. A `Draw` reads decisions off the bytes instead, one after the
-other, so that every input stands for something, and a small change of it for something similar.
+Random bytes are hardly ever JSON, and never a `Decimal`. So a `Draw` takes the bytes as a sequence of decisions about
+the value to make. Every input then makes some value, and a small change of the input makes a similar value.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from tests.support.strategies import (
 T = TypeVar("T")
 
 NESTING = 4
-"""Levels that a drawn value may have; deeper ones are among the fixed cases."""
+"""The most levels of nesting in a value. Deeper values are among the fixed inputs in `tests.fuzz.cases`."""
 
 
 class Draw:
-    """Decisions read off `data`; the first of all choices once it is used up."""
+    """Takes the bytes of `data` as a sequence of decisions. When `data` is used up, all further bytes are 0."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -51,24 +51,24 @@ class Draw:
         return choices[self.byte() % len(choices)]
 
     def chance(self, one_in: int) -> bool:
-        """Return True about once in so many draws."""
+        """Return True in about one of `one_in` calls."""
         return self.byte() % one_in == 1
 
     def bytes(self) -> bytes:
-        """Return a few of the next bytes."""
+        """Return up to 63 of the next bytes."""
         size = self.byte() % 64
         at, self._at = self._at, self._at + size
         return self._data[at : self._at]
 
     def text(self) -> str:
-        """Return a short text of any characters, lone surrogates too."""
+        """Return a short text of any characters, which may include lone surrogates."""
         data, kind = self.bytes(), self.byte() % 3
         if kind == 2:
             return data[: len(data) // 2 * 2].decode("utf-16-le", "surrogatepass" if self.chance(2) else "replace")
         return data.decode("latin-1" if kind else "utf-8", "surrogateescape")
 
     def rest(self) -> bytes:
-        """Return all that is left."""
+        """Return all remaining bytes."""
         at, self._at = self._at, len(self._data)
         return self._data[at:]
 
@@ -77,7 +77,7 @@ class Draw:
 
 
 class EndlessList(list[int]):
-    """A list that never ends."""
+    """A list whose iteration never ends."""
 
     def __iter__(self) -> Iterator[int]:
         while True:
@@ -85,7 +85,7 @@ class EndlessList(list[int]):
 
 
 class EndlessSequence(Sequence[int]):
-    """A sequence that says that it is empty, and never ends."""
+    """A sequence with the length 0 whose iteration never ends."""
 
     def __len__(self) -> int:
         return 0
@@ -95,7 +95,7 @@ class EndlessSequence(Sequence[int]):
 
 
 class EndlessMapping(Mapping[str, int]):
-    """A mapping that never ends."""
+    """A mapping with the length 0 whose iteration never ends."""
 
     def __len__(self) -> int:
         return 0
@@ -110,7 +110,7 @@ class EndlessMapping(Mapping[str, int]):
 
 
 class FickleMapping(Mapping[str, int]):
-    """A mapping that has none of the keys that it names."""
+    """A mapping that lists four keys, and raises a LookupError for each of them."""
 
     def __len__(self) -> int:
         return 4
@@ -133,7 +133,7 @@ _ODD: list[Any] = [
     *(object, type, NotImplemented, ..., {}.keys(), map(int, "12"), slice(1), {None: {None: None}}),
     *("\x00", "\udfff", "a\ud800", "a@b\ud800", "1" * 51, "a" * 300 + "@b", "+1234567", "2018-09-15T15:53:00Z"),
 ]
-"""Values that no field expects."""
+"""Unusual values, which are wrong for most fields."""
 
 _USUAL: list[Any] = [
     *(1, 0, -1, 2**63 - 1, -(2**63), 2**63, 2**64, 1.0, 0.5, Decimal("9.90"), "a", "1", SESSION, "красное платье"),
@@ -142,7 +142,7 @@ _USUAL: list[Any] = [
 
 
 def value(draw: Draw, depth: int = NESTING) -> Any:
-    """Return any Python value: usual, odd, or made of such."""
+    """Return a Python value: one of `_USUAL`, one of `_ODD`, a drawn scalar, or a collection of such values."""
     kind = draw.byte() % 12
     makers: list[Callable[[Draw], Any]] = [
         *[lambda draw: draw.pick(_USUAL)] * 3,
@@ -177,7 +177,7 @@ def _moment(draw: Draw) -> datetime:
 
 
 def fields(draw: Draw, cls: type[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return keyword arguments for `cls`: the required ones, some of the others, a few of them wrong."""
+    """Return keyword arguments for `cls`: valid required ones, of which up to three are replaced or added to."""
     made: dict[str, Any] = {"session_external_id": SESSION, **MINIMAL.get(cls, {})}
     for _ in range(1 + draw.byte() % 3):
         made[draw.pick(names)] = value(draw)
@@ -210,7 +210,7 @@ _ATOMS = [
 
 
 def json(draw: Draw, depth: int = NESTING) -> bytes:
-    """Return the text of a JSON value, mostly."""
+    """Return a text that is JSON in most cases."""
     kind = draw.byte() % 8
     if kind < 4 or not depth:
         return draw.pick(_ATOMS)
@@ -224,7 +224,7 @@ def json(draw: Draw, depth: int = NESTING) -> bytes:
 
 
 def envelope(draw: Draw) -> bytes:
-    """Return the text of an envelope, with a few things wrong."""
+    """Return the JSON text of an envelope, which often has a few mistakes."""
     name = draw.pick(_NAMES)
     cls = EVENT_TYPES.get(name)
     needed = [] if cls is None else [camel(field) for field in ("session_external_id", *MINIMAL[cls])]
@@ -257,7 +257,7 @@ def _object(members: list[bytes]) -> bytes:
 
 
 def camel(snake: str) -> str:
-    """Return the wire name of a field."""
+    """Return the wire name of a field, e.g. `productId` for `product_id`."""
     first, *others = snake.split("_")
     return first + "".join(map(str.capitalize, others))
 
@@ -269,4 +269,4 @@ DICTIONARY: list[bytes] = [
     *(b"timestamp,visitorid,event,itemid,transactionid\n", b"1430622120563,7,view,1,\n", b",addtocart,1,"),
     *(b"\x1f\x8b\x08\x00", b"\xef\xbb\xbf", b"https://", b"http://127.0.0.1", b"[::1]", b"xn--", b" GMT", b"Thu, "),
 ]
-"""Words for mutations to insert."""
+"""Words that the fuzzer inserts into inputs."""

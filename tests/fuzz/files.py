@@ -1,4 +1,4 @@
-"""The files behind ``send`` as targets: their bytes, their lines, their rows."""
+"""Fuzz targets for the input files of the command ``send``: their bytes, their lines, their rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _MAX_ENVELOPE = 512 * 1024 - 2
 _CHUNK = 64 * 1024
 _CHECKED = 100
-"""Lines of an input that are looked at one by one."""
+"""The number of lines of an input that are checked one by one."""
 
 
 def lines(data: bytes) -> None:
-    """Read the lines of an input that comes in pieces: the first byte says how."""
+    """Read the lines of an input, whole and in pieces; the first byte chooses the size of the pieces."""
     draw = Draw(data)
     step = (1, 7, 4096, _CHUNK)[draw.byte() % 4]
     text = draw.rest()
@@ -46,14 +46,14 @@ def lines(data: bytes) -> None:
 
 
 def lines_drawn(data: bytes) -> None:
-    """Read lines of which most are nearly right."""
+    """Read lines that are made from decisions; most of them are nearly valid."""
     draw = Draw(data)
     kinds: list[Callable[[], bytes]] = [lambda: drawn.envelope(draw), lambda: _row(draw), draw.bytes, lambda: HEADER]
     made = [draw.pick(kinds)() for _ in range(1 + draw.byte() % 6)]
     lines(b"\x03" + draw.pick([b"", b"\xef\xbb\xbf"]) + draw.pick([b"\n", b"\r\n"]).join(made))
 
 
-# Making one takes longer than reading a line.
+# The readers are made once, because making a reader takes longer than reading a line.
 _READERS = [Lines("in", Clickstream(9.9, 2), allow_custom=allow_custom) for allow_custom in (False, True)]
 
 
@@ -65,7 +65,7 @@ def _found_in(pieces: list[bytes], *, allow_custom: bool) -> list[Event | BadLin
 
 
 def _told(found: Event | BadLine) -> object:
-    # Two readings of a line without a timestamp are two moments.
+    # A line without a timestamp gets the current time, so two readings of it differ. Only the names are compared.
     return found if isinstance(found, BadLine) else found.event_name
 
 
@@ -74,7 +74,8 @@ def _check_bad(bad: BadLine, *, allow_custom: bool) -> None:
     if bad.raw is None:
         return
     assert len(bad.raw) <= MAX_LINE + 1
-    # As the file of rejects has it, not in its first line: what is bad there is bad again, and the same.
+    # The command writes bad lines to a file of rejects, after its first line. If this file is read, the line must
+    # be bad again, and of the same kind.
     above = HEADER + b"\n" if bad.is_row else b"\n"
     [again] = _found_in([above + bad.raw], allow_custom=allow_custom)
     assert isinstance(again, BadLine)
@@ -95,7 +96,7 @@ def _row(draw: Draw) -> bytes:
 
 
 def row(data: bytes) -> None:
-    """Read one row of the clickstream."""
+    """Read one row of the clickstream data set."""
     try:
         event = Clickstream(9.9, 2).event(data)
     except EventValidationError as error:
@@ -105,7 +106,7 @@ def row(data: bytes) -> None:
 
 
 class _Dripping(io.BytesIO):
-    """A pipe that gives at most `step` bytes at a time."""
+    """A file in memory from which each read returns at most `step` bytes, as from a slow pipe."""
 
     step = 1
 
@@ -114,7 +115,7 @@ class _Dripping(io.BytesIO):
 
 
 class _Stored(Source):
-    """An input that holds `data` and gives `step` bytes at a time."""
+    """A `Source` that reads `data` from memory, at most `step` bytes at a time."""
 
     def __init__(self, data: bytes, step: int) -> None:
         super().__init__(Path("-"))
@@ -126,7 +127,7 @@ class _Stored(Source):
 
 
 def source(data: bytes) -> None:
-    """Read a file, plain or gzipped, whole or damaged: the first bytes say how."""
+    """Read a file that is plain or gzipped, intact or damaged; the first bytes choose which."""
     draw = Draw(data)
     step = draw.pick([_CHUNK, 1, 7])
     kind = draw.byte() % 4

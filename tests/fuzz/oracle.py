@@ -1,4 +1,4 @@
-"""What must hold of every event that was accepted, and of every error, whatever the input was."""
+"""Checks that every accepted event and every error must pass, whatever the input was."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from retailrocket_async.emulator._records import RequestRecord
 from tests.fuzz.draw import camel
 
 GROWTH = 5
-"""`1e15,` is the worst: it is written as `1000000000000000.0,`."""
+"""The largest ratio of the length of an event's JSON to its input: `1e15,` is written as `1000000000000000.0,`."""
 
 OVERHEAD = 100
-"""Bytes for the timestamp that an event without one is given."""
+"""Bytes by which an event's JSON may be longer in addition, for the timestamp that the codec adds."""
 
 BRIEF = 2_000
-"""Characters of an error: the 12 names of events, or nine unknown fields, each cut short."""
+"""The most characters of an error. The longest errors list the 12 event names, or nine unknown fields, each cut."""
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes that the emulator takes here: more than any case has."""
+"""The largest body in bytes that the emulator accepts here, larger than any input."""
 
 EXACT = Codec("microseconds")
-"""Writes whole timestamps, so that an event comes back as it was."""
+"""A codec that writes timestamps with microseconds, so that a decoded event is equal to the encoded event."""
 
 _CODECS = [EXACT, Codec()]
 
 
 def brief(error: object) -> None:
-    """Check that an error is short."""
+    """Check that the message of an error has at most `BRIEF` characters."""
     assert len(str(error)) <= BRIEF, f"an error of {len(str(error))} characters"
 
 
 def sound(event: Event) -> bytes:
-    """Return the envelope of `event`, once it is sure that it can be sent, read again and recorded."""
+    """Check that an event can be encoded, decoded again, and accepted by the emulator; return its envelope."""
     assert isinstance(event, Event)
     for codec in _CODECS:
         envelope = codec.encode(event)
@@ -52,10 +52,10 @@ def sound(event: Event) -> bytes:
 
 
 def faithful(event: Event, data: bytes | str) -> None:
-    """Compare `event` with what the standard library reads in the text that it came from."""
+    """Check that the fields of `event` are those that the standard library's JSON parser reads from `data`."""
     try:
         [body] = json.loads(data).values()
-    except RecursionError:  # a value that a repeated key hides may be deeper than this reader goes
+    except RecursionError:  # the value of a repeated key may be too deep for this parser
         return
     if isinstance(event, CustomEvent):
         assert _same(event.fields, body), "a custom event's fields are not those of the text"
@@ -79,7 +79,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def judged(path: str, body: bytes, *, allow_unknown: bool) -> Any:
-    """Return the emulator's verdict on a body: a `Refusal`, or the events in it."""
+    """Return the emulator's verdict on a request's body: a `Refusal`, or the events in the body."""
     record = RequestRecord(1, 0.0, "POST", path, {}, "application/json", size=len(body))
     settings = Settings(allow_unknown_events=allow_unknown, max_body_bytes=MAX_BODY)
     return judge_body(settings, record, body)

@@ -1,12 +1,12 @@
-"""The fuzz run: coverage-guided mutation by atheris, target by target, from a corpus that grows with every run.
+"""Runs the fuzzer atheris on all targets. The inputs it finds are stored, and each run starts from all stored inputs.
 
 ::
 
     python -m tests.fuzz.run [MINUTES] [TARGET ...]
 
-MINUTES are shared by the targets, ten by default; targets are all by default. Everything is kept in `.fuzz/`: the
-corpus, and for each defect a file with the input that shows it, which becomes a case in `tests/fuzz/cases.py` once the
-defect is mended. The exit status is 1 where there was one.
+The targets share MINUTES, by default 10. By default all targets run. The folder `.fuzz/` contains the stored inputs
+(the corpus), and for each defect a file with the input that shows the defect. When the defect is fixed, this input is
+added to `tests/fuzz/cases.py`. The exit status is 1 if a defect was found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from typing import NamedTuple
 
 FOLDER = Path(".fuzz")
 MAX_SECONDS = 2
-"""CPU time of one case, of 4 KB at most and with coverage measured: most take a thousandth of it."""
+"""The most seconds of processor time for one input of at most 4 KB, while coverage is measured.
+
+Most inputs take a thousandth of this time.
+"""
 
 _LIBFUZZER = ["-max_len=4096", "-timeout=20", "-rss_limit_mb=3072", "-print_final_stats=1", "-verbosity=1"]
 _INSTRUMENTED = [
@@ -30,7 +33,7 @@ _INSTRUMENTED = [
 
 
 class Result(NamedTuple):
-    """What became of one target."""
+    """The result of fuzzing one target."""
 
     target: str
     executions: int
@@ -41,7 +44,7 @@ class Result(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the targets one after the other, tell what became of them, and return the exit status."""
+    """Fuzz the targets one after the other, print their results, and return the exit status."""
     from tests.fuzz.draw import DICTIONARY
     from tests.fuzz.seeds import seeds
 
@@ -92,7 +95,11 @@ def _fuzzed(target: str, corpus: Path, seconds: float) -> Result:
 
 
 def one(arguments: list[str]) -> None:
-    """Fuzz one target in this process, which ends with it: `arguments` are its name and libFuzzer's."""
+    """Fuzz one target in this process, which ends when fuzzing ends.
+
+    Args:
+        arguments: the name of the target, and the arguments of libFuzzer.
+    """
     import atheris
 
     with atheris.instrument_imports(include=_INSTRUMENTED):

@@ -1,4 +1,4 @@
-"""What a fuzzer starts from: valid events, the API document's examples and the small nasty cases."""
+"""The inputs that the fuzzer starts from: valid events, the examples of the API document and the cases in `SMALL`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PREFIXES: dict[str, list[bytes]] = {
     "source": [b"\x00\x00\x00\x00", b"\x01\x01\x00\x00", b"\x02\x02\x0c\x02ab", b"\x00\x03\x0c\x00"],
     "serve": [bytes(5), b"\x01\x00\x00\x00\x00", b"\x01\x00\x00\x01\x00", b"\x01\x00\x00\x05\x00"],
 }
-"""Decisions that a target reads off its first bytes, so that the rest is what it reads."""
+"""First bytes for the inputs of some targets. These targets take their first bytes as decisions."""
 
 
 def _sent() -> list[bytes]:
-    """Return the envelopes of the document's examples, of every class, and of some events of all kinds."""
+    """Return envelopes: the examples of the API document, one for every event class, and 100 random ones."""
     codec = Codec("microseconds")
     found: list[Event] = [event for _, event, _ in SINGLE]
     found += [cls(**fields_of(cls)) for cls in EVENT_TYPES.values()]
@@ -37,9 +37,9 @@ def _sent() -> list[bytes]:
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return the seeds of every target."""
+    """Return the first inputs of every target, by its name."""
     sent = _sent()
-    # Of what is made from bytes nobody knows which bytes make it.
+    # Targets in `DRAWN` take all bytes as decisions, so their first inputs are random bytes.
     dice = random.Random(0)
     noise = [dice.randbytes(length) for length in range(1, 129)]
     texts = [*sent, *SMALL.values(), b"\n".join(sent[:5])]

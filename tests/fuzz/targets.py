@@ -1,12 +1,13 @@
-"""What hostile input is fed to: plain functions of bytes that raise on a defect, and on nothing else.
+"""The fuzz targets: functions that take bytes, and raise only if the package has a defect.
 
-Each hands its bytes, or what is made of them, to one of the doors by which strangers' data comes in. The input is
-accepted or refused with our own error; whatever is accepted must hold what a stranger could break:
+Each target passes its bytes, or a value made from them, to a function of the package that reads data from outside. That
+function must accept the input, or refuse it with an error of the package. Then these claims must hold:
 
-- an event can be sent, comes back equal, and is good in the eyes of the emulator, which shares no code with us;
-- its ids are those of the text, digit by digit, in the eyes of another JSON reader;
-- its JSON is at most `GROWTH` times as long as the text that it came from, and `OVERHEAD` bytes;
-- an error is at most `BRIEF` characters long.
+- An accepted event can be encoded, is equal after decoding, and is accepted by the emulator, which shares no code with
+  the package.
+- The fields of an accepted event, except the timestamp, are those that another JSON parser reads from the text.
+- The JSON of an accepted event is at most `GROWTH` times as long as its text, plus `OVERHEAD` bytes.
+- An error is at most `BRIEF` characters long.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 Target: TypeAlias = "Callable[[bytes], None]"
 
 _LONG = 10_000
-"""Bytes of a body that is judged as three kinds of events only: all take the time that its JSON takes."""
+"""The size in bytes from which a body is judged only for three names, because parsing it for each name takes long."""
 
 _NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
 
@@ -49,7 +50,7 @@ _NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
 
 
 def decode(data: bytes) -> None:
-    """Read JSON from bytes, and from the same bytes as text, lone surrogates and all."""
+    """Decode an event from bytes, and from the same bytes as text, which may have lone surrogates."""
     for text in (data, data.decode(errors="surrogateescape")):
         for allow_custom in (False, True):
             try:
@@ -62,7 +63,7 @@ def decode(data: bytes) -> None:
 
 
 def decode_drawn(data: bytes) -> None:
-    """Read the JSON text of an envelope that is nearly right."""
+    """Decode the JSON text of an envelope that is nearly valid."""
     decode(drawn.envelope(Draw(data)))
 
 
@@ -70,7 +71,7 @@ def decode_drawn(data: bytes) -> None:
 
 
 def construct(data: bytes) -> None:
-    """Give an event's constructor any values."""
+    """Pass any values to the constructor of an event."""
     draw = Draw(data)
     cls = draw.pick([*EVENT_TYPES.values(), CustomEvent])
     if cls is CustomEvent:
@@ -86,7 +87,7 @@ def construct(data: bytes) -> None:
 
 
 def order(data: bytes) -> None:
-    """Give `order_lines` any lines, and any values for what they share."""
+    """Pass any lines and any shared fields to `order_lines`."""
     draw = Draw(data)
     good = {"product_id": 1, "quantity": 1, "price": 1}
     lines: Any = [
@@ -110,7 +111,7 @@ def order(data: bytes) -> None:
 
 
 def structure(data: bytes) -> None:
-    """Read an envelope from Python values that no JSON reader would make."""
+    """Decode an envelope from Python values, which no JSON parser may have returned."""
     draw = Draw(data)
     cls = draw.pick(list(EVENT_TYPES.values()))
     body: Any = EXACT.to_wire(cls(session_external_id="a", **MINIMAL[cls]))[cls.wire_name]
@@ -126,11 +127,11 @@ def structure(data: bytes) -> None:
             sound(event)
 
 
-# --- what a server or a configuration says ---
+# --- headers and configuration ---
 
 
 def headers(data: bytes) -> None:
-    """Read the headers of an answer."""
+    """Read a date and a Retry-After header of an answer."""
     for text in (data.decode("latin-1"), data.decode(errors="surrogateescape")):
         moment = parse_http_date(text)
         assert moment is None or moment.utcoffset() is not None
@@ -141,7 +142,7 @@ def headers(data: bytes) -> None:
 
 def base_url(data: bytes) -> None:
     """Check a base URL."""
-    # What is longer than 65,536 characters is refused for that alone.
+    # A URL of more than 65,536 characters is refused because of its length, so longer inputs show nothing new.
     data = data[:70_000]
     plain = data.decode("latin-1")
     for text in (plain, data.decode(errors="surrogateescape"), "https://" + plain, "https://a/" + plain):
@@ -168,7 +169,7 @@ def _check_url(checked: str, *, allow_insecure: bool) -> None:
 
 
 def credentials(data: bytes) -> None:
-    """Check a key, and put it into a query."""
+    """Check a key, and check that the query of a request contains exactly this key."""
     for text in (data.decode("latin-1"), data.decode(errors="surrogateescape")):
         try:
             target = Credentials(text, "shop").target(b"/")
@@ -182,7 +183,7 @@ def credentials(data: bytes) -> None:
 
 
 def judge(data: bytes) -> None:
-    """Have the emulator judge a body."""
+    """Let the emulator judge a body, and check its verdict."""
     for allow_unknown in (False, True):
         for name in ("visitorEvents", "groupView", *(EVENT_TYPES if len(data) < _LONG else ()), "newEvent"):
             verdict = judged(f"/1.0/{name}", data, allow_unknown=allow_unknown)
@@ -195,7 +196,7 @@ def judge(data: bytes) -> None:
 
 
 def judge_drawn(data: bytes) -> None:
-    """Have the emulator judge a batch that is nearly right."""
+    """Let the emulator judge a batch that is nearly valid."""
     draw = Draw(data)
     judge(join(drawn.envelope(draw) for _ in range(1 + draw.byte() % 3)))
 
@@ -208,7 +209,7 @@ _QUERY = b"apiKey=dev-api-key&partnerId=dev-partner"
 
 
 def serve(data: bytes) -> None:
-    """Send the emulator any request, and look at what it tells of it afterwards."""
+    """Send any request to the emulator, then read all reports of its control side."""
     draw = Draw(data)
     app = create_app(Settings(allow_unknown_events=draw.chance(2), seed=1, max_body_bytes=MAX_BODY))
     request = {
@@ -267,4 +268,4 @@ TARGETS: dict[str, Target] = {
 """Every target by its name."""
 
 DRAWN = {"decode_drawn", "construct", "order", "structure", "lines_drawn", "judge_drawn"}
-"""Those that take their bytes for decisions: a text means nothing to them."""
+"""The targets that take all of their bytes as decisions, so a meaningful text is of no use as their input."""

@@ -1,7 +1,8 @@
 """Wraps clients of brokers' libraries so that one of their calls fails.
 
-`Faults` counts the calls that go through it. A test arms the call with a certain number: it fails once, or all later
-calls fail, too. It fails before it does anything, or after it has done its work, as if its answer were lost.
+`Faults` counts the calls to the wrapped client. A test chooses the number of a call that fails, and whether all later
+calls fail as well. The call fails either before it does anything, or after it has done its work, as if the broker's
+answer were lost.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Broken(BaseException):
-    """An error that is no `Exception`."""
+    """An error that is not an `Exception`."""
 
 
 class Faults:
-    """Counts the calls of a library, and makes one of them fail.
+    """Counts the calls of a library, and makes a chosen call fail.
 
     Attributes:
-        calls: how many calls there were.
-        names: their names, in order.
-        failed: how many of them failed.
+        calls: the number of calls so far.
+        names: the names of the called functions, in order.
+        failed: the number of calls that failed.
     """
 
     def __init__(self) -> None:
@@ -36,19 +37,19 @@ class Faults:
         self._error: Callable[[], BaseException] = OSError
 
     def arm(self, at: int, error: Callable[[], BaseException], *, permanent: bool = False, late: bool = False) -> None:
-        """Make a call fail; calls are counted from 0 from now on.
+        """Make one of the next calls fail. The count of calls starts again at 0.
 
         Args:
-            at: the number of the call.
-            error: returns the error that it raises.
-            permanent: whether all calls after it fail as well.
-            late: whether they fail after they have done their work.
+            at: the number of the call that fails; the next call has number 0.
+            error: returns the error that the call raises.
+            permanent: whether all later calls fail as well.
+            late: whether the calls fail after they have done their work, and not before.
         """
         self.calls, self.names, self.failed = 0, [], 0
         self._at, self._permanent, self._late, self._error = at, permanent, late, error
 
     def disarm(self) -> None:
-        """Make no call fail any more."""
+        """Let all further calls succeed."""
         self._at = None
 
     def _fails(self, name: str) -> bool:
@@ -59,9 +60,9 @@ class Faults:
         return fails
 
     async def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Make a call, or fail."""
+        """Call `function`, or raise the error if this call is chosen to fail."""
         fails = self._fails(name)
-        # A failing `stop` stops all the same, or the client would stay a member of its group for ever.
+        # A failing `stop` must do its work, because the client would otherwise stay a member of its group for ever.
         if fails and not self._late and name != "stop":
             raise self._error()
         answer = await function(*arguments, **options)
@@ -71,12 +72,14 @@ class Faults:
 
 
 class Wrapped:
-    """An object of a library whose named coroutine functions go through `Faults`; other attributes are unchanged.
+    """Wraps an object of a library so that calls of the named coroutine functions may fail.
+
+    Other attributes are those of the wrapped object.
 
     Args:
-        inner: the object.
+        inner: the wrapped object.
         faults: decides which call fails.
-        names: the functions, each with a function that wraps its result, or None.
+        names: the names of the functions. The value is a function that wraps the result, or None.
     """
 
     def __init__(self, inner: Any, faults: Faults, names: dict[str, Callable[[Any], Any] | None]) -> None:
@@ -102,4 +105,4 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
     "BaseException": Broken,
 }
-"""Errors by name: an ordinary failure, a `CancelledError` of the library itself, an error that is no `Exception`."""
+"""Errors by name: an ordinary error, a `CancelledError` of the library, an error that is not an `Exception`."""

@@ -1,4 +1,4 @@
-"""Cancelling a call at each of its awaits, one after the other."""
+"""Helpers that cancel tasks: a call at each of its awaits, or one task."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], seconds: float = 60.0) -> Any:
-    """Make a call again and again, cancelled after 1, 2, 3... turns of the event loop, until one comes to its end.
+    """Make a call again and again, and cancel it after 0, 1, 2, 3... turns of the event loop; return its result.
 
-    Whatever it waits for comes in turns too few to be of use, so turns that wait get longer and longer.
+    The first call that ends before it is cancelled is the last one. The whole takes at most `seconds`.
     """
     async with asyncio.timeout(seconds):
         turns = 0
         while True:
             task = asyncio.create_task(call())
             for turn in range(turns):
-                # An answer over loopback takes a moment: from the 20th turn on, wait for it.
+                # The call may wait for an answer over loopback, so from the 20th turn on each turn takes 1 ms.
                 await asyncio.sleep(0 if turn < 20 else 0.001)
                 if task.done():
                     return await task
@@ -32,7 +32,7 @@ async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], second
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and see it end so."""
+    """Cancel a task, and check that the task ends as cancelled."""
     assert not task.done()
     task.cancel()
     await asyncio.wait({task})

@@ -1,4 +1,4 @@
-"""Made-up files of Retail Rocket's public clickstream."""
+"""Makes files in the format of Retail Rocket's public clickstream data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HEADER = "timestamp,visitorid,event,itemid,transactionid"
 
 
 def rows(count: int, seed: int = 1) -> list[str]:
-    """Return that many rows: visitors come back, and every fiftieth row is an order."""
+    """Return `count` random rows. Each visitor has several rows, and about every fiftieth row is an order."""
     chance = random.Random(seed)
     made: list[str] = []
     for number in range(count):
@@ -20,5 +20,5 @@ def rows(count: int, seed: int = 1) -> list[str]:
 
 
 def clickstream(lines: list[str]) -> bytes:
-    """Return a file with these rows."""
+    """Return the content of a file: the header and these rows."""
     return "\n".join([HEADER, *lines, ""]).encode()

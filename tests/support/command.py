@@ -1,7 +1,7 @@
-"""Runs the command line: in this process, or as a process of its own with pipes or on a terminal.
+"""Runs the command line: in this process, or in a new process with pipes or a terminal.
 
-A process of its own takes more than a second of the processor. It is for tests of signals, of pipes that stay open, of
-terminals, of memory, and of the interpreter's start and end.
+A new process costs more than a second of processor time. It is needed to test signals, pipes that stay open, terminals,
+memory, and the start and the end of the interpreter.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, devices or terminals")
 
 UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKET_BASE_URL": "http://127.0.0.1:9/"}
-# Wide, so that no sentence is broken, and without colours.
+# The settings of a wide terminal without colours, so that no sentence is wrapped.
 PLAIN = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
 
-# Code for a process: the command line, and standard outputs that cannot be written.
+# Code for a new process: MAIN runs the command line; GONE and FULL replace the standard output by one that cannot be
+# written.
 MAIN = "from retailrocket_async.cli import main; main()"
 GONE = "import os; ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)"
 FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
@@ -39,7 +40,7 @@ NO_SPACE = "error: the standard output cannot be written: No space left on devic
 
 
 UNWRITABLE = [("gone", ""), ("full", NO_SPACE)]
-"""The kinds of `unwritable_output`, and what a command says of each."""
+"""The kinds of `unwritable_output`, each with the message that a command prints."""
 
 
 def settings_for(emulator: EmulatorProcess) -> dict[str, str]:
@@ -54,7 +55,7 @@ def settings_for(emulator: EmulatorProcess) -> dict[str, str]:
 
 @attrs.frozen
 class Result:
-    """The end of a command: its exit status, and what it printed."""
+    """The result of a command: its exit status and its output."""
 
     exit_code: int
     stdout: str
@@ -62,7 +63,7 @@ class Result:
 
     @property
     def output(self) -> str:
-        """What it printed on both outputs."""
+        """The text of both outputs, the standard output first."""
         return self.stdout + self.stderr
 
 
@@ -77,12 +78,12 @@ def run_command(
     """Run the command line in this process, and undo everything that it changed in the process.
 
     Args:
-        arguments: of the command line.
-        env: the environment; without the settings of a shop nothing is configured.
-        stdin: what the standard input holds; None for a process without one.
-        stdout: the standard output, closed at the end as the interpreter closes it; default one in memory.
-        stderr: the standard error, likewise.
-        encoding: of the outputs in memory.
+        arguments: the arguments of the command line.
+        env: environment variables; without the variables of a shop, no shop is configured.
+        stdin: the content of the standard input; None for a process without a standard input.
+        stdout: the standard output, which is closed at the end; default an output in memory.
+        stderr: the standard error, which is closed at the end; default an output in memory.
+        encoding: the encoding of the outputs in memory.
     """
     outputs = {"stdout": stdout or _in_memory(encoding), "stderr": stderr or _in_memory(encoding)}
     with pytest.MonkeyPatch.context() as patch, _log_restored():
@@ -100,11 +101,11 @@ def run_command(
 
 
 def unwritable_output(kind: str, *, buffered: bool = True) -> TextIO:
-    """Return an output that cannot be written.
+    """Return an output to which nothing can be written.
 
     Args:
-        kind: ``"gone"``, a pipe whose reader has ended; ``"full"``, a device without space.
-        buffered: False writes each piece immediately, as Python does with `PYTHONUNBUFFERED`.
+        kind: ``"gone"`` for a pipe whose reader has ended; ``"full"`` for a device without free space.
+        buffered: whether the output is buffered. Python's outputs are not if `PYTHONUNBUFFERED` is set.
     """
     if kind == "gone":
         reading, writing = os.pipe()
@@ -121,7 +122,7 @@ def _in_memory(encoding: str) -> TextIO:
 
 
 def _taken(output: TextIO) -> str:
-    """Return what an output in memory holds; close any other."""
+    """Return the text of an output in memory; close any other output, and return an empty text."""
     output.flush()
     if isinstance(output.buffer, io.BytesIO):
         return output.buffer.getvalue().decode(output.encoding)
@@ -142,11 +143,11 @@ def _log_restored() -> Generator[None]:
 
 @contextmanager
 def unimported(*names: str, missing: str | None = None) -> Generator[None]:
-    """Remove modules, and those inside of them, so that the block imports them anew; afterwards the old ones are back.
+    """Remove modules and their submodules, so that the block imports them anew; restore the old modules at the end.
 
     Args:
-        names: the modules.
-        missing: a library that cannot be imported in the block; None (default) for none.
+        names: the names of the modules.
+        missing: a library that cannot be imported in the block; None (default) if every library can be imported.
     """
     roots = names if missing is None else (*names, missing)
 
@@ -155,7 +156,7 @@ def unimported(*names: str, missing: str | None = None) -> Generator[None]:
 
     before = {name: sys.modules.pop(name) for name in affected()}
     if missing is not None:
-        # What the import system takes for a missing module.
+        # If a module is None here, the import system raises a ModuleNotFoundError.
         sys.modules[missing] = None  # type: ignore[assignment]
     try:
         yield
@@ -166,17 +167,17 @@ def unimported(*names: str, missing: str | None = None) -> Generator[None]:
 
 
 class Interrupting:
-    """A finder that is interrupted by Ctrl-C when a module is imported.
+    """An import finder that raises `KeyboardInterrupt`, as Ctrl-C does, when a certain module is imported.
 
     Args:
-        name: the module.
+        name: the name of the module.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Raise `KeyboardInterrupt` for the module; find nothing otherwise."""
+        """Raise `KeyboardInterrupt` for the module; find no other module."""
         if name == self._name:
             raise KeyboardInterrupt
 
@@ -185,9 +186,9 @@ class Interrupting:
 def started(
     *arguments: object, env: dict[str, str] | None = None, code: str | None = None
 ) -> Generator[subprocess.Popen[bytes]]:
-    """Start the command line, or Python `code` with its arguments, as a process whose streams are pipes.
+    """Start the command line, or the Python program `code`, as a process whose standard streams are pipes.
 
-    It ends with the block, and after five minutes at the latest, so that a test that hangs fails.
+    The process is killed at the end of the block. It is also killed after five minutes, so that a hanging test fails.
     """
     process = subprocess.Popen(
         [sys.executable, *(["-m", "retailrocket_async"] if code is None else ["-c", code]), *map(str, arguments)],
@@ -214,21 +215,24 @@ def started(
 def finished(
     *arguments: object, env: dict[str, str] | None = None, code: str | None = None, stdin: bytes = b""
 ) -> tuple[int, str, str]:
-    """Run the command line as a process to its end; return its status and what it printed on both outputs."""
+    """Run the command line as a process to its end; return its exit status, standard output and standard error."""
     with started(*arguments, env=env, code=code) as process:
         out, err = process.communicate(stdin)
         return process.returncode, out.decode(), err.decode()
 
 
 def feed(process: subprocess.Popen[bytes], data: bytes) -> None:
-    """Write to the standard input of a process, and leave it open."""
+    """Write to the standard input of a process, and leave the input open."""
     assert process.stdin is not None
     process.stdin.write(data)
     process.stdin.flush()
 
 
 def on_a_terminal(arguments: list[str], answers: dict[bytes, bytes], env: dict[str, str]) -> tuple[int, bytes]:
-    """Run the command line on a terminal, type the answer to each prompt; return its status and what was shown."""
+    """Run the command line on a terminal, and type the answer to each prompt.
+
+    Return the exit status, and the text that the terminal showed.
+    """
     command = [sys.executable, "-m", "retailrocket_async", *arguments]
     code = f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn({command!r})))"
     seen = b""

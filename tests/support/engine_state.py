@@ -1,6 +1,6 @@
-"""Reads the private state of the engine for tests, by names that say what is read.
+"""Functions that read the private state of the engine for tests.
 
-Tests look at private attributes only through these functions. If the engine's parts change, only this module follows.
+Tests read private attributes only through these functions. If the engine changes, only this module has to change.
 """
 
 from __future__ import annotations
@@ -65,42 +65,42 @@ def flight_tasks(engine: Engine) -> list[asyncio.Task[None] | None]:
 
 
 def pump_task(engine: Engine) -> asyncio.Task[None] | None:
-    """Return the task that takes batches from the buffer; None before the first."""
+    """Return the task that takes batches from the buffer; None if the task was never started."""
     return engine.dispatcher._pump
 
 
 def hooks_task(hooks: Hooks) -> asyncio.Task[None] | None:
-    """Return the task that calls the hooks; None before the first call."""
+    """Return the task that calls the hooks; None if no hook was called yet."""
     return hooks._task
 
 
 def hooks_ending_task(engine: Engine) -> asyncio.Task[None]:
-    """Return the task of a close that waits for the hooks to end."""
+    """Return the task of a closing engine that waits until all hooks have returned."""
     return engine.dispatcher._shutdown._last_tasks[1]
 
 
 def free_wire_slots(engine: Engine) -> int:
-    """Return how many more requests may be on the wire."""
+    """Return how many more requests may be sent at the same time."""
     return engine.dispatcher._sender._wire_slots._value
 
 
 def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
-    """Return the futures of the tasks that wait until the circuit breaker admits them; a live view."""
+    """Return the futures of the tasks that wait for the circuit breaker. The collection changes with the breaker."""
     return engine.dispatcher._breaker._waiting
 
 
 def callers_waiting_for_space(engine: Engine) -> int:
-    """Return the number of calls of `track` that wait until the buffer has space, as the intake holds them."""
+    """Return the number of calls of `track` that wait in the intake until the buffer has space."""
     return len(engine.dispatcher.intake._waiters)
 
 
 def queued_for_hooks(hooks: Hooks) -> int:
-    """Return the number of items that wait for the hooks."""
+    """Return the number of items for which the hooks have still to be called."""
     return len(hooks._queue)
 
 
 def flushes_waited_for(ledger: Ledger) -> int:
-    """Return the number of flushes that wait for their events."""
+    """Return the number of flushes that wait until their events have an outcome."""
     return len(list(ledger._flushes))
 
 
@@ -110,7 +110,7 @@ def paused_until(limiter: LocalLimiter) -> float:
 
 
 def running_key_call(credentials: Credentials) -> Any:
-    """Return the call of the `api_key` function that is under way; None if there is none."""
+    """Return the running call of the `api_key` function; None if no call is running."""
     return credentials._calling
 
 
@@ -125,7 +125,7 @@ def codec_of(client: AsyncTrackingClient) -> Any:
 
 
 def httpx_client_of(transport: HttpxTransport, environment: Environment) -> httpx.AsyncClient:
-    """Return a client of httpx as `transport` makes one in that environment."""
+    """Return an httpx client as `transport` makes a client for these environment variables."""
     return transport._make_client(environment)
 
 
@@ -144,7 +144,7 @@ def lanes_of(buffer: EventBuffer) -> Mapping[Hashable, Lane]:
 
 
 def ready_lanes(buffer: EventBuffer) -> Collection[Hashable]:
-    """Return the keys of the lanes that a batch may be taken from."""
+    """Return the keys of the lanes from which the next batch may be taken."""
     return buffer._ready.keys()
 
 
@@ -154,7 +154,7 @@ def busy_lanes(buffer: EventBuffer) -> Collection[Hashable]:
 
 
 def ready_counters(buffer: EventBuffer) -> dict[str, int]:
-    """Return the buffer's counters of its ready lanes; they do not include what `EventBuffer.grow` has appended."""
+    """Return the buffer's counters for its ready lanes, without the events that `EventBuffer.grow` has appended."""
     return {
         "batches": buffer._ready_batches,
         "events": buffer._ready_events,
@@ -164,12 +164,12 @@ def ready_counters(buffer: EventBuffer) -> dict[str, int]:
 
 
 def uncounted_growth(buffer: EventBuffer) -> tuple[int, int]:
-    """Return the events and bytes that `EventBuffer.grow` has appended since the counters were last updated."""
+    """Return how many events and bytes `EventBuffer.grow` has appended since the counters were updated."""
     return buffer.events - buffer._events, buffer.bytes - buffer._bytes
 
 
 def ordered_batches(buffer: EventBuffer) -> int:
-    """Return the number of batches in the buffer's table by age."""
+    """Return the number of batches in the buffer's table that is sorted by age."""
     return len(buffer._order)
 
 
@@ -179,6 +179,6 @@ def ages_kept(buffer: EventBuffer) -> int:
 
 
 def ranked(buffer: EventBuffer) -> tuple[int, int] | None:
-    """Return the events and bytes in the table of events to evict; None if the buffer evicts none."""
+    """Return the numbers of events and bytes that the buffer may evict; None if the buffer never evicts."""
     ranks = buffer._ranks
     return None if ranks is None else (sum(map(len, ranks._waiting.values())), ranks._bytes.total())

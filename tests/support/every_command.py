@@ -1,4 +1,4 @@
-"""Runs commands of the command line to many kinds of ends, with a key that must not be printed."""
+"""Runs commands of the command line, successful and failing ones, with a key that they must not print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.support.failure_run import Run
 
-# Runs several commands in one process, since each start of a process takes a second.
+# A program that runs several commands in one process, because each start of a process takes a second.
 IN_A_ROW = """
 import json, os, sys
 from retailrocket_async.cli import main
@@ -33,7 +33,7 @@ for line in sys.stdin:
         print(f"ended: {arguments[0]}: {end.code or 0}", flush=True)
 """
 
-# A defect inside `send`, for users whose tracebacks print variables.
+# A program in which `send` has a defect, and tracebacks print the values of variables.
 CRASH = """
 import rich.traceback
 rich.traceback.install(show_locals=True, locals_max_string=None, width=1000)
@@ -44,7 +44,7 @@ main()
 
 
 async def every_command(run: Run, folder: Path) -> None:
-    """Run the commands, with all kinds of results, and keep their output."""
+    """Run commands that succeed, fail, crash or are interrupted, and add their output to the sinks of `run`."""
     events = folder / "events.jsonl"
     await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
     stalled = asyncio.Event()
@@ -81,7 +81,7 @@ async def every_command(run: Run, folder: Path) -> None:
 
 def _environment(url: str, key: str = KEY) -> dict[str, str]:
     given = {"RETAILROCKET_API_KEY": key, "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": url}
-    # The settings with which Python prints most.
+    # With these settings Python prints the most warnings and debug messages.
     return {"PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default", **given}
 
 
@@ -92,7 +92,10 @@ async def python(
     stdin: bytes = b"",
     interrupt: asyncio.Event | None = None,
 ) -> tuple[str, int | None]:
-    """Run Python; return its output and its exit status."""
+    """Run Python and add its output to the sinks of `run`; return its output and its exit status.
+
+    If `interrupt` is given, send SIGINT twice as soon as the event is set.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         env={**os.environ, **given},

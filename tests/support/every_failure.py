@@ -1,7 +1,9 @@
-"""A program that meets every failure there is, with all sinks attached, or leaks the key into each on purpose.
+"""A program that puts a client through every kind of failure, or leaks the key on purpose, and collects all output.
 
-``python -m tests.support.every_failure survive|leak FILE`` writes what the sinks collected, and what was met, as JSON.
-In a process of its own, since what instruments the process cannot all be undone.
+A sink is a place that a secret may reach: a log, a traceback, a span; see `tests.support.sinks`. With
+``python -m tests.support.every_failure survive|leak FILE`` the program writes the texts in all sinks, and the names of
+the failures that happened, to FILE as JSON. The program needs a process of its own, because some of its instrumentation
+cannot be undone.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ async def _statuses(run: Run) -> None:
                 all_at_once.create_task(run.against(f"{server.url}{status}/"))
             for status in (200, 307, 401):
                 all_at_once.create_task(run.against(f"{server.url}{status}/", http_client=own))
-        # Once: every further one would have to wait for longer.
+        # Only one request gets a 429, because after each 429 the client waits longer.
         async with run.client(f"{server.url}429/", retry=ONCE) as client:
             await run.attempt(client.send(events()[0]))
         if elsewhere.connections:
@@ -92,7 +94,7 @@ async def _broken(run: Run) -> None:
 
 
 async def _cut_short(run: Run, url: str, stalled: asyncio.Event) -> None:
-    # The last server of the caller stalls no more; one that does.
+    # The caller's server no longer stalls, so this server does.
     async with raw_server() as server:
 
         async def stall(_: Arrived, __: asyncio.StreamWriter) -> None:
@@ -111,7 +113,7 @@ async def _cut_short(run: Run, url: str, stalled: asyncio.Event) -> None:
             await run.attempt(client.flush(0.0))
             stalled.clear()
             await stalled.wait()
-            # As some shutdowns do: everything is cancelled, in mid-request.
+            # Some programs cancel all tasks when they shut down, even in the middle of a request.
             for task in asyncio.all_tasks():
                 if "Dispatcher" in repr(task):
                     task.cancel()
@@ -186,7 +188,7 @@ async def _told(key: str) -> str:
 
 
 async def _keys(run: Run) -> None:
-    """Have the key given by functions of all kinds, good ones and bad ones."""
+    """Use clients whose `api_key` is a function: functions that return the key, and functions that fail."""
     given = iter(["an old key".replace(" ", "-")])
 
     def renewed() -> str:
@@ -226,7 +228,7 @@ async def _emulated(run: Run) -> None:
             await run.against(emulator.url)
         emulator.configure(api_key="another")
         await run.against(emulator.url)
-        # Not its attributes: the emulator knows the key, which the client of a test needs.
+        # The emulator's attributes are not collected, because they have the key for the client of a test.
         run.sinks.put(named.THINGS, str(emulator), repr(emulator))
         run.sinks.put(named.THINGS, repr(Settings(api_key=KEY)))
 
@@ -251,7 +253,7 @@ async def _misuse(run: Run) -> None:
     for field, value in PERSONAL.items():
         await run.attempt(_wrong_event(field, value))
     buffer, batching = Buffer(max_events=1), Batching(max_events=1, max_in_flight=1)
-    # An address that takes connections and says nothing: the buffer stays full.
+    # The listener accepts connections and never answers, so the buffer stays full.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         async with run.client(url, close_in=0.0, buffer=buffer, batching=batching) as client:
@@ -275,7 +277,7 @@ async def _made(options: dict[str, Any]) -> None:
     try:
         AsyncTrackingClient(**given)
     finally:
-        # This frame is a caller's and has the key; only frames of the package are checked.
+        # Tracebacks also show this function's variables, and only those of the package must not have the key.
         given.clear()
         options.clear()
 
@@ -290,7 +292,7 @@ async def _wrong_event(field: str, value: str) -> None:
 
 
 async def _tracked_from(handle: ThreadsafeHandle) -> None:
-    # From the loop's own thread, which is refused.
+    # A call from the thread of the event loop is refused.
     handle.track(events()[0])
 
 
@@ -299,7 +301,7 @@ async def _tracked_now(client: AsyncTrackingClient) -> None:
 
 
 async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
-    """Meet every failure."""
+    """Use clients and commands until every kind of failure has happened."""
     run.sinks.watch_loop()
     async with asyncio.TaskGroup() as both:
         both.create_task(every_command(run, folder))
@@ -309,7 +311,7 @@ async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
 
 
 async def leak(run: Run) -> None:
-    """Write the key to every sink, in the way that a careless program would."""
+    """Write the key to every sink, as a careless program would."""
     sinks, loop = run.sinks, asyncio.get_running_loop()
     sinks.watch_loop()
     query = f"apiKey={quote(KEY, safe='')}"
@@ -327,7 +329,7 @@ async def leak(run: Run) -> None:
     sending = asyncio.create_task(asyncio.sleep(0), name=f"send with {KEY}")
     sinks.everything_alive()
     await sending
-    # A file whose name holds the key, as a cache of answers may have.
+    # The name of a file contains the key, as in a careless cache of answers.
     exec(compile("sinks.crash()", f"answer to {KEY}", "exec"), {"sinks": sinks})
     sys.stderr.write(f"the key is {KEY}\n")
 
@@ -341,7 +343,7 @@ async def _careless(client: httpx.AsyncClient, url: str) -> None:
 
 
 def main() -> None:
-    """Run the program, and write the content of the sinks."""
+    """Run the program, and write the texts of all sinks to the file."""
     what, file = sys.argv[1:]
     sinks = Sinks()
     run = Run(sinks)

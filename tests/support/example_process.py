@@ -1,4 +1,4 @@
-"""Runs a program of examples/ in a process of its own that sends to an emulator."""
+"""Runs a program of examples/ in a new process; the program sends its events to an emulator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment_of(emulator: EmulatorProcess, **more: str) -> dict[str, str]:
-    """Return an environment with the settings for the emulator, in which Python finds this repository."""
+    """Return environment variables with which a program sends to the emulator, and imports from this repository."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
@@ -35,7 +35,7 @@ def environment_of(emulator: EmulatorProcess, **more: str) -> dict[str, str]:
 def example(
     *arguments: str, emulator: EmulatorProcess, pass_fds: tuple[int, ...] = (), **more: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python -m arguments`` while the block runs; its standard output is a pipe."""
+    """Run ``python -m arguments`` while the block runs; yield the process, whose standard output is a pipe."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def example(
         start_new_session=True,
         text=True,
     )
-    # Kills a program that hangs, so that only this test fails.
+    # A program that hangs is killed, so that only the current test fails.
     killer = threading.Timer(100, os.killpg, (process.pid, signal.SIGKILL))
     killer.start()
     with process:
@@ -59,7 +59,7 @@ def example(
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """End the program by SIGTERM; return its exit status and the rest of its output."""
+    """Send SIGTERM to the program and wait for its end; return its exit status and the rest of its output."""
     assert process.stdout is not None
     process.send_signal(signal.SIGTERM)
     printed = process.stdout.read()

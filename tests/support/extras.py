@@ -1,6 +1,6 @@
-"""A script that checks that an extra, installed alone, works as promised; run by the session `extras`.
+"""A script that checks that an extra works if it is installed alone; the nox session `extras` runs the script.
 
-It needs nothing but what is checked: no test library is installed beside it.
+The script uses no test library, because only the package with the extra is installed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ MODULES: dict[str, list[str]] = {
     "otel": ["retailrocket_async.otel"],
     "relay": [*COMMANDS, "retailrocket_async.relay._health", "retailrocket_async.relay._metrics"],
 }
-"""For each extra, modules that can be imported with it; "all" has all of them."""
+"""Extras, each with modules that can be imported if the extra is installed."""
 
 
 async def deliver(*, http2: bool) -> None:
-    """Deliver an event to a server in this process, and one that is no server at all."""
+    """Deliver an event to a server in this process, and open and close a client for an address without a server."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         assert request.url.path.endswith("/visitorEvents")
@@ -58,11 +58,11 @@ async def deliver(*, http2: bool) -> None:
 
 
 def main(extra: str) -> None:
-    """Check one extra, or "none", or "all" of them."""
+    """Check one extra; `extra` is its name, or "none" for the package without extras, or "all" for all extras."""
     wanted = sorted({name for names in MODULES.values() for name in names} if extra == "all" else MODULES[extra])
     for module in wanted:
         importlib.import_module(module)
-    # A part that needs another extra names that extra.
+    # If a module needs an extra that is not installed, the import error must name the extra.
     for other in sorted({"aiohttp", "emulator", "fastapi", "otel", "redis", "starlette"} - {extra}):
         for module in set(MODULES[other]) - {*wanted}:
             try:
@@ -73,7 +73,7 @@ def main(extra: str) -> None:
     if set(COMMANDS) <= {*wanted}:
         subprocess.run([sys.executable, "-m", "retailrocket_async", "--version"], check=True)
     else:
-        # Without the extra the command says what to install.
+        # Without the extra `cli`, the command must print which extra to install.
         told = subprocess.run(
             [sys.executable, "-m", "retailrocket_async", "--version"], capture_output=True, text=True, check=False
         )

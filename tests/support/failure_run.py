@@ -1,4 +1,4 @@
-"""One run of a client through failures: how it is set up, and which results are kept."""
+"""Runs clients through failures, and collects all texts that the clients and their results print."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def events() -> list[Any]:
 
 
 class Run:
-    """One run: the sinks, and the failures that were met."""
+    """Makes clients and calls, and collects their output.
+
+    Attributes:
+        sinks: the collected texts.
+        met: names of the failures and outcomes that happened.
+    """
 
     def __init__(self, sinks: Sinks) -> None:
         self.sinks = sinks
@@ -40,17 +45,23 @@ class Run:
         self._watched = False
 
     async def attempt(self, action: Awaitable[object]) -> None:
-        """Await a call that may fail, and keep the text of its failure."""
+        """Await a call that may fail, and add its result or its error to the sinks."""
         try:
             self.sinks.thing(await action)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every one is of interest
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every error is collected
             self.met.add(type(error).__name__)
             self.sinks.error(error)
 
     @asynccontextmanager
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-        """Make a client, and keep its close report."""
-        # Every other one is watched by us, and so not by the instrumentation of httpx.
+        """Make a client for the block, close the client, and add its close report to the sinks.
+
+        Args:
+            url: the base URL.
+            close_in: the time-out of the close, in seconds.
+            options: further arguments of the client.
+        """
+        # Every second client gets the package's observer, so that the httpx instrumentation traces only the others.
         self._watched = not self._watched
         observer = self.sinks.observer() if self._watched else None
         options = {"retry": QUICK, "rate_limit": None, "observer": observer, **options}
@@ -65,7 +76,7 @@ class Run:
             self.met |= {str(way) for way in report.stats.requests_by_status}
 
     async def use(self, client: AsyncTrackingClient) -> None:
-        """Send in every way."""
+        """Send events with `send`, `send_batch` and `track_many`."""
         await self.attempt(client.send(events()[0]))
         await self.attempt(client.send_batch(events()))
         *_, receipt = await client.track_many(events())
@@ -74,11 +85,11 @@ class Run:
         self.met.add((getattr(receipt.outcome, "failure", None) or "").partition(":")[0])
 
     async def against(self, url: str, **options: Any) -> None:
-        """Use a client of this address."""
+        """Make a client for a base URL, and send events with it; see `client` and `use`."""
         async with self.client(url, **options) as client:
             await self.use(client)
 
 
 def status_in(request: Arrived) -> int:
-    """Return the status that the base URL of the request asks for."""
+    """Return the status that is the last part of the base URL of a request."""
     return int(request.path.split("/")[-2])

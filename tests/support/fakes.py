@@ -1,6 +1,6 @@
 """Fakes for the engine's tests: a scripted server, a recording limiter, and a checked engine.
 
-Tests pass them in instead of the real objects; nothing is patched.
+Tests pass the fakes as arguments instead of the real objects, so no test has to patch anything.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROUNDING = 1e-4
-"""Seconds: more than the turns of a virtual loop take, less than anything that matters here."""
+"""Tolerance in seconds: longer than the turns of a virtual loop take, shorter than any time that tests compare."""
 
 CODEC = Codec()
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 SLOW_RETRY = RetryPolicy(initial_backoff=1e6, max_backoff=1e6, max_elapsed=1e9)
-"""Backoffs without end: a random wait of up to eleven days."""
+"""A retry policy whose backoff is a random wait of up to eleven days, so in effect no request is retried."""
 
 
 def now() -> float:
@@ -51,12 +51,12 @@ def now() -> float:
 
 
 def near(seconds: float) -> Any:
-    """Return a value that equals `seconds`, give or take the time that the turns of a virtual loop take."""
+    """Return a value that is equal to every time within `ROUNDING` of `seconds`."""
     return pytest.approx(seconds, abs=ROUNDING)
 
 
 def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
-    """Return an event of this kind that carries `number`."""
+    """Return an event of the class `kind` with `number` in one of its fields; see `number_of`."""
     fields: dict[type[Event], dict[str, Any]] = {
         View: {"product_id": number},
         AddToBasket: {"product_id": number},
@@ -68,14 +68,18 @@ def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Ev
 
 
 def number_of(reported: Event | UndeliveredEvent) -> int:
-    """Return the number that an event carries."""
+    """Return the number that `event` has put into a field of this event."""
     envelope = CODEC.encode(reported) if isinstance(reported, Event) else reported.envelope
     ((_, number),) = _events(b"[" + envelope + b"]")
     return number
 
 
 def check_balance(stats: Stats) -> None:
-    """Raise unless every tracked event is in exactly one place, every drop has its reason, and no count is negative."""
+    """Check the counters of a client.
+
+    Every tracked event must be counted as exactly one of settled, pending or in flight. Every dropped event must be
+    counted with a reason. No counter may be negative.
+    """
     settled = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
     assert stats.tracked == settled + stats.pending + stats.in_flight, stats
     assert min(attrs.astuple(stats, recurse=False, filter=lambda _, value: isinstance(value, int | float))) >= 0, stats
@@ -88,22 +92,22 @@ def check_balance(stats: Stats) -> None:
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """The result of one request."""
+    """Describes how the scripted server handles one request."""
 
     reply: Reply | BaseException = Reply(status=200)  # noqa: RUF009 - frozen
     """The answer, or the exception that the transport raises."""
     latency: float = 0.05
     """Seconds until the answer or the exception."""
     parked: bool = False
-    """Whether the request also waits for `ScriptedTransport.release`."""
+    """Whether the answer also waits until the test calls `ScriptedTransport.release`."""
     recorded: bool | None = None
-    """Whether the server records the events; None: if it accepts them."""
+    """Whether the server records the events; None: the server records them if the answer is a 2xx status."""
     stubborn: bool = False
-    """Whether the transport answers although it was cancelled."""
+    """Whether the transport answers even if its task is cancelled."""
 
 
 def status(code: int, *, retry_after: float | None = None, latency: float = 0.05) -> Step:
-    """Return the step that answers with this status."""
+    """Return a step that answers with the status `code`."""
     return Step(reply=Reply(status=code, retry_after=retry_after), latency=latency)
 
 
@@ -111,19 +115,19 @@ NO_CONNECTION = Step(reply=Reply(failure="connect", detail="ConnectError", sent=
 TIMED_OUT = Step(reply=Reply(failure="timeout", detail="ReadTimeout"))
 PARKED = Step(parked=True)
 NEVER = Step(latency=1e9)
-"""A request that is never answered."""
+"""A step in which the server does not answer."""
 OK = Step()
 
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """A request as the server saw it."""
+    """A request as it arrived at the scripted server."""
 
     at: float
     path: str
     body: bytes
     events: tuple[tuple[str, int], ...]
-    """Visitor and number of each event."""
+    """The visitor and the number of each event."""
 
     @property
     def numbers(self) -> list[int]:
@@ -132,12 +136,13 @@ class Request:
 
 
 class ScriptedTransport:
-    """A transport with a scripted server: answers the first requests by a script, and the others as `then` says.
+    """A transport for the engine that answers requests by a script instead of sending them.
 
     Args:
-        script: steps, or statuses, for the first requests.
-        then: step or status for all other requests, or a function that returns one for each; a test may replace it.
-        close: coroutine function that `aclose` calls.
+        script: one step, or one status, for each of the first requests.
+        then: the step or the status for all later requests, or a function that takes a request and returns its step or
+            status. A test may change the attribute `then`.
+        close: a coroutine function that `aclose` calls; default None.
     """
 
     def __init__(
@@ -165,7 +170,7 @@ class ScriptedTransport:
 
     @property
     def parked(self) -> int:
-        """How many requests wait to be released."""
+        """The number of requests that wait for `release`."""
         return len(self._parked)
 
     @property
@@ -179,7 +184,7 @@ class ScriptedTransport:
         return [number for request in self.requests for number in request.numbers]
 
     def answer_next(self, *steps: Step | int) -> None:
-        """Replace the script: answer the next requests by these steps, and the others as `then` says."""
+        """Replace the script: answer the next requests by these steps, and all later requests by `then`."""
         self._script = list(steps)
 
     def release(self) -> None:
@@ -189,7 +194,7 @@ class ScriptedTransport:
                 future.set_result(None)
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Answer a request by the script, after its latency."""
+        """Record a request, and answer it by the script."""
         request = Request(at=now(), path=path, body=body, events=tuple(_events(body)))
         self.requests.append(request)
         self.in_flight += 1
@@ -218,16 +223,16 @@ class ScriptedTransport:
         return step.reply
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Answer with the entries of `renewals`, one for each call, and then that the key is the same.
+        """Return the next entry of `renewals`; if there is none, return that the key has not changed.
 
-        While `keeps_key` is true the call waits for `release` first.
+        While `keeps_key` is true, the call first waits for `release`.
         """
         self.renewed += 1
         await self._travel(Step(latency=0.0, parked=self.keeps_key))
         return self.renewals.pop(0) if self.renewals else (False, None)
 
     async def aclose(self) -> None:
-        """Close."""
+        """Count the call, and await the function `close` if there is one."""
         self.closed += 1
         if self._close is not None:
             await self._close()
@@ -248,13 +253,13 @@ class ScriptedTransport:
 
 
 class ScriptedServer(httpx.AsyncBaseTransport):
-    """A scripted server as the transport of an `httpx.AsyncClient`."""
+    """Makes a `ScriptedTransport` usable as the transport of an `httpx.AsyncClient`."""
 
     def __init__(self, scripted: ScriptedTransport) -> None:
         self.scripted = scripted
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Read the request, and answer as the script says."""
+        """Read a request, and answer it by the script."""
         assert isinstance(request.stream, httpx.AsyncByteStream)
         body = b"".join([part async for part in request.stream])
         path = request.url.path.removeprefix("/1.0/")
@@ -283,7 +288,7 @@ def _accepts(reply: Reply | BaseException) -> bool:
 
 
 class RecordedPermit:
-    """A permit that checks that its protocol is followed."""
+    """A permit that checks that its methods are called in the right order."""
 
     def __init__(self, limiter: RecordingLimiter) -> None:
         self._limiter = limiter
@@ -291,7 +296,7 @@ class RecordedPermit:
         self.answered: bool | None = None
 
     def sent(self) -> None:
-        """Record the call; refuse a second one, and one after the end."""
+        """Record the call; fail on a second call, and on a call after `done`."""
         assert self.sent_at is None
         assert self.answered is None
         self.sent_at = now()
@@ -299,7 +304,7 @@ class RecordedPermit:
             raise RuntimeError("sent")
 
     def done(self, *, answered: bool = False) -> None:
-        """Record the end; refuse a second one."""
+        """Record the call; fail on a second call."""
         assert self.answered is None
         self.answered = answered
         self._limiter.open -= 1
@@ -308,13 +313,13 @@ class RecordedPermit:
 
 
 class RecordingLimiter:
-    """Grants every permit, or if `gated` only as many as `grant` allows, in order; records all calls.
+    """A limiter that grants every permit and records all calls. If `gated`, each permit waits for `grant`.
 
     Args:
-        errors: exceptions of the first calls, one for each; None for a call that is granted.
-        gated: whether each permit waits for `grant`.
+        errors: exceptions that the first calls of `acquire` raise, one for each call; None for a call that succeeds.
+        gated: whether each call of `acquire` waits until the test calls `grant`; permits are granted in order.
         broken_permits: whether all methods of the permits raise.
-        broken_pause: exception that `pause_until` raises; None for none.
+        broken_pause: the exception that `pause_until` raises; None (default) if it raises nothing.
     """
 
     def __init__(
@@ -349,7 +354,7 @@ class RecordingLimiter:
                 if gate in self._waiting:
                     self._waiting.remove(gate)
                 else:
-                    # Granted and cancelled in the same turn: the grant passes to the next caller.
+                    # The call was granted and cancelled in the same turn, so the next caller gets the permit.
                     self.grant()
                 raise
         permit = RecordedPermit(self)
@@ -373,13 +378,13 @@ class RecordingLimiter:
         self.grant(len(self._waiting))
 
     def pause_until(self, deadline: float) -> None:
-        """Record the deadline, and hold no request."""
+        """Record the deadline; delay no request."""
         self.pauses.append(deadline)
         if self._broken_pause is not None:
             raise self._broken_pause
 
     def throttled(self, sent_at: float) -> None:
-        """Record when the refused request was sent, and slow down no request."""
+        """Record when the refused request was sent; slow down no request."""
         self.throttlings.append(sent_at)
 
 
@@ -387,7 +392,7 @@ class RecordingLimiter:
 
 
 def into(reported: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
-    """Return a hook that appends its events to a list, in the loop."""
+    """Return an async hook that appends its events to the list `reported`."""
 
     async def hook(events: Sequence[T]) -> None:
         reported.extend(events)
@@ -399,7 +404,7 @@ def into(reported: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]
 
 
 class Engine:
-    """A dispatcher with short methods for tests; on a checked loop it is checked in every turn.
+    """Wraps a real dispatcher, with short methods for tests. On a `CheckedLoop`, `check` is called in every turn.
 
     Attributes:
         dispatcher: the real dispatcher.
@@ -437,7 +442,7 @@ class Engine:
             loop.checks.append(self.check)
 
     def check(self) -> None:
-        """Raise unless the counters add up and no bound is exceeded."""
+        """Check the counters (see `check_balance`), and the limits of the buffer and of the requests in flight."""
         stats = self.stats()
         check_balance(stats)
         assert stats.pending <= self._bounds.max_events
@@ -445,38 +450,38 @@ class Engine:
         assert self.transport.in_flight <= self.batching.max_in_flight
 
     async def track(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
-        """Track the event of that number."""
+        """Track the event with this number."""
         return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
 
     def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
-        """Track the event of that number without waiting, or raise."""
+        """Track the event with this number by `accept_nowait`, which raises if it would have to wait."""
         return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
 
     async def track_all(self, numbers: Iterable[int]) -> list[Receipt]:
-        """Track events one after the other."""
+        """Track the events with these numbers, one after the other."""
         return [await self.track(number) for number in numbers]
 
-    async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as the dispatcher has it
-        """Flush."""
+    async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a parameter of the dispatcher, too
+        """Flush the dispatcher."""
         await self.dispatcher.flush(timeout)
 
-    async def aclose(self, timeout: float | None = 15.0) -> CloseReport:  # noqa: ASYNC109 - as the dispatcher has it
-        """Close."""
+    async def aclose(self, timeout: float | None = 15.0) -> CloseReport:  # noqa: ASYNC109 - a parameter of the dispatcher, too
+        """Close the dispatcher, and return its report."""
         return await self.dispatcher.aclose(timeout)
 
     async def send(self, number: int) -> Delivered:
-        """Send the event of that number past the buffer."""
+        """Send the event with this number immediately, without the buffer."""
         what = event(number)
         return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), [what.event_name])
 
     async def send_batch(self, numbers: Sequence[int]) -> Delivered:
-        """Send these events past the buffer, in one request."""
+        """Send the events with these numbers immediately in one request, without the buffer."""
         events = [event(number) for number in numbers]
         return await self.dispatcher.send(BATCH_PATH, join(map(CODEC.encode, events)), [e.event_name for e in events])
 
 
 def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingClient:
-    """Return a real client whose server is `transport`."""
+    """Return a real client whose requests are answered by `transport`."""
     http_client = httpx.AsyncClient(transport=ScriptedServer(transport))
     options.setdefault("limiter", LocalLimiter(None))
     options.setdefault("api_key", "key")

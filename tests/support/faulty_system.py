@@ -1,6 +1,6 @@
-"""An operating system and a database whose calls fail on demand; a spool takes them as arguments.
+"""Fakes of the operating system and the database for a spool, whose calls fail on demand.
 
-Every call goes through `Faults.call`, which records it, and lets one of the calls fail, once or from then on.
+Every call goes through `Faults.call`, which records the call. A chosen call fails, and all later calls if wanted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Fault(BaseException):
-    """An error of a type that no code expects."""
+    """An error of a type that the package does not expect."""
 
 
 class Faults:
-    """Decides which call fails.
+    """Records all calls, and decides which call fails.
 
     Args:
-        at: the number of the call, from 0; None for no call.
-        lasting: whether every later call fails, too, until `clear`.
-        foreign: whether it raises `Fault`, and not an error that such a call may raise.
-        after: whether it does its work and raises then.
+        at: the number of the call that fails, counted from 0; None (default) if no call fails.
+        lasting: whether every later call fails, too, until `clear` is called.
+        foreign: whether a failing call raises `Fault`, and not an error that this call may really raise.
+        after: whether a failing call does its work before it raises.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Faults:
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Let no call fail any more."""
+        """Let all further calls succeed."""
         self._at = None
 
     def call(self, name: str, detail: object, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Make a call, or fail."""
+        """Record the call, and call `function`, or raise an error if this call is chosen to fail."""
         with self._lock:
             number = len(self.calls)
             self.calls.append(f"{name} {detail}")
             fails = self._at is not None and (number == self._at or (self._lasting and number > self._at))
-        # A close that raises has closed nevertheless.
+        # Even if a close raises, it has done its work.
         if fails and not self._after and name not in ("connection.close", "close"):
             raise self._error(name)
         result = function(*arguments, **named)
@@ -67,7 +67,7 @@ class Faults:
 
 
 class FaultySystem(System):
-    """The calls to the system, through `faults`."""
+    """The spool's calls to the operating system, each of which goes through `faults`."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -85,7 +85,7 @@ class FaultySystem(System):
 
 
 class FaultyConnection:
-    """A connection to a database, through `faults`."""
+    """A connection to a database whose calls go through `faults`."""
 
     def __init__(self, faults: Faults, real: sqlite3.Connection) -> None:
         self._faults = faults
@@ -93,12 +93,12 @@ class FaultyConnection:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open; it is read from the connection, and cannot fail."""
+        """Whether a transaction is open. Reading this attribute never fails."""
         return self._real.in_transaction
 
     @property
     def text_factory(self) -> Any:
-        """The function that makes text of bytes."""
+        """The function that converts the bytes of a text column."""
         return self._real.text_factory
 
     @text_factory.setter
@@ -106,22 +106,22 @@ class FaultyConnection:
         self._real.text_factory = value
 
     def execute(self, sql: str, *values: Any) -> FaultyCursor:
-        """Execute a statement."""
+        """Execute an SQL statement."""
         cursor = self._faults.call("connection.execute", sql, self._real.execute, sql, *values)
         return FaultyCursor(self._faults, cursor, sql)
 
     def executescript(self, sql: str) -> FaultyCursor:
-        """Execute statements."""
+        """Execute several SQL statements."""
         cursor = self._faults.call("connection.executescript", sql, self._real.executescript, sql)
         return FaultyCursor(self._faults, cursor, sql)
 
     def close(self) -> None:
-        """Close."""
+        """Close the connection."""
         self._faults.call("connection.close", "", self._real.close)
 
 
 class FaultyCursor:
-    """The result of a statement, through `faults`."""
+    """The result of an SQL statement; fetching rows goes through `faults`."""
 
     def __init__(self, faults: Faults, real: sqlite3.Cursor, sql: str) -> None:
         self._faults = faults
@@ -130,7 +130,7 @@ class FaultyCursor:
 
     @property
     def rowcount(self) -> int:
-        """How many rows were changed."""
+        """The number of rows that the statement has changed."""
         return self._real.rowcount
 
     def fetchone(self) -> Any:
@@ -158,7 +158,7 @@ def connector(faults: Faults) -> Callable[..., Any]:
         try:
             real = faults.call("connect", "", open_database, *arguments, **named)
         except BaseException:
-            # The caller gets no connection that it could close.
+            # The caller gets no connection, so the opened connection has to be closed here.
             for connection in made:
                 connection.close()
             raise

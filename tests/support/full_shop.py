@@ -1,4 +1,4 @@
-"""A shop whose buffer is full, so that callers of `track` must wait."""
+"""A client whose buffer is full, so that callers of `track` must wait."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ONE_BY_ONE = Batching(max_events=1, linger=0.0, max_in_flight=1)
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until the answer is yes."""
+    """Wait until `holds` returns a true value, for at most 60 seconds."""
     async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 - what threads do sets no event
+        while not holds():  # noqa: ASYNC110 - a change by a thread sets no event
             await asyncio.sleep(0.001)
 
 
 class Shop:
-    """A client whose first event stays in flight, and whose buffer is full; `open` lets everything go on."""
+    """Makes a client whose server does not answer, and whose buffer has space for one event; `open` lets it answer."""
 
     def __init__(self) -> None:
         self.transport = ScriptedTransport(then=PARKED)
@@ -33,19 +33,19 @@ class Shop:
         self.handle = self.client.threadsafe()
 
     def open(self) -> None:
-        """Answer, from now on."""
+        """Answer all requests from now on, waiting requests included."""
         self.transport.then = AT_ONCE
         self.transport.release()
 
     @property
     def waiting(self) -> int:
-        """Number of calls that wait for space."""
+        """The number of calls that wait for space in the buffer."""
         return self.client.stats().waiting
 
 
 @asynccontextmanager
 async def full_shop() -> AsyncIterator[Shop]:
-    """Open a shop with the events 0 and 1 accepted and no space for another; close it at the end."""
+    """Yield a shop whose event 0 is in flight and whose event 1 fills the buffer; close its client at the end."""
     shop = Shop()
     await shop.client.track(event(0))
     await until(lambda: shop.transport.parked)

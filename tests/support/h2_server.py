@@ -1,4 +1,4 @@
-"""An HTTP/2 server with TLS on loopback that takes everything."""
+"""An HTTP/2 server with TLS on loopback that answers every request with 200, or refuses requests on demand."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class H2Server:
-    """A server for the tests; `paths` and `bodies` hold its requests.
+    """Serves HTTP/2 connections, and records the requests in `paths` and `bodies`.
 
     Attributes:
-        unprocessed: what the next requests meet in place of an answer, each said to be not processed: ``"goaway"`` with
-            last stream 0, ``"goaway-before"`` with the last stream but one, ``"refused"`` for a reset of the stream.
-        connections: how many clients have connected.
+        unprocessed: how the next requests are refused as not processed, one entry for each request. ``"goaway"``: a
+            GOAWAY with last stream 0. ``"goaway-before"``: a GOAWAY with the stream before the request's as last
+            stream. ``"refused"``: a reset of the stream. All later requests are answered.
+        connections: the number of connections so far.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class H2Server:
 
 @asynccontextmanager
 async def h2_server(authority: trustme.CA) -> AsyncIterator[tuple[H2Server, str]]:
-    """Run a server with a certificate of `authority` while the block runs; gives it and its base URL."""
+    """Run a server with a certificate of `authority` while the block runs; yield the server and its base URL."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["h2"])
     authority.issue_cert("localhost").configure_cert(context)

@@ -1,4 +1,4 @@
-"""Names of parametrised cases that are the same in every process: the tests run in several, which must agree."""
+"""Makes names of parametrised test cases that are equal in every process, as pytest-xdist requires."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def shown(value: object) -> str:
-    """Return the repr of `value` without the addresses in it."""
+    """Return the repr of `value` without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -1,4 +1,4 @@
-"""The private attributes of the package that tests read, each behind a name that says what it is."""
+"""Functions through which tests read, change or call private attributes of the package."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def engine_of(client: AsyncTrackingClient) -> Any:
-    """Return the engine of a client: a `Dispatcher`, or with a spool a `SpooledDispatcher`."""
+    """Return the engine of a client: a `Dispatcher`, or a `SpooledDispatcher` if the client has a spool."""
     return client._engine
 
 
 def is_of_the_client(thing: object) -> bool:
-    """Whether an object's class is one of the client: of a private file, or a public class of the package itself."""
+    """Return whether the class of an object is defined in the package itself or in one of its private modules."""
     module = str(type(thing).__module__)
     return module == "retailrocket_async" or module.startswith("retailrocket_async._")
 
@@ -33,33 +33,33 @@ def dispatcher_of(client: AsyncTrackingClient) -> Any:
 
 
 async def connections_closed(client: AsyncTrackingClient) -> None:
-    """Wait until the last tasks of a client's close have ended, which close its connections."""
+    """Wait until a closing client has closed its connections, which its last tasks do."""
     await asyncio.wait(dispatcher_of(client)._shutdown._last_tasks)
 
 
 def waiters_of(receipt: Receipt) -> object:
-    """Return the futures of the tasks that await a receipt; None before the first one."""
+    """Return the futures of the tasks that await a receipt; None if no task has awaited the receipt yet."""
     return receipt._waiters
 
 
 def channels_of(transport: HttpxTransport) -> list[Channel]:
-    """Return the open channels of a transport that has made a request."""
+    """Return the open channels of a transport, which must have made a request."""
     assert transport._connections is not None
     return transport._connections._open
 
 
 def set_timeout(transport: HttpxTransport, seconds: float) -> None:
-    """Change the time-out of a transport's requests as a whole."""
+    """Change the time-out of a transport that limits a request from its start to its end."""
     transport._total = seconds
 
 
 def proxy_found_by(reader: EnvironmentReader, url: str) -> Proxy | None:
-    """Return the proxy that the environment names for a URL."""
+    """Return the proxy that the environment variables name for a URL, or None if they name no proxy."""
     return reader._proxy_for(httpx.URL(url))
 
 
 def running_flights(dispatcher: Dispatcher) -> list[asyncio.Task[None]]:
-    """Return the tasks of the flights of a dispatcher."""
+    """Return the tasks of a dispatcher's flights, which are batches on their way to the API."""
     return [task for task in dispatcher._flights.values() if task is not None]
 
 
@@ -69,7 +69,7 @@ async def hooks_drained(dispatcher: Any) -> None:
 
 
 def leftovers_of(dispatcher: Any) -> dict[str, object]:
-    """Return what a closed dispatcher must not have any more, by name; all values are falsy if it is idle."""
+    """Return the resources of a dispatcher by name. If the dispatcher is idle or closed, every value is falsy."""
     slots, buffer, breaker = dispatcher._sender._wire_slots, dispatcher._buffer, dispatcher._breaker
     return {
         "places on the wire": dispatcher._max_in_flight - slots._value,

@@ -1,10 +1,11 @@
-"""A Kafka broker in a process of its own: the mock cluster of librdkafka, which keeps everything in memory.
+"""A Kafka broker in a process of its own: the mock cluster of librdkafka, which stores everything in memory.
 
-It speaks Kafka's protocol over loopback: topics, produce, fetch, consumer groups with their rebalances, committed
-offsets. It does not have, so no test covers: disks, replicas that fall behind, ACLs, TLS, SASL, data that survives the
-end of the process. It keeps 5 MB and 100,000 messages of a partition at most.
+The mock cluster speaks Kafka's protocol over loopback: topics, produce, fetch, consumer groups with rebalances, and
+committed offsets. It has no disks, no replicas that fall behind, no ACLs, no TLS, no SASL, and no data that survives
+the end of the process, so no test covers these. It stores at most 5 MB and 100,000 messages of a partition.
 
-`confluent-kafka` ships the library. Its Python interface does not control the mock cluster, so ctypes does.
+The package `confluent-kafka` contains librdkafka, but its Python interface cannot control the mock cluster. So this
+module calls librdkafka by ctypes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ INSTALLED = importlib.util.find_spec("confluent_kafka") is not None
 
 
 class KafkaServer:
-    """The running broker.
+    """Controls the process in which the broker runs.
 
     Attributes:
-        bootstrap_servers: where it listens, as ``"127.0.0.1:port"``.
-        process: the process it lives in.
+        bootstrap_servers: the address of the broker, as ``"127.0.0.1:port"``.
+        process: the process of the broker.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -37,7 +38,7 @@ class KafkaServer:
         self.bootstrap_servers = process.stdout.readline().strip()
 
     def create_topic(self, topic: str, partitions: int) -> None:
-        """Create `topic`; a topic that a client asks for is created with 4 partitions otherwise."""
+        """Create a topic. If a client asks for a topic that does not exist, the broker creates it with 4 partitions."""
         self._send(f"topic {topic} {partitions}")
 
     def down(self) -> None:
@@ -45,11 +46,11 @@ class KafkaServer:
         self._send("down")
 
     def up(self) -> None:
-        """Serve again."""
+        """Accept connections again after `down`."""
         self._send("up")
 
     def fail(self, api: int, error: int, times: int) -> None:
-        """Answer the next `times` requests of the kind `api` with the error code `error`."""
+        """Answer the next `times` requests of one kind with the error code `error`; `api` is the kind's API key."""
         self._send(f"fail {api} {error} {times}")
 
     def _send(self, command: str) -> None:
@@ -65,7 +66,7 @@ class KafkaServer:
 def kafka_server() -> Iterator[KafkaServer]:
     """Run a broker while the block runs."""
     command = [sys.executable, __file__]
-    with subprocess.Popen(  # no shell, and a command of ours
+    with subprocess.Popen(  # no shell, and a fixed command
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
@@ -78,7 +79,7 @@ def _library() -> ctypes.CDLL:
     import confluent_kafka
 
     folder = Path(confluent_kafka.__file__).parent
-    # The path in the wheels for Linux, and in those for macOS.
+    # Wheels for Linux and wheels for macOS contain the library in different folders.
     found = [*folder.parent.glob("confluent_kafka.libs/librdkafka*"), *folder.glob(".dylibs/librdkafka*")]
     library = ctypes.CDLL(str(found[0]))
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
@@ -104,7 +105,7 @@ def main() -> None:
     reason = ctypes.create_string_buffer(512)
     handle = library.rd_kafka_new(0, None, reason, len(reason))
     cluster = library.rd_kafka_mock_cluster_new(handle, 1)
-    # A new group waits for more members; the default of 3 s would be most of what the tests take.
+    # A new consumer group waits for more members. With the default of 3 s the tests would mostly wait.
     library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 100)
     print(library.rd_kafka_mock_cluster_bootstraps(cluster).decode(), flush=True)  # noqa: T201
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""A listener on loopback whose connections end with the block."""
+"""A TCP listener on loopback that closes its connections at the end of a block."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 async def listening(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
-    """Serve connections on a free port while the block runs; gives the host and the port, such as ``127.0.0.1:40123``.
+    """Serve connections on a free port while the block runs; yield the address, such as ``127.0.0.1:40123``.
 
     Args:
-        handle: serves one connection. At the end of the block it is cancelled, and its connection aborted.
-        tls: the context of a server with TLS; None (default) for plain TCP.
+        handle: serves one connection. At the end of the block its tasks are cancelled and their connections aborted.
+        tls: the TLS context of the server; None (default) for plain TCP.
     """
     tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""A real nats-server with JetStream on loopback; a test may kill it and restart it with its stored data."""
+"""A real nats-server with JetStream on loopback. A test may kill the server, and restart it with its stored data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class NatsServer:
-    """A server that runs from its construction on.
+    """Starts a server, which runs until `kill`.
 
     Attributes:
-        url: where it listens, the same after a restart.
-        process: the running process.
+        url: the address of the server, which does not change in a restart.
+        process: the process of the server.
     """
 
     def __init__(self, folder: str, *arguments: str) -> None:
@@ -34,7 +34,7 @@ class NatsServer:
         self.start()
 
     def start(self) -> None:
-        """Start the server; return when it answers."""
+        """Start the server, and wait until it answers."""
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while True:
@@ -48,12 +48,12 @@ class NatsServer:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill the server by SIGKILL; its stored data stays."""
+        """Kill the server by SIGKILL. The stored data is not removed."""
         self.process.kill()
         self.process.wait()
 
     async def restart(self, pause: float = 0.0) -> None:
-        """Kill the server, and start it again after `pause` seconds."""
+        """Kill the server, and start the server again after `pause` seconds."""
         self.kill()
         await asyncio.sleep(pause)
         await asyncio.to_thread(self.start)
@@ -61,7 +61,7 @@ class NatsServer:
 
 @contextmanager
 def nats_server(*arguments: str) -> Iterator[NatsServer]:
-    """Run a server while the block runs, with a store that is removed after it."""
+    """Run a server while the block runs; remove its stored data at the end."""
     with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(folder, *arguments)
         try:

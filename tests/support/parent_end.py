@@ -1,9 +1,9 @@
 """Ends a child process when its parent has ended, even if the parent was killed.
 
-A parent that is killed by SIGKILL runs no `finally`, so the child has to notice it. `exit_with_parent` is for a child
-that runs our code, `until_parent_ends` for any other program.
+A parent that is killed by SIGKILL runs no `finally`, so the child itself has to notice the parent's end. Use
+`exit_with_parent` in a child that runs Python code of the tests, and `until_parent_ends` for any other program.
 
-Run as a script, this module is the launcher of such a program::
+Run as a script, this module starts such a program::
 
     python parent_end.py PARENT_ID PROGRAM [ARGUMENT ...]
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _POLL = 0.2
-"""Seconds between two looks at the parent."""
+"""Seconds between two checks whether the parent still runs."""
 
 
 def exit_with_parent(wait: Callable[[], object]) -> None:
-    """End this process as soon as `wait`, which blocks a thread of its own, returns because the parent has ended."""
+    """End this process when `wait` returns. `wait` runs in a thread, and must block until the parent has ended."""
 
     def watch() -> None:
         wait()
@@ -35,10 +35,10 @@ def exit_with_parent(wait: Callable[[], object]) -> None:
 
 
 def until_parent_ends(*command: str) -> list[str]:
-    """Return a command that runs `command` and kills it when this process has ended.
+    """Return a command that runs `command`, and kills the program when the current process has ended.
 
-    The started process becomes `command`, so its id is that of the program. On Windows the command is returned
-    unchanged.
+    The started process itself becomes the program (by exec), so both have the same process id. On Windows `command` is
+    returned unchanged.
     """
     if sys.platform == "win32":
         return [*command]
@@ -46,7 +46,7 @@ def until_parent_ends(*command: str) -> list[str]:
 
 
 def _run(parent: int, command: list[str]) -> None:
-    """Become `command`, with a child process that watches `parent`."""
+    """Start a child process that watches the process `parent`, then replace this process by `command`."""
     program = os.getpid()
     if os.fork() == 0:
         _watch(parent, program)
@@ -54,14 +54,15 @@ def _run(parent: int, command: list[str]) -> None:
 
 
 def _watch(parent: int, program: int) -> None:
-    """Kill `program` when `parent` has ended; exit when either is gone."""
-    # Ctrl-C is for the parent, which then ends the program as usual.
+    """Wait until the process `parent` or the process `program` has ended; kill `program` if the parent has."""
+    # On Ctrl-C the parent ends the program as usual, so this process ignores SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The reader of a pipe waits until every process has closed it.
+    # A reader of the program's output waits until every process has closed the pipe, so this process must not hold the
+    # pipe open.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(nowhere, descriptor)
-    # When the program ends, this process gets another parent.
+    # This process is a child of the program, and gets another parent when the program ends.
     while os.getppid() == program:
         try:
             os.kill(parent, 0)

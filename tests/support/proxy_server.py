@@ -1,4 +1,4 @@
-"""A proxy on loopback that makes tunnels (CONNECT), forwards plain requests, or refuses to."""
+"""A proxy on loopback that opens tunnels (CONNECT) and forwards plain requests, or refuses both on demand."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class ProxyServer:
-    """A proxy; point `HTTPS_PROXY` at its address.
+    """A proxy that records the targets of its requests. Set `HTTPS_PROXY` to its URL to use it.
 
     Args:
-        upstream: the URL of the only server that it connects to, whatever a request asks for; None (default) connects
-            to the server that the request names.
+        upstream: the URL of the server that the proxy connects to for every request; None (default) connects to the
+            server that the request names.
 
     Attributes:
-        status: its answer to every request; 200 (default) connects.
-        password: the password that it asks of the user ``user``; None (default) for none.
-        targets: what the requests asked for: ``host:port`` of a CONNECT, else a URL.
-        address: its host and port.
+        status: the status of all answers; with 200 (default) the proxy connects, with any other it refuses.
+        password: the password that the user ``user`` needs; None (default) if the proxy asks for no password.
+        targets: the targets of all requests: ``host:port`` for a CONNECT, a URL for any other request.
+        address: the host and the port of the proxy.
     """
 
     def __init__(self, upstream: str | None = None) -> None:
@@ -37,18 +37,18 @@ class ProxyServer:
 
     @property
     def url(self) -> str:
-        """Its URL, for an HTTP client."""
+        """The URL of the proxy, for an HTTP client."""
         return f"http://{self.address}"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
+        """Serve one connection: answer its first request, and forward the data of both sides."""
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             text = head.decode("latin-1")
             method, target, _ = text.split(" ", 2)
             self.targets.append(target)
             if (status := self._status_for(text)) != 200:
-                # Some proxies repeat the credentials that they got.
+                # Some proxies repeat the received credentials in an error.
                 echo = text.partition("Proxy-Authorization: ")[2].partition("\r\n")[0]
                 writer.write(f"HTTP/1.1 {status} No {echo}\r\nContent-Length: 0\r\n\r\n".encode())
                 await writer.drain()
@@ -68,7 +68,10 @@ class ProxyServer:
 async def _forward(
     host: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes | None
 ) -> None:
-    """Copy bytes between a client and a server until one of them closes; without a `head`, answer a CONNECT first."""
+    """Copy bytes between a client and a server until one of them closes the connection.
+
+    Before that, send `head` to the server; if `head` is None, answer the client's CONNECT.
+    """
     answers, behind = await asyncio.open_connection(host, port)
     if head is None:
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -78,8 +81,8 @@ async def _forward(
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # Aborted before any await, at which the block's end may cancel this task. Not closed, since that would wait
-        # for a peer that does not read.
+        # The connections are aborted before any await, because the end of the block may cancel this task at an await.
+        # They are not closed, because a close would wait for a peer that does not read.
         for end in (behind, writer):
             end.transport.abort()
         for way in ways:

@@ -1,4 +1,4 @@
-"""A bare HTTP/1.1 server on loopback that keeps every byte that it receives and sends scripted answers."""
+"""A minimal HTTP/1.1 server on loopback that records all requests and sends scripted answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def answer(status: int, *headers: str, body: bytes = b"{}") -> bytes:
-    """Return the bytes of an answer."""
+    """Return the bytes of an HTTP answer."""
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @attrs.define
 class Arrived:
-    """One request as it arrived."""
+    """A request as it arrived at the server."""
 
     method: str
     target: str
@@ -45,17 +45,20 @@ class Arrived:
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The query, parsed."""
+        """The parameters of the query."""
         return parse_qs(urlsplit(self.target).query, strict_parsing=True)
 
     @property
     def json(self) -> Any:
-        """The body, parsed."""
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
 
 class RawServer:
-    """A server for tests: `arrived` holds the requests, and `respond` makes the answer to each."""
+    """Serves connections: records each request in `arrived`, and answers it with the bytes that `respond` returns.
+
+    If `respond` returns None, the server closes the connection without an answer.
+    """
 
     def __init__(self) -> None:
         self.arrived: list[Arrived] = []
@@ -70,16 +73,16 @@ class RawServer:
 
     @property
     def open(self) -> int:
-        """How many connections the clients have open."""
+        """The number of connections that the clients have not closed."""
         return sum(not reader.at_eof() and reader.exception() is None for reader in self.readers)
 
     async def until_open(self, count: int) -> None:
-        """Wait until the clients have this many connections open."""
+        """Wait until exactly `count` connections are open."""
         while self.open != count:  # noqa: ASYNC110 - no event says that a client has connected
             await asyncio.sleep(0.001)
 
     def always(self, reply: bytes) -> None:
-        """Answer every request with these bytes."""
+        """Answer every request from now on with the bytes `reply`."""
 
         async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
             return reply
@@ -87,7 +90,7 @@ class RawServer:
         self.respond = respond
 
     def in_turn(self, *replies: bytes) -> None:
-        """Answer the next requests with these bytes, one each, and then 200."""
+        """Answer each of the next requests with one of `replies`, and all later requests with 200."""
         left = list(replies)
 
         async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -96,7 +99,7 @@ class RawServer:
         self.respond = respond
 
     def all_at_once(self, count: int) -> Callable[[Arrived, asyncio.StreamWriter], Awaitable[bytes | None]]:
-        """Return a `respond` that answers `count` requests once all of them have arrived."""
+        """Return a function for `respond` that answers only after `count` requests have arrived."""
         arrived, complete = 0, asyncio.Event()
 
         async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -140,7 +143,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    """Run a server while the block runs, with TLS if it gets a context."""
+    """Run a server while the block runs; the server uses TLS if a context is given."""
     server = RawServer()
     async with listening(server.handle, tls) as address:
         server.url = f"http{'s' if tls else ''}://{address}/1.0/"

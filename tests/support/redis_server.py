@@ -1,6 +1,7 @@
-"""A real redis-server for one test, on a free loopback port; the test may kill, freeze and restart it.
+"""A real redis-server for one test, on a free loopback port. The test may kill, freeze and restart the server.
 
-Import the fixture into the test's module, and mark the module `pytest.mark.needs_server("redis-server")`.
+Import the fixture `redis_server` into the test's module, and mark the module with
+`pytest.mark.needs_server("redis-server")`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PATIENCE: Final = 30.0
-"""Seconds in which even a busy machine starts a server."""
+"""Seconds to wait for the start of a server, enough even on a busy machine."""
 
 
 class RedisServer:
-    """A server with a temporary folder.
+    """Runs a server while the `with` block runs; its folder is temporary.
 
     Args:
-        options: more of redis-server's options, e.g. `"--requirepass", "secret"`. It keeps nothing on disk by
-            default, so that it is empty after a restart; with `"--appendonly", "yes"` its data survives a kill.
+        options: further options of redis-server, e.g. `"--requirepass", "secret"`. By default the server writes nothing
+            to disk, so it is empty after a restart. With `"--appendonly", "yes"` the data survives a kill.
     """
 
     def __init__(self, *options: str) -> None:
@@ -52,7 +53,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server, always on the same port; return when it answers."""
+        """Start the server, always on the same port, and wait until it answers."""
         assert self._process is None
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""]
         command = until_parent_ends("redis-server", *settings, "--logfile", "", *self._options)
@@ -65,19 +66,19 @@ class RedisServer:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill the server by SIGKILL, even if it is frozen; return when its process has ended."""
+        """Kill the server by SIGKILL, which works for a frozen server, too; wait until its process has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self) -> None:
-        """Kill the server, and start it again."""
+        """Kill the server, and start the server again."""
         self.kill()
         self.start()
 
     def freeze(self) -> None:
-        """Freeze the server by SIGSTOP: it accepts connections and answers nothing."""
+        """Freeze the server by SIGSTOP. The system still accepts connections for it, but no request is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -101,23 +102,27 @@ class RedisServer:
         self._folder.cleanup()
 
     def _answers(self) -> bool:
-        """Return whether the server takes commands: it does not while it loads its data from disk."""
+        """Return whether the server answers commands; it does not while it loads its data from disk."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
-            # A server with a password asks for it.
+            # A server with a password answers -NOAUTH.
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         return False
 
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """Run a server without a password that keeps nothing on disk."""
+    """Run a server without a password that writes nothing to disk."""
     with RedisServer() as server:
         yield server
 
 
 def free_port() -> int:
-    """Return a free port below the range of outgoing connections, so that none takes it while the server is down."""
+    """Return a free port.
+
+    The port is below the range of outgoing connections, so that no such connection takes the port while the server is
+    down.
+    """
     while True:
         port = random.randrange(15_000, 32_000)
         with socket.socket() as free, contextlib.suppress(OSError):

@@ -1,4 +1,7 @@
-"""Every place that a secret may get to, collected while a program runs, and a search that knows its disguises."""
+"""Collects the texts from all places that a secret may reach (sinks), and searches texts for encoded forms of a secret.
+
+Sinks are, for example, logs, tracebacks, spans and what Sentry sends.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from sentry_sdk.envelope import Envelope
 
 KEY: Final = "q7Zr/4+wé&=%'\"k9"
-"""A key of which every way to write it down makes something else."""
+"""A key with characters that each encoding (URL, JSON, repr, base64) writes in a different way."""
 
 PERSONAL: Final = {
     "session_external_id": "visitor5ba1f2d3",
@@ -54,14 +57,14 @@ PERSONAL: Final = {
     "custom_data": "favourite-colour-green",
 }
 
-# The names of the sinks: the run that leaks on purpose must leave the key in every one of them.
+# The names of the sinks. The program that leaks on purpose must put the key into each of them.
 LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP = "log", "log record", "log traceback", "warnings", "event loop"
 TEXT, REPR, CHAIN, LOCALS, RICH = "error", "error repr", "traceback", "traceback with locals", "rich traceback"
 PICKLE, THINGS, ATTRIBUTES, TASKS = "pickled errors", "repr", "attributes", "tasks"
 SPANS, METRICS, SENTRY, BREADCRUMBS = "OpenTelemetry spans", "OpenTelemetry metrics", "Sentry", "Sentry breadcrumbs"
 CRASH, COMMANDS, OUTPUT = "faulthandler", "command line", "output of the process"
 INFO_LOG: Final = "log at INFO and above"
-"""The sink of which personal data must keep out, too."""
+"""The sink that must not contain personal data either."""
 
 EVERY: Final = frozenset(
     {LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP, TEXT, REPR, CHAIN, LOCALS, RICH, PICKLE, THINGS, ATTRIBUTES, TASKS}
@@ -70,21 +73,22 @@ EVERY: Final = frozenset(
 
 
 def disguises(secret: str) -> set[str]:
-    """Return the forms in which `secret`, or its beginning, may be written, in whatever case."""
+    """Return the encoded forms in which `secret`, or its first 8 characters, may appear in a text, in lower case."""
     raw = secret.encode()
     found = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
     found |= {secret[:8], quote(secret[:8]), quote(secret[:8], safe="")}
     found |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1], raw.hex()}
     found |= {repr(raw)[2:-1], ascii(secret)[1:-1]}
     for shift in range(3):
-        # In the middle of something longer base64 looks different at each of three offsets; the ends depend on it.
+        # Within a longer text, base64 writes the secret in one of three ways, which depend on its offset. The first and
+        # the last characters depend on the neighbours, so they are cut off.
         encoded = base64.b64encode(bytes(shift) + raw).decode()[4 if shift else 0 :].rstrip("=")[:-2]
         found |= {encoded, encoded.replace("+", "-").replace("/", "_")}
     return {form.casefold() for form in found}
 
 
 def found_in(text: str, secret: str) -> set[str]:
-    """Return the forms of `secret` that `text` has, each with what stands around its first place."""
+    """Return the forms of `secret` that `text` contains, each with the text around its first occurrence."""
     text = text.casefold()
     return {
         f"{form} in ...{text[max(0, text.index(form) - 300) : text.index(form) + 100]}..."
@@ -94,11 +98,14 @@ def found_in(text: str, secret: str) -> set[str]:
 
 
 def attributes(thing: object) -> str:
-    """Return what an inspector shows of an object: its attributes, private ones and properties too, without methods."""
+    """Return the names and values of an object's attributes, as a debugger shows them.
+
+    Private attributes and properties are included; methods are not.
+    """
     told: list[str] = []
     for name in dir(thing):
         if not name.startswith("__"):
-            # A property may raise whatever it likes.
+            # A property may raise any error.
             with suppress(Exception):
                 value = getattr(thing, name)
                 told += [] if callable(value) else [f"{name} = {value!r}"]
@@ -106,7 +113,7 @@ def attributes(thing: object) -> str:
 
 
 class Sinks:
-    """Collects texts, by the name of the sink they came from."""
+    """Collects texts in `texts`, a set for each sink."""
 
     def __init__(self) -> None:
         self.texts: dict[str, set[str]] = defaultdict(set)
@@ -114,11 +121,11 @@ class Sinks:
         self._looked_at = 0.0
 
     def put(self, sink: str, *texts: str) -> None:
-        """Keep texts."""
+        """Add texts to a sink."""
         self.texts[sink].update(texts)
 
     def error(self, error: BaseException) -> None:
-        """Keep everything that programs commonly print, send or store of an exception and of all behind it."""
+        """Add all texts that programs usually print, send or store about an exception and its causes."""
         if self._is_new(("sentry", _way(error))):
             sentry_sdk.capture_exception(error)
         seen: set[int] = set()
@@ -128,7 +135,7 @@ class Sinks:
             if one is None or id(one) in seen:
                 continue
             seen.add(id(one))
-            # Also what `from None` hides.
+            # `__context__` also has the errors that `from None` hides in a traceback.
             left += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
             self._one_error(one)
 
@@ -145,23 +152,26 @@ class Sinks:
             self.put(PICKLE, pickle.dumps(error).decode("latin-1"), str(copy.copy(error)))
 
     def thing(self, *things: object) -> None:
-        """Keep what objects print of themselves, and what inspectors print of them."""
+        """Add the str and the repr of objects, and their attributes as a debugger shows them."""
         for thing in things:
             self.put(THINGS, str(thing), repr(thing), pprint.pformat(getattr(thing, "__dict__", None)))
             self.put(ATTRIBUTES, attributes(thing))
 
     def _is_new(self, drawing: object) -> bool:
-        # Rich and Sentry take their time; the same lines with the same variables go there once.
+        # Rich and Sentry are slow, so an error that took the same way through the code is shown to them only once.
         known = drawing in self._drawn
         self._drawn.add(drawing)
         return not known
 
     def everything_alive(self) -> None:
-        """Keep what all objects of the package and all tasks print, and the stacks of all threads; once a second."""
+        """Add the texts of all objects of the package and of all tasks, and the stacks of all threads.
+
+        The function does nothing if its last run was less than a second ago.
+        """
         if time.monotonic() - self._looked_at < 1.0:
             return
         for thing in gc.get_objects():
-            # A URL's raw_path is where the connection reads the key, and inspectors read what is a property.
+            # A URL is left out: the connection reads the key from its property raw_path, which a debugger would show.
             if is_of_the_client(thing) and not isinstance(thing, httpx.URL):
                 self.thing(thing)
         for task in asyncio.all_tasks():
@@ -172,7 +182,7 @@ class Sinks:
         self._looked_at = time.monotonic()
 
     def crash(self) -> None:
-        """Keep what a crash would write."""
+        """Add the text that faulthandler would write in a crash."""
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
@@ -180,7 +190,10 @@ class Sinks:
 
     @contextmanager
     def attached(self) -> Generator[None]:
-        """Collect logs, warnings, spans, metrics, and what Sentry would send; for the rest of the process's life."""
+        """Collect logs, warnings, spans, metrics, and the data for Sentry while the block runs.
+
+        Not all of this instrumentation is removed at the end of the block.
+        """
         handler = _Handler(self)
         logging.basicConfig(level=1, handlers=[handler], force=True)
         logging.captureWarnings(capture=True)
@@ -192,7 +205,8 @@ class Sinks:
         self.meter = metering.get_meter("run")
         self.observer = lambda: OpenTelemetryObserver(tracing, metering)
         HTTPXClientInstrumentor().instrument(tracer_provider=tracing, meter_provider=metering)
-        # The defaults; of breadcrumbs an event has the last hundred only, so all of them are looked at as they fall.
+        # Sentry keeps its defaults, except that all breadcrumbs are collected as they are made: an event contains only
+        # the last hundred.
         sentry_sdk.init(
             dsn="https://public@sentry.invalid/1",
             transport=_Envelopes(self),
@@ -213,10 +227,10 @@ class Sinks:
         return crumb
 
     def watch_loop(self) -> None:
-        """Collect what the running loop complains of; it runs in debug mode from now on."""
+        """Collect the errors that the running loop reports, and switch on its debug mode."""
         loop = asyncio.get_running_loop()
         loop.set_debug(enabled=True)
-        # What takes longer than this is logged, with what it was.
+        # In debug mode asyncio logs each callback that takes longer than this; with 0.0 it logs all of them.
         loop.slow_callback_duration = 0.0
 
         def report_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -255,7 +269,7 @@ class _Envelopes(Transport):
 
 
 def _way(error: BaseException) -> tuple[object, ...]:
-    """Return which way an exception took."""
+    """Return the code and the line of each frame that an exception passed through."""
     return tuple((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__))
 
 

@@ -1,4 +1,4 @@
-"""What tests read or change inside a relay's sources and the shared limiter; nothing public shows it."""
+"""Functions through which tests read or change private attributes of a relay's sources and of the shared limiter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def handed_out(source: RedisStreamSource) -> int:
-    """Return how many entries the source remembers as handed out and not settled."""
+    """Return how many entries the source has handed out and not settled yet."""
     return len(source._handed_out)
 
 
@@ -33,7 +33,7 @@ def servers_of(source: NatsSource) -> Any:
 
 
 def replace_servers(source: NatsSource, wrap: Callable[[Any], Any]) -> None:
-    """Have a source connect to servers that are wrapped."""
+    """Replace the object through which a source connects to its servers by `wrap` of that object."""
     source._connection.servers = wrap(source._connection.servers)
 
 
@@ -48,7 +48,7 @@ def dead_stream_of(source: NatsSource) -> str:
 
 
 async def keep_dead(source: NatsSource, dead: Sequence[tuple[Message, str]]) -> None:
-    """Publish dead letters, and settle nothing, as a source that is killed between the two steps."""
+    """Publish dead letters without settling their messages, like a source that is killed between the two steps."""
     await source._letters.keep(dead)
 
 
@@ -58,22 +58,22 @@ def replay_id(source: NatsSource, letter: DeadLetter) -> str:
 
 
 async def request_messages(source: NatsSource, most: int, wait: float) -> None:
-    """Ask the server for messages, as a fetch does that is then cancelled."""
+    """Request messages from the server without fetching them, like a fetch that is cancelled after its request."""
     await source._inbox.request(most, wait)
 
 
 def arrived(source: NatsSource) -> int:
-    """Return how many messages have arrived and were not fetched."""
+    """Return how many messages have arrived and were not fetched yet."""
     return len(source._inbox.arrived)
 
 
 def inbox_state(source: NatsSource) -> str:
-    """Return what a source waits for, for the message of a failing test."""
+    """Return how many messages a source holds and has requested, as text for the message of a failing test."""
     return f"{len(source._inbox.held)} held, {source._inbox.requested} requested"
 
 
 async def without_flusher(connection: Any) -> asyncio.Task[None]:
-    """End the task of nats-py that flushes a connection; return one that waits for a flush, and so never ends."""
+    """Cancel the nats-py task that flushes a connection; return a task that waits for a flush and so never ends."""
     connection._flusher_task.cancel()
     await asyncio.wait({connection._flusher_task})
     connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
@@ -90,12 +90,12 @@ def cluster_of(source: KafkaSource) -> Any:
 
 
 def replace_cluster(source: KafkaSource, wrap: Callable[[Any], Any]) -> None:
-    """Have a source use a cluster that is wrapped."""
+    """Replace the cluster that a source uses by `wrap` of that cluster."""
     source._cluster = source._partitions._cluster = source._letters._cluster = wrap(source._cluster)
 
 
 def consumer_of(source: KafkaSource) -> Any:
-    """Return a source's consumer; None if it has none."""
+    """Return a source's consumer; None if the source has no consumer."""
     return source._consumer
 
 
@@ -106,23 +106,23 @@ def idle_time(source: KafkaSource) -> float:
 
 
 async def committed_by(source: KafkaSource, partition: Any) -> int:
-    """Return the offset that a source's group has committed; 0 if there is none."""
+    """Return the offset that a source's group has committed for a partition; 0 if it has committed none."""
     found = await source._cluster.committed(source._group, {partition})
     return max(0, found[partition][0])
 
 
 def owns(source: KafkaSource, message: Message) -> bool:
-    """Return whether a message still belongs to a source, and is not settled."""
+    """Return whether a message still belongs to a source and is not settled yet."""
     return source._partitions.has(message)
 
 
 def knows(source: KafkaSource, partition: Any) -> bool:
-    """Return whether a source has handed out messages of a partition, and remembers where it is."""
+    """Return whether a source has handed out messages of a partition, and so stores a watermark for the partition."""
     return source._partitions.watermark(partition) is not None
 
 
 async def rebalance(source: KafkaSource, partitions: set[Any], consumer: Any, group: str) -> None:
-    """Assign partitions to a source with another consumer, whose group has committed something else."""
+    """Assign partitions to a source while it has another consumer and another group with other committed offsets."""
     own_consumer, own_group = source._consumer, source._partitions._group
     source._consumer, source._partitions._group = consumer, group
     await source.assigned(partitions)
@@ -133,12 +133,12 @@ async def rebalance(source: KafkaSource, partitions: set[Any], consumer: Any, gr
 
 
 def has_reservation(limiter: RedisLimiter) -> bool:
-    """Return whether the limiter has a reservation that nobody has taken yet."""
+    """Return whether the limiter has a reservation that no request has used yet."""
     return limiter._member is not None and limiter._member._reservation is not None
 
 
 def age_reservation(limiter: RedisLimiter, seconds: float) -> None:
-    """Move the limiter's reservation into the past."""
+    """Move the time of the limiter's reservation into the past by `seconds`."""
     assert limiter._member is not None
     reservation = limiter._member._reservation
     assert reservation is not None
@@ -146,6 +146,6 @@ def age_reservation(limiter: RedisLimiter, seconds: float) -> None:
 
 
 def age_last_answer(limiter: RedisLimiter, seconds: float) -> None:
-    """Move the last answer of Redis into the past."""
+    """Move the time of the last answer from Redis into the past by `seconds`."""
     assert limiter._member is not None
     limiter._member._answered_at -= seconds

@@ -1,4 +1,4 @@
-"""Spools for tests: clients with a spool, files that fail on demand, and what another process sees of a spool."""
+"""Helpers for tests of the spool: clients with a spool, files that fail on demand, and a spool in another process."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ QUICK = RetryPolicy(initial_backoff=0.02, max_backoff=0.05)
 NOWHERE = "http://127.0.0.1:9/"
 
 DELIVERED = '["Delivered",{"status":200},""]'
-"""The text of an outcome."""
+"""The JSON text of the outcome "delivered" as the spool stores outcomes."""
 
 LEASE_TIMEOUT = 1.5
-"""Seconds after which the clients of `impatient` take the lease from a process that is stopped."""
+"""The lease time-out of the clients of `impatient`, in seconds."""
 
 
 # --- clients --------------------------------------------------------------------------------------------------------
@@ -46,13 +46,13 @@ LEASE_TIMEOUT = 1.5
 def client_of(
     path: Path, url: str = NOWHERE, *, key: str = KEY, spool: dict[str, Any] | None = None, **options: Any
 ) -> AsyncTrackingClient:
-    """Return a client with a spool in the folder ``spool`` of `path`; `spool` holds the settings of the spool."""
+    """Return a client with a spool in the folder ``spool`` of `path`; the argument `spool` has the spool's settings."""
     options = {"retry": QUICK, "rate_limit": None, "batching": Batching(linger=0.01), **options}
     return AsyncTrackingClient(key, SHOP, base_url=url, spool=SqliteSpool(path / "spool", **(spool or {})), **options)
 
 
 def impatient(path: Path, url: str, **options: Any) -> AsyncTrackingClient:
-    """Return a client that takes the lease from a process that was stopped for `LEASE_TIMEOUT`."""
+    """Return a client that takes over the lease of a process that has been stopped for `LEASE_TIMEOUT` seconds."""
     spool = spool_with(path, lambda place, shop: SpoolFile(place, shop=shop, lease_timeout=LEASE_TIMEOUT, patience=1.0))
     return AsyncTrackingClient(
         KEY, SHOP, base_url=url, spool=spool(full_timeout=1.0), retry=QUICK, rate_limit=None, **options
@@ -60,7 +60,10 @@ def impatient(path: Path, url: str, **options: Any) -> AsyncTrackingClient:
 
 
 def spool_with(path: Path, make: Callable[[Path, str | None], SpoolFile]) -> Callable[..., SqliteSpool]:
-    """Return what makes a spool of given settings whose file `make` makes, of its directory and its shop."""
+    """Return a function that takes the settings of a spool and returns the spool.
+
+    The spool gets its file from `make`, which takes the directory and the shop.
+    """
 
     class CustomSpool(SqliteSpool):
         def file(self, shop: str | None = None) -> SpoolFile:
@@ -70,14 +73,14 @@ def spool_with(path: Path, make: Callable[[Path, str | None], SpoolFile]) -> Cal
 
 
 async def leave_behind(path: Path, numbers: range, **options: Any) -> None:
-    """Leave events in a spool, as a process does that closes while the API is down."""
+    """Track events and close the client at once, so that the events remain in the spool, as if the API were down."""
     client = client_of(path, **options)
     await client.track_many(event(number) for number in numbers)
     await client.aclose(0)
 
 
 def crash_while_sending(path: Path, url: str) -> None:
-    """Track events, wait until some of them are in flight to an API that does not answer, and die."""
+    """Track events, wait until a request is in flight to an API that does not answer, and kill this process."""
 
     async def main() -> None:
         client = client_of(path, url)
@@ -89,7 +92,7 @@ def crash_while_sending(path: Path, url: str) -> None:
 
 
 async def crashed(path: Path, emulator: RunningEmulator) -> None:
-    """Have another process die with events in flight."""
+    """Start another process that is killed while its events are in flight (see `crash_while_sending`)."""
     emulator.fail_with("stall", times=1, seconds=60)
     process = multiprocessing.get_context("spawn").Process(target=crash_while_sending, args=(path, emulator.url))
     process.start()
@@ -99,10 +102,10 @@ async def crashed(path: Path, emulator: RunningEmulator) -> None:
 
 
 class NeverLimiter:
-    """A limiter that grants no permit."""
+    """A limiter that never grants a permit."""
 
     async def acquire(self) -> None:
-        """Wait without end."""
+        """Wait for ever."""
         await asyncio.get_running_loop().create_future()
 
     def pause_until(self, deadline: float) -> None:
@@ -112,11 +115,11 @@ class NeverLimiter:
         """Do nothing."""
 
 
-# --- what is seen of them -------------------------------------------------------------------------------------------
+# --- events in spools and in emulators ------------------------------------------------------------------------------
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
+    """Wait until `condition` returns a true value, for at most 30 seconds."""
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing notifies of changes in a file
             await asyncio.sleep(0.01)
@@ -128,7 +131,7 @@ def waiting(path: Path) -> list[int]:
 
 
 def numbers(emulator: RunningEmulator) -> list[int]:
-    """Return the numbers of the events that were recorded, in order."""
+    """Return the numbers of the events that an emulator has recorded, in order."""
     return [record.fields["productId"] for record in emulator.events()]
 
 
@@ -136,12 +139,12 @@ def numbers(emulator: RunningEmulator) -> list[int]:
 
 
 def may_send(client: AsyncTrackingClient) -> bool:
-    """Whether no other process can hold the lease of a client's spool, as far as the client knows."""
+    """Return whether a client may send: as far as it knows, no other process can hold the lease of its spool."""
     return bool(engine_of(client)._may_send())
 
 
 async def spool_thread_ended(client: AsyncTrackingClient) -> None:
-    """Wait until the thread of a client's spool has ended, which may go on writing after a close."""
+    """Wait until the thread of a client's spool has ended. The thread may still write after the client is closed."""
     writer = engine_of(client).writer
     if writer is not None:
         await asyncio.to_thread(writer._thread.join)
@@ -149,7 +152,7 @@ async def spool_thread_ended(client: AsyncTrackingClient) -> None:
 
 @contextmanager
 def defective_spool_threads(patch: pytest.MonkeyPatch) -> Generator[None]:
-    """End the threads of all spools by a `ZeroDivisionError`, as a defect in their loop would."""
+    """Make the threads of all spools end with a `ZeroDivisionError`, as if their loop had a defect."""
     with patch.context() as patched:
         patched.setattr(WriterThread, "_step", lambda _: 1 // 0)
         yield
@@ -159,11 +162,11 @@ def defective_spool_threads(patch: pytest.MonkeyPatch) -> Generator[None]:
 
 
 class FailingFile(SpoolFile):
-    """A file whose transactions fail while `fails` is set.
+    """A spool's file whose transactions fail while `fails` is set.
 
     Attributes:
-        fails: set while they fail.
-        error: the error that they raise.
+        fails: the event that makes transactions fail while it is set.
+        error: the error that failing transactions raise; each raises a copy.
     """
 
     def __init__(self, directory: Path, shop: str | None = None, *, error: BaseException | None = None) -> None:
@@ -172,20 +175,20 @@ class FailingFile(SpoolFile):
         self.error = error or SpoolError("the spool cannot be used: disk I/O error")
 
     def transaction(self) -> Any:
-        """Fail, or begin a transaction."""
+        """Raise the error if `fails` is set; otherwise begin a transaction."""
         if self.fails.is_set():
-            # A new one each time: an error keeps the frames of every time it is raised.
+            # Each call raises a new error, because an error collects the frames of every call that raises it.
             raise type(self.error)(*self.error.args)
         return super().transaction()
 
 
 def failing_spool(path: Path, file: SpoolFile, **settings: Any) -> SqliteSpool:
-    """Return a spool with a given file, made for `SHOP`."""
+    """Return a spool that uses `file`, which must be a file of the shop `SHOP`."""
     return spool_with(path, lambda _, shop: file)(**settings)
 
 
 def writer_of(file: SpoolFile, listener: Any, *, clock: Callable[[], float] | None = None) -> SpoolWriter:
-    """Return a writer for a file, in the running loop; `listener` need not have all methods of one."""
+    """Return a writer of a file in the running loop; `listener` needs only the methods that are called in the test."""
     loop = asyncio.get_running_loop()
     return SpoolWriter(
         file,
@@ -202,31 +205,31 @@ def writer_of(file: SpoolFile, listener: Any, *, clock: Callable[[], float] | No
 
 
 def numbered(count: int, first: int = 1) -> list[bytes]:
-    """Return the JSON of events with the numbers from `first` on."""
+    """Return the JSON of `count` events with the numbers `first`, `first` + 1, and so on."""
     return [CODEC.encode(event(number)) for number in range(first, first + count)]
 
 
 def add(file: SpoolFile, envelopes: Sequence[bytes], at: float = 1.0) -> int:
-    """Add events in a transaction of their own; return the id of the last."""
+    """Add events in one transaction; return the id of the last event."""
     with file.transaction():
         return file.events.append(envelopes, at)
 
 
 def settle(file: SpoolFile, ids: Sequence[int], dead: str | None = None, at: float = 1.0) -> None:
-    """Settle events as delivered, or as dead letters for the reason `dead`, in a transaction of their own."""
+    """Settle events in one transaction: as delivered, or as dead letters if `dead` gives a reason."""
     with file.transaction():
         file.settle(Settlement(ranges(ids), DELIVERED, dead), at)
 
 
 def other_process(path: Path, **settings: Any) -> SpoolFile:
-    """Return the open file of a spool in `path`, as another process of the same shop has it."""
+    """Open the file of the spool in `path` a second time, as another process of the same shop would; return it."""
     file = SpoolFile(path / "spool", **{"shop": SHOP, **settings})
     file.open()
     return file
 
 
 def database_with(path: Path, count: int) -> Path:
-    """Make a spool of `count` events, all of them in the database file; return that file."""
+    """Make a spool whose database file contains `count` events; return the path of the database file."""
     file = other_process(path)
     add(file, numbered(count), 1e10)
     file.close()
@@ -234,7 +237,7 @@ def database_with(path: Path, count: int) -> Path:
 
 
 def flip(path: Path, at: int, mask: int = 0x10) -> None:
-    """Flip bits of the byte at a position of a file."""
+    """Flip the bits in `mask` of the byte at position `at` of a file."""
     with path.open("r+b") as file:
         file.seek(at)
         [byte] = file.read(1)

@@ -1,7 +1,8 @@
-"""Hypothesis strategies, and samples, that all tests of events share.
+"""Hypothesis strategies and sample values that all tests of events share.
 
-One strategy for each event class, `events()` for all documented ones, `custom_events()`, `json_values()` and
-`json_objects()` as the constructors take them, and `HOSTILE` with `hostile()`: values that no field should survive.
+There is one strategy for each event class, `events()` for all documented events, and `custom_events()`. `json_values()`
+and `json_objects()` make JSON values that constructors accept. `HOSTILE` and `hostile()` have values that may break the
+validation of a field.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
 
 PROPERTY = settings(
     max_examples=most(100),
-    deadline=None,  # a claim about values, not about the machine
+    deadline=None,  # a property is a claim about values, not about the speed of the machine
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-"""The settings of every property."""
+"""The Hypothesis settings of every test that uses strategies."""
 
 CODECS = {precision: Codec(precision) for precision in get_args(TimestampPrecision)}
-"""A codec of each precision: to make one takes as long as to encode thousands of events."""
+"""A codec for each precision. They are shared, because making a codec takes as long as encoding thousands of events."""
 
 SESSION = "60842392e4881c65e6c5e423"
 MOMENT = datetime(2018, 9, 15, 15, 53, tzinfo=UTC)
@@ -71,13 +72,13 @@ MINIMAL: dict[type[VisitorEvent], dict[str, Any]] = {
     ImpressionContentViewed: {"impression_content_id": "banner"},
     ImpressionContentClicked: {"impression_content_id": "banner"},
 }
-"""The smallest valid fields of every event, apart from `session_external_id`."""
+"""The required fields of every event class with valid values, except `session_external_id`."""
 
 CLASSES = list(EVENT_TYPES.values())
 
 
 def fields_of(cls: type[VisitorEvent], **fields: Any) -> dict[str, Any]:
-    """Return the smallest valid fields of `cls`, with `fields` added or changed."""
+    """Return the required fields of `cls` and a timestamp, with `fields` added or changed."""
     return {"session_external_id": SESSION, "timestamp": MOMENT, **MINIMAL[cls], **fields}
 
 
@@ -85,27 +86,27 @@ def fields_of(cls: type[VisitorEvent], **fields: Any) -> dict[str, Any]:
 
 
 def identifiers() -> st.SearchStrategy[str]:
-    """1-50 ASCII letters and digits."""
+    """Texts of 1-50 ASCII letters and digits."""
     return st.text(LETTERS_AND_DIGITS, min_size=1, max_size=50)
 
 
 def texts(min_size: int = 0, max_size: int | None = None) -> st.SearchStrategy[str]:
-    """Any text that has a UTF-8 form."""
+    """Any text that can be encoded as UTF-8."""
     return st.text(st.characters(exclude_categories=["Cs"]), min_size=min_size, max_size=max_size)
 
 
 def short_texts() -> st.SearchStrategy[str]:
-    """1-50 characters."""
+    """Texts of 1-50 characters."""
     return texts(1, 50)
 
 
 def int64s() -> st.SearchStrategy[int]:
-    """Integers of 64 bits, the edges often."""
+    """Signed 64-bit integers, with a high share of limits."""
     return st.integers(INT64_MIN, INT64_MAX) | st.sampled_from([INT64_MIN, INT64_MAX, 2**53, 2**53 + 1])
 
 
 def prices() -> st.SearchStrategy[float | Decimal]:
-    """Numbers of 0 or more, of all three types."""
+    """Numbers of 0 or more: int, float and Decimal."""
     return (
         st.integers(0, INT64_MAX)
         | st.floats(min_value=0, allow_nan=False, allow_infinity=False)
@@ -115,7 +116,7 @@ def prices() -> st.SearchStrategy[float | Decimal]:
 
 
 def quantities() -> st.SearchStrategy[float | Decimal]:
-    """Numbers above 0, of all three types."""
+    """Numbers above 0: int, float and Decimal."""
     return (
         st.integers(1, INT64_MAX)
         | st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
@@ -124,7 +125,7 @@ def quantities() -> st.SearchStrategy[float | Decimal]:
 
 
 class Daylight(tzinfo):
-    """A zone that is always in its repeated hour: UTC+2, or UTC+1 where `fold` is set."""
+    """A time zone in which every hour is repeated, as when daylight saving ends: UTC+2, or UTC+1 if `fold` is set."""
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
         """Return the offset that `fold` chooses."""
@@ -135,16 +136,16 @@ class Daylight(tzinfo):
         return self.utcoffset(moment) - timedelta(hours=1)
 
     def tzname(self, moment: datetime | None) -> str:
-        """Return a name."""
+        """Return the name of the time zone."""
         return "Daylight"
 
 
 class Moment(datetime):
-    """A subclass of datetime, as pandas, pendulum and freezegun have them."""
+    """A subclass of datetime; pandas, pendulum and freezegun have such subclasses."""
 
 
 def moments() -> st.SearchStrategy[datetime]:
-    """Aware datetimes of every year, offset and precision."""
+    """Datetimes with a time zone, of every year, offset and precision."""
     offsets = st.integers(-(24 * 60 - 1), 24 * 60 - 1).map(lambda minutes: timezone(timedelta(minutes=minutes)))
     zones = st.just(UTC) | offsets | st.just(Daylight())
     plain = st.datetimes(timezones=zones)
@@ -152,7 +153,7 @@ def moments() -> st.SearchStrategy[datetime]:
 
 
 def emails() -> st.SearchStrategy[str]:
-    """Texts with an "@", and something on both sides."""
+    """Texts with one "@" and at least one character on both sides."""
     part = st.text(
         st.characters(exclude_categories=["Cs", "Z", "Cc"], exclude_characters="@"), min_size=1, max_size=100
     )
@@ -165,7 +166,7 @@ def phones() -> st.SearchStrategy[str]:
 
 
 def json_scalars() -> st.SearchStrategy[Any]:
-    """JSON values without members, as `custom_data` takes them."""
+    """JSON values other than arrays and objects, as `custom_data` accepts them."""
     return (
         st.none()
         | st.booleans()
@@ -177,7 +178,7 @@ def json_scalars() -> st.SearchStrategy[Any]:
 
 
 def json_values() -> st.SearchStrategy[Any]:
-    """JSON values, nested, as `custom_data` takes them."""
+    """JSON values of any type, also nested, as `custom_data` accepts them."""
     return st.recursive(
         json_scalars(),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts(max_size=10), inner, max_size=4),
@@ -186,7 +187,7 @@ def json_values() -> st.SearchStrategy[Any]:
 
 
 def json_objects() -> st.SearchStrategy[dict[str, Any]]:
-    """JSON objects, nested, as `custom_data` takes them."""
+    """JSON objects, also nested, as `custom_data` accepts them."""
     return st.dictionaries(texts(max_size=10), json_values(), max_size=4)
 
 
@@ -202,39 +203,39 @@ def _stock(**fields: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]
 
 
 def views() -> st.SearchStrategy[View]:
-    """`View`."""
+    """Valid `View` events."""
     return st.builds(View, **_stock(product_id=int64s()))
 
 
 def group_views() -> st.SearchStrategy[GroupView]:
-    """`GroupView`."""
+    """Valid `GroupView` events."""
     return st.builds(GroupView, **_stock(group_id=int64s(), product_ids=st.lists(int64s(), min_size=1, max_size=20)))
 
 
 def add_to_baskets() -> st.SearchStrategy[AddToBasket]:
-    """`AddToBasket`."""
+    """Valid `AddToBasket` events."""
     return st.builds(AddToBasket, **_stock(product_id=int64s()))
 
 
 def orders() -> st.SearchStrategy[Order]:
-    """`Order`."""
+    """Valid `Order` events."""
     return st.builds(
         Order, **_stock(product_id=int64s(), quantity=quantities(), price=prices(), transaction=short_texts())
     )
 
 
 def category_views() -> st.SearchStrategy[CategoryView]:
-    """`CategoryView`."""
+    """Valid `CategoryView` events."""
     return st.builds(CategoryView, **_visit(category_id=int64s()))
 
 
 def searches() -> st.SearchStrategy[Search]:
-    """`Search`."""
+    """Valid `Search` events."""
     return st.builds(Search, **_stock(search_phrase=texts(1)))
 
 
 def set_contacts() -> st.SearchStrategy[SetContact]:
-    """`SetContact`."""
+    """Valid `SetContact` events."""
     return st.builds(
         SetContact,
         **_stock(
@@ -247,27 +248,27 @@ def set_contacts() -> st.SearchStrategy[SetContact]:
 
 
 def recom_blocks_viewed() -> st.SearchStrategy[RecomBlockViewed]:
-    """`RecomBlockViewed`."""
+    """Valid `RecomBlockViewed` events."""
     return st.builds(RecomBlockViewed, **_visit(recom_block_id=short_texts()))
 
 
 def recom_taps() -> st.SearchStrategy[RecomTap]:
-    """`RecomTap`."""
+    """Valid `RecomTap` events."""
     return st.builds(RecomTap, **_stock(product_id=int64s(), recom_block_id=short_texts()))
 
 
 def recom_adds_to_basket() -> st.SearchStrategy[RecomAddToBasket]:
-    """`RecomAddToBasket`."""
+    """Valid `RecomAddToBasket` events."""
     return st.builds(RecomAddToBasket, **_stock(product_id=int64s(), recom_block_id=short_texts()))
 
 
 def impressions_viewed() -> st.SearchStrategy[ImpressionContentViewed]:
-    """`ImpressionContentViewed`."""
+    """Valid `ImpressionContentViewed` events."""
     return st.builds(ImpressionContentViewed, **_visit(impression_content_id=short_texts()))
 
 
 def impressions_clicked() -> st.SearchStrategy[ImpressionContentClicked]:
-    """`ImpressionContentClicked`."""
+    """Valid `ImpressionContentClicked` events."""
     return st.builds(ImpressionContentClicked, **_visit(impression_content_id=short_texts()))
 
 
@@ -294,7 +295,7 @@ def events() -> st.SearchStrategy[VisitorEvent]:
 
 
 def custom_events() -> st.SearchStrategy[CustomEvent]:
-    """`CustomEvent`."""
+    """Valid `CustomEvent` events."""
     names = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,49}", fullmatch=True)
     free = names.filter(lambda name: name not in EVENT_TYPES and name != "visitorEvents")
     return st.builds(CustomEvent, name=free, fields=json_objects())
@@ -304,7 +305,7 @@ def custom_events() -> st.SearchStrategy[CustomEvent]:
 
 
 def wire_values() -> st.SearchStrategy[Any]:
-    """Whatever a JSON reader, or a lax one, may hand over: no rule holds."""
+    """Any value that a JSON parser, even a lax one, may return; the values need not be valid for any field."""
     scalars = (
         st.none()
         | st.booleans()
@@ -321,21 +322,21 @@ def wire_values() -> st.SearchStrategy[Any]:
 
 
 class Text(str):
-    """A str that is none, as Django's SafeString and numpy's str_ are."""
+    """A subclass of str, like Django's SafeString and numpy's str_."""
 
     __slots__ = ()
 
 
 class Whole(int):
-    """An int that is none, as an IntEnum's members are."""
+    """A subclass of int, like the class of an IntEnum's members."""
 
 
 class Fractional(float):
-    """A float that is none, as numpy's float64 is."""
+    """A subclass of float, like numpy's float64."""
 
 
 class Exact(Decimal):
-    """A Decimal that is none."""
+    """A subclass of Decimal."""
 
 
 class Mute:
@@ -346,7 +347,7 @@ class Mute:
 
 
 class Liar:
-    """An object that raises when it is asked for its class."""
+    """An object whose attribute `__class__` raises."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> NoReturn:  # type: ignore[override]
@@ -354,54 +355,54 @@ class Liar:
 
 
 class BrokenMapping(dict[str, Any]):
-    """A mapping that cannot be read."""
+    """A mapping whose method `items` raises."""
 
     def items(self) -> NoReturn:
-        """Raise."""
+        """Raise a KeyError."""
         raise KeyError("no items")
 
 
 class BrokenList(list[Any]):
-    """A sequence that cannot be read."""
+    """A list whose iteration raises."""
 
     def __iter__(self) -> Iterator[Any]:
         raise IndexError("no items")
 
 
 class BrokenZone(tzinfo):
-    """A zone that raises whatever it is asked."""
+    """A time zone whose methods all raise."""
 
     def utcoffset(self, moment: datetime | None) -> NoReturn:
-        """Raise."""
+        """Raise a RuntimeError."""
         raise RuntimeError("no offset")
 
     dst = tzname = utcoffset
 
 
 class FadingZone(tzinfo):
-    """A zone that answers once and raises ever after."""
+    """A time zone that returns its offset once, and raises on every later call."""
 
     asked = False
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
-        """Return three hours the first time."""
+        """Return three hours on the first call; raise on every later call."""
         if self.asked:
             raise RuntimeError("asked before")
         self.asked = True
         return timedelta(hours=3)
 
     def dst(self, moment: datetime | None) -> NoReturn:
-        """Raise."""
+        """Raise a RuntimeError."""
         raise RuntimeError("no daylight saving")
 
     tzname = dst
 
 
 class Nonsense(datetime):
-    """A moment that answers with nonsense."""
+    """A datetime whose offset is a text."""
 
     def utcoffset(self) -> Any:
-        """Return what is no offset."""
+        """Return a text instead of an offset."""
         return "tomorrow"
 
 
@@ -411,14 +412,14 @@ def named(name: str) -> object:
 
 
 def endless() -> dict[str, Any]:
-    """Return an object that holds itself."""
+    """Return a dict that contains itself."""
     circle: dict[str, Any] = {}
     circle["self"] = circle
     return circle
 
 
 def nested(levels: int) -> dict[str, Any]:
-    """Return an object of `levels` levels, objects and lists by turns."""
+    """Return a dict that is nested `levels` deep, with dicts and lists in turn."""
     value: Any = 1
     for level in range(levels - 1):
         value = [value] if level % 2 else {"a": value}
@@ -472,9 +473,9 @@ HOSTILE: dict[str, Any] = {
     "function": nested,
     **{f"an object of a class named {name}": named(name) for name in ("int", "str", "list", "dict", "array")},
 }
-"""Values that no constructor may choke on, by name."""
+"""Unusual values by name. A constructor must accept each of them or refuse it with an `EventValidationError`."""
 
 
 def hostile() -> st.SearchStrategy[Any]:
-    """Anything that Python can hold, and Hypothesis too."""
+    """The values of `HOSTILE`, except one that Hypothesis cannot handle, and those of `wire_values`."""
     return st.sampled_from([name for name in HOSTILE if name != "liar"]).map(HOSTILE.__getitem__) | wire_values()

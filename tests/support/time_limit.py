@@ -1,7 +1,8 @@
-"""A limit on the time of one test: a test that hangs fails alone, with the stacks of all its threads and tasks.
+"""A pytest plugin that limits the time of each test. A test that hangs fails, and the other tests still run.
 
-`pytest-timeout` has two ways to do this, and both fall short for asyncio. Its `signal` raises `Failed` once. A task or
-callback of a loop stores that exception, and the test goes on hanging. Its `thread` ends the whole process.
+The report of a failed test shows the stacks of all threads and tasks. `pytest-timeout` has two methods, and neither
+suits asyncio. Its method `signal` raises `Failed` once; a task or callback of the event loop stores that exception, and
+the test goes on hanging. Its method `thread` ends the whole process.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
 
 
 class TimedOut(KeyboardInterrupt):
-    """A test ran too long. Its base is one of the two that tasks and callbacks of a loop let through."""
+    """A test ran too long.
+
+    Only KeyboardInterrupt and SystemExit pass through the tasks and callbacks of an event loop; others are stored.
+    """
 
 
 class TimeLimit:
-    """Pytest plugin that ends a test whose setup, call and teardown take too long together; needs POSIX signals.
+    """Pytest plugin that ends a test if its setup, call and teardown together take too long. It needs POSIX signals.
 
     Args:
-        seconds: how long a test may take.
-        again: seconds after which a test that does not end then is interrupted again.
+        seconds: the most seconds that a test may take.
+        again: seconds after which an interrupted test is interrupted again if the test still runs.
     """
 
     def __init__(self, seconds: float, again: float = 30.0) -> None:
@@ -48,7 +52,7 @@ class TimeLimit:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
-        """Interrupt the main thread when the time of a test is over."""
+        """Start a timer that interrupts the main thread when the test has run too long."""
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
             return (yield)
         before = signal.signal(signal.SIGALRM, self._interrupt)
@@ -61,25 +65,28 @@ class TimeLimit:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
-        """Make an interruption of the setup a failure of this test."""
+        """Report this test as failed if its setup was interrupted."""
         return (yield from self._limited(item, "setup"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
-        """Make an interruption of the test its failure."""
+        """Report this test as failed if its call was interrupted."""
         return (yield from self._limited(item, "call"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
-        """Make an interruption of the teardown a failure of this test."""
+        """Report this test as failed if its teardown was interrupted."""
         return (yield from self._limited(item, "teardown"))
 
     def pytest_enter_pdb(self) -> None:
-        """Give a debugger all the time it wants."""
+        """Stop the timer when the user enters a debugger."""
         _stop()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Kill the children that a test has left when it hung, before pytest-xdist says that this process is done."""
+        """Kill the child processes that a hanging test has left.
+
+        This must be done before pytest-xdist reports that this process is done.
+        """
         self._exitstatus = exitstatus
         if self._hung:
             for child in _descendants(os.getpid()):
@@ -88,10 +95,10 @@ class TimeLimit:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        """End the process although a test has left a thread that does not end."""
+        """End the process, even if a hanging test has left a thread that does not end."""
         others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
         if self._hung and not all(thread.daemon for thread in others):
-            # The interpreter would wait for them. Coverage writes its data here, too.
+            # The interpreter would wait for these threads at its exit, so the process ends without that exit.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self._exitstatus)
@@ -104,10 +111,11 @@ class TimeLimit:
             self._phase = ""
             if self._stacks:
                 item.add_report_section(phase, "stacks", self._stacks)
-                # Now, and not while pytest parses source for its report: tasks that are destroyed there log tracebacks,
-                # for which CPython before 3.11.5 parses source, too, and it cannot do the one inside the other.
+                # Destroyed tasks log tracebacks, for which CPython parses source code. pytest parses source code for
+                # its report, too, and CPython before 3.11.5 cannot parse while it parses. So garbage is collected
+                # here, and not at a random moment of the report.
                 gc.collect()
-                # Instead of whatever came of the interruption, even if the test has swallowed it.
+                # The test fails in any case, even if the test has caught the interruption.
                 pytest.fail(f"took longer than {self._limit:g} s")
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -116,7 +124,8 @@ class TimeLimit:
         self._hung = True
         self._stacks = self._stacks or _all_stacks()
         if self._phase == "teardown":
-            # Of what a fixture raises here pytest knows only its own, and goes on with the next fixture.
+            # After an error in a teardown, pytest goes on with the next fixture only if the error is an Exception or an
+            # error of pytest. `TimedOut` is neither.
             pytest.fail(f"took longer than {self._limit:g} s")
         raise TimedOut
 
@@ -127,21 +136,21 @@ def _stop() -> None:
 
 
 def _all_stacks() -> str:
-    """Return the stacks of all threads, and those of all tasks that are not done."""
+    """Return the stacks of all threads, and of all tasks that are not done."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         text = io.StringIO()
         text.write(file.read())
     for task in gc.get_objects():
-        # `isinstance` would ask a proxy, which may refuse.
+        # `isinstance` reads `__class__`, and a proxy object may raise an error then.
         if issubclass(type(task), asyncio.Task) and not task.done():
             task.print_stack(file=text)
     return text.getvalue()
 
 
 def _descendants(parent: int) -> list[int]:
-    """Return the processes that this one has started, and those that they have; none if there is no /proc."""
+    """Return the ids of all descendants of the process `parent`; an empty list if there is no /proc."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

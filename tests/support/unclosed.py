@@ -1,6 +1,7 @@
-"""Fail the test that leaves something unclosed, a connection for example, and not a later one on the same worker.
+"""A pytest hook that fails a test if the test leaves an unclosed object, such as a connection.
 
-A folder's conftest.py takes part by importing the hook::
+Without the hook the warning would appear in a later test of the same worker. The hook applies to the tests of a folder
+whose conftest.py imports the hook::
 
     from tests.support.unclosed import pytest_runtest_teardown
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Collect garbage after the fixtures have ended; fail the test if the garbage held anything unclosed.
+    """Collect garbage after the teardown of the fixtures; fail the test if there was an unclosed object.
 
-    A test marked `leaves_connections` does not fail: what its library leaves is closed here, and no later test sees it.
+    A test marked `leaves_connections` does not fail: its library is known to leave connections. They are closed by this
+    garbage collection, so no later test is affected.
     """
     yield
     if isinstance(item, pytest.Function):
-        # Until the end of its protocol the item holds the values of its fixtures.
+        # The item refers to the values of its fixtures, so the reference has to be removed before the collection.
         item.funcargs.clear()
     left = collected()
     if left and not item.get_closest_marker("leaves_connections"):
@@ -35,10 +37,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 def collected() -> list[str]:
-    """Collect garbage, and return the warnings of what was not closed."""
+    """Collect garbage, and return the texts of all warnings about unclosed objects."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", ResourceWarning)
-        # What a first collection finalizes may release what a second one finds.
+        # Finalizers that run in the first collection may release objects that only a second collection finds.
         gc.collect()
         gc.collect()
     return [str(each.message) for each in found if issubclass(each.category, ResourceWarning)]

@@ -1,9 +1,9 @@
-"""Event loops with a virtual clock: a test that waits for thirty seconds takes milliseconds.
+"""Event loops with a virtual clock, with which a test that waits for thirty seconds takes milliseconds.
 
-An async test asks for such a loop with the fixture `virtual_clock` (see `tests/conftest.py`). `run` is for tests that
-need several loops, or a new loop for each example of Hypothesis.
+An async test gets such a loop by the fixture `virtual_clock` (see `tests/conftest.py`). A test that needs several
+loops, or a new loop for each example of Hypothesis, calls `run`.
 
-These loops are for code that does no real input or output and starts no threads. If every task waits and no timer is
+The code under test must not do real input or output, and must not start threads. If every task waits and no timer is
 set, the loop raises `Stuck` instead of waiting for ever.
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TICK = 1e-9
-"""Seconds that each turn of the loop takes; without it, code that polls the clock in every turn would never end."""
+"""Seconds by which the clock advances in each turn. Without them, code that polls the clock would never end."""
 
 
-class Stuck(Exception):  # noqa: N818 - it names a state
-    """Every task waits, and nothing is left that could wake one."""
+class Stuck(Exception):  # noqa: N818 - the name describes a state
+    """Every task waits, and there is no timer that could wake a task."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -40,12 +40,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual_now
 
     def only_far(self) -> bool:
-        """Return whether every timer that is set lies so far ahead that it is never meant to fire."""
+        """Return whether all timers are set so far ahead (`FAR`) that they are not meant to fire."""
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return all(timer.cancelled() or timer.when() >= FAR for timer in timers)
 
     def block(self, seconds: float) -> None:
-        """Advance the clock as a blocking call would: nothing else runs meanwhile."""
+        """Advance the clock by `seconds`, as a blocking call would."""
         self._virtual_now += seconds
 
 
@@ -54,7 +54,7 @@ class CheckedLoop(VirtualTimeLoop):
 
     Attributes:
         checks: functions without arguments; `Engine` and tests append theirs.
-        turns: number of turns so far.
+        turns: the number of turns of the loop so far.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class CheckedLoop(VirtualTimeLoop):
         super().__init__()
 
     def block(self, seconds: float) -> None:
-        """Run the checks, then advance the clock; the loop itself calls this once in every turn."""
+        """Run the checks, then advance the clock. The loop itself calls this method once in every turn."""
         self.turns += 1
         for check in self.checks:
             check()
@@ -71,7 +71,7 @@ class CheckedLoop(VirtualTimeLoop):
 
 
 class _Selector(selectors.BaseSelector):
-    """Returns the file descriptors that are ready; advances the clock instead of waiting."""
+    """A selector that returns the ready file descriptors, and advances the virtual clock instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self._loop = loop

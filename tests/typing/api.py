@@ -1,4 +1,4 @@
-"""The public API as a caller types it; it is never run, and checked by mypy and pyright in strict mode."""
+"""Uses the whole public API. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def events() -> Sequence[Event]:
 
 
 def wrong(view: View) -> None:
-    """Mistakes that a type checker must find; an unneeded "type: ignore" is an error."""
+    """Make mistakes that a type checker must find: a "type: ignore" on a line without a mistake is an error."""
     View(session_external_id="s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     View(session_external_id="s", product_id="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,7 +124,7 @@ def wrong(view: View) -> None:
 
 
 class FreeLimiter:
-    """A caller's limiter that inherits nothing."""
+    """A caller's own limiter, which satisfies the protocol without inheriting from it."""
 
     async def acquire(self) -> Permit | None:
         """Grant a permit."""
@@ -138,7 +138,7 @@ class FreeLimiter:
 
 
 class CountingPermit:
-    """A caller's permit."""
+    """A caller's own permit."""
 
     def sent(self) -> None:
         """Do nothing."""
@@ -148,12 +148,12 @@ class CountingPermit:
 
 
 def protocols() -> tuple[Limiter, Limiter, Permit]:
-    """Objects that satisfy the protocols."""
+    """Assign objects that satisfy the protocols."""
     return FreeLimiter(), LocalLimiter(RateLimit(requests=10)), CountingPermit()
 
 
 async def shared() -> list[Limiter]:
-    """Every argument of the shared limiter."""
+    """Pass every argument of the shared limiter."""
     redis, cluster = Redis(), RedisCluster(host="localhost")
     full = RedisLimiter(redis, RateLimit(requests=50), name="shop", replicas=4, on_unreachable="raise", timeout=0.25)
     assert_type(full.rate_limit, RateLimit)
@@ -176,7 +176,7 @@ def report(events: Sequence[UndeliveredEvent]) -> None:
 
 
 async def report_later(events: Sequence[UndeliveredEvent]) -> None:
-    """Accept undelivered events, in the event loop."""
+    """Accept undelivered events in a coroutine function."""
     report(events)
 
 
@@ -191,12 +191,12 @@ def alarm(change: StateChange) -> None:
 
 
 async def alarm_later(change: StateChange) -> None:
-    """Accept a state change, in the event loop."""
+    """Accept a state change in a coroutine function."""
     alarm(change)
 
 
 def strip(event: Event) -> Event | None:
-    """Drop searches, and personal data of contacts."""
+    """Drop searches, and remove personal data from contacts."""
     match event:
         case Search():
             return None
@@ -207,22 +207,22 @@ def strip(event: Event) -> Event | None:
 
 
 def read_key() -> str:
-    """Return the key; called in a thread."""
+    """Return the key; the client calls this function in a thread."""
     return "key"
 
 
 async def fetch_key() -> str:
-    """Return the key; awaited in the event loop."""
+    """Return the key; the client awaits this function in the event loop."""
     return "key"
 
 
 def is_slow_down(status: int, body: bytes) -> bool:
-    """Whether an answer means the same as a 429."""
+    """Return whether an answer means the same as a 429."""
     return status == 403 and b"slow down" in body
 
 
 def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
-    """Every argument of the constructor."""
+    """Pass every argument of the client's constructor."""
     full = AsyncTrackingClient(
         "key",
         "shop",
@@ -265,7 +265,7 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
 
 
 def policies() -> list[Buffer | RetryPolicy]:
-    """Every value of a policy's field that has several."""
+    """Use every value of those policy fields that have several possible values."""
     assert_type(DEFAULT_RANKING, Mapping[str, int])
     return [
         Buffer(overflow="wait", max_age=None),
@@ -280,7 +280,7 @@ def policies() -> list[Buffer | RetryPolicy]:
 
 
 def described(outcome: Outcome) -> str:
-    """Narrow an outcome by `match`; all cases together are exhaustive."""
+    """Handle every type of outcome by `match`; a type checker must accept the cases as exhaustive."""
     match outcome:
         case Delivered(status=status, maybe_duplicate=twice):
             assert_type(status, int)
@@ -315,7 +315,7 @@ async def many() -> AsyncIterator[Event]:
 
 
 async def calls(client: AsyncTrackingClient) -> CloseReport:
-    """Every method of the client."""
+    """Call every method of the client."""
     async with client as entered:
         assert_type(entered, AsyncTrackingClient)
     view = View(session_external_id="s", product_id=1)
@@ -354,14 +354,14 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
 
 
 async def handed(client: AsyncTrackingClient) -> ThreadsafeHandle:
-    """Make a handle for other threads."""
+    """Return a handle for other threads."""
     handle = client.threadsafe()
     assert_type(handle, ThreadsafeHandle)
     return handle
 
 
 def in_a_thread(handle: ThreadsafeHandle, view: View) -> Outcome:
-    """Every method of the handle."""
+    """Call every method of the handle."""
     try:
         receipt = handle.track(view, timeout=1.5)
     except HandleTimeoutError as error:
@@ -378,7 +378,7 @@ def in_a_thread(handle: ThreadsafeHandle, view: View) -> Outcome:
 
 
 async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
-    """One method per event, with all of its fields."""
+    """Call the client's method for each event with all fields of the event."""
     session = new_session_id()
     return [
         await client.view(session_external_id=session, product_id=1, stock_id="s", timestamp=NOW),
@@ -419,7 +419,7 @@ async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
 
 
 async def errors(client: AsyncTrackingClient, view: View) -> None:
-    """Every family of errors, and its attributes."""
+    """Read the attributes of every family of errors."""
     try:
         await client.send(view)
     except RejectedError as error:
@@ -440,7 +440,7 @@ async def errors(client: AsyncTrackingClient, view: View) -> None:
 
 
 def wire(view: View) -> None:
-    """Encode and decode."""
+    """Encode and decode events."""
     codec = Codec("seconds")
     assert_type(codec.encode(view), bytes)
     assert_type(codec.encode_bare(view), bytes)

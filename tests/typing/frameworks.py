@@ -1,4 +1,4 @@
-"""The integrations as a caller types them; never run, and checked by mypy and pyright in strict mode."""
+"""Uses the framework integrations. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class Recorder(AsyncTrackingClient):
-    """A client for tests."""
+    """A subclass of the client, as a test may use."""
 
     recorded: list[str]
 
 
 @asynccontextmanager
 async def own(app: FastAPI) -> AsyncGenerator[dict[str, str]]:
-    """A lifespan with a state."""
+    """Stand for an application's own lifespan that yields a state."""
     yield {"title": app.title}
 
 
 @asynccontextmanager
 async def stateless(app: Starlette) -> AsyncGenerator[None]:
-    """A lifespan without a state."""
+    """Stand for an application's own lifespan that yields no state."""
     assert_type(app, Starlette)
     yield
 
@@ -56,7 +56,7 @@ fast.add_middleware(SessionCookie, name="visitor")
 async def endpoint(
     tracking: Tracking, visitor: SessionId, kazakhstan: Annotated[AsyncTrackingClient, Depends(other)]
 ) -> None:
-    """An endpoint."""
+    """Use the client and the session id in an async endpoint."""
     assert_type(tracking, AsyncTrackingClient)
     assert_type(visitor, str)
     assert_type(await kazakhstan.view(session_external_id=visitor, product_id=1), Receipt)
@@ -64,7 +64,7 @@ async def endpoint(
 
 @fast.get("/thread")
 def endpoint_in_a_thread(tracking: ThreadsafeTracking) -> None:
-    """An endpoint in a thread."""
+    """Use the handle for threads in an endpoint that runs in a thread."""
     assert_type(tracking, ThreadsafeHandle)
 
 
@@ -74,7 +74,7 @@ starlette_with_own = Starlette(lifespan=stars.lifespan_with(stateless))
 
 
 async def page(request: Request) -> Response:
-    """A page."""
+    """Use the client and the session id in a Starlette endpoint."""
     assert_type(stars.client(request), AsyncTrackingClient)
     return PlainTextResponse(session_id(request))
 
@@ -86,14 +86,14 @@ add_session_cookie(site, name="visitor")
 
 
 async def handler(request: web.Request) -> web.Response:
-    """A handler."""
+    """Use the client and the session id in an aiohttp handler."""
     assert_type(ships.client(request), AsyncTrackingClient)
     assert_type(request.config_dict[ships.key], AsyncTrackingClient)
     return web.Response(text=aiohttp_session_id(request))
 
 
 async def worker() -> None:
-    """A worker, and a test."""
+    """Use a client without a web server, and replace the client as a test would."""
     with rocket.using(Recorder("key", "shop")) as recorder:
         assert_type(recorder, Recorder)
     async with application.RetailRocket().opened() as client:

@@ -1,4 +1,4 @@
-"""The relay's public API as a caller types it; never run, and checked by mypy and pyright in strict mode."""
+"""Uses the relay's public API. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Own:
-    """A caller's source."""
+    """A caller's own source, which satisfies the protocol `Source`."""
 
     lease: float | None = None
 
@@ -59,7 +59,7 @@ class Own:
 
 
 async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
-    """Every source, and the figures of a relay."""
+    """Make every source, and read the figures of a relay."""
     memory: Source = MemorySource(MemoryStream(), name="relay-1", lease=60)
     streams: Source = RedisStreamSource(redis, stream="events", group="relay", name="relay-1", delete_settled=True)
     by_url: Source = RedisStreamSource.from_url("redis://redis/0?stream=events", name="relay-1")
@@ -76,7 +76,7 @@ async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
 
 
 async def dead_letters(source: DeadLetters) -> None:
-    """Read dead letters."""
+    """Use the methods for dead letters."""
     assert_type(await source.list_dead(10), Sequence[DeadLetter])
     assert_type(await source.replay_dead(10), int)
     assert_type(await source.purge_dead(10), int)
@@ -90,5 +90,5 @@ async def publish(redis: Redis, view: View) -> None:
 
 
 def settings() -> None:
-    """Settings of a process."""
+    """Pass the settings of a relay process."""
     assert_type(RelaySettings(source="redis://redis/0?stream=events", rate=0).buffer, Buffer)

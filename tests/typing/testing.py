@@ -1,4 +1,4 @@
-"""The testing tools as a caller types them; never run, and checked by mypy and pyright in strict mode."""
+"""Uses the testing tools. This file is never run; mypy and pyright check its types in strict mode."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 async def shop(tracking: AsyncTrackingClient) -> Receipt:
-    """Code that is tested."""
+    """Stands for the shop's code that is tested."""
     return await tracking.view(session_external_id="s", product_id=1)
 
 
 async def looked_at(view: View) -> list[RecordingClient]:
-    """Every method of the recording client, and some arguments of its constructor."""
+    """Call every method of the recording client, and pass some arguments of its constructor."""
     async with RecordingClient() as tracked:
         assert_type(tracked, RecordingClient)
     assert_type(await shop(tracked), Receipt)
@@ -40,14 +40,14 @@ async def looked_at(view: View) -> list[RecordingClient]:
 
 
 def wrong(tracked: RecordingClient) -> None:
-    """Mistakes that a type checker must find."""
+    """Make mistakes that a type checker must find."""
     tracked.of(int)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     tracked.fail_with("nonsense")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     tracked.fail_with(rejected=Order, times=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def steered(emulator: EmulatorProcess) -> Fault:
-    """The methods of the fixture `retailrocket_emulator`."""
+    """Call the methods of the fixture `retailrocket_emulator`."""
     assert_type(emulator.api_key, str)
     assert_type(emulator.partner_id, str)
     emulator.restore()

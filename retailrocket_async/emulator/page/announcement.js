@@ -1,4 +1,4 @@
-// Short messages: shown for a moment, and read out by screen readers.
+// Short messages, which the page shows for 2.5 seconds and screen readers read out.
 
 import { byId } from "./elements.js";
 
@@ -7,7 +7,7 @@ const SHOWN_MS = 2500;
 let timer = 0;
 
 /**
- * Show a message for 2.5 seconds, and have a screen reader say it once.
+ * Show a message for 2.5 seconds; a screen reader reads the message out once.
  *
  * @param {string} text
  */
@@ -21,7 +21,7 @@ export function announce(text) {
 }
 
 /**
- * Have a screen reader say a message that the page shows elsewhere.
+ * Let a screen reader read out a message that another part of the page shows.
  *
  * @param {string} text
  */

@@ -1,4 +1,4 @@
-// The body of a request, as an element: parsed and indented, with the places marked that the reasons name.
+// Makes an element that shows the body of a request: parsed and indented, with marks where the reasons find mistakes.
 
 /** @import { JsonArray, JsonEntry, JsonNode, JsonObject } from "./json.js" */
 
@@ -8,7 +8,7 @@ import { parseJson } from "./json.js";
 import { marksOf } from "./marks.js";
 
 /**
- * A function that appends a part of the body to a parent, and returns the notes to stand behind it.
+ * A function that appends a part of the body to a parent, and returns the notes that are shown after the part.
  *
  * @typedef {(into: ParentNode) => string[]} Part
  */
@@ -27,7 +27,7 @@ export function bodyElement(text, reasons, cut) {
   try {
     return new JsonPrinter(parseJson(text), reasons).print();
   } catch {
-    // No JSON, or nested too deep for the stack.
+    // The body is not JSON, or is nested too deeply for the stack.
     return textElement(text, cut ? [] : reasons);
   }
 }
@@ -38,7 +38,7 @@ const frame = () => el("pre", { class: "code body", tabindex: "0", "aria-label":
 const noteElement = (text) => el("span", { class: "note" }, `  ← ${text}`);
 
 /**
- * Show a body that is not JSON, and mark the character at which the emulator's parser gave up.
+ * Return an element for a body that is not JSON. The character at which the emulator's parser failed is marked.
  *
  * @param {string} text
  * @param {string[]} reasons
@@ -56,7 +56,7 @@ function textElement(text, reasons) {
   return out;
 }
 
-/** Prints one parsed body. */
+/** Makes the element for a body that is JSON. */
 class JsonPrinter {
   /**
    * @param {JsonNode} root
@@ -76,7 +76,7 @@ class JsonPrinter {
   }
 
   /**
-   * Print a node or an entry, inside a `mark` element if there are notes about it. Return these notes.
+   * Print a node or an entry. If there are notes about it, print it inside a `mark` element, and return these notes.
    *
    * @param {ParentNode} into
    * @param {JsonNode | JsonEntry} thing
@@ -106,7 +106,7 @@ class JsonPrinter {
    * @param {ParentNode} into
    * @param {JsonNode} node
    * @param {string} indent
-   * @returns {string[]} the notes to stand behind the value
+   * @returns {string[]} the notes that are shown after the value
    */
   value(into, node, indent) {
     return this.marked(into, node, (inner) => {
@@ -143,7 +143,7 @@ class JsonPrinter {
   }
 
   /**
-   * Print an array: on one line if its items are scalars without marks.
+   * Print an array. If all items are scalars without marks, print the array on one line.
    *
    * @param {ParentNode} into
    * @param {JsonArray} node
@@ -157,7 +157,7 @@ class JsonPrinter {
   }
 
   /**
-   * Print the parts of an object or array, a line each.
+   * Print the parts of an object or array, each on a line of its own.
    *
    * @param {ParentNode} into
    * @param {string} indent
@@ -177,7 +177,7 @@ class JsonPrinter {
   }
 
   /**
-   * Print the events of a batch. Of more than 20, events without a mark are folded.
+   * Print the events of a batch. If there are more than 20, events without a mark are hidden behind buttons.
    *
    * @param {ParentNode} into
    * @param {JsonNode[]} items
@@ -198,7 +198,7 @@ class JsonPrinter {
   /**
    * @param {ParentNode} into
    * @param {JsonNode} item
-   * @param {boolean} last whether no comma follows
+   * @param {boolean} last whether this is the last item, which no comma follows
    */
   envelope(into, item, last) {
     into.append("\n  ");
@@ -208,7 +208,7 @@ class JsonPrinter {
   }
 
   /**
-   * Return a button that stands for some events, and replaces itself by the first 100 of them.
+   * Return a button for hidden events. A click replaces the button by the first 100 of these events.
    *
    * @param {JsonNode[]} items
    */

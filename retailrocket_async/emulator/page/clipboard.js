@@ -1,19 +1,19 @@
-// The clipboard.
+// Copies texts to the clipboard.
 
 import { announce } from "./announcement.js";
 import { el } from "./elements.js";
 
 /**
- * Copy a text, and announce it.
+ * Copy a text to the clipboard, and announce the result.
  *
  * @param {string} text
- * @param {string} name what the announcement calls the text
+ * @param {string} name the name of the text in the announcement
  */
 export async function copy(text, name) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // A browser offers a clipboard only to pages of this machine or under https.
+    // A browser offers the clipboard only to pages from this machine and to pages under https.
     const area = el("textarea", { class: "sr" });
     area.value = text;
     document.body.append(area);

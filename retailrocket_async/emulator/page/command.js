@@ -1,4 +1,4 @@
-// The details' section with the command that sends a request again.
+// The section of the details that shows a command with which a reader can send the request again.
 
 /** @import { RequestItem } from "./items.js" */
 
@@ -8,11 +8,11 @@ import { el } from "./elements.js";
 
 const SHOWN_CHARACTERS = 2000;
 
-// The character that replaces bytes which are no text, and the characters that a terminal takes for keys.
+// The character that replaces bytes which are not text, and control characters, which a terminal takes for keys.
 const UNPASTABLE = /[\ufffd\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]/;
 
 /**
- * Return the section, or a sentence that says why the request has no command.
+ * Return the section. If there is no command for the request, the section is a sentence that says why.
  *
  * @param {RequestItem} request
  */

@@ -3,11 +3,11 @@
 import { announce } from "./announcement.js";
 
 /**
- * Send a request to `/_control/`. Return whether it succeeded; announce an error.
+ * Send a request to `/_control/`. Return whether the request succeeded; if it failed, announce the error.
  *
  * @param {"POST" | "DELETE"} method
  * @param {string} name the last part of the path
- * @param {unknown} [body] becomes JSON; default none
+ * @param {unknown} [body] the body, which is sent as JSON; by default there is no body
  * @returns {Promise<boolean>}
  */
 export async function control(method, name, body) {

@@ -1,13 +1,13 @@
-// The `curl` command of a request, safe to paste into a shell.
+// Makes the `curl` command that sends a request again. The command can be pasted into a shell safely.
 
 /**
- * The parts of a request that its command needs.
+ * The parts of a request that are needed for the command.
  *
  * @typedef {object} Sendable
  * @property {string} method
  * @property {string} path
- * @property {Record<string, string>} query without the key
- * @property {string | null} content_type null if the request had none
+ * @property {Record<string, string>} query the parameters of the query except the key
+ * @property {string | null} content_type null if the request had no Content-Type
  * @property {string} body
  * @property {string[]} reasons why the request was refused
  */
@@ -16,15 +16,15 @@
 const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /**
- * Encode a part of a URL so that a shell changes nothing of it inside double quotes. encodeURIComponent leaves one
- * character that a shell would change: "!".
+ * Encode a part of a URL so that a shell does not change the part inside double quotes. Only one character that a shell
+ * would change is not encoded by encodeURIComponent: "!".
  *
  * @param {string} text
  */
 const encoded = (text) => encodeURIComponent(text.toWellFormed?.() ?? text).replaceAll("!", "%21");
 
 /**
- * Return the command that sends a request again. The key comes from an environment variable.
+ * Return the command that sends a request again. The command takes the key from an environment variable.
  *
  * @param {Sendable} request
  */

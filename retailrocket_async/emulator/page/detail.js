@@ -18,7 +18,7 @@ export const detail = byId("detail");
 /** @type {string | null} the visitor whose journey was drawn last */
 let drawnJourney = null;
 
-/** Draw the details from now on. */
+/** Set up the details, so that they are drawn when the selection changes. */
 export function startDetail() {
   onFrame("detail", draw);
   touch("detail");
@@ -32,7 +32,7 @@ function draw() {
   detail.dataset.open = String(state.journey !== null || state.selected !== null);
   detail.replaceChildren(...parts());
   detail.scrollTop = sameJourney ? scroll : 0;
-  // A journey grows at its end, so each of its buttons keeps its place.
+  // New events are added at the end of a journey, so the earlier buttons of the journey keep their index.
   if (place !== null) ((sameJourney && buttons()[place]) || detail).focus({ preventScroll: true });
 }
 

@@ -1,13 +1,13 @@
-// Elements of the document: found by id, made, and changed. Whatever an event holds becomes a text node, never markup.
+// Finds, makes and changes elements of the document. Values of events become text nodes, never markup.
 
 /**
- * An attribute's value, or a listener. An attribute that is undefined, null or false is left out.
+ * The value of an attribute, or a listener. An attribute is left out if its value is undefined, null or false.
  *
  * @typedef {string | number | boolean | null | undefined | ((event: Event) => void)} Attribute
  */
 
 /**
- * Return the element with this id. Throw an error if there is none, or if it is of another kind.
+ * Return the element with this id. Throw an error if there is no such element, or if its class is another.
  *
  * @template {Element} [T=HTMLElement]
  * @param {string} id
@@ -21,7 +21,7 @@ export function byId(id, kind = /** @type {any} */ (HTMLElement)) {
 }
 
 /**
- * Make an element. Strings among the children become text, and functions among the attributes listeners.
+ * Make an element. Strings among the children become text nodes; functions among the attributes become listeners.
  *
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
@@ -40,7 +40,7 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
- * Set the text of a node. A text that stays the same is not written again, so that a selection in it survives.
+ * Set the text of a node. If the text has not changed, do nothing, so that the reader's selection is not lost.
  *
  * @param {Node} node
  * @param {string} text

@@ -1,4 +1,4 @@
-// Families of event types: the types of one family have one colour.
+// Families of event types. The page shows all types of a family in one colour.
 
 /** @type {Record<string, string>} */
 const FAMILIES = {
@@ -9,7 +9,7 @@ const FAMILIES = {
 };
 
 /**
- * Return the family of an event type, undefined for a type that the API does not know.
+ * Return the family of an event type, or undefined if the API does not document the type.
  *
  * @param {string} type
  */

@@ -1,4 +1,4 @@
-// The form that adds faults, and the list of those that are pending.
+// The form with which a reader adds faults, and the list of pending faults.
 
 /** @import { PendingFault } from "./state.js" */
 
@@ -10,7 +10,7 @@ import { onFrame, touch } from "./frame.js";
 import { state } from "./state.js";
 
 /**
- * A fault as the emulator takes it.
+ * A fault as it is sent to the emulator.
  *
  * @typedef {{ kind: string, status?: number, retry_after?: string, body?: string, seconds?: number }} NewFault
  */
@@ -53,7 +53,7 @@ const FAULTS = [
 
 const MOST_TIMES = 9999;
 
-/** Draw the form from now on, and add the faults that a reader chooses. */
+/** Set up the form and the list: a click on a button of the form adds a fault. */
 export function startFaults() {
   onFrame("faults", draw);
   touch("faults");
@@ -96,7 +96,7 @@ function nameOf(fault) {
 }
 
 /**
- * Return the name of the button that adds such a fault, or else the status or the kind.
+ * Return the name of the button that adds such a fault. If there is no such button, return the status or the kind.
  *
  * @param {PendingFault} fault
  */

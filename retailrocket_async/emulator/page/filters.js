@@ -13,9 +13,9 @@ const visitor = byId("visitor", HTMLInputElement);
 const fields = [search, type, visitor];
 
 /**
- * Apply the filters from now on.
+ * Set up the filters.
  *
- * @param {() => void} changed is called when a reader changes a filter
+ * @param {() => void} changed called when a reader changes a filter
  */
 export function startFilters(changed) {
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
@@ -28,7 +28,7 @@ export function startFilters(changed) {
   }
 }
 
-/** Return a function that says whether an item passes the filters. */
+/** Return a function that takes an item and returns whether the item passes all filters. */
 export function matcher() {
   const text = search.value.trim().toLowerCase();
   const name = type.value;
@@ -43,33 +43,33 @@ export function matcher() {
 /** Return whether any filter is set. */
 export const isFiltered = () => fields.some((field) => field.value.trim() !== "");
 
-/** Unset all filters. */
+/** Remove all filters. */
 export function clearFilters() {
   for (const field of fields) field.value = "";
   touch("list");
 }
 
-/** Move the focus to the search field, with its text selected. */
+/** Move the focus to the search field, and select its text. */
 export function focusSearch() {
   search.focus();
   search.select();
 }
 
 /**
- * Return whether this is the search field.
+ * Return whether a target is the search field.
  *
  * @param {EventTarget | null} target
  */
 export const isSearch = (target) => target === search;
 
-/** Offer the types of all events, besides those already offered. */
+/** Add the types of all present events to the choices of the type filter. */
 export function offerTypes() {
   const types = new Set(state.events.map((event) => event.name));
   const known = new Set(Array.from(type.options, (option) => option.value));
   for (const name of [...types].sort()) if (!known.has(name)) type.append(el("option", { value: name }, name));
 }
 
-/** Offer no type, and filter by none. */
+/** Remove all types from the choices of the type filter, and reset the filter. */
 export function forgetTypes() {
   type.length = 1;
 }

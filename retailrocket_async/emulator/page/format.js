@@ -1,7 +1,7 @@
-// Values as a person reads them.
+// Formats values for a human reader.
 
 /**
- * Return a value of JSON as text: a string as it is, anything else as JSON.
+ * Return a JSON value as text: a string unchanged, any other value as JSON.
  *
  * @param {unknown} value
  * @returns {string}

@@ -1,4 +1,4 @@
-// Drawing: at most once a frame, and only the parts of the page that have changed.
+// Draws the changed parts of the page, at most once in each frame of the browser.
 
 /** @typedef {"shop" | "counts" | "plot" | "faults" | "list" | "rows" | "detail"} Part */
 
@@ -11,8 +11,8 @@ const changed = new Set();
 let scheduled = false;
 
 /**
- * Register the function that draws a part. Parts are drawn in the order in which they were registered. A part that
- * touches a later one has it drawn in the same frame.
+ * Register the function that draws a part. Parts are drawn in the order in which they were registered. If drawing a
+ * part calls `touch` for a later part, the later part is drawn in the same frame.
  *
  * @param {Part} part
  * @param {() => void} draw
@@ -22,7 +22,7 @@ export function onFrame(part, draw) {
 }
 
 /**
- * Have parts drawn with the next frame.
+ * Mark parts as changed, so that they are drawn in the next frame.
  *
  * @param {...Part} parts
  */

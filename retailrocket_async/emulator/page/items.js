@@ -1,9 +1,9 @@
-// What the list holds: requests, and the events that were in them.
+// The items of the list: requests, and the events of these requests.
 
 import { textOf } from "./format.js";
 
 /**
- * A request as the stream sends it. `RequestRecord.as_dict` in `_records.py` makes it.
+ * A request as the stream sends it, made by `RequestRecord.as_dict` in `_records.py`.
  *
  * @typedef {object} RequestRecord
  * @property {number} number
@@ -14,21 +14,21 @@ import { textOf } from "./format.js";
  * @property {string | null} content_type
  * @property {number | null} status null if the request got no answer
  * @property {string | null} fault
- * @property {string[]} reasons why it was refused
- * @property {number} events accepted
+ * @property {string[]} reasons why the request was refused
+ * @property {number} events how many events were accepted
  * @property {number} bytes
  * @property {string} body
  * @property {boolean} cut whether a part of the body is missing
  */
 
 /**
- * A request. `types` are the types of its events, and `text` what a search looks through, made when first needed.
+ * A request. `types` are the types of its events. `text` is the text that is searched, made by the first search.
  *
  * @typedef {RequestRecord & { id: number, isRequest: true, accepted: boolean, types: Set<string>, text?: string }} RequestItem
  */
 
 /**
- * An event. `visitor` is empty if the event names none.
+ * An event. `visitor` is empty if the event has no visitor.
  *
  * @typedef {object} EventItem
  * @property {number} id
@@ -38,7 +38,7 @@ import { textOf } from "./format.js";
  * @property {Record<string, unknown>} fields
  * @property {string} visitor
  * @property {boolean} accepted
- * @property {string} [text] what a search looks through, made when first needed
+ * @property {string} [text] the text that is searched, made by the first search
  */
 
 /** @typedef {RequestItem | EventItem} Item */
@@ -50,11 +50,11 @@ const BATCH = "visitorEvents";
 
 let lastId = 0;
 
-/** Return the id of the newest item. Ids grow by one. */
+/** Return the id of the newest item. Each new item gets the next higher integer as its id. */
 export const newestId = () => lastId;
 
 /**
- * A reviver that keeps integers which a number of JavaScript would round.
+ * A reviver for JSON.parse that returns a BigInt for an integer that a JavaScript number would round.
  *
  * @param {string} _
  * @param {unknown} value
@@ -73,7 +73,7 @@ function exactly(_, value, context) {
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * Return the type and fields of each event in a request. A body that holds no events gives none.
+ * Return the type and the fields of each event in a request. The list is empty if the body contains no events.
  *
  * @param {RequestRecord} request
  * @returns {[string, unknown][]}
@@ -111,7 +111,7 @@ export function itemsOf(record) {
 }
 
 /**
- * Return the text of an item that a search looks through, in lower case.
+ * Return the text of an item that is searched, in lower case.
  *
  * @param {Item} item
  */

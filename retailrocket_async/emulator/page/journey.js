@@ -1,4 +1,4 @@
-// The details of a visitor: the journey, all events in order.
+// The details of a visitor: the journey, which is the list of the visitor's events in order.
 
 /** @import { EventItem } from "./items.js" */
 
@@ -35,7 +35,7 @@ function backButton() {
 
 /**
  * @param {EventItem} event
- * @param {EventItem | undefined} before the event before it
+ * @param {EventItem | undefined} before the visitor's event before this one; undefined for the first event
  */
 function step(event, before) {
   const time = event.request.time;

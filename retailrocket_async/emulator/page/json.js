@@ -1,4 +1,4 @@
-// JSON as a tree that keeps the text of each value, so that a body is shown with the digits that were sent.
+// Parses JSON into a tree that has the text of each value, so that a body is shown with the digits that were sent.
 
 /**
  * @typedef {{ entries: JsonEntry[] }} JsonObject
@@ -16,7 +16,7 @@
  * @throws {SyntaxError} if the text is not JSON
  */
 export function parseJson(text) {
-  // From here on the text is known to be JSON, so the parser below looks for no mistakes.
+  // The text is known to be JSON from here on, so the parser below does not check for mistakes.
   JSON.parse(text);
   let at = 0;
   const space = /[ \t\n\r]*/y;

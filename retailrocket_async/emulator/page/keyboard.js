@@ -1,4 +1,4 @@
-// The keys: everything on the page works without a mouse.
+// The keyboard shortcuts, with which the whole page can be used without a mouse.
 
 import { detail } from "./detail.js";
 import { clearFilters, focusSearch, isFiltered, isSearch } from "./filters.js";
@@ -6,7 +6,7 @@ import { list, pageLength } from "./list.js";
 import { closeDetail, move, showJourney, visitorOf } from "./selection.js";
 import { state } from "./state.js";
 
-/** React to keys from now on. */
+/** Set up the keyboard shortcuts. */
 export function startKeyboard() {
   list.addEventListener("keydown", onListKey);
   document.addEventListener("keydown", onKey);
@@ -42,7 +42,7 @@ function onKey(event) {
   event.preventDefault();
 }
 
-/** Close the details if the focus is in them; else clear the filters; else close the details. */
+/** Close the details if the focus is inside them or no filter is set; otherwise clear the filters. */
 function escape() {
   if (detail.contains(document.activeElement)) {
     closeDetail();

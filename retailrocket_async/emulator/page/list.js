@@ -1,4 +1,4 @@
-// The list of events or requests. Only the rows that can be seen, and some beside them, are in the document.
+// The list of events or requests. Only the visible rows, and a few above and below them, are in the document.
 
 /** @import { Item } from "./items.js" */
 /** @import { View } from "./state.js" */
@@ -10,8 +10,8 @@ import { newestId } from "./items.js";
 import { rowOf } from "./rows.js";
 import { state } from "./state.js";
 
-const OVERSCAN = 8; // rows above and below those that can be seen
-const HELD_BELOW = 4; // pixels that the list may be scrolled without being held
+const OVERSCAN = 8; // rows above and below the visible rows
+const HELD_BELOW = 4; // if the list is scrolled by more pixels, it is held: see `hold`
 
 /** @type {Record<View, string>} */
 const NAMES = { events: "Events", refused: "Refused requests", requests: "Requests" };
@@ -34,7 +34,7 @@ const drawn = new Map();
 /** @type {WeakMap<Element, Item>} */
 const itemsOfRows = new WeakMap();
 
-/** Draw the list from now on. */
+/** Set up the list, so that it is drawn when its items change. */
 export function startList() {
   onFrame("list", choose);
   onFrame("rows", drawRows);
@@ -64,13 +64,13 @@ function button(view) {
   return found;
 }
 
-/** Hold the list: items that arrive from now on are counted and not shown. */
+/** Hold the list: new items are only counted, and not shown, so that the shown rows do not move. */
 export function hold() {
   state.hold ??= newestId();
 }
 
 /**
- * Scroll the list so that an item can be seen.
+ * Scroll the list so that an item is visible.
  *
  * @param {Item} item
  */
@@ -80,7 +80,7 @@ export function reveal(item) {
   else if (top + rowHeight() > list.scrollTop + list.clientHeight) list.scrollTop = top + rowHeight() - list.clientHeight;
 }
 
-/** Return how many whole rows can be seen, but for one; at least 1. */
+/** Return the number of fully visible rows minus one, but at least 1. */
 export const pageLength = () => Math.max(1, Math.floor(list.clientHeight / rowHeight()) - 1);
 
 /**
@@ -127,7 +127,7 @@ function choose() {
 
 const rowHeight = () => parseInt(getComputedStyle(list).getPropertyValue("--row"), 10);
 
-/** Draw the rows that can be seen. A row that stays keeps its element. */
+/** Draw the visible rows. The element of a row is reused while the row remains visible. */
 function drawRows() {
   const height = rowHeight();
   const total = state.shown.length;

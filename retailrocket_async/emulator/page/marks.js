@@ -1,21 +1,21 @@
-// The places in a body that the reasons of a refusal name.
+// Finds the places in a body to which the reasons of a refusal refer.
 
 /** @import { JsonEntry, JsonNode, JsonObject } from "./json.js" */
 
 /**
- * What the reasons say about a node or an entry: notes about it, and notes about fields that it lacks.
+ * The notes about a node or an entry: those about its value, and those about missing fields.
  *
  * @typedef {{ notes: string[], absent: string[] }} Mark
  */
 
 /**
- * The place that a reason names. `way` holds all nodes from the root to it. If a field is missing, `absent` is set
- * and `node` is the object that lacks the field.
+ * The place to which a reason refers. `way` has all nodes from the root to `node`. If a field is missing, `absent` is
+ * set, and `node` is the object without the field.
  *
  * @typedef {object} Place
  * @property {JsonNode[]} way
  * @property {JsonNode} node
- * @property {JsonEntry | null} entry the entry of an object whose value the node is
+ * @property {JsonEntry | null} entry the object's entry with the node as its value; null if the node is no such value
  * @property {string} [note]
  * @property {string} [absent]
  */
@@ -23,14 +23,14 @@
 const NAME_LENGTH = 50;
 
 /**
- * Cut a name as the emulator cuts long names in its reasons.
+ * Cut a long name in the same way as the emulator does in its reasons.
  *
  * @param {string} name
  */
 const cutName = (name) => Array.from(name).slice(0, NAME_LENGTH).join("");
 
 /**
- * Find the place that a reason such as "[3].view.productId: must be an integer" names; null if it names none.
+ * Return the place of a reason such as "[3].view.productId: must be an integer"; null if the reason has no place.
  *
  * @param {JsonNode} root
  * @param {string} reason
@@ -65,7 +65,7 @@ function locate(root, reason) {
 }
 
 /**
- * Return the entry whose key a path begins with; null if there is none. Of several, the longest key counts.
+ * Return the entry with whose key a path begins, or null. If there are several, return the one with the longest key.
  *
  * @param {JsonObject} object
  * @param {string} path
@@ -78,7 +78,7 @@ function named({ entries }, path) {
 }
 
 /**
- * Return the marks of a body: what the reasons say about each node or entry, and all nodes on the way to one of them.
+ * Return the marks of the nodes and entries to which the reasons refer, and all nodes on the way to one of them.
  *
  * @param {JsonNode} root
  * @param {string[]} reasons
@@ -92,7 +92,7 @@ export function marksOf(root, reasons) {
     const place = locate(root, reason);
     if (!place) continue;
     for (const node of place.way) ways.add(node);
-    // A field that should not be there is marked with its name.
+    // If a field is not allowed, its name is marked together with its value.
     const whole = place.entry && /^is no /.test(place.note ?? "") ? place.entry : place.node;
     const mark = marks.get(whole) ?? { notes: [], absent: [] };
     if (place.absent) mark.absent.push(place.absent);

@@ -1,4 +1,4 @@
-// Messages of the stream: each says what has changed in the emulator.
+// Applies the messages of the stream, which report changes of the emulator, to the state of the page.
 
 /** @import { RequestRecord } from "./items.js" */
 /** @import { PendingFault, Stats } from "./state.js" */

@@ -8,7 +8,7 @@ import { onFrame } from "./frame.js";
 import { PREFIX } from "./items.js";
 import { state } from "./state.js";
 
-/** Draw the overview from now on. */
+/** Set up the overview, so that it is drawn when its values change. */
 export function startOverview() {
   onFrame("shop", drawShop);
   onFrame("counts", drawCounts);

@@ -11,13 +11,13 @@ const SVG = "http://www.w3.org/2000/svg";
  * @typedef {object} Shapes
  * @property {SVGSVGElement} plot
  * @property {SVGElement} moving the group of all bars
- * @property {[SVGElement, SVGElement][]} bars for each second: requests within the limit, and those beyond it
+ * @property {[SVGElement, SVGElement][]} bars two for each second: requests within the limit, and requests over it
  * @property {SVGElement} limitLine
  */
 
 let drawnSecond = 0;
 
-/** Draw the plot from now on. */
+/** Set up the plot, so that it is drawn when its values change. */
 export function startPlot() {
   const shapes = makeShapes();
   onFrame("plot", () => draw(shapes));
@@ -53,7 +53,7 @@ function shape(parent, name, kind, attributes = {}) {
 }
 
 /**
- * Move the plot to the left as time passes. Once a second it is drawn anew.
+ * Move the plot to the left as time passes. Once a second the plot is drawn anew.
  *
  * @param {Shapes} shapes
  */
@@ -89,8 +89,8 @@ function draw({ plot, bars, limitLine }) {
 
 /**
  * @param {SVGElement} rect
- * @param {number} from percent of the height, from below
- * @param {number} to
+ * @param {number} from the lower end, in percent of the height from below
+ * @param {number} to the upper end, likewise
  */
 function setBar(rect, from, to) {
   rect.setAttribute("y", (100 - to).toFixed(2));

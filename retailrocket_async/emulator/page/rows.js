@@ -21,7 +21,7 @@ export function rowOf(item) {
 }
 
 /**
- * Return the status of a request: good if its events were accepted, a warning if a fault made it.
+ * Return the badge for a request's status: good if its events were accepted, a warning if a fault applied.
  *
  * @param {RequestItem} request
  */
@@ -62,7 +62,7 @@ function requestCells(request) {
 }
 
 /**
- * Return why a request was refused, or else its fault, or else its events.
+ * Return the reasons if a request was refused; otherwise its fault if there was one; otherwise its events.
  *
  * @param {RequestItem} request
  * @returns {(string | Node)[]}

@@ -1,4 +1,4 @@
-// What the reader has selected: an item of the list, or a visitor.
+// The selection of the reader: an item of the list, or a visitor.
 
 /** @import { Item } from "./items.js" */
 
@@ -19,9 +19,9 @@ export function select(item) {
 }
 
 /**
- * Select the item some rows below the selected one, and scroll to it.
+ * Select the item that is `step` rows below the selected item, and scroll to the new item.
  *
- * @param {number} step negative: above
+ * @param {number} step a negative number selects an item above
  */
 export function move(step) {
   if (!state.shown.length) return;
@@ -32,7 +32,7 @@ export function move(step) {
 }
 
 /**
- * Show the journey of a visitor; do nothing for the empty name.
+ * Show the journey of a visitor. If the name is empty, do nothing.
  *
  * @param {string} visitor
  */
@@ -43,13 +43,13 @@ export function showJourney(visitor) {
 }
 
 /**
- * Return the visitor of an item, empty for a request.
+ * Return the visitor of an event, or an empty string for a request.
  *
  * @param {Item} item
  */
 export const visitorOf = (item) => (item.isRequest ? "" : item.visitor);
 
-/** Select nothing. A list that is at its top is no longer held. */
+/** Remove the selection. If the list is scrolled to its top, the list is no longer held. */
 export function closeDetail() {
   state.selected = null;
   state.journey = null;

@@ -1,4 +1,4 @@
-// The state of the page: what the emulator has reported, and what the reader looks at.
+// The state of the page: the data from the emulator, and the view that the reader has chosen.
 
 /** @import { EventItem, Item, RequestItem } from "./items.js" */
 
@@ -7,7 +7,7 @@
  *
  * @typedef {object} PendingFault
  * @property {string} kind
- * @property {number | null} times null if it stays until it is dropped
+ * @property {number | null} times the number of requests left; null if the fault applies until it is removed
  * @property {number | null} status
  * @property {string | null} retry_after
  * @property {string | null} body
@@ -21,13 +21,13 @@
 /** @typedef {"events" | "refused" | "requests"} View */
 
 export const state = {
-  /** @type {EventItem[]} oldest first, with those of refused requests */
+  /** @type {EventItem[]} oldest first; events of refused requests are included */
   events: [],
   /** @type {RequestItem[]} oldest first */
   requests: [],
   /** @type {Stats} */
   stats: { total_events: 0, requests: 0, refused: 0, over_limit: 0 },
-  /** @type {Map<number, [number, number]>} second -> arrivals, and how many of them were over the limit */
+  /** @type {Map<number, [number, number]>} by second: the number of arrivals, and of those over the limit */
   rates: new Map(),
   /** @type {number | null} requests in `per` seconds; null if there is no limit */
   limit: null,
@@ -35,20 +35,20 @@ export const state = {
   /** @type {PendingFault[]} */
   faults: [],
   partner: "",
-  skew: 0, // seconds that the emulator's clock is ahead of the browser's
-  missed: 0, // requests that the stream left out
+  skew: 0, // seconds by which the emulator's clock is ahead of the browser's clock
+  missed: 0, // how many requests the stream left out
   /** @type {View} */
   view: "events",
   /** @type {Item[]} the items of the list, newest first */
   shown: [],
   /** @type {number | null} the id of the newest item that a held list shows; null if the list is not held */
   hold: null,
-  fresh: 0, // items that the held list leaves out
+  fresh: 0, // how many new items the held list does not show
   /** @type {Item | null} */
   selected: null,
   /** @type {string | null} the visitor whose journey is shown */
   journey: null,
 };
 
-/** Return the time by the emulator's clock, in seconds since 1970. */
+/** Return the current time of the emulator's clock, in seconds since 1970. */
 export const now = () => Date.now() / 1000 + state.skew;

@@ -1,4 +1,4 @@
-// The stream of the emulator's messages, and whether it is connected.
+// Reads the stream of the emulator's messages, and shows whether the stream is connected.
 
 import { sayOnly } from "./announcement.js";
 import { byId, setText } from "./elements.js";
@@ -18,7 +18,7 @@ export function connect() {
   });
   source.addEventListener("error", () => {
     showConnection("reconnecting");
-    // The browser reconnects by itself, unless the answer was not a stream.
+    // The browser reconnects by itself, except if the answer was not a stream.
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, RECONNECT_MS);
   });
 }

@@ -1,11 +1,11 @@
-// The colours: those of the system, light, or dark. The browser remembers the choice.
+// The colours of the page: those of the system, light, or dark. The browser stores the choice.
 
 import { byId, setText } from "./elements.js";
 
 const THEMES = ["system", "light", "dark"];
 const KEY = "retailrocket-emulator-theme";
 
-/** Use the theme that the browser remembers; a button changes it. */
+/** Apply the theme that the browser has stored, and set up the button that changes the theme. */
 export function startTheme() {
   use(remembered());
   byId("theme").addEventListener("click", () => {
@@ -23,7 +23,7 @@ function use(theme) {
   try {
     localStorage.setItem(KEY, theme);
   } catch {
-    // A browser without storage uses the theme until the page is closed.
+    // If the browser stores nothing, the theme is used until the page is closed.
   }
 }
 
