@@ -1,4 +1,4 @@
-"""The search for the events that make the API refuse a batch: it finds them, in few requests, and harms no other."""
+"""The bisection divides a refused batch until each bad event is alone: few requests, no other event is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def batch_of(count: int) -> Batch:
-    """Return a batch whose envelopes are numbered."""
+    """Return a batch of `count` events, each of whose envelopes (its JSON) is only its number."""
     batch = Batch(0.0, 0, None)
     batch.envelopes = [b"%d" % number for number in range(count)]
     batch.receipts = [Receipt("view") for _ in range(count)]
@@ -36,13 +36,13 @@ def batch_of(count: int) -> Batch:
 
 
 def numbers(batch: Batch) -> list[int]:
-    """Return the numbers of a batch's events."""
+    """Return the numbers of the batch's events."""
     return [int(envelope) for envelope in batch.envelopes]
 
 
 @attrs.frozen
 class Search:
-    """The result of a search: events accepted, refused alone and refused together, in order, and its requests."""
+    """Records a bisection: events accepted, refused alone and refused together, in order, and the requests' events."""
 
     accepted: list[int] = attrs.field(factory=list[int])
     alone: list[int] = attrs.field(factory=list[int])
@@ -51,12 +51,12 @@ class Search:
 
     @property
     def all(self) -> list[int]:
-        """The numbers of all events that have an end."""
+        """The sorted numbers of all events that were accepted or refused."""
         return sorted(self.accepted + self.alone + self.together)
 
 
 def search(count: int, culprits: Collection[int]) -> Search:
-    """Run the search among `count` events, after the first refusal."""
+    """Bisect a refused batch of `count` events in which `culprits` are bad, and return the record."""
     done = Search()
     bisection = Bisection()
     part: Batch | None = batch_of(count)
@@ -90,7 +90,7 @@ CASES = st.integers(1, 700).flatmap(
 @example((700, set(range(600, 608))))
 @PROPERTY
 def test_it_finds_all_of_few_culprits(case: tuple[int, set[int]]) -> None:
-    """As many culprits as are looked for are all found, each refused alone, and everything else is accepted, once."""
+    """If a batch has up to `MOST_CULPRITS` bad events, each is refused alone, and each other event is accepted once."""
     count, culprits = case
     done = search(count, culprits)
 
@@ -106,7 +106,7 @@ def test_it_finds_all_of_few_culprits(case: tuple[int, set[int]]) -> None:
 @example((5, {4}))
 @PROPERTY
 def test_it_takes_few_requests(case: tuple[int, set[int]]) -> None:
-    """For k bad events among n a search takes at most 2 k log2(n) + 1 requests, for any k and any positions."""
+    """If k of n events are bad, the bisection takes at most 2 k log2(n) + 1 requests, wherever the bad events are."""
     count, culprits = case
 
     assert len(search(count, culprits).requests) <= 2 * len(culprits) * math.log2(count) + 1
@@ -114,7 +114,7 @@ def test_it_takes_few_requests(case: tuple[int, set[int]]) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 500, 2000])
 def test_bad_throughout(count: int) -> None:
-    """A batch that is bad throughout is given up after eight culprits and as many parts as its halvings left."""
+    """If all events are bad, the bisection stops after eight bad events and refuses each remaining part as a whole."""
     done = search(count, range(count))
 
     assert done.all == list(range(count))
@@ -123,7 +123,7 @@ def test_bad_throughout(count: int) -> None:
 
 
 def test_culprits_side_by_side_cost_nobody_else() -> None:
-    """Eight bad events in a row at the front, of one order say, do not make the other 492 pass for bad."""
+    """If the first eight of 500 events are bad, the other 492 are all accepted."""
     done = search(500, range(8))
 
     assert (len(done.accepted), len(done.together)) == (492, 0)
@@ -132,7 +132,7 @@ def test_culprits_side_by_side_cost_nobody_else() -> None:
 @given(CASES)
 @PROPERTY
 def test_it_keeps_the_order(case: tuple[int, set[int]]) -> None:
-    """Events are accepted in the order in which they came."""
+    """If a batch is bisected, its events are accepted in the order in which they were tracked."""
     accepted = search(*case).accepted
 
     assert accepted == sorted(accepted)
@@ -141,7 +141,7 @@ def test_it_keeps_the_order(case: tuple[int, set[int]]) -> None:
 @given(CASES)
 @PROPERTY
 def test_what_was_accepted_is_not_sent_again(case: tuple[int, set[int]]) -> None:
-    """No event is in a request after one that was accepted with it."""
+    """If a request was accepted, none of its events is in a later request."""
     done = search(*case)
     seen: set[int] = set()
     for request in done.requests:
@@ -151,7 +151,7 @@ def test_what_was_accepted_is_not_sent_again(case: tuple[int, set[int]]) -> None
 
 
 def test_a_part_too_large_is_halved_as_often_as_needed() -> None:
-    """A batch above the size limit is sent in parts that fit, in order, and no part is blamed for the size."""
+    """If a batch is above the size limit, it is sent in order in parts that fit; no part is refused for its size."""
     bisection = Bisection()
     parts = [bisection.fitting(batch_of(100), 40)]
     while (part := bisection.after(accepted=len(parts[-1]))) is not None:
@@ -166,12 +166,12 @@ def test_a_part_too_large_is_halved_as_often_as_needed() -> None:
 
 
 def refusing(*culprits: int, status: int = 400) -> Callable[[Request], Step | int]:
-    """Return a server that refuses every request with one of these events."""
+    """Return a server that refuses every request that contains one of these events."""
     return lambda request: status if set(request.numbers) & set(culprits) else OK
 
 
 def outcomes(count: int, then: Callable[[Request], Step | int], **options: object) -> tuple[list[Outcome], Engine]:
-    """Return the outcomes of `count` events that are tracked together, and the engine."""
+    """Track `count` events together; return their outcomes and the engine."""
 
     async def test() -> tuple[list[Outcome], Engine]:
         engine = Engine(ScriptedTransport(then=then), **options)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def outcomes(count: int, then: Callable[[Request], Step | int], **options: objec
 
 
 def test_one_bad_event_does_not_poison_its_batch() -> None:
-    """The bad event is rejected after a request of its own; the other events are delivered and recorded once."""
+    """If one event is bad, only that event is rejected, by a request of its own; all others are recorded once."""
     reported, engine = outcomes(500, refusing(77))
 
     assert [number for number, outcome in enumerate(reported) if not isinstance(outcome, Delivered)] == [77]
@@ -194,7 +194,7 @@ def test_one_bad_event_does_not_poison_its_batch() -> None:
 
 
 def test_attempts_are_those_of_the_event() -> None:
-    """An event counts the requests that carried it, not those of its batch's other parts."""
+    """If a batch is divided, an event's `attempts` are the requests that carried this event."""
     reported, engine = outcomes(8, refusing(7))
     carried = [sum(number in request.numbers for request in engine.transport.requests) for number in range(8)]
 
@@ -207,13 +207,13 @@ def test_a_batch_bad_throughout_is_given_up_early() -> None:
 
     assert all(isinstance(outcome, Rejected) for outcome in reported)
     assert engine.stats().rejected == 500
-    # One more may have been left as a part of its own.
+    # After the last bad event that was searched for, one remaining part may consist of a single event.
     assert sum(outcome.isolated for outcome in reported if isinstance(outcome, Rejected)) <= MOST_CULPRITS + 1
     assert len(engine.transport.requests) <= 2 * (MOST_CULPRITS + 9)
 
 
 async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
-    """While one batch is searched, others are delivered: the search holds one place on the wire at a time."""
+    """If a batch is bisected, other batches are delivered meanwhile, because it has one request in flight at most."""
     engine = Engine(
         ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
     )
@@ -223,14 +223,14 @@ async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
     await receipts[3]
     searched = now()
 
-    # The bad batch takes 7 requests one after the other; the nine others take nine, side by side with them.
+    # The bad batch takes 7 requests in sequence; the nine other batches take nine, at the same time.
     assert others < 0.5
     assert 0.3 < searched < 0.5
 
 
 @pytest.mark.parametrize("failure", [503, Step(latency=0.01, reply=OK.reply, recorded=True)])
 def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
-    """A part that fails for another reason is sent again, and its outcome counts its own attempts only."""
+    """If a part fails for another reason, only this part is sent again, and only its own attempts count."""
     script = iter([400, failure])
 
     def then(request: Request) -> Step | int:
@@ -245,7 +245,7 @@ def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
 
 
 def test_an_ordered_visitor_stays_in_order() -> None:
-    """With order kept, a refused batch is recorded in the order in which its events came, and before its successors."""
+    """If events are ordered, a refused batch is recorded in the order of tracking, and before all later events."""
     options = {"batching": Batching(max_events=8, ordered=True)}
     _, engine = outcomes(40, refusing(2, 13, 30), **options)
 
@@ -253,7 +253,7 @@ def test_an_ordered_visitor_stays_in_order() -> None:
 
 
 async def test_a_flush_waits_for_all_parts(virtual_clock: CheckedLoop) -> None:
-    """A flush ends when the last part of a divided batch has its outcome, not with the first."""
+    """If a batch is divided, a flush returns only when the last part has its outcome."""
     engine = Engine(ScriptedTransport(then=refusing(5)))
     await engine.track_all(range(6))
     await engine.flush()
@@ -264,7 +264,7 @@ async def test_a_flush_waits_for_all_parts(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_close_gives_every_part_its_outcome(virtual_clock: CheckedLoop) -> None:
-    """If a close ends a search, accepted parts are delivered, and the other events were refused with the whole."""
+    """If a close interrupts a bisection, only events whose own request was in flight may have been recorded."""
     script = iter([400])
     transport = ScriptedTransport(then=lambda _: next(script, OK))
     engine = Engine(transport)
@@ -284,7 +284,7 @@ async def test_a_close_gives_every_part_its_outcome(virtual_clock: CheckedLoop) 
 
 @pytest.mark.parametrize("step", [Step(reply=ZeroDivisionError()), status(503)])
 async def test_what_one_part_meets_is_not_told_of_another(virtual_clock: CheckedLoop, step: Step) -> None:
-    """An unsent half was refused only with the whole batch, however its other half has ended."""
+    """If the second half of a batch was never sent alone, its outcome is not affected by the first half's failure."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(400, step), limiter=limiter, retry=RetryPolicy(max_attempts=1))
     receipts = await engine.track_all(range(4))
@@ -301,7 +301,7 @@ async def test_what_one_part_meets_is_not_told_of_another(virtual_clock: Checked
 
 
 def test_too_large_is_divided_without_blame() -> None:
-    """A batch is also divided after a 413; if both halves fit, both are delivered in two further requests."""
+    """If a batch is refused with 413 and both halves fit, both are delivered by two further requests."""
 
     def then(request: Request) -> Step | int:
         return 413 if len(request.body) > 600 else OK
@@ -314,7 +314,7 @@ def test_too_large_is_divided_without_blame() -> None:
 
 
 def test_an_event_too_large_alone_is_rejected() -> None:
-    """An event that is too large on its own is rejected; the other events of its batch are delivered."""
+    """If a single event is too large, this event is rejected, and the other events of its batch are delivered."""
     reported, _ = outcomes(5, refusing(4, status=413))
 
     assert [type(outcome) for outcome in reported] == [Delivered] * 4 + [Rejected]
@@ -322,7 +322,7 @@ def test_an_event_too_large_alone_is_rejected() -> None:
 
 
 async def test_later_batches_stay_below_what_was_too_large(virtual_clock: CheckedLoop) -> None:
-    """After a 413 every later body is smaller than the refused one, also those of events that were batched before."""
+    """If a body was refused with 413, every later body is smaller, even with events batched before the refusal."""
     transport = ScriptedTransport(then=lambda request: 413 if len(request.body) > 3000 else OK)
     engine = Engine(transport, batching=Batching(max_events=50, max_in_flight=1))
     receipts = await engine.track_all(range(500))
@@ -338,7 +338,7 @@ async def test_later_batches_stay_below_what_was_too_large(virtual_clock: Checke
 
 
 async def test_direct_sends_are_not_divided(virtual_clock: CheckedLoop) -> None:
-    """`send_batch` promises one request: it is refused as a whole."""
+    """If `send_batch` is refused, its events are refused together: it promises one request, so nothing is divided."""
     engine = Engine(ScriptedTransport(then=refusing(1)))
     with pytest.raises(BadRequestError) as caught:
         await engine.send_batch([0, 1, 2])

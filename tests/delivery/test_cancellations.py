@@ -1,12 +1,12 @@
-"""Every await of the engine: park a task there, cancel it, and show that nothing is lost, leaked or sent twice.
+"""Park a task at every await of the engine and cancel it: no event is lost or sent twice, and nothing leaks.
 
-Functions named in the last column park a scene of this module; `test_*` are tests of the modules named
+The last column names functions of this module that park a task there; `test_*` are tests of the modules named
 `test_*_cancellations.py`, or of the module that is named.
 
 =======================  ===========================================  ==============================================
 await                    who is cancelled there                       parked by
 =======================  ===========================================  ==============================================
-`Intake.accept`          caller of `track`: waits for room            `track_waiting`, `track_waiting_behind`
+`Intake.accept`          caller of `track`: waits for space           `track_waiting`, `track_waiting_behind`
 `Intake.let_others_run`  caller of `track`: yields                    `track_yielding`
 `Dispatcher.send`        caller of `send`: waits for its outcome      `send_*`, in each place where its flight waits
 `Dispatcher._run_pump`   pump: first turn under eager tasks           `test_client.py`, the eager task factory
@@ -15,25 +15,25 @@ await                    who is cancelled there                       parked by
 `Sender.next_turn`       pump: wire slot, permit                      `pump_without_slot`, `pump_without_permit`
 `Sender.next_turn`       flight: wire slot, permit                    `send_without_*`, `retry_without_*`
 `CircuitBreaker.wait`    pump: the API is down, or sending is halted  `pump_while_*`
-`CircuitBreaker.wait`    flight: the same                             `batch_while_*`, `send_while_*`
+`CircuitBreaker.wait`    flight: the API is down, or sending halted  `batch_while_*`, `send_while_*`
 `CircuitBreaker.rest`    flight: backoff                              `send_backing_off`, `batch_backing_off`
 `Sender._wait`           flight: the limiter is broken                `retry_with_broken_limiter`
 `Sender._request`        flight: request                              `*_on_wire`
-`Sender._request`        flight: request for a part of it             `half_on_wire`, `between_the_halves`
+`Sender._request`        flight: request for a part of a batch        `half_on_wire`, `between_the_halves`
 `Exchange.reply`         flight: the request itself, in every turn    `test_connections.py`
 `Transport.renew_key`    flight: before a probe, after a 401          `*_renewing_the_key`
 (none)                   before the first step                        `batch_not_started`, `pump_not_started`
 `Dispatcher.flush`       caller of `flush`                            `flush_waiting`
-`Ledger.flushed`         the same, and the caller of `aclose`         `flush_waiting`, `test_close_*`
+`Ledger.flushed`         caller of `flush` or `aclose`                `flush_waiting`, `test_close_*`
 `Shutdown._settle_rest`  caller of `aclose`: drops a full buffer      `test_close_cancelled_while_it_drops`
 `Shutdown.close`         caller: flush, connections, hooks            `test_close_cancelled_*`
 `Shutdown._join`         second caller of `aclose`                    `test_second_close_cancelled`
 `Shutdown._last_words`   caller: connections, hooks                   `test_close_cancelled_while_*`
 `Sender.aclose`          the task that closes the connections         `test_closing_task_cancelled`
-`Hooks._run`, `._call`   the task that tells the hooks                `test_hooks.py`
-`Hooks.drained`          the task that ends them                      `test_ending_of_the_hooks_cancelled`
+`Hooks._run`, `._call`   the task that calls the hooks                `test_hooks.py`
+`Hooks.drained`          the task that ends the hooks                 `test_ending_of_the_hooks_cancelled`
 `Credentials._asked`     caller that needs the key                    `test_cancelled_while_the_key_is_asked_for`
-`Credentials._ask_now`   the task that asks                           `test_asking_task_cancelled`
+`Credentials._ask_now`   the task that asks for the key               `test_asking_task_cancelled`
 `Receipt.__await__`      caller that awaits a receipt                 `receipt_awaited`
 `LocalLimiter.acquire`   pump, sender: queue, pace, window, pause     `test_local_limiter_grants_as_before`
 `LocalLimiter.acquire`   flight: slowed down by a 429                 `test_retry_cancelled_in_a_throttled_limiter`
@@ -84,11 +84,11 @@ IN_FLIGHT = 2
 
 
 class Scene:
-    """An engine with a few places on the wire, a gated limiter and a scripted server.
+    """Bundles an engine that allows few requests in flight with its limiter and its scripted server.
 
     Attributes:
-        receipts: those of the buffered events, by their numbers.
-        sends: the tasks of direct sends, by their numbers.
+        receipts: the receipts of tracked events, by the events' numbers.
+        sends: the tasks of direct sends, by the events' numbers.
     """
 
     def __init__(self, *script: Step | int, then: Step | int = OK, gated: bool = False, **options: Any) -> None:
@@ -100,19 +100,19 @@ class Scene:
         self.sends: dict[int, asyncio.Task[Any]] = {}
 
     async def track(self, *numbers: int) -> None:
-        """Track events."""
+        """Track events with these numbers."""
         for number in numbers:
             self.receipts[number] = await self.engine.track(number)
 
     async def send(self, *numbers: int) -> None:
-        """Start direct sends, and let them get as far as they get."""
+        """Start direct sends of these events, and wait until they can go no further."""
         for number in numbers:
             self.sends[number] = asyncio.create_task(self.engine.send(number))
         await asyncio.sleep(1.0)
 
     @property
     def pump(self) -> asyncio.Task[Any]:
-        """The task that takes batches."""
+        """The pump: the task that takes batches from the buffer and sends them."""
         pump = pump_task(self.engine)
         assert pump is not None
         assert not pump.done()
@@ -120,12 +120,12 @@ class Scene:
 
     @property
     def flight(self) -> asyncio.Task[Any]:
-        """The task of the only flight."""
+        """The task of the only batch or direct send that is under way."""
         (task,) = flight_tasks(self.engine)
         return task
 
     def mend(self) -> None:
-        """Let the limiter grant and the server answer everything from now on."""
+        """Let the limiter grant every permit and the server answer every request from now on."""
         self.limiter.open_gate()
         self.transport.then = OK
         self.transport.keeps_key = False
@@ -134,12 +134,12 @@ class Scene:
 
 @attrs.frozen
 class Parked:
-    """A scene in which `task` waits where it is to be cancelled.
+    """Holds a scene whose `task` waits at the await where the test cancels it.
 
     Attributes:
         refused: numbers of events that were never accepted.
-        abandoned: numbers of events whose own flight is cancelled, and whether they may be recorded.
-        again: numbers of events that were in a request before, and may go in another.
+        abandoned: numbers of events whose own batch or send is cancelled, and whether they may be recorded.
+        again: numbers of events that were in a request before, and may be sent in another.
     """
 
     scene: Scene
@@ -172,7 +172,7 @@ async def track_waiting_behind() -> Parked:
 
 
 async def track_yielding() -> Parked:
-    """A caller lets others run, after its 250th event."""
+    """A caller of `track` yields to other tasks after its 250th event."""
     scene = Scene(gated=True, batching=Batching(max_events=1000, max_in_flight=IN_FLIGHT))
     await scene.track(*range(1, 250))
     caller = asyncio.create_task(scene.track(250))
@@ -197,21 +197,21 @@ async def send_without_permit() -> Parked:
 
 
 async def send_without_slot() -> Parked:
-    """A direct send waits for a place on the wire."""
+    """A direct send waits for a free wire slot."""
     scene = Scene(then=PARKED)
     await scene.send(1, 2, 3, 4)
     return Parked(scene, scene.sends[3], abandoned={3: False})
 
 
 async def send_backing_off() -> Parked:
-    """A direct send waits for its second attempt, after an ambiguous first one."""
+    """A direct send waits for its second attempt, after a first one that may have been recorded."""
     scene = Scene(503, retry=SLOW_RETRY)
     await scene.send(1)
     return Parked(scene, scene.sends[1], abandoned={1: True})
 
 
 async def send_not_started() -> Parked:
-    """A direct send has not begun to fly."""
+    """A direct send has been created, and its task has not run yet."""
     scene = Scene()
     caller = asyncio.create_task(scene.engine.send(1))
     await asyncio.sleep(0)
@@ -221,14 +221,14 @@ async def send_not_started() -> Parked:
 
 
 async def pump_not_started() -> Parked:
-    """The pump has not taken its first step."""
+    """The pump has been created, and its task has not run yet."""
     scene = Scene()
     await scene.track(1)
     return Parked(scene, scene.pump)
 
 
 async def pump_lingering() -> Parked:
-    """The pump waits for the oldest event to have lingered."""
+    """The pump waits until the oldest event's linger is over."""
     scene = Scene(batching=Batching(linger=60.0, max_in_flight=IN_FLIGHT))
     await scene.track(1, 2, 3)
     await asyncio.sleep(1.0)
@@ -236,7 +236,7 @@ async def pump_lingering() -> Parked:
 
 
 async def pump_with_all_in_flight() -> Parked:
-    """The pump waits for one of the batches in flight to have its outcome."""
+    """The pump waits until one of the batches in flight has its outcome."""
     scene = Scene(then=PARKED)
     await scene.track(1, 2, 3, 4)
     await asyncio.sleep(1.0)
@@ -244,7 +244,7 @@ async def pump_with_all_in_flight() -> Parked:
 
 
 async def pump_without_slot() -> Parked:
-    """The pump waits for a place on the wire, behind direct sends."""
+    """The pump waits for a wire slot, because direct sends wait before it."""
     scene = Scene(then=PARKED)
     await scene.send(11, 12)
     await scene.track(1, 2)
@@ -261,7 +261,7 @@ async def pump_without_permit() -> Parked:
 
 
 async def pump_with_broken_limiter() -> Parked:
-    """The pump waits to ask a broken limiter again."""
+    """The pump waits before it asks a broken limiter again."""
     scene = Scene(errors=[OSError()])
     await scene.track(1, 2)
     await asyncio.sleep(0.5)
@@ -269,7 +269,7 @@ async def pump_with_broken_limiter() -> Parked:
 
 
 async def batch_not_started() -> Parked:
-    """A batch was taken, and its flight has not taken its first step."""
+    """A batch was taken, and its task has not run yet."""
     scene = Scene(batching=Batching(linger=0.0, max_in_flight=IN_FLIGHT))
     await scene.track(1, 2)
     await asyncio.sleep(0)
@@ -287,7 +287,7 @@ async def batch_on_wire() -> Parked:
 
 
 async def batch_backing_off() -> Parked:
-    """A batch waits for its second attempt, after a clean refusal."""
+    """A batch waits for its second attempt, after an answer that shows that nothing was recorded."""
     scene = Scene(429, retry=SLOW_RETRY)
     await scene.track(1)
     await asyncio.sleep(1.0)
@@ -306,11 +306,11 @@ async def retry_without_permit() -> Parked:
 
 
 async def retry_without_slot() -> Parked:
-    """A batch waits for a place on the wire for its second attempt."""
+    """A batch waits for a wire slot for its second attempt."""
     scene = Scene(503, then=PARKED)
     await scene.track(1)
     await asyncio.sleep(0.02)
-    # The batch has its first place; the sends take the other one, and then this one.
+    # The batch has the first wire slot; the direct sends take the second, and later the first.
     flight = scene.flight
     await scene.send(11, 12)
     assert scene.transport.sent_numbers == [1, 11, 12]
@@ -318,7 +318,7 @@ async def retry_without_slot() -> Parked:
 
 
 async def flush_waiting() -> Parked:
-    """A flush waits for an outcome."""
+    """A flush waits until an event has its outcome."""
     scene = Scene(then=PARKED)
     await scene.track(1, 2, 3)
     flush = asyncio.create_task(scene.engine.flush(100.0))
@@ -335,12 +335,12 @@ async def receipt_awaited() -> Parked:
     return Parked(scene, waiter)
 
 
-# An interval between probes that the scenes below fit in, and that is over before the test's own time is.
+# An interval between probes that is longer than the scenes below take, and shorter than the test waits.
 WHILE_DOWN = RetryPolicy(initial_backoff=20.0, max_backoff=20.0, max_elapsed=1e9)
 
 
 async def outage(then: Step | int, state: str) -> Scene:
-    """Return a scene with event 1 between its attempts, while the API is down or sending is halted."""
+    """Return a scene in which event 1 waits for its next attempt, while the API is down or sending is halted."""
     scene = Scene(then=then, retry=WHILE_DOWN)
     await scene.track(1)
     while scene.engine.stats().state != state:  # noqa: ASYNC110 - on a virtual clock
@@ -351,7 +351,7 @@ async def outage(then: Step | int, state: str) -> Scene:
 
 
 async def pump_while_down() -> Parked:
-    """The pump waits for the API to be back."""
+    """The pump waits until the API is available again."""
     scene = await outage(NO_CONNECTION, "down")
     await scene.track(2)
     await asyncio.sleep(0.5)
@@ -369,7 +369,7 @@ async def pump_while_halted() -> Parked:
 
 
 async def batch_while_down() -> Parked:
-    """A batch waits for the API to be back, before an event that the pump waits with."""
+    """A batch waits until the API is available again, and the pump waits after it with another event."""
     scene = await outage(NO_CONNECTION, "down")
     flight = scene.flight
     await scene.track(2)
@@ -378,7 +378,7 @@ async def batch_while_down() -> Parked:
 
 
 async def batch_while_halted() -> Parked:
-    """A batch that was refused for its key waits for another try, before an event that the pump waits with."""
+    """A batch that was refused for its key waits for its next attempt; the pump waits after it with another event."""
     scene = await outage(401, "halted")
     flight = scene.flight
     await scene.track(2)
@@ -387,7 +387,7 @@ async def batch_while_halted() -> Parked:
 
 
 async def send_while_down() -> Parked:
-    """A direct send waits for the API to be back."""
+    """A direct send waits until the API is available again."""
     scene = await outage(NO_CONNECTION, "down")
     scene.sends[11] = asyncio.create_task(scene.engine.send(11))
     await asyncio.sleep(0.5)
@@ -403,7 +403,7 @@ async def send_while_halted() -> Parked:
 
 
 async def probe_on_wire() -> Parked:
-    """The probe is on the wire, and other requests wait for its result."""
+    """The probe is in flight, and other requests wait for its result."""
     scene = await outage(NO_CONNECTION, "down")
     scene.transport.answer_next(PARKED)
     scene.transport.then = OK
@@ -415,7 +415,7 @@ async def probe_on_wire() -> Parked:
 
 
 async def probe_renewing_the_key() -> Parked:
-    """The probe has its send slot, and asks for the key before its request."""
+    """The probe has its send slot, and asks for the key before its request is sent."""
     scene = await outage(401, "halted")
     scene.transport.keeps_key = True
     flight = scene.flight
@@ -427,7 +427,7 @@ async def probe_renewing_the_key() -> Parked:
 
 
 async def batch_renewing_the_key() -> Parked:
-    """A batch was refused for its key, and asks for another key."""
+    """A batch was refused for its key, and waits for another key."""
     scene = Scene(401)
     scene.transport.keeps_key = True
     await scene.track(1, 2)
@@ -437,7 +437,7 @@ async def batch_renewing_the_key() -> Parked:
 
 
 async def half_on_wire() -> Parked:
-    """The first half of a batch that was refused waits for its answer."""
+    """The first half of a refused batch waits for its answer."""
     scene = Scene(400, then=PARKED, batching=Batching(max_events=4, max_in_flight=IN_FLIGHT))
     await scene.track(1, 2, 3, 4)
     await asyncio.sleep(1.0)
@@ -446,7 +446,7 @@ async def half_on_wire() -> Parked:
 
 
 async def between_the_halves() -> Parked:
-    """The first half of a batch that was refused is delivered, and the second waits for its permit."""
+    """The first half of a refused batch is delivered, and the second half waits for its permit."""
     scene = Scene(400, gated=True, batching=Batching(max_events=4, max_in_flight=IN_FLIGHT))
     await scene.track(1, 2, 3, 4)
     for _ in range(2):
@@ -458,7 +458,7 @@ async def between_the_halves() -> Parked:
 
 
 async def retry_with_broken_limiter() -> Parked:
-    """A batch waits to ask a broken limiter again."""
+    """A batch waits before it asks a broken limiter again."""
     scene = Scene(503, errors=[None, OSError(), OSError()], retry=WHILE_DOWN)
     await scene.track(1)
     while scene.limiter.asked < 2:  # noqa: ASYNC110 - on a virtual clock
@@ -510,7 +510,7 @@ async def test_cancelled(
     place: Callable[[], Coroutine[Any, Any, Parked]],
     mended_first: bool,  # noqa: FBT001
 ) -> None:
-    """A task that is cancelled at that place, even in the turn that ends its wait, loses no event and no place."""
+    """If a task is cancelled here, even in the turn that ends its wait, no event, wire slot or permit is lost."""
     parked = await place()
     scene, engine, transport = parked.scene, parked.scene.engine, parked.scene.transport
     if mended_first:
@@ -524,7 +524,7 @@ async def test_cancelled(
         scene.mend()
     await asyncio.sleep(1.0)
 
-    # No event is lost: the next batch takes the events that a cancelled task left behind.
+    # No event is lost: events that the cancelled task did not send go with the next batch.
     await scene.track(1000)
     await engine.flush(60.0)
     for number, receipt in scene.receipts.items():
@@ -540,7 +540,7 @@ async def test_cancelled(
         assert send.done()
         assert send is parked.task or isinstance(send.result(), Delivered), number
 
-    # No batch goes twice, and nothing goes that was not accepted.
+    # No batch is sent twice, and only accepted events are sent.
     counts = Counter(transport.sent_numbers)
     assert {number for number, count in counts.items() if count > 1} <= parked.again
     assert max(Counter(transport.recorded_numbers).values()) == 1
@@ -549,7 +549,7 @@ async def test_cancelled(
     accepted = scene.receipts.keys() | scene.sends.keys() | parked.refused | {250}
     assert counts.keys() <= accepted
 
-    # No place on the wire and no permit is missing.
+    # All wire slots and permits are available again.
     transport.then = PARKED
     await scene.send(*range(2000, 2000 + IN_FLIGHT + 1))
     assert transport.in_flight == transport.parked == IN_FLIGHT
@@ -570,7 +570,7 @@ async def test_cancelled(
 
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
 async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
-    """If every task is cancelled in any turn, a close afterwards gives each accepted event its one outcome."""
+    """If every task is cancelled in any turn, a later close gives each accepted event exactly one outcome."""
     limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
     transport = ScriptedTransport(503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200)
     engine = Engine(
@@ -615,7 +615,7 @@ FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 
 
 @pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
 async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: int) -> None:
-    """As above, amid divided batches, an outage and a halt; every event is settled, and the hook gets each loss."""
+    """If every task is cancelled amid refusals, outage and halt, each event is settled and each loss is reported."""
     reported: list[UndeliveredEvent] = []
     transport = ScriptedTransport(*FAULTS, then=lambda request: 400 if 3 in request.numbers else 200)
     limiter = RecordingLimiter()
@@ -649,7 +649,7 @@ async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: 
         assert number in recorded or not isinstance(outcome, Delivered)
         assert number not in recorded or outcome.maybe_recorded
     undelivered = {number for number, receipt in receipts.items() if not isinstance(receipt.outcome, Delivered)}
-    # An event has no receipt here if the call that put it in was cancelled in that turn.
+    # If the tracking call was cancelled in the turn in which its event was accepted, the test has no receipt of it.
     assert undelivered <= set(map(number_of, reported))
     assert len(reported) == report.stats.tracked - report.stats.delivered
     await turns(5)

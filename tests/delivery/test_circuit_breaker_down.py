@@ -1,4 +1,4 @@
-"""While the API is down, requests go out one at a time, events are kept, and a success ends the outage."""
+"""While the API is down, single probes go out, events stay in the buffer, and any answer of the API ends the outage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DOWN = {
     "no answer": Step(reply=TIMED_OUT.reply, latency=2.0),
     "broken": Step(reply=Reply(failure="broken", detail="ReadError")),
 }
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 
 
@@ -57,7 +57,7 @@ def until(moment: float, step: Step) -> Any:
 
 @pytest.mark.parametrize("how", DOWN)
 async def test_requests_decay(virtual_clock: CheckedLoop, how: str) -> None:
-    """After a handful of failures one request at a time is made, at growing intervals: few in five minutes."""
+    """If the API goes down, only single probes go out after a few failures: at most 20 in five minutes."""
     transport = ScriptedTransport(then=DOWN[how])
     engine = Engine(transport, batching=ONE_EACH, buffer=Buffer(max_events=1000))
     await engine.track_all(range(500))
@@ -77,7 +77,7 @@ async def test_requests_decay(virtual_clock: CheckedLoop, how: str) -> None:
 
 
 async def test_never_fifty_failing_requests_a_second(virtual_clock: CheckedLoop) -> None:
-    """In no second of an outage do more requests fail than the few that showed it, however many events wait."""
+    """If the API is down, at most a few requests fail in any second, however many events wait."""
     transport = ScriptedTransport(then=Step(reply=Reply(status=503), latency=0.01))
     limiter = LocalLimiter(RateLimit())
     engine = Engine(transport, batching=ONE_EACH, limiter=limiter, buffer=Buffer(max_events=10_000))
@@ -93,7 +93,7 @@ async def test_never_fifty_failing_requests_a_second(virtual_clock: CheckedLoop)
 
 @pytest.mark.parametrize("how", DOWN)
 async def test_full_speed_within_two_seconds(virtual_clock: CheckedLoop, how: str) -> None:
-    """From the first success on requests go at the full limit, for batches, retries and direct sends alike."""
+    """If a request succeeds after an outage, batches, retries and direct sends go out at the full rate limit."""
     transport = ScriptedTransport(then=until(20.0, DOWN[how]))
     limiter = LocalLimiter(RateLimit())
     retry = RetryPolicy(max_elapsed=1e4, max_attempts=1000)
@@ -112,7 +112,7 @@ async def test_full_speed_within_two_seconds(virtual_clock: CheckedLoop, how: st
 
 
 async def first_success(transport: ScriptedTransport) -> float:
-    """Return when the first event was recorded."""
+    """Wait until the first event is recorded, and return the time."""
     arrived = asyncio.Event()
     transport.checks.append(lambda: arrived.set() if transport.recorded else None)
     await arrived.wait()
@@ -120,7 +120,7 @@ async def first_success(transport: ScriptedTransport) -> float:
 
 
 async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
-    """During an outage the buffer's bounds hold, callers wait, and the counters add up in every turn."""
+    """If the API is down, the buffer stays within its bounds, callers wait, and no event is lost."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
     engine = Engine(
         transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
@@ -138,7 +138,7 @@ async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_the_story_is_told_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """One log record and one hook call say that the API is down, and one of each that it is back."""
+    """If the API goes down and recovers, each change has exactly one log record and one hook call."""
     changes: list[StateChange] = []
 
     transport = ScriptedTransport(then=until(30.0, NO_CONNECTION))
@@ -155,7 +155,7 @@ async def test_the_story_is_told_once(virtual_clock: CheckedLoop, caplog: pytest
 
 
 async def test_down_for_longer_than_the_retries(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """An outage beyond the retry limits abandons the batches that were tried; the hook gets each of their events."""
+    """If an outage exceeds the retry limits, the tried batches are abandoned, and the hook gets all of their events."""
     reported: list[UndeliveredEvent] = []
 
     async def hook(events: Any) -> None:
@@ -179,7 +179,7 @@ async def test_down_for_longer_than_the_retries(virtual_clock: CheckedLoop, capl
 
 
 async def test_a_direct_send_gives_up_in_time(virtual_clock: CheckedLoop) -> None:
-    """A direct send that waits for an API that is down ends when its retries do."""
+    """If a direct send waits while the API is down, it fails when its retry policy's time is over."""
     engine = Engine(ScriptedTransport(then=NO_CONNECTION), retry=RetryPolicy(max_elapsed=10.0))
     sends = [asyncio.create_task(engine.send(number)) for number in range(50)]
     done = await asyncio.gather(*sends, return_exceptions=True)
@@ -189,7 +189,7 @@ async def test_a_direct_send_gives_up_in_time(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_a_close_probes_at_once_and_often(virtual_clock: CheckedLoop) -> None:
-    """If the API is back after a long outage, a close does not wait for the next planned probe."""
+    """If the API recovered after a long outage, a close probes at once and does not wait for the next planned probe."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
     engine = Engine(transport, batching=Batching(max_events=10))
     await engine.track_all(range(100))
@@ -202,7 +202,7 @@ async def test_a_close_probes_at_once_and_often(virtual_clock: CheckedLoop) -> N
 
 
 async def test_a_close_probes_every_half_second(virtual_clock: CheckedLoop) -> None:
-    """A client that closes while the API is down probes every half second, whatever its interval was before."""
+    """If a client closes while the API is down, it probes every half second, whatever its interval was before."""
     transport = ScriptedTransport(then=NO_CONNECTION)
     retry = RetryPolicy(max_elapsed=1e6, max_attempts=10**6)
     engine = Engine(transport, batching=Batching(max_events=10), retry=retry)
@@ -220,7 +220,7 @@ async def test_a_close_probes_every_half_second(virtual_clock: CheckedLoop) -> N
 
 
 async def test_one_batch_that_always_fails_holds_back_no_other(virtual_clock: CheckedLoop) -> None:
-    """A single batch that makes the API fail stops no other batch: their success shows that the API is up."""
+    """If one batch always makes the API fail, all others are delivered: their success shows that the API is up."""
 
     def then(request: Request) -> Step | int:
         return 500 if 3 in request.numbers else OK
@@ -237,12 +237,12 @@ async def test_one_batch_that_always_fails_holds_back_no_other(virtual_clock: Ch
 
 
 def breaker(changes: list[StateChange] | None = None, policy: RetryPolicy = RetryPolicy()) -> CircuitBreaker:  # noqa: B008 - frozen
-    """Return a breaker on the running loop's clock."""
+    """Return a circuit breaker on the running loop's clock; changes of its state are appended to `changes`."""
     return CircuitBreaker(policy, now, (changes if changes is not None else []).append)
 
 
 def bring(it: CircuitBreaker, *replies: Reply, halts: bool = False) -> None:
-    """Make requests that bring these replies, as soon as the breaker admits each."""
+    """Make one request for each of these replies, as soon as the breaker admits the request."""
     for reply in replies:
         admission = it.admit()
         assert admission is not None
@@ -259,7 +259,7 @@ async def test_a_hurried_breaker_admits_a_probe_each_half_second(
     state: str,
     early: bool,  # noqa: FBT001
 ) -> None:
-    """A hurried breaker has its next probe now, and then one every 0.5 s, whether it was hurried early or late."""
+    """If a breaker is hurried, before or after it trips, it admits a probe at once and then one every 0.5 s."""
     it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
     brought = [Reply(status=403)] if state == "halted" else FAILED
     if early:
@@ -281,7 +281,7 @@ async def test_a_hurried_breaker_admits_a_probe_each_half_second(
 
 @pytest.mark.parametrize("brought", [Reply(status=503), Reply(status=403)])
 async def test_only_what_is_let_through_to_see_is_a_probe(virtual_clock: CheckedLoop, brought: Reply) -> None:
-    """Requests of a client that sends are no probes; of one that is down or halted each is, and one at a time."""
+    """If the client is down or halted, requests are admitted one at a time, as probes; otherwise all are admitted."""
     it = breaker()
     before = [it.admit() for _ in range(3)]
     bring(it, *[brought] * (FAILURES if brought.status == 503 else 1), halts=True)
@@ -299,7 +299,7 @@ async def test_only_what_is_let_through_to_see_is_a_probe(virtual_clock: Checked
 
 
 async def intervals(it: CircuitBreaker, brought: Reply, count: int) -> list[float]:
-    """Return the seconds between a state's beginning and its probes, each of which brings this."""
+    """Return the seconds from the state's beginning to each of `count` probes; each probe gets the reply `brought`."""
     waits = []
     for _ in range(count):
         begin = now()
@@ -311,9 +311,9 @@ async def intervals(it: CircuitBreaker, brought: Reply, count: int) -> list[floa
 
 @pytest.mark.parametrize(("first", "last"), [(1.0, 16.0), (0.0, 0.0), (0.05, 0.3), (2.0, 2.0)])
 def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> None:
-    """While the API is down the probes' intervals double from the first backoff to the last, less up to a half of each.
+    """While the API is down, the interval between probes doubles up to `max_backoff`, less a random part up to a half.
 
-    They are never planned closer than the half of 0.1 s.
+    The interval is never shorter than 0.05 s, whatever the policy says.
     """
 
     async def test() -> list[float]:
@@ -322,7 +322,7 @@ def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> Non
         return await intervals(it, Reply(status=503), 8)
 
     longest = [max(0.1, min(max(0.1, last), max(0.1, first) * 2**index)) for index in range(8)]
-    # Random parts of that: many of them come near to both ends.
+    # Many values are near the ends of the range, so both ends are tested.
     waits = [[wait / most for wait, most in zip(run(test()), longest, strict=True)] for _ in range(12)]
     flat = [wait for each in waits for wait in each]
 
@@ -332,7 +332,7 @@ def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> Non
 
 @pytest.mark.parametrize("policy", [RetryPolicy(), RetryPolicy(initial_backoff=0.0, max_backoff=0.0)])
 async def test_probes_of_a_halt_follow_no_policy(virtual_clock: CheckedLoop, policy: RetryPolicy) -> None:
-    """While sending is halted the probes' intervals double from 1 s to 30 s, and begin anew with the next halt."""
+    """If sending is halted, the interval between probes doubles from 1 s to 30 s, and restarts in the next halt."""
     it = breaker(policy=policy)
     for _ in range(2):
         bring(it, Reply(status=403), halts=True)
@@ -344,7 +344,7 @@ async def test_probes_of_a_halt_follow_no_policy(virtual_clock: CheckedLoop, pol
 
 
 async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> None:
-    """Each change names both states, the old one's duration, the cause and the advice; a repeated refusal is none."""
+    """If the state changes, the report has both states, duration, cause and advice; repeats are not reported."""
     changes: list[StateChange] = []
 
     it = breaker(changes)
@@ -369,7 +369,7 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
     bring(it, *FAILED)
     times = refused_at, since, it.answered_at
 
-    # The last refusal; the first one, since which it has been halted; the last answer.
+    # The status of the last refusal; the time of the first, since which sending is halted; the time of the last answer.
     assert [pytest.approx(at) for at in (31.0, 11.0, 81.0)] == list(times)
     reported = [
         (change.previous, change.state, change.status, change.failure, round(change.lasted)) for change in changes
@@ -390,7 +390,7 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
 
 @pytest.mark.parametrize("answer", [200, 400, 413, 429])
 async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: int) -> None:
-    """Any answer of the API, also a refusal of events or a 429, ends the state `down`."""
+    """If the API gives any answer, even a refusal of events or a 429, the state `down` ends."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
@@ -417,7 +417,7 @@ async def test_which_answers_end_a_halt(
     conclusive: bool,  # noqa: FBT001
     state: str,
 ) -> None:
-    """A halt ends by an answer that shows the key and the address to be right, and by no other; probes go on then."""
+    """If an answer shows that key and address are right, the halt ends; after any other answer, probes continue."""
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
@@ -432,7 +432,7 @@ async def test_which_answers_end_a_halt(
 
 
 async def test_a_refusal_that_halts_nobody_is_an_answer(virtual_clock: CheckedLoop) -> None:
-    """A refusal of one event's own endpoint halts nothing, ends an outage and the count of failures in a row."""
+    """If an event's own endpoint refuses the event, nothing halts, outages end, and the failure count restarts."""
     it = breaker()
     bring(it, *FAILED[:-1], Reply(status=404), *FAILED[:-1])
     assert it.state == "sending"
@@ -442,7 +442,7 @@ async def test_a_refusal_that_halts_nobody_is_an_answer(virtual_clock: CheckedLo
 
 
 async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
-    """A wait between two attempts lasts its time or until the state changes; it is skipped unless requests go out."""
+    """If the state changes, a wait between attempts ends early; outside the state `sending` the wait is skipped."""
     it = breaker()
     ended: list[float] = []
 
@@ -461,7 +461,7 @@ async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_probe_that_is_held_keeps_others_waiting(virtual_clock: CheckedLoop) -> None:
-    """While a probe that is over is held, no other is admitted; an admission of an earlier state holds nothing."""
+    """If a probe's flight makes another request at once, no other probe is admitted meanwhile."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     early = it.admit()
     assert early is not None
@@ -484,7 +484,7 @@ async def test_a_probe_that_is_held_keeps_others_waiting(virtual_clock: CheckedL
 
 
 async def test_what_is_older_than_the_state_frees_and_holds_no_probe(virtual_clock: CheckedLoop) -> None:
-    """The end of a probe of an earlier state lets no second one go in this, and its holding keeps none back."""
+    """If a request of an earlier state ends or is repeated, the present state still admits exactly one probe."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
@@ -515,13 +515,13 @@ async def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(
     await turns(passed)
     waiting[0].cancel()
     await asyncio.sleep(0.1)
-    # In the last turns the first one had been woken before, and was not cancelled any more.
+    # In the last turns the first waiter had already been woken, and the cancellation came too late.
     assert waiting[0].cancelled() == waiting[1].done()
     waiting[1].cancel()
 
 
 async def test_one_is_woken_for_one_probe(virtual_clock: CheckedLoop) -> None:
-    """However often others are cancelled and probes are over, one waiter at a time is woken, in order."""
+    """If waiters are cancelled and probes end, the remaining waiters are woken one at a time and in order."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     woken: list[int] = []
@@ -548,7 +548,7 @@ async def test_one_is_woken_for_one_probe(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
-    """A refusal for another cause does not wake those who wait for a halted client; the time of the next probe does."""
+    """If a halted client is refused for another cause, waiters stay asleep; they wake when the next probe is due."""
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
@@ -565,7 +565,7 @@ async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
 
 
 def left_behind() -> tuple[int, int]:
-    """Return the number of futures alive, and of timers that the running loop will call."""
+    """Return how many futures are alive, and how many timers the running loop will call."""
     gc.collect()
     scheduled = scheduled_timers()
     futures = sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
@@ -573,7 +573,7 @@ def left_behind() -> tuple[int, int]:
 
 
 async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) -> None:
-    """Waits that are cancelled, and rests that end by a change of state or early, leave neither future nor timer."""
+    """If waits are cancelled, or end early because the state changes, neither a future nor a timer stays in memory."""
     it = breaker(policy=RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
     before = left_behind()
     resting = [asyncio.create_task(it.rest(1e6)) for _ in range(20)]
@@ -589,11 +589,11 @@ async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) 
     await asyncio.wait(waiting)
     del resting, waiting, task
     it.nudge()
-    # The loop itself keeps what has woken this task until the next turn.
+    # The loop itself references the handle that woke this task until the next turn.
     await turns()
     futures, timers = left_behind()
     assert (True, before[1]) == (futures <= before[0], timers)
-    # The waiter has exactly one timer.
+    # The only timer is the waiter's.
     waiter = asyncio.create_task(it.wait())
     await turns()
     assert before[1] + 1 == left_behind()[1]
@@ -605,9 +605,9 @@ async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) 
 
 @pytest.mark.parametrize("outlast", [False, True])
 def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT001
-    """The time since a failure counts, except time spent halted and, if the policy outlasts outages, time spent down.
+    """Time since a failure counts, except time halted and, if the policy outlasts outages, time spent down.
 
-    What counts begins anew at the end of a time that does not.
+    After a time that does not count, counting restarts at zero.
     """
 
     async def test() -> list[float]:
@@ -643,7 +643,7 @@ def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT00
 
 
 async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: CheckedLoop) -> None:
-    """A halted client whose probe is answered sends again; time spent halted never counts, whatever state follows."""
+    """If a halted client is answered, it sends again; time spent halted never counts, whatever state follows."""
     it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(50.0)
@@ -661,7 +661,7 @@ async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: Che
 
 
 async def test_late_failures_do_not_reopen(virtual_clock: CheckedLoop) -> None:
-    """Answers to requests from before the recovery, however many, say nothing of now."""
+    """If answers to requests from before the recovery are failures, however many, the state stays `sending`."""
     it = breaker()
     late = [it.admit() for _ in range(20)]
     for admission in late[:FAILURES]:
@@ -681,7 +681,7 @@ async def test_late_failures_do_not_reopen(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_success_between_failures_is_no_outage(virtual_clock: CheckedLoop) -> None:
-    """Failures count in a row: one success in five starts the count anew."""
+    """If one request in five succeeds, the count of failures in a row restarts, and the state stays `sending`."""
     it = breaker()
     for index in range(100):
         admission = it.admit()
@@ -692,7 +692,7 @@ async def test_a_success_between_failures_is_no_outage(virtual_clock: CheckedLoo
 
 
 async def test_a_probe_that_is_cut_off_lets_the_next_one_go(virtual_clock: CheckedLoop) -> None:
-    """A probe that ends without an answer does not close the door behind it."""
+    """If a probe ends without an answer, the breaker admits another probe."""
     it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
     for _ in range(FAILURES):
         admission = it.admit()
@@ -708,7 +708,7 @@ async def test_a_probe_that_is_cut_off_lets_the_next_one_go(virtual_clock: Check
 
 
 async def test_who_waits_is_served_in_order(virtual_clock: CheckedLoop) -> None:
-    """The waiter that has waited longest gets the probe, and all waiters go at the recovery."""
+    """If the API is down, the waiter that waited longest gets the probe; after the recovery all waiters send."""
     it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     for _ in range(FAILURES):
         admission = it.admit()

@@ -1,4 +1,4 @@
-"""A wrong key, a forbidden shop or a wrong address stops the pipeline, not the process, and burns no events."""
+"""A wrong key, a forbidden shop or a wrong address halts all requests; events stay in the buffer meanwhile."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from retailrocket_async import StateChange
 
 BLOCKED = [401, 403, 404, 405, 407, 301, 302, 307, 308]
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
 
 
 def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[None]]:
-    """Return a hook that writes state changes down, in the loop."""
+    """Return an async hook that appends each state change to `changes`."""
 
     async def hook(change: StateChange) -> None:
         changes.append(change)
@@ -63,7 +63,7 @@ def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[N
 async def test_the_first_refusal_pauses_everything(
     virtual_clock: CheckedLoop, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One refusal stops the requests: a thousand events stay in the buffer, with one log record and one hook call."""
+    """If one request is refused, sending halts: a thousand events stay, with one log record and one hook call."""
     changes: list[StateChange] = []
 
     engine = Engine(ScriptedTransport(then=status), batching=ONE_EACH, on_state_change=listening(changes))
@@ -73,7 +73,7 @@ async def test_the_first_refusal_pauses_everything(
     stats = engine.stats()
     assert (stats.state, stats.tracked, stats.rejected) == ("halted", 1000, 0)
     assert stats.pending + stats.in_flight == 1000
-    # Up to eight were on their way when the answer came; then one at 1, 3, 7 s.
+    # Up to eight requests were in flight when the answer came; then single ones follow after 1, 3 and 7 s.
     assert stats.requests <= 8 + 3
 
     assert [(change.state, change.previous, change.status) for change in changes] == [("halted", "sending", status)]
@@ -84,7 +84,7 @@ async def test_the_first_refusal_pauses_everything(
 
 
 async def test_probes_grow_apart(virtual_clock: CheckedLoop) -> None:
-    """While it is halted single requests go out, 1, 2, 4, 8, ... s apart, up to 30."""
+    """If sending is halted, single requests go out 1, 2, 4, 8, ... s apart, up to 30 s."""
     engine = Engine(ScriptedTransport(then=403), retry=RetryPolicy(max_halt=1e6))
     await engine.track(1)
     await asyncio.sleep(200.0)
@@ -96,7 +96,7 @@ async def test_probes_grow_apart(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_when_mended_everything_goes(virtual_clock: CheckedLoop) -> None:
-    """When the shop is no longer refused, all waiting events are delivered once, within two seconds at full speed."""
+    """If the shop is accepted again, all waiting events are delivered once, within two seconds."""
     transport = ScriptedTransport(then=403)
     changes: list[StateChange] = []
     batching = Batching(max_events=10, max_in_flight=8, ordered=False)
@@ -117,7 +117,7 @@ async def test_when_mended_everything_goes(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("max_halt", [0.0, 5.0, 30.0])
 async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, max_halt: float) -> None:
-    """With a fixed key every receipt says so within `max_halt` and the 2.5 s of a last question."""
+    """If the key is fixed and wrong, every receipt says so within `max_halt` plus the 2.5 s of a last probe."""
     retry = RetryPolicy(max_halt=max_halt)
     engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=retry)
     receipts = await engine.track_all(range(100))
@@ -128,7 +128,7 @@ async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, ma
         with pytest.raises(AuthenticationError, match="check the api_key"):
             await receipt.delivered()
     assert now() <= 0.05 + max_halt + (2.5 if max_halt else 0.25) + 0.05 + ROUNDING
-    # Later events wait as long, counted from their own time.
+    # Later events wait just as long, counted from their own tracking.
     await asyncio.sleep(60.0)
     begin = now()
 
@@ -137,7 +137,7 @@ async def test_a_fixed_key_has_its_answer_in_time(virtual_clock: CheckedLoop, ma
 
 
 def test_what_is_mended_in_time_is_delivered() -> None:
-    """If the cause is corrected within `max_halt`, no event is rejected: a last request comes before the end."""
+    """If the cause is corrected within `max_halt`, no event is rejected: a last probe is sent before time is up."""
 
     async def test(mended_at: float) -> None:
         transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
@@ -150,10 +150,10 @@ def test_what_is_mended_in_time_is_delivered() -> None:
 
 
 async def test_an_event_of_a_long_halt_waits_no_longer(virtual_clock: CheckedLoop) -> None:
-    """However long the client has been halted, the next event has its outcome in time, not only with the next probe."""
+    """If the client has long been halted, a new event still has its outcome in time, before the next planned probe."""
     engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH, retry=RetryPolicy(max_halt=1.0))
     for number in range(20):
-        # So that nothing is left of the last event, not even a timer.
+        # The pause makes sure that the last event has left nothing behind, not even a timer.
         await asyncio.sleep(0.5)
         begin = now()
         assert isinstance(await (await engine.track(number)), Rejected)
@@ -161,7 +161,7 @@ async def test_an_event_of_a_long_halt_waits_no_longer(virtual_clock: CheckedLoo
 
 
 async def test_a_second_halt_has_a_last_question_of_its_own(virtual_clock: CheckedLoop) -> None:
-    """After an earlier halt with a last request, events are again delivered if the cause is corrected in time."""
+    """If a second halt follows, it has a last probe of its own, so events are delivered if the cause is corrected."""
     mended_at = 29.0
     transport = ScriptedTransport(then=lambda request: 403 if request.at < mended_at else OK)
     engine = Engine(transport, batching=ONE_EACH)
@@ -172,10 +172,10 @@ async def test_a_second_halt_has_a_last_question_of_its_own(virtual_clock: Check
 
 
 async def test_the_last_question_for_a_direct_send_is_not_an_events(virtual_clock: CheckedLoop) -> None:
-    """After a direct send was refused as the last question an event behind it has one of its own."""
+    """If a direct send was refused as the last probe, a later event gets a last probe of its own."""
     transport = ScriptedTransport(then=401)
     engine = Engine(transport, batching=ONE_EACH, retry=RetryPolicy(max_halt=5.0))
-    # Until probes are so rare that the question comes before them.
+    # Repeat until planned probes are so rare that the last probe comes before them.
     for number in range(4):
         await (await engine.track(number))
     with pytest.raises(AuthenticationError):
@@ -187,7 +187,7 @@ async def test_the_last_question_for_a_direct_send_is_not_an_events(virtual_cloc
 
 
 async def test_young_events_are_not_rejected_with_old_ones(virtual_clock: CheckedLoop) -> None:
-    """An event waits `max_halt` on its own account, however old others are that came before it."""
+    """If older events are rejected after `max_halt`, a younger event still waits `max_halt` from its own tracking."""
     transport = ScriptedTransport(then=403)
     engine = Engine(transport, batching=Batching(max_events=500, max_in_flight=1))
     receipts = []
@@ -196,14 +196,14 @@ async def test_young_events_are_not_rejected_with_old_ones(virtual_clock: Checke
         await asyncio.sleep(0.1)
     waiting = [now() - came_at for came_at, receipt in receipts if not receipt.done()]
     ended = [now() - came_at for came_at, receipt in receipts if receipt.done()]
-    # The batch in flight is as old as its oldest event, and holds the events that came until it left the buffer.
+    # The batch in flight is as old as its oldest event, but also contains events tracked until it left the buffer.
     assert min(ended) >= 15.0
     assert max(waiting) <= 30.0 + 2.5
     await engine.aclose(0)
 
 
 async def test_events_that_were_never_sent_say_so(virtual_clock: CheckedLoop) -> None:
-    """An event that waited behind others is rejected with no attempt of its own."""
+    """If an event only waited behind others, it is rejected with no attempts."""
     engine = Engine(ScriptedTransport(then=401), batching=Batching(max_events=1, max_in_flight=1))
     receipts = await engine.track_all(range(3))
     first, *others = [(await receipt).attempts for receipt in receipts]
@@ -214,7 +214,7 @@ async def test_events_that_were_never_sent_say_so(virtual_clock: CheckedLoop) ->
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_close_says_it_at_once(virtual_clock: CheckedLoop, waits: bool) -> None:  # noqa: FBT001
-    """A close of a halted client tries once more and then ends, with the error that says what to correct."""
+    """If a halted client closes, it tries once more and then returns with the error that says what to correct."""
     engine = Engine(ScriptedTransport(then=401), batching=ONE_EACH)
     receipts = await engine.track_all(range(50))
     if waits:
@@ -242,7 +242,7 @@ async def test_a_close_of_a_mended_client_delivers(virtual_clock: CheckedLoop) -
 
 
 async def test_a_direct_send_says_it_at_once(virtual_clock: CheckedLoop) -> None:
-    """A direct send raises for its own answer; one that comes while all is halted waits no longer than an event."""
+    """If a direct send is refused, it raises at once; if sending is already halted, it raises within two seconds."""
     engine = Engine(ScriptedTransport(then=401))
     with pytest.raises(AuthenticationError):
         await engine.send(1)
@@ -255,7 +255,7 @@ async def test_a_direct_send_says_it_at_once(virtual_clock: CheckedLoop) -> None
 
 
 async def test_an_unknown_endpoint_halts_nobody_else(virtual_clock: CheckedLoop) -> None:
-    """A 404 for one event's own endpoint says nothing of the batches'."""
+    """If an event's own endpoint answers 404, sending to the batches' endpoint is not halted."""
     engine = Engine(ScriptedTransport(then=lambda request: 404 if request.path == "view" else OK))
     with pytest.raises(DeliveryError, match="no such resource"):
         await engine.send(1)
@@ -265,7 +265,7 @@ async def test_an_unknown_endpoint_halts_nobody_else(virtual_clock: CheckedLoop)
 
 
 async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtual_clock: CheckedLoop) -> None:
-    """An event whose request timed out before the key was refused may be recorded, and its outcome says so."""
+    """If an event's request may have been recorded before the key was refused, its outcome is not `Rejected`."""
     engine = Engine(ScriptedTransport(503, then=401), retry=RetryPolicy(initial_backoff=0.0, max_halt=1.0))
     outcome = await (await engine.track(1))
 
@@ -273,7 +273,7 @@ async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtu
 
 
 async def test_late_answers_change_nothing(virtual_clock: CheckedLoop) -> None:
-    """Requests that were in flight when the key was refused do not end the halt by their success."""
+    """If requests that were in flight at the refusal succeed, the halt does not end."""
     transport = ScriptedTransport(PARKED, 401, then=401)
     batching = Batching(max_events=1, max_in_flight=2, ordered=False)
     engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
@@ -288,7 +288,7 @@ async def test_late_answers_change_nothing(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_direct_send_does_not_mend_an_address(virtual_clock: CheckedLoop) -> None:
-    """While the batches' address is wrong, an answer at an event's own endpoint lets no batch go."""
+    """If the batches' address is wrong, an answer at an event's own endpoint does not end the halt."""
     transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else 404)
     engine = Engine(transport, retry=RetryPolicy(max_halt=10.0))
     receipt = await engine.track(1)
@@ -302,7 +302,7 @@ async def test_a_direct_send_does_not_mend_an_address(virtual_clock: CheckedLoop
 
 
 async def test_the_time_of_a_halt_does_not_count_for_retries(virtual_clock: CheckedLoop) -> None:
-    """After a halt that was longer than the retries last, a batch that fails once more still has all its tries."""
+    """If a halt takes longer than `max_elapsed`, a batch that fails again afterwards still has all its retries."""
     transport = ScriptedTransport(503, then=401)
     retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1)
     engine = Engine(transport, renewable=True, retry=retry)
@@ -316,7 +316,7 @@ async def test_the_time_of_a_halt_does_not_count_for_retries(virtual_clock: Chec
 
 
 async def test_failures_in_a_halt_do_not_use_up_the_retries_time(virtual_clock: CheckedLoop) -> None:
-    """A probe that fails during a halt longer than `max_elapsed` costs its batch no retry: it is delivered later."""
+    """If a probe fails during a halt longer than `max_elapsed`, its batch loses no retry and is delivered later."""
     transport = ScriptedTransport(503, then=401)
     retry = RetryPolicy(max_elapsed=20.0, initial_backoff=0.1, max_backoff=0.1)
     engine = Engine(transport, renewable=True, retry=retry)
@@ -334,7 +334,7 @@ async def test_failures_in_a_halt_do_not_use_up_the_retries_time(virtual_clock: 
 async def test_one_probe_at_a_time_though_many_wait_for_permits(
     virtual_clock: CheckedLoop, script: list[Step | int], state: str
 ) -> None:
-    """A request admitted before the state changed, and still waiting for its permit, goes out as a probe or waits."""
+    """If requests wait for permits when the state changes, each later goes out as a probe, one at a time, or waits."""
     limiter = RecordingLimiter(gated=True)
     transport = ScriptedTransport(*script, then=PARKED)
     retry = RetryPolicy(initial_backoff=1.0, max_backoff=1.0, max_halt=1e6, max_elapsed=1e6)
@@ -355,7 +355,7 @@ async def test_one_probe_at_a_time_though_many_wait_for_permits(
     transport.release()
     ended = await asyncio.gather(*sends, return_exceptions=True)
     assert sum(isinstance(each, DeliveryError) for each in ended) == (state == "halted")
-    # Every place on the wire was given back.
+    # All permits and wire slots were returned.
     assert limiter.open == 0
     await asyncio.gather(*(engine.send(number) for number in range(10, 40)))
 
@@ -378,7 +378,7 @@ async def test_a_close_without_a_deadline_does_not_wait_for_a_key_for_ever(virtu
 
 
 async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock: CheckedLoop) -> None:
-    """A probe that is refused for its key stays a probe while the key is asked for: no other request goes meanwhile."""
+    """If a probe is refused for its key, no other request is sent while the client asks for a new key."""
     transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
     transport.keeps_key = True
     engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
@@ -395,7 +395,7 @@ async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock:
 
 
 async def test_a_key_that_has_changed_goes_at_once(virtual_clock: CheckedLoop) -> None:
-    """After a 401 the key is asked for again; with another key the batch goes out immediately, without a record."""
+    """If a 401 leads to another key, the batch goes out with it at once, and no change of state is reported."""
     changes: list[StateChange] = []
 
     transport = ScriptedTransport(401)
@@ -411,7 +411,7 @@ async def test_a_key_that_has_changed_goes_at_once(virtual_clock: CheckedLoop) -
 
 
 async def test_a_key_that_has_not_changed_is_asked_for_again(virtual_clock: CheckedLoop) -> None:
-    """With the same key the client stays halted and asks for the key at growing intervals; no event is lost."""
+    """If the same key is returned, the client stays halted and asks again at growing intervals; no event is lost."""
     transport = ScriptedTransport(then=401)
     engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=RetryPolicy(max_elapsed=1.0))
     receipts = await engine.track_all(range(100))
@@ -427,8 +427,8 @@ async def test_a_key_that_has_not_changed_is_asked_for_again(virtual_clock: Chec
 
 
 async def test_a_function_that_returns_new_wrong_keys_makes_no_storm(virtual_clock: CheckedLoop) -> None:
-    """A function that returns another wrong key every time does not cause a stream of refused requests."""
-    # Eight in flight go three times each, then one at a time.
+    """If the key function returns another wrong key each time, only a few requests are refused."""
+    # Each of eight requests in flight is sent three times; afterwards there is one probe at a time.
     transport = ScriptedTransport(then=401)
     transport.renewals = [(True, None)] * 1000
     engine = Engine(transport, renewable=True, batching=ONE_EACH)
@@ -443,7 +443,7 @@ async def test_a_function_that_returns_new_wrong_keys_makes_no_storm(virtual_clo
 
 
 async def test_a_function_that_fails_is_told_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """An error of the key function is logged once, by its type's name, and the function is called again."""
+    """If the key function raises, the error's type name is logged once, and the function is called again."""
     transport = ScriptedTransport(*[401] * 4, then=OK)
     transport.renewals = [(False, "KeyError")] * 4
     engine = Engine(transport, renewable=True)
@@ -457,7 +457,7 @@ async def test_a_function_that_fails_is_told_once(virtual_clock: CheckedLoop, ca
 
 
 async def test_a_key_rotated_in_mid_run() -> None:
-    """A key that is rotated in the middle of 5,000 events loses none of them and records none twice."""
+    """If a key is rotated amid 5,000 events, each event is recorded exactly once."""
     key = "first"
     async with running_emulator(Settings(api_key=key, limit=None)) as emulator:
         client = AsyncTrackingClient(
@@ -485,7 +485,7 @@ async def test_a_key_rotated_in_mid_run() -> None:
 
 @pytest.mark.parametrize("how", ["function", "coroutine function", "callable object"])
 async def test_every_kind_of_function_is_asked(how: str) -> None:
-    """A key function, a coroutine function and an object with either are called before the first request."""
+    """If the key source is a function, a coroutine function or a callable object, it is called before a request."""
 
     def plain() -> str:
         return "the-key"
@@ -506,7 +506,7 @@ async def test_every_kind_of_function_is_asked(how: str) -> None:
 
 @pytest.mark.parametrize("bad", [None, "", " padded", 5])
 async def test_what_is_no_key_is_not_sent(bad: Any) -> None:
-    """A function that raises or returns no key makes no request; the event waits for one that does."""
+    """If the key function returns no valid key, no request is made, and the event waits for a valid one."""
     keys = iter([bad, "good"])
     async with raw_server() as server:
         retry = RetryPolicy(initial_backoff=0.01)
@@ -518,7 +518,7 @@ async def test_what_is_no_key_is_not_sent(bad: Any) -> None:
 
 
 async def test_a_wrong_key_against_a_server() -> None:
-    """Against a real server: one request, one sentence, an `AuthenticationError` for a receipt and for the close."""
+    """If a real server refuses the key, there is one request, and the receipt and the close report the error."""
     async with raw_server() as server:
         server.always(answer(401))
         client = AsyncTrackingClient("wrong", "partner", base_url=server.url, buffer=Buffer(max_events=10))
@@ -532,7 +532,7 @@ async def test_a_wrong_key_against_a_server() -> None:
 
 
 async def test_every_step_is_a_request(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """A 403 followed by a 404 is reported again: there is another cause to correct."""
+    """If a 404 follows a 403, the change is reported again, because there is another cause to correct."""
     changes: list[StateChange] = []
 
     def then(request: Request) -> Step | int:

@@ -1,4 +1,4 @@
-"""The counts of settled events: each event counts once, for its outcome, and a dropped one by its name."""
+"""The counts of settled events: each event counts once, by its outcome, and a dropped one also by reason and name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTCOMES = [
 
 @given(st.lists(st.tuples(st.sampled_from(OUTCOMES), st.lists(st.sampled_from(["view", "order"])))))
 def test_every_event_counts_once(added: list) -> None:
-    """The counts are the numbers of events with each outcome, and those of dropped events are by reason and name."""
+    """If outcomes are added, each count is the number of events with that outcome; drops are by reason and name."""
     counts = OutcomeCounts()
     for outcome, names in added:
         counts.add(outcome, len(names), iter(names))
@@ -37,7 +37,7 @@ def test_every_event_counts_once(added: list) -> None:
 
 
 def test_merged_counts_are_sums() -> None:
-    """The counts of dropped events of two tables are added, and neither table changes."""
+    """If two tables of dropped events are merged, their counts are added, and neither table changes."""
     one, other = {"overflow": {"view": 1}}, {"overflow": {"view": 2, "order": 3}, "expired": {"view": 4}}
 
     assert merged(one, other) == {"overflow": {"view": 3, "order": 3}, "expired": {"view": 4}}

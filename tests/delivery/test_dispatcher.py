@@ -1,7 +1,7 @@
-"""The dispatcher on a virtual clock: batches leave when due, a flush waits for its events, tasks end with the loop.
+"""The dispatcher: batches leave when they are due, a flush waits for its events, and tasks end with the loop.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
     from retailrocket_async._receipt import Receipt
 
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, ordered=False)
-"""A request for each event."""
+"""Settings by which each event is sent in a request of its own."""
 
 
 # --- batches ---
 
 
 async def test_idle_event_leaves_after_the_linger(virtual_clock: CheckedLoop) -> None:
-    """A lonely event leaves when it has lingered, neither sooner nor later, and so does the next one."""
+    """If an event is alone, its request leaves exactly when the linger is over, and so does the next event's."""
     engine = Engine(ScriptedTransport())
     for number in range(3):
         await asyncio.sleep(10.0)
@@ -68,7 +68,7 @@ async def test_idle_event_leaves_after_the_linger(virtual_clock: CheckedLoop) ->
 
 
 async def test_later_events_do_not_prolong_the_linger(virtual_clock: CheckedLoop) -> None:
-    """Events that come while the oldest one lingers go with it, when it goes."""
+    """If events are tracked while the oldest one lingers, all leave together when the oldest one's linger is over."""
     engine = Engine(ScriptedTransport())
     for number in range(4):
         await engine.track(number)
@@ -82,7 +82,7 @@ async def test_later_events_do_not_prolong_the_linger(virtual_clock: CheckedLoop
 
 
 async def test_full_batch_leaves_at_once(virtual_clock: CheckedLoop) -> None:
-    """A batch that is full does not linger."""
+    """If a batch is full, it leaves without linger."""
     engine = Engine(ScriptedTransport(), batching=Batching(ordered=False, max_events=3))
     await engine.track_all(range(7))
     await engine.flush()
@@ -95,7 +95,7 @@ async def test_full_batch_leaves_at_once(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_batch_is_taken_after_its_permit(virtual_clock: CheckedLoop) -> None:
-    """Events tracked while a permit is awaited go with the batch that uses it."""
+    """If events are tracked while a permit is awaited, they go in the batch that gets the permit."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter)
     for number in range(10):
@@ -108,7 +108,7 @@ async def test_batch_is_taken_after_its_permit(virtual_clock: CheckedLoop) -> No
 
 
 async def test_scarce_permits_make_large_batches(virtual_clock: CheckedLoop) -> None:
-    """The scarcer the permits, the larger the batches: 2 requests a second carry 100 events a second."""
+    """If permits are scarce, batches grow: 2 requests a second carry 100 events a second."""
     limiter = LocalLimiter(RateLimit(requests=2, jitter=0.0))
     engine = Engine(ScriptedTransport(), limiter=limiter)
     for number in range(1000):
@@ -123,7 +123,7 @@ async def test_scarce_permits_make_large_batches(virtual_clock: CheckedLoop) -> 
 
 
 async def test_max_in_flight_is_used_and_never_exceeded(virtual_clock: CheckedLoop) -> None:
-    """With a slow server `max_in_flight` requests are in flight, and never more."""
+    """If the server is slow, exactly `max_in_flight` requests are in flight."""
     transport = ScriptedTransport(then=Step(latency=1.0))
     engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
     await engine.track_all(range(20))
@@ -137,7 +137,7 @@ async def test_max_in_flight_is_used_and_never_exceeded(virtual_clock: CheckedLo
 
 
 async def test_send_passes_batches_that_wait_for_their_retry(virtual_clock: CheckedLoop) -> None:
-    """While all batches wait for their retries, a direct send finds a free place on the wire."""
+    """If all batches wait for their retries, a direct send gets a free wire slot at once."""
     transport = ScriptedTransport(503, 503, then=OK)
     engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=2), retry=SLOW_RETRY)
     await engine.track_all(range(5))
@@ -149,7 +149,7 @@ async def test_send_passes_batches_that_wait_for_their_retry(virtual_clock: Chec
 
 
 async def test_custom_events_keep_their_visitors_order(virtual_clock: CheckedLoop) -> None:
-    """An event of a type unknown to this package is ordered by its visitor like any other."""
+    """If an event has a type unknown to this package, it is ordered by its visitor like any other event."""
     engine = Engine(ScriptedTransport(status(503), then=OK), batching=Batching(max_events=1, by_session=True))
     await engine.track(1, "ann")
     for number in (2, 3):
@@ -173,7 +173,7 @@ async def test_custom_events_keep_their_visitors_order(virtual_clock: CheckedLoo
 
 
 async def test_flush_does_not_linger(virtual_clock: CheckedLoop) -> None:
-    """A flush sends all waiting events without linger, and returns when they have their outcome."""
+    """If a client is flushed, waiting events go without linger, and the flush returns when they have outcomes."""
     engine = Engine(ScriptedTransport(), batching=Batching(linger=60.0))
     receipt = await engine.track(1)
     await engine.flush()
@@ -182,7 +182,7 @@ async def test_flush_does_not_linger(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_flush_waits_for_everything_before_it(virtual_clock: CheckedLoop) -> None:
-    """Events in the buffer, in flight, between attempts and sent directly all have their outcome after a flush."""
+    """If a flush returns, events in the buffer, in flight, between attempts and in direct sends have their outcomes."""
     transport = ScriptedTransport(503, PARKED, PARKED, then=PARKED)
     engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
     receipts = await engine.track_all(range(6))
@@ -199,7 +199,7 @@ async def test_flush_waits_for_everything_before_it(virtual_clock: CheckedLoop) 
 
 
 async def test_later_events_do_not_hold_a_flush(virtual_clock: CheckedLoop) -> None:
-    """A flush ends though events go on being tracked, which keep their own time."""
+    """If events are tracked after a flush began, the flush does not wait for them, and they linger as usual."""
     transport = ScriptedTransport(OK, then=NEVER)
     engine = Engine(transport)
     await engine.track(1)
@@ -218,7 +218,7 @@ async def test_later_events_do_not_hold_a_flush(virtual_clock: CheckedLoop) -> N
 
 
 async def test_concurrent_flushes_wait_for_their_own(virtual_clock: CheckedLoop) -> None:
-    """Each of several flushes ends with the events that were there before it."""
+    """If several flushes run, each returns when the events tracked before it have their outcomes."""
     transport = ScriptedTransport(Step(latency=1.0), Step(latency=3.0), Step(latency=2.0))
     engine = Engine(transport, batching=Batching(ordered=False))
 
@@ -236,7 +236,7 @@ async def test_concurrent_flushes_wait_for_their_own(virtual_clock: CheckedLoop)
 
 
 async def test_flush_of_an_empty_client(virtual_clock: CheckedLoop) -> None:
-    """A flush without events returns in the same turn."""
+    """If there are no events, a flush returns in the same turn."""
     engine = Engine(ScriptedTransport())
     await engine.flush()
     await engine.flush(0)
@@ -248,7 +248,7 @@ async def test_flush_of_an_empty_client(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_flush_timeout(virtual_clock: CheckedLoop) -> None:
-    """A flush that runs out of its time says how many events are open, and they go on being sent."""
+    """If a flush times out, its error has the number of open events, and they are still sent."""
     transport = ScriptedTransport(then=PARKED)
     engine = Engine(transport, batching=Batching(ordered=False, max_events=2))
     receipts = await engine.track_all(range(3))
@@ -263,7 +263,7 @@ async def test_flush_timeout(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_flushes_while_events_stream_in(virtual_clock: CheckedLoop) -> None:
-    """However flushes and events interleave, after a flush everything tracked before it is settled."""
+    """If flushes and events interleave, everything tracked before a flush is settled after it."""
     delays = itertools.cycle([0.01, 0.2, 0.03])
     engine = Engine(
         ScriptedTransport(then=lambda _: Step(latency=next(delays))),
@@ -291,7 +291,7 @@ async def test_flushes_while_events_stream_in(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_idle_client_has_no_task(virtual_clock: CheckedLoop) -> None:
-    """Before the first event and after the last one's outcome, no task of the client exists."""
+    """If no event is open, before the first or after the last one, the client has no task."""
     engine = Engine(ScriptedTransport(503))
     assert not engine.dispatcher.started
     assert tasks() == set()
@@ -380,7 +380,7 @@ STATES = [
 def test_loop_that_ends_with_the_client_open(
     caplog: pytest.LogCaptureFixture, state: Callable[[], Coroutine[Any, Any, Engine]]
 ) -> None:
-    """A loop may end with a client in any state: no task is left pending, and asyncio has nothing to say."""
+    """If a loop ends while a client is open, in any state, no task is pending, and asyncio logs nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         engine = run(state())
@@ -396,7 +396,7 @@ def test_loop_that_ends_with_the_client_open(
 async def test_all_tasks_cancelled(
     virtual_clock: CheckedLoop, state: Callable[[], Coroutine[Any, Any, Engine]]
 ) -> None:
-    """If a shutdown cancels every task, a close still gives every event its outcome, and does not hang."""
+    """If a shutdown cancels every task, a close still gives every event its outcome and does not hang."""
     engine = await state()
     for task in tasks():
         task.cancel()
@@ -412,7 +412,7 @@ async def test_all_tasks_cancelled(
 
 
 async def test_cancelled_pump_is_replaced(virtual_clock: CheckedLoop) -> None:
-    """If the pump is cancelled, before its first step or later, the next event starts a new one."""
+    """If the pump is cancelled, before its first step or later, the next event starts a new pump."""
     engine = Engine(ScriptedTransport())
     receipts = [await engine.track(1)]
     (pump,) = tasks()
@@ -430,7 +430,7 @@ async def test_cancelled_pump_is_replaced(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_unclosed_client_warns(virtual_clock: CheckedLoop) -> None:
-    """A client that was used and is garbage-collected open warns, and starts nothing; its events still go out."""
+    """If a used client is garbage-collected open, it warns and starts no task; its events are still sent."""
     transport = ScriptedTransport()
     client = make_client(transport)
     receipt = await client.track(event(1))
@@ -443,7 +443,7 @@ async def test_unclosed_client_warns(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_unused_client_does_not_warn(virtual_clock: CheckedLoop) -> None:
-    """A client that was never used, that was closed, or whose constructor raised, is collected silently."""
+    """If a client was never used, was closed, or its constructor raised, its collection causes no warning."""
     unused = make_client(ScriptedTransport())
     assert repr(unused).endswith(" new>")
     with pytest.raises(ValueError, match="on_outcome"):
@@ -457,7 +457,7 @@ async def test_unused_client_does_not_warn(virtual_clock: CheckedLoop) -> None:
 
 
 def test_receipt_nobody_awaits_is_silent(caplog: pytest.LogCaptureFixture) -> None:
-    """Receipts that are thrown away, of delivered and of lost events, leave no trace."""
+    """If receipts of delivered and of lost events are never awaited, nothing is logged and no warning is raised."""
     caplog.set_level(logging.DEBUG, logger="asyncio")
 
     async def test() -> None:

@@ -1,7 +1,7 @@
-"""Properties of the whole engine on a virtual clock: for any behaviour of the server, each event has one true outcome.
+"""Properties of the whole engine: whatever the server does, each event has exactly one outcome, and it is true.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ TRACKED = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0.0, 0.0
 
 
 async def feed(engine: Engine, tracked: list[tuple[str, float]]) -> list[Receipt]:
-    """Track events of these visitors, with these pauses between them."""
+    """Track an event for each pair of a visitor and the seconds to pause afterwards; return the receipts."""
     receipts = []
     for number, (visitor, pause) in enumerate(tracked):
         receipts.append(await engine.track(number, visitor))
@@ -102,7 +102,7 @@ def test_clean_replies_deliver_exactly_once(
     batching=BATCHINGS.filter(lambda batching: batching.ordered or batching.by_session),
 )
 def test_ordered_means_ordered(tracked: list[tuple[str, float]], steps: list[Step], batching: Batching) -> None:
-    """With ordering, each visitor's events are first recorded in the order in which they were tracked."""
+    """If events are ordered, each visitor's events are first recorded in the order in which they were tracked."""
 
     async def test() -> list[tuple[str, int]]:
         engine = Engine(ScriptedTransport(*steps), batching=batching)
@@ -142,14 +142,14 @@ def test_every_outcome_is_true(  # noqa: C901, PLR0915, PLR0917 - everything at 
     cancelled: list[float],
     broken: int,
 ) -> None:
-    """Under any failures, cancellations and closes, every event has one outcome, and the server's record agrees."""
+    """If requests fail, sends are cancelled and the client closes, each event's one outcome agrees with the server."""
 
     async def test() -> tuple[dict[int, Outcome], Counter[int]]:
         script = iter(steps)
 
         def answer(request: Request) -> Step:
             step = next(script, OK)
-            # A server that has recorded the events does not call the same request malformed.
+            # A server that has already recorded the events does not answer 400 to the same request.
             malformed = isinstance(step.reply, Reply) and step.reply.status == 400
             return OK if malformed and set(request.numbers) & set(transport.recorded_numbers) else step
 

@@ -1,4 +1,4 @@
-"""No event is sent late: an event older than `Buffer.max_age` ends in time, wherever it waits."""
+"""No event older than `Buffer.max_age` is sent: it gets its outcome in time, wherever it waits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_AGE = 10.0
 PRECISION = 0.25
-"""Seconds between two looks."""
+"""Seconds between two checks for events that are too old."""
 
 TOO_OLD = Dropped(reason="expired")
 
@@ -49,20 +49,20 @@ def engine_with(transport: ScriptedTransport, **options: Any) -> Engine:
 
 
 def timers() -> int:
-    """Return how many timers the loop has, but for the one that notices its end."""
+    """Return how many timers the loop has, except the one by which the client notices the end of the loop."""
     scheduled = scheduled_timers()
     return sum(not timer.cancelled() and timer.when() < FAR for timer in scheduled)
 
 
 async def ended(receipt: Receipt, *, came_at: float = 0.0) -> Outcome:
-    """Return an outcome, once it was found to have come in time."""
+    """Assert that an outcome comes when the event is `MAX_AGE` old, and return the outcome."""
     outcome = await receipt
     assert MAX_AGE <= now() - came_at <= MAX_AGE + PRECISION + 0.001
     return outcome
 
 
 async def test_too_old_in_the_buffer(virtual_clock: CheckedLoop) -> None:
-    """An event without a permit is dropped in time although no call checks it: settled, counted and reported."""
+    """If an event gets no permit, it is dropped in time without any call: settled, counted and reported."""
     reported: list[UndeliveredEvent] = []
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, on_outcome=into(reported))
@@ -79,7 +79,7 @@ async def test_too_old_in_the_buffer(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_mixed_ages(virtual_clock: CheckedLoop) -> None:
-    """Only the events of a batch that are too old are dropped; the others are sent, and no sooner than otherwise."""
+    """If only some events of a batch are too old, they are dropped; the others are sent, and not earlier than usual."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     old = await engine.track_all(range(3))
@@ -93,7 +93,7 @@ async def test_mixed_ages(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_take_looks_itself(virtual_clock: CheckedLoop) -> None:
-    """A permit that comes when an event is just too old, before any timer, does not take it along."""
+    """If a permit comes when an event is just too old, before the next check, the event is not sent."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     await asyncio.sleep(0.1)
@@ -117,7 +117,7 @@ DOWN = [NO_CONNECTION] * 5
 async def test_too_old_while_nothing_goes_out(
     virtual_clock: CheckedLoop, script: list[Step | int], then: Step | int, state: str
 ) -> None:
-    """While the API is down, or sending is halted, events end in time in the buffer and between their attempts."""
+    """If the API is down or sending is halted, events expire in time, in the buffer and between attempts."""
     transport = ScriptedTransport(*script, then=then)
     retry = RetryPolicy(initial_backoff=0.2, max_backoff=1e4, max_elapsed=1e6, max_halt=1e6, max_attempts=10**6)
     engine = engine_with(
@@ -136,7 +136,7 @@ async def test_too_old_while_nothing_goes_out(
             assert outcome == TOO_OLD
     assert 1 <= len(sent) <= 2
     assert max(transport.times) < MAX_AGE
-    # No event is left, and no timer runs.
+    # Let time pass, to show that no event and no timer is left.
     await asyncio.sleep(1e5)
 
     assert timers() == 0
@@ -144,7 +144,7 @@ async def test_too_old_while_nothing_goes_out(
 
 
 async def test_events_come_after_an_idle_outage(virtual_clock: CheckedLoop) -> None:
-    """An event that comes after an idle time, while the API is still down, is checked again."""
+    """If an event is tracked after a long idle time while the API is still down, it is given up in time."""
     transport = ScriptedTransport(then=NO_CONNECTION)
     retry = RetryPolicy(initial_backoff=0.1, max_backoff=1e4, max_elapsed=20.0)
     engine = Engine(transport, retry=retry, batching=Batching(linger=0.0))
@@ -163,7 +163,7 @@ async def test_events_come_after_an_idle_outage(virtual_clock: CheckedLoop) -> N
 
 
 async def test_too_old_for_a_retry(virtual_clock: CheckedLoop) -> None:
-    """A batch that waits for its retry loses the events that become too old, and sends the others."""
+    """If some events of a batch that waits for its retry become too old, only the others are sent again."""
     step = Step(reply=Reply(status=503, retry_after=6.0))
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(step), limiter=limiter)
@@ -183,7 +183,7 @@ async def test_too_old_for_a_retry(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("gated", [False, True])
 async def test_too_old_between_attempts(virtual_clock: CheckedLoop, gated: bool) -> None:  # noqa: FBT001
-    """A batch that waits for its backoff, or for the permit of its retry, ends in time and is not sent again."""
+    """If a batch becomes too old in its backoff or while it waits for a permit, it ends in time and is not resent."""
     limiter = RecordingLimiter(gated=True)
     retry = RetryPolicy(initial_backoff=0.001, max_backoff=0.001) if gated else SLOW_RETRY
     engine = engine_with(ScriptedTransport(503), limiter=limiter, retry=retry)
@@ -203,7 +203,7 @@ async def test_too_old_between_attempts(virtual_clock: CheckedLoop, gated: bool)
 
 
 async def test_too_old_in_the_turn_of_the_permit(virtual_clock: CheckedLoop) -> None:
-    """A retry is not made if its permit comes when its events are just too old, before any timer."""
+    """If a retry's permit comes when an event is just too old, before the next check, the event is not sent again."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(
         ScriptedTransport(503), limiter=limiter, retry=RetryPolicy(initial_backoff=0.001, max_backoff=0.001)
@@ -225,7 +225,7 @@ async def test_too_old_in_the_turn_of_the_permit(virtual_clock: CheckedLoop) -> 
 
 
 async def test_parts_that_grow_too_old(virtual_clock: CheckedLoop) -> None:
-    """Unsent parts of a divided batch expire as well, and their outcome says that the whole was sent."""
+    """If the unsent half of a divided batch becomes too old, it is abandoned, with the whole batch's one attempt."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(400), limiter=limiter)
     receipts = await engine.track_all(range(4))
@@ -243,11 +243,11 @@ async def test_parts_that_grow_too_old(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_parts_that_were_never_sent(virtual_clock: CheckedLoop) -> None:
-    """Parts of a batch that was never sent as a whole are dropped, not abandoned, if they become too old."""
+    """If parts of a batch that was never sent become too old, they are dropped and not abandoned."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     receipts = await engine.track_all(range(4))
-    # As after a 413 of another batch, while this one waits for its permit.
+    # Another batch got a 413 while this batch waits for its permit.
     buffer_of(engine).cap.bytes = receipts_size(engine) // 2 + 10
     await turns(5)
     limiter.grant(1)
@@ -258,7 +258,7 @@ async def test_parts_that_were_never_sent(virtual_clock: CheckedLoop) -> None:
 
 
 def receipts_size(engine: Engine) -> int:
-    """Return the bytes that wait."""
+    """Return the bytes of the waiting events."""
     return engine.stats().pending_bytes
 
 
@@ -266,7 +266,7 @@ def receipts_size(engine: Engine) -> int:
 
 
 async def test_age_counts_from_the_call(virtual_clock: CheckedLoop) -> None:
-    """The age of an event that waited for space counts from its call: it is dropped with events of that time."""
+    """If an event waited for space, its age counts from the call, so it is dropped with events of that time."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
     await engine.track(0)
@@ -283,7 +283,7 @@ async def test_age_counts_from_the_call(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "raise", "drop_newest", "drop_oldest", "shed"])
 async def test_what_is_too_old_makes_room(virtual_clock: CheckedLoop, overflow: str) -> None:
-    """An event that is too old is dropped for a new one under every policy, and no other event is evicted."""
+    """If a waiting event is too old, it is dropped for a new one under every policy, and no other event is evicted."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 2, "overflow": overflow})
     await asyncio.sleep(0.1)
@@ -299,7 +299,7 @@ async def test_what_is_too_old_makes_room(virtual_clock: CheckedLoop, overflow: 
 
 
 async def test_caller_who_comes_when_the_queue_grows_too_old(virtual_clock: CheckedLoop) -> None:
-    """A caller who finds others waiting, all of them too old by now, is admitted immediately."""
+    """If a caller finds only waiting callers whose events are too old, the caller's event is accepted immediately."""
     limiter = RecordingLimiter(gated=True)
     engine = engine_with(ScriptedTransport(), limiter=limiter, bounds={"max_events": 1})
     await asyncio.sleep(0.1)
@@ -332,7 +332,7 @@ async def test_waiters_get_the_room(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("open_at_the_close", [False, True])
 async def test_no_timer_is_left(virtual_clock: CheckedLoop, open_at_the_close: bool) -> None:  # noqa: FBT001
-    """A client with nothing to look after has no timer, and neither has a closed one."""
+    """If a client has no open event, or is closed, it has no timer."""
     limiter = RecordingLimiter(gated=open_at_the_close)
     engine = engine_with(ScriptedTransport(), limiter=limiter)
     await engine.track_all(range(3))
@@ -367,7 +367,7 @@ STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
 def test_nothing_is_sent_stale(
     script: list[Step | int], pauses: list[float], batching: Batching, room: int, overflow: str
 ) -> None:
-    """For any answers of the API, no request carries an event that is too old, and each event has its outcome."""
+    """If the API gives any answers, no request carries an event that is too old, and each event gets its outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(*script)

@@ -1,4 +1,4 @@
-"""A flight: the replies to its attempts decide its outcome, and its send slot is returned once."""
+"""A flight, the attempts of one batch or direct send: replies decide its outcome; its send slot is returned once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ CLOSED = Reply(failure="closed", detail="RuntimeError", sent=False)
 
 
 def reply(status: int) -> Reply:
-    """Return the reply with that status."""
+    """Return the reply with this status."""
     return Reply(status=status)
 
 
 def flight() -> Flight:
-    """Return a flight that began at 10."""
+    """Return a flight of three events that began at 10 s."""
     return Flight("visitorEvents", b"[]", ["view"] * 3, started_at=10.0, opened_in=[0])
 
 
 def fly(*replies: Reply) -> Outcome | None:
-    """Return the outcome of a flight that gets these replies, at 11, 12, 13, ..."""
+    """Return the outcome of a flight that gets these replies at 11, 12, 13, ... s; None if it may be retried."""
     it = flight()
     outcome = None
     for index, brought in enumerate(replies):
@@ -46,7 +46,7 @@ def fly(*replies: Reply) -> Outcome | None:
 def abandoned(
     *, maybe_recorded: bool, status: int | None = None, failure: str | None = None, attempts: int
 ) -> Abandoned:
-    """Return the outcome of a flight whose first reply allows no retry."""
+    """Return the outcome of a flight whose last reply allows no retry."""
     return Abandoned(
         reason="not_retryable",
         maybe_recorded=maybe_recorded,
@@ -81,7 +81,7 @@ def abandoned(
     ],
 )
 def test_history(replies: list[Reply], outcome: Outcome | None) -> None:
-    """The last reply decides; earlier replies say whether the events may be recorded as well."""
+    """If a flight has several replies, the last decides; the earlier ones say whether the events may be recorded."""
     assert fly(*replies) == outcome
 
 
@@ -97,7 +97,7 @@ REPLIES = st.builds(Reply, status=st.integers(100, 599)) | st.builds(
     st.lists(REPLIES.filter(lambda reply: reply.verdict in (Verdict.TRANSIENT, Verdict.THROTTLED)), max_size=5), REPLIES
 )
 def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
-    """For any history of replies, an outcome claims only what the replies show."""
+    """If a flight has any replies, its outcome claims only what these replies prove."""
     it = flight()
     for brought in transient:
         it.depart(10.0)
@@ -117,7 +117,7 @@ def test_outcome_tells_the_truth(transient: list[Reply], last: Reply) -> None:
 
 
 def test_cut_off_in_the_air() -> None:
-    """A request that is cut off without an answer may have arrived; its outcome does not repeat an earlier answer."""
+    """If a request is cut off unanswered, it may be recorded, and its outcome has no status of an earlier answer."""
     it = flight()
     it.depart(10.0)
     it.judge(reply(429), 11.0)
@@ -129,7 +129,7 @@ def test_cut_off_in_the_air() -> None:
 
 
 def test_cut_off_between_attempts() -> None:
-    """Between two attempts an outcome gives the last answer."""
+    """If a flight is given up between two attempts, its outcome has the status of the last answer."""
     it = flight()
     it.depart(10.0)
     it.judge(reply(429), 11.0)
@@ -140,12 +140,12 @@ def test_cut_off_between_attempts() -> None:
 
 
 def test_given_up_before_any_attempt() -> None:
-    """A flight that never left is certainly not recorded."""
+    """If a flight is given up before any attempt, its events are certainly not recorded."""
     assert flight().give_up("cancelled", 10.0) == Abandoned(reason="cancelled", maybe_recorded=False, attempts=0)
 
 
 def test_departures_are_counted() -> None:
-    """Each departure is an attempt and a try, and the time of the last one is known."""
+    """If a flight departs, its attempts and tries increase by one, and it has the time of the last departure."""
     it = flight()
     before = (it.attempts, it.tries, it.departed_at, it.tried_at, it.failed_at, it.on_wire)
     for now in (11.0, 13.0):
@@ -158,7 +158,7 @@ def test_departures_are_counted() -> None:
 
 
 def test_too_old_before_and_after_the_first_attempt() -> None:
-    """An expired event is dropped if no attempt carried it, and abandoned if one did."""
+    """If an event expires, it is dropped if no attempt carried it, and abandoned otherwise."""
     it = flight()
     never_sent = it.expired(12.0)
     it.depart(13.0)
@@ -174,7 +174,7 @@ def test_too_old_before_and_after_the_first_attempt() -> None:
 
 
 def batch_flight(count: int) -> Flight:
-    """Return the flight of a batch of so many events that began at 0."""
+    """Return the flight of a batch of `count` events that began at 0 s."""
     batch = Batch(0.0, 0, None)
     batch.envelopes += [b"{}"] * count
     batch.receipts += [Receipt("view") for _ in range(count)]
@@ -183,13 +183,13 @@ def batch_flight(count: int) -> Flight:
 
 
 def bring(it: Flight, brought: Reply, now: float) -> Outcome | None:
-    """Make one more attempt of a flight that brings this."""
+    """Make one more attempt of the flight at `now`, which gets the reply `brought`; return the outcome, if any."""
     it.depart(now)
     return it.judge(brought, now)
 
 
 def test_each_part_has_its_own_attempts() -> None:
-    """A half has the attempts that carried its events, whichever half was sent before, and its tries begin anew."""
+    """If a batch is divided, each half has the attempts that carried its events, and its tries start at zero."""
     it = batch_flight(2)
     for now in (1.0, 2.0):
         bring(it, reply(503), now)
@@ -212,7 +212,7 @@ def test_each_part_has_its_own_attempts() -> None:
 
 
 def test_what_one_half_may_have_recorded_is_not_the_others() -> None:
-    """After a 400 no event of the batch was recorded; later replies to the left half do not concern the right one."""
+    """If the left half may have been recorded after a 400, this does not concern the right half."""
     it = batch_flight(2)
     bring(it, NO_ANSWER, 1.0)
     refused = bring(it, reply(400), 2.0)
@@ -229,7 +229,7 @@ def test_what_one_half_may_have_recorded_is_not_the_others() -> None:
 
 
 def test_a_part_that_fits_keeps_what_the_whole_has_met() -> None:
-    """A batch that is parted for its size alone keeps its attempts, and whether it may have been recorded."""
+    """If a batch is divided only for its size, the part has the whole's attempts and may have been recorded as well."""
     it = batch_flight(4)
     bring(it, NO_ANSWER, 1.0)
     it.fit(7, 2.0)
@@ -241,7 +241,7 @@ def test_a_part_that_fits_keeps_what_the_whole_has_met() -> None:
 
 @pytest.mark.parametrize(("size", "count"), [(14, 4), (13, 4), (12, 2), (7, 2), (6, 1), (1, 1)])
 def test_a_flight_carries_what_fits(size: int, count: int) -> None:
-    """A body of exactly the size is carried whole; one byte more, and it is halved until it fits or is one event."""
+    """If a body exceeds the size, the batch is halved until its body fits or it is one event; otherwise it is not."""
     it = batch_flight(4)
     it.fit(size, 1.0)
 
@@ -249,7 +249,7 @@ def test_a_flight_carries_what_fits(size: int, count: int) -> None:
 
 
 def test_one_event_is_never_parted() -> None:
-    """A single event is carried as it is, however small the server's bodies are."""
+    """If a batch is a single event, it is never divided, however small the allowed size is."""
     it = batch_flight(1)
     it.fit(1, 1.0)
 
@@ -271,7 +271,7 @@ def test_one_event_is_never_parted() -> None:
     ],
 )
 def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outcome | None) -> None:
-    """The outcome for an uncorrected refusal is kept for a refusal by key, shop or address, and for no other."""
+    """If the last attempt was refused for key, shop or address, `refusal` is its outcome; otherwise it is None."""
     it = flight()
     for index, each in enumerate(brought):
         it.depart(10.0)
@@ -281,7 +281,7 @@ def test_refusal_is_that_of_the_last_attempt(brought: list[Reply], refusal: Outc
 
 
 def test_a_new_part_has_no_refusal() -> None:
-    """The refusal of one half is not that of the next half."""
+    """If one half was refused, `refusal` of the next half is None."""
     it = batch_flight(2)
     refused = bring(it, reply(400), 1.0)
     assert refused is not None
@@ -298,18 +298,18 @@ def test_a_new_part_has_no_refusal() -> None:
 
 
 class Permit:
-    """A permit that records its calls, and raises if `broken`."""
+    """Records its calls as a limiter's permit, and raises in each if `broken`."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.broken = broken
         self.reported: list[str] = []
 
     def sent(self) -> None:
-        """Record the call."""
+        """Record that the request was written."""
         self._note("sent")
 
     def done(self, *, answered: bool = False) -> None:
-        """Record the call."""
+        """Record that the request ended, and whether it was answered."""
         self._note(f"answered={answered}")
 
     def _note(self, what: str) -> None:
@@ -319,7 +319,7 @@ class Permit:
 
 
 def turn(permit: Permit | None) -> tuple[SendSlot, list[str]]:
-    """Return a send slot, and the list of its calls to the dispatcher."""
+    """Return a send slot, and the list in which it records its calls to the dispatcher."""
     reported: list[str] = []
     return SendSlot(
         ADMITTED, permit, lambda: reported.append("left"), lambda error: reported.append(type(error).__name__)
@@ -328,7 +328,7 @@ def turn(permit: Permit | None) -> tuple[SendSlot, list[str]]:
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
-    """A send slot returns its place and its permit and reports whether there was an answer, only once."""
+    """If a send slot is ended several times, its wire slot and permit are returned once, with the first report."""
     permit = Permit()
     it, reported = turn(permit)
     it.sent()
@@ -340,7 +340,7 @@ def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
 
 
 def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
-    """Code that is woken by a returned place may end the same slot, which is over by then."""
+    """If code that is woken by the returned wire slot ends the same send slot, nothing more happens."""
     permit = Permit()
     left: list[int] = []
 
@@ -355,7 +355,7 @@ def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
 
 
 def test_late_sent_is_not_told() -> None:
-    """If a body is written after its slot has ended, nothing happens."""
+    """If a body is written after its send slot has ended, nothing happens."""
     permit = Permit()
     it, _ = turn(permit)
     it.end()
@@ -365,7 +365,7 @@ def test_late_sent_is_not_told() -> None:
 
 
 def test_turn_without_a_permit() -> None:
-    """A limiter that grants no permits gets no reports."""
+    """If a limiter grants no permits, only the wire slot is returned."""
     it, reported = turn(None)
     it.sent()
     it.end()
@@ -374,7 +374,7 @@ def test_turn_without_a_permit() -> None:
 
 
 def test_broken_permit_stops_nothing() -> None:
-    """Errors of a permit are reported, and the place is returned all the same."""
+    """If a permit raises, its errors are reported, and the wire slot is still returned."""
     it, reported = turn(Permit(broken=True))
     it.sent()
     it.end()
@@ -385,7 +385,7 @@ def test_broken_permit_stops_nothing() -> None:
 @pytest.mark.parametrize("reason", ["retries_exhausted", "at_most_once", "expired", "closed", "cancelled"])
 @pytest.mark.parametrize("status", [400, 413])
 def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> None:
-    """A batch that is given up is not divided, even if its last answer was a 400 or 413 taken for a 429."""
+    """If a batch is given up, it is not divided, even if its last answer was a 400 or 413 that counts as a 429."""
     batch = Batch(0.0, 0, None)
     batch.envelopes += [b"{}"] * 4
     batch.receipts += [Receipt("view") for _ in range(4)]

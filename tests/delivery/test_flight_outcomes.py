@@ -1,7 +1,7 @@
-"""Which outcome an event gets for which answers of the server, through the whole engine on a virtual clock.
+"""The outcome that an event gets for each sequence of answers of the server, through the whole engine.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("code", [200, 201, 204, 299])
 def test_accepted(code: int) -> None:
-    """Every 2xx means delivered."""
+    """If the answer is any 2xx, the event is delivered."""
     assert outcome_of(code) == Delivered(status=code, attempts=1, elapsed=near(0.05))
 
 
 @pytest.mark.parametrize("code", [301, 307, 400, 401, 403, 404, 405, 413, 418])
 def test_refused(code: int) -> None:
-    """A refused event is rejected after one request."""
+    """If the answer refuses the event, the event is rejected after one request."""
     assert outcome_of(code) == Rejected(status=code, attempts=1, elapsed=near(0.05))
 
 
 @pytest.mark.parametrize("code", [101, 501, 505, 599])
 def test_unclear(code: int) -> None:
-    """An answer that means nothing known ends it, and leaves open whether the event was recorded."""
+    """If the answer's status has no known meaning, the event is not retried, and may have been recorded."""
     expected = Abandoned(reason="not_retryable", maybe_recorded=True, status=code, attempts=1, elapsed=near(0.05))
 
     assert outcome_of(code) == expected
@@ -62,7 +62,7 @@ def test_unclear(code: int) -> None:
 
 @pytest.mark.parametrize("code", [408, 425, 429])
 def test_refused_for_now(code: int) -> None:
-    """An event that is refused for now is tried again, and was not recorded meanwhile."""
+    """If an answer refuses the event only for now, the event is tried again and cannot be recorded twice."""
     outcome = outcome_of(code, 200)
 
     assert outcome == Delivered(status=200, attempts=2, elapsed=outcome.elapsed, maybe_duplicate=False)
@@ -70,7 +70,7 @@ def test_refused_for_now(code: int) -> None:
 
 @pytest.mark.parametrize("step", [500, 502, 503, 504, TIMED_OUT])
 def test_ambiguous_failure_may_duplicate(step: Step | int) -> None:
-    """An event delivered after an ambiguous failure may be recorded twice, and its outcome says so."""
+    """If an event is delivered after an answer that leaves open whether it was recorded, `maybe_duplicate` is True."""
     outcome = outcome_of(step, 200)
 
     assert outcome == Delivered(status=200, attempts=2, elapsed=outcome.elapsed, maybe_duplicate=True)
@@ -78,7 +78,7 @@ def test_ambiguous_failure_may_duplicate(step: Step | int) -> None:
 
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_refusal_after_an_ambiguous_failure(code: int) -> None:
-    """A refusal speaks for its own attempt only: an earlier one may have been recorded."""
+    """If a refusal follows an attempt that may have been recorded, the outcome says that the event may be recorded."""
     outcome = outcome_of(TIMED_OUT, 429, code)
 
     assert isinstance(outcome, Abandoned)
@@ -86,7 +86,7 @@ def test_refusal_after_an_ambiguous_failure(code: int) -> None:
 
 
 def test_malformed_after_an_ambiguous_failure() -> None:
-    """A malformed request was malformed in every attempt, so none was recorded."""
+    """If a request is malformed, no attempt of it was recorded, because each attempt had the same body."""
     assert outcome_of(TIMED_OUT, 400) == Rejected(status=400, attempts=2, elapsed=pytest.approx(0.1, abs=0.6))
 
 
@@ -117,7 +117,7 @@ def outcome_of(*script: Step | int) -> Outcome:
 async def test_direct_send_raises_the_typed_error(
     virtual_clock: CheckedLoop, script: list[Step | int], error: type[DeliveryError]
 ) -> None:
-    """A failed direct send raises the error that its outcome names, with its facts and without a chain."""
+    """If a direct send fails, it raises the error type for its outcome, with its attempts and no chained error."""
     engine = Engine(ScriptedTransport(*script, then=NEVER), retry=RetryPolicy(max_attempts=2))
     with pytest.raises(error) as caught:
         await engine.send(1)
@@ -128,7 +128,7 @@ async def test_direct_send_raises_the_typed_error(
 
 
 async def test_direct_sends_go_to_their_endpoints(virtual_clock: CheckedLoop) -> None:
-    """`send` posts the event alone to its own endpoint, `send_batch` a list to `visitorEvents`; neither lingers."""
+    """If one event is sent directly, it goes to its own endpoint, a list to `visitorEvents`; both without linger."""
     engine = Engine(ScriptedTransport())
 
     assert await engine.send(1) == Delivered(status=200, elapsed=near(0.05))
@@ -148,7 +148,7 @@ async def test_transport_that_raises(
     recorded: bool,  # noqa: FBT001
     latency: float,
 ) -> None:
-    """A transport that raises costs its own batch only, which may have been recorded; the pump goes on."""
+    """If the transport raises, only its own batch is abandoned (maybe recorded), and the next one is delivered."""
     broken = Step(reply=ZeroDivisionError("with?apiKey=secret"), recorded=recorded, latency=latency)
     engine = Engine(ScriptedTransport(broken, OK, broken), limiter=(limiter := RecordingLimiter()))
     outcomes = [await (await engine.track(number)) for number in (1, 2)]

@@ -1,4 +1,4 @@
-"""The user's hooks: they get everything, in order, one call at a time, and never delay the delivery."""
+"""The user's hooks get every report, in order and one call at a time, and never delay the delivery."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ REFUSED = Rejected(status=400)
 
 
 def undelivered(*numbers: int) -> list[UndeliveredEvent]:
-    """Return these events, refused."""
+    """Return these events as refused ones, in the form that a hook gets."""
     return [
         UndeliveredEvent(
             event_name="view", envelope=b'{"view":{"sessionExternalId":"a","productId":%d}}' % n, outcome=REFUSED
@@ -57,20 +57,20 @@ def undelivered(*numbers: int) -> list[UndeliveredEvent]:
 
 
 def change(number: int) -> StateChange:
-    """Return a change of state that is known by a number."""
+    """Return a change of state that has the number as its status, so that tests can recognize it."""
     return StateChange(state="down", previous="sending", status=number, advice="wait")
 
 
 def at_once(status: int) -> Step:
-    """Return the step that answers without latency, with this status."""
+    """Return the step by which a server answers with this status and without latency."""
     return Step(reply=Reply(status=status), latency=0.0)
 
 
 class RecordingHooks:
-    """Hooks that record their calls; a plain one blocks if asked to, until `release` is set.
+    """Runs hooks that record their calls; if `blocks`, a plain hook blocks until `release` is set.
 
     Attributes:
-        calls: the numbers of each call, and the thread that it ran in.
+        calls: for each call, the numbers of its events and the name of its thread.
     """
 
     def __init__(self, *, blocks: bool = False, most: int = 10_000, hook: Callable[..., object] | None = None) -> None:
@@ -91,7 +91,7 @@ class RecordingHooks:
         )
 
     def plainly(self, reported: Sequence[UndeliveredEvent] | StateChange) -> None:
-        """Record a call, in any thread, and block."""
+        """Record a call, in any thread, after `release` is set."""
         self.running += 1
         self.worst = max(self.worst, self.running)
         self.loop.call_soon_threadsafe(self.begun.set)
@@ -115,7 +115,7 @@ def own_threads() -> list[threading.Thread]:
 
 
 async def test_plain_hooks_share_one_thread() -> None:
-    """Plain functions are called in a thread of their own, one call at a time, in the order of events."""
+    """If a hook is a plain function, it is called in its own thread, one call at a time, in the order of events."""
     recorder = RecordingHooks(blocks=True)
     for number in range(0, 30, 3):
         recorder.hooks.notify_outcomes(undelivered(number, number + 1))
@@ -133,7 +133,7 @@ async def test_plain_hooks_share_one_thread() -> None:
 
 
 async def test_blocking_hook_does_not_block_the_loop() -> None:
-    """While a plain hook blocks, events are tracked, sent and settled: it waits for the loop, not the loop for it."""
+    """If a plain hook blocks, events are still tracked, sent and settled."""
     loop = asyncio.get_running_loop()
     begun, delivered = asyncio.Event(), threading.Event()
 
@@ -156,8 +156,8 @@ async def test_blocking_hook_does_not_block_the_loop() -> None:
 
 
 async def test_no_thread_without_failures() -> None:
-    """No thread is started before a failure, nor for a coroutine function; after a close it is gone."""
-    # Those of other tests may end meanwhile.
+    """If nothing fails, or the hook is a coroutine function, no hook thread starts; after a close it has ended."""
+    # Threads of other tests may end meanwhile.
     before = own_threads()
     reported: list[Sequence[UndeliveredEvent]] = []
     transport = ScriptedTransport(then=at_once(200))
@@ -180,7 +180,7 @@ async def test_no_thread_without_failures() -> None:
 
 
 async def test_plain_function_that_returns_an_awaitable() -> None:
-    """A callable that returns a coroutine, as an object with an async `__call__` does, has it awaited in the loop."""
+    """If a callable returns a coroutine, for example an object with an async `__call__`, the loop awaits it."""
     seen: list[bool] = []
 
     class Hook:
@@ -199,7 +199,7 @@ async def test_plain_function_that_returns_an_awaitable() -> None:
 
 
 async def test_coroutine_hooks_are_awaited_in_turn(virtual_clock: CheckedLoop) -> None:
-    """Coroutine functions are awaited in the loop, one at a time, in the order of events."""
+    """If a hook is a coroutine function, it is awaited in the loop, one call at a time, in the order of events."""
     calls: list[tuple[float, int]] = []
 
     async def hook(reported: Any) -> None:
@@ -218,7 +218,7 @@ async def test_coroutine_hooks_are_awaited_in_turn(virtual_clock: CheckedLoop) -
 
 
 async def test_hook_is_told_of_changes_of_state(virtual_clock: CheckedLoop) -> None:
-    """`on_state_change` gets each change once, in order, with its advice."""
+    """If the state changes, `on_state_change` gets each change once, in order, with its advice."""
     changes: list[StateChange] = []
 
     async def hook(reported: StateChange) -> None:
@@ -258,7 +258,7 @@ def _raising(error: BaseException, *, coroutine: bool) -> Callable[[object], obj
     ids=shown,
 )
 async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseException, coroutine: bool) -> None:  # noqa: FBT001
-    """Hooks that raise, also a cancellation of their own, are counted, logged once, and called again."""
+    """If hooks raise, even a cancellation, errors are counted, the first is logged, and hooks are called again."""
     hook = _raising(error, coroutine=coroutine)
     script = [at_once(code) for code in (400, 401, 200, 400)]
     engine = Engine(
@@ -290,7 +290,7 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
 
 
 async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
-    """A bounded number of items waits for a slow hook; items beyond it are counted and logged once."""
+    """If a hook is slow, a bounded number of events waits for it; further ones are counted, and logged once."""
     recorder = RecordingHooks(blocks=True)
     ledger = Ledger(LoopAffinity(), recorder.plainly, None, max_unreported=10)
     for size in (3, 4, 5, 6):
@@ -308,7 +308,7 @@ async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixtu
 
 
 async def test_missed_events_are_counted_while_the_hook_runs() -> None:
-    """Events of a running call do not count against the bound of those that wait."""
+    """If a hook is running, the events of its running call do not count against the bound of waiting events."""
     recorder = RecordingHooks(blocks=True, most=2)
     recorder.hooks.notify_outcomes(undelivered(1, 2))
     await recorder.begun.wait()
@@ -324,7 +324,7 @@ async def test_missed_events_are_counted_while_the_hook_runs() -> None:
 
 @pytest.mark.parametrize("sizes", [[2500], [1] * 2500, [600, 600, 600, 700], [999, 2, 1499]])
 async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
-    """Events in a row are passed to the hook together, at most a thousand in a call."""
+    """If events wait in a row, the hook gets them together, at most a thousand in one call."""
     recorder = RecordingHooks()
     begin = 0
     for size in sizes:
@@ -338,7 +338,7 @@ async def test_calls_are_filled_up_to_a_thousand(sizes: list[int]) -> None:
 
 
 async def test_changes_of_state_are_bounded() -> None:
-    """A hook that is slow misses the oldest changes of state, and learns of the latest."""
+    """If a hook is slow and too many changes of state wait, the oldest are discarded, and it gets the latest."""
     recorder = RecordingHooks(blocks=True)
     recorder.hooks.notify_outcomes(undelivered(0))
     for number in range(1, 501):
@@ -355,7 +355,7 @@ async def test_changes_of_state_are_bounded() -> None:
 
 
 async def test_cancelled_while_the_thread_is_busy() -> None:
-    """A shutdown that cancels every task, twice, loses no item that waits for the thread, and keeps their order."""
+    """If a shutdown cancels every task while the hook's thread is busy, each waiting report still comes, in order."""
     recorder = RecordingHooks(blocks=True)
     recorder.hooks.notify_outcomes(undelivered(1))
     await recorder.begun.wait()
@@ -378,7 +378,7 @@ async def test_cancelled_while_the_thread_is_busy() -> None:
 
 @pytest.mark.parametrize("before", range(4))
 async def test_cancelled_in_a_coroutine_hook(virtual_clock: CheckedLoop, before: int) -> None:
-    """A hook's task that is cancelled, in any turn, loses at most the call that it is in, which has begun."""
+    """If a hook's task is cancelled, in any turn, at most the call that has already begun is interrupted."""
     begun: list[int] = []
 
     async def hook(reported: Sequence[UndeliveredEvent]) -> None:
@@ -398,7 +398,7 @@ async def test_cancelled_in_a_coroutine_hook(virtual_clock: CheckedLoop, before:
 
 
 async def test_close_after_everything_was_cancelled() -> None:
-    """If a shutdown cancels every task and then closes the client, the hook still gets the events it has missed."""
+    """If a shutdown cancels every task and then closes the client, the hook gets the events that are still waiting."""
     reported: list[Sequence[UndeliveredEvent]] = []
     engine = Engine(
         ScriptedTransport(then=at_once(400)),
@@ -425,7 +425,7 @@ async def test_close_waits_for_the_hook(
     timeout: float | None,  # noqa: ASYNC109
     returns: float,
 ) -> None:
-    """A close waits until the hook has got everything, but not beyond its deadline."""
+    """If a hook is running, a close waits until the hook has got every event, but not beyond its deadline."""
     reported: list[int] = []
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
@@ -443,7 +443,7 @@ async def test_close_waits_for_the_hook(
 
 
 async def test_close_leaves_a_blocked_thread_behind() -> None:
-    """A plain hook that blocks does not hold a close beyond its deadline; its thread ends when the hook does."""
+    """If a plain hook blocks, a close returns at its deadline, and the thread ends when the hook does."""
     release, begun = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
@@ -468,7 +468,7 @@ async def test_close_leaves_a_blocked_thread_behind() -> None:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
 async def test_hooks_under_an_eager_task_factory() -> None:
-    """Under an eager task factory a hook is called after all events are settled, and gets all of them."""
+    """If an eager task factory is set, a hook gets all events, and only after they were settled."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     seen: list[tuple[int, int]] = []
 
@@ -489,7 +489,7 @@ async def test_hooks_under_an_eager_task_factory() -> None:
 
 
 async def test_client_calls_both_hooks() -> None:
-    """A real client hands both hooks on."""
+    """If a client is built with both hooks, both are called."""
     outcomes: list[UndeliveredEvent] = []
     changes: list[StateChange] = []
 
@@ -510,8 +510,8 @@ async def test_client_calls_both_hooks() -> None:
 
 
 async def test_hook_gets_every_undelivered_event_once(virtual_clock: CheckedLoop) -> None:
-    """Rejected, abandoned and dropped events are given to the hook, once each, as batches; delivered ones are not."""
-    # Events that come while the hook runs, or together, are passed in one call.
+    """If events are rejected, abandoned or dropped, the hook gets each of them once, and no delivered event."""
+    # Events that come together, or while the hook runs, are passed in one call.
     reported: list[list[int]] = []
     kinds: list[type] = []
 
@@ -527,14 +527,14 @@ async def test_hook_gets_every_undelivered_event_once(virtual_clock: CheckedLoop
     report = await engine.aclose(1.0)
 
     assert kinds == [Rejected] * 2 + [Abandoned] * 4 + [Dropped] * 4
-    # The counters add up whenever it is called.
+    # `engine.check()` in the hook found no error, so the counters add up in each call.
     assert report.stats.hook_errors == 0
 
     assert (reported, len(report.undelivered)) == ([[2], [3], [4, 5], [6, 7, 8, 9, 10, 11]], 6)
 
 
 async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """A hook that always raises is counted and logged once; every event still has its outcome."""
+    """If a hook always raises, each error is counted and the first is logged; every event still has its outcome."""
 
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
         raise ZeroDivisionError
@@ -556,7 +556,7 @@ async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: py
 
 
 async def test_hook_may_use_the_client(virtual_clock: CheckedLoop) -> None:
-    """A hook may track refused events again, and read the counters."""
+    """If a hook tracks refused events again, they are delivered."""
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
         for kept in events:

@@ -1,7 +1,7 @@
-"""The intake on a virtual clock: callers wait for space in order, and a long feed lets other tasks run.
+"""The intake, which accepts tracked events: callers wait for space in order, and a long feed lets other tasks run.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, ordered=False)
-"""A request for each event."""
+"""Settings by which each event is sent in a request of its own."""
 
 
 async def test_track_waits_only_where_the_buffer_is_full(virtual_clock: CheckedLoop) -> None:
-    """`track` returns in the same turn if the buffer has space, and waits if it has none."""
+    """If the buffer has space, `track` returns in the same turn; otherwise it waits."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=3), batching=Batching(max_events=2))
     loop = asyncio.get_running_loop()
@@ -60,7 +60,7 @@ async def test_track_waits_only_where_the_buffer_is_full(virtual_clock: CheckedL
 
 
 async def test_bytes_are_bounded(virtual_clock: CheckedLoop) -> None:
-    """The buffer is full when its bytes reach their bound, for any number of events."""
+    """If the buffered bytes reach their bound, the buffer is full, whatever the number of events."""
     size = len(CODEC.encode(event(10))) + 1
 
     limiter = RecordingLimiter(gated=True)
@@ -79,7 +79,7 @@ async def test_bytes_are_bounded(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_waiters_are_served_in_order_one_by_one(virtual_clock: CheckedLoop) -> None:
-    """Each place that becomes free goes to the caller that has waited longest."""
+    """If space becomes free, the caller that has waited longest is accepted next."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1), batching=ONE_EACH)
     served: list[int] = []
@@ -103,7 +103,7 @@ async def test_waiters_are_served_in_order_one_by_one(virtual_clock: CheckedLoop
 
 
 async def test_cancelled_waiter_is_never_sent(virtual_clock: CheckedLoop) -> None:
-    """A caller that is cancelled while it waits leaves no event, and later callers move up."""
+    """If a caller is cancelled while it waits, its event is not accepted, and later callers move up."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1), batching=ONE_EACH)
     await engine.track(0)
@@ -146,7 +146,7 @@ async def test_cancelled_waiter_makes_room_for_smaller_ones(virtual_clock: Check
 
 
 async def test_cancelled_after_acceptance_is_delivered(virtual_clock: CheckedLoop) -> None:
-    """A caller that is cancelled in the turn in which its event was accepted does not withdraw the event."""
+    """If a caller is cancelled in the turn in which its event was accepted, the event stays accepted."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1), batching=ONE_EACH)
     await engine.track(0)
@@ -165,7 +165,7 @@ async def test_cancelled_after_acceptance_is_delivered(virtual_clock: CheckedLoo
 
 
 async def test_track_nowait_never_overtakes(virtual_clock: CheckedLoop) -> None:
-    """`track_nowait` is refused while others wait, even if its own event would fit."""
+    """If other callers wait, `track_nowait` raises, even if its own event would fit."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=2), batching=ONE_EACH)
     engine.track_nowait(0)
@@ -185,7 +185,7 @@ async def test_track_nowait_never_overtakes(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 async def test_large_feed_lets_others_run(virtual_clock: CheckedLoop, lazy: bool) -> None:  # noqa: FBT001
-    """A feed of 100,000 events, from an iterable or an async one, lets other tasks run every 250 events."""
+    """If 100,000 events are tracked from an iterable or an async one, other tasks run after every 250 events."""
     one = event(1)
 
     async def feed() -> AsyncIterator[Any]:
@@ -218,7 +218,7 @@ async def test_large_feed_lets_others_run(virtual_clock: CheckedLoop, lazy: bool
 @pytest.mark.parametrize(("size", "most"), [(1000, 125), (10_000, 25)])
 @pytest.mark.parametrize("full", [False, True], ids=["room", "full"])
 async def test_large_events_let_others_run_sooner(virtual_clock: CheckedLoop, size: int, most: int, full: bool) -> None:  # noqa: FBT001
-    """A KiB counts as one event more, also of events that a full buffer drops."""
+    """If events are large, each KiB counts as one more event, so other tasks run sooner, even if events are dropped."""
     buffer = Buffer(max_events=1, overflow="drop_newest") if full else Buffer()
     client = make_client(ScriptedTransport(then=NEVER), buffer=buffer)
     phrase = "x" * size

@@ -1,4 +1,4 @@
-"""Leaks of the key that a hostile look found, one by one, each in the place that it was found in."""
+"""Each test checks one place in which the API key or visitors' data was once found to leak."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _told_with_variables(error: BaseException) -> str:
 
 
 async def _told_by_tasks(work: Coroutine[Any, Any, Any]) -> tuple[Any, set[str]]:
-    """Return the result of `work`, and the text that all tasks print of themselves at every step meanwhile."""
+    """Await `work`; return its result, and the texts that all tasks print of themselves at every step meanwhile."""
     working, reported = asyncio.create_task(work), set[str]()
     while not working.done():
         reported |= {repr(task) for task in asyncio.all_tasks()}
@@ -43,7 +43,7 @@ async def _told_by_tasks(work: Coroutine[Any, Any, Any]) -> tuple[Any, set[str]]
 
 
 class _Held(httpx.AsyncBaseTransport):
-    """Holds a request as a connection that writes does: with the target in a variable, until `end` is called."""
+    """Holds a request with its target in a local variable, as a connection that writes does, until `end` is called."""
 
     def __init__(self, end: Callable[[], Any]) -> None:
         self.written = asyncio.Event()
@@ -55,13 +55,13 @@ class _Held(httpx.AsyncBaseTransport):
         try:
             int(target)
         except ValueError:
-            # Errors raised from here on have this one as their context.
+            # An error that is raised from here on has this ValueError as its context.
             await self._end()
         return httpx.Response(200)
 
 
 async def test_a_cancelled_request_leaves_no_target_in_its_frames() -> None:
-    """The cancellation that comes out of a request holds none of the frames that wrote it."""
+    """If a request is cancelled, the cancellation's frames do not contain the key."""
     held = _Held(asyncio.get_running_loop().create_future)
     async with httpx.AsyncClient(transport=held) as own:
         transport = HttpxTransport(Credentials(KEY, "partner"), base_url="http://127.0.0.1:9/", http_client=own)
@@ -76,10 +76,10 @@ async def test_a_cancelled_request_leaves_no_target_in_its_frames() -> None:
 
 
 def test_ctrl_c_leaves_no_target_in_its_frames() -> None:
-    """Ctrl-C in the middle of a request passes, without the frames that wrote it."""
+    """If Ctrl-C interrupts a request, the KeyboardInterrupt's frames do not contain the key."""
 
     async def interrupt() -> None:
-        # The first one cancels the main task, see `asyncio.Runner.run`.
+        # The first Ctrl-C cancels the main task, see `asyncio.Runner.run`.
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_no_target_in_its_frames() -> None:
 
 
 def test_a_missing_variable_leaves_the_key_in_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`from_env` without the shop's id does not keep the key that it has read already."""
+    """If `from_env` finds no shop id, no frame of its error contains the key, which was read before."""
     monkeypatch.setenv("RETAILROCKET_API_KEY", KEY)
     monkeypatch.delenv("RETAILROCKET_PARTNER_ID", raising=False)
     with pytest.raises(ConfigurationError, match="RETAILROCKET_PARTNER_ID") as caught:
@@ -108,7 +108,7 @@ def test_a_missing_variable_leaves_the_key_in_no_frame(monkeypatch: pytest.Monke
     "before_host", ["https://shop.test/?apiKey=", "https://user:", "https://shop.test:", "ftp://shop.test/"]
 )
 def test_an_address_with_the_key_in_it_is_in_no_frame(before_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that was copied with its query is refused, kept by no frame, and leaves no error of httpx behind."""
+    """If the address contains the key, it is refused, and the error has no frame with the key and no chained error."""
     monkeypatch.setenv("RETAILROCKET_API_KEY", "another")
     monkeypatch.setenv("RETAILROCKET_PARTNER_ID", "partner")
     monkeypatch.setenv("RETAILROCKET_BASE_URL", f"{before_host}{KEY}@shop.test/")
@@ -120,7 +120,7 @@ def test_an_address_with_the_key_in_it_is_in_no_frame(before_host: str, monkeypa
 
 
 async def test_no_attribute_holds_the_key_in_clear() -> None:
-    """While a request is under way, no object of the package prints a key in its attributes; neither do copies."""
+    """If a request is under way, no object of the package, nor a copy, prints the key in its attributes."""
     arrived, seen = asyncio.Event(), []
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -138,7 +138,7 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
         await arrived.wait()
         ours = [thing for thing in gc.get_objects() if is_of_the_client(thing)]
         reported = [repr(thing) + repr(getattr(thing, "__dict__", "")) for thing in [*ours, *seen]]
-        # An inspector reads properties; `raw_path` of the URL is the attribute from which the connection reads the key.
+        # Tools that inspect objects read properties, too. URLs are excluded: connections read the key from `raw_path`.
         reported += [attributes(thing) for thing in ours if not isinstance(thing, httpx.URL)]
         await client.aclose(timeout=0)
 
@@ -150,7 +150,7 @@ async def test_no_attribute_holds_the_key_in_clear() -> None:
 
 
 async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
-    """The body of an answer, which may hold the request, is not kept after `is_throttled` has seen it."""
+    """If an answer's body contains the request, the body is not kept after `is_throttled` has seen it."""
     asked: list[bytes] = []
     answered = asyncio.Event()
 
@@ -168,7 +168,7 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
         client = AsyncTrackingClient(KEY, "partner", base_url=server.url, retry=retry)
         await client.track(EVENT)
         await answered.wait()
-        # By its type alone: other tests leave objects that raise when asked for their class, and replies of their own.
+        # `type()` is used because other tests leave objects behind that raise when asked for their class.
         bodies = [thing.body for thing in gc.get_objects() if type(thing) is Reply]
         await client.aclose(timeout=0)
 
@@ -179,7 +179,7 @@ async def test_an_answer_that_repeats_the_request_is_not_kept() -> None:
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function", "partial", "failing function"])
 async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
-    """At no step of the loop while the key is asked for does a task, or an object that it awaits, print the key."""
+    """If the client asks for a key, no task, nor an object that it awaits, prints the key at any step of the loop."""
 
     async def fetched() -> str:
         await asyncio.sleep(0)
@@ -207,7 +207,7 @@ async def test_no_task_prints_the_key_that_a_function_has(kind: str) -> None:
 
 
 async def test_a_hook_is_printed_by_no_task() -> None:
-    """Tasks print neither the error nor the result of a hook in a thread."""
+    """If a hook runs in a thread, no task prints the hook's error or result."""
     calls: list[int] = []
 
     def hook(events: Any) -> Any:
@@ -233,5 +233,5 @@ async def test_a_hook_is_printed_by_no_task() -> None:
 
 
 def test_the_emulators_settings_print_no_key() -> None:
-    """The emulator may have been given a real key."""
+    """If the emulator's settings contain a key, which may be a real one, their text does not show it."""
     assert set() == found_in(repr(Settings(api_key=KEY)), KEY)

@@ -1,4 +1,4 @@
-"""The ledger: counters add up after every change, each kind of failure is logged once, flushes wait for events."""
+"""The ledger counts and settles events: counters add up, each kind of failure is logged once, flushes wait."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ OUTCOMES: list[Outcome] = [
 def new_ledger(
     on_outcome: OutcomeHook | None = None, on_state_change: StateHook | None = None, *, watch: Watch | None = None
 ) -> Ledger:
-    """Return empty books."""
+    """Return an empty ledger."""
     return Ledger(LoopAffinity(), on_outcome, on_state_change, max_unreported=100, watch=watch)
 
 
 class RaisingHandler(logging.Handler):
-    """A log handler of the application's that raises for every record, and counts them."""
+    """A log handler that raises for every record and counts the records."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Raise."""
+        """Count the record and raise."""
         self.records += 1
         raise ZeroDivisionError(record.msg)
 
 
 @pytest.fixture
 def raising_handler() -> Iterator[RaisingHandler]:
-    """Attach a handler that raises to the client's logger, for one test."""
+    """Attach a raising handler to the client's logger for one test, and return the handler."""
     logger, handler = logging.getLogger("retailrocket_async"), RaisingHandler()
     logger.addHandler(handler)
     try:
@@ -70,7 +70,7 @@ def raising_handler() -> Iterator[RaisingHandler]:
 
 
 def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
-    """Return a batch of so many events."""
+    """Return a batch of `count` events."""
     batch = Batch(0.0, generation, None)
     batch.envelopes += [b'{"view":{"n":%d}}' % number for number in range(count)]
     batch.receipts += [Receipt(name) for _ in range(count)]
@@ -78,18 +78,18 @@ def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
 
 
 def close(ledger: Ledger, batch: Batch, outcome: Outcome) -> None:
-    """Track, send and close a batch."""
+    """Track a batch, send it, and settle it with this outcome."""
     ledger.count_tracked(len(batch))
     ledger.close_batch(batch, outcome)
 
 
 def stats(ledger: Ledger) -> Stats:
-    """Return the ledger's snapshot beside an empty buffer."""
+    """Return the ledger's statistics beside an empty buffer."""
     return ledger.stats(EventBuffer(Batching(), Buffer(), lambda: 0.0), waiting=0, state="sending")
 
 
 def test_every_outcome_is_counted() -> None:
-    """Each kind of outcome has its own counter, and the counters add up."""
+    """If a batch is settled, the counter of its outcome's kind increases, and all counters add up."""
     ledger = new_ledger()
     for count, outcome in enumerate(OUTCOMES, start=1):
         close(ledger, batch_of(count), outcome)
@@ -100,7 +100,7 @@ def test_every_outcome_is_counted() -> None:
 
 
 def test_receipts_are_settled() -> None:
-    """Closing a batch settles its receipts."""
+    """If a batch is closed, its receipts have the outcome."""
     for outcome in OUTCOMES:
         batch = batch_of(3)
         new_ledger().close_batch(batch, outcome)
@@ -110,7 +110,7 @@ def test_receipts_are_settled() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 async def test_hook_is_told_of_the_undelivered(virtual_clock: CheckedLoop, outcome: Outcome) -> None:
-    """The hook gets every undelivered event with its outcome, once, and never a delivered one."""
+    """If events are undelivered, the hook gets each of them once with its outcome; delivered events are not passed."""
     batch = batch_of(3)
 
     expected = [UndeliveredEvent(event_name="view", envelope=body, outcome=outcome) for body in batch.envelopes]  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ async def test_hook_is_told_of_the_undelivered(virtual_clock: CheckedLoop, outco
 
 
 async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> None:
-    """When the hook is called, the receipts have their outcome and the counters add up."""
+    """If the hook is called, the receipts already have their outcome, and the counters add up."""
     batch = batch_of(2)
 
     seen: list[object] = []
@@ -141,7 +141,7 @@ async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> No
 
 
 def test_drops_are_counted_by_reason_and_name() -> None:
-    """Drops are counted by reason and event name; drops of the user's own `before_send` are not logged."""
+    """If events are dropped, they are counted by reason and event name."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.count_tracked()
@@ -152,7 +152,7 @@ def test_drops_are_counted_by_reason_and_name() -> None:
 
 
 def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The log has one record for each kind of failure, however often it happens, and none of a delivery."""
+    """If failures of one kind repeat, the log has one record of that kind; a delivery is not logged."""
     caplog.set_level(logging.DEBUG)
     ledger = new_ledger()
     for outcome in [*OUTCOMES, *OUTCOMES, Rejected(status=401)]:
@@ -162,7 +162,7 @@ def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_undelivered_are_kept_on_demand() -> None:
-    """Only undelivered events after `keep_undelivered` are kept."""
+    """If `keep_undelivered` was called, later undelivered events are kept, and earlier or delivered ones are not."""
     ledger = new_ledger()
     close(ledger, batch_of(1), OUTCOMES[1])
     ledger.keep_undelivered()
@@ -173,7 +173,7 @@ def test_undelivered_are_kept_on_demand() -> None:
 
 
 def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
-    """One record for each reason and status gives the number of events and the cause; `before_send` drops have none."""
+    """If events fail, one record for each reason and status has their number and cause, but not for `before_send`."""
     caplog.set_level(logging.DEBUG)
     ledger = new_ledger()
     outcomes: list[Outcome] = [
@@ -203,7 +203,7 @@ def test_what_is_logged_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
 def test_how_changes_of_state_are_logged(
     state: State, level: str, status: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A halt is logged as an error, other changes as warnings; each change has its own record with its cause."""
+    """If the state changes, each change has one record with its cause: an error for a halt, otherwise a warning."""
     ledger = new_ledger()
     change = StateChange(
         state=state, previous="down", status=status, failure="connect: X", advice="do this", lasted=1.25
@@ -220,7 +220,7 @@ def test_how_changes_of_state_are_logged(
 async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
     virtual_clock: CheckedLoop, outcome: Outcome
 ) -> None:
-    """With `notify=False` events are counted and settled, and neither the hook nor the close report has them."""
+    """If events are settled with `notify=False`, they are counted, but neither hook nor close report has them."""
     receipts = [Receipt("view"), Receipt("view")]
     reported: list[UndeliveredEvent] = []
     ledger = new_ledger(into(reported))
@@ -238,7 +238,7 @@ async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
 
 
 def test_what_keeps_events_says_how_they_end() -> None:
-    """A spool is asked before an event is settled, and the outcome that it returns stands."""
+    """If a spool also stores the events, it is asked before they are settled, and they get the outcome it returns."""
     asked: list[tuple[int, Outcome]] = []
 
     def keep(batch: Batch, outcome: Outcome) -> Outcome:
@@ -257,7 +257,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
 
 
 async def test_missed_events_are_logged_once(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """Events that a hook misses because too many wait for it are counted each time and logged once."""
+    """If too many events wait for a hook, the missed events are all counted, and logged once."""
     ledger = new_ledger(into([]))
     for _ in range(3):
         close(ledger, batch_of(60), OUTCOMES[1])
@@ -270,7 +270,7 @@ async def test_missed_events_are_logged_once(virtual_clock: CheckedLoop, caplog:
 async def test_log_handler_that_raises_costs_the_hook_no_event(
     virtual_clock: CheckedLoop, outcome: Outcome, raising_handler: RaisingHandler
 ) -> None:
-    """A log handler that raises keeps no undelivered event from receipt, counter, close report or `on_outcome`."""
+    """If a log handler raises, undelivered events still reach receipt, counter, close report and `on_outcome`."""
     batch = batch_of(3)
 
     reported: list[UndeliveredEvent] = []
@@ -288,7 +288,7 @@ async def test_log_handler_that_raises_costs_the_hook_no_event(
 async def test_log_handler_that_raises_ends_a_flush(
     virtual_clock: CheckedLoop, raising_handler: RaisingHandler
 ) -> None:
-    """A log handler that raises does not leave a flush waiting for events that have their outcome."""
+    """If a log handler raises, a flush still returns when its events have their outcome."""
     ledger = new_ledger()
     flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
@@ -302,7 +302,7 @@ async def test_log_handler_that_raises_ends_a_flush(
 async def test_log_handler_that_raises_costs_no_change_of_state(
     virtual_clock: CheckedLoop, state: State, raising_handler: RaisingHandler
 ) -> None:
-    """A log handler that raises keeps no change of state from `on_state_change`."""
+    """If a log handler raises, `on_state_change` still gets the change of state."""
     change = StateChange(state=state, previous="down", status=None, failure=None, advice="", lasted=1.0)
 
     reported: list[StateChange] = []
@@ -319,7 +319,7 @@ async def test_log_handler_that_raises_costs_no_change_of_state(
 
 
 def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler: RaisingHandler) -> None:
-    """Each error of a hook is counted, and so is an error of the log handler that records the first one."""
+    """If a hook raises, each error is counted, and so is an error of the log handler that records the first one."""
     ledger = new_ledger()
     for _ in range(3):
         ledger.hook_failed("on_outcome", ValueError("x"))
@@ -328,19 +328,19 @@ def test_log_handler_that_raises_leaves_the_hooks_errors_counted(raising_handler
 
 
 class Noting(Observer):
-    """Notes the outcomes that it is given."""
+    """Records the outcomes that it gets as an observer."""
 
     def __init__(self) -> None:
         self.settlements: list[tuple[dict[str, int], Outcome]] = []
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Note them."""
+        """Record the outcome, with the number of events of each name."""
         self.settlements.append((dict(names), outcome))
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
-    """With an observer attached the names of dropped events are in `dropped_by`, and the observer has all names."""
+    """If an observer is attached, it gets all events' names, and those of dropped events are in `dropped_by`."""
     observer = Noting()
     ledger = new_ledger(watch=Watch(observer, lambda *_: None))
     close(ledger, batch_of(2), outcome)
@@ -359,7 +359,7 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
 
 
 async def test_flush_waits_for_its_generation(virtual_clock: CheckedLoop) -> None:
-    """A flush ends with the last batch of its generation, and later ones neither hold nor end it."""
+    """If the last batch of a flush's generation is settled, the flush ends, whatever happens to later generations."""
     ledger = new_ledger()
     finished = asyncio.get_running_loop().create_future()
     flush = asyncio.create_task(ledger.flushed(1, 4, finished))
@@ -374,7 +374,7 @@ async def test_flush_waits_for_its_generation(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
-    """A cancelled flush leaves nothing behind."""
+    """If a flush is cancelled, nothing of it stays in the ledger."""
     ledger = new_ledger()
     flush = asyncio.create_task(ledger.flushed(0, 1, asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
@@ -386,7 +386,7 @@ async def test_cancelled_flush_is_forgotten(virtual_clock: CheckedLoop) -> None:
 
 
 def test_only_the_ledger_writes_its_counters() -> None:
-    """No other module changes a counter of the ledger, except `Intake.accept_now`, which adds to `tracked`."""
+    """No module changes the ledger's counters but the ledger and `Intake.accept_now`, which adds to `tracked`."""
     package = Path(retailrocket_async.__file__).parent
     written = [
         (path.relative_to(package).as_posix(), ast.unparse(node.target))

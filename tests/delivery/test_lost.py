@@ -1,4 +1,4 @@
-"""Events that are left when a client, its loop or its process ends are logged: once, with their number."""
+"""If a client, its loop or its process ends with undelivered events, their number is logged once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retailrocket_async.testing import RecordingClient
 
 ROOT = Path(__file__).parents[2]
 VIEW = View(session_external_id="a", product_id=1)
-# Nothing answers there, and nothing is sent before the first second has passed.
+# No server listens at this address; the linger keeps the client from sending within the test.
 NOWHERE = "http://127.0.0.1:9/"
 LATE = Batching(linger=60.0)
 
@@ -30,21 +30,21 @@ def made(**options: Any) -> AsyncTrackingClient:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the errors that were logged by any logger but asyncio's."""
+    """Return the messages of all errors that were logged, except asyncio's own."""
     return [
         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and record.name != "asyncio"
     ]
 
 
 async def tracked(client: AsyncTrackingClient, count: int = 7) -> AsyncTrackingClient:
-    """Track events."""
+    """Track `count` events, and return the client."""
     for _ in range(count):
         await client.track(VIEW)
     return client
 
 
 def reported(how: str, count: int, what: str = "are lost") -> list[str]:
-    """Return the records to expect."""
+    """Return the list of messages that the log must contain."""
     return [
         f"{how} before the client was closed: {count} undelivered event(s) {what}; use 'async with', or await aclose()"
     ]
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 def test_the_loop_is_closed_by_run(caplog: pytest.LogCaptureFixture) -> None:
-    """Events in the buffer at the end of `asyncio.run` are one record, and the client's own end later adds none."""
+    """If `asyncio.run` ends with events in the buffer, there is one record, and the client's own end adds none."""
     client = made()
     asyncio.run(tracked(client))
 
@@ -66,7 +66,7 @@ def test_the_loop_is_closed_by_run(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_loop_is_closed_by_hand(caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that is closed without a word to its tasks is one record as well."""
+    """If a loop is closed and its tasks are not cancelled, the undelivered events are one record."""
     loop = asyncio.new_event_loop()
     client = made()
     loop.run_until_complete(tracked(client))
@@ -77,7 +77,7 @@ def test_the_loop_is_closed_by_hand(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_the_client_is_collected(caplog: pytest.LogCaptureFixture) -> None:
-    """A client that is garbage-collected while its loop runs is one log record."""
+    """If a client is garbage-collected while its loop runs, there is one record."""
     client = await tracked(made())
     del client
     gc.collect()
@@ -86,7 +86,7 @@ async def test_the_client_is_collected(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    """A client that is closed, or was never used, or has nothing left, is no record."""
+    """If a client was closed, was never used, or has no undelivered event, nothing is logged."""
     async with made() as client:
         await client.track(VIEW)
         await client.aclose(timeout=0)
@@ -101,7 +101,7 @@ async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> None:
-    """Events that the end of the loop cuts off in a request are in the same record as those that still wait."""
+    """If the end of the loop interrupts a request, its events are in the same record as those that still wait."""
 
     async def main(client: AsyncTrackingClient) -> None:
         listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
@@ -114,7 +114,7 @@ def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> N
             rate_limit=RateLimit(requests=50),
         )
         await tracked(client, 12)
-        while not client.stats().requests:  # noqa: ASYNC110 - nothing tells of a request's beginning
+        while not client.stats().requests:  # noqa: ASYNC110 - nothing signals the beginning of a request
             await asyncio.sleep(0)
 
     clients: list[Any] = [None]
@@ -125,7 +125,7 @@ def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_spool_keeps_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With a spool the record says that the events are kept."""
+    """If a client has a spool, the record says that the events are kept."""
     client = made(spool=SqliteSpool(tmp_path))
     asyncio.run(tracked(client))
 
@@ -134,7 +134,7 @@ def test_a_spool_keeps_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_the_events_of_other_threads(caplog: pytest.LogCaptureFixture) -> None:
-    """Events that threads track by a handle are counted like all others."""
+    """If threads track events by a handle, the record counts these events as well."""
 
     async def main() -> None:
         clients.append(made())
@@ -147,7 +147,7 @@ def test_the_events_of_other_threads(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_test_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """An open `RecordingClient` loses no event at the end of its loop, and logs nothing."""
+    """If a `RecordingClient` is open when its loop ends, no event is lost, and nothing is logged."""
 
     async def main() -> None:
         RecordingClient(batching=LATE).track_nowait(VIEW)
@@ -159,16 +159,16 @@ def test_a_test_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_tasks_are_cancelled_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """If other code cancels every task and the loop goes on, the cut-off events are logged a moment later."""
+    """If other code cancels every task and the loop continues, the interrupted events are soon logged."""
     listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
     address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
     client = AsyncTrackingClient("key", "shop", base_url=address, batching=Batching(linger=0.0))
     await tracked(client)
-    while not client.stats().requests:  # noqa: ASYNC110 - nothing tells of a request's beginning
+    while not client.stats().requests:  # noqa: ASYNC110 - nothing signals the beginning of a request
         await asyncio.sleep(0)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
-    while not errors(caplog):  # noqa: ASYNC110 - nor of a record
+    while not errors(caplog):  # noqa: ASYNC110 - nothing signals that a record was logged
         await asyncio.sleep(0.01)
     await client.aclose()
     listening.close()
@@ -179,7 +179,7 @@ async def test_tasks_are_cancelled_and_the_loop_goes_on(caplog: pytest.LogCaptur
 
 
 def test_a_log_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """A log handler that raises does not stop the loop from being closed."""
+    """If a log handler raises, the loop is still closed, and the events stay counted as pending."""
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -197,7 +197,7 @@ def test_a_log_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_context_is_kept() -> None:
-    """The object that watches a loop keeps nothing of the visitor who was the first."""
+    """If a visitor's context is current at the first use, the object that watches the loop does not keep it."""
 
     class Visitor:
         pass
@@ -264,7 +264,7 @@ EXITS = {
 
 @pytest.mark.parametrize("name", sorted(EXITS))
 def test_the_process_ends(name: str) -> None:
-    """Events that are left when the process ends are one record, unless a handler of the application closes first."""
+    """If the process ends with events left, there is one record, unless an exit handler closes the client first."""
     code, records = EXITS[name]
 
     done = subprocess.run([sys.executable, "-c", AT_EXIT + code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""After the main thread has ended: an event loop in another thread, or in `atexit`, still delivers and calls hooks."""
+"""After the main thread has ended, a loop in another thread or in `atexit` still delivers events and calls hooks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ elif where == "atexit":
 
 
 def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]:
-    """Run the script above; return its output, if it has printed nothing else."""
+    """Run the script above in a process; return its output, and assert that nothing else was printed."""
     done = subprocess.run(
         [python, "-W", "error::ResourceWarning", "-c", CHILD, where, what],
         cwd=ROOT,
@@ -149,7 +149,7 @@ def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]
 @pytest.mark.parametrize("where", ["thread", "atexit"])
 @pytest.mark.parametrize("what", ["plain", "coroutine", "key", "spool", "handle"])
 def test_it_delivers_and_tells(where: str, what: str) -> None:
-    """After the main thread has ended, events are delivered, refused ones reach the hook, the key is asked for."""
+    """If the main thread has ended, events are delivered, refused events reach the hook, and the key is asked for."""
     reported = child(where, what)
 
     assert [400] == reported["told"]
@@ -159,7 +159,7 @@ def test_it_delivers_and_tells(where: str, what: str) -> None:
 
 @pytest.mark.parametrize("where", ["thread", "atexit"])
 def test_a_name_is_not_found(where: str) -> None:
-    """A host's name cannot be resolved any more, since asyncio needs a thread pool: outcome and log say so."""
+    """If the main thread has ended, no host name can be resolved (this needs a thread pool); outcome and log say so."""
     reported = child(where, "name")
     sentence = "name: asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
 

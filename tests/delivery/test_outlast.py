@@ -1,4 +1,4 @@
-"""`RetryPolicy.outlast`: events that are stored elsewhere wait for the end of any failure that is not their own."""
+"""If `RetryPolicy.outlast` is set, events that a spool stores wait until an outage, a halt or a throttling is over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TROUBLES = {
 @pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_hours_of_trouble_cost_no_event(virtual_clock: CheckedLoop, trouble: str) -> None:
-    """Events outlast hours in which every request fails, for any bounds of attempts, time and halts."""
+    """If every request fails for hours, no event is abandoned, whatever the limits of attempts, time and halts are."""
 
     def then(request: Request) -> Step:
         return TROUBLES[trouble] if request.at < HOURS else OK
@@ -47,7 +47,7 @@ async def test_hours_of_trouble_cost_no_event(virtual_clock: CheckedLoop, troubl
 
 
 async def test_what_fails_while_others_succeed_is_given_up(virtual_clock: CheckedLoop) -> None:
-    """A batch that fails again and again while others are delivered is given up by the policy's bounds."""
+    """If a batch fails again and again while others are delivered, it is abandoned by the policy's limits."""
 
     def then(request: Request) -> Step | int:
         return 500 if 7 in request.numbers else 200
@@ -66,7 +66,7 @@ async def test_what_fails_while_others_succeed_is_given_up(virtual_clock: Checke
 
 
 async def test_a_close_ends_it(virtual_clock: CheckedLoop) -> None:
-    """A close with a deadline ends even these waits in time."""
+    """If a client closes with a deadline, the close ends these waits, too, and returns in time."""
     engine = Engine(ScriptedTransport(then=Step(reply=Reply(status=503))), batching=ONE_EACH, retry=PATIENT)
     receipts = await engine.track_all(range(20))
     await asyncio.sleep(100.0)
@@ -78,6 +78,6 @@ async def test_a_close_ends_it(virtual_clock: CheckedLoop) -> None:
 
 
 def test_outlast_is_a_bool() -> None:
-    """Anything but True or False is refused at construction."""
+    """If `outlast` is neither True nor False, the policy is refused at construction."""
     with pytest.raises(ConfigurationError, match="outlast"):
         RetryPolicy(outlast=1)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Hooks and key functions may raise any `BaseException`: it is counted, logged by name, and does no further harm."""
+"""If a hook or key function raises any `BaseException`, it is counted and logged by type name, without further harm."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 TEXT = "visitor-4711"
-"""What an error says, and must not be printed anywhere."""
+"""The message of each raised error, which must not be printed anywhere."""
 
 
 class Odd(BaseException):
-    """A `BaseException` that is no `Exception`."""
+    """A `BaseException` that is not an `Exception`, and whose `with_traceback` raises."""
 
     def with_traceback(self, _: object) -> Any:
-        """Raise instead of returning a representation."""
+        """Raise another `Odd` instead of setting the traceback."""
         raise Odd(TEXT)
 
 
@@ -36,7 +36,7 @@ ERRORS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, 
 
 
 class Awaited:
-    """An awaitable that raises when it is awaited."""
+    """An awaitable that raises this error when it is awaited."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
@@ -46,7 +46,7 @@ class Awaited:
 
 
 class Looked:
-    """An object that raises when it is looked at."""
+    """An object that raises this error when any of its attributes is read."""
 
     def __init__(self, error: type[BaseException]) -> None:
         object.__setattr__(self, "_raises", error)
@@ -113,7 +113,7 @@ WAYS: dict[str, Callable[[type[BaseException]], Callable[..., object]]] = {
 
 
 def _impossible(way: str, error: type[BaseException]) -> bool:
-    """Whether Python rules the case out: a future takes no StopIteration, and passes interrupts on."""
+    """Return True if Python rules the case out: a future accepts no StopIteration and does not store interrupts."""
     return way == "a future's" and error in (StopIteration, KeyboardInterrupt)
 
 
@@ -127,14 +127,14 @@ CASES = [
 
 @pytest.fixture
 async def reported() -> list[dict[str, Any]]:
-    """Return the contexts that asyncio's exception handler gets."""
+    """Record the contexts that asyncio's exception handler gets, and return their list."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     return told
 
 
 def _said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
-    # "Looked at" is a lookup of attributes, in which some errors become others.
+    # Only these words are compared: reading an attribute may turn one error into another type.
     return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
 
@@ -142,7 +142,7 @@ def _said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
 async def test_a_hook_may_raise_anything(
     way: str, error: type[BaseException], caplog: pytest.LogCaptureFixture, reported: list[dict[str, Any]]
 ) -> None:
-    """Any error of a hook is counted and logged once by its type's name alone, and the delivery goes on."""
+    """If a hook raises any error, each is counted, the first is logged by its type's name, and delivery continues."""
     caplog.set_level(logging.DEBUG)
     hook = WAYS[way](error)
     client = RecordingClient(batching=Batching(linger=0.0), on_outcome=hook)
@@ -165,7 +165,7 @@ async def test_a_hook_may_raise_anything(
 async def test_a_key_function_may_raise_anything(
     way: str, error: type[BaseException], caplog: pytest.LogCaptureFixture, reported: list[dict[str, Any]]
 ) -> None:
-    """Any error of the key function is logged once by its type's name; the event goes out with a later key."""
+    """If the key function raises any error, it is logged once by its type's name; a later key delivers the event."""
     caplog.set_level(logging.DEBUG)
     raising = WAYS[way](error)
     asked = 0
@@ -210,7 +210,7 @@ def _handled(number: int, _: object) -> None:
 )
 @pytest.mark.parametrize("asks", ["hook", "key"])
 def test_a_signal_ends_the_loop(handler: Any, error: type[BaseException], asks: str) -> None:
-    """Ctrl-C, and any exception of a signal handler, ends the loop as usual, even while a hook or key function runs."""
+    """If Ctrl-C or a signal handler raises while a hook or a key function runs, the loop ends as usual."""
     loop = asyncio.new_event_loop()
 
     async def interrupted(*_: object) -> str:
@@ -249,7 +249,7 @@ def test_a_signal_ends_the_loop(handler: Any, error: type[BaseException], asks: 
 
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 def test_a_loop_that_ends_in_a_hook_ends_it(caplog: pytest.LogCaptureFixture) -> None:
-    """A coroutine hook whose loop was closed is closed as well, which is no failure of the hook."""
+    """If a coroutine hook's loop was closed, the coroutine is closed as well, and no hook error is counted."""
     closed: list[str] = []
 
     async def hook(_: object) -> None:

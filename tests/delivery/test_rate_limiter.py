@@ -1,4 +1,4 @@
-"""The request limit on a virtual clock, as a server counts it at the end of an uneven network."""
+"""The request limit on a virtual clock, as a server counts requests behind a network with uneven delays."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NOMINAL = RateLimit()
 
 
 class TestLocalLimiter(LimiterContract):
-    """`LocalLimiter` keeps the contract."""
+    """Run the contract's tests against `LocalLimiter`."""
 
     def make(self, rate_limit: RateLimit) -> Limiter:
-        """Return a new one."""
+        """Return a new `LocalLimiter`."""
         return LocalLimiter(rate_limit)
 
 
@@ -37,24 +37,24 @@ class TestLocalLimiter(LimiterContract):
 
 @attrs.frozen
 class Way:
-    """The times of one request between its grant and its end; all in seconds."""
+    """The delays of one request between its grant and its end, in seconds."""
 
     connecting: float = 0.0
-    """From the grant to the write, while others run."""
+    """From the grant to the write, while other tasks run."""
     blocked: float = 0.0
-    """From the grant to the write, while the loop stands still."""
+    """From the grant to the write, while the loop is blocked."""
     network: float = 0.0
-    """From the write to the arrival, above the network's shortest time."""
+    """From the write to the arrival, in addition to `SHORTEST`."""
     answer: float | None = 0.0
-    """From the arrival to the end of the answer; None where the request is cancelled right after it was written."""
+    """From the arrival to the end of the answer; None if the request is cancelled right after it was written."""
 
 
 SHORTEST = 0.03
-"""Seconds that the network takes at least; the limiter does not know it, and need not."""
+"""The least delay of the network in seconds; the limiter does not need to know this value."""
 
 
 async def demand(limiter: Limiter, ways: Iterable[Way], *, senders: int = 8, seconds: float = math.inf) -> list[float]:
-    """Make requests that go these `ways`, as fast as the limiter allows; return the times of their arrivals."""
+    """Make requests with these delays, as fast as the limiter allows; return when they arrive at the server."""
     arrivals: list[float] = []
     left = iter(ways)
     end = now() + seconds
@@ -84,7 +84,7 @@ async def demand(limiter: Limiter, ways: Iterable[Way], *, senders: int = 8, sec
 
 @st.composite
 def limits_and_ways(draw: st.DrawFn) -> tuple[RateLimit, list[Way]]:
-    """Draw a limit, and requests whose delays differ by no more than its jitter."""
+    """Draw a limit, and requests whose delays differ by no more than the limit's jitter."""
     requests = draw(st.integers(1, 12))
     limit = RateLimit(
         requests=requests,
@@ -108,7 +108,7 @@ def limits_and_ways(draw: st.DrawFn) -> tuple[RateLimit, list[Way]]:
 @example((RateLimit(requests=3, burst=3), [Way(connecting=0.5)] * 3 + [Way()] * 9))
 @example((RateLimit(requests=3, burst=3), [Way(blocked=0.3)] * 3 + [Way()] * 9))
 def test_no_window_is_overfull(limit_and_ways: tuple[RateLimit, list[Way]]) -> None:
-    """Whenever the network's delays differ by no more than `jitter`, no window of arrivals exceeds the limit."""
+    """If the network's delays differ by no more than `jitter`, no window of arrivals exceeds the limit."""
     limit, ways = limit_and_ways
     arrivals = run(demand(LocalLimiter(limit), ways))
 
@@ -117,21 +117,21 @@ def test_no_window_is_overfull(limit_and_ways: tuple[RateLimit, list[Way]]) -> N
 
 
 def uneven_network(*, spread: float = 0.02, answer: float = 0.0) -> Iterable[Way]:
-    """Requests without end, of a client with ordinary delays of its own."""
+    """Yield the delays of requests without end, for a client and a network with ordinary delays."""
     chance = random.Random(0)
     while True:
         yield Way(connecting=chance.uniform(0.0, 0.002), network=chance.uniform(0.0, spread), answer=answer)
 
 
 async def blocking() -> None:
-    """Block the loop 5 ms at a time, half of the time."""
+    """Block the loop for 5 ms at a time, half of the time."""
     while True:
         block(0.005)
         await asyncio.sleep(0.005)
 
 
 async def steady_demand(ways: Iterable[Way], *, blocked: bool) -> list[float]:
-    """Demand without end for half a minute of the loop's time."""
+    """Make as many requests as the limiter allows for 30 s of the loop's time; return the sorted arrival times."""
     other_work = asyncio.create_task(blocking()) if blocked else None
     arrivals = await demand(LocalLimiter(NOMINAL), ways, seconds=30.0)
     if other_work is not None:
@@ -149,7 +149,7 @@ async def test_the_limit_is_used(
     spread: float,
     blocked: bool,  # noqa: FBT001
 ) -> None:
-    """Demand without end uses at least 97 % of the limit, 95 % if an answer takes 0.1 s, and never exceeds it."""
+    """If requests always wait, 97 % of the limit is used (95 % if an answer takes 0.1 s), and never more than 100 %."""
     arrivals = await steady_demand(uneven_network(spread=spread, answer=answer), blocked=blocked)
     steady = [at for at in arrivals if 1.0 <= at < 29.0]
 
@@ -158,7 +158,7 @@ async def test_the_limit_is_used(
 
 
 def test_quiet_moments_are_not_saved_up() -> None:
-    """After an hour without a request at most `burst` requests leave together."""
+    """If no request was made for an hour, at most `burst` requests are granted together."""
 
     async def test() -> list[float]:
         limiter = LocalLimiter(NOMINAL)
@@ -171,7 +171,7 @@ def test_quiet_moments_are_not_saved_up() -> None:
 
 
 async def test_two_clients_share_one_limit(virtual_clock: CheckedLoop) -> None:
-    """A limiter shared by two clients keeps their sum within the limit, and lets each have its half."""
+    """If two clients share a limiter, the sum of their requests stays within the limit, and each gets half."""
     limiter = LocalLimiter(NOMINAL)
     one, other = await asyncio.gather(
         demand(limiter, uneven_network(), seconds=10.0), demand(limiter, uneven_network(), seconds=10.0)
@@ -185,7 +185,7 @@ async def test_two_clients_share_one_limit(virtual_clock: CheckedLoop) -> None:
 
 
 async def when_free(tell: Callable[[Permit], Coroutine[None, None, None]], limit: RateLimit) -> float:
-    """Return when the second request is granted by a limiter with one slot; `tell` reports on the first request."""
+    """Return when a limiter with one slot grants the second request; `tell` reports the first one's progress."""
     limiter = LocalLimiter(limit)
     permit = await limiter.acquire()
     assert permit is not None
@@ -199,7 +199,7 @@ ONE = RateLimit(requests=1, per=1.0, jitter=0.1)
 
 
 async def test_unsent_request_keeps_its_slot(virtual_clock: CheckedLoop) -> None:
-    """A request that is not yet written counts, however long that takes, and for a full window after it."""
+    """If a request is not yet written, its slot stays taken, until `per + jitter` after the writing."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(1000.0)
@@ -209,7 +209,7 @@ async def test_unsent_request_keeps_its_slot(virtual_clock: CheckedLoop) -> None
 
 
 async def test_written_request_frees_its_slot(virtual_clock: CheckedLoop) -> None:
-    """A slot is free `per + jitter` after the writing if no answer comes sooner."""
+    """If no early answer comes, the slot is free `per + jitter` after the request was written."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(0.5)
@@ -221,7 +221,7 @@ async def test_written_request_frees_its_slot(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_prompt_answer_frees_the_slot_sooner(virtual_clock: CheckedLoop) -> None:
-    """An answer proves the arrival: the slot is free `per` after it, for any jitter of the network."""
+    """If an answer comes early, it proves that the request arrived, so the slot is free `per` after the answer."""
 
     async def tell(permit: Permit) -> None:
         permit.sent()
@@ -232,7 +232,7 @@ async def test_prompt_answer_frees_the_slot_sooner(virtual_clock: CheckedLoop) -
 
 
 async def test_cancelled_request_frees_its_slot_no_sooner(virtual_clock: CheckedLoop) -> None:
-    """A request cancelled after its writing may still arrive: its slot is free `per + jitter` after the writing."""
+    """If a written request is cancelled, it may still arrive, so its slot is free `per + jitter` after the writing."""
 
     async def tell(permit: Permit) -> None:
         permit.sent()
@@ -244,7 +244,7 @@ async def test_cancelled_request_frees_its_slot_no_sooner(virtual_clock: Checked
 
 @pytest.mark.parametrize(("answered", "held"), [(False, 1.1), (True, 1.0)])
 async def test_done_without_sent_frees_the_slot(virtual_clock: CheckedLoop, answered: bool, held: float) -> None:  # noqa: FBT001
-    """A request that ended without a report of its writing counts as if written, or answered, at its end."""
+    """If a request ends and its writing was not reported, the end counts as the time of writing, or of the answer."""
 
     async def tell(permit: Permit) -> None:
         await asyncio.sleep(5.0)
@@ -257,7 +257,7 @@ async def test_done_without_sent_frees_the_slot(virtual_clock: CheckedLoop, answ
 
 
 async def cancelled(task: asyncio.Task[Any], *, at: float) -> None:
-    """Cancel `task` at that time, and see it end so."""
+    """Cancel the task at the time `at`, and assert that it ends as cancelled."""
     await asyncio.sleep(at - now())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -265,7 +265,7 @@ async def cancelled(task: asyncio.Task[Any], *, at: float) -> None:
 
 
 async def test_cancelled_in_the_bucket(virtual_clock: CheckedLoop) -> None:
-    """A waiter cancelled while the pace holds it takes nothing: the next one has its place."""
+    """If a waiter is cancelled while the pace holds it back, the next one is granted at its time."""
     limiter = LocalLimiter(RateLimit(requests=10, burst=1))
     await take(limiter)
     waiter = asyncio.create_task(take(limiter))
@@ -275,7 +275,7 @@ async def test_cancelled_in_the_bucket(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_cancelled_in_the_queue(virtual_clock: CheckedLoop) -> None:
-    """A waiter cancelled behind others takes nothing: the one behind has its place."""
+    """If a waiter in the middle of the queue is cancelled, the next one is granted at its time."""
     limiter = LocalLimiter(RateLimit(requests=10, burst=1))
     await take(limiter)
     first, second, third = (asyncio.create_task(take(limiter)) for _ in range(3))
@@ -285,7 +285,7 @@ async def test_cancelled_in_the_queue(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_cancelled_in_the_guard(virtual_clock: CheckedLoop) -> None:
-    """A waiter cancelled while the window is full takes nothing: the next one has the first slot that is freed."""
+    """If a waiter is cancelled while the window is full, the next one gets the first slot that is freed."""
     limiter = LocalLimiter(RateLimit(requests=2, burst=2))
     first, _ = await limiter.acquire(), await limiter.acquire()
     assert first is not None
@@ -297,7 +297,7 @@ async def test_cancelled_in_the_guard(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_cancelled_in_a_pause(virtual_clock: CheckedLoop) -> None:
-    """A waiter cancelled in a pause that came over its wait takes nothing, though the bucket had let it through."""
+    """If a waiter is cancelled in a pause, it takes no slot, even if the pace would already have allowed it."""
     limiter = LocalLimiter(RateLimit(requests=1, per=60.0))
     await take(limiter)
     waiter = asyncio.create_task(take(limiter))
@@ -315,7 +315,7 @@ async def test_cancelled_in_a_pause(virtual_clock: CheckedLoop) -> None:
 )
 def test_cancelled_waiters_delay_nobody(limit: RateLimit, calls: list[tuple[int, int | None]]) -> None:
     """If waiters are cancelled, the others are granted no later than if the cancelled ones had never called."""
-    # No two of them call at the same instant: their order must be sure.
+    # No two waiters call at the same instant, because their order must be certain.
     starts = [start / 20 + index / 1000 for index, (start, _) in enumerate(calls)]
     waits = [math.inf if wait is None else wait / 20 for _, wait in calls]
 
@@ -344,7 +344,7 @@ def test_cancelled_waiters_delay_nobody(limit: RateLimit, calls: list[tuple[int,
 
 
 async def test_pause_over_a_wait_for_the_bucket(virtual_clock: CheckedLoop) -> None:
-    """A pause that comes while the pace holds a waiter holds it, too."""
+    """If a pause begins while the pace holds a waiter back, the waiter also waits for the end of the pause."""
     limiter = LocalLimiter(RateLimit(requests=10, burst=1))
     await take(limiter)
     waiter = asyncio.create_task(take(limiter))
@@ -355,7 +355,7 @@ async def test_pause_over_a_wait_for_the_bucket(virtual_clock: CheckedLoop) -> N
 
 
 async def test_pause_over_a_wait_for_the_guard(virtual_clock: CheckedLoop) -> None:
-    """A pause that comes while the window is full holds the waiter beyond the window's end."""
+    """If a pause begins while the window is full, the waiter waits until the pause is over, too."""
     limiter = LocalLimiter(RateLimit(requests=2, burst=2))
     await take(limiter)
     await take(limiter)
@@ -367,7 +367,7 @@ async def test_pause_over_a_wait_for_the_guard(virtual_clock: CheckedLoop) -> No
 
 
 async def test_pause_over_a_pause(virtual_clock: CheckedLoop) -> None:
-    """A later pause also holds requests that already wait for the end of an earlier one."""
+    """If a later pause begins, requests that wait for the end of an earlier pause wait for both."""
     limiter = LocalLimiter(NOMINAL)
     limiter.pause_until(2.0)
     waiter = asyncio.create_task(take(limiter))
@@ -378,7 +378,7 @@ async def test_pause_over_a_pause(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_pause_never_moves_earlier(virtual_clock: CheckedLoop) -> None:
-    """No answer can reopen the gate that another one closed."""
+    """If a second, shorter pause is asked for, the first one still lasts to its end."""
     limiter = LocalLimiter(NOMINAL)
     limiter.pause_until(5.0)
     limiter.pause_until(3.0)
@@ -388,7 +388,7 @@ async def test_pause_never_moves_earlier(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("deadline", [61.0, 1e9, math.inf])
 async def test_pause_is_capped(virtual_clock: CheckedLoop, deadline: float) -> None:
-    """Whatever the server asks for, a pause ends 60 s after the answer."""
+    """If the server asks for a longer pause, the pause still ends 60 s after the answer."""
     limiter = LocalLimiter(NOMINAL)
     await asyncio.sleep(7.0)
     limiter.pause_until(7.0 + deadline)
@@ -397,7 +397,7 @@ async def test_pause_is_capped(virtual_clock: CheckedLoop, deadline: float) -> N
 
 
 async def test_finished_requests_do_not_end_a_pause(virtual_clock: CheckedLoop) -> None:
-    """A slot that is freed during a pause admits no request."""
+    """If a slot is freed during a pause, no request is granted before the pause ends."""
     limiter = LocalLimiter(ONE)
     permit = await limiter.acquire()
     assert permit is not None
@@ -413,7 +413,7 @@ async def test_finished_requests_do_not_end_a_pause(virtual_clock: CheckedLoop) 
 
 
 async def test_no_limit(virtual_clock: CheckedLoop) -> None:
-    """None lifts the limit: a thousand requests leave together, and have no permits."""
+    """If the limit is None, a thousand requests are granted together, without permits."""
     limiter = LocalLimiter(None)
     permits = [await limiter.acquire() for _ in range(1000)]
 
@@ -423,7 +423,7 @@ async def test_no_limit(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_no_limit_honours_pauses(virtual_clock: CheckedLoop) -> None:
-    """A pause holds requests back even without a limit."""
+    """If the limit is None, a pause still holds requests back."""
     limiter = LocalLimiter(None)
     limiter.pause_until(5.0)
 
@@ -434,18 +434,18 @@ async def test_no_limit_honours_pauses(virtual_clock: CheckedLoop) -> None:
 
 
 async def ask(limiter: LocalLimiter) -> None:
-    """Use a limiter as a request does."""
+    """Use the limiter as a request does."""
     await limiter.acquire()
 
 
 async def pause(limiter: LocalLimiter) -> None:
-    """Use a limiter as an answer does."""
+    """Use the limiter as an answer does."""
     limiter.pause_until(0.0)
 
 
 @pytest.mark.parametrize("use", [ask, pause])
 def test_second_loop_is_refused(use: Callable[[LocalLimiter], Coroutine[None, None, None]]) -> None:
-    """While the loop that first used a limiter lives, another one must not use it."""
+    """If the loop that first used a limiter is still open, use in another loop raises an error."""
     limiter = LocalLimiter(NOMINAL)
     first = VirtualTimeLoop()
     try:
@@ -458,14 +458,14 @@ def test_second_loop_is_refused(use: Callable[[LocalLimiter], Coroutine[None, No
 
 
 def test_loop_after_loop() -> None:
-    """Once its loop is closed, a limiter works on the next one."""
+    """If the limiter's loop is closed, the limiter works in the next loop."""
     limiter = LocalLimiter(NOMINAL)
 
     assert max(run(take(limiter)) for _ in range(3)) < ROUNDING
 
 
 def test_requests_of_a_closed_loop_count() -> None:
-    """The server remembers the requests of a closed loop, so the limiter does, for one window and no longer."""
+    """If a loop is closed, its requests count in the next loop for one window, because the server still counts them."""
 
     async def leave_one_unsent(limiter: LocalLimiter) -> None:
         await asyncio.sleep(1000.0)
@@ -478,7 +478,7 @@ def test_requests_of_a_closed_loop_count() -> None:
 
 
 async def leave_one_waiting(limiter: LocalLimiter) -> tuple[Permit, asyncio.Task[Any]]:
-    """Return the permit of a request, and a task that waits for its slot, when the loop stops."""
+    """Return a request's permit, and the task of a second request that still waits for its slot."""
     permit = await limiter.acquire()
     assert permit is not None
     waiter = asyncio.create_task(limiter.acquire())
@@ -487,7 +487,7 @@ async def leave_one_waiting(limiter: LocalLimiter) -> tuple[Permit, asyncio.Task
 
 
 def test_waiter_of_a_closed_loop_does_not_count() -> None:
-    """A waiter that its loop left behind neither blocks nor deafens the waiters of the next loop."""
+    """If a closed loop left a waiter behind, waiters in the next loop are still woken and granted."""
 
     async def go_on() -> float:
         waiter = asyncio.create_task(take(limiter))
@@ -507,7 +507,7 @@ def test_waiter_of_a_closed_loop_does_not_count() -> None:
 
 
 def test_waiter_of_a_closed_loop_is_not_woken() -> None:
-    """A request on the next loop does not reach for a waiter that a closed one left behind."""
+    """If a closed loop left a waiter behind, a request in the next loop does not try to wake it."""
 
     async def go_on() -> float:
         await asyncio.sleep(100.0)
@@ -531,7 +531,7 @@ def test_waiter_of_a_closed_loop_is_not_woken() -> None:
 
 
 def test_pause_outlives_its_loop() -> None:
-    """A pause holds on the next loop, too, but no longer than a pause may be."""
+    """If a loop is closed in a pause, the pause also holds in the next loop, for at most `MAX_PAUSE`."""
 
     async def pause_late(limiter: LocalLimiter) -> None:
         await asyncio.sleep(1000.0)
@@ -556,7 +556,7 @@ def test_pause_outlives_its_loop() -> None:
     ],
 )
 def test_impossible_value(field: str, value: Any) -> None:
-    """A value outside its range is refused at construction, with the name of its field."""
+    """If a setting is outside its range, the error at construction has the name of the setting."""
     with pytest.raises(ConfigurationError, match=rf"^RateLimit\.{field} must be .*, not "):
         RateLimit(**{field: value})
 
@@ -570,16 +570,16 @@ def test_impossible_value(field: str, value: Any) -> None:
     ],
 )
 def test_possible_values(limit: RateLimit) -> None:
-    """The ends of the ranges are within them."""
+    """If a setting is at the end of its range, it is accepted."""
     assert limit == attrs.evolve(limit)
 
 
 def test_defaults() -> None:
-    """The default is the API's limit, 50 requests a second."""
+    """If no limit is given, it is the API's 50 requests a second."""
     assert RateLimit(requests=50, per=1.0, burst=5, jitter=0.025) == RateLimit()
 
 
 @pytest.mark.parametrize(("requests", "burst"), [(1, 1), (9, 1), (20, 2), (200, 20)])
 def test_default_burst(requests: int, burst: int) -> None:
-    """The default burst is a tenth of the requests, and at least one."""
+    """If no burst is given, it is a tenth of the requests, and at least one."""
     assert burst == RateLimit(requests=requests).burst

@@ -1,4 +1,4 @@
-"""Callers cancelled while they wait in the local limiter: the limiter grants its permits as before."""
+"""If callers are cancelled while they wait in the local limiter, it grants its permits as before."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ LIMIT = RateLimit(requests=2, per=10.0, burst=1, jitter=0.0)
 
 
 async def in_the_queue(limiter: LocalLimiter) -> None:
-    """Another one is at the head of the queue."""
+    """A caller waits in the queue behind another one."""
     ahead = asyncio.create_task(limiter.acquire())
     await asyncio.sleep(0)
     ahead.add_done_callback(lambda task: task.result().done(answered=True) if not task.cancelled() else None)
 
 
 async def in_the_bucket(limiter: LocalLimiter) -> None:
-    """The pace holds the head of the queue."""
+    """The first caller of the queue waits for the pace."""
     permit = await limiter.acquire()
     assert permit is not None
     permit.done(answered=True)
 
 
 async def in_the_guard(limiter: LocalLimiter) -> None:
-    """The window is full."""
+    """A caller waits because the window is full."""
     permits = [await limiter.acquire() for _ in range(2)]
     await asyncio.sleep(5.0)
     for permit in permits:
@@ -56,12 +56,12 @@ async def in_the_guard(limiter: LocalLimiter) -> None:
 
 
 async def in_a_pause(limiter: LocalLimiter) -> None:
-    """A caller waits in a pause that the server has asked for."""
+    """A caller waits for the end of a pause that the server has asked for."""
     limiter.pause_until(now() + 50.0)
 
 
 async def who_pumps(engine: Engine) -> asyncio.Task[Any]:
-    """Have the pump wait for the limiter."""
+    """Make the pump wait for the limiter."""
     await engine.track(1)
     buffer_of(engine).begin_flush()
     await turns()
@@ -70,7 +70,7 @@ async def who_pumps(engine: Engine) -> asyncio.Task[Any]:
 
 
 async def who_sends(engine: Engine) -> asyncio.Task[Any]:
-    """Have a direct send wait for the limiter."""
+    """Make a direct send wait for the limiter."""
     task = asyncio.create_task(engine.send(1))
     await turns()
     return task
@@ -82,7 +82,7 @@ def test_local_limiter_grants_as_before(
     where: Callable[[LocalLimiter], Coroutine[Any, Any, None]],
     who: Callable[[Engine], Coroutine[Any, Any, asyncio.Task[Any]]],
 ) -> None:
-    """A request that is cancelled in the limiter takes no permit: later requests leave as if it had never been made."""
+    """If a request is cancelled in the limiter, later requests leave as if it had never been made."""
 
     async def times(*, with_a_cancelled: bool) -> list[float]:
         limiter = LocalLimiter(LIMIT)
@@ -112,7 +112,7 @@ def test_local_limiter_grants_as_before(
 
 @pytest.mark.parametrize("turn", range(4))
 async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop, turn: int) -> None:
-    """A flight cancelled in a limiter that a 429 has slowed down takes no permit, and no other event is lost."""
+    """If a flight is cancelled in a limiter that a 429 has slowed down, no permit and no other event is lost."""
     limiter = LocalLimiter(LIMIT)
     engine = Engine(
         ScriptedTransport(429),
@@ -128,7 +128,7 @@ async def test_retry_cancelled_in_a_throttled_limiter(virtual_clock: CheckedLoop
     assert flight is not None
     later = [asyncio.create_task(engine.send(number)) for number in (2, 3)]
     if turn:
-        # The pause ends in this very turn, or in one of the next.
+        # The pause ends in this turn of the loop, or in one of the next.
         await asyncio.sleep(opens - now())
         await turns(turn - 1)
     flight.cancel()

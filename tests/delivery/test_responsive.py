@@ -1,4 +1,4 @@
-"""Nothing blocks the event loop for long: large work is done in parts, and costs do not grow with the number of events.
+"""Nothing blocks the event loop for long: large work is divided, and costs do not grow with the number of events.
 
 Nothing here measures time. Parts are counted by turns of the loop, costs by calls of functions.
 """
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
     from retailrocket_async import UndeliveredEvent
 
 MOST = 1500
-"""Events that may be settled in one turn: a few milliseconds' worth."""
+"""Number of events that may be settled in one turn of the loop, which takes a few milliseconds."""
 
 ONE_EACH = Batching(ordered=False, max_events=1)
 LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
 
 
 class Pace:
-    """Measures the largest growth of a counter in one turn of the loop."""
+    """Measures by how much a counter grows at most in one turn of the loop."""
 
     def __init__(self, counter: Callable[[], int]) -> None:
         self._counter = counter
@@ -75,7 +75,7 @@ class Pace:
 
 
 def settled(engine: Engine) -> Pace:
-    """Return the pace at which events get their outcomes."""
+    """Return a `Pace` that counts the events that get their outcomes."""
 
     def counter() -> int:
         stats = engine.stats()
@@ -93,7 +93,7 @@ def calls(function: Callable[[], object]) -> int:
         count += what in ("call", "c_call")
 
     before, collecting = sys.getprofile(), gc.isenabled()
-    # The collector may run at any moment and call its listeners: Hypothesis is one, with four calls each time.
+    # The garbage collector could run at any time and call its listeners, for example Hypothesis's.
     gc.disable()
     sys.setprofile(profile)
     try:
@@ -106,21 +106,21 @@ def calls(function: Callable[[], object]) -> int:
 
 
 async def fill(engine: Engine, count: int, batching: Batching) -> list[PublicReceipt]:
-    """Track events, each of another visitor if every visitor has batches of their own."""
+    """Track `count` events, each of another visitor if batches are `by_session`; return the receipts."""
     return [await engine.track(number, f"v{number}" if batching.by_session else "v") for number in range(count)]
 
 
 async def begun(engine: Engine) -> None:
-    """Wait until a close of a second's time has begun to drop."""
+    """Wait until `aclose(timeout=1)` has begun to drop events."""
     await asyncio.sleep(0.7)
     while not engine.stats().dropped:
-        # The clock does not move while a task is ready.
+        # The virtual clock stands still while a task is ready, so the test moves it.
         block(0.0001)
         await asyncio.sleep(0)
 
 
 async def nothing(_: Sequence[UndeliveredEvent]) -> None:
-    """Do nothing with the arguments."""
+    """Ignore the events, as a hook that does nothing."""
 
 
 SHAPES: list[Any] = [
@@ -135,7 +135,7 @@ SHAPES: list[Any] = [
 async def test_a_full_buffer_expires_in_parts(
     virtual_clock: CheckedLoop, batching: Batching, count: int, most: int
 ) -> None:
-    """However many events become too old in the same moment, others run in between, and all of them are dropped."""
+    """If many events become too old at the same moment, they are dropped in parts, and other tasks run in between."""
     engine = Engine(
         ScriptedTransport(),
         limiter=RecordingLimiter(gated=True),
@@ -153,7 +153,7 @@ async def test_a_full_buffer_expires_in_parts(
 
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
 async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int, most: int) -> None:
-    """A full buffer of a halted client is rejected in parts after `max_halt`."""
+    """If a client with a full buffer is halted for longer than `max_halt`, the events are rejected in parts."""
     engine = Engine(ScriptedTransport(then=403), batching=batching, retry=RetryPolicy(max_halt=3.0), on_outcome=nothing)
     receipts = await fill(engine, count, batching)
     pace = settled(engine)
@@ -161,13 +161,13 @@ async def test_a_halt_ends_in_parts(virtual_clock: CheckedLoop, batching: Batchi
 
     assert all(isinstance(receipt.outcome, Rejected) for receipt in receipts)
     assert engine.stats().pending == engine.stats().in_flight == 0
-    # A batch that is on its way ends as a whole.
+    # A batch in flight is settled as a whole.
     assert pace.worst <= max(most, 2 * batching.max_events)
 
 
 @pytest.mark.parametrize(("batching", "count"), [pytest.param(*shape.values[:2], id=shape.id) for shape in SHAPES])
 async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batching: Batching, count: int) -> None:
-    """A close drops events in parts, merges small batches, and reports all of them in order."""
+    """If a close drops events, it drops them in parts, merges small batches, and reports all events in order."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=batching, on_outcome=nothing)
     await fill(engine, count, batching)
     pace = settled(engine)
@@ -180,7 +180,7 @@ async def test_a_full_buffer_is_closed_in_parts(virtual_clock: CheckedLoop, batc
 
 @pytest.mark.parametrize("ends", ["halted", "down", "closed"])
 async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) -> None:
-    """Thousands of direct sends with the same outcome are not all settled in one turn."""
+    """If thousands of direct sends get the same outcome, they are not all settled in one turn."""
     limiter = RecordingLimiter(gated=True)
     retry = RetryPolicy(max_halt=3.0, max_elapsed=3.0, max_backoff=0.5)
     transport = ScriptedTransport(then=403 if ends == "halted" else 503)
@@ -201,7 +201,7 @@ async def test_direct_sends_end_in_parts(virtual_clock: CheckedLoop, ends: str) 
 
 
 async def test_many_who_wait_are_let_in_in_parts(virtual_clock: CheckedLoop) -> None:
-    """If thousands of callers can be admitted, they are admitted in order, some at a time."""
+    """If thousands of callers can be accepted, they are accepted in order, a limited number in each turn."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(
         ScriptedTransport(), limiter=limiter, batching=Batching(max_events=2000), buffer=Buffer(max_events=2000)
@@ -223,7 +223,7 @@ async def test_many_who_wait_are_let_in_in_parts(virtual_clock: CheckedLoop) -> 
 
 
 async def test_many_who_wait_are_turned_away_in_parts(virtual_clock: CheckedLoop) -> None:
-    """A close turns thousands of callers away some at a time, and none of their events is accepted."""
+    """If a client closes, thousands of waiting callers are refused in parts, and none of their events is accepted."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
     await engine.track(0)
     callers = [asyncio.create_task(engine.track(number)) for number in range(1, 2000)]
@@ -237,7 +237,7 @@ async def test_many_who_wait_are_turned_away_in_parts(virtual_clock: CheckedLoop
 
 
 async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: CheckedLoop) -> None:
-    """While a full buffer is dropped in parts, a flush does not get more of it sent."""
+    """If a close drops a full buffer in parts, a flush meanwhile does not send any more of it."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter)
     await fill(engine, 20_000, Batching(ordered=False))
@@ -253,7 +253,7 @@ async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: Ch
 
 
 async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled between its parts settles the rest in one step."""
+    """If a close is cancelled between two parts, the remaining events are settled in one step."""
     engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
     await fill(engine, 20_000, Batching(ordered=False))
     closing = asyncio.create_task(engine.aclose(1.0))
@@ -273,7 +273,7 @@ async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoo
 def filled_buffer(
     batching: Batching, lanes: int, per_lane: int, clock: Callable[[], float], **bounds: Any
 ) -> tuple[EventBuffer, list[Receipt]]:
-    """Return a buffer with `lanes` lanes of `per_lane` events, and the receipts, one of each lane in turn."""
+    """Return a buffer with `lanes` lanes of `per_lane` events each, and the receipts, in the order of the lanes."""
     buffer = EventBuffer(batching, Buffer(**bounds), clock)
     receipts = [Receipt("view") for _ in range(lanes * per_lane)]
     for number, receipt in enumerate(receipts):
@@ -295,7 +295,7 @@ def test_expiry_does_not_look_at_young_events() -> None:
 
 
 def test_the_ages_of_what_has_left_are_forgotten() -> None:
-    """Batches that were taken leave nothing behind that grows."""
+    """If batches were taken, their ages do not stay in memory."""
     now = 0.0
     buffer, _ = filled_buffer(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
     for _ in range(1000):
@@ -306,7 +306,7 @@ def test_the_ages_of_what_has_left_are_forgotten() -> None:
 
 @pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
 def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
-    """For any number of batches behind a visitor's batch in flight, taking and releasing cost the same."""
+    """If many batches wait behind a visitor's batch in flight, taking and releasing cost as much as with few."""
 
     def cost(length: int) -> int:
         buffer, _ = filled_buffer(batching, 1, length, lambda: 0.0)
@@ -328,7 +328,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 async def test_an_event_that_fills_no_batch_costs_few_calls(
     virtual_clock: CheckedLoop, waiting: int, batching: Batching, most: int
 ) -> None:
-    """From `track` to the receipt few functions are called, however many events wait; each added call shows here."""
+    """If an event is tracked, few functions are called up to its receipt, however many events wait."""
     client = AsyncTrackingClient("k", "p", limiter=RecordingLimiter(gated=True), batching=batching)
     view = View(session_external_id="visitor", product_id=1)
     await client.track_many(itertools.repeat(view, waiting))
@@ -347,7 +347,7 @@ async def test_an_event_that_fills_no_batch_costs_few_calls(
 
 
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
-    """When the next batch is due is known without a look at all visitors, until the oldest one's may be."""
+    """If many visitors have events, the time of the next batch is known without a check of each visitor."""
     now = 0.0
     buffer, _ = filled_buffer(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
     assert buffer.due_in() == 1.0
@@ -356,7 +356,7 @@ def test_many_lanes_are_not_gone_through_for_every_event() -> None:
         buffer.append(b"{}", Receipt("view"), f"v{number}")
         assert calls(buffer.due_in) < 10
     assert buffer.due_in() == pytest.approx(0.9)
-    # The oldest thousand leave: nothing is due before the later ones.
+    # The oldest thousand events leave, so the next batch is due with the later ones.
     for _ in range(1000):
         buffer.take()
     now = 1.0
@@ -364,7 +364,7 @@ def test_many_lanes_are_not_gone_through_for_every_event() -> None:
 
 
 async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
-    """A snapshot costs the same with thousands of waiting callers."""
+    """If thousands of callers wait, `stats()` calls no more functions than with none."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True), buffer=Buffer(max_events=1))
     await engine.track(0)
     alone = calls(engine.stats)
@@ -377,7 +377,7 @@ async def test_stats_do_not_count_who_waits(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key function that does not return is called once for any number of requests, and its late answer is used."""
+    """If a key function does not return, it is called once for any number of requests, and its late key is used."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     called = 0
     go_on = threading.Event()
@@ -403,7 +403,7 @@ async def test_a_key_function_that_hangs_has_one_thread(monkeypatch: pytest.Monk
 async def test_a_key_function_that_fails_late_is_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error of the key function after its last caller has left is not logged: it may hold the key."""
+    """If a key function fails after its last caller has left, its error, which may contain the key, is not logged."""
     monkeypatch.setattr("retailrocket_async._http.credentials.ASK_SECONDS", 0.01)
     go_on = threading.Event()
 
@@ -424,14 +424,14 @@ async def test_a_key_function_that_fails_late_is_not_logged(
 
 
 def test_clients_share_their_codec() -> None:
-    """A second client builds no second codec, but for another precision of timestamps."""
+    """If a second client is built, it shares the first one's codec, unless its timestamps have another precision."""
     first, second = AsyncTrackingClient("key", "partner"), AsyncTrackingClient("key", "partner")
     third = AsyncTrackingClient("key", "partner", timestamp_precision="milliseconds")
     assert codec_of(first) is codec_of(second) is not codec_of(third)
 
 
 async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If many clients begin together, they read the certificate store one after the other, and all of them begin."""
+    """If many clients start together, they read the certificate store one after the other, and all of them start."""
     read, reading, most = EnvironmentReader.read, 0, 0
 
     def counted(reader: EnvironmentReader) -> Environment:
@@ -451,7 +451,7 @@ async def test_clients_open_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cookies_are_not_read() -> None:
-    """Any number of cookies in an answer costs nothing, and none is kept."""
+    """If an answer has any number of cookies, they cost nothing, and none is kept."""
     environment = Environment(ssl.create_default_context(), None)
     client = httpx_client_of(HttpxTransport(Credentials("key", "partner")), environment)
 
@@ -466,7 +466,7 @@ def test_cookies_are_not_read() -> None:
 
 
 async def test_a_batch_that_is_too_long_is_not_encoded(virtual_clock: CheckedLoop) -> None:
-    """`send_batch` refuses an endless feed after the first event too many, and encodes none of it."""
+    """If `send_batch` gets an endless feed, it is refused after the first event too many, and nothing is encoded."""
     client = AsyncTrackingClient("key", "partner", batching=Batching(ordered=False, max_events=3))
     made = []
 
@@ -477,7 +477,7 @@ async def test_a_batch_that_is_too_long_is_not_encoded(virtual_clock: CheckedLoo
 
 
 async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock: CheckedLoop) -> None:
-    """Direct sends that wait for the API and are cancelled, the last first, leave nothing behind."""
+    """If direct sends that wait for the API are cancelled, the last first, nothing of them stays in memory."""
     engine = Engine(ScriptedTransport(then=503))
     sends = [asyncio.create_task(engine.send(number)) for number in range(2000)]
     await asyncio.sleep(3.0)
@@ -492,7 +492,7 @@ async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock
 
 
 async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -> None:
-    """If thousands of tasks await one receipt, cancelled ones leave, and the others are woken in order."""
+    """If thousands of tasks await one receipt and some are cancelled, the others are woken in order."""
     receipt, woken = Receipt("view"), []
 
     async def wait(number: int) -> None:

@@ -22,7 +22,7 @@ FINAL = [Reply(status=status) for status in (200, 204, 301, 400, 401, 403, 404, 
 
 @pytest.mark.parametrize("reply", [*FINAL, Reply(failure="closed")])
 def test_final_replies_end_it(reply: Reply) -> None:
-    """Accepted, refused and unclear requests are never tried again."""
+    """If a request was accepted, refused or answered unclearly, it is never tried again."""
     assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is None
 
 
@@ -34,13 +34,13 @@ def test_final_replies_end_it(reply: Reply) -> None:
     ],
 )
 def test_transient_replies_are_tried_again(reply: Reply) -> None:
-    """Requests that may yet succeed are tried again."""
+    """If a request may still succeed, it is tried again."""
     assert RetryPolicy().wait_before_next(reply, attempt=1, elapsed=0.0) is not None
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 20])
 def test_attempts_are_limited(max_attempts: int) -> None:
-    """A request has `max_attempts` attempts, the first included, and never more."""
+    """If a request always fails, it has exactly `max_attempts` attempts, the first included."""
     policy = RetryPolicy(max_attempts=max_attempts, max_elapsed=1e9)
     waits = [policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0) for attempt in range(1, max_attempts + 3)]
 
@@ -50,7 +50,7 @@ def test_attempts_are_limited(max_attempts: int) -> None:
 
 @pytest.mark.parametrize(("elapsed", "again"), [(0.0, True), (9.9, True), (10.0, False), (11.0, False)])
 def test_time_is_limited(elapsed: float, again: bool) -> None:  # noqa: FBT001
-    """No attempt starts once `max_elapsed` seconds have passed since the first."""
+    """If `max_elapsed` seconds have passed since the first attempt, no further attempt starts."""
     policy = RetryPolicy(max_elapsed=10.0, initial_backoff=0.0)
 
     assert again == (policy.wait_before_next(TRANSIENT, attempt=1, elapsed=elapsed) is not None)
@@ -58,7 +58,7 @@ def test_time_is_limited(elapsed: float, again: bool) -> None:  # noqa: FBT001
 
 @pytest.mark.parametrize(("retry_after", "again"), [(9.0, True), (11.0, False)])
 def test_no_wait_beyond_the_time(retry_after: float, again: bool) -> None:  # noqa: FBT001
-    """If the next attempt would start too late, the retries end now, without a useless wait."""
+    """If the next attempt would start too late, the retries end at once, without a useless wait."""
     policy = RetryPolicy(max_elapsed=20.0, initial_backoff=0.0)
     reply = Reply(status=429, retry_after=retry_after)
 
@@ -66,7 +66,7 @@ def test_no_wait_beyond_the_time(retry_after: float, again: bool) -> None:  # no
 
 
 def test_no_time_no_second_attempt() -> None:
-    """With ``max_elapsed=0`` nothing is tried twice."""
+    """If `max_elapsed` is 0, nothing is tried twice."""
     policy = RetryPolicy(max_elapsed=0.0, initial_backoff=0.0)
 
     assert policy.wait_before_next(TRANSIENT, attempt=1, elapsed=0.0) is None
@@ -81,7 +81,7 @@ attempts = st.integers(1, 1000)
 @settings(deadline=None)
 @given(initial=seconds, longest=seconds, attempt=attempts)
 def test_wait_is_within_its_bounds(initial: float, longest: float, attempt: int) -> None:
-    """The wait is at least 0, and at most the initial backoff, doubled with every attempt up to the longest."""
+    """If an attempt fails, the wait is at least 0 and at most the initial backoff, doubled each time to the maximum."""
     policy = RetryPolicy(
         max_attempts=10_000, max_elapsed=1e9, initial_backoff=min(initial, longest), max_backoff=max(initial, longest)
     )
@@ -94,7 +94,7 @@ def test_wait_is_within_its_bounds(initial: float, longest: float, attempt: int)
 @settings(deadline=None, max_examples=10)
 @given(attempt=st.integers(1, 12))
 def test_wait_is_anywhere_between_its_bounds(attempt: int) -> None:
-    """The jitter is full: clients that failed together come back spread over the whole wait."""
+    """If clients failed together, their waits are spread from 0 to the whole backoff, so they do not collide."""
     policy = RetryPolicy(initial_backoff=1.0, max_backoff=8.0)
     bound = min(8.0, 2.0 ** (attempt - 1))
     waits = [policy.wait_before_next(TRANSIENT, attempt=attempt, elapsed=0.0) or 0.0 for _ in range(300)]
@@ -106,7 +106,7 @@ def test_wait_is_anywhere_between_its_bounds(attempt: int) -> None:
 @settings(deadline=None)
 @given(retry_after=st.floats(0.0, 1000.0), attempt=st.integers(1, 100))
 def test_retry_after_is_a_minimum(retry_after: float, attempt: int) -> None:
-    """The wait is never shorter than `Retry-After`, which `max_backoff` does not bound."""
+    """If an answer has `Retry-After`, the wait is never shorter, even above `max_backoff`."""
     policy = RetryPolicy(max_attempts=1000, max_elapsed=1e9, initial_backoff=0.5, max_backoff=2.0)
     wait = policy.wait_before_next(Reply(status=429, retry_after=retry_after), attempt=attempt, elapsed=0.0)
 
@@ -115,7 +115,7 @@ def test_retry_after_is_a_minimum(retry_after: float, attempt: int) -> None:
 
 
 def test_retry_after_does_not_mend_a_refusal() -> None:
-    """`Retry-After` makes no final answer a transient one."""
+    """If a final answer has `Retry-After`, it is still not tried again."""
     assert RetryPolicy().wait_before_next(Reply(status=404, retry_after=1.0), attempt=1, elapsed=0.0) is None
 
 
@@ -132,24 +132,24 @@ def test_retry_after_does_not_mend_a_refusal() -> None:
     ],
 )
 def test_impossible_value(field: str, value: Any) -> None:
-    """A value outside its range is refused at construction, with the name of its field."""
+    """If a setting is outside its range, the error at construction has the name of the setting."""
     with pytest.raises(ConfigurationError, match=rf"^RetryPolicy\.{field} must be .*, not "):
         RetryPolicy(**{field: value})
 
 
 def test_backoffs_in_order() -> None:
-    """The first backoff must not be above the longest."""
+    """If the initial backoff is above `max_backoff`, the policy is refused."""
     with pytest.raises(ConfigurationError, match="initial_backoff must not be above max_backoff"):
         RetryPolicy(initial_backoff=2.0, max_backoff=1.0)
 
 
 def test_possible_values() -> None:
-    """The ends of the ranges are within them."""
+    """If a setting is at the end of its range, it is accepted."""
     policy = RetryPolicy(max_attempts=1, max_elapsed=0, initial_backoff=0, max_backoff=0)
 
     assert policy.wait_before_next(TRANSIENT, attempt=1, elapsed=0.0) is None
 
 
 def test_defaults() -> None:
-    """The defaults are the documented ones."""
+    """If no settings are given, the defaults are the documented ones."""
     assert RetryPolicy(max_attempts=20, max_elapsed=300.0, initial_backoff=0.5, max_backoff=30.0) == RetryPolicy()

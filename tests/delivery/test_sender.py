@@ -1,4 +1,4 @@
-"""The sender's requests: their counters, the pauses and halts by their answers, and the renewal of keys."""
+"""The sender makes requests: it counts them, pauses and halts by their answers, and renews keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENT = RetryPolicy(max_halt=1e6)
 
 
 class Serials(ScriptedTransport):
-    """A server whose answers carry the serial of the key; records for which serials another key was asked for."""
+    """A server whose answers carry the key's serial; it records for which serials the sender asks for another key."""
 
     def __init__(self, *script: Step | int, then: Step | int = OK) -> None:
         super().__init__(*script, then=then)
@@ -43,13 +43,13 @@ class Serials(ScriptedTransport):
         self.serial = 1
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Answer by the script."""
+        """Answer by the script, with the serial of the key."""
         serial = self.serial
         reply = await super().post(path, body, on_sent=on_sent)
         return Reply(status=reply.status, failure=reply.failure, serial=serial)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Note the serial."""
+        """Record the time and the serial."""
         self.asked_for.append((now(), serial))
         return await super().renew_key(serial)
 
@@ -59,7 +59,7 @@ class Serials(ScriptedTransport):
 
 @pytest.mark.parametrize("new_keys", [0, 1, 2, 3, 10])
 async def test_a_batch_goes_again_at_once_for_two_new_keys(virtual_clock: CheckedLoop, new_keys: int) -> None:
-    """A batch whose key is refused is sent again immediately for the first two new keys, and halts the client then."""
+    """If a batch's key is refused, it is sent again at once for the first two new keys; then the client halts."""
     transport = ScriptedTransport(then=401)
     transport.renewals = [(True, None)] * new_keys
     engine = Engine(transport, renewable=True, batching=ONE_EACH)
@@ -70,7 +70,7 @@ async def test_a_batch_goes_again_at_once_for_two_new_keys(virtual_clock: Checke
 
 
 async def test_a_request_with_a_key_that_was_refused_is_an_attempt(virtual_clock: CheckedLoop) -> None:
-    """A request that is made again for a new key counts against the policy's attempts as any other does."""
+    """If a request is repeated with a new key, it counts against `max_attempts` as any other attempt."""
     transport = ScriptedTransport(401, 503)
     transport.renewals = [(True, None)]
     retry = RetryPolicy(max_attempts=2, initial_backoff=0.0)
@@ -82,20 +82,20 @@ async def test_a_request_with_a_key_that_was_refused_is_an_attempt(virtual_clock
 
 
 async def test_the_key_is_asked_for_by_the_serial_of_the_one_that_was_refused(virtual_clock: CheckedLoop) -> None:
-    """After a refusal a key other than that of the refused request is asked for, and again before each probe."""
+    """If a key is refused, another one is asked for by the refused key's serial, and again before each probe."""
     transport = Serials(then=401)
     transport.serial = 7
     engine = Engine(transport, renewable=True, batching=ONE_EACH, retry=PATIENT)
     await engine.track(1)
     await asyncio.sleep(8.0)
 
-    # The refusal at 0.05 s, and right before the probes that come 1, 2 and 4 s after each refusal.
+    # The key is asked for after the refusal at 0.05 s, and before the probes 1, 2 and 4 s after each refusal.
     assert [(pytest.approx(at, abs=0.01), 7) for at in (0.05, 1.05, 3.1, 7.15)] == transport.asked_for
     assert [pytest.approx(at, abs=0.01) for at in (0.0, 1.05, 3.1, 7.15)] == transport.times
 
 
 async def test_a_close_while_the_key_is_asked_for_knows_the_answer(virtual_clock: CheckedLoop) -> None:
-    """Events refused with 401 are certainly not recorded, also if the client closes while it asks for a key."""
+    """If events are refused with 401 and the client closes while it asks for a key, they are surely not recorded."""
     transport = ScriptedTransport(then=401)
     transport.keeps_key = True
     engine = Engine(transport, renewable=True, batching=ONE_EACH)
@@ -110,7 +110,7 @@ async def test_a_close_while_the_key_is_asked_for_knows_the_answer(virtual_clock
 
 
 async def test_other_halts_ask_for_no_key(virtual_clock: CheckedLoop) -> None:
-    """A client that is halted for its shop or address asks for no other key, whatever the source of the key is."""
+    """If a client is halted for its shop or address, it asks for no other key."""
     for refusal in (403, 404, 407):
         transport = Serials(then=refusal)
         engine = Engine(transport, renewable=True, retry=PATIENT)
@@ -121,7 +121,7 @@ async def test_other_halts_ask_for_no_key(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_without_a_key_no_request_was_made(virtual_clock: CheckedLoop) -> None:
-    """An attempt without a key counts as no request, no retry and no attempt of its events, but as a try."""
+    """If no key is available, an attempt is no request, no retry and no attempt of its events, but uses up a try."""
     no_key = Step(reply=Reply(failure="key", detail="KeyError", sent=False), latency=0.0)
 
     engine = Engine(ScriptedTransport(no_key, no_key), retry=AT_ONCE)
@@ -141,7 +141,7 @@ async def test_without_a_key_no_request_was_made(virtual_clock: CheckedLoop) -> 
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 407, 301, 308])
 async def test_which_refusals_of_a_direct_send_halt(virtual_clock: CheckedLoop, refusal: int) -> None:
-    """A direct send that is refused for the key, the shop or the proxy halts all; for its address, itself alone."""
+    """If a direct send is refused for key, shop or proxy, sending halts; if for its address, only this send fails."""
     engine = Engine(ScriptedTransport(refusal))
     with pytest.raises(DeliveryError):
         await engine.send(1)
@@ -152,13 +152,13 @@ async def test_which_refusals_of_a_direct_send_halt(virtual_clock: CheckedLoop, 
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 407, 301, 308])
 async def test_which_halts_a_direct_send_ends(virtual_clock: CheckedLoop, refusal: int) -> None:
-    """An answer to a direct send ends a halt for the key, the shop or the proxy, and none for the batches' address."""
+    """If a direct send is answered, a halt for key, shop or proxy ends; a halt for the batches' address does not."""
     transport = ScriptedTransport(then=lambda request: OK if request.path == "view" else refusal)
     engine = Engine(transport, retry=PATIENT, batching=ONE_EACH)
     await engine.track(1)
     await asyncio.sleep(0.06)
     assert engine.stats().state == "halted"
-    # Its batch waits in the queue before this one.
+    # The batch of event 1 waits for a probe before these direct sends.
     sends = [asyncio.create_task(engine.send(number)) for number in range(2, 5)]
     states = set()
     for _ in range(100):
@@ -170,7 +170,7 @@ async def test_which_halts_a_direct_send_ends(virtual_clock: CheckedLoop, refusa
 
 
 async def test_a_halt_uses_up_no_attempts(virtual_clock: CheckedLoop) -> None:
-    """Refusals for the key, the shop or the address use up none of a batch's tries; failures before and after do."""
+    """If a batch is refused for key, shop or address, it does not use up a try; failures before and after do."""
     for failures, outcome in ((2, "Delivered"), (3, "Abandoned")):
         transport = ScriptedTransport(503, *[403] * 6, *[503] * (failures - 1), then=OK)
         retry = RetryPolicy(max_attempts=3, initial_backoff=0.0, max_backoff=0.0, max_halt=1e6, max_elapsed=1e6)
@@ -182,7 +182,7 @@ async def test_a_halt_uses_up_no_attempts(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 async def test_a_direct_send_that_is_refused_has_its_outcome_at_once(virtual_clock: CheckedLoop, attempts: int) -> None:
-    """A direct send does not wait for a correction of its refusal, whichever attempt was refused."""
+    """If a direct send is refused, it raises at once and does not wait for a correction, whichever attempt it was."""
     engine = Engine(ScriptedTransport(*[429] * (attempts - 1), 403), limiter=RecordingLimiter(), retry=AT_ONCE)
     with pytest.raises(DeliveryError) as caught:
         await engine.send(1)
@@ -195,7 +195,7 @@ async def test_a_direct_send_that_is_refused_has_its_outcome_at_once(virtual_clo
 
 
 async def test_a_limiter_is_told_when_the_refused_request_left(virtual_clock: CheckedLoop) -> None:
-    """For each 429 the limiter learns when that request left, not when its batch left the buffer."""
+    """If an answer is 429, the limiter gets the time when that request left, not when its batch left the buffer."""
     limiter = RecordingLimiter()
     engine = Engine(ScriptedTransport(429, 503, 429, 429), limiter=limiter, retry=AT_ONCE)
     assert isinstance(await (await engine.track(1)), Delivered)
@@ -209,7 +209,7 @@ async def test_a_limiter_is_told_when_the_refused_request_left(virtual_clock: Ch
 async def test_a_limiter_is_told_how_long_the_server_asked_to_wait(
     virtual_clock: CheckedLoop, answer: int, asked: float
 ) -> None:
-    """For any status, `Retry-After` pauses all requests from the answer on, for at most 60 s."""
+    """If an answer of any status has `Retry-After`, all requests pause from then on, for at most 60 s."""
     limiter = RecordingLimiter()
     engine = Engine(ScriptedTransport(status(answer, retry_after=asked)), limiter=limiter, retry=AT_ONCE)
     left = now() + 0.1
@@ -221,7 +221,7 @@ async def test_a_limiter_is_told_how_long_the_server_asked_to_wait(
 
 
 async def test_a_limiter_is_told_of_nothing_else(virtual_clock: CheckedLoop) -> None:
-    """Without a 429 and without `Retry-After` a limiter neither pauses nor slows down."""
+    """If there is no 429 and no `Retry-After`, the limiter neither pauses nor slows down."""
     limiter = RecordingLimiter()
     engine = Engine(ScriptedTransport(503, 500, 408, NO_CONNECTION), limiter=limiter, retry=AT_ONCE)
 
@@ -230,7 +230,7 @@ async def test_a_limiter_is_told_of_nothing_else(virtual_clock: CheckedLoop) -> 
 
 
 async def test_the_wait_for_a_limiter_that_fails_is_counted_and_lasts(virtual_clock: CheckedLoop) -> None:
-    """The time in a limiter that finally raises counts as waited, and a change of state does not end its backoff."""
+    """If a slow limiter raises, the time until the error counts in `limiter_wait`, as does that of the next call."""
     slow = SlowLimiter(seconds=2.0)
     engine = Engine(ScriptedTransport(), limiter=slow, retry=RetryPolicy(initial_backoff=0.0))
     send = asyncio.create_task(engine.send(1))
@@ -242,14 +242,14 @@ async def test_the_wait_for_a_limiter_that_fails_is_counted_and_lasts(virtual_cl
 
 
 class SlowLimiter(RecordingLimiter):
-    """Takes `seconds` for each call, and raises at the end of the first."""
+    """Waits `seconds` in each call, and raises at the end of the first call."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(ZeroDivisionError())
         self._seconds = seconds
 
     async def acquire(self) -> object:  # type: ignore[override]
-        """Wait, and then as ever."""
+        """Wait `seconds`, and then behave as a `RecordingLimiter`."""
         await asyncio.sleep(self._seconds)
         return await super().acquire()
 
@@ -258,11 +258,11 @@ class SlowLimiter(RecordingLimiter):
 
 
 async def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent(virtual_clock: CheckedLoop) -> None:
-    """An event that is older than `max_age` when its retry gets a permit is given up in that moment, and not sent."""
+    """If an event is older than `max_age` when its retry gets a permit, it is abandoned then and not sent."""
     limiter = RecordingLimiter(gated=True)
     transport = ScriptedTransport(200, 503)
     engine = Engine(transport, limiter=limiter, retry=AT_ONCE, batching=ONE_EACH, buffer=Buffer(max_age=1.0))
-    # The first event sets the times, 0.25 s apart, at which old events are looked for.
+    # The first event determines when the client checks for old events: every 0.25 s.
     receipts = [await engine.track(1)]
     await asyncio.sleep(0.1)
     receipts.append(await engine.track(2))
@@ -281,7 +281,7 @@ async def test_what_grows_too_old_while_it_waits_for_its_permit_is_not_sent(virt
 
 
 async def test_what_is_fresh_goes_on_without_what_is_too_old(virtual_clock: CheckedLoop) -> None:
-    """In a batch that waits for its retry, events that become too old are given up; the others are sent."""
+    """If some events of a batch that waits for its retry become too old, these are abandoned, the others are sent."""
     limiter = RecordingLimiter(gated=True)
     transport = ScriptedTransport(503)
     batching = Batching(linger=0.3)
@@ -304,7 +304,7 @@ async def test_what_is_fresh_goes_on_without_what_is_too_old(virtual_clock: Chec
 
 
 async def test_who_waits_for_a_probe_holds_no_place_and_no_permit(virtual_clock: CheckedLoop) -> None:
-    """While the client is halted, waiting requests hold neither permit nor place, and all places are free later."""
+    """If the client is halted, waiting requests hold no permit and no wire slot; later all slots are usable."""
     limiter = RecordingLimiter()
     transport = ScriptedTransport(403, then=PARKED)
     engine = Engine(transport, limiter=limiter, batching=Batching(max_events=1, max_in_flight=3), retry=PATIENT)
@@ -317,7 +317,7 @@ async def test_who_waits_for_a_probe_holds_no_place_and_no_permit(virtual_clock:
     assert (1, 2, 1) == (limiter.open, limiter.asked, transport.in_flight)
     transport.release()
     await asyncio.sleep(1.0)
-    # Each place on the wire is used again.
+    # All three wire slots are in use again.
     assert (3, 3) == (transport.in_flight, limiter.open)
     transport.then = OK
     for _ in range(10):
@@ -329,7 +329,7 @@ async def test_who_waits_for_a_probe_holds_no_place_and_no_permit(virtual_clock:
 
 
 async def test_each_request_is_counted_once(virtual_clock: CheckedLoop) -> None:
-    """Requests, retries and statuses count each request once: the first is no retry, and every other of a batch is."""
+    """If requests are made, each counts once by its status, and each but a batch's first also counts as a retry."""
 
     def then(request: Request) -> Step | int:
         return 503 if request.at < 0.3 else OK

@@ -1,7 +1,7 @@
-"""The sender's attempts on a virtual clock: one permit for each, waits within the policy, an end in time.
+"""The sender's attempts: one permit for each, waits within the policy, and an outcome in time.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.support.fakes import (
 if TYPE_CHECKING:
     from tests.support.virtual_time import CheckedLoop
 
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, ordered=False)
-"""A request for each event."""
+"""Settings by which each event is sent in a request of its own."""
 
 
 async def test_one_permit_for_each_attempt(virtual_clock: CheckedLoop) -> None:
-    """The limiter grants a permit for every attempt, of batches, retries and direct sends, and learns its end."""
+    """If a batch, a retry or a direct send makes an attempt, it has its own permit, which learns the attempt's end."""
     transport = ScriptedTransport(503, NO_CONNECTION, 200, 429, TIMED_OUT, 200)
     limiter = RecordingLimiter()
     engine = Engine(transport, limiter=limiter)
@@ -54,7 +54,7 @@ async def test_one_permit_for_each_attempt(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_waits_are_within_the_policy(virtual_clock: CheckedLoop) -> None:
-    """Each wait is at most the backoff doubled so often, and never above the longest."""
+    """If attempts fail, each wait is at most the doubled backoff and never above the maximum."""
     policy = RetryPolicy(max_attempts=8, initial_backoff=1.0, max_backoff=5.0)
 
     engine = Engine(ScriptedTransport(then=503), retry=policy)
@@ -66,7 +66,7 @@ async def test_waits_are_within_the_policy(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_retry_after_pauses_everybody(virtual_clock: CheckedLoop) -> None:
-    """One answer with `Retry-After` holds back its own batch, others, and direct sends."""
+    """If one answer has `Retry-After`, its own batch, other batches and direct sends all wait."""
     transport = ScriptedTransport(status(429, retry_after=7.0))
     engine = Engine(transport, retry=RetryPolicy(initial_backoff=0.0, max_backoff=0.0), batching=ONE_EACH)
     await engine.track(1)
@@ -81,7 +81,7 @@ async def test_retry_after_pauses_everybody(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("asked", [86_400.0, float("inf")])
 async def test_retry_after_is_capped(virtual_clock: CheckedLoop, asked: float) -> None:
-    """A `Retry-After` of a day is cut to a minute, and the batch is not given up for it."""
+    """If `Retry-After` is a day, the pause is cut to a minute, and the batch is not abandoned for it."""
     engine = Engine(ScriptedTransport(status(503, retry_after=asked)))
     outcome = await (await engine.track(1))
     times = engine.transport.times
@@ -100,7 +100,7 @@ async def test_retry_after_is_capped(virtual_clock: CheckedLoop, asked: float) -
     ],
 )
 async def test_attempts_run_out(virtual_clock: CheckedLoop, step: Step, reported: dict[str, Any]) -> None:
-    """After `max_attempts` requests the event is abandoned, and its outcome gives the last failure."""
+    """If `max_attempts` requests have failed, the event is abandoned, and its outcome has the last failure."""
     engine = Engine(ScriptedTransport(then=step), retry=RetryPolicy(max_attempts=4))
     outcome, requests = await (await engine.track(1)), len(engine.transport.requests)
 
@@ -109,7 +109,7 @@ async def test_attempts_run_out(virtual_clock: CheckedLoop, step: Step, reported
 
 
 async def test_time_runs_out(virtual_clock: CheckedLoop) -> None:
-    """No attempt starts after `max_elapsed` seconds, and the end comes no later than the last attempt's."""
+    """If `max_elapsed` seconds have passed, no attempt starts, and the outcome comes with the last attempt's end."""
     policy = RetryPolicy(max_attempts=10**6, max_elapsed=20.0, initial_backoff=2.0, max_backoff=2.0)
     engine = Engine(ScriptedTransport(then=status(503, latency=1.0)), retry=policy)
     outcome = await (await engine.track(1))
@@ -122,7 +122,7 @@ async def test_time_runs_out(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_failed_batch_holds_back_no_other(virtual_clock: CheckedLoop) -> None:
-    """While one batch waits for its retry, other batches are sent."""
+    """If one batch waits for its retry, other batches are sent."""
     transport = ScriptedTransport(503, then=OK)
     engine = Engine(transport, batching=ONE_EACH, retry=SLOW_RETRY)
     receipts = await engine.track_all(range(20))

@@ -1,7 +1,7 @@
-"""Limiters that raise, wait for ever or break their promises cost no event; a slow one costs time.
+"""If a limiter raises, never returns or breaks its contract, no event is lost; a slow one only costs time.
 
 `Engine` and `CheckedLoop` (see `tests/support`) check after each turn of the loop, and at each request, that the
-counters add up and that no bound is exceeded. So no test here has to say so.
+counters add up and that no bound is exceeded. The tests here therefore do not repeat these checks.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from tests.support.fakes import (
 if TYPE_CHECKING:
     from tests.support.virtual_time import CheckedLoop
 
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, ordered=False)
-"""A request for each event."""
+"""Settings by which each event is sent in a request of its own."""
 
 
 async def test_raising_limiter_loses_no_batch(virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """Events wait in the buffer while the limiter raises, and go out when it works again; one record is logged."""
+    """If the limiter raises, events wait in the buffer and leave when it works again; there is one log record."""
     limiter = RecordingLimiter(*[OSError("redis://:secret@host")] * 5)
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -56,7 +56,7 @@ async def test_raising_limiter_loses_no_batch(virtual_clock: CheckedLoop, caplog
 
 
 async def test_raising_limiter_loses_no_retry(virtual_clock: CheckedLoop) -> None:
-    """A batch whose retry meets a broken limiter waits for it, and is delivered."""
+    """If the limiter raises for a batch's retry, the batch waits until it works again, and is delivered."""
     limiter = RecordingLimiter(None, *[OSError()] * 5)
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -67,7 +67,7 @@ async def test_raising_limiter_loses_no_retry(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_raising_limiter_delays_a_direct_send(virtual_clock: CheckedLoop) -> None:
-    """A direct send asks a broken limiter again, as long as the policy allows."""
+    """If the limiter raises for a direct send, the send asks again, as often as its retry policy allows."""
     limiter = RecordingLimiter(*[OSError()] * 3)
     engine = Engine(ScriptedTransport(), limiter=limiter)
     assert isinstance(await engine.send(1), Delivered)
@@ -82,7 +82,7 @@ async def test_raising_limiter_delays_a_direct_send(virtual_clock: CheckedLoop) 
 
 @pytest.mark.parametrize("backoff", [0.0, 0.1])
 async def test_raising_limiter_is_asked_as_often_as_the_policy_says(virtual_clock: CheckedLoop, backoff: float) -> None:
-    """Without backoff a direct send asks a broken limiter `max_attempts` times, not for ever."""
+    """If there is no backoff, a direct send asks a broken limiter `max_attempts` times and then fails."""
     limiter = RecordingLimiter(*[OSError()] * 10_000)
     policy = RetryPolicy(max_attempts=7, initial_backoff=backoff, max_backoff=backoff)
     engine = Engine(ScriptedTransport(), limiter=limiter, retry=policy)
@@ -94,7 +94,7 @@ async def test_raising_limiter_is_asked_as_often_as_the_policy_says(virtual_cloc
 
 
 async def test_limiter_that_is_cancelled_itself_loses_nothing(virtual_clock: CheckedLoop) -> None:
-    """If a task that the limiter awaits is cancelled, the limiter has failed: no task ends, and none hangs."""
+    """If a task that the limiter awaits is cancelled, this is a failure of the limiter; no task of the client ends."""
     limiter = RecordingLimiter(asyncio.CancelledError())
     engine = Engine(ScriptedTransport(503), limiter=limiter)
     receipt = await engine.track(1)
@@ -109,7 +109,7 @@ async def test_limiter_that_is_cancelled_itself_loses_nothing(virtual_clock: Che
 async def test_broken_permits_and_pauses_lose_nothing(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A limiter whose permits and pauses raise is logged once, and costs no event its outcome."""
+    """If permits and pauses of a limiter raise, there is one log record, and every event gets its outcome."""
     limiter = RecordingLimiter(broken_permits=True, broken_pause=OSError())
     engine = Engine(ScriptedTransport(status(429, retry_after=1.0), OK, then=NEVER), limiter=limiter)
     outcome = await (await engine.track(1))
@@ -127,14 +127,14 @@ async def test_broken_permits_and_pauses_lose_nothing(
 
 
 class StubbornLimiter:
-    """A limiter that answers a cancellation with a permit, as one on Python's old `wait_for` may."""
+    """Answers a cancellation with a permit, as a limiter that uses Python's old `wait_for` may do."""
 
     def __init__(self, grants: int) -> None:
         self.grants = grants
         self.recording = RecordingLimiter()
 
     async def acquire(self) -> Any:
-        """A limiter that grants the first permits, and later ones only to callers that are cancelled."""
+        """Grant the first `grants` permits at once, and later ones only to callers that were cancelled."""
         if self.grants:
             self.grants -= 1
         else:
@@ -144,12 +144,12 @@ class StubbornLimiter:
         return await self.recording.acquire()
 
     def pause_until(self, deadline: float) -> None:
-        """Do nothing."""
+        """Ignore the pause."""
 
 
 @pytest.mark.parametrize("grants", [0, 1])
 async def test_permit_that_comes_after_the_close(virtual_clock: CheckedLoop, grants: int) -> None:
-    """A permit that comes after the close is given back: nothing is sent any more."""
+    """If a permit comes after the close, it is returned, and nothing is sent."""
     limiter = StubbornLimiter(grants)
     engine = Engine(ScriptedTransport(then=NO_CONNECTION), limiter=limiter)
     await engine.track(1)
@@ -167,7 +167,7 @@ async def test_permit_that_comes_after_the_close(virtual_clock: CheckedLoop, gra
 
 
 async def test_two_clients_share_a_limiter(virtual_clock: CheckedLoop) -> None:
-    """Two clients with one limiter keep its limit together, and both make progress."""
+    """If two clients share a limiter, they stay within its limit together, and both make progress."""
     limiter = LocalLimiter(RateLimit(requests=10, burst=2, jitter=0.0))
     one, other = (Engine(ScriptedTransport(), limiter=limiter, batching=ONE_EACH) for _ in range(2))
     await one.track_all(range(40))
@@ -181,7 +181,7 @@ async def test_two_clients_share_a_limiter(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_stats_tell_the_wait_for_the_limiter(virtual_clock: CheckedLoop) -> None:
-    """`limiter_wait` is the time that requests waited for their permits."""
+    """If requests wait for permits, `limiter_wait` is the time that they waited."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, batching=ONE_EACH)
     await engine.track(1)

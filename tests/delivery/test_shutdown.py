@@ -1,4 +1,4 @@
-"""A close is a deadline: it returns in time for any server, with a report that adds up and can be kept."""
+"""A close returns at its deadline for any server, with a report that adds up and can be written to a file."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# Without ordering, as all events are of one visitor.
+# Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
 ONE_EACH = Batching(max_events=1, ordered=False)
-"""A request for each event."""
+"""Settings by which each event is sent in a request of its own."""
 
 
 @pytest.mark.parametrize("kind", ["stall", "reset_before", "close_before", "garbage", "503", "429", "latency"])
 async def test_in_time_whatever_the_server_does(kind: str) -> None:
-    """Against a real server that fails in this way, a close with half a second to go returns within it, and adds up."""
+    """If a real server fails in this way, `aclose(timeout=0.5)` still returns, and its report adds up."""
     fault = Fault(kind="status", status=int(kind), times=None) if kind.isdigit() else None
     fault = fault or Fault(kind=kind, times=None, seconds=30.0 if kind == "latency" else 0.0)  # type: ignore[arg-type]
     async with running_emulator(Settings()) as emulator:
@@ -70,7 +70,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
             await client.view(session_external_id="visitor", product_id=number)
         begin = time.monotonic()
         report = await client.aclose(timeout=0.5)
-        # No test of speed: a close that hangs does so for the 30 s of a time-out or for ever.
+        # This does not test speed: a faulty close would wait for a time-out of 30 s, or for ever.
         assert time.monotonic() - begin < 5.0
 
     stats = report.stats
@@ -81,7 +81,7 @@ async def test_in_time_whatever_the_server_does(kind: str) -> None:
 
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0, 60.0])
 async def test_never_later(virtual_clock: CheckedLoop, timeout: float) -> None:  # noqa: ASYNC109
-    """Hooks that never end and connections that never close do not make a close late, not by a moment."""
+    """If hooks never end and connections never close, a close still returns exactly at its deadline."""
 
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
         await asyncio.sleep(1e9)
@@ -100,7 +100,7 @@ async def test_never_later(virtual_clock: CheckedLoop, timeout: float) -> None: 
 
 
 async def test_a_hook_that_is_quick_is_told_in_time(virtual_clock: CheckedLoop) -> None:
-    """Events left at the deadline reach the hook before the close returns."""
+    """If events are left at the deadline, the hook gets them before the close returns."""
     reported: list[int] = []
 
     async def hook(events: Sequence[UndeliveredEvent]) -> None:
@@ -117,7 +117,7 @@ async def test_a_hook_that_is_quick_is_told_in_time(virtual_clock: CheckedLoop) 
 
 
 async def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books(virtual_clock: CheckedLoop) -> None:
-    """A direct send that a close ends before its first request is counted with its reason and name, as events are."""
+    """If a close ends a direct send before its first request, the drop is counted by reason and event name."""
     engine = Engine(ScriptedTransport(), limiter=RecordingLimiter(gated=True))
     sending = asyncio.create_task(engine.send_batch([1, 2]))
     await turns(5)
@@ -131,7 +131,7 @@ async def test_a_direct_send_that_is_dropped_has_its_reason_in_the_books(virtual
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | None) -> None:  # noqa: ASYNC109
-    """A close from within a hook does not wait for that hook, which gets the leftover events afterwards."""
+    """If a hook closes the client, the close does not wait for this hook, which gets the leftover events afterwards."""
     reported: list[int] = []
     took: list[float] = []
 
@@ -151,7 +151,7 @@ async def test_a_hook_may_close(virtual_clock: CheckedLoop, timeout: float | Non
 
 
 async def test_a_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
-    """Several closes give one report."""
+    """If a client is closed several times, each close returns the same report."""
     engine = Engine(ScriptedTransport(then=NEVER))
     await engine.track(1)
     first, second, third = await asyncio.gather(engine.aclose(1.0), engine.aclose(9.0), engine.aclose(None))
@@ -174,7 +174,7 @@ async def test_a_clean_close_is_quick(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_what_is_left_can_be_sent_again(tmp_path: Path) -> None:
-    """The file of a close goes through `retailrocket-async send`, and every event in it is recorded."""
+    """If the file of a close is passed to `retailrocket-async send`, every event in it is recorded."""
     path = tmp_path / "left.jsonl"
     async with running_emulator(Settings()) as emulator:
         emulator.fail_with("stall", times=None)
@@ -202,7 +202,7 @@ def report_of(*envelopes: bytes) -> CloseReport:
 
 
 def test_the_file_is_the_owners_alone(tmp_path: Path) -> None:
-    """Events hold personal data: a new file is readable by its owner only, one that exists is appended to."""
+    """If a report's file is new, only its owner can read it (events are personal data); an old file is appended to."""
     path = tmp_path / "left.jsonl"
 
     assert report_of(b"{1}", b"{2}").save_undelivered(path) == 2
@@ -212,7 +212,7 @@ def test_the_file_is_the_owners_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
-    """A clean close leaves no file, and one that cannot be written says so."""
+    """If a close is clean, no file is written; if the file cannot be written, an error says so."""
     assert report_of().save_undelivered(tmp_path / "none") == 0
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="directory"):
@@ -220,7 +220,7 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) -> None:
-    """If there is time, a close that drops many events lets other tasks run meanwhile, and reports all events."""
+    """If a close drops many events and has time, other tasks run meanwhile, and all events are reported."""
     engine = Engine(ScriptedTransport(then=NEVER))
     await engine.track_all(range(20_000))
     turned = 0
@@ -250,7 +250,7 @@ async def test_the_turns_of_others_make_no_close_late(
     timeout: float,  # noqa: ASYNC109
     batching: Batching,
 ) -> None:
-    """If every turn of the application takes 50 ms, a close is late only by the turns that asyncio needs to wake it."""
+    """If every turn of the application takes 50 ms, a close is late by at most the turns that asyncio needs."""
 
     async def others() -> None:
         while True:
@@ -263,17 +263,17 @@ async def test_the_turns_of_others_make_no_close_late(
     begin = now()
     report = await engine.aclose(timeout)
     busy.cancel()
-    # The turn in which the time runs out, the one in which the timer is seen, and the one that wakes the task.
+    # Three turns: the time runs out in one, asyncio sees the timer in the next, and the task wakes in the last.
     assert now() - begin <= timeout + (3 * 0.05 if timeout else 0.0) + ROUNDING
     assert len(report.undelivered) == 30_000
     check_balance(report.stats)
 
 
 class SlowClockLoop(VirtualTimeLoop):
-    """A loop on which each reading of the clock takes a millisecond: time passes while our own code runs."""
+    """A virtual loop on which each reading of the clock takes 1 ms, so that the package's own work takes time."""
 
     def time(self) -> float:
-        """Return the virtual time in seconds, a millisecond later than the last one."""
+        """Return the virtual time in seconds, which is 1 ms later than at the last call."""
         self.block(0.001)
         return super().time()
 
@@ -286,7 +286,7 @@ def test_our_own_work_makes_no_close_late() -> None:
         await engine.track_all(range(30_000))
         begin = now()
         report = await engine.aclose(0.1)
-        # After the settling, the clock is read a few more times.
+        # The clock is read a few more times after the settling, so some milliseconds are allowed.
         assert now() - begin <= 0.1 + 0.02
         assert len(report.undelivered) == 30_000
 
@@ -298,7 +298,7 @@ def test_our_own_work_makes_no_close_late() -> None:
 
 
 async def test_close_delivers_what_is_open(virtual_clock: CheckedLoop) -> None:
-    """A close with time enough delivers everything, and its report says so."""
+    """If a close has enough time, everything is delivered, and its report says so."""
     engine = Engine(ScriptedTransport(503), batching=Batching(ordered=False, max_events=4, linger=100.0))
     await engine.track_all(range(10))
     report = await engine.aclose()
@@ -311,7 +311,7 @@ async def test_close_delivers_what_is_open(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_close_of_an_unused_client(virtual_clock: CheckedLoop) -> None:
-    """A client that was never used closes without waiting."""
+    """If a client was never used, its close returns without waiting."""
     engine = Engine(ScriptedTransport())
     report = await engine.aclose()
 
@@ -342,7 +342,7 @@ STUCK: dict[str, Callable[[], Setup]] = {
 @pytest.mark.parametrize("where", STUCK)
 @pytest.mark.parametrize("timeout", [0, 5.0])
 async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeout: float) -> None:  # noqa: ASYNC109
-    """Wherever events are stuck, a close returns in time, with a report that holds each of them with its outcome."""
+    """If events are stuck anywhere, a close returns in time, and its report has each event with its outcome."""
     transport, options = STUCK[where]()
     reported: list[UndeliveredEvent] = []
     options["batching"] = Batching(max_events=2, max_in_flight=2)
@@ -352,7 +352,7 @@ async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeo
     await asyncio.sleep(1.0)
     begin = now()
     report = await engine.aclose(timeout)
-    # The hook, which is quick, has a part of the time for its own.
+    # A part of the time is reserved for the hook, which is quick here.
     assert 0.9 * timeout <= now() - begin <= timeout + ROUNDING
     assert report.elapsed <= timeout + ROUNDING
     await turns(5)
@@ -386,7 +386,7 @@ async def test_close_is_a_deadline(virtual_clock: CheckedLoop, where: str, timeo
 
 
 async def test_close_knows_what_was_on_the_wire_before(virtual_clock: CheckedLoop) -> None:
-    """An event that had an ambiguous answer and waits for its retry at the close may be recorded."""
+    """If an event had an answer that leaves open whether it was recorded, a close reports it as maybe recorded."""
     engine = Engine(ScriptedTransport(503), retry=SLOW_RETRY)
     receipt = await engine.track(1)
     await asyncio.sleep(1.0)
@@ -397,7 +397,7 @@ async def test_close_knows_what_was_on_the_wire_before(virtual_clock: CheckedLoo
 
 
 async def test_second_close_returns_the_same_report(virtual_clock: CheckedLoop) -> None:
-    """A second close, later or at the same time, returns the very same report, and closes nothing again."""
+    """If a client is closed again, later or at the same time, the same report is returned, and nothing closes twice."""
     engine = Engine(ScriptedTransport(then=Step(latency=2.0)))
     await engine.track(1)
     first, second = await asyncio.gather(engine.aclose(), engine.aclose())
@@ -408,7 +408,7 @@ async def test_second_close_returns_the_same_report(virtual_clock: CheckedLoop) 
 
 
 async def test_second_close_has_a_deadline_of_its_own(virtual_clock: CheckedLoop) -> None:
-    """A close that has less time than one under way cuts it short: both return then, with the same report."""
+    """If a second close has less time than the first, both return at the second's deadline, with the same report."""
     engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_events=2, max_in_flight=1))
     await engine.track_all(range(4))
     patient = asyncio.create_task(engine.aclose(None))
@@ -423,7 +423,7 @@ async def test_second_close_has_a_deadline_of_its_own(virtual_clock: CheckedLoop
 
 
 async def test_second_close_with_more_time_changes_nothing(virtual_clock: CheckedLoop) -> None:
-    """A close that has more time than one under way returns with it."""
+    """If a second close has more time than the first, it returns with the first."""
     engine = Engine(ScriptedTransport(then=NEVER))
     await engine.track(1)
     first, second = await asyncio.gather(engine.aclose(2.0), engine.aclose(None))
@@ -433,7 +433,7 @@ async def test_second_close_with_more_time_changes_nothing(virtual_clock: Checke
 
 
 async def test_waiting_callers_are_told_of_the_close(virtual_clock: CheckedLoop) -> None:
-    """A close refuses waiting callers and all later ones; accepted events are delivered."""
+    """If a client closes, waiting and later callers are refused, and accepted events are delivered."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=2), batching=ONE_EACH)
     await engine.track_all(range(2))
@@ -460,7 +460,7 @@ async def test_waiting_callers_are_told_of_the_close(virtual_clock: CheckedLoop)
 async def test_waiting_caller_cancelled_by_the_close_leaves_no_trace(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller that is refused and cancelled in the same turn causes no log record."""
+    """If a waiting caller is refused and cancelled in the same turn, asyncio logs nothing."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter, buffer=Buffer(max_events=1))
     await engine.track(0)
@@ -477,7 +477,7 @@ async def test_waiting_caller_cancelled_by_the_close_leaves_no_trace(
 
 
 async def test_cancelled_close_settles_everything(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled leaves no event without an outcome and no task, and its report can be had."""
+    """If a close is cancelled, every event has an outcome, no task is left, and a second close returns the report."""
     engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_events=2, max_in_flight=1))
     receipts = await engine.track_all(range(4))
     close = asyncio.create_task(engine.aclose(None))
@@ -495,7 +495,7 @@ async def test_cancelled_close_settles_everything(virtual_clock: CheckedLoop) ->
 
 
 async def test_impossible_timeout_closes_nothing(virtual_clock: CheckedLoop) -> None:
-    """A timeout that is no number is an error before anything changes: the client stays open."""
+    """If a timeout is not a number, an error is raised before anything changes, and the client stays open."""
     engine = Engine(ScriptedTransport())
     receipt = await engine.track(1)
     with pytest.raises(TypeError):
@@ -509,7 +509,7 @@ async def test_impossible_timeout_closes_nothing(virtual_clock: CheckedLoop) -> 
 
 
 def test_connections_that_do_not_close_hold_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """A transport that never closes holds a close for half a second, one that raises does not; both are logged."""
+    """If a transport never closes, a close waits half a second; if it raises, not at all, and the error is logged."""
 
     async def forever() -> None:
         await asyncio.sleep(1e9)
@@ -532,7 +532,7 @@ def test_connections_that_do_not_close_hold_nobody(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_report_is_oldest_first(virtual_clock: CheckedLoop, ordered: bool) -> None:  # noqa: FBT001
-    """The events of a report come in the order in which they were tracked, batch by batch."""
+    """If events are left at a close, the report has them in the order of tracking, batch by batch."""
     engine = Engine(
         ScriptedTransport(),
         limiter=RecordingLimiter(gated=True),
@@ -550,7 +550,7 @@ async def test_report_is_oldest_first(virtual_clock: CheckedLoop, ordered: bool)
 
 
 async def test_async_with_closes(virtual_clock: CheckedLoop) -> None:
-    """Leaving the block closes the client and delivers, also if an exception leaves it."""
+    """If an `async with` block ends, even by an exception, the client is closed and its events are delivered."""
     transport = ScriptedTransport()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
         async with make_client(transport) as client:
@@ -564,7 +564,7 @@ async def test_async_with_closes(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_client_end_to_end(virtual_clock: CheckedLoop) -> None:
-    """Every way into a real client, over its real transport, ends in the right outcome and the right counts."""
+    """If events enter a client in any way, each one gets the right outcome, and the counters are right."""
     transport = ScriptedTransport(NO_CONNECTION, TIMED_OUT, OK)
     async with make_client(transport) as client:
         receipt = await client.track(event(1))

@@ -1,4 +1,4 @@
-"""A close that is cancelled at any of its awaits settles every event all the same."""
+"""If a close is cancelled at any of its awaits, every event is still settled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IN_FLIGHT = 2
 
 
 async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> tuple[Engine, list[Receipt]]:
-    """Return an engine with a batch on the wire, one waiting for its retry, and one in the buffer."""
+    """Return an engine with one batch in flight, one that waits for its retry, and one in the buffer."""
     transport = ScriptedTransport(status(429), then=PARKED, close=close)
     batching = Batching(max_events=1, max_in_flight=IN_FLIGHT, ordered=False)
     engine = Engine(transport, batching=batching, retry=SLOW_RETRY)
@@ -42,7 +42,7 @@ async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = 
 
 
 async def test_close_cancelled_in_its_flush(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it waits gives every event the outcome that a passed deadline would."""
+    """If a close is cancelled while it waits for the delivery, each event gets the outcome of a passed deadline."""
     engine, receipts = await parked_engine()
     close = asyncio.create_task(engine.aclose(None))
     await asyncio.sleep(1.0)
@@ -62,7 +62,7 @@ async def test_close_cancelled_in_its_flush(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_close_cancelled_in_its_first_turn(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled before its first step has closed nothing."""
+    """If a close is cancelled before its first step, the client stays open."""
     engine, _ = await parked_engine()
     close = asyncio.create_task(engine.aclose(None))
     await cancel(close)
@@ -72,7 +72,7 @@ async def test_close_cancelled_in_its_first_turn(virtual_clock: CheckedLoop) -> 
 
 
 async def test_close_cancelled_while_connections_close(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled at its very end has its report, and the connections go on closing."""
+    """If a close is cancelled while connections close, its report is available, and the connections still close."""
     closed = asyncio.Event()
 
     async def slowly() -> None:
@@ -93,7 +93,7 @@ async def test_close_cancelled_while_connections_close(virtual_clock: CheckedLoo
 
 
 async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it drops a full buffer drops the rest in one step."""
+    """If a close is cancelled while it drops a full buffer, the remaining events are dropped in one step."""
     engine = Engine(
         ScriptedTransport(), limiter=RecordingLimiter(gated=True), batching=Batching(max_events=1, linger=0.0)
     )
@@ -112,7 +112,7 @@ async def test_close_cancelled_while_it_drops(virtual_clock: CheckedLoop) -> Non
 
 
 async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop) -> None:
-    """A close that is cancelled while it waits for the hook has its report, and the hook gets the remaining events."""
+    """If a close is cancelled while it waits for the hook, its report is available, and the hook gets its events."""
     reported: list[int] = []
 
     async def hook(events: Any) -> None:
@@ -132,7 +132,7 @@ async def test_close_cancelled_while_the_hook_is_told(virtual_clock: CheckedLoop
 
 
 async def test_second_close_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A second close that is cancelled does not disturb the first."""
+    """If a second close is cancelled, the first one continues."""
     engine, receipts = await parked_engine()
     first = asyncio.create_task(engine.aclose(10.0))
     second = asyncio.create_task(engine.aclose(None))
@@ -147,7 +147,7 @@ async def test_second_close_cancelled(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_closing_task_cancelled(virtual_clock: CheckedLoop) -> None:
-    """A shutdown that cancels the closing of the connections does not hurt the close."""
+    """If a shutdown cancels the task that closes the connections, the close still returns."""
 
     async def forever() -> None:
         await asyncio.sleep(1e9)
@@ -162,7 +162,7 @@ async def test_closing_task_cancelled(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_ending_of_the_hooks_cancelled(virtual_clock: CheckedLoop) -> None:
-    """If a shutdown cancels the end of the hooks, the close returns, and the hook ends its call."""
+    """If a shutdown cancels the task that ends the hooks, the close returns, and the hook finishes its call."""
     reported: list[int] = []
 
     async def hook(events: Any) -> None:

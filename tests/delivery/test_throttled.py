@@ -26,7 +26,7 @@ PATIENT = RetryPolicy(max_attempts=1000, max_elapsed=1e6)
 
 
 def allowing(limit: int) -> Callable[[Request], Step | int]:
-    """Return a server that accepts so many requests in any second, and refuses further ones."""
+    """Return a server that accepts at most `limit` requests in any second and refuses further ones."""
     admitted: deque[float] = deque()
 
     def then(request: Request) -> Step | int:
@@ -41,7 +41,7 @@ def allowing(limit: int) -> Callable[[Request], Step | int]:
 
 
 async def flood(then: Any, seconds: float, **options: Any) -> ScriptedTransport:
-    """Track more than the limit lets out, for so many seconds; return the server."""
+    """Track 60 events a second, more than the limit allows, for `seconds`; return the transport."""
     transport = ScriptedTransport(then=then)
     options.setdefault("retry", PATIENT)
     engine = Engine(transport, batching=ONE_EACH, limiter=LocalLimiter(RateLimit()), **options)
@@ -53,13 +53,13 @@ async def flood(then: Any, seconds: float, **options: Any) -> ScriptedTransport:
 
 
 def refused(transport: ScriptedTransport, limit: int) -> int:
-    """Return how many requests a server of that limit refused."""
+    """Return how many of these requests a server with this limit refuses."""
     server = allowing(limit)
     return sum(server(request) == 429 for request in transport.requests)
 
 
 async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
-    """A server that allows 30 requests a second, where 50 are configured, refuses few of them and is well used."""
+    """If a server allows 30 requests a second and 50 are configured, few are refused, and its limit is well used."""
     transport = await flood(allowing(30), 120.0)
 
     assert refused(transport, 30) <= 0.04 * len(transport.requests)
@@ -68,7 +68,7 @@ async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("answer", [429, status(429, retry_after=0.0), status(429, retry_after=3.0)])
 async def test_a_stream_of_429_never_raises_the_rate(virtual_clock: CheckedLoop, answer: Step | int) -> None:
-    """If every answer is 429, fewer and fewer requests are made."""
+    """If every answer is 429, the number of requests does not grow."""
     times = (await flood(answer, 120.0)).times
     by_half_minute = [sum(start <= at < start + 30.0 for at in times) for start in (0.0, 30.0, 60.0, 90.0)]
 
@@ -77,7 +77,7 @@ async def test_a_stream_of_429_never_raises_the_rate(virtual_clock: CheckedLoop,
 
 
 async def test_one_incident_is_one_cut(virtual_clock: CheckedLoop) -> None:
-    """All answers to requests that were sent before the pause ended are one incident: the pace falls to 0.7, once."""
+    """If several 429 concern requests from before the pause's end, the pace falls to 0.7 once for all of them."""
     limiter = LocalLimiter(RateLimit())
     paces = []
     for _ in range(8):
@@ -91,7 +91,7 @@ async def test_one_incident_is_one_cut(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_the_pace_comes_back_by_two_hundredths_a_second(virtual_clock: CheckedLoop) -> None:
-    """After the pause the pace grows by 2 % of the full one a second, and is full after 15 s."""
+    """If a pause has begun with a 429, the pace grows by 2 % of the full one a second, and is full after 15 s."""
     limiter = LocalLimiter(RateLimit())
     limiter.throttled(now())
     paces = []
@@ -105,7 +105,7 @@ async def test_the_pace_comes_back_by_two_hundredths_a_second(virtual_clock: Che
 @given(st.lists(st.floats(0.0, 20.0), max_size=40))
 @PROPERTY
 def test_pauses_only_move_later(gaps: list[float]) -> None:
-    """In any order of pauses and 429s, the end of a pause never moves earlier, and the pace stays above a tenth."""
+    """If pauses and 429s mix, the end of the pause never moves earlier, and the pace is at least a tenth."""
 
     async def test() -> None:
         limiter = LocalLimiter(RateLimit())
@@ -121,7 +121,7 @@ def test_pauses_only_move_later(gaps: list[float]) -> None:
 
 
 async def test_nobody_recovers_in_a_pause(virtual_clock: CheckedLoop) -> None:
-    """After a long `Retry-After` the pace is the one after the cut: it does not recover during the pause."""
+    """If `Retry-After` is long, the pace does not recover during the pause."""
     limiter = LocalLimiter(RateLimit())
     engine = Engine(ScriptedTransport(status(429, retry_after=30.0)), limiter=limiter, retry=PATIENT)
 
@@ -131,7 +131,7 @@ async def test_nobody_recovers_in_a_pause(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_what_is_declared_as_throttling_is_not_divided(virtual_clock: CheckedLoop) -> None:
-    """A 400 that the policy takes for a 429 says nothing against the events, to the end of the retries."""
+    """If a 400 counts as a 429, the batch is not divided, and an earlier attempt may still have been recorded."""
     retry = RetryPolicy(is_throttled=lambda *_: True, max_attempts=3, initial_backoff=0.0)
     transport = ScriptedTransport(Step(reply=Reply(failure="timeout"), recorded=True), then=400)
     engine = Engine(transport, limiter=RecordingLimiter(), retry=retry)
@@ -143,7 +143,7 @@ async def test_what_is_declared_as_throttling_is_not_divided(virtual_clock: Chec
 
 
 def test_the_slower_pace_is_kept() -> None:
-    """At 0.7 of the pace no second sees more than 35 or so requests, at a tenth no more than 6."""
+    """If the pace is 0.7, no second has more than some 35 requests; if it is a tenth, no more than some 6."""
 
     async def test(incidents: int) -> int:
         limiter = LocalLimiter(RateLimit())
@@ -165,7 +165,7 @@ def test_the_slower_pace_is_kept() -> None:
 
 
 async def test_everyone_pauses(virtual_clock: CheckedLoop) -> None:
-    """One 429 without `Retry-After` holds back batches and direct sends for a second."""
+    """If one answer is 429 without `Retry-After`, batches and direct sends wait for a second."""
     transport = ScriptedTransport(429)
     retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
     engine = Engine(transport, batching=ONE_EACH, limiter=LocalLimiter(RateLimit()), retry=retry)
@@ -183,7 +183,7 @@ async def test_everyone_pauses(virtual_clock: CheckedLoop) -> None:
 
 @pytest.mark.parametrize("throttled", [403, 503])
 async def test_what_counts_as_throttling_can_be_extended(virtual_clock: CheckedLoop, throttled: int) -> None:
-    """If `is_throttled` says so, a 403 or 503 counts as a 429: not recorded, sent again, slower; any other does not."""
+    """If `is_throttled` returns True for a 403 or 503, the answer counts as a 429, and other answers do not."""
 
     def is_throttled(code: int, body: bytes) -> bool:
         return code == throttled and b"too fast" in body
@@ -202,7 +202,7 @@ async def test_what_counts_as_throttling_can_be_extended(virtual_clock: CheckedL
 
 @pytest.mark.parametrize("code", [200, 204, 299])
 async def test_what_was_accepted_is_not_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
-    """`is_throttled` is not called for a 2xx: an accepted event is delivered, whatever the answer contains."""
+    """If the answer is a 2xx, `is_throttled` is not called, and the event is delivered."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
@@ -221,7 +221,7 @@ async def test_what_was_accepted_is_not_asked_about(virtual_clock: CheckedLoop, 
 
 @pytest.mark.parametrize("code", [199, 300, 400, 413, 429, 599])
 async def test_every_other_answer_is_asked_about(virtual_clock: CheckedLoop, code: int) -> None:
-    """`is_throttled` is called once for each answer that is no 2xx, and may declare any of them a 429."""
+    """If an answer is no 2xx, `is_throttled` is called once for it, and may make it count as a 429."""
     asked: list[tuple[int, bytes]] = []
 
     def is_throttled(code: int, body: bytes) -> bool:
@@ -240,7 +240,7 @@ async def test_every_other_answer_is_asked_about(virtual_clock: CheckedLoop, cod
 
 
 async def test_without_an_answer_nobody_is_asked(virtual_clock: CheckedLoop) -> None:
-    """`is_throttled` is not called for a request without an answer."""
+    """If a request gets no answer, `is_throttled` is not called."""
     asked: list[int] = []
 
     def is_throttled(code: int, _: bytes) -> bool:
@@ -258,7 +258,7 @@ async def test_without_an_answer_nobody_is_asked(virtual_clock: CheckedLoop) -> 
 async def test_a_predicate_that_raises_is_no_throttling(
     virtual_clock: CheckedLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If `is_throttled` raises, one record is logged, and the answer keeps its usual meaning."""
+    """If `is_throttled` raises, one record is logged, and the answer has its usual meaning."""
 
     def broken(code: int, body: bytes) -> bool:
         raise ZeroDivisionError
@@ -288,6 +288,6 @@ async def test_a_predicate_that_raises_is_no_throttling(
     ],
 )
 def test_bad_policies_fail_at_construction(options: dict[str, Any]) -> None:
-    """A policy whose settings would have no effect is refused at construction, by the name of its field."""
+    """If a setting would have no effect, the policy is refused at construction, with the name of the setting."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         RetryPolicy(**options)

@@ -1,4 +1,4 @@
-"""The body limit: below a refused size, and slowly up again."""
+"""The body limit, the largest body that a server is sent: lower after a refusal, and slowly higher again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 512 * 1024
 def fill(
     cap: BodyLimit, limit: int, seconds: float, *, start: float = 0.0, every: float = 0.5
 ) -> list[tuple[float, int]]:
-    """Send full bodies to a server that takes `limit` bytes; return when a body was refused, and its size."""
+    """Send full bodies to a server that accepts `limit` bytes; return the time and size of each refused body."""
     refused: list[tuple[float, int]] = []
     for step in range(int(seconds / every)):
         now, size = start + step * every, cap.bytes
@@ -29,12 +29,12 @@ def fill(
 
 
 def test_it_begins_as_configured() -> None:
-    """Nothing is known of a new server, so nothing is cut."""
+    """If nothing was refused yet, the limit is the configured size."""
     assert BodyLimit(MOST).bytes == MOST
 
 
 def test_refused_bodies_halve_it() -> None:
-    """Each refusal halves the limit, but never below a kilobyte."""
+    """If bodies are refused, each refusal halves the limit, down to `LEAST`."""
     cap = BodyLimit(MOST)
     sizes = []
     for _ in range(12):
@@ -46,7 +46,7 @@ def test_refused_bodies_halve_it() -> None:
 
 
 def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None:
-    """After any number of accepted small bodies, a refusal at most halves the limit."""
+    """If a small body is accepted between two refusals, the second refusal still only halves the limit."""
     cap = BodyLimit(MOST)
     cap.refused(MOST, 0.0)
     cap.accepted(300, 1.0)
@@ -56,7 +56,7 @@ def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None
 
 
 def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
-    """Against a server that takes 100 kB an hour of full bodies meets few refusals, further and further apart."""
+    """If a server accepts 100 kB, an hour of full bodies has few refusals, at growing intervals."""
     cap = BodyLimit(MOST)
     refused = fill(cap, 100_000, 3600.0)
     later = [at for at, _ in refused if at > 10.0]
@@ -69,7 +69,7 @@ def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
 
 
 def test_it_comes_back_when_the_server_does() -> None:
-    """When the server accepts all sizes again, the limit grows to the configured one, without a refusal."""
+    """If the server accepts all sizes again, the limit grows to the configured one, without a refusal."""
     cap = BodyLimit(MOST)
     fill(cap, 100_000, 60.0)
 
@@ -78,7 +78,7 @@ def test_it_comes_back_when_the_server_does() -> None:
 
 
 def test_small_bodies_do_not_raise_it() -> None:
-    """Bodies far below the limit do not show that the server accepts more."""
+    """If accepted bodies are far below the limit, the limit does not grow."""
     cap = BodyLimit(MOST)
     cap.refused(MOST, 0.0)
     for step in range(10_000):
@@ -90,7 +90,7 @@ def test_small_bodies_do_not_raise_it() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(2, MOST), st.floats(0, 1e6)), max_size=60))
 @PROPERTY
 def test_it_stays_within_its_bounds(history: list[tuple[bool, int, float]]) -> None:
-    """After any refusals and acceptances, the limit is from 1 KiB to the configured one, and below refused sizes."""
+    """If bodies are refused and accepted in any order, the limit stays in its range and below refused sizes."""
     cap = BodyLimit(MOST)
     for refused, size, now in history:
         if refused:

@@ -1,4 +1,4 @@
-"""The event buffer: each event that is put in leaves once, in order, within every bound."""
+"""The event buffer: each event that was appended leaves once, in order, and all limits hold."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 LINGER = 0.125
-"""Seconds; a power of two, so that the sums below are exact."""
+"""The linger in seconds: a power of two, so that sums of floats are exact."""
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that tests set by hand."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -46,12 +46,12 @@ def envelope(number: int, size: int) -> bytes:
 
 
 def make(clock: Clock | None = None, *, buffer: Buffer | None = None, **batching: Any) -> EventBuffer:
-    """Return an empty buffer."""
+    """Return an empty buffer that is unordered unless asked otherwise."""
     return EventBuffer(Batching(linger=LINGER, **{"ordered": False, **batching}), buffer or Buffer(), clock or Clock())
 
 
 def put(buffer: EventBuffer, number: int, visitor: str = "a", size: int = 20) -> bool:
-    """Append one event."""
+    """Append one event of `size` bytes; return whether a batch may be due sooner."""
     return buffer.append(envelope(number, size), Receipt("view"), buffer.lane_of(visitor))
 
 
@@ -63,7 +63,7 @@ def numbers(batch: Batch | None) -> list[int]:
 
 @attrs.frozen
 class Waiting:
-    """The model's record of one event."""
+    """Records one event as the model of the buffer has it."""
 
     number: int
     visitor: str
@@ -75,7 +75,7 @@ class Waiting:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """A buffer beside a model of it that is a plain list."""
+    """Compares a buffer with a plain list of its events after random operations."""
 
     out = Bundle("out")
 
@@ -97,7 +97,7 @@ class BufferMachine(RuleBasedStateMachine):
         bounds=st.builds(Buffer, max_events=st.integers(1, 30), max_bytes=st.integers(1024, 6000)),
     )
     def begin(self, max_events: int, max_bytes: int, ordered: bool, by_session: bool, bounds: Buffer) -> None:  # noqa: FBT001
-        """Choose the policies."""
+        """Create the buffer with these policies."""
         self.batching = Batching(
             max_events=max_events, max_bytes=max_bytes, linger=LINGER, ordered=ordered, by_session=by_session
         )
@@ -107,7 +107,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(visitor=st.sampled_from("abcdefgh"), size=st.integers(5, 1022))
     def append(self, visitor: str, size: int) -> None:
-        """Append an event if the bounds allow it; if `append` returns False, nothing is due sooner."""
+        """Append an event if the bounds allow it; if `append` returns False, `due_in` must not change."""
         total = sum(waiting.size for waiting in self.model)
         fits = len(self.model) < self.bounds.max_events and total + size + 1 <= self.bounds.max_bytes
 
@@ -119,7 +119,7 @@ class BufferMachine(RuleBasedStateMachine):
         lane = self.buffer.lane_of(visitor)
         receipt = Receipt("view")
         before = self.buffer.due_in()
-        # As the intake does: `append` only if `grow` does not take the event.
+        # This is what the intake does: it calls `append` only if `grow` does not take the event.
         text = envelope(self.count, size)
         may_be_sooner = not self.buffer.grow(text, receipt) and self.buffer.append(text, receipt, lane)
         self.model.append(Waiting(self.count, visitor, lane, size + 1, self.clock(), receipt, self.generation))
@@ -128,19 +128,19 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(eighths=st.integers(0, 2))
     def advance(self, eighths: int) -> None:
-        """Let time pass."""
+        """Let up to an eighth of a second pass."""
         self.clock.time += eighths * LINGER / 2
 
     @rule()
     def flush(self) -> None:
-        """Make everything due."""
+        """Begin a flush, which makes all present events due."""
         assert self.buffer.begin_flush() == self.generation
 
         self.generation += 1
 
     @rule(target=out)
     def take(self) -> Batch | None:
-        """Take a batch: of the right events, in order, within the bounds, and of one visitor if `by_session` is set."""
+        """Take a batch, and compare it with the events that the model expects."""
         ready = self.ready()
         batch = self.buffer.take()
         if not ready:
@@ -179,7 +179,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(batch=consumes(out))
     def release(self, batch: Batch | None) -> None:
-        """Release a batch: its lanes can give again."""
+        """Release a batch, after which its lanes (queues of visitors) may give events again."""
         if batch is None:
             return
         before = len(self.ready())
@@ -192,7 +192,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.count % 7 == 6)
     @rule()
     def drain(self) -> None:
-        """Take everything, oldest first."""
+        """Drain the buffer, and check that all events leave, the oldest batch first."""
         drained = list(self.buffer.drain())
         gone = {number: batch for batch in drained for number in numbers(batch)}
 
@@ -205,7 +205,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_equal_the_contents(self) -> None:
-        """The counters agree with the waiting events."""
+        """At any time, the counters are those of the waiting events."""
         if not hasattr(self, "buffer"):
             return
         assert self.buffer.events == len(self.model)
@@ -216,7 +216,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def due_in_is_what_it_should_be(self) -> None:
-        """A batch is due when the ready events fill one, a flush wants one, or the oldest has lingered."""
+        """At any time, `due_in` is 0 if a batch is full or flushed, otherwise the oldest event's remaining linger."""
         if not hasattr(self, "buffer"):
             return
         ready = self.ready()
@@ -234,7 +234,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def lanes_do_not_pile_up(self) -> None:
-        """Every lane holds events or is busy, except the only lane of a buffer without ordering."""
+        """At any time, every lane holds events or is busy, except the only lane of an unordered buffer."""
         if not hasattr(self, "buffer"):
             return
         needed = {waiting.lane for waiting in self.model} | self.busy.keys() | (set() if self.exclusive else {None})
@@ -253,7 +253,7 @@ TestBufferMachine = BufferMachine.TestCase
 
 
 def test_full_batch_is_due() -> None:
-    """The event that fills a batch makes it due, and `append` says so."""
+    """If an event fills a batch, the batch is due, and `append` returns True."""
     buffer = make(max_events=3)
     reported = [put(buffer, number) for number in range(3)]
 
@@ -262,7 +262,7 @@ def test_full_batch_is_due() -> None:
 
 
 def test_full_bytes_are_due() -> None:
-    """The event whose bytes reach the limit makes a batch due, and `append` returns True."""
+    """If an event's bytes reach the limit, a batch is due, and `append` returns True."""
     buffer = make(max_bytes=1024)
     reported = [put(buffer, number, size=510) for number in range(3)]
 
@@ -274,7 +274,7 @@ def test_full_bytes_are_due() -> None:
 @pytest.mark.parametrize(("last", "due"), [(510, False), (511, True), (512, True), (1022, True)])
 @pytest.mark.parametrize("how", ["append", "extend", "grow"])
 def test_bytes_at_the_cap_are_due(how: str, last: int, due: bool) -> None:  # noqa: FBT001
-    """A batch is due when the bytes of its events, commas included, reach the limit exactly; the caller learns it."""
+    """If the bytes of events and commas reach the limit exactly, a batch is due, and the caller learns it."""
     buffer = make(max_bytes=1024)
     put(buffer, 0, size=511)
     if how == "append":
@@ -290,7 +290,7 @@ def test_bytes_at_the_cap_are_due(how: str, last: int, due: bool) -> None:  # no
 
 @pytest.mark.parametrize("how", ["append", "extend", "grow"])
 def test_events_at_the_cap_are_due(how: str) -> None:
-    """Only the event that fills a batch makes it due, by whatever method it is added, and its caller learns it."""
+    """If an event fills a batch, only this event's caller learns that it is due, by whatever method it was added."""
     buffer = make(max_events=4)
     reported = [put(buffer, 0)]
     for number in range(1, 6):
@@ -306,12 +306,12 @@ def test_events_at_the_cap_are_due(how: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_a_group_that_crosses_the_cap_is_due(count: int) -> None:
-    """Events added together are due if together they reach a limit, in number or bytes, and the caller learns it."""
+    """If events added together reach the limit in number or bytes, a batch is due, and the caller learns it."""
     for buffer in (make(max_events=5), make(max_bytes=1024)):
         for number in range(2):
             put(buffer, number, size=203)
         reported = buffer.extend([envelope(number, 203) for number in range(count)], [Receipt("view")] * count, None)
-        # Of 204 bytes each, the comma counted, five events are 1,020 bytes and six are beyond the cap.
+        # An event has 204 bytes with its comma, so five events have 1,020 bytes and six exceed the limit of 1,024.
         due = 2 + count >= (5 if buffer.cap.bytes > 1024 else 6)
 
         assert (due, 0.0 if due else LINGER) == (reported, buffer.due_in())
@@ -320,11 +320,11 @@ def test_a_group_that_crosses_the_cap_is_due(count: int) -> None:
 @pytest.mark.parametrize(("more", "together"), [(0, True), (1, False)])
 @pytest.mark.parametrize("of", ["lanes", "one lane"])
 def test_batches_come_together_up_to_the_very_cap(of: str, more: int, together: bool) -> None:  # noqa: FBT001
-    """Two batches are merged if the result has exactly the largest size, and not if it had one byte more."""
+    """If two batches have exactly the largest size together, they are merged; with one byte more they are not."""
     clock = Clock()
     buffer = make(clock, max_bytes=1024, ordered=of == "lanes")
     first, second = lanes_apart(buffer) if of == "lanes" else ("a", "a")
-    # While `short_batches` is wanted a lane's batch is closed by its age.
+    # While `short_batches` is set, a lane's open batch is closed by its age.
     buffer.short_batches = True
     put(buffer, 0, first, size=500)
     clock.time = 10.0
@@ -338,7 +338,7 @@ def test_batches_come_together_up_to_the_very_cap(of: str, more: int, together: 
 
 @pytest.mark.parametrize(("more", "together"), [(0, True), (1, False)])
 def test_lanes_come_together_up_to_the_very_number(more: int, together: bool) -> None:  # noqa: FBT001
-    """Two lanes' batches become one of exactly `max_events`, and stay two if it had one event more."""
+    """If two lanes' batches have exactly `max_events` together, they are merged; with one more they are not."""
     buffer = make(max_events=5, ordered=True)
     first, second = lanes_apart(buffer)
     for number in range(2):
@@ -351,7 +351,7 @@ def test_lanes_come_together_up_to_the_very_number(more: int, together: bool) ->
 
 
 def test_oldest_lingers() -> None:
-    """An event is due when its linger has passed, whatever came after it."""
+    """If events follow, an event is still due when its own linger is over."""
     clock = Clock()
     buffer = make(clock)
     put(buffer, 1)
@@ -364,7 +364,7 @@ def test_oldest_lingers() -> None:
 
 
 def test_empty_buffer_is_never_due() -> None:
-    """Nothing waits, so nothing is due, even for a flush."""
+    """If the buffer is empty, nothing is due, even for a flush."""
     buffer = make()
     buffer.begin_flush()
 
@@ -373,7 +373,7 @@ def test_empty_buffer_is_never_due() -> None:
 
 
 def test_batch_that_a_flush_waits_for_takes_company() -> None:
-    """Events from before a flush are due now, and later events join their batch until it leaves."""
+    """If a flush begins, earlier events are due now, and later events join their batch until it leaves."""
     buffer = make(max_events=2)
     put(buffer, 1)
     buffer.begin_flush()
@@ -386,7 +386,7 @@ def test_batch_that_a_flush_waits_for_takes_company() -> None:
 
 
 def test_largest_possible_event_fills_a_batch() -> None:
-    """An event of two bytes less than the largest size makes a body of exactly that size."""
+    """If an event has two bytes less than the largest size, its body has exactly the largest size."""
     buffer = make(max_bytes=1024)
     put(buffer, 1, size=1022)
     put(buffer, 2)
@@ -397,7 +397,7 @@ def test_largest_possible_event_fills_a_batch() -> None:
 
 
 def test_busy_lane_makes_nothing_due() -> None:
-    """While a visitor's batch is in flight, their next batch is not due, even if it is full, old or flushed."""
+    """If a visitor's batch is in flight, the visitor's next batch is not due, even if it is full, old or flushed."""
     clock = Clock()
     buffer = make(clock, max_events=2, by_session=True)
     put(buffer, 0)
@@ -417,7 +417,7 @@ def test_busy_lane_makes_nothing_due() -> None:
 
 @pytest.mark.parametrize("mode", ["ordered", "by_session"])
 def test_flushed_events_of_a_busy_lane_hurry_nobody(mode: str) -> None:
-    """While flushed events wait for their busy lane, events of other lanes keep their linger."""
+    """If flushed events wait for their busy lane, events of other lanes still linger."""
     buffer = make(**{mode: True})
     visitors = iter("abcdefghijklmnopqrstuvwxyz")
     first = next(visitors)
@@ -432,7 +432,7 @@ def test_flushed_events_of_a_busy_lane_hurry_nobody(mode: str) -> None:
 
 
 def test_released_lane_has_lingered_meanwhile() -> None:
-    """An event that grew old in a busy lane is due at the release, though a younger one was ready before it."""
+    """If an event became old in a busy lane, it is due at the release, even if a younger one was ready before."""
     clock = Clock()
     buffer = make(clock, by_session=True)
     put(buffer, 1, "a")
@@ -447,7 +447,7 @@ def test_released_lane_has_lingered_meanwhile() -> None:
 
 
 def test_lanes_merge_within_the_caps() -> None:
-    """One request carries the events of many visitors, up to the limits and never above."""
+    """If many visitors have events, one request carries events of several visitors, within the limits."""
     buffer = make(max_events=10, ordered=True)
     for number in range(100):
         put(buffer, number, f"visitor{number}")
@@ -461,7 +461,7 @@ def test_lanes_merge_within_the_caps() -> None:
 
 
 def test_lanes_merge_within_the_bytes() -> None:
-    """A lane whose events would make the body too large waits for the next batch."""
+    """If a lane's events would make the body too large, they wait for the next batch."""
     buffer = make(max_bytes=1024, ordered=True)
     visitors = [f"visitor{number}" for number in range(40)]
     lanes = {buffer.lane_of(visitor): visitor for visitor in visitors}
@@ -487,7 +487,7 @@ def test_what_other_lanes_give_together_is_within_the_caps(by: str) -> None:
     clock.time = 0.75
     for number, visitor in enumerate([first, second, second, first], 3):
         put(buffer, number, visitor, size)
-    # Each of the second lane's two batches has one event left, as have those of the first lane, so a third one fits.
+    # Each of the four batches now has one event left, so three of them fit together.
     expired = [number for batch in buffer.expire(0.0) for number in numbers(batch)]
     assert expired == [0, 1, 2]
     batches = [numbers(batch) for batch in iter(buffer.take, None)]
@@ -502,7 +502,7 @@ def lanes_apart(buffer: EventBuffer) -> tuple[str, str]:
 
 
 def test_million_visitors_leave_no_lanes() -> None:
-    """Visitors whose events have left leave nothing behind."""
+    """If all events of visitors have left, no lane stays in memory."""
     buffer = make(by_session=True)
     for number in range(2000):
         put(buffer, number, f"visitor{number}")
@@ -514,7 +514,7 @@ def test_million_visitors_leave_no_lanes() -> None:
 
 
 def test_drained_batch_by_batch() -> None:
-    """While the buffer is drained, its counters are those of the events still in it."""
+    """If the buffer is drained, its counters are those of the events still in it."""
     buffer = make(max_events=2)
     for number in range(5):
         put(buffer, number)
@@ -524,7 +524,7 @@ def test_drained_batch_by_batch() -> None:
 
 
 def test_release_after_drain() -> None:
-    """A batch that comes back after the buffer was drained finds nothing to make ready."""
+    """If a batch is released after the buffer was drained, nothing becomes ready."""
     buffer = make(by_session=True)
     put(buffer, 1)
     batch = buffer.take()
@@ -537,7 +537,7 @@ def test_release_after_drain() -> None:
 
 
 def test_batch_pairs_envelopes_and_receipts() -> None:
-    """Iterating over a batch gives each event's JSON beside its receipt."""
+    """If a batch is iterated over, it yields each event's JSON with its receipt."""
     batch = Batch(0.0, 0, None)
     receipt = Receipt("view")
     batch.envelopes.append(b"{}")
@@ -566,13 +566,13 @@ def test_batch_pairs_envelopes_and_receipts() -> None:
     ],
 )
 def test_impossible_policy(policy: type, name: str, value: object) -> None:
-    """A value outside its range is refused at construction, with the name of its field."""
+    """If a setting is outside its range, the error at construction has the name of the setting."""
     with pytest.raises(ConfigurationError, match=f"{policy.__name__}.{name} must"):
         policy(**{name: value})
 
 
 def test_events_that_come_while_others_expire_are_counted() -> None:
-    """Code that gets an expired event may track another in the same step, and the counters stay true."""
+    """If code that gets an expired event tracks another one in the same step, the counters are still right."""
     buffer = make(max_events=50)
     for number in range(12):
         put(buffer, number)
@@ -589,12 +589,12 @@ def test_events_that_come_while_others_expire_are_counted() -> None:
 
 @pytest.mark.parametrize("batching", [{"ordered": True}, {"by_session": True}, {}])
 def test_while_fine_is_wanted_no_batch_is_of_several_ages(batching: dict[str, Any]) -> None:
-    """While sending is halted old and young events of different visitors leave in different batches."""
+    """If `short_batches` is set, as in a halt, old and young events of different visitors are not batched together."""
     clock = Clock()
     buffer = make(clock, **batching)
     buffer.short_batches = True
     for number in range(8):
-        # Lanes 0 to 7: no two visitors share one.
+        # The events use lanes 0 to 7, so no two visitors share a lane.
         buffer.append(envelope(number, 20), Receipt("view"), None if batching == {} else number)
         clock.time += 0.2
     taken = []

@@ -1,4 +1,4 @@
-"""The event buffer beside a plain model of it: events are taken, drained, evicted and expired."""
+"""The event buffer compared with a plain model: events are taken, drained, evicted and expired in random order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = ["order", "addToBasket", "view", "impressionContentViewed", "somethingNe
 
 @attrs.frozen
 class Event:
-    """The model's record of one event."""
+    """Records one event as the model has it."""
 
     number: int
     name: str
@@ -40,7 +40,7 @@ class Event:
 
 @attrs.define(eq=False)
 class Bundled:
-    """A batch as the model has it."""
+    """Records one batch as the model has it."""
 
     lane: Hashable
     opened_at: float
@@ -50,12 +50,12 @@ class Bundled:
 
     @property
     def size(self) -> int:
-        """The bytes of its body."""
+        """The bytes of the batch's body."""
         return 1 + sum(event.size for event in self.events)
 
 
 class Model(RuleBasedStateMachine):
-    """A buffer beside a list of batches."""
+    """Compares a buffer with a list of batches after random operations."""
 
     out = Bundle("out")
 
@@ -88,7 +88,7 @@ class Model(RuleBasedStateMachine):
         ),
     )
     def begin(self, batching: Batching, bounds: Buffer) -> None:
-        """Choose the policies."""
+        """Create the buffer with these policies."""
         self.batching, self.bounds = batching, bounds
         self.exclusive = batching.ordered or batching.by_session
         self.buffer = EventBuffer(batching, bounds, lambda: self.time)
@@ -97,7 +97,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(eighths=st.integers(1, 3))
     def advance(self, eighths: int) -> None:
-        """Let time pass."""
+        """Let one to three sixteenths of a second pass."""
         self.time += eighths * LINGER / 2
 
     @rule(
@@ -107,7 +107,7 @@ class Model(RuleBasedStateMachine):
         waited=st.sampled_from([0.0, 0.0, 0.5]),
     )
     def append(self, visitor: str, name: str, size: int, waited: float) -> None:
-        """Add an event; evict others for it if the policy allows."""
+        """Append an event, after others were evicted for it if the policy allows that."""
         envelope = json.dumps(f"{self.count:<{size - 3}}").encode()
         self.make_room(len(envelope) + 1, name)
         fits = self.fits(len(envelope) + 1)
@@ -118,7 +118,7 @@ class Model(RuleBasedStateMachine):
         came_at = max(self.came_last, self.time - waited)
         receipt = Receipt(name)
         before = self.buffer.due_in()
-        # As the intake does: `append` only if `grow` does not take the event.
+        # This is what the intake does: it calls `append` only if `grow` does not take the event.
         sooner = (waited or not self.buffer.grow(envelope, receipt)) and self.buffer.append(
             envelope, receipt, lane, came_at=came_at if waited else None
         )
@@ -141,7 +141,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(visitor=st.sampled_from("abcde"), sizes=st.lists(st.sampled_from([20, 100, 500]), min_size=1, max_size=8))
     def extend(self, visitor: str, sizes: list[int]) -> None:
-        """Add events of one visitor together, if all of them fit."""
+        """Add events of one visitor in one call, if all of them fit."""
         if self.bounds.overflow == "shed" or not self.buffer.holds(len(sizes), sum(sizes)):
             return
         envelopes = [json.dumps(f"{self.count + number:<{size - 3}}").encode() for number, size in enumerate(sizes)]
@@ -154,7 +154,7 @@ class Model(RuleBasedStateMachine):
         assert sooner or self.buffer.due_in() == before
 
     def make_room(self, size: int, name: str) -> None:
-        """Evict events, and compare them with those that the model evicts."""
+        """Evict events for a new one, and compare them with those that the model evicts."""
         expected: list[int] = []
         if self.bounds.overflow in ("drop_oldest", "shed"):
             left = sorted(self.events, key=lambda event: (self.rank(event.name), event.number))
@@ -168,10 +168,10 @@ class Model(RuleBasedStateMachine):
 
     @rule(age=st.sampled_from([0.0, LINGER, 1.0]))
     def expire(self, age: float) -> None:
-        """Expire events that are too old: single events if each has its time, otherwise batches by their oldest."""
+        """Expire events that are too old: one by one if events have times, otherwise by their batch's oldest event."""
         moment = self.time - age
         timed = self.bounds.max_age is not None
-        # By the oldest event that a batch has left: its first ones may have gone before.
+        # Batches expire by the oldest event that is left in them, as earlier ones may have left.
         batches = sorted(self.batches, key=lambda batch: batch.events[0].came_at) if timed else self.batches
         expected = [
             event.number
@@ -187,13 +187,13 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Make everything due."""
+        """Begin a flush, which makes all present events due."""
         assert self.buffer.begin_flush() == self.generation
         self.generation += 1
 
     @rule(target=out)
     def take(self) -> Batch | None:
-        """Take a batch: the first ones of ready lanes, and of each as many as fit in together."""
+        """Take a batch: the first batches of ready lanes, and from each lane as many as fit together."""
         queues: dict[Hashable, list[Bundled]] = {}
         for bundled in self.ready:
             queues.setdefault(bundled.lane, []).append(bundled)
@@ -222,7 +222,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(batch=consumes(out))
     def release(self, batch: Batch | None) -> None:
-        """Bring a batch back: its lanes can give again."""
+        """Release a batch, after which its lanes (queues of visitors) may give events again."""
         if batch is None:
             return
         freed = self.busy.intersection(batch.lanes) if self.exclusive else set()
@@ -231,7 +231,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(rarely=st.sampled_from([False] * 5 + [True]))
     def drain(self, rarely: bool) -> None:  # noqa: FBT001
-        """Take everything, oldest first."""
+        """Rarely drain the buffer, and check that all events leave, the oldest batch first."""
         if rarely:
             expected = [event.number for bundled in self.batches for event in bundled.events]
             assert [number for batch in self.buffer.drain() for number in self.leave(batch)] == expected
@@ -256,47 +256,47 @@ class Model(RuleBasedStateMachine):
 
     @property
     def timed(self) -> bool:
-        """Whether each event has its time."""
+        """Whether the buffer stores a time for each event."""
         return self.bounds.max_age is not None
 
     @property
     def events(self) -> list[Event]:
-        """The waiting events."""
+        """The waiting events, in order."""
         return [event for bundled in self.batches for event in bundled.events]
 
     @property
     def ready(self) -> list[Bundled]:
-        """The batches that could be taken."""
+        """The batches whose lanes are not busy."""
         return [bundled for bundled in self.batches if bundled.lane not in self.busy]
 
     def fit_together(self, taken: list[Bundled], other: Bundled) -> bool:
-        """Whether a batch fits in one request with the batches that are taken."""
+        """Return whether a batch fits in one request with the batches that are already taken."""
         events = sum(len(each.events) for each in [*taken, other])
         size = 1 + sum(each.size - 1 for each in [*taken, other])
         return events <= self.batching.max_events and size <= self.batching.max_bytes
 
     def rank(self, name: str) -> int:
-        """Return how valuable an event is."""
+        """Return the event's rank: the lowest rank is evicted first."""
         return DEFAULT_RANKING.get(name, 1) if self.bounds.overflow == "shed" else 1
 
     def fits(self, size: int) -> bool:
-        """Whether an envelope fits in now."""
+        """Return whether an envelope of `size` bytes fits in the buffer now."""
         return self.fits_beside(self.events, size)
 
     def fits_beside(self, events: Iterable[Event], size: int) -> bool:
-        """Whether an envelope would fit in beside these."""
+        """Return whether an envelope of `size` bytes would fit in the buffer with these events."""
         sizes = [event.size for event in events]
         return len(sizes) < self.bounds.max_events and sum(sizes) + size <= self.bounds.max_bytes
 
     @invariant()
     def counters_are_those_of_the_contents(self) -> None:
-        """Each counter agrees with the model, and nothing is kept of events that have left."""
+        """At any time, each counter agrees with the model, and nothing is stored of events that have left."""
         if not hasattr(self, "buffer"):
             return
         buffer, ready = self.buffer, self.ready
         assert (buffer.events, buffer.batches) == (len(self.events), len(self.batches))
         assert buffer.bytes == sum(event.size for event in self.events)
-        # Events appended by `grow` are counted later, and are always ready.
+        # Events that `grow` has appended are counted later, and are always ready.
         grown, size = uncounted_growth(buffer)
         assert ready_counters(buffer) == {
             "events": sum(len(bundled.events) for bundled in ready) - grown,
@@ -311,7 +311,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def due_when_it_should_be(self) -> None:
-        """A batch is due when enough is ready, when a flush waits for one, or when it has been open for the linger."""
+        """At any time, a batch is due if enough is ready, if a flush waits, or if it was opened a linger ago."""
         if not hasattr(self, "buffer"):
             return
         ready = self.ready
@@ -326,7 +326,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def every_batch_is_counted_down_once(self) -> None:
-        """For a flush each batch is over exactly once: with its last event, however that leaves."""
+        """At any time, each batch of a flush's generation has been counted as closed once, with its last event."""
         waiting = Counter(bundled.generation for bundled in self.batches)
         assert self.opened == self.closed + waiting
 

@@ -66,7 +66,7 @@ LANES = [Batching(), Batching(ordered=True), Batching(by_session=True)]
 
 @attrs.define
 class Crowd:
-    """An engine that sends nothing yet, and everything that became of its events."""
+    """Bundles an engine that sends nothing yet with the receipts and reports of its events."""
 
     engine: Engine
     limiter: RecordingLimiter
@@ -75,7 +75,7 @@ class Crowd:
 
     @classmethod
     def of(cls, batching: Batching = Batching(), **bounds: Any) -> Crowd:  # noqa: B008 - frozen
-        """Return a crowd at a buffer with these bounds."""
+        """Return a `Crowd` whose engine has these batching settings and buffer bounds."""
         reported: list[UndeliveredEvent] = []
         limiter = RecordingLimiter(gated=True)
         engine = Engine(
@@ -84,7 +84,7 @@ class Crowd:
         return cls(engine, limiter, reported)
 
     async def come(self, kinds: str, visitors: str = "", *, nowait: bool = False) -> None:
-        """Track an event for each letter of `kinds`, numbered on, each by the visitor in its place."""
+        """Track one event for each letter of `kinds`, by the visitor at the same position of `visitors`."""
         for place, kind in enumerate(kinds):
             number = len(self.receipts)
             whose = (number, visitors[place] if visitors else "a", KINDS[kind])
@@ -92,11 +92,11 @@ class Crowd:
 
     @property
     def gone(self) -> list[int]:
-        """The numbers of the events that have given way."""
+        """The numbers of the evicted events."""
         return [number for number, receipt in self.receipts.items() if receipt.outcome == OVERFLOWED]
 
     async def end(self) -> set[int]:
-        """Let all requests go out; return the numbers of the delivered events, once the counters have been checked."""
+        """Let all requests go out and close; check the counters; return the numbers of the delivered events."""
         self.limiter.open_gate()
         report = await self.engine.aclose()
         stats = report.stats
@@ -115,7 +115,7 @@ class Crowd:
 
 
 class Counted:
-    """Awaits a coroutine, and counts how often it is resumed."""
+    """Awaits a coroutine and counts how often it is resumed."""
 
     def __init__(self, coroutine: Any) -> None:
         self._steps = coroutine.__await__()
@@ -132,7 +132,7 @@ class Counted:
 
 
 async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -> None:
-    """Of many callers that wait for space, each is woken once, when its event fits, in the order of their calls."""
+    """If many callers wait for space, each is woken once, when its event fits, in the order of the calls."""
     transport = ScriptedTransport()
     engine = Engine(transport, batching=Batching(max_events=1, linger=0.0), buffer=Buffer(max_events=2))
     calls = [Counted(engine.track(number)) for number in range(300)]
@@ -150,7 +150,7 @@ async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -
 
 
 async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> None:
-    """While the first in the queue waits for ever, callers behind it that time out leave no event in the memory."""
+    """If callers time out behind a caller that still waits, nothing of their events stays in memory."""
     crowd = Crowd.of(max_events=1)
     await crowd.come("v")
     patient = asyncio.create_task(crowd.engine.track(1))
@@ -171,7 +171,7 @@ async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> 
 
 @pytest.mark.parametrize("nowait", [False, True])
 async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa: FBT001
-    """With "raise" a full buffer is an error in the same step, and the refused event is not counted."""
+    """If the policy is "raise" and the buffer is full, an error is raised at once, and the event is not counted."""
     crowd = Crowd.of(overflow="raise", max_events=2)
     await crowd.come("vv", nowait=nowait)
     with pytest.raises(BufferFullError, match="2 events"):
@@ -193,13 +193,13 @@ async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa:
         ("drop_newest", "vvv|vo", [3, 4]),
         ("drop_oldest", "ovi|ii", [0, 1]),
         ("drop_oldest", "ovi|iiii", [0, 1, 2, 3]),
-        # The least valuable event is dropped first, the oldest among equals, in any order of arrival.
+        # The least valuable event is evicted first, and the oldest of equal ones, whatever the order of tracking.
         ("shed", "oiv|o", [1]),
         ("shed", "obvsi|ooooo", [4, 2, 3, 1, 0]),
         ("shed", "ivi|v", [0]),
         ("shed", "isv|vbbb", [0, 1, 2, 3]),
         ("shed", "vvv|v", [0]),
-        # The new event is dropped if it is worth least.
+        # The new event is dropped if it is the least valuable one.
         ("shed", "vsb|i", [3]),
         ("shed", "ooo|bvi", [3, 4, 5]),
         ("shed", "ioo|ivb", [0, 3, 4]),
@@ -213,7 +213,7 @@ async def test_what_gives_way(  # noqa: PLR0917
     batching: Batching,
     nowait: bool,  # noqa: FBT001
 ) -> None:
-    """The right events are evicted as soon as space is needed; they are settled, counted and reported."""
+    """If space is needed, the right events are evicted at once; they are settled, counted and reported."""
     before, after = kinds.split("|")
     crowd = Crowd.of(batching, overflow=overflow, max_events=len(before))
     await crowd.come(before + after, "abcabdefghkl", nowait=nowait)
@@ -224,7 +224,7 @@ async def test_what_gives_way(  # noqa: PLR0917
 
 
 async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
-    """Events are evicted one by one, by rank and then by age."""
+    """If events must be evicted, they leave one by one, by rank and then by age."""
     crowd = Crowd.of(overflow="shed", max_events=10)
     await crowd.come("ovbisovbis")
     order = []
@@ -237,7 +237,7 @@ async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
-    """A custom ranking decides alone; an event without a rank counts as 1."""
+    """If a ranking is given, it alone decides; events that it does not name have rank 1."""
     crowd = Crowd.of(overflow="shed", max_events=4, ranking={"order": 0, "impressionContentViewed": 9, "view": 1})
     await crowd.come("oivsiiio")
     assert crowd.gone == [0, 2, 3, 7]
@@ -245,7 +245,7 @@ async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_event_of_an_unknown_type(virtual_clock: CheckedLoop) -> None:
-    """An event that the default ranking does not name is evicted like a view."""
+    """If an event is not in the default ranking, it is evicted like a view."""
     crowd = Crowd.of(overflow="shed", max_events=2)
     await crowd.come("b")
     unknown = CustomEvent(name="wishlist", fields={"sessionExternalId": "a", "productId": 9})
@@ -259,7 +259,7 @@ async def test_event_of_an_unknown_type(virtual_clock: CheckedLoop) -> None:
 @pytest.mark.parametrize("batching", LANES)
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
 async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow) -> None:
-    """Events of one rank are evicted in the order in which they came, whichever visitor they belong to."""
+    """If events have the same rank, they are evicted in the order of tracking, whoever their visitors are."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=6)
     await crowd.come("vvvvvv", "abcabc")
     for gone in range(6):
@@ -274,7 +274,7 @@ async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batchin
 async def test_events_of_a_visitor_under_way(
     virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
 ) -> None:
-    """Events behind a batch in flight are evicted like others; events in flight are not."""
+    """If a batch is in flight, its events are not evicted, but the same visitor's waiting events may be."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=3)
     crowd.limiter.open_gate()
     crowd.engine.transport.then = PARKED
@@ -313,7 +313,7 @@ def custom(name: str, number: int, size: int) -> CustomEvent:
 async def test_bytes_give_way(
     virtual_clock: CheckedLoop, overflow: Overflow, sizes: list[int], newcomer: int, gone: list[int]
 ) -> None:
-    """If bytes are the bound, just as many events are evicted as the new one needs."""
+    """If the buffer is bounded by bytes, only as many events are evicted as the new one needs."""
     crowd = Crowd.of(overflow=overflow, max_bytes=1024)
     receipts = []
     for number, size in enumerate([*sizes, newcomer]):
@@ -325,7 +325,7 @@ async def test_bytes_give_way(
 
 
 async def test_nothing_gives_way_in_vain(virtual_clock: CheckedLoop) -> None:
-    """If all less valuable events together are too small, only the new event is dropped."""
+    """If evicting all less valuable events would not make enough space, only the new event is dropped."""
     ranking = {"cheap": 0, "good": 1, "dear": 2}
     crowd = Crowd.of(overflow="shed", max_bytes=1024, ranking=ranking)
     receipts = []
@@ -344,10 +344,10 @@ async def test_nothing_gives_way_in_vain(virtual_clock: CheckedLoop) -> None:
 async def test_flush_ends_with_the_last_that_gives_way(
     virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
 ) -> None:
-    """A flush whose last open events are evicted ends in that step, and newer events do not hold it."""
+    """If the last events that a flush waits for are evicted, the flush ends in the same step."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=3)
     await crowd.come("vvv", "abc")
-    # Their batches are full of a later flush's events otherwise.
+    # The flush begins before the new events are tracked, so that it does not wait for them.
     flush = asyncio.create_task(crowd.engine.flush())
     await asyncio.sleep(1.0)
     await crowd.come("oo", "de")
@@ -355,8 +355,8 @@ async def test_flush_ends_with_the_last_that_gives_way(
     assert not flush.done()
     await crowd.come("o", "f")
     await turns()
-    # Whoever comes to a lane in which one of the first still waits joins the batch that the flush waits for; which
-    # lanes are the same differs from run to run, as hashes do.
+    # A new event joins the batch that the flush waits for if an early event still waits in the same lane. Which
+    # visitors share a lane differs from run to run, because it depends on hashes.
     lane_of = buffer_of(crowd.engine).lane_of
     waited_for = Counter(map(lane_of, "abc"))
     for gone, come in zip("abc", "def", strict=True):
@@ -397,7 +397,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     flushes: set[int],
     latencies: list[float],
 ) -> None:
-    """For any order of arrivals, takes and evictions, each event is sent once or dropped, and each flush ends."""
+    """If events arrive, leave and are evicted in any order, each is sent once or dropped, and each flush ends."""
 
     async def test() -> None:
         crowd = Crowd.of(batching, overflow=overflow, max_events=room)
@@ -433,7 +433,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     ("overflow", "gone"), [("drop_newest", [2, 3]), ("drop_oldest", [0, 1]), ("shed", [1, 2]), ("raise", [])]
 )
 async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overflow, gone: list[int], way: str) -> None:
-    """Each way into a client follows the policy at a full buffer, and the receipt has the outcome."""
+    """If the buffer is full, each method of a client follows the policy, and the receipt has the outcome."""
     reported: list[UndeliveredEvent] = []
     client = make_client(
         ScriptedTransport(),
@@ -478,13 +478,13 @@ async def test_client_at_its_bounds(virtual_clock: CheckedLoop, overflow: Overfl
     ],
 )
 def test_impossible_bounds(option: str, value: object) -> None:
-    """An invalid policy, ranking or age is refused at construction, with the name of its field."""
+    """If a policy, ranking or age is invalid, the error at construction has the name of the setting."""
     with pytest.raises(ConfigurationError, match=f"Buffer.{option} must"):
         Buffer(**{option: value})  # type: ignore[arg-type]
 
 
 def test_ranking_is_a_copy() -> None:
-    """A ranking that its owner changes afterwards, or the default one, changes nothing."""
+    """If the owner of a ranking changes it later, the buffer's copy stays; the default ranking cannot be changed."""
     mine = {"view": 5}
     buffer = Buffer(ranking=mine)
     mine["view"] = 0
@@ -495,7 +495,7 @@ def test_ranking_is_a_copy() -> None:
 
 
 def test_default_ranking_names_every_event() -> None:
-    """Impressions and block views, then views and searches, then baskets and contacts, then orders: all have a rank."""
+    """The default ranking ranks every event type, and orders are the most valuable."""
     from retailrocket_async._events.models import EVENT_TYPES
 
     assert DEFAULT_RANKING.keys() == EVENT_TYPES.keys()
