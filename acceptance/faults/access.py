@@ -74,7 +74,7 @@ async def young(testbed: Testbed) -> None:
 @scenario("wrong-key-for-good", status=401)
 @scenario("403-for-good", status=403)
 async def never_repaired(testbed: Testbed, status: int) -> None:
-    """Events that have waited for `max_halt` are rejected with the server's status."""
+    """If events have waited for `max_halt`, they are rejected with the server's status."""
     await testbed.behave(Fault(status=status))
     client = testbed.open(retry=RetryPolicy(max_halt=2.0))
     await testbed.stream(1.0, 500)
@@ -88,7 +88,7 @@ async def never_repaired(testbed: Testbed, status: int) -> None:
 
 @scenario("close-while-halted")
 async def closed(testbed: Testbed) -> None:
-    """A close while sending is halted sends one last probe, does not wait, and reports the error that halted it."""
+    """If a client is closed while sending is halted, it sends one last probe, does not wait, and reports the error."""
     await testbed.behave(key=_NEW_KEY)
     testbed.open()
     await testbed.stream(1.0, 500)

@@ -29,7 +29,7 @@ _TICK = 0.01
 
 
 class Row(NamedTuple):
-    """One line of the table; times are in seconds, and None if the scenario has no such moment."""
+    """One line of the table. Times are in seconds; a time is None if its moment does not occur in the scenario."""
 
     scenario: str
     tracked: int

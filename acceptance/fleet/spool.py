@@ -46,7 +46,7 @@ def client_of(port: int, directory: str) -> AsyncTrackingClient:
     return AsyncTrackingClient("key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory))
 
 
-# --- each in a process of its own -----------------------------------------------------------------------------------
+# --- functions that run in their own process ------------------------------------------------------------------------
 
 
 async def callers(port: int, directory: str, count: int) -> dict[str, Any]:

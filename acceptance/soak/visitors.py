@@ -87,7 +87,7 @@ class Visitors:
         self._more.set()
 
     def give_up(self) -> None:
-        """Store for all remaining events that they have no outcome."""
+        """Store the present outcomes of all remaining events: None for events that have no outcome yet."""
         for number, receipt in self._receipts:
             self.shop.settle(number, receipt.outcome)
 

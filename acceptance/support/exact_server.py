@@ -29,7 +29,7 @@ _ANSWERS = {
 
 
 class Conditions(NamedTuple):
-    """How the server behaves.
+    """The settings of the server.
 
     Attributes:
         limit: requests admitted in any one second.

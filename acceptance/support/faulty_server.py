@@ -52,7 +52,7 @@ class FaultyServer:
         await self._ask(seconds)
 
     async def report(self) -> Report:
-        """Return what the server received so far."""
+        """Return the requests and events that the server has received so far."""
         report = await self._ask(Report)
         assert isinstance(report, Report)
         return report

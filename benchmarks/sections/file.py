@@ -101,7 +101,7 @@ def _sent(path: str, server: Sink) -> tuple[Figures, int]:
     return figures, server.take()["events"]
 
 
-# --- each in a process of its own -------------------------------------------------------------------------------------
+# --- functions that run in their own process --------------------------------------------------------------------------
 
 
 def write(path: str, form: Form, lines: int) -> dict[str, int]:

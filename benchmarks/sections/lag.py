@@ -88,7 +88,7 @@ class _Watch:
         return {"late": self.late, "own": self.own}
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def flow(port: int, idle: float, seconds: float) -> Figures:

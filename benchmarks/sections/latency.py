@@ -46,7 +46,7 @@ _PRODUCT = re.compile(rb'"productId":(\d+)')
 Figures = dict[str, Any]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def one_by_one(port: int, events: int, *, at_once: bool) -> Figures:

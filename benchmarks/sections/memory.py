@@ -38,7 +38,7 @@ _MIB = 2**20
 Figures = dict[str, Any]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 class _Closed:

@@ -45,7 +45,7 @@ Figures = dict[str, float]
 Job = tuple[str, dict[str, Any]]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def waiters(port: int, events: int, callers: int, group: int) -> Figures:

@@ -30,7 +30,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length:
 
 @attrs.frozen(kw_only=True)
 class _Settings:
-    """How the server behaves; see `running`."""
+    """The settings of the server; `running` explains them."""
 
     latency: float
     bodies: bool

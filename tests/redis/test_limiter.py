@@ -109,7 +109,7 @@ async def saturate(limiters: list[RedisLimiter], seconds: float, *, senders: int
 
 
 async def commands(client: Redis) -> int:
-    """Return how many commands that run a script the server has executed."""
+    """Return the number of commands by which the server has run a script."""
     statistics = await client.info("commandstats")
     return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -589,12 +589,12 @@ class ReadOnly(Outage):
     """The server became a replica, so it takes no writes."""
 
     async def begin(self) -> None:
-        """Make it a replica of a server that does not exist."""
+        """Make the server a replica of a server that does not exist."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("127.0.0.1", 1)
 
     async def end(self) -> None:
-        """Make it a primary again."""
+        """Make the server a primary again."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("NO", "ONE")
 
@@ -841,6 +841,6 @@ async def state_of(client: Any) -> dict[str, float]:
 
 
 async def requests(client: Any) -> list[tuple[bytes, float]]:
-    """Return the requests that Redis counts, and by when the API has counted each, in microseconds."""
+    """Return the requests that Redis stores, each with the time in microseconds by which the API has counted it."""
     found: list[tuple[bytes, float]] = await client.zrange(KEY.replace("limit", "requests"), 0, -1, withscores=True)
     return found

@@ -112,7 +112,7 @@ class OnNats(Broker):
         return wrapped
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages, to a stream that is made first."""
+        """Create the stream if necessary, and publish messages to it."""
         source = self.source(whole=True)
         await source.open()
         await source.aclose()
@@ -131,7 +131,7 @@ class OnKafka(Broker):
         return source
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages, to a topic that is made first."""
+        """Create the topic and the topic of its dead letters, and publish messages."""
         self.server.create_topic(self.stream, 1)
         self.server.create_topic(f"{self.stream}-dead", 1)
         async with KafkaTopic(self.server.bootstrap_servers, self.stream) as topic:

@@ -202,7 +202,7 @@ class TestRedisStreams:
         assert letter[b"envelope"] == junk(50)
 
     async def test_letter_whose_message_cannot_be_acknowledged(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If a message cannot be acknowledged, further attempts do not store its dead letter again."""
+        """If acknowledging a message fails several times, there is still only one dead letter of this message."""
         await RedisStream(redis, "events").publish([junk(50)])
         await allow(redis, f"{COMMANDS} +xdel".replace(" +xack", ""))
         source = on_redis(redis_of_all, "relay:pw@")

@@ -5,12 +5,12 @@ await                           what is cancelled there, or fails           test
 ==============================  ==========================================  =======================================
 `Relay.run`                     its task is cancelled, in any turn          `test_cancelled_in_any_turn`
 `source.open`                   fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
-`source.fetch`                  fails, or hangs                             the same
-`source.settle`                 fails, or hangs                             the same
-`source.extend`                 fails, or hangs                             the same
-`source.release`, `.aclose`     fails, or hangs, at the end                 the same
+`source.fetch`                  fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.settle`                 fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.extend`                 fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.release`, `.aclose`     fails, or hangs, at the end                 `test_a_failing_end`
 `client.track`                  waits for room                              `test_a_smaller_buffer`
-`client.aclose`                 waits for the grace                         `test_cancelled_while_it_ends`
+`client.aclose`                 waits during the grace time                 `test_cancelled_while_it_ends`
 ==============================  ==========================================  =======================================
 """
 
