@@ -68,7 +68,7 @@ async def throttled(testbed: Testbed) -> None:
 async def retry_after(testbed: Testbed, *, date: bool) -> None:
     """If the server sends ``Retry-After``, no request is made before that time."""
     seconds = 3
-    # A date has whole seconds, so it is later than the number, never earlier.
+    # A date has no fractions of seconds, so two seconds are added: the date must not be too early.
     moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds + 2)
     header = format_datetime(moment, usegmt=True) if date else str(seconds)
     client = testbed.open()

@@ -102,7 +102,7 @@ def measure(
         pipes = [stack.enter_context(server_process.running(replica.main, demand))[1] for demand in fleet]
         for pipe in pipes:
             pipe.send("begin")
-        # The run begins when all processes have sent a request, which takes long on a busy machine.
+        # The run begins when all processes have sent a request; on a busy machine that takes long.
         for pipe in pipes:
             pipe.recv()
         begin = time.monotonic()

@@ -79,7 +79,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
             "key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory), batching=BATCHING
         )
         async with client:
-            # A write to the system's cache survives the kill of this process.
+            # The writes are not flushed to disk: data in the system's cache survives the kill of this process.
             notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             loop = asyncio.get_running_loop()
             due, counter = loop.time(), number * _STEP

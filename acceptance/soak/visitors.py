@@ -77,7 +77,7 @@ class Visitors:
             self._receipts.popleft()
             self.settled += 1
             if self.settled % 200 == 0:
-                # Awaiting a settled receipt lets no other task run.
+                # Awaiting a receipt that is already settled does not let other tasks run, so the loop yields here.
                 self._fewer.set()
                 await asyncio.sleep(0)
 

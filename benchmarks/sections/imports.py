@@ -142,7 +142,7 @@ def _most_expensive() -> Iterator[tuple[str, float, float]]:
 
 def _sizes() -> Iterator[tuple[str, str, float]]:
     """Yield name, version and MiB of the package, of each distribution that it requires, and of all together."""
-    # The folder of the package: an editable installation lists no files.
+    # The folder of the package is measured, because an editable installation does not list its files.
     [package] = map(Path, retailrocket_async.__path__)
     own = sum(path.stat().st_size for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     total = own

@@ -91,7 +91,7 @@ async def stream(port: int, seconds: float, rate: int) -> Figures:
     with GcMeter() as collector:
         await paced(chunk, seconds=seconds, rate=rate)
     most = ours.stats().pending
-    # Only a steady stream is delivered to its end: a full buffer would take too long.
+    # A full buffer would take too long to deliver, so its events are dropped.
     await ours.aclose(timeout=None if rate < FULL_STREAM else 0.0)
     return {**_figures(taken, collector, called), "pending": most}
 

@@ -93,7 +93,7 @@ async def sent(port: int, events: int) -> Figures:
         for number in range(events):
             await view(ours, number)
             if (number + 1) % (events // 10) == 0:
-                # Linux counts in KiB.
+                # `ru_maxrss` is in KiB on Linux.
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 points.append((number + 1, resident(), peak))
     return {"points": points}

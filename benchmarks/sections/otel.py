@@ -127,7 +127,7 @@ async def observed(port: int, events: int, kind: str) -> dict[str, float]:
         spent = {who: 0.0 for who, _, _ in turns}
         for _, client, calls in turns:
             await track(client, WARM_UP, calls)
-        # Otherwise a full collection would traverse all objects of the SDK, in the turn of a random client.
+        # Without this, a full collection of all objects of the SDK could run while any of the clients is measured.
         gc.collect()
         gc.freeze()
         for count in counts:

@@ -98,5 +98,5 @@ def _name(function: tuple[str, int, str]) -> str:
     file, line, name = function
     if file == "~":
         return name.strip("<>")
-    # The folder is left out, because it depends on the installation.
+    # The name of the folder is left out, because it depends on the installation.
     return f"{name} ({file.strip('<>')})" if file.startswith("<") else f"{name} ({Path(file).name}:{line})"
