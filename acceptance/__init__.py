@@ -1,1 +1,1 @@
-"""Long runs that prove the promises of the package; README.md names them."""
+"""Long runs that check the promises of the package; README.md lists the runs."""

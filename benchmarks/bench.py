@@ -1,4 +1,4 @@
-"""Measures what an event costs in time, latency and memory, and checks the figures against their bounds.
+"""Measures the time, latency and memory that an event costs, and compares the figures with their bounds.
 
 ::
 
@@ -69,7 +69,7 @@ def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> st
         "machine": attrs.asdict(machine),
         "effort": attrs.asdict(effort),
         "sections": [
-            # `met` follows from the figures; it is there for a human reader.
+            # `met` can be computed from the figures; it is written for human readers.
             attrs.asdict(section) | {"demands": [attrs.asdict(each) | {"met": each.met} for each in section.demands]}
             for section in sections
         ],

@@ -1,4 +1,4 @@
-"""The contestants: the floor, our client used in three ways, peer libraries, and code that people write by hand.
+"""The clients that are compared: the least possible code, ours used in three ways, peer libraries, code by hand.
 
 Each contestant is a function that runs in a process of its own (`benchmarks.support.child_process`). It first sends
 some events to warm up imports, caches and the connection. Then it sends the number of events asked for, and returns
@@ -27,7 +27,7 @@ WARM_UP = 2_000
 BATCH = 500
 VISITORS = [f"{MARK.decode()}{number:06d}" for number in range(1000)]
 LIFTED = 100_000
-"""Requests a second of a client whose limit must not slow it down."""
+"""Request limit per second that is so high that it does not slow the client down."""
 
 Figures = dict[str, float]
 
@@ -37,7 +37,7 @@ def _figures(meter: CostMeter, events: int, *, at_caller: float | None = None) -
         "cpu": meter.cpu / events * 1e6,
         "rate": events / meter.wall,
         "peak": meter.peak / 2**20,
-        # This is the time inside the caller's own calls, whatever ran beside them.
+        # This is the time inside the caller's own calls, including other work that ran during them.
         "caller": (meter.wall if at_caller is None else at_caller) / events * 1e6,
     }
 
@@ -52,7 +52,7 @@ def _envelopes(count: int) -> Iterator[dict[str, Any]]:
 
 
 async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
-    """Encode lists of `cap` ready dicts and post each list: the least that any client must do."""
+    """Encode lists of `cap` ready dicts and post each list: the least work that any client must do."""
     import httpx
     import orjson
 
@@ -73,9 +73,9 @@ async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
 
 
 async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
-    """Take events one by one with the least work: unchecked attrs objects, encoded, kept in a list, posted by 500.
+    """Process events one by one with the least work: unchecked attrs objects, encoded, stored in a list, posted by 500.
 
-    There is no limit, no retry, no bound and no outcome. If `pause` is above 0, this waits so many seconds after each
+    There is no limit, no retry, no bound and no outcome. If `pause` is above 0, it is the wait in seconds after each
     batch, and the posts run concurrently in tasks.
     """
     import datetime as dt
@@ -248,7 +248,7 @@ async def ours_with_receipts(port: int, events: int) -> Figures:
 
 
 def _peer(track: Callable[[str, int], object], flush: Callable[[], object], events: int) -> Figures:
-    """Measure a peer that sends from its own threads; flush it before its queue is full, so that it drops nothing."""
+    """Measure a peer that sends from its own threads; flush it before its queue is full, so no event is dropped."""
     for number in range(WARM_UP):
         track(VISITORS[number % 1000], number)
     flush()

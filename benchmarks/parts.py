@@ -1,4 +1,4 @@
-"""The parts of an event's path, each alone and beside its own floor; the section `micro` runs them under pyperf.
+"""The steps of processing an event, each alone and beside its least possible cost; `micro` runs them under pyperf.
 
 `PARTS` names them. Each part is a function that takes a number of loops and returns the CPU seconds of all loops,
 without its setup. Parts that need a server find the port of a sink in the environment variable `PORT`.
@@ -45,7 +45,7 @@ Step: TypeAlias = Callable[[], Awaitable[object]]
 
 @attrs.frozen(kw_only=True)
 class _Unchecked:
-    """`View` without its rules."""
+    """Has the fields of `View`, but does not check them."""
 
     session_external_id: str
     timestamp: datetime = attrs.field(factory=lambda: datetime.now(UTC))
@@ -111,7 +111,7 @@ async def _intake(loops: int) -> float:
 
 
 class _Unlimited:
-    """A limiter that grants everything."""
+    """A limiter that grants every request immediately."""
 
     async def acquire(self) -> Permit | None:
         return None
@@ -314,7 +314,7 @@ PARTS: dict[str, dict[str, Part]] = {
 
 def main() -> None:
     """Run all parts under pyperf, with the arguments of the command line."""
-    # Imported only here, so that a part can run without pyperf.
+    # pyperf is imported only here, so that a part can run without it.
     import pyperf  # noqa: PLC0415
 
     # The processes that pyperf starts run this function as well, with the same standard input.

@@ -1,4 +1,4 @@
-"""Feeds a client with events: at a fixed rate, or without end."""
+"""Tracks events with a client, at a fixed rate or without a pause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 RATE = 20_000
-"""Events a second of a busy shop: four fifths of what the default batch size and limit let through."""
+"""Events a second of a busy shop: four fifths of the greatest rate at the default batch size and limit."""
 
 EVERY = 0.005
 """Seconds between two chunks of events: requests of many visitors come in groups."""
@@ -22,11 +22,11 @@ FULL_STREAM = 25_000
 """The most events a second at the default batch size and limit: 50 requests of 500 events."""
 
 _WARM_UP_PRODUCT = 10**9
-"""The first product of the warm-up events, which tells them from the measured ones."""
+"""The first product of the warm-up events; measured events have smaller products."""
 
 
 def client(port: int, *, lifted: bool = False, **options: Any) -> AsyncTrackingClient:
-    """Return our client for the server at `port`; `lifted` lifts its limit."""
+    """Return our client for the server at `port`; if `lifted`, its limit is too high to slow it down."""
     if lifted:
         options["rate_limit"] = RateLimit(requests=LIFTED)
     return AsyncTrackingClient("k", "p", base_url=f"http://127.0.0.1:{port}/1.0/", **options)
@@ -47,7 +47,7 @@ async def warm(client: AsyncTrackingClient, events: int = WARM_UP) -> None:
 async def paced(chunk: Callable[[range], Awaitable[None]], *, seconds: float, rate: int = RATE) -> int:
     """Call `chunk` with the numbers of the next events, `rate` a second; return the number of events.
 
-    Late chunks follow without a pause, so that a slow client gets as many events as a fast one.
+    If a chunk is late, the next ones follow without a pause, so a slow client gets as many events as a fast one.
     """
     now = asyncio.get_running_loop().time
     begin, size = now(), round(rate * EVERY)
@@ -59,13 +59,13 @@ async def paced(chunk: Callable[[range], Awaitable[None]], *, seconds: float, ra
 
 
 def fill(client: AsyncTrackingClient, events: int) -> None:
-    """Put so many events into the buffer without a pause."""
+    """Put `events` events into the buffer without a pause."""
     for number in range(events):
         client.track_nowait(View(session_external_id=VISITORS[number % len(VISITORS)], product_id=number))
 
 
 class Callers:
-    """Tasks that each track one event after the other without end, so that a full buffer stays full.
+    """Runs tasks that track events one after the other without end, so that a full buffer stays full.
 
     Args:
         client: the client to track with.

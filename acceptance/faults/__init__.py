@@ -1,1 +1,1 @@
-"""Every fault of the API, one scenario each: `python -m acceptance.faults`."""
+"""Scenarios for all faults of the API, one scenario per fault: `python -m acceptance.faults`."""

@@ -1,4 +1,4 @@
-"""Runs every fault scenario against a server that counts each event, and checks the outcome of every event.
+"""Runs the fault scenarios against a server that counts each event, and checks the outcome of every event.
 
 ::
 
@@ -40,7 +40,7 @@ for name in ("content", "ambiguity", "access", "outage", "overload", "caller"):
     importlib.import_module(f"acceptance.faults.{name}")
 
 _LONGEST = 60.0
-"""Seconds after which a scenario fails; the longest scenario should take a third of that."""
+"""Seconds after which a scenario fails; the longest scenario should take a third of this time."""
 
 _COLUMNS = ("tracked", "recorded", "delivered", "rejected", "abandoned", "dropped", "lost", "duplicated", "requests")
 
@@ -59,7 +59,7 @@ async def run_scenario(scenario: Scenario) -> Row:
 
 
 def line(row: Row) -> str:
-    """Return the row as a line of the table."""
+    """Return one row as a line of the printed table."""
     counts = " ".join(f"{getattr(row, column):>{len(column)}}" for column in _COLUMNS)
     times = " ".join(f"{'-' if value is None else format(value, '.2f'):>7}" for value in (row.first, row.settled))
     broken = f"  BROKEN: {'; '.join(row.broken)}" if row.broken else ""

@@ -1,4 +1,4 @@
-"""Scenarios with a key, a permission or an address that the server refuses, for a while or for ever."""
+"""Scenarios in which the server refuses the key, the permission or the address, for a while or until the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IN_FLIGHT = Batching().max_in_flight
 @scenario("403-for-a-while", faults=(Fault(status=403),))
 @scenario("wrong-key-for-a-while", key=_NEW_KEY)
 async def repaired(testbed: Testbed, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:
-    """If a key, permission or address is repaired in time, no event is lost, and few requests are made meanwhile."""
+    """If a key, permission or address is repaired in time, no event is lost, and few requests are made until then."""
     states: list[str] = []
     client = testbed.open(on_state_change=lambda change: states.append(change.state))
     await testbed.stream(1.0, 500)
@@ -74,11 +74,11 @@ async def young(testbed: Testbed) -> None:
 @scenario("wrong-key-for-good", status=401)
 @scenario("403-for-good", status=403)
 async def never_repaired(testbed: Testbed, status: int) -> None:
-    """Events that have waited for `max_halt` are rejected with the server's status."""
+    """If events have waited for `max_halt`, they are rejected with the server's status."""
     await testbed.behave(Fault(status=status))
     client = testbed.open(retry=RetryPolicy(max_halt=2.0))
     await testbed.stream(1.0, 500)
-    # The probe that rejects them may come two seconds after that.
+    # The probe after which they are rejected may be sent up to two seconds after `max_halt`.
     await client.flush(6.0)
     await testbed.close()
     statuses = {outcome.status for outcome in testbed.outcomes() if isinstance(outcome, Rejected)}
@@ -88,7 +88,7 @@ async def never_repaired(testbed: Testbed, status: int) -> None:
 
 @scenario("close-while-halted")
 async def closed(testbed: Testbed) -> None:
-    """A close while sending is halted sends one last probe, does not wait, and reports the error that halted it."""
+    """If a client is closed while sending is halted, it sends one last probe, does not wait, and reports the error."""
     await testbed.behave(key=_NEW_KEY)
     testbed.open()
     await testbed.stream(1.0, 500)
@@ -102,7 +102,7 @@ async def closed(testbed: Testbed) -> None:
 
 
 class _Vault:
-    """The store of the shop's API key, with a count of its readings."""
+    """Stores the shop's API key, and counts how often it is read."""
 
     def __init__(self) -> None:
         self.key = KEY
@@ -140,7 +140,7 @@ async def rotation(testbed: Testbed, of: Callable[[_Vault], Callable[[], str | A
 
 @scenario("key-function-fails")
 async def no_key(testbed: Testbed) -> None:
-    """If the function that gives the key fails, no event is lost; it is called again, not too often, until it works."""
+    """If the function that returns the key fails, no event is lost, and the function is retried, but not too often."""
     calls = 0
 
     def read() -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _OFTEN = 0.3
 _STREAM = Batching(max_events=20, linger=0.02)
-"""Small batches: thirty requests a second of the stream below, so that the fault hits many."""
+"""Small batches: the stream of events makes thirty requests a second, so the fault hits many requests."""
 
 _QUICK = RetryPolicy(initial_backoff=0.1, max_backoff=1.0)
 """Short waits between retries, for a fault that hits one request in three."""
@@ -45,14 +45,14 @@ async def _failing_at_times(testbed: Testbed, *faults: Fault) -> None:
 @scenario("reset-before", kind="reset", record=False)
 @scenario("idle-close", kind="idle_close", record=False)
 async def no_clear_answer(testbed: Testbed, kind: Kind, *, record: bool) -> None:
-    """If a connection fails, no event is lost, and the outcome of a duplicated event announces that."""
+    """If a connection fails, no event is lost, and the outcome of an event that is recorded twice says so."""
     await _failing_at_times(testbed, Fault(kind, record=record))
 
 
 @scenario("5xx-after", record=True)
 @scenario("5xx-before", record=False)
 async def server_error(testbed: Testbed, *, record: bool) -> None:
-    """If the server answers 5xx, no event is lost, and the outcome of a duplicated event announces that."""
+    """If the server answers 5xx, no event is lost, and the outcome of an event that is recorded twice says so."""
     await _failing_at_times(testbed, *(Fault(status=status, record=record) for status in (500, 502, 503, 504)))
 
 
@@ -68,7 +68,7 @@ async def not_now(testbed: Testbed) -> None:
 @scenario("at-most-once-stall", fault=Fault("stall", record=True))
 @scenario("at-most-once-reset", fault=Fault("reset", record=True))
 async def at_most_once(testbed: Testbed, fault: Fault) -> None:
-    """An order is recorded at most once, although other events of its batch are sent again."""
+    """Orders are recorded at most once, even if other events of their batch are sent again."""
     await testbed.behave(fault._replace(probability=_OFTEN))
     retry = RetryPolicy(initial_backoff=0.1, max_backoff=1.0, at_most_once=(Order,))
     client = testbed.open(batching=_STREAM, retry=retry)

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from retailrocket_async import Event, Receipt, UndeliveredEvent
 
 _SMALL_BUFFER = 200
-"""Size in events of a buffer that makes its callers wait."""
+"""Size of the buffer in events; it is so small that callers have to wait."""
 
 _BLOCKED = 0.5
-"""Seconds for which the hook blocks: more than the lag of the event loop on a busy machine."""
+"""Seconds for which the hook blocks: longer than the lag of the event loop on a busy machine."""
 
 
 @scenario("cancelled-sends")
 async def cancelled(testbed: Testbed) -> None:
-    """Sends that are cancelled in flight are counted, and their permits and connections are free again."""
+    """If sends are cancelled in flight, they are counted, and their permits and connections are free again."""
     client = testbed.open(batching=SMALL)
     await testbed.behave(Fault("stall", record=True))
     sends = [asyncio.create_task(testbed.send()) for _ in range(20)]
@@ -47,7 +47,7 @@ async def cancelled(testbed: Testbed) -> None:
 
 @scenario("threads")
 async def threads(testbed: Testbed) -> None:
-    """Eight threads that track through a handle wait for free space like any caller of `track`, and lose no event."""
+    """If eight threads track through a handle, they wait for room like callers of `track`, and no event is lost."""
     client = testbed.open(batching=SMALL, buffer=Buffer(max_events=_SMALL_BUFFER))
     handle = client.threadsafe()
 
@@ -65,7 +65,7 @@ async def threads(testbed: Testbed) -> None:
 
 @scenario("hook-blocks-and-raises")
 async def bad_hook(testbed: Testbed) -> None:
-    """A hook that blocks and raises delays neither the event loop nor the delivery; its errors are counted."""
+    """If a hook blocks and raises, neither the event loop nor the delivery is delayed; its errors are counted."""
     reported: list[int] = []
 
     def on_outcome(events: Sequence[UndeliveredEvent]) -> None:

@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def _search(culprits: int, batch: int) -> int:
-    """Return the most requests allowed for finding so many refused events in one batch."""
+    """Return the greatest allowed number of requests for finding `culprits` refused events in one batch."""
     return 2 * culprits * math.ceil(math.log2(batch)) + 1
 
 
 @scenario("poison-5", number=5)
 @scenario("poison-1", number=1)
 async def poison(testbed: Testbed, number: int) -> None:
-    """A refused event is found and rejected, and all other events of its batch are delivered."""
+    """If the API refuses an event, the event is found and rejected, and all others of its batch are delivered."""
     client = testbed.open()
     await testbed.stream(2.0, 1000, poison=number)
     await testbed.close()
     stats = client.stats()
     testbed.expect(stats.rejected == number, f"{stats.rejected} rejected for {number} refused events")
     batches = stats.requests - stats.splits
-    # A batch has the events of a tenth of a second, or more if the search used up the permits.
+    # A batch has the events of a tenth of a second, or more if finding refused events has used up the permits.
     allowed = number * _search(1, 500)
     testbed.expect(stats.splits <= allowed, f"{stats.splits} requests beside {batches} batches, {allowed} allowed")
 
 
 @scenario("poison-8-in-a-batch")
 async def poison_in_one_batch(testbed: Testbed) -> None:
-    """All of eight refused events of one batch are found within the bound on requests."""
+    """If one batch has eight refused events, all eight are found within the allowed number of requests."""
     client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
         await testbed.track(poison=position % 61 == 5 and position < 488)
@@ -47,7 +47,7 @@ async def poison_in_one_batch(testbed: Testbed) -> None:
 
 @scenario("poison-throughout")
 async def poison_throughout(testbed: Testbed) -> None:
-    """A batch with many refused events costs a bounded number of requests, and the next batch is delivered."""
+    """If a batch has many refused events, it costs a limited number of requests, and the next batch is delivered."""
     client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
         await testbed.track(poison=position % 2 == 0)
@@ -63,7 +63,7 @@ async def poison_throughout(testbed: Testbed) -> None:
 
 @scenario("too-large")
 async def too_large(testbed: Testbed) -> None:
-    """A batch that is too large is sent in parts, later batches are smaller, and one too large event is rejected."""
+    """If a batch is too large, it is sent in parts, and later batches are smaller; a too large event is rejected."""
     await testbed.behave(max_bytes=16_000)
     client = testbed.open()
     await testbed.stream(1.0, 2000)

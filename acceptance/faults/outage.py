@@ -23,7 +23,7 @@ _PROBED = RetryPolicy(max_backoff=4.0)
 @scenario("down-503", faults=(Fault(status=503),))
 @scenario("down-stalls", faults=(Fault("stall"),))
 async def down(testbed: Testbed, faults: tuple[Fault, ...]) -> None:
-    """While the API is down, few requests are made; when it is back, everything is delivered at full speed."""
+    """While the API is down, few requests are made; when it is back, all events are delivered at full speed."""
     client = testbed.open(retry=_PROBED)
     await testbed.stream(1.0, 1000)
     begun_at = testbed.now()
@@ -46,7 +46,7 @@ async def down(testbed: Testbed, faults: tuple[Fault, ...]) -> None:
 
 @scenario("429-for-a-while")
 async def throttled(testbed: Testbed) -> None:
-    """After a 429 all requests pause, longer each time, and no event is lost."""
+    """After each 429 all requests pause, each time for longer, and no event is lost."""
     client = testbed.open()
     await testbed.stream(1.0, 1000)
     begun_at = testbed.now()
@@ -68,7 +68,7 @@ async def throttled(testbed: Testbed) -> None:
 async def retry_after(testbed: Testbed, *, date: bool) -> None:
     """If the server sends ``Retry-After``, no request is made before that time."""
     seconds = 3
-    # A date has whole seconds, so it is later than the number, never earlier.
+    # A date has no fractions of seconds, so two seconds are added: the date must not be too early.
     moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds + 2)
     header = format_datetime(moment, usegmt=True) if date else str(seconds)
     client = testbed.open()

@@ -1,4 +1,4 @@
-"""Scenarios with more events than the limit lets out, and closes with too little time."""
+"""Scenarios with more events than the request limit allows, and with closes that have too little time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @scenario("overflow-drop-oldest", policy="drop_oldest")
 @scenario("overflow-shed", policy="shed")
 async def overflow(testbed: Testbed, policy: Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]) -> None:
-    """Too many events wait, are refused or are dropped, as the overflow policy says, and each has its outcome."""
+    """If there are too many events, they wait, are refused or are dropped, as the overflow policy says."""
     client = testbed.open(batching=SMALL, buffer=Buffer(max_events=1000, overflow=policy))
     await testbed.stream(2.0, 3000)
     await testbed.close()
@@ -28,7 +28,7 @@ async def overflow(testbed: Testbed, policy: Literal["wait", "raise", "drop_newe
     testbed.expect((refused > 0) is (policy == "raise"), f"{refused} refused")
     testbed.expect((stats.dropped > 0) is (policy not in ("wait", "raise")), f"{stats.dropped} dropped")
     testbed.expect(stats.delivered + stats.dropped == stats.tracked, "some are neither delivered nor dropped")
-    # While events wait, batches should leave full.
+    # While events wait, all batches should be full.
     each = stats.delivered / stats.requests
     testbed.expect(each >= 0.75 * SMALL.max_events, f"only {each:.0f} events in a request of {SMALL.max_events}")
     reasons = {outcome.reason for outcome in testbed.outcomes() if isinstance(outcome, Dropped)}
@@ -40,7 +40,7 @@ async def overflow(testbed: Testbed, policy: Literal["wait", "raise", "drop_newe
 
 @scenario("expired")
 async def expired(testbed: Testbed) -> None:
-    """Events that exceed `max_age` are dropped, and younger events are delivered when the API is back."""
+    """If events are older than `max_age`, they are dropped; younger events are delivered when the API is back."""
     client = testbed.open(buffer=Buffer(max_age=1.0))
     await testbed.stream(0.5, 1000)
     await testbed.server.shut(3.0)
@@ -57,7 +57,7 @@ async def expired(testbed: Testbed) -> None:
 @scenario("close-stalled", stalled=True)
 @scenario("close-down", stalled=False)
 async def close_without_answer(testbed: Testbed, *, stalled: bool) -> None:
-    """A close ends at its deadline, whatever the server does, and reports the outcome of every event."""
+    """If the server does not answer, a close still ends at its deadline and reports every event's outcome."""
     testbed.open(timeout=10.0)
     await testbed.stream(1.0, 1000)
     if stalled:
@@ -75,7 +75,7 @@ async def close_without_answer(testbed: Testbed, *, stalled: bool) -> None:
 
 @scenario("close-overloaded")
 async def close_overloaded(testbed: Testbed) -> None:
-    """A close with too little time sends what it can and drops the rest."""
+    """If a close has too little time, it sends events until its deadline and drops the others."""
     testbed.open(batching=SMALL)
     await testbed.burst(20_000)
     begun_at = testbed.now()

@@ -1,4 +1,4 @@
-"""The list of fault scenarios, which the modules of this package fill."""
+"""The list of fault scenarios; the other modules of this package add scenarios to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Scenario(NamedTuple):
     """A fault and the promise that the client keeps under it.
 
     Attributes:
-        name: its name on the command line.
+        name: the name of the scenario on the command line.
         promise: the promise in one sentence.
-        run: runs the scenario; it must close the client.
+        run: the function that runs the scenario; it must close the client.
     """
 
     name: str

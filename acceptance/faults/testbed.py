@@ -1,4 +1,4 @@
-"""What a scenario works with: a server that fails, a client, a stream of events, and the check of their outcomes."""
+"""The environment of a scenario: a server that fails, a client, a stream of events, and a check of the outcomes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 LIMIT = RateLimit()
 SMALL = Batching(max_events=20, linger=0.01)
-"""Small batches: the limit lets out only a thousand events a second, so that a few thousand events are too many."""
+"""Small batches: the request limit allows a thousand events a second, so a few thousand are an overload."""
 
 _TICK = 0.01
-"""Seconds between the small groups of events of a stream."""
+"""Seconds between two groups of events in a stream."""
 
 
 class Row(NamedTuple):
-    """One line of the table; times are in seconds, and None if the scenario has no such moment."""
+    """One line of the table. Times are in seconds; a time is None if its moment does not occur in the scenario."""
 
     scenario: str
     tracked: int
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
     @property
     def judged(self) -> bool:
-        """Whether `worst` is valid: a server whose event loop was late read the clock too late."""
+        """Whether `worst` is valid: not if the server's event loop was late, because it read the clock too late."""
         return self.server_lag <= LIMIT.jitter
 
 
@@ -89,7 +89,7 @@ class Testbed:
     # --- the server ---
 
     async def behave(self, *faults: Fault, **conditions: Any) -> None:
-        """Give the server these faults alone, and change the named conditions."""
+        """Replace the server's faults by `faults`, and change the conditions that are given."""
         self._conditions = self._conditions._replace(faults=faults, **conditions)
         await self.server.behave(self._conditions)
 
@@ -99,7 +99,7 @@ class Testbed:
         self.note_repair()
 
     def note_repair(self) -> None:
-        """Record that the fault is over, and when all events tracked before have their outcomes."""
+        """Record the time of the repair; from now on watch when all events tracked so far have outcomes."""
         self.repaired_at = self.now()
         before = [receipt for receipt in self.receipts.values() if not receipt.done()]
         self._watch = asyncio.create_task(self._settling(before))
@@ -132,18 +132,18 @@ class Testbed:
         except DeliveryError as error:
             outcome = error.outcome
         except asyncio.CancelledError:
-            # The delivery contract gives a cancelled `send` this outcome, which nobody receives.
+            # The caller of a cancelled `send` gets no outcome; this is the one that the delivery contract names.
             self._shop.settle(number, Abandoned(reason="cancelled", maybe_recorded=True))
             raise
         self._shop.settle(number, outcome)
 
     async def burst(self, events: int, **event: Any) -> None:
-        """Track so many events without a pause."""
+        """Track this number of events without a pause."""
         for _ in range(events):
             await self.track(**event)
 
     async def stream(self, seconds: float, rate: int, *, poison: int = 0) -> None:
-        """Track `rate` events a second; `poison` of all events, evenly spread, make the server refuse their batch."""
+        """Track `rate` events a second; `poison` of all events are ones for which the server refuses the batch."""
         start = self.now()
         total = int(seconds * rate)
         poisoned = {total * (2 * number + 1) // (2 * poison) for number in range(poison)}
@@ -155,10 +155,10 @@ class Testbed:
                 tracked += 1
 
     def outcomes(self, name: str | None = None) -> list[Outcome | None]:
-        """Return the outcomes of all events, or of those with a name."""
+        """Return the outcomes of all events, or only of events with this name."""
         return [receipt.outcome for receipt in self.receipts.values() if name in (None, receipt.event_name)]
 
-    # --- the verdict ---
+    # --- the check ---
 
     def expect(self, kept: bool, violation: str) -> None:  # noqa: FBT001 - like an assertion
         """Record a violation unless a promise of this scenario is kept."""
@@ -166,7 +166,7 @@ class Testbed:
             self._violations.append(violation)
 
     def expect_back_within(self, seconds: float) -> None:
-        """Expect that events tracked before the fault's end have their outcomes so many seconds after it."""
+        """Expect that events tracked before the end of the fault have outcomes at most `seconds` after that end."""
         took = self._settling_time
         self.expect(took is not None and took <= seconds, f"settled only after {took} s")
 
@@ -178,9 +178,9 @@ class Testbed:
         )
 
     async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - the client's own
-        """Close the client, and keep every outcome."""
+        """Close the client, and store the outcomes of all events."""
         report = await self.client.aclose(timeout)
-        # The rest of this method blocks the loop, which is no lag of the client.
+        # The rest of this method blocks the loop. The client does not cause that lag, so it is not measured.
         self.lag = self._meter.worst
         for number, receipt in self.receipts.items():
             self._shop.settle(number, receipt.outcome)
@@ -190,12 +190,12 @@ class Testbed:
         return report
 
     def reconcile(self) -> Reconciliation:
-        """Compare the reported outcomes with what the server recorded; only after the close."""
+        """Compare the reported outcomes with the events that the server recorded; call this only after `close`."""
         assert self._report is not None
         return reconcile(bytes(self._shop.outcomes), bytes(self._shop.names), self._report)
 
     async def row(self, scenario: str) -> Row:
-        """Return the line of the table, with every broken promise."""
+        """Return the scenario's line of the table, with the broken promises."""
         report = self._report
         assert report is not None
         totals = self.reconcile()
@@ -225,7 +225,7 @@ class Testbed:
         return row
 
     def now(self) -> float:
-        """Return the time of the clock that the server uses, too."""
+        """Return the time in seconds of the clock that the server uses as well."""
         return asyncio.get_running_loop().time()
 
     def _first_recorded(self, report: Report) -> float | None:

@@ -1,1 +1,1 @@
-"""Promises that hold beyond one process: `python -m acceptance.fleet`."""
+"""Runs that check promises for several processes: `python -m acceptance.fleet`."""

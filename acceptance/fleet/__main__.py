@@ -1,4 +1,4 @@
-"""Proves the promises that hold beyond one process: a spool on one host, a shared limit and relays on several hosts.
+"""Checks the promises for several processes: a spool on one host, a shared limit, and relays on several hosts.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The brokers on which relays are run: real servers on loopback, which end with the block that started them."""
+"""The brokers for the relays: real servers on loopback; each ends with the `with` block that started it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 WINDOW = RelaySettings(source="unset").window
-"""The most unsettled messages of a relay."""
+"""The greatest number of unsettled messages of a relay."""
 
 
 class Broker(Protocol):
@@ -27,7 +27,7 @@ class Broker(Protocol):
         name: its name in tables.
         url: the address of the relay's source.
         pid: the id of its process.
-        repeated: the most messages that are delivered twice when a second relay joins, because it takes over unsettled
+        repeated: the greatest number of messages delivered twice when a second relay joins and takes over unsettled
             messages of the first.
     """
 
@@ -79,7 +79,7 @@ class _Redis:
 
 @contextlib.contextmanager
 def redis() -> Iterator[Broker]:
-    """Run a redis-server that keeps everything in memory."""
+    """Run a redis-server that stores nothing on disk."""
     with RedisServer() as server:
         yield _Redis(server.url, server.pid)
 
@@ -91,7 +91,7 @@ class _Nats:
     def __init__(self, url: str, pid: int) -> None:
         self.pid = pid
         self._server = url
-        # After a kill, unsettled messages come again after the lease; with the default of 30 s a run would take long.
+        # After a kill, unsettled messages are fetched again after the lease; the default of 30 s would take long.
         self.url = self.with_lease(10)
 
     @contextlib.asynccontextmanager
@@ -125,7 +125,7 @@ class _Kafka:
     def __init__(self, servers: str, pid: int) -> None:
         self.pid = pid
         self._servers = servers
-        # Messages of a killed relay come again after this time-out; 6 s is the least that brokers allow by default.
+        # Messages of a killed relay are read again after this time-out; brokers allow no less than 6 s by default.
         self.url = f"kafka://{servers}/events?session_timeout=6"
 
     @contextlib.asynccontextmanager
@@ -143,7 +143,7 @@ class _Kafka:
 def kafka() -> Iterator[Broker]:
     """Run librdkafka's mock cluster.
 
-    It has no disk and no replicas, and keeps at most 5 MB of a partition, so its speed proves nothing.
+    It has no disk and no replicas, and stores at most 5 MB of a partition, so its speed says nothing about Kafka.
     """
     with kafka_server() as server:
         server.create_topic("events", 32)

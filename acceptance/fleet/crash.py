@@ -1,4 +1,4 @@
-"""Proves how many events relays lose and repeat if they are killed, or if the API is down for longer than the lease.
+"""Counts the events that are lost or sent twice if relays are killed, or if the API is down longer than the lease.
 
 The relays are processes of the command line, the brokers are real servers. Some of the events are refused by the API,
 and some messages are no events: these and no others must become dead letters.
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 _EVENTS = 600_000
 _BAD = 60
-"""Events that the API refuses, and as many messages that are no events."""
+"""Number of events that the API refuses, and also the number of messages that are no events."""
 
 _KILLS = 6
 _VISITORS = 5_000
 _IN_FLIGHT = WINDOW
-"""Events that may be recorded but not yet settled when a relay is killed; they come again."""
+"""Greatest number of events that are recorded but unsettled when a relay is killed; they are sent again."""
 
 _OUTAGE_EVENTS = 200_000
 _LEASE = 5.0
@@ -139,7 +139,7 @@ class RelayProcess:
 
     @property
     def idle(self) -> bool:
-        """Whether the relay has no unsettled message, and the broker has none for it."""
+        """Whether the relay has no unsettled messages, and the broker has no more messages for it."""
         metrics = self.metrics()
         relay = "retailrocket_relay_"
         left = ("in_hand", "unsettled", "lag_waiting", "lag_pending")
@@ -171,7 +171,7 @@ def wait_until(condition: Any, description: str, step: float = 0.01) -> None:
 
 
 def crash(broker_of: Any, *, events: int, bad: int, kills: int) -> dict[str, Any]:
-    """Kill a relay again and again while it works; return the figures of the run."""
+    """Kill a relay `kills` times while it works; return the figures of the run."""
     feed = Feed.of(events, bad)
     with broker_of() as broker, recording_server.running() as server:
         asyncio.run(brokers.publish(broker, feed.messages))

@@ -1,4 +1,4 @@
-"""Proves that four processes with too much demand keep one shared limit, also while Redis fails.
+"""Checks that four processes with too many events keep one shared limit, also while Redis fails.
 
 The promise needs a quiet machine: the requests' ways to the server must not differ by more than `RateLimit.jitter`. If
 they do, the run is repeated, up to three runs in total; the last one counts in any case.
@@ -36,10 +36,10 @@ SKEWS = (0.0, 300.0, -300.0, 0.0)
 
 _RUNS = 3
 _INSIDE = ("time", "hmget", "hset", "del", "pexpire", "zadd", "zcard", "zrange", "zrem", "zremrangebyscore")
-"""Commands of the script; no client sends them."""
+"""Commands that the limiter's script executes inside Redis; no client sends them."""
 
 _OURS = ("info", "ping", "script|flush")
-"""Commands that this run sends itself."""
+"""Commands that this run itself sends to Redis."""
 
 
 class Event(NamedTuple):
@@ -82,7 +82,7 @@ class Run(NamedTuple):
 
     @property
     def quiet(self) -> bool:
-        """Whether the machine was quiet enough for a verdict."""
+        """Whether the machine was quiet enough to judge the run."""
         return self.spread <= LIMIT.jitter
 
 
@@ -94,7 +94,7 @@ def measure(
     replicas: int | None = None,
     seed: int = 0,
 ) -> Run:
-    """Let processes share a limit for so many seconds, one process for each of `skews`."""
+    """Let processes share a limit for `seconds` seconds, one process for each of `skews`."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         server = stack.enter_context(exact_server.running(Conditions(LIMIT.requests, LIMIT.jitter * 0.8, 0.0, seed)))
@@ -102,7 +102,7 @@ def measure(
         pipes = [stack.enter_context(server_process.running(replica.main, demand))[1] for demand in fleet]
         for pipe in pipes:
             pipe.send("begin")
-        # The run begins when all processes have sent a request, which takes long on a busy machine.
+        # The run begins when all processes have sent a request; on a busy machine that takes long.
         for pipe in pipes:
             pipe.recv()
         begin = time.monotonic()
@@ -182,7 +182,7 @@ def thaw(redis: RedisServer) -> None:
 
 
 def run(effort: Effort) -> Section:
-    """Measure all cases; a quick run lasts a fifth, because a failure and a recovery take seconds."""
+    """Measure all cases; a quick run takes a fifth of the time, not less, as failure and recovery take seconds."""
     seconds = SECONDS / 5 if effort.quick else SECONDS
     # Redis is down for 8 of 30 seconds, and frozen for 3.
     down, frozen = 8 / 30, 3 / 30
@@ -215,7 +215,7 @@ def run(effort: Effort) -> Section:
 
 
 def in_quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[float] = (0.0,) * REPLICAS) -> Run:
-    """Measure until the machine was quiet enough for a verdict, but not more than three times."""
+    """Measure; repeat if the machine was too busy to judge the run, up to three runs in total."""
     for seed in range(_RUNS):
         measured = measure(seconds, events, skews=skews, seed=seed)
         report(f"limit: {measured}")

@@ -1,4 +1,4 @@
-"""Measures the rate of a relay and its cost per event, with a full stream and a server that answers after 20 ms."""
+"""Measures a relay's events per second and its cost per event; the stream is full, the server answers in 20 ms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SENDERS = 4
 
 
 def envelopes(count: int) -> list[bytes]:
-    """Return envelopes of many visitors; the product of each is its number."""
+    """Return envelopes of many visitors; the product of each envelope is its number."""
     codec = Codec()
     mark = sink.MARK.decode()
     return [
@@ -49,7 +49,7 @@ def envelopes(count: int) -> list[bytes]:
 
 
 def run(effort: Effort) -> Section:
-    """Deliver a full stream of every broker, without the limit and with it."""
+    """Deliver a full stream of every broker, once without and once with the request limit."""
     events = effort.count(_EVENTS)
     rows: list[tuple[Any, ...]] = []
     demands: list[Demand] = []
@@ -134,7 +134,7 @@ def _row(figures: dict[str, Any], limit: str, name: str, count: int) -> tuple[An
 
 
 def _windows(effort: Effort) -> Table:
-    """Measure how large the window has to be for late answers, at a rate that a busy machine can keep."""
+    """Measure how large the window must be if answers take long, at a rate that a busy machine can reach."""
     rows: list[tuple[Any, ...]] = []
     count = effort.count(_WINDOW_EVENTS)
     for latency in (0.1, 0.3):
@@ -212,7 +212,7 @@ async def deliver(url: str, port: int, events: int, *, rate: int, window: int = 
 
 
 async def floor(url: str, port: int) -> dict[str, Any]:
-    """Read, post and acknowledge a stream without any check, count or retry: the least work of any relay."""
+    """Read, post and acknowledge a stream without checks, counters or retries: the least work that a relay can do."""
     stream = parse_qs(urlsplit(url).query)["stream"][0]
     redis: Any = Redis.from_url(url.partition("?")[0], protocol=2)
     api = f"http://127.0.0.1:{port}/1.0/visitorEvents?apiKey=k&partnerId=p"

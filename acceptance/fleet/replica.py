@@ -1,4 +1,4 @@
-"""One process of the fleet in `acceptance.fleet.limit`: it tracks more than the limit lets out until it is stopped.
+"""One process of the run in `acceptance.fleet.limit`: it tracks more events than the limit allows until it is stopped.
 
 It records times of the monotonic clock, which all processes of the machine share, even if its event loop has a wrong
 clock.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 NUMBERS = 1_000_000
-"""Each process numbers its requests from its own number times this."""
+"""The numbers of a process's requests start at the number of the process times this value."""
 
 _SENDERS = 8
 
@@ -77,7 +77,7 @@ def main(pipe: Pipe, demand: Demand) -> None:
 
 
 class _SkewedLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock is wrong by a constant."""
+    """An event loop whose clock is wrong by a constant number of seconds."""
 
     def __init__(self, skew: float) -> None:
         self._skew = skew
@@ -117,7 +117,7 @@ async def _saturate(pipe: Pipe, demand: Demand) -> Result:
 
 
 class _Records(logging.Handler):
-    """Keeps the messages of log records."""
+    """A log handler that stores the messages of the records."""
 
     def __init__(self) -> None:
         super().__init__()

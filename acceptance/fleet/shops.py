@@ -1,4 +1,4 @@
-"""Proves the whole path with three replicas of a shop: visitors, uvicorn, the client, a shared limit, the emulator."""
+"""Checks the whole path with three replicas of a shop: visitors, uvicorn, client, shared limit and emulator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 15.0
 PACE = 200
 """Pages a second that the visitors request from each replica."""
 VISITORS = 8
-"""Connections to each replica."""
+"""Number of connections to each replica."""
 
 
 class Load(NamedTuple):
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 
 def measure(seconds: float) -> Run:
-    """Let visitors request pages for so many seconds; return the figures."""
+    """Let visitors request pages for `seconds` seconds; return the figures."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         emulator = stack.enter_context(emulator_process(Settings(limit=LIMIT, arrival_jitter=0.02, seed=0)))
@@ -121,7 +121,7 @@ async def _visit(load: Load) -> int:
 
 
 def run(effort: Effort) -> Section:
-    """Measure the figures; a quick run lasts a fifth."""
+    """Measure the figures; a quick run takes a fifth of the time."""
     seconds = SECONDS / 5 if effort.quick else SECONDS
     measured = measure(seconds)
     report(f"shops: {measured}")

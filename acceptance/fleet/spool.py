@@ -1,4 +1,4 @@
-"""Measures a spool: durable events a second, the time of a call, and a backlog of millions from filling to delivery."""
+"""Measures a spool: events a second, the duration of a call, and filling and delivering a backlog of millions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 CALLERS = 256
 PACE = 5000
 FULL_STREAM = 25_000
-"""Events a second that the limit lets out: 50 requests of 500 events."""
+"""Events a second that the request limit allows: 50 requests of 500 events."""
 
 _TICK = 0.001
 _WARM_UP = 1.0
 
 
 def events(count: int) -> Iterator[Event]:
-    """Yield so many events, of a thousand visitors."""
+    """Yield `count` events of a thousand visitors."""
     for number in range(1, count + 1):
         yield View(session_external_id=f"{MARK.decode()}{number % 1000}", product_id=number)
 
@@ -46,7 +46,7 @@ def client_of(port: int, directory: str) -> AsyncTrackingClient:
     return AsyncTrackingClient("key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory))
 
 
-# --- each in a process of its own -----------------------------------------------------------------------------------
+# --- functions that run in their own process ------------------------------------------------------------------------
 
 
 async def callers(port: int, directory: str, count: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
 
 
 async def backlog(port: int, directory: str, count: int) -> dict[str, Any]:
-    """Fill a spool whose drain lock is taken, so that nothing leaves it."""
+    """Fill a spool; another process holds its drain lock, so no event is sent."""
     held = resident()
     async with client_of(port, directory) as client:
         began = time.perf_counter()
@@ -270,13 +270,13 @@ def _section(  # noqa: PLR0913, PLR0917 - all figures of the section
 
 @contextlib.contextmanager
 def _drain_lock(directory: str) -> Iterator[None]:
-    """Hold the drain lock of a spool while the block runs, as a process that sends does."""
+    """Hold the drain lock of a spool while the block runs, like a process that sends."""
     file = SqliteSpool(directory).file()
     file.open()
     over = threading.Event()
 
     def beat() -> None:
-        # Without it the process that fills the spool takes over, and its backlog is delivered meanwhile.
+        # Without this the process that fills the spool would take over the lease and deliver its events.
         while not over.wait(1.0):
             file.lease.renew()
 

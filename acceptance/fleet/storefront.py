@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The counters of a replica at its end.
+    """The counters of a replica when it ends.
 
     Attributes:
         tracked: the number of events that it tracked.
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 
 def main(pipe: Pipe, settings: Settings) -> None:
-    """Serve on a free port, which is sent first; close on the next message, and send the `Result`."""
+    """Serve on a free port and send the port; on the next message close, and send the `Result`."""
     stats = asyncio.run(_serve(pipe, settings))
     refused = stats.requests_by_status.get(429, 0)
     pipe.send(Result(stats.tracked, stats.delivered, stats.requests, refused))
@@ -71,7 +71,7 @@ async def _serve(pipe: Pipe, settings: Settings) -> Stats:
                 "dev-partner",
                 base_url=settings.api,
                 limiter=limiter,
-                # Batches leave as soon as the limit allows, so that only the limit makes them grow.
+                # Batches are sent as soon as the limit allows, so only the limit makes them grow.
                 batching=Batching(linger=0.0),
             )
             async with client:

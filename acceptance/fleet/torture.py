@@ -1,4 +1,4 @@
-"""Proves that no accepted event is lost if processes that share a spool are killed again and again."""
+"""Checks that no accepted event is lost if processes that share a spool are killed repeatedly."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
             "key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory), batching=BATCHING
         )
         async with client:
-            # A write to the system's cache survives the kill of this process.
+            # The writes are not flushed to disk: data in the system's cache survives the kill of this process.
             notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             loop = asyncio.get_running_loop()
             due, counter = loop.time(), number * _STEP
@@ -99,7 +99,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
 
 
 def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PACE) -> Found:
-    """Let processes write to one spool and send from it, kill one of them every so many seconds; return the figures."""
+    """Let processes share one spool, kill one of them every `every` seconds, and return the figures."""
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as root, sink.running(latency=0.02, bodies=True) as server:
         port = server.port
@@ -187,7 +187,7 @@ def _is_whole(directory: str) -> bool:
 
 
 def run(effort: Effort) -> Section:
-    """Kill processes that share a spool for a minute; a quick run lasts a tenth."""
+    """Kill processes that share a spool for a minute; a quick run takes a tenth of the time."""
     report("torture: killing processes that share a spool")
     found = torture(6.0 if effort.quick else 60.0)
     return Section(

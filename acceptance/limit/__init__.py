@@ -1,1 +1,1 @@
-"""The request limit under endless demand: `python -m acceptance.limit`."""
+"""A run that checks the request limit while there are always events to send: `python -m acceptance.limit`."""

@@ -1,4 +1,4 @@
-"""Proves that the client keeps the request limit and uses it, under endless demand and against an exact server.
+"""Checks that the client keeps the request limit and uses it fully, with unlimited events and an exact server.
 
 ::
 
@@ -61,10 +61,10 @@ class BucketOnly:
         return None
 
     def pause_until(self, deadline: float) -> None:
-        """Do nothing: the server here asks for no pause."""
+        """Do nothing, because the server of this run asks for no pause."""
 
     def throttled(self, sent_at: float) -> None:
-        """Do nothing: the bucket keeps its rate."""
+        """Do nothing: `AsyncLimiter` cannot reduce its rate."""
 
 
 OURS = "LocalLimiter"
@@ -95,7 +95,7 @@ class Row(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """Whether this row must meet the demand and does not."""
+        """Whether this row has to meet the demand and misses it."""
         demanded = self.limiter == OURS and self.condition != "busy" and self.jitter <= LIMIT.jitter
         return demanded and (self.refused > 0 or self.used < self.wanted)
 
@@ -104,7 +104,7 @@ class Row(NamedTuple):
 
 
 async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, Sending]:
-    """Track more events than the limit lets out, one in each request; return the times of each request."""
+    """Track more events than the limit allows, one in each request; return the times of each request."""
     clock = asyncio.get_running_loop().time
     recording = RecordingLimiter(limiter)
     client = AsyncTrackingClient(

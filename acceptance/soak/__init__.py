@@ -1,1 +1,1 @@
-"""A million events through a server that fails at random: `python -m acceptance.soak`."""
+"""A run that sends a million events to a server that fails at random: `python -m acceptance.soak`."""

@@ -1,4 +1,4 @@
-"""Sends a million events through a server that fails at random, and proves that no event is lost and nothing leaks.
+"""Sends a million events to a server that fails at random, and checks that no event is lost and nothing leaks.
 
 ::
 
@@ -127,7 +127,7 @@ def _options(plan: FaultPlan, seed: int) -> dict[str, Any]:
     }
 
 
-# --- the verdict ---
+# --- the check ---
 
 
 def violations(run: Run, events: int) -> list[str]:

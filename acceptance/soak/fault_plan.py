@@ -27,7 +27,7 @@ RANDOM_FAULTS = (
     # Stalls are rare, because each keeps a request in flight for a whole time-out.
     Fault("stall", record=False, probability=0.001),
     Fault("stall", record=True, probability=0.001),
-    # The client retries after these without a pause of other requests, as nothing was recorded.
+    # After these answers nothing was recorded, so the client retries without pausing other requests.
     Fault(status=408, probability=0.002),
     Fault(status=425, probability=0.002),
 )
@@ -43,8 +43,8 @@ class _Outage(NamedTuple):
     Attributes:
         name: its name in the table.
         seconds: its duration.
-        faults: the faults of every request meanwhile; none keeps the random faults.
-        max_bytes: the largest body meanwhile; None for no bound.
+        faults: the faults of every request meanwhile; if empty, the random faults stay.
+        max_bytes: the largest accepted body meanwhile; None for no bound.
         shut: whether connections are refused.
         new_key: whether the server changes its key at the beginning; the shop gets the new key at the end.
     """
@@ -77,7 +77,7 @@ class FaultPlan:
     """Causes the outages in random order; every outage happens once before any is repeated.
 
     Attributes:
-        key: the API key that the shop has.
+        key: the API key that the shop uses.
         outages: the names of the outages so far.
     """
 

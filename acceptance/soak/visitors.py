@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from retailrocket_async import AsyncTrackingClient, Event, Receipt
 
 _RECEIPTS = 50_000
-"""The most receipts kept at a time: more than the buffer and the batches in flight hold."""
+"""Greatest number of stored receipts: more than the events in the buffer and in flight."""
 
 _DIRECT = 8
-"""The most direct sends in flight."""
+"""Greatest number of direct sends in flight."""
 
 
 class Visitors:
-    """Tracks events, and keeps one byte for the outcome of each in place of its receipt.
+    """Tracks events, and stores each outcome as one byte instead of a receipt.
 
     Args:
         events: the number of events.
@@ -32,7 +32,7 @@ class Visitors:
         settled: the number of events that have their outcome.
         poisoned: the number of events that the server refuses.
         direct: the number of events sent without the buffer.
-        raised: the number of those that were not delivered.
+        raised: the number of direct sends that were not delivered.
     """
 
     def __init__(self, events: int, seed: int) -> None:
@@ -66,7 +66,7 @@ class Visitors:
                 self._more.set()
 
     async def settle(self) -> None:
-        """Keep one outcome after the other; return when `finish` was called and all events have outcomes."""
+        """Store the outcomes in order; return when `finish` was called and all events have outcomes."""
         while not self._finished or self._receipts:
             if not self._receipts:
                 self._more.clear()
@@ -77,7 +77,7 @@ class Visitors:
             self._receipts.popleft()
             self.settled += 1
             if self.settled % 200 == 0:
-                # Awaiting a settled receipt lets no other task run.
+                # Awaiting a receipt that is already settled does not let other tasks run, so the loop yields here.
                 self._fewer.set()
                 await asyncio.sleep(0)
 
@@ -87,7 +87,7 @@ class Visitors:
         self._more.set()
 
     def give_up(self) -> None:
-        """Keep the outcome of the remaining events, which is none."""
+        """Store the present outcomes of all remaining events: None for events that have no outcome yet."""
         for number, receipt in self._receipts:
             self.shop.settle(number, receipt.outcome)
 
@@ -112,7 +112,7 @@ class Visitors:
             self.shop.settle(number, await client.send(event))
         except DeliveryError as error:
             if isinstance(error, RejectedError) and error.status not in (400, 413):
-                # A direct send does not wait for a valid key as batches do; this refusal does not blame the event.
+                # A direct send does not wait for a valid key as batches do, so a good event may be refused.
                 self.shop.bad.add(number)
             self.shop.settle(number, error.outcome)
             self.raised += 1

@@ -1,1 +1,1 @@
-"""Servers and records that several acceptance runs share."""
+"""Servers and helpers that several acceptance runs use."""

@@ -1,4 +1,4 @@
-"""One server side connection, with just enough of HTTP/1.1 for the clients of these runs."""
+"""A server's side of one connection; it supports only the part of HTTP/1.1 that the clients of these runs use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Request(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """Reads requests one after the other; they are not pipelined, and each has a content-length.
+    """Reads the requests of a connection; they must have a content-length and must not be pipelined.
 
     Attributes:
         requests: the number of requests read so far.
@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
         self._length: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport for the answers."""
+        """Store the transport, which sends the answers."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 

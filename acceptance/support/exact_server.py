@@ -29,7 +29,7 @@ _ANSWERS = {
 
 
 class Conditions(NamedTuple):
-    """How the server behaves.
+    """The settings of the server.
 
     Attributes:
         limit: requests admitted in any one second.
@@ -49,7 +49,7 @@ class Arrival(NamedTuple):
 
     Attributes:
         at: seconds of the monotonic clock, which all processes of the machine share.
-        number: the product of its event, which numbers the request.
+        number: the product of its event, which is the number of the request.
         admitted: whether it was within the limit.
     """
 
@@ -119,7 +119,7 @@ class _Connection(Connection):
 
     def request_received(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
-        # The drawn time counts. On a busy machine the timer may fire later.
+        # The request is counted at the random time that was drawn, even if the timer fires later on a busy machine.
         at = loop.time() + self._counter.delay()
         [number] = _NUMBER.findall(request.body)
         loop.call_at(at, self._count, int(number), at)

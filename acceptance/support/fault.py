@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 NAMES = ("view", "addToBasket", "order", "recomTap", "recomAddToBasket", "benchmark")
-"""Names of the events that carry a `productId`, which is their number; the API does not define the last one."""
+"""Names of the events whose `productId` is the number of the event; the API does not define the last name."""
 
 POISON = "poison"
 """The `stockId` of an event; the server refuses every batch that contains it."""
@@ -47,7 +47,7 @@ class Fault(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """How the server behaves.
+    """The settings of the server.
 
     Attributes:
         key: the only valid API key; requests with another key get 401.
@@ -83,7 +83,7 @@ class Arrival(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the server received so far.
+    """All requests and events that the server has received so far.
 
     Attributes:
         arrivals: every request in the order of time.

@@ -44,15 +44,15 @@ class FaultyServer:
         self._one_at_a_time = asyncio.Lock()
 
     async def behave(self, conditions: Conditions) -> None:
-        """Change the conditions; the counts go on."""
+        """Change the conditions without resetting the counts."""
         await self._ask(conditions)
 
     async def shut(self, seconds: float) -> None:
-        """End every connection and refuse new ones for so many seconds; return at the beginning of that time."""
+        """End every connection and refuse new ones for `seconds` seconds; return as soon as this has begun."""
         await self._ask(seconds)
 
     async def report(self) -> Report:
-        """Return what the server received so far."""
+        """Return the requests and events that the server has received so far."""
         report = await self._ask(Report)
         assert isinstance(report, Report)
         return report
@@ -83,7 +83,7 @@ class _Verdict(NamedTuple):
 
 
 class _Api:
-    """Judges and counts the requests of all connections, and chooses their faults."""
+    """Counts the requests of all connections, and decides which of them fail and how."""
 
     def __init__(self, conditions: Conditions) -> None:
         self.connections: set[_Connection] = set()
@@ -110,7 +110,7 @@ class _Api:
         return Report(self._arrivals, bytes(self._counts), bytes(self._names), self.strayed, self._malformed, self.lag)
 
     def ends_reused_connection(self) -> bool:
-        """Return whether a reused connection ends now, when the head of a request has arrived."""
+        """Return True if a reused connection has to end now, when the head of a request has arrived."""
         fault = self._choose_fault(idle=True)
         if fault is not None:
             # The number of events is unknown: the body is unread.
@@ -123,7 +123,7 @@ class _Api:
         verdict = self._judge(request, admitted=self._window.admit(at))
         fault = self._choose_fault(idle=False)
         if fault is not None and fault.kind == "cut_body" and verdict.status != 200:
-            # Its answer says 200, so the events must have been recorded.
+            # The answer of this fault is a 200, so it must not hit a request whose events are not recorded.
             fault = None
         records = verdict.status == 200 and (fault is None or fault.record)
         if records:

@@ -1,4 +1,4 @@
-"""Compares the outcome that the client reported for every event with what the server recorded."""
+"""Compares the outcome that the client reported for every event with the events that the server recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Reported(enum.IntEnum):
-    """The outcome that the client reported for an event, as one byte, so that a million of them take a megabyte."""
+    """The outcome that the client reported for an event, as one byte, so a million outcomes take a megabyte."""
 
     NEVER_TRACKED = 0
     PENDING = enum.auto()

@@ -24,7 +24,7 @@ class Sending(NamedTuple):
 
 
 class RecordingLimiter:
-    """Passes every call on to `limiter`, and records the times of each request.
+    """Passes every call to another limiter, and records the times of each request.
 
     The client must send one event in each request and try it once. Then the n-th permit belongs to the n-th event.
 

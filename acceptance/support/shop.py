@@ -1,4 +1,4 @@
-"""A shop that makes numbered events and keeps the outcome that the client reported for each."""
+"""A shop that makes numbered events and stores the outcome that the client reported for each event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STOCKS = (None, "1", "warehouse-of-the-north", "region/" + "x" * 43)
 
 
 class Shop:
-    """Makes events, which it numbers from 0, and keeps their outcomes.
+    """Makes events with the numbers 0, 1, 2, ..., and stores their outcomes.
 
     Attributes:
         outcomes: a `Reported` for each event, at the index of its number.
@@ -54,7 +54,7 @@ class Shop:
         return number, self._make(kind, number, POISON if poison else self._random.choice(_STOCKS), padding)
 
     def settle(self, number: int, outcome: Outcome | None) -> None:
-        """Keep the outcome of an accepted event; None if the client has not reported one."""
+        """Store the outcome of an accepted event; None if the client has reported no outcome."""
         self.outcomes[number] = reported(outcome, bad=number in self.bad)
 
     def _make(self, kind: int, number: int, stock: str | None, padding: int) -> Event:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _MADE = "<!-- Made by benchmarks/bench.py; do not edit. -->"
 _PLOTTED_IN = {"cost": ("cost",), "batch": ("scale",), "lag": ("lag",), "pace": ("lag", "latency")}
-"""The sections that may show each plot; it is shown in the first of them that the run has."""
+"""For each plot the sections that may show it; the first of them that was measured shows the plot."""
 
 
 def write_pages(folder: Path, sections: Sequence[Section], demands: Table) -> None:
@@ -22,7 +22,7 @@ def write_pages(folder: Path, sections: Sequence[Section], demands: Table) -> No
 
     The page shows only the sections of this run, and old plots are deleted.
     """
-    # Imported only here: matplotlib need not be installed unless plots are drawn.
+    # This import needs matplotlib, which need not be installed unless plots are drawn.
     from benchmarks.report.plots import draw  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)

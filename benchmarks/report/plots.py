@@ -114,7 +114,7 @@ def _lag(series: dict[str, Any]) -> Figure | None:
         counts = [*found[: len(edges) - 2], sum(found[len(edges) - 2 :])]
         counts += [0.0] * (len(edges) - 1 - len(counts))
         total = sum(counts) or 1.0
-        # Zero has no place on a logarithmic scale.
+        # A logarithmic scale cannot show zero.
         shown = [edges[0] or edges[1] / 2, *edges[1:]]
         axes.stairs([count / total * 100 for count in counts], shown, color=colour, label=name, linewidth=1.6)
     axes.set_xscale("log")

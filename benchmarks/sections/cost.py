@@ -1,4 +1,4 @@
-"""Measures the cost of an event: our client, the floor, peers and hand-written code, each in a process of its own."""
+"""Measures the cost of an event in each of the clients in `benchmarks.contestants`, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from benchmarks.support.sink import Sink
 
 _FLOOR_SHARE = 1.6
-"""The CPU time allowed for an event by `track`, as a multiple of the floor's."""
+"""Greatest allowed CPU time of an event by `track`, as a multiple of the contestant `floor`."""
 
 _RECEIPTS_SHARE = 2.2
-"""The CPU time allowed for an event whose receipt is awaited, as a multiple of the floor's."""
+"""Greatest allowed CPU time of an event whose receipt is awaited, as a multiple of the contestant `floor`."""
 
 _CHEAPEST_PEER_SHARE = 1 / 5
 _ASYNC_PEER_SHARE = 1 / 30
@@ -33,12 +33,12 @@ Figures: TypeAlias = dict[str, float]
 
 @attrs.frozen
 class _Contestant:
-    """A contestant and its share of events.
+    """A contestant (a client that is compared) and the number of its events.
 
     Attributes:
         name: the name of its function in `benchmarks.contestants`.
         events: the number of events that it sends, so that a run takes some seconds.
-        needs: the module that must be installed; None if it always is.
+        needs: the module that must be installed; None if the contestant needs no further module.
         warm_up: the number of events that its function sends before the measurement.
         peer: whether it is the client library of another service.
     """
@@ -139,7 +139,7 @@ def _measured(contestant: _Contestant, effort: Effort, server: Sink) -> Figures:
     server.take()
     figures: Figures = call(f"benchmarks.contestants:{contestant.name}", port=server.port, events=events)
     counted = server.take()
-    # The floor warms up with the first of its events; the others make events of their own for that.
+    # The floor uses its first events for the warm-up; the other contestants make additional events.
     sent = events + (min(events, contestant.warm_up) if contestant.name == "floor" else contestant.warm_up)
     return figures | {
         "requests": counted["requests"],

@@ -1,4 +1,4 @@
-"""Measures ``retailrocket-async send`` on a file like the public clickstream, and the steps of the command alone."""
+"""Measures ``retailrocket-async send`` on a file like the public clickstream, and each step of the command alone."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _sent(path: str, server: Sink) -> tuple[Figures, int]:
     return figures, server.take()["events"]
 
 
-# --- each in a process of its own -------------------------------------------------------------------------------------
+# --- functions that run in their own process --------------------------------------------------------------------------
 
 
 def write(path: str, form: Form, lines: int) -> dict[str, int]:
@@ -117,7 +117,7 @@ def write(path: str, form: Form, lines: int) -> dict[str, int]:
             for number in range(start, min(start + _CHUNK, lines)):
                 moment += chance.randrange(8_000)
                 which = chance.random()
-                # A visitor has two events on average, as in the clickstream.
+                # Visitors have two events on average, as in the clickstream.
                 visitor, item = f"{mark}{chance.randrange(_VISITORS)}", chance.randrange(_ITEMS)
                 order = which < _ORDERS
                 basket = not order and which < _ORDERS + _BASKETS

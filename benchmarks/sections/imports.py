@@ -1,4 +1,4 @@
-"""Measures what an import of the package takes, in time and on disk, beside its required dependencies.
+"""Measures the time of importing the package and its size on disk, compared with its required dependencies.
 
 Times are the CPU time of a fresh process during the import. The files are in the system's cache by then, so that
 reading them takes little.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "retailrocket-async"
 _SHARE = 1.3
-"""The time allowed for importing the package, as a multiple of importing its dependencies."""
+"""Greatest allowed time for importing the package, as a multiple of the time for its dependencies."""
 
 _ROUNDS = 21
 _MOST_EXPENSIVE = 10
@@ -52,7 +52,7 @@ class _Import(NamedTuple):
 
     Attributes:
         modules: the modules to import.
-        first: code that runs before it.
+        first: code that runs before the import.
     """
 
     modules: str
@@ -120,7 +120,7 @@ def measure(effort: Effort) -> Section:
 
 
 def _rounds(imports: list[_Import], rounds: int) -> Iterator[list[_Times]]:
-    # The first import of each may have to compile.
+    # The first import of each may compile bytecode, so it is not measured.
     for each in imports:
         _timed(each)
     for _ in range(rounds):
@@ -142,7 +142,7 @@ def _most_expensive() -> Iterator[tuple[str, float, float]]:
 
 def _sizes() -> Iterator[tuple[str, str, float]]:
     """Yield name, version and MiB of the package, of each distribution that it requires, and of all together."""
-    # The folder of the package: an editable installation lists no files.
+    # The folder of the package is measured, because an editable installation does not list its files.
     [package] = map(Path, retailrocket_async.__path__)
     own = sum(path.stat().st_size for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     total = own

@@ -1,4 +1,4 @@
-"""Measures the event-loop lag while events are tracked, and the cost of a stream without end.
+"""Measures the event-loop lag while events are tracked, and the cost of a steady stream of events.
 
 The lag is the time by which `asyncio.sleep(0.001)` exceeds its millisecond. An idle loop lags, too, because of the
 selector's clock and of other programs. So the idle loop is measured first, in the same process.
@@ -39,7 +39,7 @@ _SETTLING = 1.0
 """Seconds until a stream has its steady rate."""
 
 _CROWD = 100
-"""The number of concurrent callers in the second of the two streams."""
+"""Number of concurrent callers in the second of the two endless streams."""
 
 _EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 """Edges of the histogram's buckets in ms."""
@@ -61,14 +61,14 @@ class _Watch:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._measure())
-        # The measuring task begins its first sleep before the block runs.
+        # This lets the measuring task begin its first sleep before the block runs.
         await asyncio.sleep(0)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # One more tick measures a delay at the end of the block.
+        # This wait lets the measuring task record a delay at the end of the block.
         await asyncio.sleep(2 * _TICK)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -88,7 +88,7 @@ class _Watch:
         return {"late": self.late, "own": self.own}
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def flow(port: int, idle: float, seconds: float) -> Figures:
@@ -111,7 +111,7 @@ async def flow(port: int, idle: float, seconds: float) -> Figures:
 
 
 async def burst(port: int, events: int, *, fits: bool) -> Figures:
-    """Measure the lag while events are tracked in a row, into a buffer that fits all, or into the default buffer."""
+    """Measure the lag while events are tracked without a pause; if `fits`, the buffer has room for all of them."""
     ours = client(port, buffer=Buffer(max_events=events + 1)) if fits else client(port)
     await warm(ours)
     async with _Watch() as during:
@@ -122,7 +122,7 @@ async def burst(port: int, events: int, *, fits: bool) -> Figures:
 
 
 async def sustained(port: int, seconds: float, callers: int) -> Figures:
-    """Let callers track without end; return the measured period, the CPU share of a core and the rate."""
+    """Let callers track for `seconds`; return the measured period, the CPU share of a core and the rate."""
     ours = client(port)
     await warm(ours)
     # The buffer is full from the beginning, so that only the steady stream is measured.

@@ -1,4 +1,4 @@
-"""Measures how long a call takes for its caller, and how long its event takes to reach the server.
+"""Measures the duration of a call, and the time until the event of the call reaches the server.
 
 A call is `await client.view(...)`: it makes, checks and encodes the event and puts it into the buffer. Everything that
 happens during the call counts: garbage collection, other tasks that the client lets run, and other programs.
@@ -30,10 +30,10 @@ _ANSWER = 0.1
 """Seconds until the server answers: the API's expected time."""
 
 _FILLING = 40_000
-"""Events a second that fill the buffer, because fewer may leave it."""
+"""Events a second: more than the request limit allows, so that the buffer fills up."""
 
 _FULL = 10_000
-"""Size of the full buffer in events; it makes no difference to the wait for free space."""
+"""Size of the full buffer in events; the size does not change the wait for free space."""
 
 _SETTLING = 0.5
 """Seconds until space becomes free at the rate of the limit."""
@@ -46,11 +46,11 @@ _PRODUCT = re.compile(rb'"productId":(\d+)')
 Figures = dict[str, Any]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def one_by_one(port: int, events: int, *, at_once: bool) -> Figures:
-    """Track one event into an empty buffer, await its receipt, and so on.
+    """Track one event into an empty buffer, await its receipt, and repeat that for all events.
 
     Args:
         port: the port of the server.
@@ -91,7 +91,7 @@ async def stream(port: int, seconds: float, rate: int) -> Figures:
     with GcMeter() as collector:
         await paced(chunk, seconds=seconds, rate=rate)
     most = ours.stats().pending
-    # Only a steady stream is delivered to its end: a full buffer would take too long.
+    # A full buffer would take too long to deliver, so its events are dropped.
     await ours.aclose(timeout=None if rate < FULL_STREAM else 0.0)
     return {**_figures(taken, collector, called), "pending": most}
 
@@ -152,7 +152,7 @@ def measure(effort: Effort) -> Section:
     ):
         for _ in range(effort.rounds):
             for name, (function, options) in _CASES.items():
-                # Events that come one by one would only wait for a slow server.
+                # Cases with one event at a time use the quick server, because with a slow one they would mostly wait.
                 server = quick if name in _EVENTS else slow
                 amount = (
                     {"events": effort.count(_EVENTS[name])}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from retailrocket_async import Permit
 
 _BUFFERED = 100_000
-"""The number of events in the buffer: its default bound."""
+"""Number of events in the buffer: the default size of the buffer."""
 
 _SENT = 1_000_000
 _HOUR = 3600.0
@@ -38,7 +38,7 @@ _MIB = 2**20
 Figures = dict[str, Any]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 class _Closed:
@@ -65,7 +65,7 @@ async def buffered(events: int, *, kept: bool, traced: bool) -> Figures:
     """
     ours = client(1, limiter=_Closed(), buffer=Buffer(max_events=2 * events))
     receipts: list[object] = [None] * events
-    # The first events create the caches and the sending task, which exist only once.
+    # The first events create caches and the sending task once, so they are tracked before the measurement.
     for number in range(1000):
         await view(ours, number)
     json = ours.stats().pending_bytes
@@ -93,7 +93,7 @@ async def sent(port: int, events: int) -> Figures:
         for number in range(events):
             await view(ours, number)
             if (number + 1) % (events // 10) == 0:
-                # Linux counts in KiB.
+                # `ru_maxrss` is in KiB on Linux.
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 points.append((number + 1, resident(), peak))
     return {"points": points}
@@ -108,7 +108,7 @@ class _Refusing(httpx.AsyncBaseTransport):
 
 def outage(overflow: str, bound: int, seconds: float) -> Figures:
     """Simulate an outage of so many seconds with a full buffer, on a virtual clock; return the memory over time."""
-    # Otherwise logging prints the warning about the outage to the standard error.
+    # Without a handler, logging would print the warning about the outage to the standard error.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     return virtual_time.run(_outage(overflow, bound, seconds))
 
@@ -124,7 +124,7 @@ async def _outage(overflow: str, bound: int, seconds: float) -> Figures:
         rate_limit=RateLimit(),
         buffer=Buffer(max_events=bound, overflow=overflow),  # type: ignore[arg-type]
     )
-    # The buffer is full before the first connection is refused.
+    # This fills the buffer before the first connection is refused.
     for number in range(bound):
         await view(ours, number)
     callers = Callers(ours, 10) if overflow == "wait" else None

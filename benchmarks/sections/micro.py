@@ -1,4 +1,4 @@
-"""Measures each part of an event's path alone, beside the floor of that part.
+"""Measures each step of processing an event alone, beside the least possible cost of this step.
 
 pyperf runs every part of `benchmarks.parts` in fresh processes, and chooses the number of loops.
 """
@@ -24,7 +24,7 @@ _QUICK = ("--processes", "1", "--values", "1", "--warmups", "0", "--min-time", "
 
 def measure(effort: Effort) -> Section:
     """Measure every part; pyperf decides how often, and `effort` only whether the run is quick."""
-    # Imported only here: no other section needs pyperf.
+    # pyperf is imported only here, because no other section needs it.
     import pyperf  # noqa: PLC0415
 
     from benchmarks.parts import PARTS, PORT  # noqa: PLC0415

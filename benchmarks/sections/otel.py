@@ -27,14 +27,14 @@ _PAGE = 5
 """Events that one page tracks."""
 
 _TURN = 5_000
-"""Events that one client tracks before the next client has its turn."""
+"""Number of events that one client tracks before the next client continues."""
 
 
 class _Observation(NamedTuple):
     """One way to observe a client.
 
     Attributes:
-        title: its name in the table.
+        title: the name of the row in the table.
         idle: whether the observer does nothing.
         sampled: the share of the pages that is sampled; None if events come from no page.
     """
@@ -127,13 +127,13 @@ async def observed(port: int, events: int, kind: str) -> dict[str, float]:
         spent = {who: 0.0 for who, _, _ in turns}
         for _, client, calls in turns:
             await track(client, WARM_UP, calls)
-        # Otherwise a full collection would traverse all objects of the SDK, in the turn of a random client.
+        # Without this, a full collection of all objects of the SDK could run while any of the clients is measured.
         gc.collect()
         gc.freeze()
         for count in counts:
             for who, client, calls in turns:
                 spent[who] += await track(client, count, calls)
-            # The order of the clients changes, because each finds the memory as the previous one left it.
+            # The order of the clients changes, because the state of the memory depends on the previous client.
             turns.append(turns.pop(0))
     return {who: seconds / sum(counts) * 1e6 for who, seconds in spent.items()}
 
@@ -165,7 +165,7 @@ class _Telemetry:
 
 
 class _SdkCalls:
-    """The least calls of the SDK: a span for each request, linked to pages, and two metrics."""
+    """The fewest possible calls of the SDK: a span for each request, linked to pages, and two metrics."""
 
     def __init__(self, telemetry: _Telemetry) -> None:
         self._context, self._trace = telemetry.context, telemetry.trace

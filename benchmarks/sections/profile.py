@@ -1,7 +1,7 @@
-"""Profiles the sending path: the ten functions that take most time, and the time of each library.
+"""Profiles the code that sends events: the ten functions that take most time, and the time of each library.
 
-A profiler adds to the cost of each call, so small functions look slower than they are and calls into C faster. It shows
-where to look; the real cost of a part is in the section `micro`.
+A profiler adds a cost to each call, so small functions look too slow, and calls into C look too fast. A profile shows
+where to look; the section `micro` measures the real cost of each part.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def profiled(port: int, events: int) -> dict[str, Any]:
     areas: Counter[str] = Counter()
     for function, (_, _, own, _, _) in stats.items():
         areas[_area(function)] += own / events * 1e6  # type: ignore[assignment]
-    # Waiting for the server is no work.
+    # The time of waiting for the server is no CPU time of the client, so it is left out.
     areas.pop("waiting", None)
     most = sorted(stats.items(), key=lambda item: -item[1][2])
     return {
@@ -98,5 +98,5 @@ def _name(function: tuple[str, int, str]) -> str:
     file, line, name = function
     if file == "~":
         return name.strip("<>")
-    # The folder is left out, because it depends on the installation.
+    # The name of the folder is left out, because it depends on the installation.
     return f"{name} ({file.strip('<>')})" if file.startswith("<") else f"{name} ({Path(file).name}:{line})"

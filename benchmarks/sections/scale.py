@@ -28,10 +28,10 @@ _BATCHES = {1: 1_000, 10: 4_000, 50: 15_000, 100: 30_000, BATCH: 50_000, 2_000: 
 """The number of events to send at each batch size: enough to be measured, and few if a batch has few events."""
 
 _WAITED_FOR = 10_000
-"""The number of receipts awaited at the same time, however many callers share them."""
+"""Number of receipts that all callers together await at the same time."""
 
 _SHARED = (1, 100, 1_000, 10_000)
-"""Numbers of callers that share those receipts."""
+"""Numbers of callers among which these receipts are divided."""
 
 _ALONE = (BATCH, 1_000, 10_000)
 """Numbers of callers that await one receipt each; the smallest number fills one batch."""
@@ -39,17 +39,17 @@ _ALONE = (BATCH, 1_000, 10_000)
 _AWAITED = 60_000
 _CLIENTS = 10
 _ALLOWED = 1.3
-"""The largest cost allowed, as a multiple of the smallest."""
+"""Greatest allowed cost of an event, as a multiple of the smallest measured cost."""
 
 Figures = dict[str, float]
 Job = tuple[str, dict[str, Any]]
 
 
-# --- what is measured, each in a process of its own -------------------------------------------------------------------
+# --- measurements, each in its own process ----------------------------------------------------------------------------
 
 
 async def waiters(port: int, events: int, callers: int, group: int) -> Figures:
-    """Let callers track a group of events each, await the receipts in order, and repeat that."""
+    """Let each caller track `group` events, await their receipts in order, and repeat that."""
     async with client(port, lifted=True) as ours:
         await warm(ours)
 
@@ -81,7 +81,7 @@ async def _started(callers: list[Coroutine[Any, Any, None]]) -> list[asyncio.Tas
 
 
 async def asyncio_alone(port: int, events: int, callers: int, group: int) -> Figures:
-    """Do the same as `waiters` with bare futures, of which 500 at a time are set: the cost of asyncio alone."""
+    """Do the same as `waiters` with plain futures, which are set 500 at a time: this is the cost of asyncio alone."""
     del port
     loop = asyncio.get_running_loop()
     pending: list[asyncio.Future[None]] = []
@@ -144,7 +144,7 @@ def measure(effort: Effort) -> Section:
         for number in range((effort.rounds + 1) // 2):
             for name, (target, arguments) in jobs.items():
                 if number and target == "benchmarks.sections.scale:asyncio_alone":
-                    # It is only for comparison: one round is enough.
+                    # This row is only shown for comparison, so one round is enough.
                     continue
                 found[name].append(call(target, port=server.port, **arguments))
     costs = {name: _median(rounds, "cpu") for name, rounds in found.items()}

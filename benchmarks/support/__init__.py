@@ -1,1 +1,1 @@
-"""Processes, servers, meters and tables: what the benchmarks and the acceptance runs share."""
+"""Processes, servers, meters and tables that the benchmarks and the acceptance runs use."""

@@ -1,4 +1,4 @@
-"""Calls a function in a new process, so that nothing that an earlier call left behind is measured.
+"""Calls a function in a new process, so that earlier calls do not influence the measurement.
 
 ::
 
@@ -31,7 +31,7 @@ def call(target: str, *, env: dict[str, str] | None = None, **arguments: Any) ->
 
     Args:
         target: the module's full name and the function's name.
-        env: environment variables beside those of this process.
+        env: environment variables in addition to those of this process.
         arguments: keyword arguments of the function.
 
     Raises:
@@ -50,7 +50,7 @@ def run(module: str, *arguments: str, env: dict[str, str] | None = None) -> str:
     Raises:
         RuntimeError: the process failed; the message is the end of its standard error.
     """
-    # Nothing is ever written: the module reads the end of this pipe when this process has ended.
+    # This process never writes to the pipe. When it ends, the pipe ends, and the module notices this and exits.
     reading, writing = os.pipe()
     try:
         done = subprocess.run(
@@ -89,7 +89,7 @@ def _main() -> None:
         result = asyncio.run(result)
     print(json.dumps(result))
     sys.stdout.flush()
-    # The libraries of peers leave threads that would keep this process for minutes.
+    # `os._exit` is used because threads of peer libraries would keep this process running for minutes.
     os._exit(0)
 
 

@@ -41,7 +41,7 @@ class CostMeter:
 
 
 class LagMeter:
-    """Measures how late the event loop is: sleeps 5 ms again and again, and records how much longer it slept.
+    """Measures the lag of the event loop: it sleeps 5 ms repeatedly, and records by how much each sleep was longer.
 
     Attributes:
         worst: the longest delay in seconds.
@@ -109,7 +109,7 @@ class GcMeter:
 
 def peak_memory() -> int:
     """Return the most bytes of memory that this process has held; on Linux only."""
-    # `getrusage` is of no use here: its figure starts from the peak of the parent process.
+    # `getrusage` cannot be used, because its figure starts from the peak of the parent process.
     found = re.search(rb"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_bytes())
     assert found is not None
     return int(found[1]) * 1024
@@ -129,7 +129,7 @@ def cpu_time(pid: int) -> float:
 
 def descriptors() -> int:
     """Return the number of open file descriptors of this process; on Linux only."""
-    # Listing the folder opens one more.
+    # Listing the folder opens one more descriptor, which is subtracted.
     return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
 
 

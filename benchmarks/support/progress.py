@@ -1,4 +1,4 @@
-"""Reports progress on the standard error, so that the standard output holds tables alone."""
+"""Reports progress on the standard error, so that the standard output contains only tables."""
 
 from __future__ import annotations
 

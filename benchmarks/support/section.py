@@ -1,4 +1,4 @@
-"""The result of one section of a run: tables, demands, and the points of plots."""
+"""The result of one section of a run: its tables, its demands (figures with bounds), and the points of plots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Table:
 
 @attrs.frozen(kw_only=True)
 class Demand:
-    """A figure with the bound that it must keep.
+    """A measured figure and the bound that it must not exceed or fall below.
 
     Attributes:
         what: the name of the figure.
@@ -46,7 +46,7 @@ class Demand:
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps its bound."""
+        """Whether the figure is within its bound."""
         return self.figure >= self.bound if self.at_least else self.figure <= self.bound
 
 
@@ -74,7 +74,7 @@ class Effort:
     """How much a run measures.
 
     Attributes:
-        quick: measure about a tenth, to see that everything runs; the figures mean little.
+        quick: whether only about a tenth is measured, to see that everything runs; the figures mean little then.
         rounds: how often each thing is measured. Rounds alternate between the things, so that a disturbance of the
             machine hits all of them.
     """

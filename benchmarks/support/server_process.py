@@ -19,7 +19,7 @@ _Settings = TypeVar("_Settings")
 
 @contextlib.contextmanager
 def running(main: Callable[[Pipe, _Settings], None], settings: _Settings) -> Iterator[tuple[int, Pipe]]:
-    """Run `main` in a new process while the block runs; give its port and the pipe to it.
+    """Run `main` in a new process while the block runs; yield its port and the pipe to it.
 
     The port is the first value that `main` must send. The process ends with the block, and also if this process is
     killed.
@@ -29,7 +29,7 @@ def running(main: Callable[[Pipe, _Settings], None], settings: _Settings) -> Ite
     """
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = start(main, theirs, settings)
-    # From now on only the server holds this end of the pipe, so that its end is seen as the end of the pipe.
+    # Only the server has this end of the pipe open from now on, so the pipe ends when the server ends.
     theirs.close()
     try:
         port = ours.recv()

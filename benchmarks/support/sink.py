@@ -30,7 +30,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length:
 
 @attrs.frozen(kw_only=True)
 class _Settings:
-    """How the server behaves; see `running`."""
+    """The settings of the server; `running` explains them."""
 
     latency: float
     bodies: bool
@@ -66,8 +66,8 @@ def running(*, latency: float = 0.0, bodies: bool = False, arrivals: bool = Fals
 
     Args:
         latency: seconds until a request is answered.
-        bodies: whether it keeps every body, and the arrivals.
-        arrivals: whether it keeps the time of each request and its number of events.
+        bodies: whether it stores every body, and also the arrivals.
+        arrivals: whether it stores the time and the number of events of each request.
     """
     settings = _Settings(latency=latency, bodies=bodies, arrivals=arrivals or bodies)
     with server_process.running(_main, settings) as (port, pipe):
@@ -123,7 +123,7 @@ class _Connection(asyncio.Protocol):
                 self._received()
 
     def _received(self) -> None:
-        # Client and server share the system's clock. It is read first, so that the server's own work is not in it.
+        # Client and server share the system's clock. It is read first, so that the time excludes the server's work.
         at = time.time() if self._settings.arrivals else 0.0
         body, self._parts, self._left = b"".join(self._parts), [], -1
         if self._gzip:
@@ -151,7 +151,7 @@ def _main(pipe: Pipe, settings: _Settings) -> None:
 
 
 async def _serve(pipe: Pipe, settings: _Settings) -> None:
-    """Serve until the process is ended; answer each message on `pipe` with the counters, which then start anew."""
+    """Serve until the process ends; answer each message on `pipe` with the counters, and reset them."""
     counters = _Counters()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(settings, counters), "127.0.0.1", 0, backlog=1000)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the smallest value that `percent` of the values do not exceed; None if there are too few values.
+    """Return the smallest value that `percent` of the values do not exceed, or None if there are too few values.
 
-    Above 50 percent there are too few if the answer would always be the largest value.
+    For a `percent` above 50 there are too few values if the result would be the largest value in any case.
     """
     rank = math.ceil(len(values) * percent / 100)
     if not values or (rank == len(values) and percent > 50):
@@ -23,7 +23,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def median_of_rounds(values: Iterable[float | None]) -> float | None:
-    """Return the median of one value per round; None if any round has no value."""
+    """Return the median of one value per round, or None if any round has no value."""
     found = list(values)
     known = [value for value in found if value is not None]
     return statistics.median(known) if known and len(known) == len(found) else None

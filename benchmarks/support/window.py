@@ -13,14 +13,14 @@ PER = 1.0
 
 
 class Window:
-    """Admits at most `limit` requests in any window; with None it admits all."""
+    """Admits at most `limit` requests in any window of one second; if `limit` is None, it admits all requests."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._admitted: deque[float] = deque()
 
     def admit(self, at: float) -> bool:
-        """Return whether a request at the time `at` is within the limit, and count it if so.
+        """Return True and count the request if a request at the time `at` is within the limit; otherwise return False.
 
         Times are in seconds and must not decrease from call to call.
         """

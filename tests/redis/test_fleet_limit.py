@@ -26,7 +26,7 @@ def assert_kept(run: limit.Run, *, excess: float = 1.0) -> None:
 
 
 def test_four_processes_keep_one_limit() -> None:
-    """Four processes whose clocks differ by minutes keep the limit together, each with its part of it."""
+    """If the clocks of four processes differ by minutes, the processes together still keep the limit."""
     run = limit.in_quiet(3.0, skews=limit.SKEWS)
 
     assert run.least > 0
@@ -34,12 +34,12 @@ def test_four_processes_keep_one_limit() -> None:
 
 
 def test_flushed_scripts_change_nothing() -> None:
-    """The limit is kept if Redis forgets its scripts during a run."""
+    """If Redis forgets its scripts during a run, the limit is still kept."""
     assert_kept(limit.measure(3.0, [limit.Event(part, limit.flush_scripts) for part in (0.4, 0.7)]))
 
 
 def test_a_killed_redis_is_survived() -> None:
-    """After Redis was killed and came back empty, requests leave, and no second has 4 % more than the limit."""
+    """If Redis is killed and restarted empty, requests continue, and no second has over 4 % more than the limit."""
     run = limit.measure(7.0, [limit.Event(0.2, limit.kill), limit.Event(0.4, limit.start)])
 
     assert run.records[0].startswith("Redis does not answer (ConnectionError)")
@@ -47,7 +47,7 @@ def test_a_killed_redis_is_survived() -> None:
 
 
 def test_three_replicas_of_a_shop_deliver_all() -> None:
-    """Three replicas of a web shop under load deliver every event, under one limit."""
+    """If three replicas of a web shop under load share one limit, every event is delivered."""
     from acceptance.fleet import shops
 
     for _ in range(3):

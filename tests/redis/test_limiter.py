@@ -1,4 +1,4 @@
-"""`RedisLimiter` on a real Redis: the limit is kept and shared fairly, in outages of Redis, too."""
+"""`RedisLimiter` on a real Redis: the limit is kept and shared fairly, also while Redis fails."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ T = TypeVar("T")
 
 KEY = "retailrocket:{shop}:limit"
 PATIENCE = 30.0
-"""Seconds in which even a busy machine does what a test waits for."""
+"""Longest time in seconds that a test waits for a condition; it is enough on a busy machine."""
 
 
 class TestRedisLimiter(LimiterContract):
-    """`RedisLimiter` keeps the contract."""
+    """The tests that every limiter must pass."""
 
     per = 0.5
     lateness = 0.5
@@ -72,7 +72,7 @@ class TestRedisLimiter(LimiterContract):
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """Yield a client of the test's server; close it when no limiter reports any more, or one would connect again."""
+    """Yield a client of the server; close it after all limiters' tasks have ended, because a task would reconnect."""
     async with Redis.from_url(redis_server.url) as client:
         yield client
         await until(nothing_runs)
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 
 
 def nothing_runs() -> bool:
-    """Return whether no task runs but this one: no limiter reports any more."""
+    """Return True if no other task runs, so all limiters have finished their reports."""
     return asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -109,7 +109,7 @@ async def saturate(limiters: list[RedisLimiter], seconds: float, *, senders: int
 
 
 async def commands(client: Redis) -> int:
-    """Return how many commands that run a script the server has executed."""
+    """Return the number of commands by which the server has run a script."""
     statistics = await client.info("commandstats")
     return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
@@ -123,16 +123,16 @@ def records(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_several_processes_share_one_limit(redis: Redis) -> None:
-    """However many limiters share a limit, no window holds more requests than it allows, and each gets its part."""
+    """If four limiters share a limit, no window exceeds the limit, and all get about equal shares."""
     limit = RateLimit(requests=20, per=0.5)
     # On a busy machine a command may take longer than the default time-out. For the limiter that is an outage, in which
-    # it sends its share beside the limit that the others share.
+    # it sends its own share in addition to the shared limit. So the time-out is long here.
     limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(4)]
 
     times = await saturate(limiters, 2.5)
 
     assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
-    # A limiter has one reservation at a time, so none is ahead of another by more than the burst.
+    # A limiter has one reservation at a time, so no limiter is ahead of another by more than the burst.
     assert max(map(len, times)) - min(map(len, times)) <= limit.burst + 1
 
 
@@ -148,7 +148,7 @@ async def test_a_permit_costs_one_command(redis: Redis) -> None:
 
 
 async def test_shops_do_not_share(redis: Any) -> None:
-    """Limiters of different names share no limit and no keys."""
+    """If limiters have different names, they share neither a limit nor keys."""
     limit = RateLimit(requests=1, per=60.0)
     async with asyncio.timeout(PATIENCE):
         for name in ("a", "b"):
@@ -158,7 +158,7 @@ async def test_shops_do_not_share(redis: Any) -> None:
 
 
 async def test_a_pause_holds_all_processes(redis: Redis) -> None:
-    """A pause that one process was asked for holds back another process."""
+    """If one process is asked to pause, another process pauses as well."""
     one, other = RedisLimiter(redis), RedisLimiter(redis)
     end = now() + 0.7
     one.pause_until(end)
@@ -168,7 +168,7 @@ async def test_a_pause_holds_all_processes(redis: Redis) -> None:
 
 
 async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
-    """A 429 to one process pauses the others, and cuts their pace once for each incident."""
+    """If one process gets a 429, all processes pause, and their rate is reduced once per incident."""
     limit = RateLimit(requests=20, per=0.2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     begin = await take(one)
@@ -186,7 +186,7 @@ async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
 
 
 async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
-    """Each further incident doubles the pause, up to 8 s, and cuts the pace, down to a tenth at least."""
+    """Each further incident doubles the pause up to 8 s, and reduces the rate, but not below a tenth."""
     limiter = RedisLimiter(redis, RateLimit(requests=20, per=1.0))
     penalties, paces = [], []
     for _ in range(8):
@@ -196,7 +196,7 @@ async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
         state = await state_of(redis)
         penalties.append(state["penalty"] / 1e6)
         paces.append(1 - (state["slow"] - state["over"]) / 1e6 * 0.02)
-        # As if the pause were over, and the next request sent after it.
+        # This simulates that the pause is over, and that the next request is sent after it.
         await redis.hset(
             KEY, mapping={"over": state["seen"] - 1, "slow": state["slow"] - state["over"] + state["seen"], "open": 0}
         )
@@ -207,7 +207,7 @@ async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
 
 
 async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> None:
-    """A granted request that is not written yet counts for other processes until it is written."""
+    """If a granted request is not written yet, the limit of the other processes includes it until it is written."""
     limit = RateLimit(requests=2, per=0.4, burst=2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permits = [await one.acquire() for _ in range(2)]
@@ -230,7 +230,7 @@ async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> Non
 
 
 async def test_a_report_during_a_command_is_sent_as_well(redis: Redis) -> None:
-    """Requests that are late one after the other are all reported, even without another reservation."""
+    """If several requests are late one after the other, all are reported, even without another reservation."""
     limiter = RedisLimiter(redis, RateLimit(requests=2, per=0.4, burst=2))
     permits = [await limiter.acquire() for _ in range(2)]
 
@@ -250,7 +250,7 @@ async def test_a_report_during_a_command_is_sent_as_well(redis: Redis) -> None:
 
 
 async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
-    """A late request counts, for other processes as well, from the moment at which it was written."""
+    """If a request is written late, all processes count it from the time at which it was written."""
     limit = RateLimit(requests=1, per=2.0)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permit = await one.acquire()
@@ -270,7 +270,7 @@ async def test_a_late_request_is_counted_when_it_leaves(redis: Redis) -> None:
 
 
 async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
-    """A process that wakes too late for its reservations does not catch up with a burst."""
+    """If a process wakes too late for its reservations, it does not send a burst to catch up."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(4)]
     block = time.sleep
@@ -296,7 +296,7 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
 
 
 async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redis) -> None:
-    """The next waiter takes over the reservation of a cancelled one."""
+    """If a waiter is cancelled, the next waiter gets its reservation."""
     limit = RateLimit(requests=4, per=1.2, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
@@ -314,7 +314,7 @@ async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redi
 
 
 async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
-    """If nobody uses a reservation in time, the next one is not later because of it."""
+    """If a reservation is not used in time, it is returned and does not delay the next reservation."""
     limit = RateLimit(requests=4, per=8.0, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
@@ -327,7 +327,7 @@ async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
     await until(lambda: has_reservation(limiter))
     waiter.cancel()
     await asyncio.wait([waiter])
-    # As if its moment were long over.
+    # This simulates that the time of the reservation is long past.
     age_reservation(limiter, 2 * limit.per)
     before = await state_of(redis)
     waiter = asyncio.create_task(take(limiter))
@@ -335,13 +335,13 @@ async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
     waiter.cancel()
 
     assert await is_reserved()
-    # In microseconds since the epoch: a slot that was kept would be 2 s.
+    # The unit is microseconds since the epoch; a reservation that was not returned would add 2 s.
     assert (await state_of(redis))["next"] == pytest.approx(before["next"], rel=0, abs=1_000)
 
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) -> None:
-    """At whatever await a waiter is cancelled, the waiters behind it are granted."""
+    """If a waiter is cancelled at any await, the waiters after it still get their permits."""
     limiter = RedisLimiter(redis, RateLimit(requests=50, per=0.5))
     waiters = [asyncio.create_task(take(limiter)) for _ in range(3)]
     for _ in range(turns):
@@ -354,7 +354,7 @@ async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) ->
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_without_waiters_no_command_goes_on(redis: Redis, turns: int) -> None:
-    """Cancelling the last waiter ends its command, so the Redis client may be closed; a later waiter is granted."""
+    """If the last waiter is cancelled, no command runs on, so the client can be closed; later waiters get permits."""
     limiter = RedisLimiter(redis)
     waiter = asyncio.create_task(limiter.acquire())
     for _ in range(turns):
@@ -387,7 +387,7 @@ async def test_without_waiters_no_command_goes_on(redis: Redis, turns: int) -> N
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
-    """A wrong value fails at construction, and the message names the field and its rule."""
+    """If a setting is invalid, the constructor raises an error that names the setting and its rule."""
     arguments: dict[str, Any] = {"redis": Redis(), **settings}
     with pytest.raises(ConfigurationError, match=message):
         RedisLimiter(**arguments)
@@ -406,7 +406,7 @@ def test_one_loop(redis_server: RedisServer) -> None:
         await client.aclose()
 
     client = Redis.from_url(redis_server.url)
-    # A connection that is given up while it is being made leaves its socket to the collector.
+    # If connecting timed out, the socket would be left to the garbage collector, so the time-out is long.
     limiter = RedisLimiter(client, timeout=10.0)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(once(limiter, client))
@@ -422,14 +422,14 @@ async def called(method: Any, moment: float) -> None:
 
 
 async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
-    """The limiter works with a client that decodes answers, too."""
+    """If the client decodes answers, the limiter still works."""
     async with Redis.from_url(redis_server.url, decode_responses=True) as client:
         await take(RedisLimiter(client))
 
 
 async def test_a_cluster() -> None:
-    """All keys of a limit are on one node of a cluster, and a cluster that does not answer is an outage."""
-    # The bus has a port of its own: ten thousand above the other there may be none.
+    """On a cluster all keys of a limit are on one node; if the cluster does not answer, this is an outage."""
+    # The bus gets an explicit port, because the default, ten thousand above the other port, may not exist.
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as server:
         node: Any
@@ -454,10 +454,10 @@ async def test_a_cluster() -> None:
 
 
 async def test_expired_keys_cost_no_wait(redis: Redis) -> None:
-    """Processes that were quiet until their keys expired send at once."""
+    """If processes were idle until their keys expired, they can send immediately."""
     limiter = RedisLimiter(redis, RateLimit(per=PATIENCE))
     await take(limiter)
-    # As if minutes had gone by.
+    # This simulates that minutes have passed.
     age_last_answer(limiter, 200.0)
     await redis.flushall()
 
@@ -466,7 +466,7 @@ async def test_expired_keys_cost_no_wait(redis: Redis) -> None:
 
 
 async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A pooled connection that the server has closed is replaced, and nothing is logged."""
+    """If the server has closed a pooled connection, the connection is replaced, and nothing is logged."""
     limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
     await take(limiter)
     async with Redis.from_url(f"redis://127.0.0.1:{redis.connection_pool.connection_kwargs['port']}") as other:
@@ -477,7 +477,7 @@ async def test_a_dead_connection_is_no_outage(redis: Redis, caplog: pytest.LogCa
 
 
 async def test_keys_expire(redis: Redis) -> None:
-    """All keys in Redis expire by themselves."""
+    """Every key in Redis has an expiry time."""
     await take(RedisLimiter(redis))
 
     keys = await redis.keys("*")
@@ -486,7 +486,7 @@ async def test_keys_expire(redis: Redis) -> None:
 
 
 async def test_a_clock_that_went_back(redis: Redis) -> None:
-    """If the clock of Redis goes back, as after a failover, no process waits until it has caught up."""
+    """If the clock of Redis goes back, for example after a failover, no process waits for the old time."""
     limiter = RedisLimiter(redis)
     await take(limiter)
     hour = 3600 * 10**6
@@ -502,7 +502,7 @@ async def test_a_clock_that_went_back(redis: Redis) -> None:
 
 
 async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
-    """A Redis that has lost its data lets one window pass before it grants a request."""
+    """If Redis has lost its data, no request is granted until one window has passed."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(2)]
 
@@ -518,7 +518,7 @@ async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
 
 @pytest.mark.parametrize("on_unreachable", ["share", "wait"])
 async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisServer, on_unreachable: Any) -> None:
-    """An empty Redis that replaces another one lets one window pass, as it does not know the last one."""
+    """If an empty Redis replaces another one, no request is granted for one window, whose requests it does not know."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, on_unreachable=on_unreachable) for _ in range(2)]
 
@@ -534,7 +534,7 @@ async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisS
 
 
 async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that has lost the script gets it again, and nothing is logged."""
+    """If Redis has lost the script, the script is loaded again, and nothing is logged."""
     caplog.set_level(logging.INFO)
     limiter = RedisLimiter(redis, on_unreachable="raise", timeout=PATIENCE)
     for _ in range(3):
@@ -545,7 +545,7 @@ async def test_flushed_scripts(redis: Redis, caplog: pytest.LogCaptureFixture) -
 
 
 class Outage:
-    """Makes a Redis unusable, and usable again: by killing it."""
+    """An outage of Redis: kills the server and starts it again; subclasses use other failures."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -589,12 +589,12 @@ class ReadOnly(Outage):
     """The server became a replica, so it takes no writes."""
 
     async def begin(self) -> None:
-        """Make it a replica of a server that does not exist."""
+        """Make the server a replica of a server that does not exist."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("127.0.0.1", 1)
 
     async def end(self) -> None:
-        """Make it a primary again."""
+        """Make the server a primary again."""
         async with Redis.from_url(self.server.url) as client:
             await client.replicaof("NO", "ONE")
 
@@ -607,7 +607,7 @@ OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
 async def test_an_outage_with_shares(
     redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In an outage each process sends its share; no window is overfull, neither then nor when the outage ends."""
+    """If Redis fails, each process sends its share, and no window exceeds the limit, even when Redis is back."""
     caplog.set_level(logging.INFO)
     limit = RateLimit(requests=24, per=0.4)
     limiters = [RedisLimiter(redis, limit) for _ in range(3)]
@@ -636,7 +636,7 @@ async def test_an_outage_with_shares(
 
     assert worst_window(granted, limit.per) <= limit.requests
     logged = records(caplog)
-    # One record for each change of each process; 0.9 of 24 requests in 0.4 s is 54 a second.
+    # Each process logs one record for each change. All together send 0.9 of 24 requests in 0.4 s: 54 a second.
     assert all("this process sends 18 requests a second until it does, as one of 3" in text for text in logged[:3])
     assert logged[3:] == ["Redis answers again: the limit is shared as before"] * 3
 
@@ -644,7 +644,7 @@ async def test_an_outage_with_shares(
 @pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
-    """With "wait" nothing is granted until Redis is back."""
+    """If `on_unreachable` is "wait", no request is granted until Redis is back."""
     limiter = RedisLimiter(redis, on_unreachable="wait")
     await take(limiter)
     outage = kind(redis_server)
@@ -661,7 +661,7 @@ async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisSer
 @pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
-    """With "raise" `acquire` fails within the time-out with a `ConnectionError`, and succeeds when Redis is back."""
+    """If `on_unreachable` is "raise", `acquire` raises `ConnectionError` in time, and works when Redis is back."""
     limiter = RedisLimiter(redis, on_unreachable="raise")
     await take(limiter)
     outage = kind(redis_server)
@@ -680,7 +680,7 @@ async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, ki
 
 
 async def granted_at_last(limiter: RedisLimiter) -> None:
-    """Acquire until it succeeds: a connection of the old server fails once."""
+    """Call `acquire` until it succeeds, because a connection of the old server fails once."""
     while True:
         try:
             await take(limiter)
@@ -693,7 +693,7 @@ async def granted_at_last(limiter: RedisLimiter) -> None:
 async def test_one_slow_command_is_no_outage(
     redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If only one command takes too long, the process sends nothing beside the limit that the others still share."""
+    """If only one command takes too long, the process does not send its own share in addition to the shared limit."""
     limiter = RedisLimiter(redis, RateLimit(per=0.4))
     await take(limiter)
     redis_server.freeze()
@@ -709,7 +709,7 @@ async def test_one_slow_command_is_no_outage(
 
 
 async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServer) -> None:
-    """A pause also holds back the share that a process sends during an outage."""
+    """If the API asks for a pause, it also holds for the share that a process sends during an outage."""
     limiter = RedisLimiter(redis, RateLimit(per=0.1))
     await take(limiter)
     redis_server.kill()
@@ -724,7 +724,7 @@ async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServ
 async def test_replicas_are_the_configured_ones(
     redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With `replicas` a process sends its share even if Redis has never answered."""
+    """If `replicas` is set, a process sends its share even if Redis has never answered."""
     redis_server.kill()
 
     async with asyncio.timeout(PATIENCE):
@@ -746,7 +746,7 @@ async def never_reached(kind: str, server: RedisServer) -> Any:
 async def test_a_redis_that_was_never_reached(
     kind: str, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If Redis has never answered nothing is granted, as the number of processes is unknown, and the log says so."""
+    """If Redis has never answered, no request is granted, as the number of processes is unknown; the log says so."""
     async with await never_reached(kind, redis_server) as client:
         limiter = RedisLimiter(client, RateLimit(per=0.1))
         with pytest.raises(RedisUnreachableError, match=r"Redis does not answer: \w+Error"):
@@ -764,7 +764,7 @@ async def test_a_redis_that_was_never_reached(
 
 
 async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
-    """A waiter for a Redis that has never answered is granted a permit once it answers."""
+    """If Redis answers for the first time, a waiting request gets its permit."""
     server = RedisServer()
     try:
         async with Redis.from_url(server.url) as client:
@@ -782,7 +782,7 @@ async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> Non
 
 
 async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A Redis that is out of memory was reached: that is an outage, and the process sends its share."""
+    """If Redis is out of memory at the start, this is an outage, and the process sends its share."""
     await redis.config_set("maxmemory", 1)
 
     async with asyncio.timeout(PATIENCE):
@@ -793,7 +793,7 @@ async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.Lo
 
 @pytest.mark.parametrize("on_unreachable", ["share", "raise"])
 async def test_no_password_is_shown(on_unreachable: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong password is reported, and neither a log record nor an error shows it."""
+    """If the password is wrong, an error is reported, and neither the log nor the error shows the password."""
     caplog.set_level(logging.DEBUG)
     with RedisServer("--requirepass", "the-right-one") as server:
         async with Redis.from_url(server.url.replace("//", "//:the-wrong-one@")) as client:
@@ -841,6 +841,6 @@ async def state_of(client: Any) -> dict[str, float]:
 
 
 async def requests(client: Any) -> list[tuple[bytes, float]]:
-    """Return the requests that Redis counts, and by when the API has counted each, in microseconds."""
+    """Return the requests that Redis stores, each with the time in microseconds by which the API has counted it."""
     found: list[tuple[bytes, float]] = await client.zrange(KEY.replace("limit", "requests"), 0, -1, withscores=True)
     return found

@@ -1,4 +1,4 @@
-"""What is left unclosed fails the test that left it."""
+"""A test fails if it leaves a socket or another resource unclosed."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Process:
         self.root = found[1]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return the status and the body of an answer."""
+        """Request a path of the health endpoints. Return the status and the body of the answer."""
         try:
             with urlopen(f"{self.root}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -113,11 +113,11 @@ class Process:
             return error.code, error.read().decode()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; return the exit status and all it printed."""
+        """Send a signal and wait for the process. Return its exit status and its whole output."""
         self.process.send_signal(number)
         assert self.process.stderr is not None
         assert self.process.stdout is not None
-        # Not `communicate`, which would leave out what was read ahead of the first line.
+        # `communicate` would leave out the output that was buffered when the first line was read.
         rest = self.process.stderr.read() + self.process.stdout.read()
         return self.process.wait(60), self.first + rest.decode()
 
@@ -137,13 +137,13 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def views(*numbers: int) -> list[bytes]:
-    """Return envelopes."""
+    """Return the envelopes of views of these products."""
     return [b'{"view":{"sessionExternalId":"a","productId":%d}}' % number for number in numbers]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_broker_to_api(service: Service, number: int) -> None:
-    """Messages published before and while the relay runs are delivered; a signal ends it in order, with status 0."""
+    """Messages published before and while the relay runs are delivered; a signal ends the relay with status 0."""
     service.publish(*views(1, 2, 3), b"junk")
     with service.relay() as relay:
         until(lambda: service.emulator.stats()["total_events"] == 3)
@@ -159,7 +159,7 @@ def test_from_broker_to_api(service: Service, number: int) -> None:
 
 
 def test_shared_limit(service: Service) -> None:
-    """With `--limiter` the relay asks a Redis for its permits, and delivers."""
+    """If `--limiter` is set, the relay gets its permits from Redis, and delivers."""
     pytest.importorskip("retailrocket_async.redis")
     service.publish(*views(1, 2, 3))
     limiter = f"redis://:{PASSWORD}@127.0.0.1:{service.server.port}/1"
@@ -185,7 +185,7 @@ def wrong_limiter(kind: str, server: RedisServer) -> str:
 
 @pytest.mark.parametrize("kind", ["nothing listens", "wrong password", "a cluster's node"])
 def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
-    """With a limiter that never worked the relay sends nothing, is unready, says why, and can be ended."""
+    """If the limiter's Redis has never worked, the relay sends nothing, is unready, says why, and can be stopped."""
     service.publish(*views(1, 2, 3))
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer("--requirepass", PASSWORD, *cluster) as node:
@@ -205,7 +205,7 @@ def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
 
 
 def test_a_limiter_that_comes_later(service: Service) -> None:
-    """Once the limiter's Redis answers, the relay is ready and delivers, and stays ready in an outage of that Redis."""
+    """Once the limiter's Redis answers, the relay is ready and delivers; it stays ready if that Redis fails later."""
     service.publish(*views(1, 2, 3))
     server = RedisServer()
     options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
@@ -223,7 +223,7 @@ def test_a_limiter_that_comes_later(service: Service) -> None:
 
 
 def test_a_cluster(service: Service) -> None:
-    """A stream on a Redis Cluster is refused with one sentence and status 2."""
+    """If the stream is on a Redis Cluster, the command ends with one sentence and status 2."""
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as node:
         result = run_command("relay", "--source", f"{node.url}?stream=events", env=service.env)
@@ -234,7 +234,7 @@ def test_a_cluster(service: Service) -> None:
 
 @pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
 def test_a_kafka_that_is_gone(service: Service) -> None:
-    """Without any Kafka broker the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    """If no Kafka broker is left, the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
     with kafka_server() as kafka:
         kafka.create_topic("events", 1)
         kafka.create_topic("events-dead", 1)
@@ -252,7 +252,7 @@ def test_a_kafka_that_is_gone(service: Service) -> None:
 
 
 def test_health_and_metrics(service: Service) -> None:
-    """The relay is alive and ready, and its metrics count what it did."""
+    """If the relay works, its endpoints report it as alive and ready, and its metrics count the delivered messages."""
     service.publish(*views(1, 2), b"junk")
     with service.relay() as relay:
         until(lambda: "retailrocket_relay_delivered_total 2.0" in relay.get("/metrics")[1])
@@ -281,7 +281,7 @@ def test_health_and_metrics(service: Service) -> None:
 
 
 def test_wrong_key(service: Service) -> None:
-    """With a wrong key the relay is unready, and alive; nothing is acknowledged, and nothing becomes a dead letter."""
+    """If the key is wrong, the relay is alive but unready; no message is acknowledged or becomes a dead letter."""
     service.publish(*views(1, 2))
     with service.relay("--grace", "0.5", RETAILROCKET_API_KEY="wrong") as relay:
         until(lambda: relay.get("/readyz")[0] == 503)
@@ -296,7 +296,7 @@ def test_wrong_key(service: Service) -> None:
 
 
 def test_a_broker_that_is_not_there(service: Service) -> None:
-    """Without its broker the relay waits for it, unready, says why once, and can be ended."""
+    """If there is no broker, the relay waits for it, is unready, says why once, and can be stopped."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
@@ -312,7 +312,7 @@ def test_a_broker_that_is_not_there(service: Service) -> None:
 
 
 def test_grace(service: Service) -> None:
-    """Messages that cannot be delivered within the grace are given back; a second signal ends the grace."""
+    """Messages that are not delivered within the grace time go back to the broker; a second signal ends that time."""
     service.publish(*views(1, 2))
     service.emulator.add_faults([Fault(kind="stall", times=None)])
     with service.relay("--grace", "0.5") as relay:
@@ -345,7 +345,7 @@ def test_grace(service: Service) -> None:
     ],
 )
 def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: dict[str, str], message: str) -> None:
-    """Wrong configuration is one sentence and status 2, without any password in it."""
+    """If the configuration is wrong, the command prints one sentence without a password, and ends with status 2."""
     result = run_command("relay", *arguments, env={**service.env, **env})
 
     assert result.exit_code == 2
@@ -355,7 +355,7 @@ def test_wrong_configuration(service: Service, arguments: tuple[str, ...], env: 
 
 
 def test_a_key_that_is_no_stream(service: Service) -> None:
-    """If the stream's key holds something else, the command says so in one sentence, with status 2."""
+    """If the stream's key is not a stream, the command says so in one sentence, and ends with status 2."""
     service.redis.set("events", "text")
     result = run_command("relay", env=service.env)
 
@@ -377,7 +377,7 @@ def test_port_that_is_taken(service: Service) -> None:
 
 @pytest.mark.parametrize("library", ["prometheus_client", "starlette", "uvicorn"])
 def test_missing_extra(service: Service, library: str) -> None:
-    """Without the extra the command says how to install it."""
+    """If the package's extra for the relay is not installed, the command says how to install it."""
     with unimported("retailrocket_async.relay._health", "retailrocket_async.relay._metrics", missing=library):
         result = run_command("relay", env=service.env)
 
@@ -386,7 +386,7 @@ def test_missing_extra(service: Service, library: str) -> None:
 
 
 def test_missing_library_of_the_broker(service: Service) -> None:
-    """Without the broker's library the command says which extra brings it."""
+    """If the broker's library is missing, the command says which extra installs it."""
     with unimported("retailrocket_async.relay._redis_streams", missing="redis"):
         result = run_command("relay", env=service.env)
 
@@ -395,7 +395,7 @@ def test_missing_library_of_the_broker(service: Service) -> None:
 
 
 def test_dead_letters(service: Service) -> None:
-    """Dead letters are listed as lines of JSON, published again, and removed."""
+    """`relay-dead` lists dead letters as lines of JSON, publishes them again, and removes them."""
     service.publish(b"junk", b"\xff", *views(1))
     with service.relay() as relay:
         until(lambda: service.dead() == 2 and service.emulator.stats()["total_events"] == 1)
@@ -420,14 +420,14 @@ def test_dead_letters(service: Service) -> None:
 @pytest.mark.parametrize("verb", ["replay", "purge"])
 @pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
 def test_removal_needs_a_number(service: Service, verb: str, options: tuple[str, ...]) -> None:
-    """Commands that remove dead letters require a number or --all."""
+    """If a command that removes dead letters gets neither a number nor `--all`, it is refused."""
     result = run_command("relay-dead", verb, *options, env=service.env)
 
     assert (result.exit_code, result.stderr) == (2, "error: give either --most N or --all\n")
 
 
 def test_dead_letters_of_a_broker_that_is_not_there() -> None:
-    """A broker that fails is one sentence and status 1, without its password."""
+    """If the broker fails, the command prints one sentence without the password, and ends with status 1."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
@@ -439,7 +439,7 @@ def test_dead_letters_of_a_broker_that_is_not_there() -> None:
 
 
 def test_help_hides_the_source(service: Service) -> None:
-    """The help names every variable, and shows the value of none."""
+    """The help names all environment variables, and does not show their values."""
     output = run_command("relay", "--help", env=service.env).stdout
 
     assert PASSWORD not in output
@@ -483,7 +483,7 @@ def test_help_hides_the_source(service: Service) -> None:
     ],
 )
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:
-    """A setting that cannot work is refused by its name."""
+    """If a setting is invalid, an error names the setting."""
     with pytest.raises(ConfigurationError, match=message):
         RelaySettings(**({"source": "redis://h?stream=a"} | options))
 

@@ -1,4 +1,4 @@
-"""Relays that are killed, and an API that is down for longer than the lease: no event is lost, and few are repeated.
+"""Relays that are killed, and an API outage longer than the lease: no event is lost, and few are sent twice.
 
 This is a short form of `acceptance.fleet.crash`: the same code with fewer events, the real command and a real broker.
 """
@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def test_killed_twice() -> None:
-    """A relay killed twice loses no event, repeats only events in flight, and makes the right dead letters."""
+    """If a relay is killed twice, no event is lost, only events in flight are sent twice; dead letters are right."""
     found = crash(BROKERS["redis"], events=6_000, bad=3, kills=2)
 
     assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
@@ -27,7 +27,7 @@ def test_killed_twice() -> None:
 
 
 def test_outage_with_two_relays() -> None:
-    """If the API is down for longer than the lease, two relays neither lose nor repeat an event."""
+    """If the API is down for longer than the lease, two relays neither lose an event nor send one twice."""
     found = outage(BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
 
     assert (found["lost"], found["duplicates"], found["dead"], found["dead_wrong"]) == (0, 0, 6, 0)

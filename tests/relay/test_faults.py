@@ -1,4 +1,4 @@
-"""Every call of a source to its broker's library fails, one at a time: no message is lost, none is acknowledged early.
+"""Each call of a source to its broker's library fails in turn; no message is lost or acknowledged too early.
 
 The library's client is passed in, wrapped by `tests.support.broken_library`. A run of a few messages is made once to
 count the calls; then once more for each of them, with that call failing. See docs/relay-faults.md for what is promised.
@@ -37,7 +37,7 @@ from tests.support.source_internals import replace_cluster, replace_servers
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-# Once, without a tracer: it takes half a minute.
+# This module takes half a minute, so it runs only once and without measuring coverage.
 pytestmark = [pytest.mark.endurance, pytest.mark.leaves_connections("redis-py, nats-py, aiokafka")]
 
 JUNK = b'{"view":{"productId":'
@@ -46,7 +46,7 @@ _names = itertools.count(1)
 
 
 class Broker:
-    """A broker with a stream for one test, and a library that fails on demand.
+    """A broker with a stream for one test, whose library raises errors when `faults` says so.
 
     Attributes:
         faults: what decides which call fails.
@@ -58,7 +58,7 @@ class Broker:
         self.stream = f"faults{next(_names)}"
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source of the stream; its library fails on demand unless `whole`."""
+        """Return a source of the stream; if `whole` is True, its library never fails."""
         raise NotImplementedError
 
     async def publish(self, *bodies: bytes) -> None:
@@ -112,7 +112,7 @@ class OnNats(Broker):
         return wrapped
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages, to a stream that is made first."""
+        """Create the stream if necessary, and publish messages to it."""
         source = self.source(whole=True)
         await source.open()
         await source.aclose()
@@ -131,7 +131,7 @@ class OnKafka(Broker):
         return source
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages, to a topic that is made first."""
+        """Create the topic and the topic of its dead letters, and publish messages."""
         self.server.create_topic(self.stream, 1)
         self.server.create_topic(f"{self.stream}-dead", 1)
         async with KafkaTopic(self.server.bootstrap_servers, self.stream) as topic:
@@ -159,27 +159,27 @@ class _FailingCluster:
         return Wrapped(self._cluster.consumer(group, **options), self._faults, dict.fromkeys(names))
 
     async def committed(self, group: str, partitions: set[Any]) -> Any:
-        """Return what is committed."""
+        """Return the committed offsets of a group."""
         return await self._faults.call("committed", self._cluster.committed, group, partitions)
 
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """One server for all tests."""
+    """Run one server for all tests."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def nats() -> Iterator[NatsServer]:
-    """One server for all tests."""
+    """Run one server for all tests."""
     with nats_server() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
-    """One broker for all tests."""
+    """Run one broker for all tests."""
     with kafka_server() as server:
         yield server
 
@@ -197,7 +197,7 @@ BROKERS = [
 
 @pytest.fixture(params=BROKERS)
 def make_broker(request: pytest.FixtureRequest) -> Callable[[], Broker]:
-    """Return a function that makes brokers, one after the other, on one server."""
+    """Return a function that makes a new broker on the same server at each call."""
     kind, fixture = request.param
     server = request.getfixturevalue(fixture)
     return lambda: kind(server)
@@ -212,7 +212,7 @@ async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @asynccontextmanager
 async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient]]:
-    """Run a relay while the block runs; cancel it."""
+    """Run a relay while the block runs, and cancel the relay afterwards."""
     async with RecordingClient(batching=Batching(ordered=True, linger=0), retry=RetryPolicy(outlast=True)) as client:
         relay = Relay(broker.source(), client, grace=5.0)
         running = asyncio.create_task(relay.run())
@@ -224,12 +224,12 @@ async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient
 
 
 def products(client: RecordingClient) -> set[int]:
-    """Return which products were tracked; the API in memory accepts all."""
+    """Return the products that were tracked; the API in memory accepts all events."""
     return {event.product_id for event in client.of(View)}
 
 
 async def calls_of_a_run(make_broker: Callable[[], Broker]) -> int:
-    """Return how many calls a run without a failure makes until all is settled."""
+    """Return how many calls a run without a failure makes until all messages are settled."""
     broker = make_broker()
     await broker.publish(*numbered(GOOD), JUNK)
     async with relaying(broker) as (relay, client):
@@ -248,7 +248,7 @@ async def run_with(
     async with relaying(broker) as (relay, client):
         if permanent:
             await until(lambda: broker.faults.failed >= 2 and relay.unready is not None)
-            # A message with an outcome is settled, or the broker still has it.
+            # Every message with an outcome is either settled, or the broker still has it.
             broker.faults.disarm()
         await until(lambda: len(products(client)) == GOOD)
         await until(lambda: relay.stats().dead != {} and relay.unready is None)
@@ -258,7 +258,7 @@ async def run_with(
     try:
         letters = await source.list_dead(99)
         assert set(bodies_of(letters)) == {JUNK}, (at, broker.faults.names)
-        # Once, but on Kafka, which knows no letter again.
+        # There is one dead letter. Kafka may have several, because it does not recognize a duplicate.
         assert len(letters) == 1 or isinstance(broker, OnKafka)
     finally:
         await source.aclose()
@@ -268,7 +268,7 @@ MOST_AT_ONCE = 8
 
 
 async def for_each(numbers: range, run: Callable[[int], Any]) -> None:
-    """Make a run for each number, a few at a time."""
+    """Call `run` for each number, a few at the same time."""
     slots = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def one(number: int) -> None:
@@ -286,7 +286,7 @@ async def for_each(numbers: range, run: Callable[[int], Any]) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 async def test_each_call_fails_once(make_broker: Callable[[], Broker], *, late: bool) -> None:
-    """Whichever call fails once, before or after it has done its work, all is delivered and the dead letter is kept."""
+    """If any call fails once, before or after its work, all messages are delivered and the dead letter is stored."""
     calls = await calls_of_a_run(make_broker)
 
     await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS["OSError"], late=late, permanent=False))
@@ -294,14 +294,14 @@ async def test_each_call_fails_once(make_broker: Callable[[], Broker], *, late: 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_each_call_fails_for_a_while(make_broker: Callable[[], Broker], error: str) -> None:
-    """From whichever call on all fail, with whatever: the relay is unready meanwhile, and recovers without a loss."""
+    """If all calls fail for a while, the relay is unready meanwhile, and recovers without losing a message."""
     calls = await calls_of_a_run(make_broker)
 
     await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS[error], late=False, permanent=True))
 
 
 def test_the_page_names_tests_that_exist() -> None:
-    """Every test that the page of promises names is one."""
+    """Every test that docs/relay-faults.md names exists."""
     root = Path(__file__).parents[1]
     page = (root.parent / "docs" / "relay-faults.md").read_text("utf-8")
     there = "".join(

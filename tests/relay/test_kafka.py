@@ -1,6 +1,6 @@
-"""`KafkaSource` on librdkafka's mock cluster: the contract of every source, and behaviour of Kafka alone.
+"""`KafkaSource` on librdkafka's mock cluster: the tests that every source must pass, and tests for Kafka only.
 
-tests/support/kafka_server.py lists what the mock cluster cannot do, so no test covers it.
+tests/support/kafka_server.py lists the features that the mock cluster lacks; no test covers these features.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _names = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[KafkaServer]:
-    """A broker for the tests of this module, each with topics of its own."""
+    """Run a broker for the tests of this module; each test has its own topics."""
     with kafka_server() as running:
         yield running
 
 
 @pytest.fixture
 def topic(server: KafkaServer) -> str:
-    """A topic that no other test has, of one partition, and one for its dead letters."""
+    """Create a topic of one partition for this test, and a topic for its dead letters; return the name."""
     name = f"events{next(_names)}"
     server.create_topic(name, 1)
     server.create_topic(f"{name}-dead", 1)
@@ -52,15 +52,15 @@ def topic(server: KafkaServer) -> str:
 
 
 def make(server: KafkaServer, topic: str) -> KafkaSource:
-    """Return a source of a topic, in a group that no other topic has."""
-    # In the mock cluster a new member waits for the session time-out, less a second.
+    """Return a source of a topic; its consumer group is used for this topic only."""
+    # A new member of the mock cluster waits for the session time-out minus one second, so the time-out is short.
     return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
 
 
 async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[Any]:
-    """Fetch until there are `count` messages, and connect again if the cluster fails, as the relay does.
+    """Fetch until there are `count` messages; connect again if the cluster fails, as the relay does.
 
-    The mock cluster refuses a member that is late in a rebalance, which Kafka does not.
+    The mock cluster, unlike Kafka, refuses a member that joins a rebalance late.
     """
     found: list[Any] = []
     async with asyncio.timeout(60):
@@ -73,7 +73,7 @@ async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[An
 
 
 class TestKafkaSource(SourceContract):
-    """The contract of every source."""
+    """The tests that every source must pass."""
 
     lease = None
 
@@ -92,9 +92,9 @@ class TestKafkaSource(SourceContract):
         await self.publisher.publish(bodies)
 
     async def test_settled_is_gone(self) -> None:
-        """A settled message is never handed out again, before or after a restart.
+        """If a message is settled, it is never fetched again, neither before nor after a restart.
 
-        Of two members of a group only one has the one partition, so a third source would wait in vain.
+        The only partition belongs to one member of the group, so a third source would get no messages.
         """
         await self.publish(numbered(10))
         source = await self.source()
@@ -109,7 +109,7 @@ class TestKafkaSource(SourceContract):
 
 @pytest.fixture
 async def source(server: KafkaServer, topic: str) -> AsyncIterator[KafkaSource]:
-    """An open source of a topic of its own."""
+    """Yield an open source of this test's topic."""
     made = make(server, topic)
     await made.open()
     yield made
@@ -125,7 +125,7 @@ async def publisher(server: KafkaServer, topic: str) -> AsyncIterator[KafkaTopic
 
 @pytest.fixture
 def wide(server: KafkaServer) -> str:
-    """A topic of four partitions."""
+    """Create a topic of four partitions, and return its name."""
     name = f"wide{next(_names)}"
     server.create_topic(name, 4)
     server.create_topic(f"{name}-dead", 4)
@@ -133,7 +133,7 @@ def wide(server: KafkaServer) -> str:
 
 
 def by_visitors(visitors: int, each: int) -> list[bytes]:
-    """Return envelopes of so many visitors, in turn."""
+    """Return `each` envelopes for each of `visitors` visitors, in turn."""
     return [
         b'{"view":{"sessionExternalId":"v%d","productId":%d}}' % (visitor, number)
         for number in range(each)
@@ -142,10 +142,10 @@ def by_visitors(visitors: int, each: int) -> list[bytes]:
 
 
 class TestPartitions:
-    """Several partitions, and several relays."""
+    """Tests with several partitions and several relays."""
 
     async def test_visitors_stay_in_order(self, server: KafkaServer, wide: str) -> None:
-        """Each visitor's events are in one partition, and are handed out in order; all partitions are used."""
+        """Each visitor's events are in one partition and are fetched in order; all partitions are used."""
         envelopes = by_visitors(30, 10)
         async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
             await publisher.publish(envelopes)
@@ -162,9 +162,10 @@ class TestPartitions:
         assert len({message.id.partition(":")[0] for message in found}) == 4
 
     async def test_another_relay_comes(self, server: KafkaServer, wide: str) -> None:
-        """A relay continues in the partitions that it keeps; another one reads the lost ones, with unsettled messages.
+        """If a second relay joins, it reads the partitions that it takes over, and the first continues in the others.
 
-        So what is settled after it was lost is settled by the other, and a dead letter is kept by it alone.
+        The unsettled messages of a lost partition are settled by the second relay, and only this relay stores their
+        dead letters.
         """
         async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
             await publisher.publish(by_visitors(30, 10))
@@ -172,7 +173,7 @@ class TestPartitions:
         await first.open()
         held = await fetch_all(first, 300)
         await second.open()
-        # Until the rebalance is over; a member that does not poll does not notice that it has to join again.
+        # Both fetch until the rebalance is over, because a member that does not poll does not join again.
         theirs: list[Any] = []
         again: list[Any] = []
         async with asyncio.timeout(60):
@@ -229,10 +230,10 @@ REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
 
 
 class TestNotes:
-    """The note beside the committed offset lists the settled messages above it."""
+    """Tests of the note that is committed with an offset: it lists the settled messages above the offset."""
 
     async def test_settled_out_of_order(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
-        """After a restart the unsettled messages are handed out, and no others; dead letters are kept once."""
+        """After a restart only unsettled messages are fetched; each dead letter is stored once."""
         await publisher.publish(numbered(20))
         source = make(server, topic)
         await source.open()
@@ -253,12 +254,12 @@ class TestNotes:
 
 
 class TestFailures:
-    """A cluster that fails."""
+    """Tests with a cluster that fails."""
 
     async def test_commit_during_a_rebalance(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str
     ) -> None:
-        """Messages that are settled while the group takes no commits are committed by the next `extend`."""
+        """If messages are settled while the group refuses commits, the next `extend` commits them."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REBALANCE, 1)
@@ -268,7 +269,7 @@ class TestFailures:
         assert (await committed_by(source, found[0].handle.partition)) == 10
 
     async def test_refused_commit(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """A refused commit raises, and the next attempt makes it; a dead letter is kept once."""
+        """If a commit is refused, `settle` raises, and the next `settle` commits; the dead letter is stored once."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REFUSED, 1)
@@ -283,7 +284,7 @@ class TestFailures:
     async def test_dead_letter_that_is_refused(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic
     ) -> None:
-        """If a dead letter cannot be kept, nothing is committed, and the next attempt keeps it."""
+        """If a dead letter cannot be stored, nothing is committed, and the next `settle` stores the dead letter."""
         await publisher.publish(numbered(3))
         found = await fetch_all(source, 3)
         server.fail(PRODUCE, TOO_LARGE, 1)
@@ -298,7 +299,7 @@ class TestFailures:
         assert len(await source.list_dead(9)) == 1
 
     async def test_broker_away(self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """Messages that are settled during an outage of the broker are committed after it, and the relay goes on."""
+        """If messages are settled while the broker is away, they are committed when it is back; fetching continues."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.down()
@@ -314,7 +315,7 @@ class TestFailures:
         assert bodies_of(await source.list_dead(9)) == bodies_of(found[:1])
 
     async def test_no_broker(self) -> None:
-        """Without a broker `open` fails, and so does every other method until `open` has succeeded."""
+        """If there is no broker, `open` fails, and every other method fails until `open` has succeeded."""
         source = KafkaSource("127.0.0.1:1", "events", user="bob", password="s3cret")
         with pytest.raises(aiokafka.errors.KafkaConnectionError) as failure:
             await source.open()
@@ -325,7 +326,7 @@ class TestFailures:
         await source.aclose()
 
     async def test_log_that_was_cut_off(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """If offsets begin again, the new messages are handed out, and settling the earlier ones commits nothing."""
+        """If offsets start again, the new messages are fetched, and settling the earlier ones commits nothing."""
         await publisher.publish(numbered(5))
         found = await fetch_all(source, 5)
         partition = found[0].handle.partition
@@ -337,7 +338,7 @@ class TestFailures:
         assert (await committed_by(source, partition)) == 5
 
     async def test_extend_polls(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """If no fetch polls, `extend` does, and hands out and loses no message."""
+        """If nothing is fetched for long, `extend` polls the broker instead, and no message is lost."""
         await publisher.publish(numbered(5))
         first = await fetch_all(source, 2, most=2)
         await asyncio.sleep(0.05)
@@ -375,10 +376,10 @@ class HangingClient:
 
 
 class TestCancelling:
-    """Every await is cancelled, and nothing is lost by it."""
+    """Tests in which every await is cancelled; no message may be lost."""
 
     async def test_open(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
-        """A cancelled `open` can be called again."""
+        """If `open` is cancelled, it can be called again."""
         source = make(server, topic)
         await cancel_everywhere(source.open)
         await publisher.publish(numbered(1))
@@ -387,7 +388,7 @@ class TestCancelling:
 
     @pytest.mark.parametrize("attribute", ["client", "_client"])
     async def test_stop(self, attribute: str) -> None:
-        """A cancelled `stop` of a producer or consumer that hangs closes its connections."""
+        """If a producer or consumer hangs in `stop` and is cancelled, its connections are closed."""
         client = HangingClient(attribute)
         stopping = asyncio.create_task(stop(client))
         await client.stops.wait()
@@ -398,7 +399,7 @@ class TestCancelling:
         assert client.closed
 
     async def test_settle(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """A cancelled `settle` can be called again and commits all; a dead letter is there, perhaps twice."""
+        """If `settle` is cancelled and called again, all messages are committed; a dead letter may be stored twice."""
         await publisher.publish(numbered(20))
         found = await fetch_all(source, 20)
         await cancel_everywhere(lambda: source.settle(found[:10], [(m, "rejected: HTTP 400") for m in found[10:]]))
@@ -407,7 +408,7 @@ class TestCancelling:
         assert {letter.message_id for letter in await source.list_dead(9999)} == {message.id for message in found[10:]}
 
     async def test_everything_else(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """After cancelled reads and `extend` calls the source is usable."""
+        """If reads and calls of `extend` are cancelled, the source still works."""
         await publisher.publish(numbered(20))
         found = await fetch_all(source, 20)
         await source.settle(found[:18], [(m, "rejected: HTTP 400") for m in found[18:]])
@@ -424,9 +425,10 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """A relay killed twice loses no event, repeats at most its window each time, and every dead letter is there.
+    """If a relay is killed twice, no event or dead letter is lost, and each time at most a window is sent twice.
 
-    One may be there again: killed between its copy's arrival and the commit, a relay makes the copy a second time.
+    A dead letter may be stored twice: if a relay is killed after it has stored a dead letter and before it has
+    committed, it stores the dead letter again.
     """
     from acceptance.fleet.crash import BROKERS, crash
 
@@ -438,7 +440,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """The rules of the constructors and of the address; no broker is needed."""
+    """Tests of the constructors' arguments and of the address; they need no broker."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -452,11 +454,11 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show its password."""
+        """An address sets all options, and the repr does not show the password."""
         assert repr(KafkaSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """User and password come from the environment or the address, and only the library gets them."""
+        """User and password come from the environment or the address, and are passed only to the library."""
         options = cluster_of(KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")).options()
         assert options["sasl_plain_username"] == "b@b"
         assert options["sasl_plain_password"] == "s:cret"
@@ -470,7 +472,7 @@ class TestSettings:
         assert "other" not in repr(cluster)
 
     def test_no_account(self) -> None:
-        """Without user and password there is no SASL."""
+        """If there is no user and password, SASL is not used."""
         assert cluster_of(KafkaSource("a", "e")).options()["security_protocol"] == "PLAINTEXT"
 
     @pytest.mark.parametrize(
@@ -488,19 +490,19 @@ class TestSettings:
         ],
     )
     def test_bad_url(self, url: str) -> None:
-        """An address that cannot work is refused, and the error does not show it."""
+        """If an address is invalid, the error does not show the address."""
         with pytest.raises(ConfigurationError) as refused:
             KafkaSource.from_url(url, name="pod-1")
         assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
     @pytest.mark.parametrize("settings", [{"topic": ""}, {"group": ""}, {"bootstrap_servers": ""}, {"user": "bob"}])
     def test_bad_settings(self, settings: dict[str, Any]) -> None:
-        """Settings that cannot work are refused, and the message names them."""
+        """If a setting is invalid, the error names the setting."""
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
             KafkaSource(**{"bootstrap_servers": "a:9092", "topic": "events", **settings})
 
     async def test_publishes_only_when_connected(self) -> None:
-        """Publishing outside `async with` raises, and an empty topic is refused."""
+        """Publishing outside `async with` raises, and an empty topic raises at construction."""
         publisher = KafkaTopic("a:9092", "events")
         assert isinstance(publisher, Publisher)
         with pytest.raises(RuntimeError, match="async with"):
@@ -509,7 +511,7 @@ class TestSettings:
             KafkaTopic("a:9092", "")
 
     def test_without_the_library(self) -> None:
-        """Without aiokafka the constructor says what to install; importing the module works."""
+        """If aiokafka is missing, importing the module works, and the constructor says what to install."""
         program = (
             "import sys; sys.modules['aiokafka'] = None\n"
             "from retailrocket_async.relay._kafka import KafkaSource\n"

@@ -1,4 +1,4 @@
-"""Dead letters on real brokers: none is lost, whatever the broker refuses, and no later message waits for it."""
+"""Dead letters on real brokers that refuse them: no dead letter is lost, and later messages do not wait."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def fetch_all(source: Any, count: int) -> list[Message]:
 
 @asynccontextmanager
 async def relaying(source: Any, ends: tuple[bool, ...] = (True,)) -> AsyncIterator[tuple[Relay, Any]]:
-    """Run a relay from a source to an emulator while the block runs; its end must be clean, or one of `ends`."""
+    """Run a relay to an emulator while the block runs; `ends` are the allowed results of `run`."""
     async with running_emulator(Settings(limit=None)) as emulator:
         client = AsyncTrackingClient(
             "dev-api-key",
@@ -97,7 +97,7 @@ def junk(size: int) -> bytes:
 
 
 def check_shortened(letter: Any, body: bytes, most: int) -> None:
-    """Check that a letter holds the beginning of a body, and says what the whole was."""
+    """Check that a dead letter has the beginning of a body, and describes the whole body."""
     assert 0 <= len(letter.body) < most
     assert body.startswith(letter.body)
     assert letter.size == len(body)
@@ -112,19 +112,19 @@ COMMANDS = (
 """The commands that a relay needs, according to the documentation."""
 
 FOR_PEOPLE = "+xrange +xdel +multi +exec"
-"""The commands that `relay-dead` and `delete_settled` need besides, according to the documentation."""
+"""The commands that `relay-dead` and `delete_settled` need in addition, according to the documentation."""
 
 
 @pytest.fixture(scope="module")
 def redis_of_all() -> Iterator[RedisServer]:
-    """One server for all tests."""
+    """Run one server for all tests."""
     with RedisServer("--enable-debug-command", "yes") as server:
         yield server
 
 
 @pytest.fixture
 async def redis(redis_of_all: RedisServer) -> AsyncIterator[Any]:
-    """A client of the server, which is empty, with its defaults."""
+    """Yield a client of the server, whose data and settings have been reset."""
     async with Redis.from_url(redis_of_all.url) as client:
         yield client
         await client.config_set("maxmemory", 0)
@@ -139,7 +139,7 @@ def on_redis(server: RedisServer, user: str = "", **options: Any) -> RedisStream
 
 
 async def allow(redis: Any, rules: str) -> None:
-    """Give the user `relay` these commands, and no others, on the relay's keys."""
+    """Allow the user `relay` only these commands, on the relay's keys."""
     await redis.execute_command(
         "ACL", "SETUSER", "relay", "reset", "on", ">pw", "~events", "~events:dead", *rules.split()
     )
@@ -147,7 +147,7 @@ async def allow(redis: Any, rules: str) -> None:
 
 @needs_redis
 class TestRedisStreams:
-    """A relay on Redis Streams."""
+    """Tests of a relay on Redis Streams."""
 
     @pytest.mark.parametrize("delete", ["no", "yes"])
     async def test_commands_that_a_relay_needs(self, redis: Any, redis_of_all: RedisServer, delete: str) -> None:
@@ -171,9 +171,9 @@ class TestRedisStreams:
 
     @pytest.mark.parametrize("refusal", ["no permission", "wrong type", "no memory"])
     async def test_letter_that_is_refused(self, redis: Any, redis_of_all: RedisServer, refusal: str) -> None:
-        """While Redis refuses a dead letter its message is not acknowledged; later messages are delivered.
+        """If Redis refuses a dead letter, its message is not acknowledged, and later messages are delivered.
 
-        The relay is unready, and says why; once Redis takes the letter it is kept, once.
+        The relay is unready, and says why; once Redis accepts the dead letter, it is stored once.
         """
         await RedisStream(redis, "events").publish([junk(50), *numbered(2)])
         await redis.xgroup_create("events", "relay", id="0")
@@ -202,7 +202,7 @@ class TestRedisStreams:
         assert letter[b"envelope"] == junk(50)
 
     async def test_letter_whose_message_cannot_be_acknowledged(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If a message cannot be acknowledged, its dead letter is not added again with each attempt."""
+        """If acknowledging a message fails several times, there is still only one dead letter of this message."""
         await RedisStream(redis, "events").publish([junk(50)])
         await allow(redis, f"{COMMANDS} +xdel".replace(" +xack", ""))
         source = on_redis(redis_of_all, "relay:pw@")
@@ -219,7 +219,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_starts_without_memory(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If Redis is at its memory limit and the group exists, the relay starts and settles what fills the memory."""
+        """If Redis is at its memory limit and the group exists, the relay starts and settles messages."""
         await RedisStream(redis, "events").publish(numbered(200))
         await redis.xgroup_create("events", "relay", id="0")
         await redis.config_set("maxmemory", 1)
@@ -230,7 +230,7 @@ class TestRedisStreams:
         assert await redis.xlen("events") == 0
 
     async def test_without_memory_and_without_a_group(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If a group cannot be created for lack of memory, the broker has failed, and is tried again."""
+        """If a group cannot be created because memory is full, this is a failure of the broker, and is retried."""
         await redis.config_set("maxmemory", 1)
         source = on_redis(redis_of_all)
         with pytest.raises(RedisError, match="maxmemory"):
@@ -240,7 +240,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_body_that_is_too_large(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If Redis now refuses a message as too large, its dead letter is its beginning, to be purged, not replayed."""
+        """If Redis refuses a body as too large, its dead letter is shortened; it can be purged but not replayed."""
         body = junk(3_000_000)
         await RedisStream(redis, "events").publish([body, junk(50)])
         source = on_redis(redis_of_all)
@@ -259,7 +259,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_many_large_bodies(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """Dead letters that are too large for one command are sent in several."""
+        """If dead letters are too large for one command, they are sent in several commands."""
         await RedisStream(redis, "events").publish([junk(1_000_000)] * 20)
         source = on_redis(redis_of_all)
         await source.open()
@@ -269,7 +269,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_a_cluster_is_refused(self) -> None:
-        """A Redis Cluster is refused with a sentence: as a client at construction, as an address when it is opened."""
+        """A client of a Redis Cluster is refused at construction, and an address of a cluster is refused by `open`."""
         cluster = (
             "--cluster-enabled",
             "yes",
@@ -294,7 +294,7 @@ class TestRedisStreams:
                 await source.aclose()
 
     def test_another_client_is_refused(self) -> None:
-        """An object that is no asyncio client of redis-py is refused at construction."""
+        """If the client is no asyncio client of redis-py, the constructor raises."""
         from redis import Redis as Blocking
 
         with pytest.raises(ConfigurationError, match=r"must be a redis\.asyncio\.Redis"):
@@ -306,14 +306,14 @@ class TestRedisStreams:
 
 @pytest.fixture(scope="module")
 def nats() -> Iterator[NatsServer]:
-    """One server for all tests."""
+    """Run one server for all tests."""
     with nats_server() as server:
         yield server
 
 
 @pytest.fixture
 async def on_nats(nats: NatsServer) -> AsyncIterator[Any]:
-    """An open source of a stream that no other test has."""
+    """Yield an open source; its stream is used by this test only."""
     source = NatsSource(nats.url, f"letters{next(_names)}", ack_wait=60)
     await source.open()
     yield source
@@ -328,10 +328,10 @@ async def publish_nats(source: NatsSource, *bodies: bytes) -> None:
 
 @needs_nats
 class TestNats:
-    """A relay on NATS JetStream."""
+    """Tests of a relay on NATS JetStream."""
 
     async def test_stream_that_was_made_anew(self, on_nats: NatsSource) -> None:
-        """If a stream is removed and created again, messages with the old numbers get dead letters of their own."""
+        """If a stream is removed and created again, new messages with old numbers get their own dead letters."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             [message] = await fetch_all(on_nats, 1)
@@ -343,7 +343,7 @@ class TestNats:
         assert bodies_of(await on_nats.list_dead(9)) == [b"first", b"second"]
 
     async def test_letter_that_was_removed_meanwhile(self, on_nats: NatsSource) -> None:
-        """A letter that the server takes for a duplicate of a removed one is kept."""
+        """If a dead letter was removed, the same message can become a dead letter again."""
         await publish_nats(on_nats, b"x")
         [message] = await fetch_all(on_nats, 1)
         await keep_dead(on_nats, [(message, REASON)])
@@ -354,7 +354,7 @@ class TestNats:
         assert bodies_of(await on_nats.list_dead(9)) == [b"x"]
 
     async def test_replay_of_letters_made_anew(self, on_nats: NatsSource) -> None:
-        """If the stream of dead letters is removed and created again, letters with the old numbers are replayed."""
+        """If the stream of dead letters is created again, new dead letters with old numbers can be replayed."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             await on_nats.settle([], [(message, REASON) for message in await fetch_all(on_nats, 1)])
@@ -386,7 +386,7 @@ class TestNats:
         assert await on_nats.purge_dead(9) == 1
 
     async def test_dead_stream_that_takes_less(self, on_nats: NatsSource) -> None:
-        """A letter that is too large for its stream is shortened; the smaller ones are unchanged, and there once."""
+        """If a dead letter is too large for its stream, it is shortened; smaller ones are stored unchanged, once."""
         stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
         await stream.delete_stream(dead)
         await stream.add_stream(name=dead, subjects=[dead], max_msg_size=100_000)
@@ -401,7 +401,7 @@ class TestNats:
         assert [letter.message_id for letter in await on_nats.list_dead(9)] == ["2"]
 
     async def test_letter_that_is_refused(self, nats: NatsServer, on_nats: NatsSource) -> None:
-        """While its stream refuses a dead letter its message is not terminated; later messages are delivered."""
+        """If the stream refuses a dead letter, its message is not terminated, and later messages are delivered."""
         stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
         await stream.delete_stream(dead)
         await stream.add_stream(name=dead, subjects=[dead], max_bytes=1, discard="new")
@@ -424,14 +424,14 @@ PRODUCE, TOO_LARGE, REFUSED = 0, 10, 29
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
-    """One broker for all tests."""
+    """Run one broker for all tests."""
     with kafka_server() as server:
         yield server
 
 
 @pytest.fixture
 def topic(kafka: KafkaServer) -> str:
-    """A topic of one partition that no other test has, and one for its dead letters."""
+    """Create a topic of one partition for this test, and a topic for its dead letters; return the name."""
     name = f"letters{next(_names)}"
     kafka.create_topic(name, 1)
     kafka.create_topic(f"{name}-dead", 1)
@@ -451,7 +451,7 @@ async def publish_kafka(server: KafkaServer, topic: str, *bodies: bytes) -> None
 
 @needs_kafka
 class TestKafka:
-    """A relay on Kafka."""
+    """Tests of a relay on Kafka."""
 
     @pytest.mark.parametrize("less", [100, 200, 20_000])
     async def test_message_near_the_limit(self, kafka: KafkaServer, topic: str, less: int) -> None:
@@ -474,7 +474,7 @@ class TestKafka:
         await source.aclose()
 
     async def test_cluster_that_takes_less(self, kafka: KafkaServer, topic: str) -> None:
-        """A letter that the cluster refuses as too large is shortened."""
+        """If the cluster refuses a dead letter as too large, the dead letter is shortened."""
         body = junk(300_000)
         await publish_kafka(kafka, topic, body)
         source = on_kafka(kafka, topic)
@@ -488,12 +488,12 @@ class TestKafka:
         await source.aclose()
 
     def test_key_that_is_too_long(self) -> None:
-        """A visitor's id that is longer than any valid one is no key, as the key counts in the size of a letter."""
+        """If a visitor's id is too long to be valid, it is not used as a key, because keys enlarge a record."""
         assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1024)) == b"x" * 1024
         assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1025)) is None
 
     async def test_letter_that_is_refused(self, kafka: KafkaServer, topic: str) -> None:
-        """While the cluster refuses a dead letter its offset is not committed; later messages are delivered."""
+        """If the cluster refuses a dead letter, its offset is not committed, and later messages are delivered."""
         await publish_kafka(kafka, topic, junk(50), *numbered(2))
         kafka.fail(PRODUCE, REFUSED, 4)
         async with relaying(on_kafka(kafka, topic)) as (relay, emulator):
@@ -507,7 +507,7 @@ class TestKafka:
         await source.aclose()
 
     async def test_topic_that_was_wiped(self, kafka: KafkaServer, topic: str) -> None:
-        """If a partition's committed offset is gone, as the topic was created again, it is read from the beginning."""
+        """If a topic is created again, the committed offset is gone, and its partition is read from the beginning."""
         await publish_kafka(kafka, topic, *numbered(5))
         source = on_kafka(kafka, topic)
         await source.open()
@@ -516,7 +516,7 @@ class TestKafka:
         sought: list[int] = []
 
         class Consumer:
-            """A consumer after a rebalance, at the beginning as nothing is committed."""
+            """A consumer after a rebalance; it is at offset 0, because nothing is committed."""
 
             def pause(self, *_: Any) -> None:
                 """Pause."""
@@ -531,7 +531,7 @@ class TestKafka:
                 """Record the offset."""
                 sought.append(offset)
 
-        # Nothing was ever committed, so the source goes on behind what it has handed out.
+        # Nothing was ever committed, so the source continues after the last message that it has returned.
         await rebalance(source, {partition}, Consumer(), "nobody")
         assert (sought, knows(source, partition)) == ([5], True)
         await source.settle(found[:2], [])
@@ -543,7 +543,7 @@ class TestKafka:
 
 @needs_kafka
 async def test_fetching_from_a_cluster_that_is_gone() -> None:
-    """Without any broker `fetch` fails within seconds instead of returning nothing, and so does `open`."""
+    """If no broker is left, `fetch` and `open` fail within seconds; `fetch` does not return an empty list."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -562,7 +562,7 @@ async def test_fetching_from_a_cluster_that_is_gone() -> None:
 
 @needs_kafka
 async def test_a_cluster_that_is_gone() -> None:
-    """Without any broker a relay is unready within seconds; with one it is ready again, and it ends without one."""
+    """If no broker is left, a relay is unready within seconds and can be stopped; with a broker it is ready again."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -585,7 +585,7 @@ async def test_a_cluster_that_is_gone() -> None:
 @needs_kafka
 @pytest.mark.parametrize("wait", [0.0, 0.3, 1.0])
 async def test_the_end_without_a_cluster(wait: float) -> None:
-    """If the relay is stopped while there is no broker, `run` returns, and raises no error of the library."""
+    """If the relay is stopped while there is no broker, `run` returns without an error of the library."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)

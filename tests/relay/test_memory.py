@@ -1,4 +1,4 @@
-"""`MemorySource` keeps the contract of every source."""
+"""`MemorySource`: the tests that every source must pass, and its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TestMemorySource(SourceContract):
-    """The contract of every source."""
+    """The tests that every source must pass."""
 
     lease = 1.0
 
@@ -39,6 +39,6 @@ def test_a_stream_is_a_publisher() -> None:
 
 @pytest.mark.parametrize("lease", [0, -1, float("inf"), float("nan"), "60", None])
 def test_lease_is_checked(lease: float) -> None:
-    """A lease must be a number of seconds above 0, or construction fails."""
+    """If the lease is not a number of seconds above 0, the constructor raises."""
     with pytest.raises(ConfigurationError, match="lease"):
         MemorySource(MemoryStream(), lease=lease)

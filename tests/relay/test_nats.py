@@ -1,4 +1,4 @@
-"""`NatsSource` on a real nats-server with JetStream: the contract of every source, and behaviour of NATS alone."""
+"""`NatsSource` on a real nats-server with JetStream: the tests that every source must pass, and tests for NATS."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ _names = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[NatsServer]:
-    """A server for the tests of this module, each with a stream of its own."""
+    """Run a server for the tests of this module; each test has its own stream."""
     with nats_server() as running:
         yield running
 
 
 @pytest.fixture
 def stream() -> str:
-    """The name of a stream that no other test has."""
+    """Return the name of a stream that only this test uses."""
     return f"events{next(_names)}"
 
 
 @pytest.mark.needs_server("nats-server")
 class TestNatsSource(SourceContract):
-    """The contract of every source."""
+    """The tests that every source must pass."""
 
     @pytest.fixture(autouse=True)
     async def _stream(self, server: NatsServer, stream: str) -> AsyncIterator[None]:
         self.server, self.stream = server, stream
-        # The stream has to be there before anything is published.
+        # `make` creates the stream, which must exist before messages are published.
         source = await self.make()
         await source.open()
         await source.aclose()
@@ -75,9 +75,9 @@ class TestNatsSource(SourceContract):
         await self.subject.publish(bodies)
 
     async def test_unsettled_comes_again(self) -> None:
-        """All messages that were not settled before a crash are handed out again once their lease is over.
+        """If messages were not settled before a crash, they are fetched again when their lease is over.
 
-        They do not come first: the server does not recognize a restarted relay, and newer messages wait for no lease.
+        Newer messages may come first: they wait for no lease, and the server does not recognize a restarted relay.
         """
         await self.publish(numbered(10))
         source = await self.source()
@@ -95,7 +95,7 @@ class TestNatsSource(SourceContract):
 
 @pytest.fixture
 async def source(server: NatsServer, stream: str) -> AsyncIterator[NatsSource]:
-    """Yield an open source with a stream of its own, and a lease that is longer than any test."""
+    """Yield an open source of this test's stream, with a lease that is longer than any test."""
     made = NatsSource(server.url, stream, ack_wait=60)
     await made.open()
     yield made
@@ -103,7 +103,7 @@ async def source(server: NatsServer, stream: str) -> AsyncIterator[NatsSource]:
 
 
 async def fetch_all(source: NatsSource, count: int, most: int = 500) -> list[Any]:
-    """Fetch until there are `count` messages, over failures of the server."""
+    """Fetch until there are `count` messages; if the server fails, connect again."""
     found: list[Any] = []
     async with asyncio.timeout(60):
         while len(found) < count:
@@ -115,7 +115,7 @@ async def fetch_all(source: NatsSource, count: int, most: int = 500) -> list[Any
 
 
 async def fetch_for_ever(source: NatsSource) -> None:
-    """Fetch until that fails."""
+    """Fetch until a fetch raises an error."""
     while True:
         await source.fetch(1, 0.05)
 
@@ -128,7 +128,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def reopen(source: NatsSource) -> None:
-    """Open a source, as often as the server fails."""
+    """Open a source; try again until the server does not fail."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -141,16 +141,16 @@ async def reopen(source: NatsSource) -> None:
 
 @pytest.mark.needs_server("nats-server")
 class TestRestarts:
-    """The server is killed and restarted with its stored data."""
+    """Tests in which the server is killed and restarted with its stored data."""
 
     @pytest.fixture
     def server(self) -> Iterator[NatsServer]:
-        """A server of the test's own."""
+        """Run a server for this test only."""
         with nats_server() as running:
             yield running
 
     async def test_what_is_in_hand_stays_in_hand(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Messages that are held during an outage can be settled after it; no message is lost or handed out twice."""
+        """Messages fetched before an outage can be settled after it; no message is lost or fetched twice."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(20))
         held = await fetch_all(source, 10, most=10)
@@ -165,7 +165,7 @@ class TestRestarts:
         assert (await source.lag()).pending == 0
 
     async def test_lease_that_ran_out_meanwhile(self, server: NatsServer, stream: str) -> None:
-        """A message that the server hands out again to the relay that still holds it is not returned twice."""
+        """If the server sends a message again that the source still holds, `fetch` does not return it again."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -181,13 +181,13 @@ class TestRestarts:
         await source.aclose()
 
     async def test_fails_while_the_server_is_away(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """Without a server every method fails within seconds with an error that says so."""
+        """If there is no server, every method fails within seconds with an error that says so."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(1))
         held = await fetch_all(source, 1)
         server.kill()
         async with asyncio.timeout(30):
-            # The connection's end has to be noticed first.
+            # The source first has to notice that the connection has ended.
             with pytest.raises(ConnectionError, match="NATS"):
                 await fetch_for_ever(source)
             for call in (source.settle(held, []), source.extend(held), source.lag(), source.release(held)):
@@ -199,9 +199,9 @@ class TestRestarts:
             await fresh.aclose()
 
     async def test_every_restart_in_a_run(self, server: NatsServer, stream: str) -> None:
-        """If the server restarts several times, every message is handed out once, and settled.
+        """If the server restarts several times, every message is fetched once and settled.
 
-        What the server had sent into a connection that was killed it hands out again when its lease is over.
+        Messages that the server had sent into a killed connection are sent again when their lease is over.
         """
         source = NatsSource(server.url, stream, ack_wait=5)
         await source.open()
@@ -230,7 +230,7 @@ class TestRestarts:
             assert done, f"{len(set(seen))} of 2000, {inbox_state(source)}"
             await task
         finally:
-            # nats-py may swallow a cancellation.
+            # The task is cancelled repeatedly, because nats-py may swallow a cancellation.
             while not task.done():
                 task.cancel()
                 await asyncio.wait({task}, timeout=1)
@@ -241,7 +241,7 @@ class TestRestarts:
 
     @pytest.mark.parametrize("cancelled", [False, True])
     async def test_the_end_with_a_server_that_hangs(self, server: NatsServer, stream: str, *, cancelled: bool) -> None:
-        """A relay ends, stopped or cancelled, even if its server has stopped answering."""
+        """If the server has stopped answering, a relay that is stopped or cancelled still ends."""
         async with NatsSubject(server.url, stream) as subject:
             source = NatsSource(server.url, stream, ack_wait=5)
             await source.open()
@@ -276,7 +276,7 @@ class TestRestarts:
     async def test_failure_is_logged_once(
         self, server: NatsServer, source: NatsSource, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A lost connection is logged once, however often it is tried, and once when it is back."""
+        """If the connection is lost and comes back, each is logged once, however many attempts fail."""
         caplog.set_level(logging.INFO, "retailrocket_async")
         await server.restart(2.5)
         await until(lambda: any("is there again" in message for message in caplog.messages))
@@ -286,10 +286,10 @@ class TestRestarts:
 
 @pytest.mark.needs_server("nats-server")
 class TestJetStream:
-    """Behaviour of JetStream alone."""
+    """Tests of behaviour that only JetStream has."""
 
     async def test_dead_letter_of_a_crash_is_kept_once(self, server: NatsServer, stream: str) -> None:
-        """A message that becomes dead again, as a crash came before it was settled, is one dead letter."""
+        """If a crash prevents settling a dead message, and it becomes dead again, there is still one dead letter."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -306,7 +306,7 @@ class TestJetStream:
         await source.aclose()
 
     async def test_replay_that_broke_off_publishes_nothing_twice(self, source: NatsSource, stream: str) -> None:
-        """A dead letter that was published again but not removed is not published a second time."""
+        """If a replay publishes a dead letter but cannot remove it, the next replay does not publish it again."""
         await jetstream_of(source).publish(stream, b"x")
         await source.settle([], [(message, "undecodable") for message in await fetch_all(source, 1)])
         [letter] = await source.list_dead(1)
@@ -317,7 +317,7 @@ class TestJetStream:
         assert await source.fetch(1, 0.3) == []
 
     async def test_reason_with_odd_letters(self, source: NatsSource, stream: str) -> None:
-        """A reason of any letters is kept as ASCII, on one line."""
+        """If a reason has special characters, it is stored as one line of ASCII."""
         await jetstream_of(source).publish(stream, b"x")
         await source.settle([], [(message, "плохо: a=b; c") for message in await fetch_all(source, 1)])
 
@@ -325,9 +325,9 @@ class TestJetStream:
         assert letter.reason == "\\u043f\\u043b\\u043e\\u0445\\u043e: a=b; c"
 
     async def test_what_arrived_late_is_given_back(self, server: NatsServer, stream: str) -> None:
-        """Messages that arrived after the last fetch are given back at the end, and not handed to this relay again.
+        """If messages arrive after the last fetch, `release` gives them back to the server.
 
-        The server of these tests keeps some of what is given back until its lease is over.
+        The server of these tests delivers some of these messages again only when their lease is over.
         """
         source, other = NatsSource(server.url, stream, ack_wait=1), NatsSource(server.url, stream, ack_wait=1)
         await source.open()
@@ -345,7 +345,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_consumer_that_was_removed(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """If the consumer is removed, the broker has failed, and the next `open` creates it again."""
+        """If the consumer is removed, calls fail as if the broker failed, and the next `open` creates the consumer."""
         await jetstream_of(source).delete_consumer(stream, "relay")
         with pytest.raises(ConnectionError, match="does not answer"):
             await asyncio.wait_for(fetch_for_ever(source), 20)
@@ -355,7 +355,7 @@ class TestJetStream:
         assert bodies_of(await fetch_all(source, 1)) == numbered(1)
 
     async def test_creates_nothing_without_create(self, server: NatsServer, stream: str) -> None:
-        """With `create=False` a missing stream is a failure, and is not created."""
+        """If `create` is False and the stream is missing, `open` fails and does not create the stream."""
         source = NatsSource(server.url, stream, create=False)
         with pytest.raises(nats.js.errors.NotFoundError):
             await source.open()
@@ -364,14 +364,14 @@ class TestJetStream:
         await source.aclose()
 
     async def test_consumer_with_too_short_a_lease(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A consumer whose lease is shorter than the source's is refused."""
+        """If the consumer's lease is shorter than the source's, `open` raises."""
         other = NatsSource(server.url, stream, ack_wait=120)
         with pytest.raises(ConfigurationError, match="ack_wait of 60 s"):
             await other.open()
         await other.aclose()
 
     async def test_push_consumer_is_refused(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A push consumer is refused."""
+        """If the consumer is a push consumer, `open` raises."""
         stream_ = jetstream_of(source)
         await stream_.add_stream(name=f"{stream}x", subjects=[f"{stream}x"])
         await stream_.add_consumer(f"{stream}x", durable_name="relay", deliver_subject="somewhere")
@@ -381,7 +381,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_window_of_the_consumer(self, server: NatsServer, stream: str) -> None:
-        """No more than `max_ack_pending` messages are handed out unsettled; the rest follows as they are settled."""
+        """At most `max_ack_pending` unsettled messages are fetched; the others follow when messages are settled."""
         source = NatsSource(server.url, stream, ack_wait=60, max_ack_pending=10)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -394,7 +394,7 @@ class TestJetStream:
         await source.aclose()
 
     async def test_publishing_fails_loudly(self, server: NatsServer) -> None:
-        """Publishing to a subject that no stream stores raises, and so does publishing outside `async with`."""
+        """Publishing raises if no stream stores the subject, or outside `async with`."""
         async with NatsSubject(server.url, "nobody.listens") as subject:
             assert isinstance(subject, Publisher)
             with pytest.raises(nats.js.errors.NoStreamResponseError):
@@ -405,10 +405,10 @@ class TestJetStream:
 
 @pytest.mark.needs_server("nats-server")
 class TestCancelling:
-    """Every await is cancelled, and nothing is lost by it."""
+    """Tests in which every await is cancelled; no message may be lost."""
 
     async def test_open(self, server: NatsServer, stream: str) -> None:
-        """A cancelled `open` can be called again."""
+        """If `open` is cancelled, it can be called again."""
         source = NatsSource(server.url, stream)
         await cancel_everywhere(source.open)
         await jetstream_of(source).publish(stream, b"x")
@@ -416,7 +416,7 @@ class TestCancelling:
         await source.aclose()
 
     async def test_settle(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """A cancelled `settle` can be called again: every message is settled, each dead one kept once."""
+        """If `settle` is cancelled and called again, all messages are settled, and each dead letter is stored once."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(20))
         found = await fetch_all(source, 20)
@@ -426,7 +426,7 @@ class TestCancelling:
         assert (await source.lag()).pending == 0
 
     async def test_everything_else(self, server: NatsServer, stream: str) -> None:
-        """Cancelled reads and renewals leave the source usable."""
+        """If reads and renewals of leases are cancelled, the source still works."""
         source = NatsSource(server.url, stream, ack_wait=1)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -444,7 +444,7 @@ class TestCancelling:
         await cancel_everywhere(source.open)
 
         assert await source.list_dead(9) == []
-        # And the replayed one, once, or twice if the cancelled call had finished.
+        # The replayed message is there as well, once, or twice if the cancelled call had finished.
         seen: set[bytes] = set()
         async with asyncio.timeout(60):
             while not set(numbered(5, first=20)) <= seen:
@@ -456,7 +456,7 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """A relay killed twice loses no event, repeats at most its window each time, and makes the right dead letters."""
+    """If a relay is killed twice, no event is lost, at most a window is sent twice per kill; dead letters are right."""
     from acceptance.fleet.crash import BROKERS, crash
 
     found = crash(BROKERS["nats"], events=6_000, bad=3, kills=2)
@@ -466,7 +466,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """The rules of the constructors and of the address; no server is needed."""
+    """Tests of the constructors' arguments and of the address; they need no server."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -481,7 +481,7 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show its password."""
+        """An address sets all options, and the repr does not show the password."""
         assert repr(NatsSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,19 +512,19 @@ class TestSettings:
         ],
     )
     def test_bad_url(self, url: str) -> None:
-        """An address that cannot work is refused, and the error does not show it."""
+        """If an address is invalid, the error does not show the address."""
         with pytest.raises(ConfigurationError) as refused:
             NatsSource.from_url(url, name="pod-1")
         assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
     @pytest.mark.parametrize("settings", [{"max_ack_pending": 0}, {"max_ack_pending": 1.5}, {"ack_wait": "1"}])
     def test_bad_settings(self, settings: dict[str, Any]) -> None:
-        """Settings out of range are refused by name."""
+        """If a setting is out of range, the error names the setting."""
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
             NatsSource("nats://a", "events", **settings)
 
     def test_no_servers(self) -> None:
-        """An empty list of servers and an empty subject are refused."""
+        """If the list of servers or the subject is empty, the constructor raises."""
         with pytest.raises(ConfigurationError, match="servers"):
             NatsSource([], "events")
         with pytest.raises(ConfigurationError, match="subject"):
@@ -532,7 +532,7 @@ class TestSettings:
 
     @pytest.mark.needs_server("nats-server")
     async def test_refused_account(self, stream: str) -> None:
-        """A wrong password is an error that says so, and does not show the password."""
+        """If the password is wrong, an error says so and does not show the password."""
         with nats_server("--user", "bob", "--pass", "right") as server:
             source = NatsSource(server.url.replace("//", "//bob:s3cret@"), stream)
             with pytest.raises(ConnectionError, match="Authorization") as failure:
@@ -544,7 +544,7 @@ class TestSettings:
             await source.aclose()
 
     def test_without_the_library(self) -> None:
-        """Without nats-py the constructor says what to install; importing the module works."""
+        """If nats-py is missing, importing the module works, and the constructor says what to install."""
         program = (
             "import sys; sys.modules['nats'] = None\n"
             "from retailrocket_async.relay._nats import NatsSource\n"

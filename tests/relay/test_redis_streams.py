@@ -62,7 +62,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 class TestRedisStreamSource(SourceContract):
-    """The contract of every source."""
+    """The tests that every source must pass."""
 
     lease = 1.5
 
@@ -80,11 +80,11 @@ class TestRedisStreamSource(SourceContract):
         """Publish to this test's stream."""
         await self.stream.publish(bodies)
 
-    # --- what is Redis's own ---
+    # --- tests for Redis only ---
 
     @pytest.mark.parametrize("protocol", [2, 3])
     async def test_either_protocol(self, redis: Redis, protocol: int) -> None:
-        """A caller's own client works with either protocol of Redis."""
+        """If the caller passes a client, the source works with it in both protocols of Redis."""
         client: Any = Redis.from_url(self.server.url, protocol=protocol)
         source = RedisStreamSource(client, stream="events", group="relay", name="relay-1")
         self._sources.append(source)
@@ -99,7 +99,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(other, 1)) == numbered(1, first=4)
 
     async def test_fields_of_other_producers(self, redis: Redis) -> None:
-        """The message is the field `envelope`, or else `data`; without both it shows all fields, and is no event."""
+        """The body is the field `envelope`, or else `data`; without both, the body lists all fields and is no event."""
         entries: list[Any] = [
             {"other": "1", "envelope": "a"},
             {"data": "b", "other": "1"},
@@ -116,14 +116,14 @@ class TestRedisStreamSource(SourceContract):
             Codec().decode(found[3].body)
 
     async def test_ids_of_other_producers(self, redis: Redis) -> None:
-        """An id that was not made from a clock gives no time of publication."""
+        """If an entry's id was not made from a clock, its message has no time of publication."""
         await redis.xadd("events", {"envelope": "a"}, id="5-1")
         [message] = await self.collect(await self.source(), 1)
 
         assert (message.id, message.published_at) == ("5-1", None)
 
     async def test_trimmed_before_it_was_delivered(self, redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-        """Entries that were trimmed while a relay held them are reported in the log, and delay nothing."""
+        """If entries are trimmed before they are settled, the log reports them, and other messages are not delayed."""
         await self.publish(numbered(3))
         first = await self.source()
         await self.collect(first, 3)
@@ -136,7 +136,7 @@ class TestRedisStreamSource(SourceContract):
         assert "2 messages were trimmed from the stream before they were delivered" in caplog.text
 
     async def test_trimmed_entries_are_pending_no_more(self, redis: Redis) -> None:
-        """A trimmed entry is removed from the pending entries when it is read, before its lease is over."""
+        """If a trimmed entry is read, it is removed from the pending entries without waiting for its lease."""
         await self.publish(numbered(3))
         first = await self.source(lease=600.0)
         await self.collect(first, 3)
@@ -148,7 +148,7 @@ class TestRedisStreamSource(SourceContract):
         assert (await again.lag()).pending == 1
 
     async def test_nothing_settled_is_remembered(self) -> None:
-        """A source remembers only the messages that are handed out and not settled."""
+        """A source stores data only for messages that it has returned and that are not settled."""
         source = await self.source()
         for first in range(0, 60, 20):
             await self.publish(numbered(20, first))
@@ -157,12 +157,12 @@ class TestRedisStreamSource(SourceContract):
             await source.settle(found[:10], [(message, "rejected: HTTP 400") for message in found[10:15]])
             await source.release(found[15:])
             assert handed_out(source) == 0
-            # Given back, they are its own again once they are read anew.
+            # The messages were released, so the source stores them again only when it fetches them again.
             await source.settle(await self.all_of(source, numbered(5, first + 15)), [])
             assert handed_out(source) == 0
 
     async def test_settled_entries_are_deleted_on_demand(self, redis: Redis) -> None:
-        """With `delete_settled` the stream shrinks as messages are settled; without it nothing is deleted."""
+        """If `delete_settled` is set, settled entries are deleted from the stream; otherwise no entry is deleted."""
         url = f"{self.server.url}?stream=events"
         for delete, left in (("no", 4), ("yes", 0)):
             await redis.flushall()
@@ -177,7 +177,7 @@ class TestRedisStreamSource(SourceContract):
             assert await source.lag() == Lag(waiting=0, pending=0)
 
     async def test_a_group_that_is_gone(self, redis: Redis) -> None:
-        """If the group is missing, as after a restart without data, opening the source again creates it."""
+        """If the group is missing, for example after a restart without data, `open` creates it again."""
         source = await self.source()
         await redis.flushall()
         await self.publish(numbered(2))
@@ -187,7 +187,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(source, 2)) == numbered(2)
 
     async def test_a_key_that_is_no_stream(self, redis: Redis) -> None:
-        """A key that holds something else is a `ConfigurationError`."""
+        """If the key is not a stream, `open` raises `ConfigurationError`."""
         await redis.set("events", "text")
         source = await self.make()
         self._sources.append(source)
@@ -195,14 +195,14 @@ class TestRedisStreamSource(SourceContract):
             await source.open()
 
     async def test_a_stream_with_a_bound(self, redis: Redis) -> None:
-        """With `max_len` the stream is trimmed to about that length; without it the stream is not trimmed."""
+        """If `max_len` is set, the stream is trimmed to about that length; otherwise it is not trimmed."""
         await RedisStream(redis, "bounded", max_len=100).publish(numbered(1000))
         await self.publish(numbered(1000))
         assert 100 <= await redis.xlen("bounded") < 400
         assert await redis.xlen("events") == 1000
 
     async def test_events_and_envelopes_are_published(self) -> None:
-        """`publish_envelopes` encodes events, takes envelopes as they are, and counts both, in whatever batches."""
+        """For any batch size `publish_envelopes` encodes events, publishes envelopes unchanged, and counts both."""
         events = [View(session_external_id="a", product_id=number) for number in range(7)]
         given = [event if number % 2 else Codec().encode(event) for number, event in enumerate(events)]
         assert await publish_envelopes(self.stream, given, batch=3) == 7
@@ -213,7 +213,7 @@ class TestRedisStreamSource(SourceContract):
         ]
 
     async def test_many_dead_letters(self) -> None:
-        """Dead letters beyond one command's worth are listed, replayed and removed all the same."""
+        """If there are more dead letters than fit into one command, all can be listed, replayed and removed."""
         await self.publish(numbered(1200))
         source = await self.source()
         found = await self.collect(source, 1200)
@@ -224,7 +224,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(source, 700)) == numbered(700)
 
     async def test_frozen_server(self) -> None:
-        """A server that hangs makes calls fail in time, and loses nothing."""
+        """If the server hangs, calls fail within their time-out, and no message is lost."""
         await self.publish(numbered(5))
         url = f"{self.server.url}?stream=events&socket_timeout=0.5&socket_connect_timeout=0.5"
         source = RedisStreamSource.from_url(url, name="relay-1")
@@ -241,7 +241,7 @@ class TestRedisStreamSource(SourceContract):
 
 
 class TestCancelled:
-    """Every await is cancelled, and nothing is lost by it."""
+    """Tests in which every await is cancelled; no message may be lost."""
 
     @pytest.fixture(autouse=True)
     async def _source(self, server: RedisServer, redis: Redis) -> AsyncIterator[None]:
@@ -252,7 +252,7 @@ class TestCancelled:
         await self.source.aclose()
 
     async def collect(self, count: int) -> list[Message]:
-        """Fetch so many messages."""
+        """Fetch until there are `count` messages."""
         found: list[Message] = []
         async with asyncio.timeout(60):
             while len(found) < count:
@@ -260,7 +260,7 @@ class TestCancelled:
         return found
 
     async def test_open_and_fetch(self) -> None:
-        """A cancelled `open` can be called again; the messages of a cancelled `fetch` are returned by the next one."""
+        """If `open` is cancelled, it can be repeated; if `fetch` is cancelled, the next `fetch` has its messages."""
         await cancel_everywhere(self.source.open)
         await self.stream.publish(numbered(20))
         found = list(await cancel_everywhere(lambda: self.source.fetch(5, 1.0)))
@@ -269,7 +269,7 @@ class TestCancelled:
         assert list(await self.source.fetch(5, 0.0)) == []
 
     async def test_settle(self) -> None:
-        """A cancelled `settle` can be called again: all is settled, and each dead message is kept once."""
+        """If `settle` is cancelled and called again, all messages are settled, and each dead letter is stored once."""
         await self.source.open()
         await self.stream.publish(numbered(20))
         found = await self.collect(20)
@@ -279,7 +279,7 @@ class TestCancelled:
         assert bodies_of(await self.source.list_dead(100)) == numbered(10, first=10)
 
     async def test_the_rest(self) -> None:
-        """Cancelling any other method leaves every message handed out, settled or a dead letter."""
+        """If any other method is cancelled, every message is still waiting, settled or a dead letter."""
         await self.source.open()
         await self.stream.publish(numbered(200))
         found = await self.collect(200)
@@ -288,7 +288,7 @@ class TestCancelled:
         await cancel_everywhere(self.source.lag)
         await cancel_everywhere(lambda: self.source.list_dead(9))
         await cancel_everywhere(lambda: self.source.replay_dead(1))
-        # How many a cancelled one published is not known, but each once, and those alone are gone.
+        # A cancelled replay has published an unknown number of letters, each of them once, and removed only these.
         left = len(await self.source.list_dead(1000))
         assert await self.redis.xlen("events") == 200 + 100 - left
         await cancel_everywhere(lambda: self.source.purge_dead(1))
@@ -304,7 +304,7 @@ class TestCancelled:
 
 @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
 async def test_a_relay_that_is_cancelled(redis_server: RedisServer, moment: float) -> None:
-    """If a relay is cancelled at any moment, the next one delivers the rest."""
+    """If a relay is cancelled at any moment, the next relay delivers the remaining messages."""
 
     async def disturb(emulator: Any, relay: Relay) -> None:
         await asyncio.sleep(moment)
@@ -348,7 +348,7 @@ SECRET = "s3cret"
     ],
 )
 def test_wrong_addresses(url: str, message: str | None) -> None:
-    """An address that cannot work is refused with a sentence that does not show its password, nor does its cause."""
+    """If an address is invalid, neither the error nor its cause shows the password."""
     if message is None:
         source_from_url(url, name="relay-1")
         return
@@ -360,7 +360,7 @@ def test_wrong_addresses(url: str, message: str | None) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp://x", "http://user:s3cret@h"])
 def test_unknown_brokers(scheme: str) -> None:
-    """An address of an unknown broker is refused, and the message lists the known ones."""
+    """If the broker in an address is unknown, the error lists the known brokers."""
     with pytest.raises(ConfigurationError, match="redis, rediss, unix, kafka") as caught:
         source_from_url(scheme, name="relay-1")
     assert SECRET not in str(caught.value)
@@ -378,27 +378,27 @@ def test_unknown_brokers(scheme: str) -> None:
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
-    """A value that cannot work is refused at construction, and the message names it."""
+    """If an option is invalid, the constructor raises an error that names the option."""
     with pytest.raises(ConfigurationError, match=message):
         RedisStreamSource(Redis(), **({"stream": "a", "group": "g", "name": "n"} | options))
 
 
 def test_a_client_that_decodes_answers() -> None:
-    """A client that decodes answers is refused, as envelopes are bytes."""
+    """If the client decodes answers, the constructor raises, because envelopes are bytes."""
     with pytest.raises(ConfigurationError, match="decode_responses=False"):
         RedisStreamSource(Redis(decode_responses=True), stream="a", group="g", name="n")
 
 
 @pytest.mark.parametrize("options", [{"max_len": 0}, {"max_len": True}, {"stream": ""}])
 def test_wrong_streams(options: dict[str, Any]) -> None:
-    """A stream that cannot work is refused at construction."""
+    """If a stream's option is invalid, the constructor raises."""
     with pytest.raises(ConfigurationError):
         RedisStream(Redis(), **({"stream": "a"} | options))
 
 
 @pytest.mark.parametrize("batch", [0, -1, True, "1"])
 async def test_wrong_batches(batch: int) -> None:
-    """`publish_envelopes` refuses a batch that is no number above 0."""
+    """If `batch` is no number above 0, `publish_envelopes` raises."""
     with pytest.raises(ConfigurationError, match="batch must be"):
         await publish_envelopes(RedisStream(Redis(), "a"), [], batch=batch)
 
@@ -418,7 +418,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
         await disturb(emulator, relay)
         await until(lambda: len(products(emulator)) == 2000 and relay.unready is None)
         await until(lambda: not relay.stats().in_hand and not relay.stats().unsettled)
-        # What another relay has delivered and not settled is delivered again once its lease is over.
+        # Messages that another relay has fetched and not settled are delivered when their lease is over.
         async with asyncio.timeout(30):
             while (lag := await relay.lag()) != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - a broker calls nobody
                 await asyncio.sleep(0.02)
@@ -454,7 +454,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_broker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    """A server that is killed and restarted costs no event; few events are sent twice, and it is logged once."""
+    """If the server is killed and restarted, no event is lost, few are sent twice, and the failure is logged once."""
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def disturb(emulator: Any, relay: Relay) -> None:
@@ -474,11 +474,11 @@ async def test_a_broker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize("kind", [{"status": 500}, {"status": 401}, {"status": 429}, {}])
 async def test_an_api_that_fails_for_a_while(redis_server: RedisServer, kind: dict[str, int]) -> None:
-    """If the API fails, refuses the key or does not answer for a while, every event is still sent exactly once."""
+    """If the API fails, refuses the key or does not answer for a while, every event is recorded exactly once."""
 
     async def disturb(emulator: Any, relay: Relay) -> None:
         await until(lambda: emulator.stats()["total_events"] >= 500)
-        # Longer than the lease of a second.
+        # The failure lasts longer than the lease of one second.
         if kind:
             emulator.fail_with("status", times=None, **kind)
         else:

@@ -5,12 +5,12 @@ await                           what is cancelled there, or fails           test
 ==============================  ==========================================  =======================================
 `Relay.run`                     its task is cancelled, in any turn          `test_cancelled_in_any_turn`
 `source.open`                   fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
-`source.fetch`                  fails, or hangs                             the same
-`source.settle`                 fails, or hangs                             the same
-`source.extend`                 fails, or hangs                             the same
-`source.release`, `.aclose`     fails, or hangs, at the end                 the same
+`source.fetch`                  fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.settle`                 fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.extend`                 fails, or hangs                             `test_a_failing_call`, `test_a_hanging_call`
+`source.release`, `.aclose`     fails, or hangs, at the end                 `test_a_failing_end`
 `client.track`                  waits for room                              `test_a_smaller_buffer`
-`client.aclose`                 waits for the grace                         `test_cancelled_while_it_ends`
+`client.aclose`                 waits during the grace time                 `test_cancelled_while_it_ends`
 ==============================  ==========================================  =======================================
 """
 
@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     from retailrocket_async import Outcome
 
 HOURS = 900.0
-"""Seconds: many times longer than any time-out, lease or backoff."""
+"""Duration of an outage in seconds, many times longer than any time-out, lease or backoff."""
 PATIENT = RetryPolicy(outlast=True)
 JUNK = b'{"view":{"sessionExternalId":"a","productId":"1"}}'
 
 
 def envelopes(numbers: range, visitors: int = 7) -> list[bytes]:
-    """Return the envelopes of these events, of a few visitors in turn."""
+    """Return the envelopes of events with these numbers; `visitors` visitors take turns."""
     return [CODEC.encode(event(number, f"v{number % visitors}")) for number in numbers]
 
 
@@ -101,7 +101,7 @@ class Scene:
         self.running: asyncio.Task[bool]
 
     def start(self) -> Scene:
-        """Run the relay."""
+        """Start the relay in a task."""
         self.running = asyncio.create_task(self.relay.run())
         return self
 
@@ -119,7 +119,7 @@ class Scene:
         assert stats.received == settled + stats.in_hand, stats
 
     async def left(self) -> Lag:
-        """Return how many messages the broker has."""
+        """Return the source's lag: the numbers of messages that are still with the broker."""
         return await self.source.lag()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
@@ -139,11 +139,11 @@ class Scene:
         await self.until(lambda: self.relay.stats().delivered >= count and not self.relay.stats().unsettled, seconds)
 
 
-# --- what becomes of messages ---
+# --- outcomes of messages ---
 
 
 def test_delivers_and_acknowledges() -> None:
-    """Every message is delivered once and acknowledged, each visitor's in their order."""
+    """Every message is delivered once and acknowledged, and each visitor's messages are delivered in order."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -175,7 +175,7 @@ def test_delivers_and_acknowledges() -> None:
     ],
 )
 def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
-    """A message that is no event becomes a dead letter with a reason in one line; the others are delivered."""
+    """If a message is no event, it becomes a dead letter with a reason of one line; others are delivered."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport()).start()
@@ -194,7 +194,7 @@ def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
 
 
 def test_unknown_names_where_they_are_allowed() -> None:
-    """With `allow_custom` an event of an unknown name is delivered as it is."""
+    """If `allow_custom` is set, an event with an unknown name is delivered unchanged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -208,7 +208,7 @@ def test_unknown_names_where_they_are_allowed() -> None:
 
 
 def test_refused_is_a_dead_letter() -> None:
-    """An event that the API refuses becomes a dead letter; the rest of its batch is delivered."""
+    """If the API refuses an event, it becomes a dead letter, and the other events of its batch are delivered."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: 400 if 7 in request.numbers else 200)
@@ -226,7 +226,7 @@ def test_refused_is_a_dead_letter() -> None:
 
 
 def test_what_the_hook_drops_is_acknowledged() -> None:
-    """A message whose event `before_send` drops is acknowledged, and becomes no dead letter."""
+    """If `before_send` drops an event, its message is acknowledged and does not become a dead letter."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport(), client={"before_send": lambda _: None}).start()
@@ -240,7 +240,7 @@ def test_what_the_hook_drops_is_acknowledged() -> None:
 
 
 def test_too_old_is_a_dead_letter() -> None:
-    """A message whose event is older than the client's `max_age` becomes a dead letter."""
+    """If an event is older than the client's `max_age`, its message becomes a dead letter."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport(then=NO_CONNECTION), client={"buffer": Buffer(max_age=30.0)}).start()
@@ -253,7 +253,7 @@ def test_too_old_is_a_dead_letter() -> None:
 
 
 def test_the_time_of_publication() -> None:
-    """An event without a timestamp gets the time of its publication; an event with a timestamp keeps it."""
+    """If an event has no timestamp, it gets the time of its publication; otherwise its timestamp is unchanged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -275,7 +275,7 @@ def test_the_time_of_publication() -> None:
 
 @pytest.mark.parametrize("moment", [-1e18, 1e18, float("nan"), float("inf")])
 def test_an_impossible_time_of_publication(moment: float) -> None:
-    """An event whose time of publication does not exist as a date is delivered all the same."""
+    """If the time of publication is no valid date, the event is still delivered."""
 
     class Odd(Shaky):
         async def fetch(self, most: int, wait: float) -> Sequence[Message]:
@@ -324,7 +324,7 @@ DISPOSITIONS: list[tuple[Outcome, str, str]] = [
 
 @pytest.mark.parametrize(("outcome", "kind", "reason"), DISPOSITIONS, ids=str)
 def test_dispositions(outcome: Outcome, kind: str, reason: str) -> None:
-    """Each outcome has one disposition: acknowledge, keep as a dead letter with a reason, or retry."""
+    """Each outcome leads to one action: acknowledge the message, make it a dead letter with a reason, or retry it."""
     disposition = disposition_of(outcome)
 
     assert (kind, reason) == (disposition.kind, disposition.reason)
@@ -335,7 +335,7 @@ def test_dispositions(outcome: Outcome, kind: str, reason: str) -> None:
 
 
 def test_nothing_is_acknowledged_before_its_outcome() -> None:
-    """While no request is answered nothing is settled, and no more than the window is handed out."""
+    """While no request is answered, no message is settled, and at most one window of messages is fetched."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=PARKED)
@@ -363,7 +363,7 @@ TROUBLES: dict[str, Step] = {
 @pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_hours_of_outage(trouble: str) -> None:
-    """In an outage of hours the relay holds a window of messages and fetches no more; afterwards it delivers all."""
+    """In a long outage the relay fetches no more than its window; after the outage it delivers all messages."""
 
     async def test() -> None:
         def then(request: Request) -> Step:
@@ -394,7 +394,7 @@ def test_hours_of_outage(trouble: str) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("outlast", [True, False])
 def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> None:
-    """While the key, the shop or the address is refused the relay is unready and holds messages; then it goes on."""
+    """If the key, shop or address is refused, the relay is unready and makes no dead letters; then it continues."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=status)
@@ -404,7 +404,7 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
         await asyncio.sleep(HOURS)
         assert scene.relay.unready == "sending is halted: the log says what to correct"
         assert scene.relay.stats().in_hand <= 40
-        # It retries now and then, not without a pause.
+        # The relay pauses between its attempts.
         assert len(transport.requests) < HOURS
         transport.then = OK
         await scene.until_delivered(100)
@@ -417,7 +417,7 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
 
 
 def test_a_retry_with_nothing_in_flight() -> None:
-    """If the API went down and no event is left in flight, the next event is tried."""
+    """If the API went down and no event is in flight any more, the next event is still sent."""
 
     async def test() -> None:
         transport = ScriptedTransport(*[TIMED_OUT] * 3, NO_CONNECTION, NO_CONNECTION)
@@ -433,7 +433,7 @@ def test_a_retry_with_nothing_in_flight() -> None:
 
 @pytest.mark.endurance
 def test_a_stalled_api_and_two_relays() -> None:
-    """If the API stalls for many leases, no relay gets the messages of another one: each event is sent once."""
+    """If the API stalls for many leases, neither relay gets the other one's messages: each event is sent once."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: NO_CONNECTION if 1.0 <= request.at < 400.0 else OK)
@@ -471,7 +471,7 @@ def test_order_amid_faults() -> None:
 
 
 def test_the_window_in_bytes() -> None:
-    """The window of bytes is exceeded by no more than one fetch."""
+    """The unsettled messages exceed the window in bytes by at most one fetch."""
 
     async def test() -> None:
         large = [
@@ -512,7 +512,7 @@ def test_a_smaller_buffer(overflow: Any) -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "raise"])
 def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
-    """A relay that waits for room in its client's buffer can be stopped, and gives back what it has."""
+    """If a relay is stopped while it waits for room in the buffer, it gives its messages back to the broker."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=PARKED)
@@ -544,7 +544,7 @@ def test_stopped_while_it_waits_for_room(overflow: Any) -> None:
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
-    """A value out of range is refused at construction, and the message names it."""
+    """If an option is out of range, the constructor raises an error that names the option."""
 
     async def test() -> None:
         with pytest.raises(ConfigurationError, match=message):
@@ -557,7 +557,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_end_waits_for_what_was_fetched() -> None:
-    """After `stop` the relay fetches no more, waits for the outcomes, and settles the messages."""
+    """After `stop` the relay stops fetching, waits for the outcomes of its messages, and settles them."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=Step(latency=2.0))
@@ -577,7 +577,7 @@ def test_the_end_waits_for_what_was_fetched() -> None:
 
 
 def test_what_is_not_delivered_in_time_is_given_back() -> None:
-    """A message without an outcome at the end of the grace is given back, and another relay delivers it."""
+    """If a message has no outcome at the end of the grace time, it goes back, and another relay delivers it."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=NO_CONNECTION)
@@ -598,7 +598,7 @@ def test_what_is_not_delivered_in_time_is_given_back() -> None:
 
 
 def test_no_call_after_the_source_is_closed() -> None:
-    """Once the relay closes its source it makes no other call, which would connect again: no `extend`, no `lag`."""
+    """After the relay has closed its source it calls no other method, because a call would connect again."""
 
     class Slow(MemorySource):
         calls: list[str]
@@ -627,7 +627,7 @@ def test_no_call_after_the_source_is_closed() -> None:
 
 
 def test_runs_once() -> None:
-    """A relay that has run does not run again: its client is closed."""
+    """If a relay has run, a second `run` raises, because its client is closed."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport()).start()
@@ -643,12 +643,12 @@ def test_runs_once() -> None:
 
 
 class Shaky:
-    """A source whose named method fails, or hangs, as long as `fails` or `hangs` names it.
+    """A source of which one method fails or hangs.
 
     Attributes:
-        fails: the method that fails; None for none.
-        hangs: whether it hangs instead.
-        after: whether it fails after it has done its work, as if the answer were lost.
+        fails: the name of the method that fails; None if no method fails.
+        hangs: whether the method hangs instead of failing.
+        after: whether the method fails after its work is done, as if the answer were lost.
     """
 
     def __init__(
@@ -708,7 +708,7 @@ class Shaky:
 
 @pytest.mark.parametrize(
     ("method", "after"),
-    # What a source has handed out when a fetch fails it hands out again: that is its own business.
+    # A failing `fetch` is not tested after its work: each source has to return such messages again by itself.
     [
         ("open", False),
         ("open", True),
@@ -717,12 +717,12 @@ class Shaky:
     ],
 )
 def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after: bool) -> None:
-    """While a call of the broker fails the relay is unready, and logs it once; then it goes on without a loss."""
+    """If a call of the broker fails, the relay is unready and logs this once; then it continues and loses nothing."""
 
     async def test() -> None:
         transport = ScriptedTransport()
         stream = MemoryStream()
-        # What is handed out in an answer that is lost comes again, as the lease is over.
+        # Messages in a lost answer are fetched again when their lease is over, so the lease is short.
         shaky = Shaky(MemorySource(stream, lease=6.0), method if method == "open" else None, after=after)
         scene = Scene(transport, stream=stream, source=shaky).start()
         await stream.publish([*envelopes(range(100)), JUNK])
@@ -752,7 +752,7 @@ def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after:
 
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend"])
 def test_a_hanging_call(method: str) -> None:
-    """A call of the broker that never ends counts as a failure after a time-out; the relay can be stopped meanwhile."""
+    """If a call of the broker hangs, it fails after a time-out, and the relay can be stopped meanwhile."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -778,7 +778,7 @@ def test_a_hanging_call(method: str) -> None:
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("method", ["release", "aclose"])
 def test_a_failing_end(method: str, *, hangs: bool) -> None:
-    """If the broker fails at the very end, the relay still ends; it only cannot give messages back."""
+    """If the broker fails while the relay ends, the relay still ends, but cannot give its messages back."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -795,7 +795,7 @@ def test_a_failing_end(method: str, *, hangs: bool) -> None:
 
 
 class Stubborn(Shaky):
-    """A source whose library swallows some cancellations of the named method, and hangs after each."""
+    """A source of which one method swallows some cancellations and hangs after each of them."""
 
     def __init__(self, source: MemorySource, method: str, swallows: int) -> None:
         super().__init__(source)
@@ -822,7 +822,7 @@ class Stubborn(Shaky):
 def test_a_library_that_swallows_cancellations(
     method: str, swallows: int, caplog: pytest.LogCaptureFixture, *, cancelled: bool
 ) -> None:
-    """A relay ends, stopped or cancelled, even if the broker's library swallows cancellations."""
+    """If the broker's library swallows cancellations, a relay that is stopped or cancelled still ends."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -854,7 +854,7 @@ class Odd(BaseException):
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, Odd])
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
 def test_a_library_that_raises_anything(method: str, raised: type[BaseException]) -> None:
-    """If the library raises `CancelledError` by itself, or a `BaseException`, that is a failure of the broker."""
+    """If the library raises `CancelledError` or another `BaseException`, this counts as a failure of the broker."""
 
     class Raising(Shaky):
         async def _do(self, method: str, *arguments: Any) -> Any:
@@ -882,7 +882,7 @@ def test_a_library_that_raises_anything(method: str, raised: type[BaseException]
 
 
 def test_outcomes_of_the_last_moment_are_settled() -> None:
-    """An outcome that comes while the relay waits for the broker at its end is settled."""
+    """If an outcome arrives while the relay waits for the broker at its end, its message is settled."""
 
     class Slow(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -897,7 +897,7 @@ def test_outcomes_of_the_last_moment_are_settled() -> None:
         source = Slow(MemorySource(stream), hangs=True)
         scene = Scene(transport, stream=stream, source=source, grace=10.0).start()
         await stream.publish(envelopes(range(20)))
-        # The first batch is delivered, and its settling hangs; the second one is on its way.
+        # The first batch is delivered, and settling it hangs; the second batch is in flight.
         await scene.until(lambda: scene.relay.stats().unsettled == 10 and scene.client.stats().in_flight == 10)
         assert await scene.stop()
         assert await scene.left() == Lag(waiting=0, pending=0)
@@ -908,7 +908,7 @@ def test_outcomes_of_the_last_moment_are_settled() -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
-    """While dead letters cannot be kept the relay is unready, and delivers later messages as its window allows."""
+    """If dead letters cannot be stored, the relay is unready, but delivers later messages within its window."""
 
     class Full(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -944,7 +944,7 @@ def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
 
 
 def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """If the broker fails for good, the log says at the end that delivered messages will be delivered again."""
+    """If the broker fails until the end, the log says that delivered messages will be delivered again."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -961,7 +961,7 @@ def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_wrong_configuration_ends_it() -> None:
-    """A mistake of configuration that the source finds when it connects ends the relay with that error."""
+    """If `open` finds a mistake in the configuration, `run` raises this error."""
 
     class Wrong(Shaky):
         async def open(self) -> None:
@@ -981,7 +981,7 @@ def test_wrong_configuration_ends_it() -> None:
 
 @pytest.mark.parametrize("turn", [*range(60), *range(60, 400, 11)])
 def test_cancelled_in_any_turn(turn: int) -> None:
-    """Whenever a relay is cancelled, the next one delivers the rest, and settled messages are not sent again."""
+    """If a relay is cancelled in any turn of the loop, the next one delivers the unsettled messages, and no others."""
 
     async def test() -> None:
         transport = ScriptedTransport(
@@ -1002,14 +1002,14 @@ def test_cancelled_in_any_turn(turn: int) -> None:
         assert await other.stop()
         assert await other.left() == Lag(waiting=0, pending=0)
         assert {letter.body for letter in await other.source.list_dead(10)} == {JUNK, *envelopes(range(13, 14))}
-        # Two requests of ten events may have been on their way.
+        # Two requests of ten events may have been in flight.
         assert len(transport.recorded_numbers) - 59 <= 80
 
     run(test())
 
 
 def test_cancelled_while_it_ends() -> None:
-    """A relay that is cancelled during the grace ends at once, and still settles the messages with an outcome."""
+    """If a relay is cancelled during the grace time, it ends at once, and settles the messages with an outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(OK, then=PARKED)

@@ -1,4 +1,4 @@
-"""`Watermark`: how far a partition may be committed."""
+"""`Watermark`: the offset up to which a partition may be committed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ gaps = st.lists(st.integers(1, 3), max_size=30)
 
 @given(start=st.integers(0, 10**12), gaps=gaps, data=st.data())
 def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: st.DataObject) -> None:
-    """In whatever order messages are settled, all below the watermark are settled, and it is as high as possible."""
+    """In any order of settling, all messages below the watermark are settled, and it is as high as possible."""
     watermark = Watermark(start)
     offset, unsettled, highest = start - 1, set[int](), start - 1
     for gap in gaps:
@@ -33,7 +33,7 @@ def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: s
 
 @given(count=st.integers(1, 30), data=st.data())
 def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st.DataObject) -> None:
-    """A reader that starts at any earlier watermark reads every message that was not settled then."""
+    """If a reader starts at an earlier watermark, it reads all messages that were unsettled at that time."""
     watermark = Watermark(0)
     for offset in range(count):
         watermark.hand_out(offset)
@@ -47,7 +47,7 @@ def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st
 
 @given(order=st.permutations(range(10)), again=st.lists(st.integers(0, 20)))
 def test_settling_twice(order: list[int], again: list[int]) -> None:
-    """Settling a message twice, or one that was not handed out, changes nothing, and the watermark never falls."""
+    """If a message is settled twice, or was never fetched, nothing changes; the watermark never falls."""
     watermark = Watermark(0)
     for offset in range(10):
         watermark.hand_out(offset)
@@ -65,7 +65,7 @@ def test_settling_twice(order: list[int], again: list[int]) -> None:
 
 @given(count=st.integers(1, 60), data=st.data())
 def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.DataObject) -> None:
-    """A reader that continues from a watermark and its note gets the unsettled messages, and no others."""
+    """If a reader continues from a watermark and its note, it gets exactly the unsettled messages."""
     start = data.draw(st.integers(0, 10**9))
     watermark = Watermark(start)
     offsets = range(start, start + count)
@@ -80,13 +80,13 @@ def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.Data
 
     assert handed_out == [offset for offset in range(start, start + count + 3) if offset not in settled]
     assert again.settled_below == next(iter(handed_out))
-    # And what it says in its turn is true, too.
+    # The watermark and the note of the second reader are right as well.
     third = Watermark(again.settled_below, again.note)
     assert [offset for offset in range(begin, start + count + 3) if third.hand_out(offset)] == handed_out
 
 
 def test_a_note_is_never_too_long() -> None:
-    """If the note would be longer than brokers take, the highest messages count as not settled."""
+    """If the note would be too long for brokers, it omits the highest messages, which are then read again."""
     watermark = Watermark(0)
     for offset in range(10_000):
         watermark.hand_out(offset)
@@ -105,12 +105,12 @@ def test_a_note_is_never_too_long() -> None:
     st.one_of(st.text(), st.text().map("settled above: ".__add__), st.just("settled above: 1 x"), st.just("by hand"))
 )
 def test_foreign_notes_say_nothing_or_are_read(note: str) -> None:
-    """The note of another program is ignored: no error, and the first message is handed out."""
+    """If the note is from another program, it is ignored without an error, and the first message is read."""
     assert Watermark(5, note).hand_out(5) or note.startswith("settled above: 0")
 
 
 def test_what_is_left_out_is_committed() -> None:
-    """If all messages that are read were settled before, the watermark rises, and is committed."""
+    """If all messages that are read were settled before, the watermark rises and has to be committed."""
     watermark = Watermark(0, "settled above: 1 3")
     assert [watermark.hand_out(offset) for offset in range(4)] == [True, False, False, False]
     before = watermark.changes
@@ -121,7 +121,7 @@ def test_what_is_left_out_is_committed() -> None:
 
 
 def test_nothing_handed_out() -> None:
-    """A partition of which nothing was handed out has nothing to commit."""
+    """If no message of a partition was fetched, there is nothing to commit."""
     watermark = Watermark(7)
 
     assert watermark.settled_below == watermark.position == 7

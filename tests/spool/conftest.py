@@ -1,4 +1,4 @@
-"""What the tests of the spool share: an emulator of the API, and the file of a spool."""
+"""Fixtures for the tests of the spool: an emulator of the API, and the file of a spool."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def emulator() -> AsyncGenerator[RunningEmulator]:
-    """An emulator of the API in this loop, without a request limit."""
+    """Run an emulator of the API in this event loop, without a request limit."""
     async with running_emulator(Settings(limit=None)) as running:
         yield running
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., SpoolFile]]:
-    """Makes the file of a spool with that name in the test's directory; closes it when the test ends."""
+    """Return a function that makes a spool file in the test's directory; all files are closed when the test ends."""
     with ExitStack() as made:
         yield lambda name="s", **options: made.enter_context(closing(SpoolFile(tmp_path / name, **options)))
 
 
 @pytest.fixture
 def file(make: Callable[..., SpoolFile]) -> SpoolFile:
-    """An open, empty spool."""
+    """Return the file of an open, empty spool."""
     opened = make("spool")
     opened.open()
     return opened

@@ -1,11 +1,12 @@
-/* Writes down what a program does to its database files, so that a test can tell what a power cut would have left.
+/* Records the changes that a program makes to its database files, so that a test can build the files that a power cut
+ * would leave.
  *
- * Preloaded into a process (LD_PRELOAD). Every write, truncation and flush of a file whose path contains POWERCUT_MATCH
- * is appended to the file POWERCUT_LOG, after it was done:
+ * The library is preloaded into a process (LD_PRELOAD). After every write, truncation and flush of a file whose path
+ * contains POWERCUT_MATCH, it appends a record of the call to the file POWERCUT_LOG:
  *
  *     kind (1 byte: W, T, S), file (1 byte), offset or size (8 bytes), length (4 bytes), data
- *     N, file, 0, length, name      a file that was not there before
- *     U, file                       it was removed
+ *     N, file, 0, length, name      the file was opened for the first time
+ *     U, file                       the file was removed
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -40,7 +41,7 @@ static void note(char kind, int file, int64_t at, uint32_t length, const void *d
     memcpy(head + 2, &at, 8);
     memcpy(head + 10, &length, 4);
     struct iovec parts[2] = {{head, 14}, {(void *)data, length}};
-    /* One call, so that other processes' records never come between. */
+    /* A single call, so that no other process can write a record between the two parts. */
     if (writev(log_fd, parts, length ? 2 : 1) < 0) abort();
 }
 

@@ -1,4 +1,4 @@
-"""The database: all or nothing, within its bound, and open to any number of processes."""
+"""The database of a spool: its transactions, its greatest size, and its use by several processes at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def test_a_transaction_is_all_or_nothing(file: SpoolFile) -> None:
-    """If anything in a transaction raises, nothing of the transaction is in the file."""
+    """If code inside a transaction raises, the file is as it was before the transaction."""
     add(file, numbered(2))
     with pytest.raises(ZeroDivisionError), file.transaction():  # noqa: PT012 - what is done before it counts
         file.events.append(numbered(5), 1.0)
@@ -45,7 +45,7 @@ def test_a_transaction_is_all_or_nothing(file: SpoolFile) -> None:
 
 
 def test_sqlite_keeps_the_bound(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """A file never grows beyond its bound; settling still works, makes room, and damages nothing."""
+    """A file stays below `max_bytes`; events in a full file can be settled, and new events are accepted afterwards."""
     file = make(max_bytes=1 << 20)
     file.open()
     written = 0
@@ -61,7 +61,7 @@ def test_sqlite_keeps_the_bound(tmp_path: Path, make: Callable[..., SpoolFile]) 
 
 
 def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
-    """Any number of connections may open a spool for the first time at the same moment."""
+    """If twenty connections open a new spool at the same time, all of them succeed and can write."""
     failures: list[Exception] = []
     files = [make(shop="one") for _ in range(20)]
     barrier = threading.Barrier(len(files))
@@ -84,7 +84,7 @@ def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
 
 
 async def test_a_lock_file_that_is_removed(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If somebody removes a lock file, it is made again, and two processes never hold the same lock."""
+    """If a lock file is removed, a new one is made, and two processes never hold the same lock."""
     async with client_of(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         (tmp_path / "spool" / "write.lock").unlink()

@@ -1,4 +1,4 @@
-"""Dead letters: they keep what is known of their events, within bounds, and can be replayed."""
+"""Dead letters of a spool: their content, their limits, and how they are replayed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_dead_letters(file: SpoolFile) -> None:
-    """A dead letter keeps its JSON, reason and time; when it is replayed it becomes a waiting event with a new id."""
+    """A dead letter stores its event's JSON, a reason and a time; a replay makes it a waiting event with a new id."""
     bodies = numbered(3)
     add(file, bodies, at=5.0)
     settle(file, [2], dead="rejected: HTTP 400", at=9.0)
@@ -31,7 +31,7 @@ def test_dead_letters(file: SpoolFile) -> None:
 
 
 def test_dead_letters_are_bounded(make: Callable[..., SpoolFile]) -> None:
-    """The newest dead letters are kept, up to their greatest number and their greatest age."""
+    """If there are more than `most_dead` dead letters, or some are older than `dead_age`, the oldest are removed."""
     file = make(most_dead=3, dead_age=100.0)
     file.open()
     add(file, numbered(10))

@@ -1,4 +1,4 @@
-"""The directory of a spool: private, local, and refused with a reason otherwise."""
+"""The directory of a spool: a directory that is not private or not local is refused with a reason."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def test_files_are_private(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """A directory with rights for others is refused, with the command that changes them."""
+    """If other users can read the directory, it is refused, and the error names the command that changes this."""
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(SpoolError, match="chmod 700"):
         make("open").open()
 
 
 def test_a_directory_without_rights_is_refused(unprivileged: Path) -> None:
-    """If the directory cannot be written, opening it raises an error that says so."""
+    """If the directory cannot be written, opening the spool raises an error that says so."""
     (unprivileged / "ro").mkdir(mode=0o500)
     with pytest.raises(SpoolError, match="cannot be used"):
         SpoolFile(unprivileged / "ro" / "s").open()
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """If there is a file at the path of the directory, opening it raises an error."""
+    """If there is a file at the path of the directory, opening the spool raises an error."""
     (tmp_path / "s").write_text("here already")
     with pytest.raises(SpoolError, match=os.strerror(errno.ENOTDIR) + "|cannot be used|could be read"):
         make().open()
@@ -79,5 +79,5 @@ broken line
     ],
 )
 def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
-    """The deepest mount above a path decides its file system; of two mounts at one place the later one does."""
+    """A path has the file system of the deepest mount above it, or of the later of two mounts at the same place."""
     assert network_mount(MOUNTS.splitlines(), Path(path)) == kind

@@ -1,4 +1,4 @@
-"""A spool on a real full disk, and processes that are really killed."""
+"""A spool on a disk that is really full, and with processes that are really killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Generator[Path]:
-    """A file system of 40 MiB; only root can make one."""
+    """Mount a file system of 40 MiB; skip the test if that is not possible, because only root can mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
@@ -36,7 +36,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 async def test_a_full_disk(small_disk: Path) -> None:
-    """When others fill the disk, `track` raises and nothing is damaged; once there is room, everything is delivered."""
+    """If the disk fills up, `track` raises and nothing is damaged; once there is room, all events are delivered."""
     async with running_emulator(Settings(limit=None)) as emulator:
         emulator.fail_with("status", status=503, times=30)
         spool = SqliteSpool(small_disk / "spool", min_free=16 << 20, full_timeout=0.2)
@@ -46,7 +46,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
             fill(small_disk)
             with pytest.raises(SpoolFullError, match="disk"):
                 await client.track(event(1))
-            # The outcomes of these requests cannot be written meanwhile.
+            # The outcomes of these requests cannot be written while the disk is full.
             await until(lambda: client.stats().requests_by_status.get(200, 0) >= 8)
             (small_disk / "ballast").unlink()
             receipt = await client.track(event(1))
@@ -61,7 +61,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
 
 
 async def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
-    """If there is no room for an empty spool, the client raises, and it works once there is room."""
+    """If the disk has no room for an empty spool, the client raises; once there is room, events are accepted."""
     fill(small_disk)
     spool = SqliteSpool(small_disk / "spool", min_free=16 << 20)
     client = AsyncTrackingClient("dev-api-key", "dev-partner", base_url="http://127.0.0.1:9/", spool=spool)
@@ -87,7 +87,7 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """If processes that share a spool are killed at random, no accepted event is lost, and few are repeated."""
+    """If processes that share a spool are killed at random, no accepted event is lost, and few are sent twice."""
     from acceptance.fleet.torture import torture
 
     found = torture(5.0, every=0.4)

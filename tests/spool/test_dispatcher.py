@@ -1,4 +1,4 @@
-"""The engine of a client with a spool: it delivers, flushes and closes, and loses nothing."""
+"""A client with a spool: it delivers, flushes and closes without losing events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events are delivered, their receipts say so, and no event stays in the file."""
+    """If events are tracked, all are delivered, their receipts are `Delivered`, and the file is empty afterwards."""
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 1201))
         receipts.append(await client.view(session_external_id="visitor", product_id=1201))
@@ -43,7 +43,7 @@ async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -
 
 
 async def test_interval(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """With `durability="interval"` events are delivered as well."""
+    """If the spool has `durability="interval"`, events are delivered as well."""
     async with client_of(tmp_path, emulator.url, spool={"durability": "interval"}) as client:
         receipts = await client.track_many(event(number) for number in range(1, 101))
         await client.flush(30)
@@ -51,7 +51,7 @@ async def test_interval(emulator: RunningEmulator, tmp_path: Path) -> None:
 
 
 async def test_a_close_keeps_what_it_cannot_deliver(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """While the API is down a close takes no time, loses nothing, and every receipt says that its event is kept."""
+    """If the API is down, a close loses no event, and every receipt says that its event is kept."""
     emulator.fail_with("status", status=503, times=10_000)
     client = client_of(tmp_path, emulator.url)
     receipts = await client.track_many(event(number) for number in range(1, 1001))
@@ -69,7 +69,7 @@ async def test_a_close_keeps_what_it_cannot_deliver(emulator: RunningEmulator, t
 
 
 async def test_an_outage_costs_nothing(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events outlast an outage in the file, though it is longer than any retry, and are delivered after it."""
+    """If an outage lasts longer than all retries, events stay in the file and are delivered after the outage."""
     emulator.fail_with("status", status=503, times=60)
     retry = RetryPolicy(initial_backoff=0.01, max_backoff=0.02, max_attempts=2, max_elapsed=0.1)
     async with client_of(tmp_path, emulator.url, retry=retry) as client:
@@ -79,7 +79,7 @@ async def test_an_outage_costs_nothing(emulator: RunningEmulator, tmp_path: Path
 
 
 async def test_a_wrong_key_costs_nothing(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events that are refused for a wrong key stay in the file, and a client with the right key delivers them."""
+    """If events are refused for a wrong key, they stay in the file, and a client with the right key delivers them."""
     client = client_of(tmp_path, emulator.url, key="wrong", retry=RetryPolicy(max_halt=0.0))
     receipts = await client.track_many(event(number) for number in range(1, 11))
     await until(lambda: client.stats().state == "halted")
@@ -91,7 +91,7 @@ async def test_a_wrong_key_costs_nothing(emulator: RunningEmulator, tmp_path: Pa
 
 
 async def test_direct_sends_pass_the_spool(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A direct send goes out immediately, is not in the file, and is counted."""
+    """Events of `send` and `send_batch` are delivered immediately and are counted."""
     async with client_of(tmp_path, emulator.url) as client:
         assert isinstance(await client.send(event(1)), Delivered)
         assert isinstance(await client.send_batch([event(2), event(3)]), Delivered)
@@ -101,7 +101,7 @@ async def test_direct_sends_pass_the_spool(emulator: RunningEmulator, tmp_path: 
 
 
 async def test_flush_has_a_deadline(tmp_path: Path) -> None:
-    """A flush whose time-out passes raises an error, and its events stay in the spool."""
+    """If the time-out of a flush passes, the flush raises an error, and the events stay in the spool."""
     async with client_of(tmp_path) as client:
         await client.track(event(1))
         with pytest.raises(FlushTimeoutError, match="stay in the spool"):
@@ -109,7 +109,7 @@ async def test_flush_has_a_deadline(tmp_path: Path) -> None:
 
 
 async def test_closing_twice(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Two calls of `aclose` give the same report; an unused client closes without making a file."""
+    """If `aclose` is called several times, all calls return the same report; an unused client makes no directory."""
     client = client_of(tmp_path, emulator.url)
     await client.track(event(1))
     first, second = await asyncio.gather(client.aclose(), client.aclose())
@@ -121,7 +121,7 @@ async def test_closing_twice(emulator: RunningEmulator, tmp_path: Path) -> None:
 
 
 async def test_a_closed_client_lets_nobody_wait(tmp_path: Path) -> None:
-    """A flush returns immediately after a close, and a flush that waits during a close returns with it."""
+    """If a client is closed, a flush that is waiting returns, and every later flush returns immediately."""
     client = client_of(tmp_path)
     await client.track(event(1))
     flushing = asyncio.create_task(client.flush())
@@ -135,7 +135,7 @@ async def test_a_closed_client_lets_nobody_wait(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_close_keeps_everything(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A close that is cancelled gives every receipt its outcome, and leaves the file to the next client."""
+    """If a close is cancelled, every receipt is `Kept`, and the events in flight are marked as perhaps recorded."""
     emulator.fail_with("stall", times=100, seconds=60)
     client = client_of(tmp_path, emulator.url)
     receipts = await client.track_many(event(number) for number in range(1, 1001))
@@ -152,7 +152,7 @@ async def test_a_cancelled_close_keeps_everything(emulator: RunningEmulator, tmp
 
 
 async def test_the_key_is_in_no_file(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Neither the key nor any part of the address is in the files."""
+    """The files of a spool contain neither the API key nor the query of the request's address."""
     client = client_of(tmp_path, emulator.url, key="a-secret-key-of-this-test")
     await client.track(event(1))
     await until(lambda: client.stats().requests)

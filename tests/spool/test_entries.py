@@ -1,4 +1,4 @@
-"""The entries that the thread has taken: they stay in order, and keep the moments at which they came."""
+"""Unwritten entries: events that the spool's thread has taken and has not written yet, with their arrival times."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from retailrocket_async._spool.process_events import SpoolReceipt
 
 
 def entry_of(body: bytes) -> Entry:
-    """Return an entry of a caller that does not wait."""
+    """Return an entry whose caller does not wait for the disk."""
     return body, SpoolReceipt("view"), None
 
 
 @given(st.lists(st.binary(max_size=50)), st.integers(0, 2000))
 def test_as_many_fit_as_there_is_room_for(bodies: list[bytes], room: int) -> None:
-    """The first entries that fit together in the room are counted, and no more."""
+    """`fitting(room)` returns how many of the first entries have a total size of at most `room` bytes."""
     unwritten = UnwrittenEntries()
     unwritten.entries += map(entry_of, bodies)
     fitting = unwritten.fitting(room)
@@ -29,7 +29,7 @@ def test_as_many_fit_as_there_is_room_for(bodies: list[bytes], room: int) -> Non
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.data())
 def test_removing_keeps_the_moments(groups: list[int], data: st.DataObject) -> None:
-    """After entries were removed, those that are left still have the moments at which they came."""
+    """If some entries are removed, the others still have their arrival times."""
     unwritten = UnwrittenEntries()
     came: list[tuple[Entry, float]] = []
     for moment, count in enumerate(groups):
@@ -49,7 +49,7 @@ def test_removing_keeps_the_moments(groups: list[int], data: st.DataObject) -> N
 
 
 async def test_withdrawn_entries_are_taken_out() -> None:
-    """Entries whose callers were cancelled are removed, and all others stay."""
+    """If callers are cancelled, their entries are removed, and all other entries stay."""
     loop = asyncio.get_running_loop()
     entries: list[Entry] = [(b"{}", SpoolReceipt("view"), loop.create_future()) for _ in range(3)]
     unwritten = UnwrittenEntries()

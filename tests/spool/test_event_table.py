@@ -1,4 +1,4 @@
-"""The waiting events: they come out as they went in, in order, within bounds."""
+"""The table of waiting events: how events are read, and how damaged events are handled."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @settings(max_examples=most(30), deadline=None)
 @given(st.lists(any_events(), min_size=1, max_size=20))
 def test_events_come_out_as_they_went_in(tmp_path_factory: pytest.TempPathFactory, given_events: list) -> None:
-    """Whatever an event holds, its JSON is read from the file byte for byte."""
+    """Whatever fields an event has, the JSON that is read from the file equals the JSON that was written."""
     file = SpoolFile(tmp_path_factory.mktemp("spool") / "s")
     file.open()
     envelopes = [CODEC.encode(each) for each in given_events]
@@ -49,7 +49,7 @@ def test_events_come_out_as_they_went_in(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_reading_is_bounded(file: SpoolFile) -> None:
-    """Reading returns no more events and bytes than asked for, but at least one event, however large it is."""
+    """A read returns at most the requested numbers of events and bytes, but always at least one waiting event."""
     bodies = numbered(10)
     add(file, bodies)
     assert file.events.read(0, 3, 1 << 20).bodies == bodies[:3]
@@ -60,14 +60,14 @@ def test_reading_is_bounded(file: SpoolFile) -> None:
 
 
 def test_ids_are_never_used_again(file: SpoolFile) -> None:
-    """An id is not used a second time, even after the last event was removed."""
+    """If all events have been removed, the next event still gets a new id."""
     assert add(file, numbered(3)) == 3
     settle(file, [1, 2, 3])
     assert add(file, numbered(1)) == 4
 
 
 def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, make: Callable[..., SpoolFile]) -> None:
-    """The id up to which events may be in flight outlasts the process that recorded it."""
+    """If a process has marked events up to an id as read, a process that opens the file later reads that id."""
     assert file.events.read_to() == 0
     with file.transaction():
         file.events.mark_read(7)
@@ -81,7 +81,7 @@ def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, make: Calla
 async def test_a_damaged_event_is_set_aside(
     emulator: RunningEmulator, tmp_path: Path, before: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An event whose JSON is damaged becomes a dead letter, and all others are delivered."""
+    """If the JSON of an event is damaged, the event becomes a dead letter, and all others are delivered."""
     database = database_with(tmp_path, 20)
     content = database.read_bytes()
     flip(database, content.index(before, content.index(b'"productId":7') - 200) + 1, 0x80)

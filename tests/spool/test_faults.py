@@ -1,8 +1,8 @@
-"""Every call that a spool makes to SQLite and to the system fails, one at a time, once and for good.
+"""Calls that a spool makes to SQLite and to the system fail, one call per run, either once or from then on.
 
-A run without a fault is recorded. Then each kind of call in it fails in a run of its own: the first, the second and
-the last of that kind. Whatever fails, the thread works on, no accepted event is lost or sent twice, no outcome
-contradicts what the server has recorded, and the close ends.
+First a run without a fault is recorded. Of each kind of call in this run the first, the second and the last call are
+chosen, and each of them fails in a run of its own. Whichever call fails, the spool's thread continues, no accepted
+event is lost or sent twice, every outcome agrees with what the server has recorded, and the close ends.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
     from retailrocket_async import Outcome, Receipt
 
-# Run once, without measuring coverage: it takes half a minute.
+# This module takes half a minute, so it runs only once and without measuring coverage.
 pytestmark = pytest.mark.endurance
 
 
 AT_ONCE = 24
-"""Runs that go on at the same time: each spends most of its time waiting."""
+"""Number of runs at the same time; each run spends most of its time waiting."""
 
 
 class FaultySpool(SqliteSpool):
-    """A spool whose calls may fail."""
+    """A spool whose calls to SQLite and to the system fail as `FAULTS` says for its path."""
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return the file, whose calls go through the faults of its path."""
+        """Return the file of the spool; the faults of the spool's path decide which of its calls fail."""
         faults = FAULTS[self.path]
         return SpoolFile(
             self.path,
@@ -67,7 +67,7 @@ FAULTS: dict[Any, Faults] = {}
 
 @attrs.define
 class Run:
-    """The result of a run: the receipt or the error of each event, and the events that the server has recorded."""
+    """The result of a run: the receipt or error of each event, and the events found in the server and in the file."""
 
     tracked: dict[int, Receipt | SpoolError]
     recorded: list[int]
@@ -77,7 +77,7 @@ class Run:
 
 
 async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
-    """Track some events in a spool whose calls may fail, and close."""
+    """Track some events in a spool with these faults, close the client, and return what was found."""
     recorded: list[int] = []
     problems: list[str] = []
 
@@ -111,9 +111,9 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
             try:
                 await client.flush(20.0)
             except SpoolError:
-                # The one fault was for this call.
+                # The only fault of this run has hit this call, so the next flush succeeds.
                 await client.flush(20.0)
-            # The next maintenance finds that the file works.
+            # The failure is cleared when the next maintenance finds that the file works.
             await until(lambda: client.stats().spool.failure is None)  # type: ignore[union-attr]
             if not all(number in recorded for number, result in tracked.items() if not isinstance(result, Exception)):
                 problems.append("the flush has left something")
@@ -137,7 +137,7 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
 
 
 def contradictions(run: Run) -> list[str]:
-    """Return what is wrong with a run."""
+    """Return the contradictions in the result of a run, as sentences."""
     found = list(run.problems)
     for number, result in run.tracked.items():
         sent, waits = run.recorded.count(number), run.waiting.count(number)
@@ -154,17 +154,17 @@ def contradictions(run: Run) -> list[str]:
 
 
 def is_true(outcome: Outcome | None, *, sent: bool, waits: bool, dead: bool) -> bool:
-    """Whether an accepted event is not lost, and its outcome agrees with the server, the file and the dead letters."""
+    """Return True if an accepted event is not lost, and its outcome agrees with the server and with the file."""
     if outcome is None or not (sent or waits or dead):
         return False
     if isinstance(outcome, Delivered):
         return sent
-    # The outcome is Kept, or Abandoned.
+    # Only Kept and Abandoned are left.
     return (outcome.maybe_recorded or not sent) and (waits or outcome.maybe_recorded or not isinstance(outcome, Kept))
 
 
 def chosen(calls: list[str]) -> list[int]:
-    """Return which calls fail: the first two and the last of each kind."""
+    """Return the indexes of the calls that will fail: the first two and the last of each kind."""
     by_kind: dict[str, list[int]] = {}
     for number, call in enumerate(calls):
         by_kind.setdefault(call, []).append(number)
@@ -184,7 +184,7 @@ def chosen(calls: list[str]) -> list[int]:
     ids="-".join,
 )
 async def test_every_call_fails(tmp_path: Path, fault: dict[str, bool]) -> None:
-    """Whichever call fails, once or for good, no event is lost, sent twice or misreported, and the client works on."""
+    """If a call fails once or from then on, no event is lost, sent twice or misreported, and the client still works."""
     lasting = fault.get("lasting", False)
     recorded = Faults()
     assert contradictions(await run(tmp_path / "recorded", recorded, lasting=False)) == []

@@ -1,4 +1,4 @@
-"""The file of a spool: a settlement changes all tables together, and what is in the file can be measured."""
+"""The file of a spool: how events are settled, how its usage is measured, and how it shrinks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_what_is_settled_is_gone_and_logged(file: SpoolFile) -> None:
-    """Settled events leave the file, other events stay, and the log has their ids and their outcome."""
+    """If events are settled, they are removed, the others stay, and the log has the settled ids with the outcome."""
     add(file, numbered(20))
     settle(file, [2, 3, 5])
     settle(file, [number for number in range(6, 21) if number % 2])
@@ -32,7 +32,7 @@ def test_what_is_settled_is_gone_and_logged(file: SpoolFile) -> None:
 
 
 def test_what_is_settled_again_counts_once(file: SpoolFile) -> None:
-    """If a settlement is written twice, the second entry of the log names only events that still waited."""
+    """If events are settled a second time, the new log entry names only the events that were still waiting."""
     add(file, numbered(12))
     settle(file, [1, 2])
     settle(file, [1, 2])
@@ -43,7 +43,7 @@ def test_what_is_settled_again_counts_once(file: SpoolFile) -> None:
 
 
 def test_usage_does_not_count(file: SpoolFile) -> None:
-    """The usage is right if events leave in their order."""
+    """`usage` returns the numbers of events and dead letters, the size in bytes, and the oldest event's time."""
     assert file.usage().oldest_at is None
     add(file, numbered(5), at=3.0)
     settle(file, [1, 2], dead="rejected")
@@ -53,7 +53,7 @@ def test_usage_does_not_count(file: SpoolFile) -> None:
 
 
 def test_the_file_shrinks(file: SpoolFile, tmp_path: Path) -> None:
-    """After events have left, the file gives their room back to the file system."""
+    """If most events are removed, `shrink` returns their space to the file system."""
     last = add(file, numbered(20_000))
     settle(file, list(range(1, last + 1)))
     while file.shrink():

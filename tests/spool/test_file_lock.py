@@ -1,4 +1,4 @@
-"""The lock between processes."""
+"""The file lock that excludes other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_a_lock_that_came_too_late_is_given_back(tmp_path: Path) -> None:
-    """A lock that the system grants after its caller's time-out is free for others, and for the next call."""
+    """If the system grants a lock after its caller's time-out, the lock is released for others and for later calls."""
     one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     with one.held():
         with pytest.raises(LockTimeoutError), two.held(0.05):
@@ -30,7 +30,7 @@ def test_a_lock_that_came_too_late_is_given_back(tmp_path: Path) -> None:
 
 
 def test_a_lock_counts_while_its_file_is_there(tmp_path: Path) -> None:
-    """A process that holds the lock of a file that was replaced does not hold the lock any more."""
+    """If the file of a lock is replaced, the process that held the lock does not hold it any more."""
     one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     assert one.acquire_now()
     assert not two.acquire_now()
@@ -43,7 +43,7 @@ def test_a_lock_counts_while_its_file_is_there(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """A child that was forked from the holder of the lease does not keep others from taking it."""
+    """If the holder of the lease forks and closes its file, others can take the lease while the child still runs."""
     file = SpoolFile(tmp_path / "spool")
     file.open()
     assert file.lease.acquire()

@@ -1,4 +1,4 @@
-"""The forwarder: events of the file reach the engine in order, and their outcomes the file."""
+"""The forwarder: it passes events from the file to the engine, and writes their outcomes to the file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def test_what_was_left_behind_is_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events that another process left in the spool are delivered by the next client, which tracks none itself."""
+    """If another process left events in the spool, the next client delivers them, even if it tracks none itself."""
     await leave_behind(tmp_path, range(1, 2001))
     async with client_of(tmp_path, emulator.url) as client:
         await until(lambda: len(emulator.events()) == 2000)
@@ -44,7 +44,7 @@ async def test_what_was_left_behind_is_delivered(emulator: RunningEmulator, tmp_
 
 
 async def test_a_backlog_larger_than_the_window_is_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Delivered events make room in the window, so that a backlog of many windows does not stall."""
+    """If the backlog is many times larger than the window, all of its events are delivered."""
     small = Batching(max_bytes=10_000, max_in_flight=1, linger=0.01)
     client = client_of(tmp_path, batching=small)
     await client.track_many(
@@ -57,7 +57,7 @@ async def test_a_backlog_larger_than_the_window_is_delivered(emulator: RunningEm
 
 
 async def test_refused_events_become_dead_letters(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """An event that the API refuses becomes a dead letter, is reported, and is delivered once it is replayed."""
+    """If the API refuses an event, the event becomes a dead letter, is reported, and a replay delivers it."""
     reported: list[UndeliveredEvent] = []
     emulator.fail_with("status", status=400, times=1)
     async with client_of(tmp_path, emulator.url, on_outcome=reported.extend) as client:
@@ -75,7 +75,7 @@ async def test_refused_events_become_dead_letters(emulator: RunningEmulator, tmp
 
 
 async def test_too_old_events_become_dead_letters(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """An event that is older than `max_age` becomes a dead letter, and is not sent."""
+    """If an event is older than `max_age`, it becomes a dead letter and is not sent."""
     await leave_behind(tmp_path, range(1, 11))
     await asyncio.sleep(0.1)
     async with client_of(tmp_path, emulator.url, spool={"max_age": 0.1}):
@@ -85,7 +85,7 @@ async def test_too_old_events_become_dead_letters(emulator: RunningEmulator, tmp
 
 
 async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events with a time in the future are sent now, in their order."""
+    """If events have a time in the future, they are sent immediately and in the order of their ids."""
     file = SpoolFile(tmp_path / "spool", shop=SHOP)
     file.open()
     for number, ahead in ((1, 7200.0), (2, 3600.0), (3, 3600.0), (4, 1800.0)):
@@ -99,7 +99,7 @@ async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Pa
 
 
 async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path) -> None:
-    """An event with a time in the future ages from now on: `Buffer.max_age` ends it as any other event."""
+    """If events have a time in the future, they still expire when `Buffer.max_age` has passed since they were read."""
     file = SpoolFile(tmp_path / "spool", shop=SHOP)
     file.open()
     with file.transaction():
@@ -112,7 +112,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path
 
 
 async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
-    """With ordered batching a visitor's events are recorded in the order of their calls, whatever fails meanwhile."""
+    """If batching is ordered, each visitor's events are recorded in the order of their calls, even if requests fail."""
     async with running_emulator(EmulatorSettings(limit=None, latency=0.002)) as emulator:
         emulator.fail_with("status", status=503, times=4)
         batching = Batching(max_events=7, linger=0.0, ordered=True)
@@ -128,7 +128,7 @@ async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
 
 
 async def test_flush_cuts_the_linger_short(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A flush sends an event that would wait for others to fill its batch."""
+    """If an event waits for others to fill its batch, a flush sends it without waiting for `linger`."""
     async with client_of(tmp_path, emulator.url, batching=Batching(linger=1000.0)) as client:
         receipt = await client.track(event(1))
         await client.flush(20)

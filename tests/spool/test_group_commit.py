@@ -1,4 +1,4 @@
-"""Group commits: a full spool waits, refuses or drops, and never fills its disk."""
+"""A full spool: callers wait, get an error, or have events dropped, as `Buffer.overflow` says."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 async def fill(client: AsyncTrackingClient) -> None:
-    """Track events until the spool is full."""
+    """Track events until `track_many` raises."""
     while True:
         await client.track_many(event(number) for number in range(1, 501))
 
 
 async def test_a_full_spool_blocks_and_then_raises(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A full spool makes `track` wait for `full_timeout`, then raise; once there is room, events are accepted."""
+    """If the spool is full, `track` waits for `full_timeout` and raises; once there is room, events are accepted."""
     emulator.fail_with("status", status=503, times=10)
     bounds = {"max_bytes": 1 << 20, "full_timeout": 0.2}
     async with client_of(tmp_path, emulator.url, spool=bounds, retry=RetryPolicy(initial_backoff=1.0)) as client:
@@ -52,7 +52,7 @@ async def test_a_full_spool_blocks_and_then_raises(emulator: RunningEmulator, tm
 
 
 async def test_room_that_is_made_in_time_is_used(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A caller that waits for room gets it as soon as events have left."""
+    """If a caller waits for room, its events are accepted as soon as earlier events have been delivered."""
     emulator.fail_with("status", status=503, times=8)
     bounds = {"max_bytes": 1 << 20, "full_timeout": 30.0}
     async with client_of(tmp_path, emulator.url, spool=bounds) as client:
@@ -63,7 +63,7 @@ async def test_room_that_is_made_in_time_is_used(emulator: RunningEmulator, tmp_
 
 @pytest.mark.parametrize("overflow", ["raise", "drop_newest", "drop_oldest"])
 async def test_a_full_spool_follows_its_overflow(overflow: Any, tmp_path: Path) -> None:
-    """A full spool raises immediately, drops the new event, or drops the oldest one not in flight, and counts it."""
+    """If the spool is full, it raises, drops the new event, or drops the oldest events, as `overflow` says."""
     async with client_of(tmp_path, spool={"max_bytes": 1 << 20}, buffer=Buffer(overflow=overflow)) as client:
         filling = asyncio.create_task(fill(client))
         if overflow == "raise":
@@ -75,7 +75,7 @@ async def test_a_full_spool_follows_its_overflow(overflow: Any, tmp_path: Path) 
         await asyncio.wait({filling})
         receipt = await client.track(event(7777))
         if overflow == "drop_newest":
-            # The first events may fit in the little room that is left.
+            # The first of these events may still fit into the little room that is left.
             async with asyncio.timeout(30):
                 while not receipt.done():
                     receipt = await client.track(event(7777))
@@ -89,7 +89,7 @@ async def test_a_full_spool_follows_its_overflow(overflow: Any, tmp_path: Path) 
 
 
 async def test_events_in_flight_do_not_make_room(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """With `drop_oldest` a full spool drops the oldest events that are not in flight."""
+    """If `overflow` is "drop_oldest", a full spool drops the oldest events that are not in flight."""
     emulator.fail_with("stall", times=1000, seconds=60)
     client = client_of(
         tmp_path,

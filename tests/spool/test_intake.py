@@ -1,4 +1,4 @@
-"""The intake of a spool: an accepted event is on disk, and a refused one is counted or raised."""
+"""The intake of a spool: accepted events are written to disk; refused events raise an error or are counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 async def test_an_accepted_event_is_on_disk(tmp_path: Path) -> None:
-    """When `track` returns, every other process can see the event in the file."""
+    """If `track` has returned, other processes can read the event in the file."""
     async with client_of(tmp_path) as client:
         for number in range(1, 6):
             await client.track(event(number))
@@ -37,7 +37,7 @@ async def test_an_accepted_event_is_on_disk(tmp_path: Path) -> None:
 
 
 async def test_a_bad_event_is_refused_at_once(tmp_path: Path) -> None:
-    """An event that is invalid or too large raises before it is written; the events before it are accepted."""
+    """If an event is invalid or too large, the call raises and does not write it; the events before it are accepted."""
     async with client_of(tmp_path, batching=Batching(max_bytes=1024)) as client:
         large = CustomEvent(name="large", fields={"text": "x" * 2000})
         with pytest.raises(EventValidationError):
@@ -49,14 +49,14 @@ async def test_a_bad_event_is_refused_at_once(tmp_path: Path) -> None:
 
 
 async def test_track_nowait(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """`track_nowait` returns immediately, and its event is on disk a moment later."""
+    """If an event is tracked with `track_nowait`, it is delivered."""
     async with client_of(tmp_path, emulator.url) as client:
         receipt = client.track_nowait(event(1))
         assert isinstance(await receipt, Delivered)
 
 
 async def test_cancelled_callers(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A caller that is cancelled while it waits for the disk has tracked its event or not, and blocks no other."""
+    """If callers are cancelled while they wait for the disk, all other callers' events are accepted and delivered."""
     async with client_of(tmp_path, emulator.url) as client:
         other = SpoolFile(tmp_path / "spool")
         other.open()
@@ -78,7 +78,7 @@ async def test_cancelled_callers(emulator: RunningEmulator, tmp_path: Path) -> N
 
 
 async def test_before_send(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """An event that `before_send` drops is never written, and is counted."""
+    """If `before_send` drops an event, the event is not sent, and is counted as dropped."""
     keep = lambda each: None if each.product_id % 2 else each  # noqa: E731
     async with client_of(tmp_path, emulator.url, before_send=keep) as client:
         receipts = await client.track_many(event(number) for number in range(1, 7))
@@ -92,7 +92,7 @@ async def test_before_send(emulator: RunningEmulator, tmp_path: Path) -> None:
 
 
 async def test_other_threads(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """`ThreadsafeHandle.track` returns when the event is on disk."""
+    """If events are tracked from another thread with `ThreadsafeHandle.track`, they are delivered."""
     async with client_of(tmp_path, emulator.url) as client:
         handle = client.threadsafe()
         receipts = await asyncio.to_thread(lambda: [handle.track(event(number)) for number in range(1, 21)])

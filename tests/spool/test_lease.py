@@ -1,4 +1,4 @@
-"""The lease: one process sends at a time, and another one takes over when it ends or is stopped."""
+"""The lease: only its holder sends; another process takes the lease over if the holder ends or is stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def test_one_connection_holds_the_lease(make: Callable[..., SpoolFile]) -> None:
-    """One connection at a time holds the lease; once it is closed, another one can take it."""
+    """If one connection holds the lease, another one cannot acquire it until the first closes or releases it."""
     first, second = make(), make()
     first.open()
     second.open()
@@ -48,7 +48,7 @@ def test_one_connection_holds_the_lease(make: Callable[..., SpoolFile]) -> None:
 
 
 async def test_one_of_two_sends(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """One of two clients sends for both, and both learn the outcomes of their own events."""
+    """If two clients share a spool, only one of them sends, and both get the outcomes of their own events."""
     async with client_of(tmp_path, emulator.url) as one:
         await until(lambda: one.stats().spool is not None and one.stats().spool.sends)
         async with client_of(tmp_path, emulator.url) as two:
@@ -64,7 +64,7 @@ async def test_one_of_two_sends(emulator: RunningEmulator, tmp_path: Path) -> No
 
 
 async def test_the_next_one_takes_over(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """When the client that sends is closed, the other one sends in its place."""
+    """If the client that sends is closed, the other client takes over and sends."""
     one = client_of(tmp_path, emulator.url)
     await one.track(event(1))
     await until(lambda: one.stats().delivered)
@@ -77,7 +77,7 @@ async def test_the_next_one_takes_over(emulator: RunningEmulator, tmp_path: Path
 
 
 def send_for_ever(path: Path, url: str, first: int) -> None:
-    """Track an event every now and then, and send what is in the spool, without end."""
+    """Track an event every 0.02 seconds, and send the events of the spool, until the process is killed."""
 
     async def main() -> None:
         async with impatient(path, url, batching=Batching(max_events=1)) as client:
@@ -89,7 +89,7 @@ def send_for_ever(path: Path, url: str, first: int) -> None:
 
 
 async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A stopped process loses the lease; when it continues it sends nothing, and tracks as before."""
+    """If the process that sends is stopped, another one takes over; the first only tracks when it continues."""
     process = multiprocessing.get_context("spawn").Process(target=send_for_ever, args=(tmp_path, emulator.url, 1000))
     process.start()
     try:
@@ -98,7 +98,8 @@ async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Pat
             assert process.pid is not None
             os.kill(process.pid, signal.SIGSTOP)
             async with asyncio.timeout(20 * LEASE_TIMEOUT):
-                # A process that was stopped during a transaction keeps the write lock; then nobody can take its lease.
+                # If the process was stopped during a transaction, it still has the write lock, and nobody can take its
+                # lease. It must run a little further then.
                 while True:
                     try:
                         receipt = await client.track(event(1))
@@ -111,7 +112,7 @@ async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Pat
             assert client.stats().spool.sends  # type: ignore[union-attr]
             seen = len(emulator.events())
             os.kill(process.pid, signal.SIGCONT)
-            # The other process goes on tracking, and this one sends.
+            # The other process tracks again, and this process sends.
             await until(lambda: len(emulator.events()) > seen + 20)
             assert client.stats().spool.sends  # type: ignore[union-attr]
             await client.flush(30)
@@ -120,20 +121,20 @@ async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Pat
         await asyncio.to_thread(process.join)
     sent = numbers(emulator)
     repeated = {number for number in sent if sent.count(number) > 1}
-    # The events in flight when it was stopped, at most `Batching.max_in_flight` requests.
+    # Only events that were in flight at the stop are sent twice: one per request, and 8 requests at most.
     assert len(repeated) <= 8
     assert sorted(set(sent) - {1}) == list(range(1000, max(sent) + 1))
 
 
 async def test_a_sender_that_lost_its_lease(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A process that lost the lease sends no more, writes no outcome, and reads those of its events in the log."""
+    """If a process loses the lease, it stops sending, and takes the outcomes of its events from the log."""
     emulator.fail_with("stall", times=100, seconds=60)
     async with impatient(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 6))
         await until(lambda: client.stats().requests)
         other = SpoolFile(tmp_path / "spool", lease_timeout=0.0)
         other.open()
-        # With a time-out of 0 it behaves as if it had seen no heartbeat of this process.
+        # With a lease time-out of 0, `other` behaves as if it had seen no heartbeat of this process.
         await until(lambda: taken_over(other))
         await until(lambda: not client.stats().spool.sends)  # type: ignore[union-attr]
         assert client.stats().in_flight == 0
@@ -148,19 +149,19 @@ async def test_a_sender_that_lost_its_lease(emulator: RunningEmulator, tmp_path:
 
 
 def taken_over(file: SpoolFile) -> bool:
-    """Return whether a connection has taken the lease."""
+    """Return True if this connection has acquired the lease."""
     with file.transaction():
         return file.lease.acquire()
 
 
 async def test_nothing_is_sent_after_a_long_stop(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A process whose thread did not run for long sends nothing until it knows that it still holds the lease."""
+    """If the spool's thread could not renew the lease for long, the process sends nothing until it has renewed it."""
     async with impatient(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         other = SpoolFile(tmp_path / "spool")
         other.open()
         with other.transaction():
-            # The thread waits for the lock, as if stopped, and cannot renew the lease.
+            # The spool's thread waits for the lock of this transaction, so it cannot renew the lease.
             engine_of(client).writer.poll_log()
             await until(lambda: not may_send(client))
         assert isinstance(await (await client.track(event(2))), Delivered)

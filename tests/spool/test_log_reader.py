@@ -1,4 +1,4 @@
-"""The reader of the log: every event of this process gets its outcome once, whichever process settles it."""
+"""The reader of the outcome log: this process's events get their outcomes, whichever process has settled them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 async def test_outcomes_that_the_log_lost(tmp_path: Path) -> None:
-    """Events whose outcome the log does not hold any more are `Abandoned`; waiting events go on waiting."""
+    """If the outcome of an event was removed from the log, the event is `Abandoned`; waiting events still wait."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -65,14 +65,14 @@ async def test_outcomes_that_the_log_lost(tmp_path: Path) -> None:
 
 
 class Reports:
-    """A writer's listener that keeps the ids that were reported as settled, and counts failures."""
+    """A writer's listener that stores the ids that are reported as settled, and counts failures."""
 
     def __init__(self) -> None:
         self.settled_ids: list[int] = []
         self.failures = 0
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Keep the ids."""
+        """Store the ids of these log entries."""
         self.settled_ids += [number for entry in log for first, last in entry.ids for number in range(first, last + 1)]
 
     def failed(self, error: SpoolError) -> None:
@@ -84,7 +84,7 @@ class Reports:
 
 
 class HalfReadLog:
-    """A log of outcomes whose first entry can be read, and none after it."""
+    """A log of outcomes of which only the first entry can be read; reading on raises."""
 
     part = 1
 
@@ -95,14 +95,14 @@ class HalfReadLog:
         return getattr(self._log, name)
 
     def after(self, seq: int) -> list[LogEntry]:
-        """Return the first entry, or fail."""
+        """Return the first entry, or raise if `seq` is not 0."""
         if seq:
             raise SpoolError("the log cannot be read")
         return self._log.after(seq)[:1]
 
 
 async def test_a_settlement_is_reported_or_pending(tmp_path: Path) -> None:
-    """If the log fails after its first entry, a settlement is never both reported and left to the close."""
+    """If reading the log fails after its first entry, a settlement is not both reported and left to the close."""
     file, reports = SpoolFile(tmp_path / "spool"), Reports()
     file.log = HalfReadLog(file.log)  # type: ignore[assignment]
     writer = writer_of(file, reports)
@@ -118,7 +118,7 @@ async def test_a_settlement_is_reported_or_pending(tmp_path: Path) -> None:
 
 
 class ForgetfulTable:
-    """A table of events whose method `waiting_between` fails three times."""
+    """A table of events whose method `waiting_between` raises at its first three calls."""
 
     def __init__(self, table: EventTable) -> None:
         self._table = table
@@ -128,14 +128,14 @@ class ForgetfulTable:
         return getattr(self._table, name)
 
     def waiting_between(self, first: int, last: int) -> list[int]:
-        """Fail, or do what the table does."""
+        """Raise at the first three calls; call the method of the real table afterwards."""
         if next(self._failures, None) is not None:
             raise OSError
         return self._table.waiting_between(first, last)
 
 
 async def test_the_log_is_read_once_more_after_a_failure(tmp_path: Path) -> None:
-    """If looking up missing outcomes fails, they are looked up again, and every receipt is settled."""
+    """If the look-up of missing outcomes fails, it is repeated, and every receipt gets an outcome."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -155,7 +155,7 @@ async def test_the_log_is_read_once_more_after_a_failure(tmp_path: Path) -> None
 
 
 async def test_a_damaged_log_stops_nobody(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """An event whose outcome in the log is damaged is `Abandoned`, and all others get their outcomes."""
+    """If an event's outcome in the log is damaged, the event is `Abandoned`, and all others get their outcomes."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()

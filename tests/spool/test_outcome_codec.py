@@ -1,4 +1,4 @@
-"""Outcomes as text: they are read as they were written, and a text that cannot be read is no error."""
+"""The text form of outcomes: encoding, decoding, and texts that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNKNOWN = (Abandoned(reason="untold", maybe_recorded=True, attempts=0), "")
     ids=lambda outcome: type(outcome).__name__,
 )
 def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
-    """An outcome and the name of its events come out of their text unchanged."""
+    """If an outcome and an event name are encoded, decoding the text returns both unchanged."""
     assert (outcome, "view") == decode_outcome(encode_outcome(outcome, "view"))
 
 
@@ -34,5 +34,5 @@ def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
     "text", ["", "x", "[]", "{}", "null", '["Newer",{},""]', '["Delivered",{"field":1},""]', "[1,2,3]"]
 )
 def test_a_text_that_cannot_be_read(text: str) -> None:
-    """A damaged text, or one of a newer version, means that the outcome is not known."""
+    """If the text is damaged or from a newer version, decoding returns `Abandoned` with the reason "untold"."""
     assert UNKNOWN == decode_outcome(text)

@@ -1,4 +1,4 @@
-"""The log of outcomes: old entries are removed."""
+"""The log of outcomes: when its entries are removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_the_log_forgets(file: SpoolFile) -> None:
-    """The log does not grow without end: entries are removed after ten minutes."""
+    """If an entry is older than ten minutes, it is removed when the next outcome is written."""
     add(file, numbered(3))
     settle(file, [1], at=1000.0)
     settle(file, [2], at=1700.0)

@@ -1,8 +1,8 @@
-"""A power cut at any moment: an event that `track` has accepted is in the file afterwards, if commits are flushed.
+"""A power cut at any moment: with `durability="commit"` every accepted event is in the file afterwards.
 
-A process tracks events, while a library preloaded into it records every write and flush of the database. For random
-moments the files are built as a disk holds them that has lost all writes since the last flush of each file, or a part
-of these writes. Then they are opened again.
+A process tracks events; a library that is preloaded into the process records every write and flush of the database.
+The test then chooses random moments. For each of them it builds the files that a power cut would leave: all writes, or
+some of the writes, since the last flush of each file are lost. Then it opens these files as a spool.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 
 
 class Record(NamedTuple):
-    """One call that the process made, see powercut.c; kind A means that the event with the number `at` was accepted."""
+    """One recorded call of the process (see powercut.c); kind "A" means that event number `at` was accepted."""
 
     kind: str
     file: int
@@ -61,7 +61,7 @@ class Record(NamedTuple):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that records the calls."""
+    """Compile the library that records the calls, and return its path."""
     built = tmp_path_factory.mktemp("powercut") / "powercut.so"
     source = Path(__file__).with_name("powercut.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", built, source, "-ldl"], check=True)
@@ -69,7 +69,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recorded(library: Path, path: Path, durability: str) -> list[Record]:
-    """Run the program and return the calls that it made."""
+    """Run the program and return the calls that the library has recorded."""
     log = path / "log"
     watched = {"LD_PRELOAD": str(library), "POWERCUT_LOG": str(log), "POWERCUT_MATCH": "events.db"}
     command = [sys.executable, "-c", PROGRAM, str(path / "spool"), durability]
@@ -88,7 +88,7 @@ def parsed(log: bytes) -> Iterator[Record]:
 
 
 def left_over(records: list[Record], chance: float, dice: random.Random) -> dict[str, bytes]:
-    """Return the files as a power cut after `records` leaves them; each unflushed write survives with this chance."""
+    """Return the files after a power cut at the end of `records`; `chance` is the probability that a write survives."""
     names: dict[int, str] = {}
     files: dict[int, bytearray] = {}
     unflushed: dict[int, list[Record]] = {}
@@ -97,7 +97,7 @@ def left_over(records: list[Record], chance: float, dice: random.Random) -> dict
             names[record.file] = Path(record.data.decode()).name
             files.setdefault(record.file, bytearray())
         elif record.kind == "U":
-            # SQLite flushes the directory as well, before it relies on this.
+            # A removal counts at once, because SQLite flushes the directory before it relies on the removal.
             files.pop(record.file, None)
             unflushed.pop(record.file, None)
         elif record.kind in "WT":
@@ -114,7 +114,7 @@ def left_over(records: list[Record], chance: float, dice: random.Random) -> dict
 
 
 def apply(file: bytearray, record: Record) -> None:
-    """Make the change to a file that a record describes."""
+    """Apply a recorded write or truncation to the content of a file."""
     if record.kind == "T":
         del file[record.at :]
         file.extend(bytes(record.at - len(file)))
@@ -124,7 +124,7 @@ def apply(file: bytearray, record: Record) -> None:
 
 
 def lost(records: list[Record], path: Path, seed: int) -> list[int]:
-    """Return for each cut how many accepted events are missing afterwards; every file must be undamaged."""
+    """Simulate `CUTS` power cuts. Return for each cut how many accepted events are missing; damaged files raise."""
     dice = random.Random(seed)
     counts: list[int] = []
     accepted_from = next(number for number, record in enumerate(records) if record.kind == "A")
@@ -142,13 +142,13 @@ def lost(records: list[Record], path: Path, seed: int) -> list[int]:
 
 
 def test_commit_loses_nothing(library: Path, tmp_path: Path) -> None:
-    """With `durability="commit"` no power cut loses an accepted event, or damages the file."""
+    """If the spool has `durability="commit"`, a power cut neither loses an accepted event nor damages the file."""
     records = recorded(library, tmp_path, "commit")
     assert sum(record.kind == "A" for record in records) == 2000
     assert lost(records, tmp_path, seed=1) == [0] * CUTS
 
 
 def test_interval_loses_the_last_moment(library: Path, tmp_path: Path) -> None:
-    """With `durability="interval"` a power cut may lose the last accepted events, and never damages the file."""
+    """If the spool has `durability="interval"`, a power cut may lose accepted events, but never damages the file."""
     records = recorded(library, tmp_path, "interval")
     assert any(lost(records, tmp_path, seed=2))

@@ -1,4 +1,4 @@
-"""The events of this process in a spool, compared with a model that stores each of them."""
+"""The events of this process in a spool, compared with a model that stores each event on its own."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OUTCOMES: list[Any] = [
 
 
 class ProcessEventsMachine(RuleBasedStateMachine):
-    """Adds and settles events of two processes in all orders; some receipts are held, some are dropped."""
+    """Adds and settles events of two processes in any order; the model stores some receipts and drops the others."""
 
     @initialize()
     def begin(self) -> None:
-        """Begin with nothing."""
+        """Start without events."""
         self.events = ProcessEvents()
         self.next = 1
         self.open: dict[int, SpoolReceipt | None] = {}
@@ -37,7 +37,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 30), keeps=st.booleans())
     def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - as Hypothesis calls it
-        """Add a group of events of this process."""
+        """Add a group of events of this process; the model stores their receipts if `keeps` is True."""
         receipts = [SpoolReceipt("view") for _ in range(count)]
         last = self.next + count - 1
         self.events.accepted(receipts, last)
@@ -69,7 +69,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
-        """End events of this process whose outcomes are not known."""
+        """Abandon events of this process that do not wait any more and whose outcomes are unknown."""
         waiting = data.draw(st.sets(st.sampled_from(sorted(self.open))))
         outcome = Abandoned(reason="untold", maybe_recorded=True)
         self.events.forget(waiting, outcome)
@@ -81,7 +81,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_right(self) -> None:
-        """Every count is that of the model, and receipts that are held have their outcomes."""
+        """All counts equal the counts of the model, and all stored receipts have the right outcomes."""
         events, counts = self.events, self.events.counts
         assert events.pending == len(self.open)
         assert events.tracked == events.pending + counts.total
@@ -95,7 +95,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         assert all(any(first <= number <= last for first, last in spans) for number in self.open)
 
     def teardown(self) -> None:
-        """In the end the rest is kept."""
+        """Keep the events that are still open, and check that they are `Kept`."""
         self.events.keep(Kept())
         assert self.events.counts.kept == len(self.open)
         assert all(receipt.outcome == Kept() for receipt in self.open.values() if receipt is not None)
@@ -106,7 +106,7 @@ TestOwnEvents.settings = settings(max_examples=most(60), stateful_step_count=mos
 
 
 def test_memory_does_not_grow_with_the_backlog() -> None:
-    """A hundred thousand events whose receipts nobody holds are remembered as a handful of runs."""
+    """If nobody holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
     events = ProcessEvents()
     for group in range(1, 10_001):
         events.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_backlog() -> None:
 
 
 async def test_a_flush_waits_for_what_was_there() -> None:
-    """A flush returns when all events from before it have an outcome, whatever came later."""
+    """A flush returns when all events that were accepted before the flush have an outcome, and not earlier."""
     events = ProcessEvents()
     events.accepted([SpoolReceipt("view") for _ in range(10)], 10)
     flushing = asyncio.ensure_future(events.flushed(asyncio.get_running_loop().create_future()))

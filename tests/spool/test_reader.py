@@ -1,4 +1,4 @@
-"""The reader: the file records which events another process may have sent before this one."""
+"""The reader of the spool: it knows which events an earlier process may already have sent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_crash_leaves_a_mark(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events that a killed process may have sent are sent again, and a dead letter says `maybe_recorded`."""
+    """If a killed process may have sent events, they are sent again, and their dead letters have `maybe_recorded`."""
     await crashed(tmp_path, emulator)
     emulator.fail_with("status", status=400, times=1)
     async with client_of(tmp_path, emulator.url, batching=Batching(max_events=1)):
@@ -41,7 +41,7 @@ async def test_a_crash_leaves_a_mark(emulator: RunningEmulator, tmp_path: Path) 
 
 
 async def test_at_most_once_holds_over_a_crash(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """An event for `at_most_once` that a killed process may have sent is not sent again."""
+    """If a killed process may have sent an event that `at_most_once` names, the event is not sent again."""
     await crashed(tmp_path, emulator)
     retry = RetryPolicy(at_most_once=(View,))
     async with client_of(tmp_path, emulator.url, retry=retry) as client:
@@ -52,7 +52,7 @@ async def test_at_most_once_holds_over_a_crash(emulator: RunningEmulator, tmp_pa
 
 
 async def test_at_most_once_holds_over_a_crash_and_a_clean_close(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Such an event is not sent either after a third process has opened and closed the spool without sending."""
+    """If a process opens and closes the spool between the crash and the restart, `at_most_once` events stay unsent."""
     await crashed(tmp_path, emulator)
     between = client_of(tmp_path, limiter=NeverLimiter())
     await between.__aenter__()
@@ -67,7 +67,7 @@ async def test_at_most_once_holds_over_a_crash_and_a_clean_close(emulator: Runni
 
 
 async def test_a_clean_close_leaves_no_mark(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Events that a client kept without having sent them may be sent by the next one."""
+    """If a client closes without having sent its events, the next client sends them, even with `at_most_once`."""
     await leave_behind(tmp_path, range(1, 6))
     retry = RetryPolicy(at_most_once=(View,))
     async with client_of(tmp_path, emulator.url, retry=retry):
@@ -75,7 +75,7 @@ async def test_a_clean_close_leaves_no_mark(emulator: RunningEmulator, tmp_path:
 
 
 async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Delivered events that another process had read before are perhaps duplicates; others are not."""
+    """If another process has read events before, their `Delivered` has `maybe_duplicate`; other events' has not."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -93,7 +93,7 @@ async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Pa
 
 
 async def test_dead_letters_after_a_takeover(tmp_path: Path) -> None:
-    """Expired events that another process had read before are perhaps recorded; others are not."""
+    """If another process has read events that expire, their dead letters have `maybe_recorded`; others have not."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     with other.transaction():

@@ -1,4 +1,4 @@
-"""A spool in use: when its file is removed or replaced, or its thread ends, every event has a true outcome."""
+"""A spool whose file is removed or replaced, or whose thread ends, while the client runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_directory_that_is_removed(tmp_path: Path) -> None:
-    """After its directory was removed, `track` raises, and no receipt says that an event is kept."""
+    """If the directory is removed, `track` raises, and earlier events end as `Abandoned`, not as `Kept`."""
     client = client_of(tmp_path, spool={"full_timeout": 0.2})
     first = await client.track_many(event(number) for number in range(1, 4))
     await until(lambda: client.stats().requests)
@@ -58,7 +58,7 @@ async def test_a_directory_that_is_removed(tmp_path: Path) -> None:
 
 
 async def test_a_directory_that_is_removed_while_nothing_is_tracked(tmp_path: Path) -> None:
-    """A removed directory is noticed though no event is tracked, and its events are lost when the client closes."""
+    """If the directory is removed while no event is tracked, the client notices, and its events end as lost."""
     client = client_of(tmp_path)
     [receipt] = await client.track_many([event(1)])
     shutil.rmtree(tmp_path / "spool")
@@ -69,7 +69,7 @@ async def test_a_directory_that_is_removed_while_nothing_is_tracked(tmp_path: Pa
 
 
 async def test_a_directory_that_comes_back(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a directory is moved away for a moment, callers wait, and every event is delivered once."""
+    """If the directory is moved away and back, callers wait meanwhile, and every event is delivered once."""
     emulator.fail_with("status", status=503, times=10)
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 11))
@@ -87,7 +87,7 @@ async def test_a_directory_that_comes_back(emulator: RunningEmulator, tmp_path: 
 
 @pytest.mark.parametrize("what", ["directory", "database"])
 async def test_a_spool_that_is_replaced(emulator: RunningEmulator, tmp_path: Path, what: str) -> None:
-    """If another spool takes the place of the first, the events of the first are lost, and those of the second stay."""
+    """If another spool replaces the first one, the first one's events are lost, and the second one's events stay."""
     await leave_behind(tmp_path / "other", range(101, 106))
     reported: list[UndeliveredEvent] = []
     client = client_of(tmp_path, on_outcome=reported.extend)
@@ -114,7 +114,7 @@ async def test_a_spool_that_is_replaced(emulator: RunningEmulator, tmp_path: Pat
 async def test_a_thread_that_a_defect_ends(
     emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a defect ends the thread, nothing is sent any more, everybody is notified, and a second process sends."""
+    """If a bug ends the spool's thread, the client stops sending and reports the error; another client can send."""
     emulator.fail_with("status", status=503, times=1000)
     changes: list[StateChange] = []
     client = client_of(tmp_path, emulator.url, on_state_change=changes.append)
@@ -146,18 +146,18 @@ async def test_a_thread_that_a_defect_ends(
 
 
 class StuckFile(SpoolFile):
-    """A file whose disk has no room for outcomes."""
+    """A spool file that cannot write outcomes."""
 
     def __init__(self, directory: Path, shop: str | None) -> None:
         super().__init__(directory, shop=shop)
 
     def settle(self, settlement: Settlement, now: float) -> None:
-        """Fail."""
+        """Raise an error."""
         raise SpoolError("no room for outcomes")
 
 
 async def test_an_outcome_that_could_not_be_written(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A delivered event whose outcome could not be written is kept as perhaps recorded, and the close ends."""
+    """If outcomes of delivered events cannot be written, the events end as `Kept(maybe_recorded=True)`."""
     spool = spool_with(tmp_path, StuckFile)(full_timeout=0.5)
     client = AsyncTrackingClient(KEY, SHOP, base_url=emulator.url, spool=spool, retry=QUICK)
     receipts = await client.track_many(event(number) for number in range(1, 4))
@@ -171,7 +171,7 @@ async def test_an_outcome_that_could_not_be_written(emulator: RunningEmulator, t
 
 
 async def test_what_another_process_may_have_sent_is_kept_as_such(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a process closes while another one sends its events, it reports them as perhaps recorded."""
+    """If a process closes while another process sends its events, they end as `Kept(maybe_recorded=True)`."""
     emulator.fail_with("stall", times=100, seconds=60)
     async with client_of(tmp_path, emulator.url) as one:
         await until(lambda: one.stats().spool.sends)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Salvage: of an undamaged spool it reads what SQLite reads, and of a damaged one what is left."""
+"""Salvage: it reads the events of a spool without SQLite, also from a damaged file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def test_all_rows_are_read(file: SpoolFile, tmp_path: Path) -> None:
-    """Waiting events and dead letters are read from the write-ahead log, large ones too, and removed events are not."""
+    """Waiting events and dead letters of any size are read from the write-ahead log; removed events are not."""
     large = [CODEC.encode(CustomEvent(name="large", fields={"text": "x" * size})) for size in (4000, 5000, 50_000)]
     add(file, [*numbered(200), *large])
     settle(file, range(1, 101))
@@ -32,7 +32,7 @@ def test_all_rows_are_read(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_the_database_is_read_without_a_log(make: Callable[..., SpoolFile], tmp_path: Path) -> None:
-    """After a close, which empties the write-ahead log, the events are read from the database in their order."""
+    """If the write-ahead log is empty after a close, all events are read from the database in their order."""
     file = make("spool")
     file.open()
     add(file, numbered(1000))
@@ -42,7 +42,7 @@ def test_the_database_is_read_without_a_log(make: Callable[..., SpoolFile], tmp_
 
 
 def test_a_damaged_text_is_a_row_without_an_envelope(make: Callable[..., SpoolFile], tmp_path: Path) -> None:
-    """An event whose text is damaged is a row without an envelope, and all others are read."""
+    """If the JSON of an event is damaged, its row has no envelope, and all other events are read."""
     file = make("spool")
     file.open()
     add(file, numbered(100))
@@ -60,5 +60,5 @@ def test_a_damaged_text_is_a_row_without_an_envelope(make: Callable[..., SpoolFi
     ("body", "expected"), [(b"{}", True), (b"[]", False), (b"", False), (b"{", False), (b"[" * 100_000, False)]
 )
 def test_an_envelope_is_an_object(body: bytes, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """Only the JSON of an object is an envelope; what cannot be parsed is none, and raises nothing."""
+    """`is_envelope` returns True only for the JSON of an object; text that cannot be parsed raises no error."""
     assert is_envelope(body) is expected

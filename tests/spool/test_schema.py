@@ -1,4 +1,4 @@
-"""The schema: migrated, owned by one shop, and checked for damage when the database is opened."""
+"""Opening the database: migrations, the shop that owns the spool, and damaged pages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def test_another_shop_is_refused(make: Callable[..., SpoolFile]) -> None:
-    """A spool belongs to the shop that has used it first."""
+    """If one shop has used a spool, opening the spool for another shop raises an error."""
     first = make(shop="one")
     first.open()
     first.close()
@@ -43,7 +43,7 @@ def test_another_shop_is_refused(make: Callable[..., SpoolFile]) -> None:
 
 
 def test_a_newer_schema_is_refused(file: SpoolFile, tmp_path: Path) -> None:
-    """A file that a newer version has written is refused."""
+    """If a newer version has written the file, opening it raises an error."""
     file.close()
     with closing(sqlite3.connect(tmp_path / "spool" / DATABASE)) as connection:
         connection.execute("PRAGMA user_version=99")
@@ -52,7 +52,7 @@ def test_a_newer_schema_is_refused(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """A file without tables, as a crash in the first moment leaves it, gets its tables."""
+    """If a crash has left a database without tables, opening it creates the tables."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).touch(mode=0o600)
     file = make()
@@ -61,7 +61,7 @@ def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, make: Callab
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """Opening a file that is no database raises an error that says what to do."""
+    """If the file is no database, opening it raises an error that says that it is damaged."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).write_bytes(b"not a database, though long enough for a header" * 100)
     with pytest.raises(SpoolError, match="damaged"):
@@ -69,9 +69,9 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, make: Callable[..
 
 
 async def test_a_damaged_page_is_found_when_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A spool with a damaged page is refused when it is opened, with the command that saves the other events."""
+    """If a page is damaged, opening raises an error that names the command that saves the other events."""
     database = database_with(tmp_path, 3000)
-    # The header of a page of events: the offsets of its cells.
+    # This byte is in the header of a page of events, where the offsets of its cells are.
     flip(database, 40 * 4096 + 9, 0xFF)
     client = client_of(tmp_path)
     with pytest.raises(SpoolError, match=r"damaged.*spool export"):
@@ -84,7 +84,7 @@ async def test_a_damaged_page_is_found_when_opening(tmp_path: Path, caplog: pyte
 
 
 async def test_a_page_that_is_damaged_later(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a page is damaged while the spool is open, this is reported, and no event is accepted any more."""
+    """If a page is damaged while the spool is open, the damage is reported, and no more events are accepted."""
     database = database_with(tmp_path, 30_000)
     emulator.fail_with("stall", times=1, seconds=1.0)
     client = client_of(tmp_path, emulator.url)

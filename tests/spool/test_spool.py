@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     ],
 )
 def test_bad_configuration(options: dict[str, Any], message: str) -> None:
-    """A setting that cannot work is refused at construction, by its name."""
+    """If a setting is invalid, `SqliteSpool` raises an error that names the setting."""
     with pytest.raises(ConfigurationError, match=message):
         SqliteSpool(**{"path": "spool", **options})
 
 
 @pytest.mark.parametrize("path", ["a\0b", b"bytes", b"\0"], ids=["nul", "bytes", "bytes with nul"])
 def test_a_path_that_cannot_be(path: Any) -> None:
-    """A path that no system accepts is refused at construction."""
+    """If no system would accept the path, `SqliteSpool` raises an error."""
 
     class PathLike:
         def __fspath__(self) -> Any:

@@ -1,4 +1,4 @@
-"""The window: it bounds the events that are with the engine, and says when reading more of them pays."""
+"""The window: it limits how many events of the spool the engine has, and when the next ones are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retailrocket_async._spool.window import READ_EVENTS, Window
 
 
 def test_room_is_used_and_returned() -> None:
-    """Events take room while they are with the engine, and give it back when they have an outcome."""
+    """Added events take room in the window, and removed events free their room again."""
     window = Window(10, 1000)
     window.add(8, 400)
     assert (window.fits(2), window.fits(3), window.is_worth_reading()) == (True, False, False)
@@ -28,7 +28,7 @@ def test_room_is_used_and_returned() -> None:
     ids=["empty", "few events left", "few bytes left", "no bytes left"],
 )
 def test_a_read_is_bounded(events: int, size: int, expected: tuple[int, int]) -> None:
-    """A read asks for no more events and bytes than there is room for, and for one byte at least."""
+    """The next read is limited to the room that is left in the window, but asks for at least one byte."""
     window = Window(2000, 2 << 20)
     window.add(events, size)
 
@@ -36,7 +36,7 @@ def test_a_read_is_bounded(events: int, size: int, expected: tuple[int, int]) ->
 
 
 def test_a_full_window_by_bytes_is_not_worth_reading() -> None:
-    """If the bytes are used up, nothing is read, though there is room for more events."""
+    """If no bytes are left, nothing is read, even if there is room for more events."""
     window = Window(2000, 1000)
     window.add(1, 1000)
 

@@ -1,4 +1,4 @@
-"""The writer's thread: it outlasts every failure, keeps what it has taken, and ends with the client."""
+"""The thread that writes to the spool: it survives failures, loses no event, and ends when the client closes."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 
 def spool_threads() -> set[threading.Thread]:
-    """Return the threads of spools that run."""
+    """Return all threads of spools in this process that are running."""
     return {thread for thread in threading.enumerate() if thread.name == "retailrocket-spool"}
 
 
 async def test_the_thread_ends(tmp_path: Path) -> None:
-    """A closed client leaves no thread behind."""
+    """If a client is closed, the thread of its spool has ended."""
     before = spool_threads()
     async with client_of(tmp_path) as client:
         await client.track(event(1))
@@ -59,7 +59,7 @@ async def test_the_thread_ends(tmp_path: Path) -> None:
 
 
 async def test_another_process_that_holds_the_lock_is_waited_for(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """While another process writes, `track` waits, and other tasks run meanwhile."""
+    """If another connection holds the write lock, `track` waits for it, and the event loop runs meanwhile."""
     async with client_of(tmp_path, emulator.url) as client:
         other = SpoolFile(tmp_path / "spool")
         other.open()
@@ -72,7 +72,7 @@ async def test_another_process_that_holds_the_lock_is_waited_for(emulator: Runni
 
 
 async def test_a_process_that_is_stopped_while_it_writes(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """While another process does not release the lock, `track` raises after `full_timeout`, and works afterwards."""
+    """If the write lock is not released, `track` raises after `full_timeout`; once it is released, `track` works."""
     async with impatient(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         other = SpoolFile(tmp_path / "spool")
@@ -88,7 +88,7 @@ async def test_a_process_that_is_stopped_while_it_writes(emulator: RunningEmulat
 
 
 async def test_a_spool_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A spool that cannot be opened raises when the client is entered and at every event; it is logged once."""
+    """If the spool cannot be opened, entering the client and every `track` raise; the error is logged once."""
     (tmp_path / "spool").mkdir(mode=0o755)
     (tmp_path / "spool").chmod(0o755)
     client = client_of(tmp_path)
@@ -105,7 +105,7 @@ async def test_a_spool_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCap
 
 
 async def test_a_file_that_breaks(emulator: RunningEmulator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While the disk fails `track` raises after `full_timeout`; this is logged once, and later events are delivered."""
+    """If the disk fails, `track` raises after `full_timeout` and one error is logged; later events are delivered."""
     file = FailingFile(tmp_path / "spool", SHOP)
     spool = failing_spool(tmp_path, file, full_timeout=0.3)
     client = AsyncTrackingClient(KEY, SHOP, base_url=emulator.url, spool=spool, retry=QUICK)
@@ -129,7 +129,7 @@ async def test_a_file_that_breaks(emulator: RunningEmulator, tmp_path: Path, cap
 
 
 async def test_a_defect_lets_nobody_wait(tmp_path: Path) -> None:
-    """An error of an unexpected type is treated as one of the disk: callers get it after `full_timeout`."""
+    """If an error of an unexpected type occurs, callers get the error after `full_timeout`, as for a disk error."""
     file = FailingFile(tmp_path / "spool", SHOP, error=ZeroDivisionError())
     file.fails.set()
     spool = failing_spool(tmp_path, file, full_timeout=0.2)
@@ -142,7 +142,7 @@ async def test_a_defect_lets_nobody_wait(tmp_path: Path) -> None:
 
 
 async def test_a_close_on_a_disk_that_stays_full(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """A close on a disk that stays full ends, and so does the thread."""
+    """If the disk stays full, a close still ends, and the spool's thread ends as well."""
     file = FailingFile(tmp_path / "spool", SHOP, error=SpoolFileFullError("no room"))
     spool = failing_spool(tmp_path, file, full_timeout=0.3)
     client = AsyncTrackingClient(KEY, SHOP, base_url=emulator.url, spool=spool, retry=QUICK)
@@ -162,7 +162,7 @@ async def test_a_close_on_a_disk_that_stays_full(emulator: RunningEmulator, tmp_
 
 
 async def test_interval_brings_events_to_the_disk(tmp_path: Path) -> None:
-    """With `durability="interval"` an accepted event is flushed to the database a moment later."""
+    """If the spool has `durability="interval"`, an accepted event is written to the database soon afterwards."""
     async with client_of(tmp_path, spool={"durability": "interval"}) as client:
         await client.track(event(424242))
         await until(lambda: b'"productId":424242' in (tmp_path / "spool" / DATABASE).read_bytes())
@@ -170,16 +170,16 @@ async def test_interval_brings_events_to_the_disk(tmp_path: Path) -> None:
 
 
 class Listener:
-    """A writer's listener that sets the futures of the callers."""
+    """A writer's listener that sets the result or the error of each caller's future."""
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Give callers their receipts."""
+        """Set each caller's receipt as the result of its future."""
         for _, receipt, admitted in entries:
             assert admitted is not None
             admitted.set_result(receipt)
 
     def refused(self, entries: Sequence[Entry], error: Any) -> None:
-        """Give callers the error."""
+        """Set the error in each caller's future."""
         for _, _, admitted in entries:
             assert admitted is not None
             admitted.set_exception(error)
@@ -194,7 +194,7 @@ class UnexpectedError(BaseException):
 
 @pytest.mark.parametrize("failing", range(0, 40, 2))
 async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -> None:
-    """If the clock raises while the thread waits for more events, those it has taken are written or refused."""
+    """If the clock raises in the spool's thread, every event that the thread has taken is either written or refused."""
     loop = asyncio.get_running_loop()
     calls = itertools.count()
 
@@ -214,7 +214,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
             results += await asyncio.gather(*waiting, return_exceptions=True)
         await writer.stop()
     writer.join()
-    # Events are refused without waiting only if the file was never opened.
+    # If the clock fails later, the file is open, and then all events are written.
     assert failing < 6 or not any(isinstance(each, BaseException) for each in results)
     file = SpoolFile(tmp_path / "spool")
     file.open()
@@ -223,7 +223,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
 
 
 async def test_a_thread_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system starts no thread, `track` raises, and it works once the system does."""
+    """If the system cannot start a thread, `track` raises; once the system can, `track` works."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("none can be started")
