@@ -10,8 +10,8 @@
 --       request was sent, 11 the id of the request to reserve a moment for; then pairs of a request's id and the time
 --       until the API has counted the request (below 0: already counted; empty: the request will never be sent).
 --       Each of 8 to 11 may be empty.
--- Returns  the time until the reserved moment (-1: no moment was reserved, because argument 11 was empty, or because too
---       many permitted requests were not sent yet), the time until the end of the pause, the number of processes, the
+-- Returns  the time until the reserved moment (-1: no moment was reserved, because argument 11 was empty, or too many
+--       permitted requests were not sent yet), the time until the end of the pause, the number of processes, the
 --       generation
 
 local requests, per, jitter, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
