@@ -6,8 +6,8 @@
                                  :                    :
                                  :... bad lines ......:... undelivered events ...> _rejects
 
-Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. The commands use the package's public
-names only, as any other program does.
+Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. Like any other program, the commands use
+only the package's public names.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main() -> None:
         )
         raise SystemExit(2)
     try:
-        # Imported only now, so that a missing extra gives the sentence above and not a traceback.
+        # The import is inside the block, so that a missing extra prints a sentence and not a traceback.
         from retailrocket_async.cli._app import run  # noqa: PLC0415
 
         run()
     except KeyboardInterrupt:
-        # Ctrl-C during the imports. Once a command runs, it reports the interruption itself.
+        # Ctrl-C was pressed during the imports. A running command handles Ctrl-C itself.
         raise SystemExit(130) from None

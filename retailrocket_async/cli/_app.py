@@ -21,7 +21,7 @@ app = typer.Typer(
     name="retailrocket-async",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    # typer's tracebacks show the values of local variables, and one of them is the key.
+    # typer's tracebacks would show the values of local variables, and one of them is the key.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
@@ -39,7 +39,7 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer passes it by pos
 
 
 def _prose(text: str | None) -> str:
-    """Return `text` with each paragraph joined to one line; a paragraph that begins with a backspace stays as it is."""
+    """Return `text` with each paragraph on one line; paragraphs that begin with a backspace are not changed."""
     paragraphs = inspect.cleandoc(text or "").split("\n\n")
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
@@ -59,7 +59,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Accept the options before the command's name; their callbacks do the work."""
+    """Accept the options before the command's name, e.g. ``--version``, which their callbacks handle."""
 
 
 for _module, _command in (
@@ -80,7 +80,7 @@ app.add_typer(_dead, name="relay-dead")
 
 
 def run() -> None:
-    """Run the command line; characters that the output's encoding lacks are printed as escapes."""
+    """Run the command line. Characters that the output's encoding does not contain are printed as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

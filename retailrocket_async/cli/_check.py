@@ -1,11 +1,11 @@
 """``check``: tests the credentials, the address, the latency and the clock, without recording an event.
 
-The API has no endpoint without effects. So the probe is a batch of one envelope with the name of no event. It goes to
-the endpoint of all batches, with the key and the shop's id, and records nothing: the API refuses it for its body (400),
-or earlier for its key (401), its shop (403) or its address (404).
+Every endpoint of the API records events. So the check sends a probe: a batch of one envelope whose event's name does
+not exist. The probe has the key and the shop's id. The API records nothing, because it refuses the probe: for its body
+(400), or before that for its key (401), its shop (403) or its address (404).
 
-The contract does not say whether the API checks the key or the body first. So the same probe is sent with a made-up
-key as well. Only if the API refuses that one for its key does a 400 to the first prove that its key is right.
+The API's contract does not say whether the API checks the key or the body first. So a second probe is sent with a
+made-up key. A 400 for the first probe proves that the user's key is right only if the second is refused for its key.
 """
 
 import asyncio
@@ -60,10 +60,10 @@ was not conclusive, 2 wrong arguments or configuration and nothing was sent.
 _PROBE = CustomEvent(name="connectionCheck", fields={})
 
 _PROBES = 5
-"""Further requests, to measure the latency."""
+"""Number of further requests to measure the latency."""
 
 _LARGE_SKEW = 2.0
-"""Seconds of skew from which on the user is asked to set the clock."""
+"""If the clock is wrong by this number of seconds or more, the user is asked to set it."""
 
 
 def check(  # noqa: PLR0913 - one for each option
@@ -106,8 +106,9 @@ class Findings:
     Attributes:
         verdict: the result as a sentence.
         works: whether the key, the shop and the address work together.
-        latency: how long answers took; None if `works` is false.
-        skew: how far this machine's clock is from the API's; None if `works` is false, or the answers have no `Date`.
+        latency: how long answers took; None if `works` is False.
+        skew: how far this machine's clock differs from the API's; None if `works` is False, or if the answers' `Date`
+            headers are missing or contradict each other.
         limit: the measured request limit; None without ``--limit``.
     """
 
@@ -138,7 +139,7 @@ def _print(findings: Findings) -> int:
 
 
 def describe_clock(skew: Skew | None) -> str:
-    """Return how far this machine's clock is from the API's and, if that is much, what to do."""
+    """Return a sentence that says how far this machine's clock is wrong and, if necessary, to set it."""
     if skew is None:
         return "not compared: the API's answers have no Date header"
     if skew.least <= 0.0 <= skew.most:
@@ -175,7 +176,7 @@ def _print_json(findings: Findings) -> int:
 
 
 def _plain(found: Latency | Skew | Limit | None) -> dict[str, object] | None:
-    """Return a measurement as a dictionary, its floats rounded to four digits (0.1 ms)."""
+    """Return a measurement as a dictionary for JSON, with floats rounded to four decimal places (0.1 ms)."""
     if found is None:
         return None
     fields: dict[str, object] = attrs.asdict(found)
@@ -203,9 +204,9 @@ async def _findings(key: str, client_of: Callable[..., AsyncTrackingClient], bas
 
 @contextmanager
 def _warnings() -> Generator[None]:
-    """Print the package's warning about an entry of `NO_PROXY` that it ignores; keep its other log records silent."""
+    """Print the package's warnings about entries of `NO_PROXY` that it ignores; print no other log records."""
     log, handler = logging.getLogger("retailrocket_async"), _Warnings()
-    # The command itself prints everything else that goes wrong. With this handler the log does not print it as well.
+    # The command prints all other errors itself. This handler prevents Python from printing log records, too.
     log.addHandler(handler)
     try:
         yield
@@ -221,7 +222,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
-            # A check has two clients, and each of them logs the warning.
+            # A check uses two clients, and both log the warning, so it is printed only once.
             self._printed.add(message)
             print_err(f"warning: {message}")
 
@@ -230,12 +231,13 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
     """Send the probe with both keys; return the result as a sentence, and whether everything works.
 
     Args:
-        client: has the user's key.
-        stranger: has a made-up key; closed at the end.
+        client: a client with the user's key.
+        stranger: a client with a made-up key; this function closes it.
     """
     outcome = await _probe(client)
     if isinstance(outcome, Abandoned) and (outcome.failure or "").startswith("tls:"):
-        # A variable for certificates may be wrong. Unlike httpx, a client without `http_client` says which one.
+        # An environment variable for certificates may be wrong. httpx does not say which variable, but a client without
+        # the argument `http_client` does.
         async with stranger:
             explained = await _probe(stranger)
         if isinstance(explained, Abandoned) and explained.reason == "halted":

@@ -6,7 +6,7 @@
     1430622120563,683727,view,422926,
 
 `view`, `addtocart` and `transaction` become `View`, `AddToBasket` and `Order`. The visitor's id becomes the session id;
-the timestamp is in milliseconds UTC. The clickstream has no prices and quantities: they are the same for every order.
+the timestamp is in milliseconds UTC. The clickstream has no prices and quantities, so all orders get the same ones.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ HEADER = b"timestamp,visitorid,event,itemid,transactionid"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_DIGITS = 19
-"""Digits of the largest int64. The bound also keeps `int` from integers with thousands of digits, which it refuses."""
+"""Number of digits of the largest int64. Longer numbers are refused before `int`, which may raise another error."""
 
 
 class Clickstream:
-    """Turns rows into events.
+    """Turns rows of the clickstream into events.
 
     Args:
         price: the price of one unit in every order.
         quantity: the quantity of every order.
 
     Raises:
-        EventValidationError: an order cannot have this price or quantity.
+        EventValidationError: the price or the quantity is not valid in an order.
     """
 
     def __init__(self, price: float, quantity: float) -> None:
@@ -48,7 +48,7 @@ class Clickstream:
         """Return the event of one row.
 
         Raises:
-            EventValidationError: a column breaks a rule.
+            EventValidationError: a column is invalid.
         """
         try:
             text = row.decode()
@@ -79,7 +79,7 @@ class Clickstream:
 
     def _timestamp(self, moment: str) -> datetime:
         try:
-            # datetime.fromtimestamp takes a float, which cannot hold every millisecond exactly.
+            # datetime.fromtimestamp would need a float, which cannot represent every millisecond exactly.
             return _EPOCH + timedelta(milliseconds=_whole("timestamp", moment))
         except OverflowError:
             raise EventValidationError(

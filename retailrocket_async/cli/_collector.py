@@ -1,23 +1,23 @@
-"""Tunes Python's garbage collector for a command that has the process to itself."""
+"""Tunes Python's garbage collector for a command that is the only program in its process."""
 
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
 _YOUNG = 20_000
-"""New objects after which the collector runs; Python's default is 700.
+"""Number of new objects after which the garbage collector runs; Python's default is 700.
 
-A relay holds some tens of thousands of objects for a moment, and they are freed without a cycle. A collection after
-every 700 of them would find nothing.
+A relay creates tens of thousands of short-lived objects. They are not in reference cycles, so they are freed without
+the collector, and a collection after every 700 of them would find nothing.
 """
 
 
 @contextmanager
 def sparing_collector() -> Generator[None]:
-    """Let the garbage collector run seldom, and only over objects that are new, while the block runs.
+    """While the block runs, let the garbage collector run rarely, and only check objects created in the block.
 
-    Imported modules live as long as the process. A collection of their tens of thousands of objects stops the event
-    loop for some 40 ms.
+    The objects of imported modules live as long as the process. Checking these tens of thousands of objects would block
+    the event loop for some 40 ms.
     """
     young, *older = gc.get_threshold()
     gc.collect()

@@ -38,9 +38,10 @@ AllowInsecureHttp: TypeAlias = Annotated[
 
 
 def credentials(partner_id: str) -> tuple[Callable[[], str], str]:
-    """Return a function that returns the key, and the shop's id; if one is missing, exit with a sentence and status 2.
+    """Return a function that returns the key, and the shop's id.
 
-    The key is wrapped in a function because tools that print the local variables of a crash do not call functions.
+    If the key or the id is missing, exit with a sentence and status 2. The key is returned by a function, so that tools
+    that print the local variables of a crash do not print the key.
     """
     if not partner_id:
         fail(f"give the shop's public id: --partner-id ID, or the environment variable {PARTNER_ID}")
@@ -55,7 +56,7 @@ def _api_key() -> str:
     if cast("object", sys.stdin) is None or not sys.stdin.isatty():
         fail(f"set the environment variable {API_KEY} (there is no terminal to ask for the key)")
     try:
-        # A pasted key often ends in a space.
+        # A pasted key often ends with a space, so spaces at both ends are removed.
         return getpass.getpass(f"API key, as {API_KEY} is not set (it does not show): ", stream=sys.stderr).strip()
     except EOFError:
         fail("no key was given")

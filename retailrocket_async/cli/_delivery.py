@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._terminal import Meter
 
 _LISTED = 20
-"""Bad lines that are printed. Further ones are only counted; ``--dry-run`` prints all of them."""
+"""Largest number of bad lines that are printed. Further bad lines are only counted; ``--dry-run`` prints all."""
 
 _YIELD_EVERY = 200
-"""Bad lines after which other tasks of the event loop get a turn; `track` does the same for events."""
+"""Number of bad lines after which other tasks of the event loop can run; `track` lets them run between events."""
 
 _REFRESH = 0.1
 """Seconds between two updates of the progress bar."""
@@ -46,14 +46,15 @@ class Result:
     Attributes:
         events: events that the client accepted, one for each good line.
         bad: lines that are not an event.
-        unreadable: inputs that could not be read to their end.
+        unreadable: inputs that could not be read completely.
         stopped_at: the last line read, as ``FILE:LINE``, if reading stopped early; None if everything was read.
         interrupted_by: the number of the signal that interrupted the command; None if none did.
-        hopeless: whether the command stopped itself because no event was delivered and none would be.
-        reasons: how many events were not delivered, by reason.
-        maybe_recorded: undelivered events that the API may have recorded all the same.
+        hopeless: whether the command stopped by itself, because no event was delivered and further attempts would fail
+            for the same reason.
+        reasons: the number of undelivered events for each reason.
+        maybe_recorded: undelivered events that the API may have recorded nevertheless.
         stats: the client's final counters.
-        elapsed: seconds from the start to the end.
+        elapsed: seconds that the command took.
     """
 
     events: int = 0
@@ -83,10 +84,10 @@ class Delivery:
 
     Args:
         sources: the inputs, in order.
-        lines_of: makes the parser of an input's lines.
-        rejects: keeps bad lines and undelivered events.
-        meter: draws the progress bar, and prints above it.
-        drain: seconds for delivering the events that were read before an interruption.
+        lines_of: creates the parser for an input's lines.
+        rejects: writes bad lines and undelivered events to the file of rejects.
+        meter: draws the progress bar, and prints lines above the bar.
+        drain: seconds, after an interruption, to go on delivering events that were read before.
         first: the number of the first line to send.
     """
 
@@ -117,11 +118,11 @@ class Delivery:
     async def run(self, client_of: Callable[..., AsyncTrackingClient]) -> Result:
         """Send everything, close the client, and return the result.
 
-        The first SIGINT or SIGTERM stops reading; the events that were read have `drain` seconds to be delivered. The
-        second ends the delivery immediately. In both cases every event that was read has its outcome at the end.
+        The first SIGINT or SIGTERM stops reading; the events read before are delivered for up to `drain` seconds. The
+        second signal stops the delivery immediately. In both cases every event that was read gets an outcome.
 
         Args:
-            client_of: makes the client; called with the keywords `on_outcome` and `on_state_change`.
+            client_of: creates the client; called with the keyword arguments `on_outcome` and `on_state_change`.
         """
         client = self._client = client_of(on_outcome=self._on_outcome, on_state_change=self._on_state_change)
         begun = time.monotonic()
@@ -132,14 +133,15 @@ class Delivery:
             self._reader.stop()
             closing = asyncio.create_task(client.aclose(self._drain))
             await _first_of(closing, self._hurry.wait())
-            # A cancelled `aclose` gives every event its outcome immediately. The next `aclose` returns the report.
+            # If `aclose` is cancelled, every event gets its outcome immediately. The next `aclose` returns the report.
             closing.cancel()
             report = await client.aclose(0)
         drawing.cancel()
         await asyncio.wait({feeding, closing, drawing})
         feeding.result()
         stats = report.stats
-        # A cancelled `aclose` does not wait for `on_outcome`, and the file of rejects must be complete.
+        # A cancelled `aclose` does not wait for `on_outcome`, so wait here until all undelivered events are written to
+        # the file of rejects.
         while self.result.reasons.total() < stats.rejected + stats.abandoned + stats.dropped:
             self._outcomes_reported.clear()
             await self._outcomes_reported.wait()
@@ -178,7 +180,7 @@ class Delivery:
             result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
 
     async def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
-        """Count undelivered events by reason, write them to the rejects, and stop if no other can succeed."""
+        """Count undelivered events by reason, write them to the rejects, and stop if all further events would fail."""
         for event in undelivered:
             self.result.reasons[explain(event.outcome)] += 1
             self.result.maybe_recorded += event.outcome.maybe_recorded
@@ -192,8 +194,8 @@ class Delivery:
             self._give_up()
 
     def _give_up(self) -> None:
-        # If nothing was delivered yet, the same input can be sent again after the correction: stop now, rather than
-        # have a million events refused. Otherwise send the rest all the same, so that the rejects are complete.
+        # If no event was delivered yet, stop: the whole input can be sent again after the correction. If some events
+        # were delivered, go on, so that the file of rejects contains all events that have to be sent again.
         if not self._client.stats().delivered and not self._stop.is_set():
             self.result.hopeless = True
             self._stop.set()
@@ -224,14 +226,14 @@ class Delivery:
         while True:
             stats = self._client.stats()
             settled = stats.tracked - stats.pending - stats.in_flight
-            # Progress is the share of bytes whose events have an outcome; events that still wait do not count.
+            # The progress is the share of the bytes whose events have an outcome.
             done = self._bytes * settled / max(1, stats.tracked)
             self._meter.show(done, settled, time.monotonic() - begun)
             await asyncio.sleep(_REFRESH)
 
 
 async def _first_of(task: asyncio.Task[object], event: Coroutine[object, object, object]) -> None:
-    """Wait until the task has ended or the event is set; the task is not cancelled."""
+    """Wait until the task or the coroutine has ended, whichever is first. The task is not cancelled."""
     waiting = asyncio.create_task(event)
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

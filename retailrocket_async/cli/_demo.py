@@ -1,4 +1,4 @@
-"""``demo``: sends the events of a made-up day to an emulator, and checks that each was recorded once."""
+"""``demo``: sends the events of a made-up day to an emulator, and checks that each event was recorded once."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ def demo(
         from retailrocket_async.emulator import Settings, emulator_process  # noqa: PLC0415 - an extra
 
     with reporting_errors(), emulator_process(Settings(limit=_LIMIT)) as emulator:
-        # The comparison shows what went wrong. With this handler the package's log does not print it as well.
+        # The comparison shows all errors. This handler prevents Python from printing the package's log records, too.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         settings = Settings()
         client = AsyncTrackingClient(
@@ -60,7 +60,7 @@ def demo(
 
 @attrs.frozen
 class Sent:
-    """The client's side of the comparison: events by name, its counters, and the seconds that it took."""
+    """Stores what was sent: the number of events by name, the client's counters, and the elapsed seconds."""
 
     by_name: Counter[str]
     stats: Stats
@@ -86,13 +86,13 @@ async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter)
         report = await client.aclose()
     finally:
         watching.cancel()
-        # After an interruption the emulator ends too, so delivering the rest would be pointless.
+        # After an interruption the emulator stops, too, so the remaining events could not be delivered.
         await client.aclose(0)
     return Sent(by_name, report.stats, elapsed)
 
 
 def _conclude(sent: Sent, recorded: dict[str, Any]) -> int:
-    """Print the tables and every difference between sent and recorded events, and return the exit status."""
+    """Print the tables and all differences between sent and recorded events, and return the exit status."""
     _report(sent, recorded)
     found = list(differences(sent, recorded))
     for difference in found:

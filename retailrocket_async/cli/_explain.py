@@ -1,4 +1,4 @@
-"""Why an event was not delivered, as a sentence that says what to correct."""
+"""Explains in a sentence why an event was not delivered, and what to correct."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Undelivered: TypeAlias = Rejected | Abandoned | Dropped | Kept
 
 
 def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
-    """Return why the event of `outcome` was not delivered, and what to correct, in the words of the command line."""
+    """Return why the event of `outcome` was not delivered and what to correct; settings are named as options."""
     match outcome:
         case Rejected(status=status, advice=advice):
             return f"{in_options(advice)} (HTTP {status})"
         case Dropped():
             return "never sent: the command ended before its turn came"
         case Abandoned(reason="halted"):
-            # The sentence after the kind of failure names the variable or the proxy, and what to write.
+            # `failure` is the kind of failure, a colon, and a sentence that names the setting and the correct value.
             return (outcome.failure or "sending is halted").partition(": ")[2] or "sending is halted"
         case Abandoned(status=429):
             return "the shop's request limit is used up: lower --rate, or wait for its other processes (HTTP 429)"
@@ -31,7 +31,7 @@ def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
 
 
 def is_hopeless(outcome: Undelivered) -> bool:
-    """Whether all other requests will fail like this one until somebody corrects the configuration or the network."""
+    """Return whether all requests will fail for the same reason until the configuration or network is corrected."""
     match outcome:
         case Rejected(scope=scope):
             return scope == "access"

@@ -17,9 +17,9 @@ def needing(extra: str, *libraries: str, what: str = "this command") -> Generato
     """Exit with one sentence and status 2 if an import inside the block fails because a library is missing.
 
     Args:
-        extra: the extra, or several with commas between them, that installs the libraries.
-        libraries: the modules that the extra installs. Any other missing module is a defect, and its error is raised.
-        what: the subject of the sentence, which needs the library.
+        extra: the extra that installs the libraries, or several extras separated by commas.
+        libraries: the modules that the extra installs. If another module is missing, its error is raised.
+        what: the subject of the sentence; default ``"this command"``.
     """
     try:
         yield

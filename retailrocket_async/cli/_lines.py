@@ -3,9 +3,10 @@
 An input may mix two kinds of lines:
 
 - an envelope begins with ``{``: ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
-- any other line is a row of the clickstream, if the clickstream's header stands somewhere above it.
+- any other line is a row of the clickstream, if the clickstream's header is somewhere above the line.
 
-So a file of rejects can be sent like any other: it has envelopes of undelivered events, and bad rows below a header.
+So a file of rejects can be sent like any other file: it contains envelopes of undelivered events, and bad rows below a
+header.
 Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
 """
 
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._reading import Chunk
 
 MAX_LINE = 1024 * 1024
-"""Bytes; an event may have half as many. A longer line comes from an input without line breaks, or from a binary."""
+"""Largest line in bytes, twice the largest event. A longer line is from a file without line breaks or a binary file."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")
 _MAX_ENVELOPE = Batching().max_bytes - 2
 _SURELY_SMALL = _MAX_ENVELOPE // 8
-"""Bytes of a line up to which its event need not be encoded to know its size: JSON grows at most eightfold."""
+"""If a line has at most this many bytes, its event is surely small enough: encoding enlarges JSON at most eightfold."""
 
 
 @attrs.frozen
@@ -39,12 +40,12 @@ class BadLine:
     """A line that is not an event, or the failure that ended an input.
 
     Attributes:
-        source: the name of its input.
+        source: the name of the line's input.
         number: the line's number, counted from 1.
-        reason: why it is not an event, without the name of the input and the number.
-        raw: the line as it was, its line break included; None if it was too long to keep, or could not be read.
-        is_row: whether it is a row of the clickstream, which can be read again only below the header.
-        ends_input: whether this stands for an input that could not be read any further.
+        reason: why the line is not an event; contains neither the input's name nor the number.
+        raw: the line with its line break; None if the line was too long to store, or could not be read.
+        is_row: whether the line is a row of the clickstream, which must be written below the header.
+        ends_input: whether this object is not a line, but says that the rest of the input could not be read.
     """
 
     source: str
@@ -84,8 +85,8 @@ class Lines:
         self._overlong = False
 
     def feed(self, data: bytes) -> Generator[Event | BadLine]:
-        """Yield the events, or bad lines, of the lines that end in `data`; keep the start of the next line."""
-        # A bytearray, since appending to bytes would copy a long line once for each of its pieces.
+        """Yield an event or a bad line for each line that ends in `data`; store the start of the next line."""
+        # `_rest` is a bytearray, because appending to `bytes` would copy a long line once for each piece.
         self._rest += data
         if b"\n" in data:
             *lines, rest = bytes(self._rest).split(b"\n")
@@ -95,19 +96,19 @@ class Lines:
                 if found is not None:
                     yield found
         if len(self._rest) > MAX_LINE:
-            # The line's bytes are dropped as they come, so that memory stays bounded.
+            # The bytes of an overlong line are not stored, so that the memory stays limited.
             self._rest.clear()
             self._overlong = True
 
     def finish(self) -> Generator[Event | BadLine]:
-        """Yield the event, or the bad line, of a last line without a line break."""
+        """Yield the event or the bad line for a last line that has no line break."""
         rest, self._rest = bytes(self._rest), bytearray()
         found = self._read(rest, b"") if rest or self._overlong else None
         if found is not None:
             yield found
 
     def broken(self, reason: str) -> BadLine:
-        """Return the entry for an input that could not be read further; its unfinished line is dropped."""
+        """Return a `BadLine` which says that the rest of the input cannot be read; drop the unfinished line."""
         return BadLine(self.source, self.number + 1, reason, ends_input=True)
 
     def _read(self, line: bytes, end: bytes) -> Event | BadLine | None:

@@ -1,4 +1,4 @@
-"""Measures the API by its answers: the latency, the skew of this machine's clock, and the request limit."""
+"""Measures the API's latency, the error of this machine's clock, and the API's request limit."""
 
 import asyncio
 import ipaddress
@@ -13,16 +13,16 @@ import httpx
 _BEGUN = "retailrocket_begun"
 
 _CONCURRENT = 16
-"""Requests in flight while the limit is measured: enough for 150 a second if an answer takes 100 ms."""
+"""Number of requests in flight while the limit is measured: enough for 150 a second if an answer takes 100 ms."""
 
 _MAX_REQUESTS = 500
-"""Requests after which the search for the limit ends."""
+"""Largest number of requests for measuring the limit."""
 
 _MAX_SECONDS = 4.0
-"""Seconds after which the search for the limit ends."""
+"""Largest number of seconds for measuring the limit."""
 
 _WINDOW = 1.0
-"""Seconds of the window in which the documented limit counts requests."""
+"""Length in seconds of the window in which the API counts requests, according to its documentation."""
 
 
 @attrs.frozen
@@ -30,11 +30,11 @@ class Answer:
     """Status, times and headers of one answer.
 
     Attributes:
-        sent_at: when its request began, in seconds since the epoch, by this machine's clock.
-        took: seconds from `sent_at` to the answer's headers; includes connecting, if the connection was new.
+        sent_at: when the request began, in seconds since the epoch, by this machine's clock.
+        took: seconds from `sent_at` to the answer's headers; includes connecting if the connection was new.
         status: the HTTP status.
-        date: the header `Date` in seconds since the epoch, always whole; None if there is none.
-        retry_after: the header `Retry-After` as it came; None if there is none.
+        date: the header `Date` in whole seconds since the epoch; None if the answer has no such header.
+        retry_after: the text of the header `Retry-After`; None if the answer has no such header.
     """
 
     sent_at: float
@@ -57,10 +57,10 @@ class Answers:
     def http_client(self, base_url: str) -> httpx.AsyncClient | None:
         """Return a client whose answers are recorded; None if httpx cannot use the environment's proxy settings.
 
-        Without this client, the package's own one ignores the setting that httpx cannot read, or says what is wrong.
+        In the second case use the package's own client, which ignores the unreadable setting or says what is wrong.
         """
         try:
-            # As in the package's own client, plain http to this host uses no proxy, since a proxy would read the key.
+            # As in the package's own client, http:// to this host uses no proxy, because a proxy could read the key.
             url = httpx.URL(base_url)
             trusted = url.scheme == "https" or not _is_this_host(url.host)
             return httpx.AsyncClient(
@@ -102,9 +102,9 @@ class Latency:
     """How long answers took, in seconds.
 
     Attributes:
-        first: the first answer, which includes connecting.
-        median: the median of the other answers.
-        longest: the longest of the other answers.
+        first: the time of the first answer, which includes connecting.
+        median: the median time of the other answers.
+        longest: the longest time of the other answers.
         answers: the number of the other answers.
     """
 
@@ -134,7 +134,7 @@ class Skew:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Skew | None":
-        """Return the bounds that hold for all answers; None if no answer has a `Date`, or the answers disagree.
+        """Return the bounds that follow from all answers; None if no answer has a `Date`, or the answers disagree.
 
         The API wrote the `Date`, in whole seconds, at some moment between the request and the answer.
         """
@@ -151,10 +151,10 @@ class Limit:
     """The result of a burst of requests.
 
     Attributes:
-        taken: requests accepted within the last second before the first 429; all requests if there was none.
-        seconds: the time in which they were sent and answered.
-        refused: whether a request was answered 429.
-        retry_after: the header `Retry-After` of the first 429; None if there is none.
+        taken: number of requests accepted within the last second before the first 429; all requests without a 429.
+        seconds: the time in which these requests were sent and answered.
+        refused: whether a request was answered with 429.
+        retry_after: the header `Retry-After` of the first 429; None if it is missing.
     """
 
     taken: int
@@ -181,13 +181,13 @@ def _sent_at(answer: Answer) -> float:
 
 
 async def find_limit(answers: Answers, probe: Callable[[], Awaitable[object]]) -> Limit:
-    """Send probes as fast as possible until one is answered 429, or a bound is reached; return the result.
+    """Send probes as fast as possible until one is answered with 429, or for 500 requests or 4 s; return the result.
 
     Args:
         answers: records the answers to the probes.
         probe: sends one probe.
     """
-    # Wait until the API's window holds no earlier request.
+    # Wait until the API's window contains no earlier request.
     await asyncio.sleep(_WINDOW * 1.1)
     before, until = len(answers.recorded), time.monotonic() + _MAX_SECONDS
     left = _MAX_REQUESTS

@@ -1,7 +1,7 @@
 """Reads inputs as bytes, in a thread: files and the standard input, plain or gzipped.
 
-A read can take any time, from a silent pipe or a network drive, and must not block the event loop. The thread is a
-daemon, since nothing can interrupt such a read when the command ends.
+Reading from a pipe or a network drive can take any time, and must not block the event loop. The thread is a daemon
+thread, because such a read cannot be interrupted when the command ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK = 64 * 1024
-"""Bytes of a chunk: some 500 events, so that parsing it blocks the event loop for a millisecond or two."""
+"""Size of a chunk in bytes: some 500 events, so that parsing a chunk blocks the event loop for only 1 to 2 ms."""
 
 _AHEAD = 4
-"""Chunks that are read ahead."""
+"""Number of chunks that are read in advance."""
 
 _GZIP = b"\x1f\x8b"
 """The first bytes of every gzip file (RFC 1952, 2.3.1)."""
@@ -49,9 +49,9 @@ class Chunk:
 
     Attributes:
         source: the input.
-        data: the bytes, decompressed; empty at the input's end.
-        position: bytes of the stored (perhaps compressed) input that were read so far.
-        failure: in the last chunk, why the input could not be read to its end; otherwise None.
+        data: the decompressed bytes; empty in the last chunk.
+        position: number of bytes read so far, counted as stored, i.e. before decompressing.
+        failure: in the last chunk, why the rest of the input could not be read, or None if all was read; else None.
     """
 
     source: Source
@@ -64,13 +64,13 @@ class Source:
     """One input: a file, or the standard input.
 
     Args:
-        path: the file; ``-`` for the standard input. If it cannot be read, the command ends with a sentence.
-        follow: at the end of the file, wait for more without end; also follow a file that replaces it.
+        path: the file; ``-`` for the standard input. If the file cannot be read, the command exits with a sentence.
+        follow: at the end of the file, wait for appended data, without end; also read files that replace the file.
 
     Attributes:
         name: the name for messages.
-        size: bytes of the file as it is stored; None if that is not known, as for a pipe.
-        position: bytes that were read so far, as they are stored.
+        size: size of the stored file in bytes; None if the size is not known, e.g. for a pipe.
+        position: number of stored bytes that were read so far.
     """
 
     def __init__(self, path: Path, *, follow: bool = False) -> None:
@@ -88,7 +88,7 @@ class Source:
         self._file: BinaryIO
 
     def chunks(self) -> Generator[Chunk]:
-        """Yield the input piece by piece; the last chunk is empty and says whether the input was read to its end."""
+        """Yield the input in chunks. The last chunk is empty, and says whether the input was read completely."""
         failure: str | None = None
         try:
             if self._follow:
@@ -105,19 +105,20 @@ class Source:
         yield Chunk(self, b"", self.position, failure)
 
     def read(self, size: int = -1) -> bytes:
-        """Read at most `size` bytes as they are stored; `GzipFile` calls this."""
+        """Read at most `size` stored bytes. `GzipFile` calls this method."""
         if self._begin:
             end = size if size >= 0 else None
             data, self._begin = self._begin[:end], self._begin[len(self._begin[:end]) :]
             return data
-        # None is not the end: another program left the pipe non-blocking, and it holds nothing yet.
+        # None does not mean the end: another program made the pipe non-blocking, and the pipe is empty now.
         while (more := cast("bytes | None", self._file.read(size))) is None:
             select.select([self._file], [], [])
         self.position += len(more)
         return more
 
     def _opened(self) -> AbstractContextManager[BinaryIO]:
-        # Unbuffered, so that a read returns what a slow pipe has, and holds no lock when the interpreter ends.
+        # The file is unbuffered. So a read returns the bytes that a slow pipe contains, without waiting for more, and
+        # no lock is held when the interpreter exits.
         if self._is_stdin:
             return nullcontext(cast("BinaryIO", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
         return cast("BinaryIO", self._path.open("rb", buffering=0))
@@ -137,13 +138,13 @@ class Source:
                 yield data
 
     def _followed(self) -> Generator[Chunk]:
-        """Yield the file, what is appended to it, and every file that replaces it under its name; never ends."""
+        """Yield the file's content, then appended data, and the content of every file that replaces it; never end."""
         file = cast("BinaryIO", self._path.open("rb", buffering=0))
         ended = True
         try:
             while True:
                 other = self._other_than(file)
-                # Read after that check, so that nothing appended before the replacement is missed.
+                # Read after checking for a replacement, so that data appended before the replacement is not missed.
                 while data := file.read(_CHUNK):
                     if not self.position and data.startswith(_GZIP):
                         raise OSError(errno.EINVAL, "it is gzipped, and what is compressed cannot be followed")
@@ -156,7 +157,7 @@ class Source:
                 file.close()
                 file = other
                 if not ended:
-                    # The old file's unfinished last line counts as a line.
+                    # This line break ends the old file's last line if it has none.
                     yield Chunk(self, b"\n", self.position)
         finally:
             file.close()
@@ -176,7 +177,7 @@ class Source:
 
 
 def _check_readable(path: Path) -> None:
-    # Not opened, since the writer of a named pipe would notice.
+    # The file is not opened, because the writer of a named pipe would notice.
     try:
         path.stat()
     except OSError as error:
@@ -188,7 +189,7 @@ def _check_readable(path: Path) -> None:
 
 
 def total_size(sources: Iterable[Source]) -> int | None:
-    """Return the bytes of all `sources`; None if one size is not known."""
+    """Return the total size of all `sources` in bytes, or None if a size is not known."""
     total = 0
     for source in sources:
         if source.size is None:
@@ -221,13 +222,13 @@ class Reader:
             yield chunk
 
     def stop(self) -> None:
-        """End `chunks`, even while it waits for a read that may never return."""
+        """Make `chunks` end, even if it waits for a read that may never return."""
         self._stopped = True
         self._free.release()
         self._chunks.put_nowait(None)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        # An error is handed to the event loop: if it stayed in this thread, it would look like the end of the input.
+        # An error is passed to the event loop, because otherwise it would look like the end of the input.
         last: Exception | None = None
         try:
             for chunk in itertools.chain.from_iterable(source.chunks() for source in self._sources):
@@ -237,6 +238,6 @@ class Reader:
                 loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
         except Exception as error:  # noqa: BLE001 - see above
             last = error
-        # The event loop may be closed, if the command has ended meanwhile.
+        # `call_soon_threadsafe` raises RuntimeError if the command has ended and the event loop is closed.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._chunks.put_nowait, last)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Rejects:
-    """Writes the file of rejects; without a path, only counts.
+    """Writes the file of rejects.
 
-    The file is opened before anything is sent, so a path that cannot be written ends the command before that. A file
-    that is not empty is never overwritten, since it may hold the rejects of an earlier run. A file that stays empty is
-    removed.
+    The file is opened before any event is sent, so that the command stops early if the file cannot be written. A file
+    that is not empty is never overwritten, because it may contain the rejects of an earlier run. If there are no
+    rejects, the new file is removed.
 
     Args:
-        path: the file; None to write none.
+        path: the file; None to write no file.
 
     Attributes:
         lines: how many lines were written.
@@ -78,7 +78,7 @@ class Rejects:
         try:
             action()
         except OSError as error:
-            # The delivery goes on, and the report says that this file is incomplete.
+            # The delivery goes on. The report says that the file of rejects is incomplete.
             self.failure = self.failure or error.strerror or type(error).__name__
 
     def __enter__(self) -> Self:
@@ -94,7 +94,8 @@ def _opened(path: Path) -> BufferedWriter:
     try:
         if path.is_file() and path.stat().st_size:
             fail(f"{path} is not empty, and may hold the rejects of an earlier run: name another file")
-        # Readable by its owner only, since events hold personal data. Without O_EXCL, since it may be a pipe.
+        # Only the owner may read the file, because events contain personal data. O_EXCL is not used, because the path
+        # may be a pipe.
         return open(path, "wb", opener=_private)
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}")

@@ -32,7 +32,7 @@ SOURCE = "RETAILROCKET_RELAY_SOURCE"
 NAME = "RETAILROCKET_RELAY_NAME"
 
 _PING = 1.0
-"""Seconds between two pings to a limiter's Redis that has never answered."""
+"""Seconds between two pings while the limiter's Redis has never answered."""
 
 _UNSET = RelaySettings(source="unset")
 
@@ -213,7 +213,7 @@ def relay(  # noqa: PLR0913 - one for each option
 
 
 def open_source(source: str, name: str) -> Source:
-    """Return the source of the options, not opened yet; if none is given, exit with a sentence and status 2."""
+    """Return a source for the option ``--source``, not opened yet; without it exit with a sentence and status 2."""
     return source_from_url(_given(source), name=name or _UNSET.name)
 
 
@@ -275,11 +275,11 @@ async def _serve(relay: Relay, client: AsyncTrackingClient, settings: RelaySetti
 
 
 class _Limit:
-    """The request limit: of this relay alone, or shared through Redis.
+    """The request limit, which applies to this relay alone or is shared through Redis.
 
     Attributes:
-        options: the client's keyword for it, ``rate_limit`` or ``limiter``.
-        trouble: why no permit can be had, so that nothing is sent, in one line; None if permits can be had.
+        options: the client's keyword argument for the limit, ``rate_limit`` or ``limiter``.
+        trouble: one line that says why the limiter grants no permits, so that nothing is sent; None if it grants them.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - keywords of the client
@@ -287,7 +287,7 @@ class _Limit:
         self.trouble: str | None = None
 
     async def reach(self, limiter: Any) -> None:  # noqa: ANN401 - an extra
-        """Ping the limiter's Redis until its first answer; a later failure is an outage, which the limiter handles."""
+        """Ping the limiter's Redis until it answers for the first time. The limiter itself handles later outages."""
         from retailrocket_async.redis import RedisUnreachableError  # noqa: PLC0415 - an extra
 
         while True:
@@ -303,7 +303,7 @@ class _Limit:
 
 @asynccontextmanager
 async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
-    """Make the limit that the settings ask for; the block may use it."""
+    """Yield the limit of the settings, and close its Redis client when the block ends."""
     if settings.limiter is None:
         yield _Limit(rate_limit=RateLimit(requests=settings.rate) if settings.rate else None)
         return
@@ -314,7 +314,7 @@ async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
     try:
         redis: Any = cast("Any", Redis).from_url(settings.limiter)
     except (ValueError, TypeError):
-        # Raised without the cause, whose text may hold the address and its password.
+        # `from None` hides the original error: its message may quote the address, which may contain a password.
         raise ConfigurationError("--limiter is not an address that redis-py can read") from None
     limiter = RedisLimiter(
         redis,
@@ -341,7 +341,7 @@ def _serving_health() -> Any:  # noqa: ANN401 - an extra
 
 
 def _log_to_stderr() -> None:
-    # Only the package's log: httpx logs every URL, and with it the key.
+    # Only the package's log is printed: httpx would log every URL, which contains the key.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("retailrocket_async")

@@ -18,8 +18,8 @@ def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: 
     Args:
         result: the result.
         rejects: the file of rejects.
-        watched: whether the input was followed with ``--watch``, so that an interruption is its regular end.
-        as_json: print one line of JSON on the standard output in place of the table; sentences still go to the
+        watched: whether the input was followed with ``--watch``, which normally ends with an interruption.
+        as_json: print one line of JSON on the standard output instead of the table. Sentences are still printed on the
             standard error.
     """
     stats = result.stats
@@ -47,7 +47,8 @@ def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: 
             f"{result.maybe_recorded:,} of them may have been recorded all the same, and twice if you send them again"
         )
     if result.hopeless and result.stopped_at is not None and not stats.delivered:
-        # The rejects are not mentioned: they hold only a part of the input, and all of it must be sent again.
+        # The file of rejects is not mentioned: it contains only a part of the input, but all of the input must be sent
+        # again.
         print_err(
             f"stopped at {result.stopped_at}, since nothing was delivered: correct the cause and send the input again"
         )
@@ -96,7 +97,7 @@ def _report_rejects(rejects: Rejects, *, missed: int) -> None:
 
 
 def report_validation(checked: Validation, rejects: Rejects, *, as_json: bool = False) -> int:
-    """Print what a dry run found, and return the exit status."""
+    """Print the result of a dry run, and return the exit status."""
     if as_json:
         print_json({"events": checked.events, "bad_lines": checked.bad})
     print_err(f"{checked.events:,} events are valid; {checked.bad:,} lines are bad; nothing was sent")

@@ -26,7 +26,10 @@ from retailrocket_async.cli._terminal import AsJson, Meter, fail, reporting_erro
 from retailrocket_async.cli._validation import validate
 
 _BUFFER = Buffer(max_events=25_000)
-"""As many events as the default limit sends in a second: every batch is full, and a close has little left to send."""
+"""The client's buffer: as many events as the default limit sends in a second.
+
+So every batch is full, and at the end only few events are left to send.
+"""
 
 EPILOG = """
 \b
@@ -146,9 +149,10 @@ def send(  # noqa: PLR0913 - one for each option
                 **hooks,
             )
 
-        # Only to check the settings: a mistake must be reported before the file of rejects is created.
+        # This client only checks the settings: a mistake must be reported before the file of rejects is created.
         client_of()
-        # The report has everything that the package logs. With this handler the log is not printed across the bar.
+        # The report contains everything that the package logs. This handler prevents log records from being printed
+        # over the progress bar.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
         with Rejects(rejects) as kept, Meter("sending", total_size(sources)) as meter:
             delivery = Delivery(sources, lines_of=lines_of, rejects=kept, meter=meter, drain=drain, first=from_line)

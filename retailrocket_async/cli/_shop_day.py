@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
     Acts: TypeAlias = Generator[tuple[datetime, Event]]
-    """A visitor's events, each with its time."""
+    """The events of one visit, each with its time."""
 
 _PHRASES = ("desk", "oak desk for two", "угловой диван со спальным местом", "lámpara de pie", "書桌", "shelf " * 40)
 _STOCKS = (None, None, None, "msk", "Нижний Новгород")
 _EVENTS_PER_VISIT = 8
-"""The approximate average, from which the distance between two visits follows."""
+"""The approximate average number of events, from which the time between two visits is computed."""
 
 
 def shop_day(events: int, seed: int) -> Iterator[Event]:
     """Return `events` events of a day, ordered by time; the same arguments give the same events.
 
     Args:
-        events: how many, 1 or more.
+        events: the number of events, 1 or more.
         seed: the seed of the random numbers.
     """
     chance = random.Random(seed)  # noqa: S311 - made-up data, not a secret
@@ -52,8 +52,8 @@ def shop_day(events: int, seed: int) -> Iterator[Event]:
 
 
 def _merged(visits: Iterator[Acts]) -> Generator[Event]:
-    """Yield the events of endlessly many visits, ordered by time; the visits must be ordered by their start."""
-    # Ordered by time, then by the visit's number, so that neither events nor generators are compared.
+    """Yield the events of an endless series of visits, ordered by time; the visits must be ordered by their start."""
+    # The heap is ordered by time, then by the visit's number, so events and generators are never compared.
     going_on: list[tuple[datetime, int, Event, Acts]] = []
     numbered = enumerate(visits)
     while True:

@@ -1,4 +1,4 @@
-"""Delivers the signals that end a command to its event loop."""
+"""Passes SIGINT and SIGTERM to a command's event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ending_signals(interrupt: Callable[[int], None]) -> Generator[None]:
-    """Call `interrupt` in the event loop with the number of each SIGINT and SIGTERM, while the block runs."""
+    """While the block runs, call `interrupt` in the event loop with the signal's number at each SIGINT and SIGTERM."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _frame: FrameType | None) -> None:

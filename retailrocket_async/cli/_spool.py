@@ -130,7 +130,7 @@ def export(
             skipped = _write(opened, sys.stdout.buffer, dead_letters=dead_letters)[1]
         else:
             try:
-                # Readable by this user only, since events hold personal data.
+                # Only this user may read the file, because events contain personal data.
                 file = os.fdopen(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
             except OSError as error:
                 fail(f"cannot write to {output}: {error.strerror}")
@@ -142,7 +142,7 @@ def export(
 
 
 def _write(spool: SqliteSpool, file: "BinaryIO", *, dead_letters: bool) -> tuple[int, int]:
-    """Write events as lines; return how many were written, and how many were skipped as damaged."""
+    """Write events as JSON lines; return the number of written events and the number of damaged, skipped events."""
     count = skipped = 0
     with suppress(BrokenPipeError):
         for envelope in spool.export(dead=dead_letters):
@@ -194,7 +194,7 @@ def _list(events: "Iterable[_Stored]", describe: "Callable[[_Stored], str]", lim
             print_err(f"... and more: --limit prints them (it is {limit})")
             return
         if not print_out(line):
-            # The output's reader has ended, as `head` does.
+            # The program that reads the output has ended, as `head` does.
             return
 
 
@@ -206,12 +206,12 @@ def _print_json(events: "Iterable[SpooledEvent | DeadEvent]", limit: int) -> Non
 
 
 def _cause_of(letter: "DeadEvent") -> str:
-    """Return when and why a dead letter died."""
+    """Return a text that says when and why an event became a dead letter."""
     return f"{_age(letter.died_at)}  {letter.reason}{' (perhaps recorded)' if letter.maybe_recorded else ''}"
 
 
 def _age(moment: float) -> str:
-    """Return the age of a moment in the largest unit that fits, e.g. ``"1.5 h"``."""
+    """Return the time since `moment` (seconds since the epoch) in a suitable unit, e.g. ``"1.5 h"``."""
     seconds = max(0.0, time.time() - moment)
     for unit, length in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= length:

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FAILED = 1
-"""Exit status: the command ran, and something did not succeed."""
+"""Exit status if the command ran, but something failed."""
 
 MISUSED = 2
-"""Exit status: wrong arguments or configuration; nothing was sent."""
+"""Exit status if arguments or configuration are wrong; nothing was sent."""
 
 INTERRUPTED = 130
-"""Exit status: Ctrl-C."""
+"""Exit status after Ctrl-C."""
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON, for scripts.")]
 AsJsonLines: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each, for scripts.")]
 
 _REDRAW = 0.05
-"""Seconds between two drawings of the progress bar."""
+"""Smallest number of seconds between two redraws of the progress bar."""
 
 _OPTIONS = {
     "allow_insecure_http=True": "--allow-insecure-http",
@@ -49,14 +49,14 @@ _OPTIONS = {
     "api_key": "RETAILROCKET_API_KEY",
     ": strip() it": "",
 }
-"""What the package's messages call a setting, and what the command line calls it."""
+"""The names of settings in the package's messages, each with the name of the setting on the command line."""
 
 
 def print_out(text: str) -> bool:
-    """Print a line on the standard output, with control characters of the input written as escapes.
+    """Print a line on the standard output, with control characters written as escapes.
 
-    An output that cannot be written (its reader has ended, or the disk is full) is not an error: a command does the
-    same work, and has the same exit status, whether or not somebody reads its output. All functions here do the same.
+    If the output cannot be written, because its reader has ended or the disk is full, no error is raised: the command's
+    work and exit status do not depend on its output. The same applies to all functions in this module.
 
     Returns:
         Whether the line could be printed.
@@ -81,7 +81,7 @@ def print_json(data: object) -> None:
 
 
 _unwritable: set[TextIO] = set()
-"""Outputs that could not be written once; nothing more is written to them."""
+"""Outputs to which a write has failed; nothing more is written to them."""
 
 
 def _write(text: str, *, err: bool = False) -> bool:
@@ -97,11 +97,11 @@ def _write(text: str, *, err: bool = False) -> bool:
 
 
 def _stop_writing(out: TextIO, error: OSError) -> None:
-    """Write nothing more to `out`; report the error, unless the output's reader has ended (as `head` does)."""
+    """Write nothing more to `out`; report the error, unless the program that reads it has ended (as `head` does)."""
     _unwritable.add(out)
     if error.errno != errno.EPIPE and out is not sys.stderr:
         print_err(f"error: the standard output cannot be written: {error.strerror or error}")
-    # The interpreter flushes the stream when it ends; without this, that would fail once more.
+    # The interpreter flushes the stream at exit, which would fail again, so redirect the stream to the null device.
     with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a file
         os.dup2(nowhere.fileno(), out.fileno())
 
@@ -113,7 +113,7 @@ def fail(sentence: str, status: int = MISUSED) -> NoReturn:
 
 
 def fail_to_listen(host: str, port: int, error: OSError, option: str) -> NoReturn:
-    """Exit with a sentence about a port that cannot be listened on; `option` chooses the port."""
+    """Exit with a sentence which says that the port is not available, and that `option` chooses another port."""
     fail(f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another port with {option}")
 
 
@@ -123,7 +123,7 @@ def reporting_errors() -> Generator[None]:
     try:
         yield
     except (SystemExit, GeneratorExit, typer.Exit, typer.Abort, click.ClickException):
-        # These already have a status, and a sentence if they need one.
+        # These exceptions already have an exit status, and their sentence was printed.
         raise
     except (ConfigurationError, EventValidationError) as error:
         fail(in_options(str(error)))
@@ -136,7 +136,7 @@ def reporting_errors() -> Generator[None]:
 
 @contextmanager
 def exiting_on_errors() -> Generator[None]:
-    """Do as `reporting_errors`, but exit the process: for errors before and after a command."""
+    """Report errors like `reporting_errors`, and exit the process; for code that runs before or after a command."""
     try:
         with reporting_errors():
             yield
@@ -145,14 +145,14 @@ def exiting_on_errors() -> Generator[None]:
 
 
 def _described(error: BaseException) -> str:
-    """Describe an unexpected error: its type, the operating system's text if it has one, and its place in the code."""
+    """Describe an unexpected error by its type, the operating system's message if it has one, and the line of code."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     name = type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         name = f"{name}, {error.strerror}"
     elif isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
-        # The text of these names code. The text of other errors may hold data, or the key.
+        # The messages of these errors contain only names from the code. Other messages may contain data or the key.
         name = f"{name}, {error}"
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" in {Path(at.filename).name}, line {at.lineno}" for at in frame)
@@ -180,10 +180,10 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
         with console.capture() as drawn:
             console.print(made)
     except OSError as error:
-        # Rich writes an empty string here, and even that may fail.
+        # Rich writes an empty string here, and this write may fail, too.
         _stop_writing(sys.stdout, error)
         return
-    # Without the trailing spaces that fill each line to the table's width, which disturb programs that read a pipe.
+    # Remove the trailing spaces of each line, which would disturb programs that read the output from a pipe.
     _write("\n".join(line.rstrip() for line in drawn.get().split("\n")))
 
 
@@ -192,18 +192,18 @@ def _figure(value: object) -> str:
 
 
 def in_options(message: str) -> str:
-    """Return a message of the package with the names of its parameters replaced by those of the options."""
+    """Return a message of the package with the names of settings replaced by the names of the options."""
     for keyword, option in _OPTIONS.items():
         message = message.replace(keyword, option)
     return message
 
 
 class Meter:
-    """A progress bar on the standard error, with rate and remaining time; invisible if that is not a terminal.
+    """Draws a progress bar with rate and remaining time on the standard error, if the standard error is a terminal.
 
     Args:
         what: the words in front of the bar.
-        total: the amount of work, in any unit; None if it is not known, and then no remaining time is shown.
+        total: the amount of work, in any unit; None if it is not known, so that no remaining time is shown.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -214,12 +214,12 @@ class Meter:
             TextColumn("{task.fields[rate]}", markup=False),
             *([TaskProgressColumn(), TimeRemainingColumn(compact=True)] if total is not None else []),
         ]
-        # Drawn by `show`, and not by a thread of its own, which would run in the middle of the event loop's work.
+        # `show` draws the bar. rich's own thread is not used, because it would interrupt the event loop's work.
         self._bar = Progress(
             *columns,
             console=console,
             auto_refresh=False,
-            # True would send the standard output to the standard error while the bar is shown.
+            # With True, rich would print the standard output on the standard error while the bar is shown.
             redirect_stdout=False,
             redirect_stderr=False,
             transient=True,
@@ -232,8 +232,8 @@ class Meter:
         """Draw the bar, at most 20 times a second.
 
         Args:
-            done: how much of the total is done.
-            events: how many events that is, for the rate.
+            done: the amount of work that is done, in the unit of `total`.
+            events: the number of events that are done, for the rate.
             elapsed: seconds since the start.
         """
         if not self._bar.disable and elapsed - self._drawn >= _REDRAW:
@@ -242,7 +242,7 @@ class Meter:
             self._bar.update(self._task, completed=done, rate=rate, refresh=True)
 
     def print_out(self, text: str) -> bool:
-        """Print a line on the standard output, above the bar if that is the terminal; return whether it was printed."""
+        """Print a line on the standard output, on a terminal above the bar; return whether the line was printed."""
         out = cast("TextIO | None", sys.stdout)
         if self._bar.disable or out is None or not out.isatty():
             return print_out(text)

@@ -26,7 +26,7 @@ class Validation:
 
     Attributes:
         events: lines that are an event.
-        bad: lines that are not, and inputs that could not be read to their end.
+        bad: lines that are no event, plus inputs that could not be read completely.
     """
 
     events: int = 0
@@ -36,7 +36,7 @@ class Validation:
 def validate(
     sources: Sequence[Source], lines_of: Callable[[Source], Lines], rejects: Rejects, meter: Meter
 ) -> Validation:
-    """Read all inputs, print every bad line, and return the counts; sends nothing."""
+    """Read all inputs, print every bad line, and return the counts. Nothing is sent."""
     checked, begun, stored = Validation(), time.monotonic(), 0
     for source in sources:
         lines = lines_of(source)
@@ -46,7 +46,7 @@ def validate(
                     checked.bad += 1
                     rejects.add_bad(found)
                     if not meter.print_out(str(found)):
-                        # The output's reader has ended (as `head` does), or the disk is full: stop reading.
+                        # The program that reads the output has ended (as `head` does), or the disk is full, so stop.
                         raise typer.Exit(FAILED)
                 else:
                     checked.events += 1

@@ -1,4 +1,4 @@
-"""The request limit of a fleet: one limit for all processes of a shop, kept in a Redis that they share.
+"""One request limit for all processes of a shop, which share the limit through Redis.
 
 Needs the extra `redis`::
 

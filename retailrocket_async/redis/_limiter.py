@@ -1,4 +1,4 @@
-"""One request limit for all processes of a shop."""
+"""The limiter that shares one request limit among all processes of a shop."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ OnUnreachable = Literal["share", "wait", "raise"]
 
 
 class RedisLimiter(Uncopyable):
-    """A request limit that any number of processes share through Redis (6 or newer) or Valkey.
+    """Limits the requests of any number of processes together, through Redis (6 or newer) or Valkey.
 
-    The limiter sends nothing to Redis before the first request. It never closes the Redis client: the caller does,
-    after the tracking clients that use the limiter are closed.
+    The limiter sends nothing to Redis before the first request. The limiter never closes the Redis client: close the
+    Redis client after the tracking clients that use the limiter.
 
     Args:
         redis: a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
-        rate_limit: the limit of all processes together; default `RateLimit()`, 50 requests a second. It must be the
-            same in all processes.
+        rate_limit: the limit of all processes together; default `RateLimit()`, 50 requests a second. All processes must
+            use the same limit.
         name: the name of the shared limit, 1 to 200 characters without braces; default ``"shop"``. If several shops use
-            one Redis, give each a name of its own, e.g. its partner id.
-        replicas: the largest number of processes, 1 or more. It is used only while Redis does not answer. None
-            (default) uses the largest number that Redis counted in the last minute.
-        on_unreachable: what happens while Redis does not answer or refuses. ``"share"`` (default): each process sends
-            at most 0.9 × `rate_limit` / `replicas`. It sends nothing if Redis has never answered and `replicas` is
-            None, as the number of processes is unknown. ``"wait"``: nothing is sent. ``"raise"``: `acquire`
-            raises, and the client tries again, as often as its retry policy says.
+            one Redis, each shop needs a different name, e.g. its partner id.
+        replicas: the largest number of processes that share the limit, 1 or more; used only while Redis does not
+            answer. Default None: the largest number that Redis counted in the last minute.
+        on_unreachable: what the limiter does while Redis does not answer or refuses commands. ``"share"`` (default):
+            each process sends at most 0.9 × `rate_limit` / `replicas`; if Redis has never answered and `replicas` is
+            None, nothing is sent, because the number of processes is unknown. ``"wait"``: nothing is sent.
+            ``"raise"``: `acquire` raises, and the client retries according to its retry policy.
         timeout: seconds that a command may take, connecting included, above 0; default 0.25.
 
     Raises:
-        ConfigurationError: a value outside its range.
-        WrongLoopError: from the methods, if another event loop that is not closed uses the limiter.
+        ConfigurationError: a value is out of range.
+        WrongLoopError: raised by the methods if another event loop that is not closed uses the limiter.
     """
 
     _instead = "make one in each process, with the same name: Redis holds what they share"
@@ -68,10 +68,10 @@ class RedisLimiter(Uncopyable):
         self._member: Member | None = None
 
     async def acquire(self) -> Permit | None:
-        """Wait for the right to make one request, and take it; in the order of the calls.
+        """Wait until one request may be made, and return the permit for it. Waiting calls are served in their order.
 
         Raises:
-            RedisUnreachableError: with ``on_unreachable="raise"``, if Redis does not answer within `timeout`.
+            RedisUnreachableError: Redis does not answer within `timeout`, and `on_unreachable` is ``"raise"``.
         """
         return await self._bind().acquire()
 
@@ -79,20 +79,25 @@ class RedisLimiter(Uncopyable):
         """Check that Redis answers, so that a wrong address or password is found before the first event.
 
         Raises:
-            RedisUnreachableError: it does not answer within `timeout`, or refuses; the message names the kind of error.
+            RedisUnreachableError: Redis does not answer within `timeout`, or refuses the command; the message names
+                the kind of error.
         """
         await self._bind().ping()
 
     def pause_until(self, deadline: float) -> None:
-        """Grant nothing in any process before `deadline` (loop time), nor before a later one; at most 60 s from now."""
+        """Grant no permits in any process before `deadline`; a pause that ends later is not shortened.
+
+        Args:
+            deadline: the end of the pause, on the event loop's clock; at most 60 s from now, or it is reduced to that.
+        """
         self._bind().pause_until(deadline)
 
     def throttled(self, sent_at: float) -> None:
-        """Pause and slow down all processes, as the server refused a request with a 429.
+        """Pause and slow down all processes, because the API refused a request with a 429.
 
         Args:
-            sent_at: when that request was sent, on the event loop's clock. Requests sent before the last refusal are
-                part of the same incident.
+            sent_at: when the request was sent, on the event loop's clock. If it was sent before the last refusal, it
+                counts as part of the same incident and does not slow down the processes again.
         """
         self._bind().throttled(sent_at)
 

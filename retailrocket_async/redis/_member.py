@@ -1,13 +1,13 @@
-"""One process among those that share a limit, on one event loop.
+"""Represents this process among the processes that share a limit; belongs to one event loop.
 
-Before each request the process reserves a moment in Redis, and waits for it. A script reserves the moment in one
-atomic step. It returns a duration, so no host's clock matters. The script spaces the moments evenly. Its guard counts
-requests by when the API has surely counted them, as `LocalLimiter` does: a process reports what became of its requests
-along with its next reservation, so a permit costs one command. Only a request that is later than its reservation may
-need a report of its own.
+Before each request, the process reserves a moment in Redis and waits until this moment. A script in Redis reserves the
+moment in one atomic step. The script returns a duration, so the hosts' clocks may differ. The script spaces the moments
+evenly. It also checks that no window contains too many requests: like `LocalLimiter`, it uses the times by which the
+API has certainly counted each request. A process reports these times with its next reservation, so a permit costs one
+command. Only a request that is later than its reservation may need a separate report.
 
-A process has one reservation at a time. If it cannot keep the moment, because it woke too late or a pause began, it
-cancels the reservation and makes another one.
+A process has one reservation at a time. If the process misses the moment, because it woke too late or a pause began,
+it cancels the reservation and makes another one.
 """
 
 from __future__ import annotations
@@ -46,38 +46,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 _MAX_PAUSE: Final = 60.0
-"""Seconds a pause may last at most, as with `LocalLimiter`."""
+"""Longest pause in seconds; the same as in `LocalLimiter`."""
 
 _STALE: Final = 0.1
-"""Part of the window by which a process may be late for its reservation."""
+"""Part of the window by which a process may be late for its reservation without cancelling it."""
 
 _ATTEMPTS: Final = 3
-"""Reservations in a row that a process may be late for. It keeps the last one, or a slow event loop never sends."""
+"""Number of reservations after which a process sends although it is late.
+
+Otherwise a process with a slow event loop would never send.
+"""
 
 _PROCESSES_FOR: Final = 60.0
-"""Seconds for which the largest number of processes that Redis has counted stands."""
+"""Seconds for which the largest number of processes that Redis has counted is used."""
 
 _TEMPORARY: Final = (BusyLoadingError, ClusterDownError, MasterDownError, OutOfMemoryError, TryAgainError)
-"""Refusals by the right Redis, which cannot serve for a while."""
+"""Errors which show that the address and password are right, but that Redis cannot serve for a while."""
 
 
 class RedisUnreachableError(RetailRocketError, ConnectionError):
-    """Redis does not answer, or refuses; the message names the kind of error.
+    """Redis does not answer, or refuses commands. The message names the kind of error.
 
     Raised by `RedisLimiter.ping`, and by `RedisLimiter.acquire` with ``on_unreachable="raise"``.
     """
 
 
 class Member:
-    """A `RedisLimiter` on one event loop; the arguments are the same.
+    """Does the work of a `RedisLimiter` on one event loop.
+
+    The arguments are those of `RedisLimiter`, and `before`.
 
     Args:
-        before: the member of an event loop that is closed now, for the same limiter; None if there was none.
+        before: the limiter's member on an earlier event loop, which is closed now; None if there was none.
 
     Attributes:
-        generation: identifies the data in Redis, see `Answer`; None before the first answer.
-        processes: processes that share the limit, the largest number of the last minute.
-        reached: whether Redis has ever answered, so that its address, user and password are right.
+        generation: a number that identifies the data in Redis, see `Answer`; None before the first answer.
+        processes: largest number of processes that Redis counted in the last minute.
+        reached: whether Redis has ever answered, which shows that its address, user and password are right.
     """
 
     def __init__(  # noqa: PLR0913 - the arguments of the limiter
@@ -102,7 +107,7 @@ class Member:
         self._waiting = 0
         self._reserving: asyncio.Task[Reservation | None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        # A cancelled waiter leaves these to the next one.
+        # If a waiting call is cancelled, the next waiting call uses its reservation and its local permit.
         self._reservation: Reservation | None = None
         self._local_permit: Permit | None = None
         self._outage: Outage | None = None
@@ -116,28 +121,28 @@ class Member:
         self._late_timer: asyncio.TimerHandle | None = None
 
     async def acquire(self) -> Permit | None:
-        """Wait for the right to make one request, and take it; in the order of the calls.
+        """Wait until one request may be made, and return the permit for it. Waiting calls are served in their order.
 
         Raises:
-            RedisUnreachableError: with ``on_unreachable="raise"``, if Redis does not answer within `timeout`.
+            RedisUnreachableError: Redis does not answer within `timeout`, and `on_unreachable` is ``"raise"``.
         """
         self._waiting += 1
         try:
-            # One waiter at a time. The lock is fair, and the next waiter takes over what a cancelled one leaves.
+            # Only one call at a time waits for a permit. The lock serves calls in their order.
             async with self._lock:
                 return await self._permit()
         finally:
             self._waiting -= 1
             if self._reserving is not None and not self._waiting:
-                # Nobody needs the reservation, and the caller may be about to close the Redis client.
+                # No call needs the reservation any more, and the caller may be about to close the Redis client.
                 self._reserving.cancel()
                 self._reserving = None
 
     async def ping(self) -> None:
-        """Ask Redis whether it can be used.
+        """Check that Redis answers and accepts commands.
 
         Raises:
-            RedisUnreachableError: it does not answer, or refuses.
+            RedisUnreachableError: Redis does not answer, or refuses the command.
         """
         if await self._command(None, is_ping=True) is None:
             raise RedisUnreachableError(f"Redis does not answer: {self._failure}")
@@ -161,10 +166,10 @@ class Member:
                 await asyncio.sleep(PROBE)
 
     async def _confirm(self, outage: Outage) -> None:
-        """Probe once before the first request of an outage.
+        """Send Redis one more command before the first request of an outage is permitted.
 
-        If only one command took too long, the other processes still share the whole limit, and a request beside it
-        would be one too many.
+        Perhaps only one command took too long. The other processes then still use the whole limit through Redis, and a
+        request of this process's own share would exceed the limit.
         """
         if not outage.is_over:
             self._report_now()
@@ -176,7 +181,7 @@ class Member:
         return permit
 
     def pause_until(self, deadline: float) -> None:
-        """Grant nothing in any process before `deadline` (loop time), nor before a later one; at most 60 s from now."""
+        """Grant no permits in any process before `deadline`; see `RedisLimiter.pause_until`."""
         now = self._loop.time()
         deadline = min(deadline, now + _MAX_PAUSE)
         if deadline > self._paused_until:
@@ -187,7 +192,7 @@ class Member:
             self._outage.local.pause_until(deadline)
 
     def throttled(self, sent_at: float) -> None:
-        """Pause and slow down all processes, as the server refused a request with a 429."""
+        """Pause and slow down all processes, because the API refused a request with a 429."""
         self._pending.add_refusal(sent_at)
         self._report_now()
         if self._outage is not None and self._outage.local is not None:
@@ -196,14 +201,14 @@ class Member:
     # --- reservations ---
 
     async def _kept_reservation(self) -> Reservation | None:
-        """Reserve a moment, and wait for it; return None if Redis does not answer."""
+        """Reserve a moment, wait until it, and return the reservation; return None if Redis does not answer."""
         loop = self._loop
         attempts = 0
         while True:
             if self._reservation is None:
                 if self._reserving is None:
                     self._reserving = detached(loop.create_task, self._reserve())
-                # If this waiter is cancelled, the next one takes the reservation over.
+                # If this call is cancelled, the task goes on, and the next call uses its reservation.
                 await asyncio.wait([self._reserving])
                 reserving, self._reserving = self._reserving, None
                 attempts += 1
@@ -211,7 +216,7 @@ class Member:
                 if self._reservation is None:
                     return None
             reservation = self._reservation
-            # A pause that begins meanwhile only makes the wait longer.
+            # The loop checks again after each sleep, because a pause may have begun meanwhile.
             while (wait := max(reservation.at, self._paused_until) - loop.time()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(wait)
             self._reservation = None
@@ -228,18 +233,19 @@ class Member:
                 return None
             if answer.wait >= 0:
                 return Reservation(number, self._loop.time() + answer.wait)
-            # Too many granted requests have not left yet, so Redis cannot name a moment.
+            # Too many permitted requests were not sent yet, so the script cannot compute a moment.
             await asyncio.sleep(_STALE * self.rate_limit.per)
 
     # --- reports ---
 
     def report(self, number: int, counted_by: float | None, *, late: bool = False) -> None:
-        """Report, with the next reservation, by when the API has counted a request.
+        """Report, with the next reservation, the time by which the API has counted a request.
 
         Args:
             number: the request's number.
-            counted_by: the time (loop time); None if the request will never be sent.
-            late: whether that is later than Redis believes. If so, it is reported soon even without a reservation.
+            counted_by: the time on the event loop's clock; None if the request will never be sent.
+            late: whether this time is later than Redis assumes. If True, the report is sent soon, even if there is no
+                reservation to send it with.
         """
         self._pending.add_request(number, counted_by, late=late)
         if late:
@@ -255,17 +261,17 @@ class Member:
             self._report_now()
 
     def _report_now(self) -> None:
-        """Send the report without a reservation, in a task of its own."""
+        """Start a task that sends the report without a reservation, unless such a task is running."""
         if self._reporting is None or self._reporting.done():
             self._reporting = detached(self._loop.create_task, self._report_all())
 
     async def _report_all(self) -> None:
-        # Reports that are added while a command is under way need another command.
+        # If urgent reports were added while a command was running, another command is needed.
         while await self._command(None) is not None and self._pending.is_urgent:
             pass
 
     def _probe(self) -> None:
-        """Ask whether Redis is back, if a probe is due and somebody waits for a permit."""
+        """Send a command to find out whether Redis is back, if a probe is due and a call waits for a permit."""
         outage = self._outage
         if outage is None or outage.is_over or not self._waiting:
             return
@@ -277,14 +283,14 @@ class Member:
     # --- commands ---
 
     async def _command(self, reserve: int | None, *, is_ping: bool = False) -> Answer | None:
-        """Send Redis one command with the whole report; return None if Redis does not answer.
+        """Send Redis one command with the whole report; return its answer, or None if Redis does not answer.
 
         Args:
-            reserve: the number of the request to reserve a moment for; None to reserve nothing.
-            is_ping: whether a failure counts although nobody waits for a permit.
+            reserve: the number of the request to reserve a moment for; None to reserve no moment.
+            is_ping: whether a failure begins an outage even if no call waits for a permit.
         """
         now = self._loop.time()
-        # If the command fails, only a pause is reported again: the rest holds for a moment only.
+        # If the command fails, only a pause is reported again, because all other reports are soon out of date.
         report = self._pending.take()
         pause = self._paused_until - now
         try:
@@ -299,7 +305,8 @@ class Member:
         except (RedisError, RedisClusterException, OSError) as error:
             if report.pause:
                 self._pending.add_pause()
-            # If nobody waits, the caller may have closed the Redis client, and the next waiter notices an outage.
+            # If no call waits, the failure is ignored: the caller may have closed the Redis client. If Redis is really
+            # unreachable, the next call of `acquire` notices it.
             if is_ping or reserve is not None or self._waiting or self._outage is not None:
                 self._failed(error)
             return None
@@ -307,9 +314,9 @@ class Member:
         return answer
 
     def _expected_generation(self, now: float) -> int | None:
-        """Return the generation of a Redis that has not lost its data; None if a loss does not matter."""
-        # Redis may delete what was not used for so long. And a process that sends its own share has already let the
-        # window pass.
+        """Return the generation that Redis must have if it has not lost its data; None if a loss does not matter."""
+        # A loss does not matter if Redis may have deleted the keys because they were not used, or if this process sends
+        # its own share: it has then already waited until its earlier requests had left the window.
         shares = self._outage is not None and self._outage.local is not None
         return None if shares or now > self._answered_at + MEMORY else self.generation
 
@@ -337,7 +344,7 @@ class Member:
         else:
             self._outage = self._begin_outage(now)
         if self._outage.local is not None:
-            # A waiter of the local limiter sends no command, so a timer does.
+            # A call that waits for the local limiter sends no commands, so a timer sends the probe.
             detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
     def _begin_outage(self, now: float) -> Outage:
@@ -349,7 +356,7 @@ class Member:
             replicas = self._replicas or self.processes
             limit = share(self.rate_limit, replicas)
             local = LocalLimiter(limit)
-            # Other processes may have used up the current window: it has to pass first.
+            # Other processes may have used up the limit in the current window, so wait until the window has passed.
             local.pause_until(max(self._paused_until, now + self.rate_limit.per + self.rate_limit.jitter))
             rate = limit.requests / limit.per
             consequence = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
@@ -363,6 +370,9 @@ class Member:
 
 
 def _kind(error: Exception) -> str:
-    """Return what may be shown of an error: its type, and the code of the server's answer, such as READONLY."""
+    """Return an error's type and, if there is one, the code in the server's answer, e.g. READONLY.
+
+    The rest of the error's text is not shown, because it may contain the address and password.
+    """
     code = re.match(r"[A-Z]{3,}\b", str(error))
     return f"{type(error).__name__}: {code[0]}" if code else type(error).__name__

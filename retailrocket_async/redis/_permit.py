@@ -1,4 +1,4 @@
-"""The right to make one request at a moment that was reserved in Redis."""
+"""A permit to make one request at a moment that was reserved in Redis."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ if TYPE_CHECKING:
     from retailrocket_async import Permit, RateLimit
 
 REPORT_WITHIN: Final = 0.25
-"""Part of the window after which Redis must know that a request was not sent when it should have been."""
+"""If a request is late by this part of the window, the process reports the delay to Redis."""
 
 _TOLERATED: Final = 0.005
-"""Seconds by which a request may be late without a report to Redis."""
+"""Seconds by which a request may be late without being reported as late."""
 
 _UNSENT: Final = 30.0
-"""Seconds for which Redis counts a request that has not left yet. Its process may have died, so there is an end."""
+"""Seconds for which Redis counts a request that was not sent yet.
+
+The time is limited, because the request's process may have died.
+"""
 
 
 class Reservation(NamedTuple):
     """The moment at which a request may be sent.
 
     Attributes:
-        number: the number of the request within its process.
-        at: the moment, on the event loop's clock.
+        number: the request's number within its process.
+        at: the moment in seconds on the event loop's clock.
     """
 
     number: int
@@ -34,22 +37,22 @@ class Reservation(NamedTuple):
 
 
 class Reporter(Protocol):
-    """What a permit reports to."""
+    """Takes the reports of permits."""
 
     rate_limit: RateLimit
 
     def report(self, number: int, counted_by: float | None, *, late: bool = False) -> None:
-        """Report by when the API has counted a request."""
+        """Report the time by which the API has counted the request with this number; see `Member.report`."""
         ...
 
 
 class SharedPermit:
-    """The right to make one request; it reports by when the API has surely counted the request.
+    """Permits one request, and reports the time by which the API has certainly counted the request.
 
     Args:
-        reporter: takes the report.
+        reporter: receives the report.
         reservation: the request's number and moment.
-        local: a permit of the process's own limiter that holds besides; None if there is none.
+        local: a permit of the process's own limiter, which receives the same calls; None if there is none.
     """
 
     __slots__ = ("_at", "_counted_by", "_local", "_loop", "_number", "_reporter", "_unsent")
@@ -64,13 +67,13 @@ class SharedPermit:
         self._unsent = detached(self._loop.call_at, overdue, self._report_unsent)
 
     def sent(self) -> None:
-        """Report that the request was written now."""
+        """Report that the request is being sent now."""
         if self._local is not None:
             self._local.sent()
         self._count(self._loop.time() + self._reporter.rate_limit.jitter)
 
     def done(self, *, answered: bool = False) -> None:
-        """Report that the request is over, and whether the API has answered it."""
+        """Report that the request has ended, and whether the API has answered."""
         if self._local is not None:
             self._local.done(answered=answered)
         self._count(self._loop.time() + (0.0 if answered else self._reporter.rate_limit.jitter))
@@ -79,7 +82,7 @@ class SharedPermit:
         self._unsent.cancel()
         if by >= self._counted_by:
             return
-        # Without a report Redis believes that the request left on time.
+        # Without a report, Redis assumes that the request was sent at the reserved moment.
         late = math.isinf(self._counted_by) and by > self._at + self._reporter.rate_limit.jitter + _TOLERATED
         self._counted_by = by
         self._reporter.report(self._number, by, late=late)

@@ -1,4 +1,4 @@
-"""Collects what a process has to report to Redis: pauses, refusals, and when requests were counted."""
+"""Collects a process's reports to Redis: pauses, refusals, and the times by which requests were counted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Report(NamedTuple):
-    """What goes to Redis with the next command; times are those of the event loop.
+    """The report that a process sends to Redis with the next command. All times are on the event loop's clock.
 
     Attributes:
-        pause: whether the process has a pause that Redis does not know.
+        pause: whether the process has a pause that it has not reported to Redis.
         refused_at: when the last request was sent that the API refused with a 429; None if there was none.
-        counted: numbers of requests, each with the time by which the API has counted it; None if the request will
-            never be sent.
+        counted: numbers of requests, each with the time by which the API has counted the request, or None if the
+            request will never be sent.
     """
 
     pause: bool
@@ -22,10 +22,10 @@ class Report(NamedTuple):
 
 
 class PendingReport:
-    """Collects what Redis does not know yet, until a command takes it along.
+    """Collects reports until the next command sends them to Redis.
 
     Attributes:
-        late: whether Redis believes of a request that it was counted earlier than it really is.
+        late: whether a report says that a request is counted later than Redis assumes.
     """
 
     def __init__(self) -> None:
@@ -36,30 +36,30 @@ class PendingReport:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether Redis must know it even if this process reserves nothing."""
+        """Whether the report must be sent at once, even if this process makes no reservation."""
         return self.late or self._pause or self._refused_at > -math.inf
 
     def add_pause(self) -> None:
-        """Add that the process has a new pause."""
+        """Add a new pause of the process to the report."""
         self._pause = True
 
     def add_refusal(self, sent_at: float) -> None:
-        """Add that the API refused, with a 429, a request that was sent at `sent_at`."""
+        """Add to the report that the API refused a request, sent at `sent_at`, with a 429."""
         self._refused_at = max(self._refused_at, sent_at)
 
     def add_request(self, number: int, counted_by: float | None, *, late: bool) -> None:
-        """Add by when the API has counted a request; None if the request will never be sent.
+        """Add the time by which the API has counted a request.
 
         Args:
             number: the request's number.
-            counted_by: the time.
-            late: whether that is later than Redis believes.
+            counted_by: the time on the event loop's clock; None if the request will never be sent.
+            late: whether this time is later than Redis assumes.
         """
         self._counted[number] = counted_by
         self.late = self.late or late
 
     def take(self) -> Report:
-        """Return the report, and begin an empty one."""
+        """Return the report, and start a new, empty one."""
         refused_at = self._refused_at if self._refused_at > -math.inf else None
         report = Report(self._pause, refused_at, list(self._counted.items()))
         self.late = self._pause = False

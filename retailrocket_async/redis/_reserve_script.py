@@ -1,4 +1,4 @@
-"""The one command that a process sends to Redis: it reports past requests and reserves the moment of the next one."""
+"""Runs the script in Redis that takes a process's reports and reserves the moment of its next request."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from retailrocket_async import RateLimit
 
 _REMEMBERED: Final = 60.0
-"""Seconds for which a silent process still counts as one of those that share the limit."""
+"""Seconds after its last command for which a process counts as one of the processes that share the limit."""
 
 MEMORY: Final = 180.0
-"""Seconds for which Redis keeps its keys at least: longer than any pause, and than the pace needs to recover."""
+"""Minimum number of seconds for which Redis keeps the keys after a command.
+
+No pause is longer, and after a refusal the rate needs less time to recover.
+"""
 
 
 class Answer(NamedTuple):
-    """What the script returned; times are in seconds from now.
+    """The result of the script.
 
     Attributes:
-        wait: until the reserved moment; below 0 if none was reserved.
-        pause: until the end of the pause that all processes keep.
+        wait: seconds until the reserved moment; below 0 if no moment was reserved.
+        pause: seconds until the end of the pause that all processes observe; 0 if there is none.
         processes: how many processes share the limit.
-        generation: identifies the data in Redis; another number means that Redis has lost its data.
+        generation: a number that identifies the data in Redis. If the number changes, Redis has lost its data.
     """
 
     wait: float
@@ -43,9 +46,9 @@ class ReserveScript:
     """Runs `reserve.lua` on Redis for one process.
 
     Args:
-        redis: the caller's client.
-        name: the name that the processes of one limit have in common.
-        rate_limit: the limit that they share.
+        redis: the client to use.
+        name: the name of the shared limit.
+        rate_limit: the shared limit.
         process: the id of this process.
     """
 
@@ -53,9 +56,9 @@ class ReserveScript:
         self._redis: Any = redis
         self._process = process
         self._script = files("retailrocket_async.redis").joinpath("reserve.lua").read_text("utf-8")
-        # Redis identifies scripts by this hash; it is no secret.
+        # Redis identifies scripts by their SHA-1. The hash is not used for security.
         self._sha = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
-        # The braces keep all keys on one node of a cluster.
+        # The braces make a cluster store all three keys on one node, as a script requires.
         self._keys = [f"retailrocket:{{{name}}}:{part}" for part in ("limit", "requests", "processes")]
         per, jitter = _micros(rate_limit.per), _micros(rate_limit.jitter)
         keep = _micros(MEMORY + 4 * (rate_limit.per + rate_limit.jitter))
@@ -71,18 +74,20 @@ class ReserveScript:
         reserve: int | None,
         counted: Iterable[tuple[int, float | None]],
     ) -> Answer:
-        """Report to Redis, and reserve a moment.
+        """Send the report to Redis, and reserve a moment.
 
         Args:
-            generation: the generation of the last answer; None before the first answer, and if it does not matter.
+            generation: the generation in the last answer; None before the first answer, or if a loss of Redis's data
+                does not matter.
             pause: seconds for which no process may send; None if no new pause is reported.
-            refused: seconds since a request was sent that the API refused with a 429; None if there was none.
-            reserve: the number of the request to reserve a moment for; None to reserve nothing.
-            counted: numbers of requests, each with the seconds until the API has counted it: below 0 if it already
-                has, None if the request will never be sent.
+            refused: seconds since the last request was sent that the API refused with a 429; None if there was none.
+            reserve: the number of the request to reserve a moment for; None to reserve no moment.
+            counted: numbers of requests, each with the seconds until the API has counted the request: below 0 if the
+                request is counted already, None if it will never be sent.
 
         Raises:
-            redis.RedisError: Redis refuses, or cannot be reached. An `OSError` is possible as well.
+            redis.RedisError: Redis refuses the command, or cannot be reached.
+            OSError: Redis cannot be reached.
         """
         arguments = [
             *self._fixed,
@@ -96,7 +101,8 @@ class ReserveScript:
         try:
             answer = await self._evaluate(arguments)
         except RedisConnectionError:
-            # A pooled connection may be older than the server. Only a new connection shows whether a server is there.
+            # The pooled connection may be left from before a restart of the server. The second attempt opens a new
+            # connection, and fails only if the server cannot be reached.
             answer = await self._evaluate(arguments)
         wait, paused, processes, known = answer
         return Answer(wait / 1e6, paused / 1e6, processes, known)
@@ -105,7 +111,7 @@ class ReserveScript:
         try:
             answer: list[int] = await self._redis.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
         except NoScriptError:
-            # The server is new, or its scripts were flushed. This command loads the script as well.
+            # The server was restarted, or its scripts were flushed. `EVAL` runs the script and loads it again.
             answer = await self._redis.eval(self._script, len(self._keys), *self._keys, *arguments)
         return answer
 

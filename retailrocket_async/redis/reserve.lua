@@ -1,16 +1,18 @@
--- One process reports what became of its requests, and reserves the moment of its next one, in one atomic step.
+-- In one atomic step, takes one process's report about its requests and reserves the moment of its next request.
 --
--- Every time that goes in or out is a duration, in microseconds: the only clock is this server's.
+-- All times in arguments and results are durations in microseconds, so only the Redis server's clock is used.
 --
--- KEYS  1 the limit's state (hash), 2 the requests that may lie in the API's last window (sorted set: by when the API
---       has counted them), 3 the processes that share the limit (sorted set: by their last command)
--- ARGV  1 requests, 2 per, 3 jitter, 4 burst, 5 how long keys are kept, 6 process, 7 how long a silent process counts,
---       8 the generation that the process knows, 9 pause, 10 how long ago a refused request was sent, 11 the request to
---       reserve a moment for, then pairs: a request, and the time until the API has counted it (below 0: it already has;
---       empty: the request will never be sent)
+-- KEYS  1 the limit's state (hash), 2 the requests that may be in the API's last window (sorted set; the score is the
+--       time by which the API has counted the request), 3 the processes that share the limit (sorted set; the score is
+--       the time of the process's last command)
+-- ARGV  1 requests, 2 per, 3 jitter, 4 burst, 5 time for which keys are kept, 6 the process's id, 7 time after its last
+--       command for which a process counts, 8 the generation that the process knows, 9 pause, 10 time since a refused
+--       request was sent, 11 the id of the request to reserve a moment for; then pairs of a request's id and the time
+--       until the API has counted the request (below 0: already counted; empty: the request will never be sent).
 --       Each of 8 to 11 may be empty.
--- Returns  the time until the reserved moment (-1: none was reserved, as none was asked for, or as too many granted
---       requests have not left), the time until the end of the pause, the number of processes, the generation
+-- Returns  the time until the reserved moment (-1: no moment was reserved, because argument 11 was empty, or too many
+--       permitted requests were not sent yet), the time until the end of the pause, the number of processes, the
+--       generation
 
 local requests, per, jitter, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local keep, process, remembered, known = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -19,8 +21,9 @@ local pause, refused, reserve = tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- next: when the next request is due; open: the end of the pause; over: the end of the last incident of refusals; slow:
--- when the pace will be full again; penalty: the last pause for an incident. LocalLimiter keeps the same.
+-- generation: when these keys were created; seen: the time of the last command; next: when the next request is due;
+-- open: the end of the pause; over: the end of the last incident, i.e. series of refusals; slow: when the full rate is
+-- reached again; penalty: the length of the last pause for an incident. LocalLimiter stores the last five, too.
 local fields = {'generation', 'seen', 'next', 'open', 'over', 'slow', 'penalty'}
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
 local state = {}
@@ -28,7 +31,8 @@ for index, field in ipairs(fields) do
   state[field] = tonumber(stored[index]) or 0
 end
 
--- If the clock went back, as after a failover to another host, all processes would wait until it has caught up.
+-- If the server's clock was set back, e.g. by a failover to another host, delete the data. Otherwise all processes
+-- would wait until the clock has reached the old times.
 if state.seen > now + per then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
   state = {generation = 0, next = 0, open = 0, over = 0, slow = 0, penalty = 0}
@@ -65,7 +69,8 @@ if refused then
   state.slow = state.slow + longer
 end
 
--- This server is new, or has lost its data: what was granted just before has to leave the window.
+-- The generation has changed, so this server is new or has lost its data. Wait until the requests that were permitted
+-- before have left the window.
 if known and known ~= state.generation then
   state.open = math.max(state.open, state.generation + per + jitter)
 end
@@ -76,7 +81,7 @@ for index = 12, #ARGV, 2 do
   if by then
     redis.call('ZADD', KEYS[2], now + by, ARGV[index])
   elseif redis.call('ZREM', KEYS[2], ARGV[index]) == 1 then
-    -- The moment is lost, but later requests may be due earlier.
+    -- The request will not be sent, so later requests are due earlier by one interval.
     state.next = state.next - interval
   end
 end
@@ -86,11 +91,11 @@ local wait = -1
 if reserve ~= '' then
   local ahead = pace() < 1 and 0 or burst - 1
   local at = math.max(now, state.open, state.next - ahead * interval)
-  -- The guard keeps the window even if there are bursts and late requests.
+  -- Even intervals alone do not keep the limit if there are bursts or late requests, so count the requests, too.
   local count, unsent = redis.call('ZCARD', KEYS[2]), false
   if count >= requests then
     local oldest = tonumber(redis.call('ZRANGE', KEYS[2], count - requests, count - requests, 'WITHSCORES')[2])
-    -- Later than any reserved moment: the request has not left, and it is unknown when it will.
+    -- A time later than any reserved moment means that the request was not sent yet, and may be sent at any time.
     unsent = oldest > math.max(now, state.next) + jitter
     at = math.max(at, oldest + per)
   end

@@ -1,6 +1,7 @@
-"""A broker's address: it names the source and its options, and logs show it without its password.
+"""Reads a broker's address, which names the broker and contains options, and hides the password in log messages.
 
-The part behind the question mark holds our options and those of the broker's library. Ours are taken out::
+The part behind the question mark contains options of the relay and options of the broker's library. `Address.parse`
+removes the relay's options, here ``stream`` and ``group``::
 
     redis://:secret@redis:6379/0?stream=events&group=relay&socket_keepalive=yes
 """
@@ -24,7 +25,7 @@ _USER = re.compile(r"//[^/?#\s]*@")
 
 
 class _Kind(NamedTuple):
-    """The class of a source, and the library and the extra that it needs."""
+    """The name of a source's class, the library that the class imports, and the extra that installs the library."""
 
     source: str
     library: str
@@ -46,17 +47,17 @@ _KINDS = {
 
 
 def source_from_url(url: str, *, name: str) -> Source:
-    """Return the source that a broker's address names; it is not open.
+    """Return a source for a broker's address. The source is not connected yet.
 
     Args:
         url: ``redis://...``, ``kafka://...`` or ``nats://...``; see the source's `from_url` for its options.
         name: the relay's name at the broker; see the source.
 
     Raises:
-        ConfigurationError: an address that cannot work, or the library for its broker is not installed; the
-            message does not show the address, which may hold a password.
+        ConfigurationError: the address is invalid, or the broker's library is not installed. The error's message does
+            not show the address, because the address may contain a password.
     """
-    # `urlsplit` drops line breaks and tabs in silence.
+    # `urlsplit` removes line breaks and tabs without an error, so the text is checked first.
     check_texts(source=url)
     scheme, separator, _ = url.partition("://")
     kind = _KINDS.get(scheme) if separator else None
@@ -66,18 +67,18 @@ def source_from_url(url: str, *, name: str) -> Source:
         raise ConfigurationError(
             f'this source needs {kind.library}, which is not installed: pip install "retailrocket-async[{kind.extra}]"'
         )
-    # Only the broker that is used, as each library takes a good part of a second to import.
+    # Only the library of this broker is imported, because each import takes a good part of a second.
     relay: Any = importlib.import_module("retailrocket_async.relay")
     source: Source = getattr(relay, kind.source).from_url(url, name=name)
     return source
 
 
 class Address(NamedTuple):
-    """A source's address, taken apart.
+    """A source's address, split into the relay's options and the rest.
 
     Attributes:
-        rest: the address without our options.
-        options: our options by name, those that it has.
+        rest: the address without the relay's options.
+        options: the values of the relay's options by name; contains only options that the address contains.
     """
 
     rest: str
@@ -85,20 +86,20 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str, *names: str) -> Self:
-        """Take an address apart.
+        """Split an address into the relay's options and the rest.
 
         Args:
             url: the address.
-            names: the names of our options.
+            names: the names of the relay's options.
 
         Raises:
-            ConfigurationError: it is no address, or an option is empty or there twice.
+            ConfigurationError: `url` is no address, or one of the relay's options is empty or occurs twice.
         """
         try:
             parts = urlsplit(url)
             pairs = parse_qsl(parts.query, keep_blank_values=True)
         except ValueError:
-            # Without its cause, which quotes the address.
+            # `from None` hides the original error: its message quotes the address, which may contain a password.
             raise ConfigurationError("the source's address is malformed") from None
         options: dict[str, str] = {}
         for name, value in pairs:
@@ -110,10 +111,10 @@ class Address(NamedTuple):
         return cls(parts._replace(query=query).geturl(), options)
 
     def seconds(self, name: str, default: float) -> float:
-        """Return an option that is a number of seconds.
+        """Return the value of an option in seconds, or `default` if the address does not contain the option.
 
         Raises:
-            ConfigurationError: it is no number.
+            ConfigurationError: the value is no number.
         """
         try:
             return float(self.options.get(name, default))
@@ -121,10 +122,10 @@ class Address(NamedTuple):
             raise ConfigurationError(f"in the source's address {name} must be seconds") from None
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """Return an option that is yes or no.
+        """Return True if an option is ``yes``, False if it is ``no``, `default` if the address does not contain it.
 
         Raises:
-            ConfigurationError: it is neither.
+            ConfigurationError: the value is neither ``yes`` nor ``no``.
         """
         value = self.options.get(name, "yes" if default else "no")
         if value not in {"yes", "no"}:
@@ -132,10 +133,13 @@ class Address(NamedTuple):
         return value == "yes"
 
     def split(self, library: str) -> SplitResult:
-        """Return the parts of an address whose library has no options of its own.
+        """Return the parts of `rest`, for a broker whose library reads no options from an address.
+
+        Args:
+            library: the broker's name, for the error's message.
 
         Raises:
-            ConfigurationError: there is an option that is not ours.
+            ConfigurationError: the address contains an option that is not one of the relay's.
         """
         parts = urlsplit(self.rest)
         if parts.query or parts.fragment:
@@ -144,10 +148,10 @@ class Address(NamedTuple):
 
 
 def account_of_environment() -> tuple[str | None, str | None]:
-    """Return the broker's user and password from the environment variables; None for one that is not set."""
+    """Return the broker's user and password from the environment; None in place of a variable that is not set."""
     return os.environ.get("RETAILROCKET_RELAY_USER"), os.environ.get("RETAILROCKET_RELAY_PASSWORD")
 
 
 def without_secrets(text: str) -> str:
-    """Return `text` for logs and messages: without the user and the password of every address in it."""
+    """Return `text` with ``***`` in place of the user and the password in every address, for logs and messages."""
     return _USER.sub("//***@", text)

@@ -1,4 +1,4 @@
-"""What the relay does with a message, given the outcome of its event."""
+"""Decides what the relay does with a message once the message's event has an outcome."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ Kind: TypeAlias = Literal["delivered", "filtered", "dead", "retry"]
 
 
 class Disposition(NamedTuple):
-    """What the relay does with a message.
+    """Says what the relay does with a message.
 
     Attributes:
-        kind: ``"delivered"``: acknowledge it. ``"filtered"``: acknowledge it, as `before_send` dropped the event.
-            ``"dead"``: keep it as a dead letter, as no attempt will succeed. ``"retry"``: track it again, or give it
-            back to the broker at the end, as nothing is wrong with it.
-        cause: of a dead letter, the first word of `reason`, for counting.
-        reason: of a dead letter, why, in one line.
+        kind: ``"delivered"``: acknowledge the message. ``"filtered"``: acknowledge the message, because `before_send`
+            dropped its event. ``"dead"``: store the message as a dead letter, because no attempt will succeed.
+            ``"retry"``: track the event again, or return the message to the broker if the relay is stopping, because
+            nothing is wrong with the event.
+        cause: the first word of `reason`, under which dead letters are counted; ``""`` unless `kind` is ``"dead"``.
+        reason: one line that says why the message is a dead letter; ``""`` unless `kind` is ``"dead"``.
     """
 
     kind: Kind
@@ -34,7 +35,8 @@ def disposition_of(outcome: Outcome) -> Disposition:  # noqa: PLR0911 - a table
         case Delivered():
             return Disposition("delivered")
         case Rejected(scope="access"):
-            # The API refused the key, the shop or the address, so it would refuse any other event as well.
+            # The API refused the key, the shop or the address. It would refuse every other event, too, so the event
+            # itself is not to blame.
             return Disposition("retry")
         case Rejected(status=status):
             return Disposition("dead", "rejected", f"rejected: HTTP {status}")

@@ -1,4 +1,4 @@
-"""Health and metrics of a relay over HTTP: ``/livez``, ``/readyz``, ``/metrics``, in the relay's own event loop."""
+"""Serves a relay's health and metrics over HTTP: ``/livez``, ``/readyz``, ``/metrics``, in the relay's event loop."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._relay import Relay
 
 _GRACE = 1.0
-"""Seconds at the end for sending answers that are under way."""
+"""Seconds that the server waits at the end for requests that it is still answering."""
 
 
 def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:
     """Return an ASGI application that serves ``/livez``, ``/readyz`` and ``/metrics``.
 
-    ``/livez`` answers 200 as long as the event loop runs. ``/readyz`` answers 200 if `Relay.unready` is None, and
-    otherwise 503 with the reason. ``/metrics`` returns the counters for Prometheus.
+    ``/livez`` answers 200 as long as the event loop runs. ``/readyz`` answers 200 if `Relay.unready` is None;
+    otherwise 503 with the reason. ``/metrics`` returns the counters in Prometheus's text format.
     """
     metrics = RelayMetrics(relay, client)
 
@@ -55,18 +55,18 @@ def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:
 async def serving_health(
     relay: Relay, client: AsyncTrackingClient, host: str = "127.0.0.1", port: int = 8081
 ) -> AsyncGenerator[str]:
-    """Serve `health_app` in the current event loop while the block runs; yield the root URL.
+    """Serve `health_app` in the current event loop while the `async with` block runs; yield the server's URL.
 
     Args:
         relay: the relay.
-        client: its client.
-        host: the address to listen on; default ``"127.0.0.1"``, for this machine only.
-        port: the port to listen on; default 8081; 0 for any free one.
+        client: the relay's client.
+        host: the address to listen on; default ``"127.0.0.1"``, which only this machine can reach.
+        port: the port to listen on; default 8081; 0 for any free port.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the server cannot listen on this address and port.
     """
-    # Without uvicorn's Server, which would handle the process's signals and end the process.
+    # uvicorn's Server is not used, because it would handle the process's signals and could exit the process.
     config = Config(
         health_app(relay, client), ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
     )

@@ -1,7 +1,7 @@
-"""How a dead letter is written: with a body that the broker takes, and its facts in headers.
+"""Writes dead letters: shortens a body that is too large for the broker, and writes reason, size and digest as headers.
 
-A dead letter is a message with a reason, so it is larger than the message was. If the message was near the broker's
-limit, the letter keeps the beginning of it, with the size and a digest of the whole.
+A dead letter is a message with a reason, so a dead letter is larger than its message. If the letter would exceed the
+broker's limit, it contains only the beginning of the message, and the size and a digest of the whole message.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Message
 
 _LIMITS = (512 * 1024, 64 * 1024, 1024, 0)
-"""Bytes of a body that are tried in turn, if a broker refuses a letter as too large and does not name its limit."""
+"""Numbers of bytes to which a body is shortened, in this order, until the broker accepts the letter.
+
+A broker that refuses a letter as too large does not say what its limit is.
+"""
 
 _SMALL = 1024
-"""Bytes of a body that is not the reason why a letter is too large."""
+"""Bytes; a body of this size or less is not shortened, because it cannot be the reason why a letter is too large."""
 
 
 class Letter(NamedTuple):
     """The body of a dead letter, possibly shortened.
 
     Attributes:
-        body: the message, or its beginning.
-        size: bytes of the whole message; None if `body` is the whole.
-        sha256: digest of the whole message in hexadecimal; ``""`` if `body` is the whole.
+        body: the message's body, or the beginning of it.
+        size: bytes of the whole body if `body` was shortened; else None.
+        sha256: digest of the whole body in hexadecimal if `body` was shortened; else ``""``.
     """
 
     body: bytes
@@ -38,10 +41,10 @@ class Letter(NamedTuple):
 
 
 class LetterHeaders(NamedTuple):
-    """The names under which a broker's headers hold the facts of a dead letter.
+    """The names of a dead letter's headers at one broker.
 
     Attributes:
-        message_id, reason, size, sha256: the header of that attribute of `DeadLetter`.
+        message_id, reason, size, sha256: name of the header that contains the attribute of this name of `DeadLetter`.
     """
 
     message_id: str
@@ -57,13 +60,13 @@ class LetterHeaders(NamedTuple):
         return headers
 
     def read(self, headers: Mapping[str, str], *, id_: str, body: bytes, died_at: float) -> DeadLetter:
-        """Return the dead letter that has these headers.
+        """Return the dead letter that a broker returned.
 
         Args:
-            headers: the headers.
-            id_: the letter's id in its store.
-            body: its body.
-            died_at: when it was written, in seconds since the epoch.
+            headers: the letter's headers.
+            id_: the letter's id at the broker.
+            body: the letter's body.
+            died_at: when the letter was written, in seconds since the epoch.
         """
         return DeadLetter(
             id=id_,
@@ -77,7 +80,7 @@ class LetterHeaders(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """A dead message that is published, with at most `limit` bytes of its body."""
+    """One attempt to publish a message as a dead letter, with at most `limit` bytes of its body."""
 
     message: Message
     reason: str
@@ -90,16 +93,16 @@ class Attempt(NamedTuple):
 
 
 def letter_of(message: Message, limit: int) -> Letter:
-    """Return the letter of a message, with at most `limit` bytes of the body; a negative limit counts as 0."""
+    """Return the dead letter of a message, with at most `limit` bytes of the body; a negative limit means 0."""
     body = message.body
     if len(body) <= limit:
         return Letter(body)
-    # A message may itself be the beginning of another one, if it was shortened before and published again.
+    # Size and digest are those of this message. The message may itself be the shortened body of an earlier one.
     return Letter(body[: max(0, limit)], len(body), hashlib.sha256(body).hexdigest())
 
 
 def may_be_replayed(letter: DeadLetter) -> bool:
-    """Return whether a dead letter holds the whole message; the beginning of one is no event."""
+    """Return whether a dead letter contains the whole message. A shortened body is no valid event."""
     return letter.size is None
 
 
@@ -109,16 +112,20 @@ async def publish_letters(
     publish: Callable[[Sequence[Attempt]], Awaitable[Sequence[object]]],
     is_too_large: Callable[[object], bool],
 ) -> list[tuple[Attempt, object]]:
-    """Publish dead messages, with as much of their bodies as the broker takes; return each with the broker's answer.
+    """Publish messages as dead letters, and shorten the bodies of those that the broker refuses as too large.
 
     Args:
         dead: the messages, each with its reason.
-        limit: bytes of a body to try first.
-        publish: publishes letters, and returns the broker's answer or the failure for each.
-        is_too_large: whether an answer refuses a letter for its size.
+        limit: largest number of bytes of a body at the first attempt.
+        publish: publishes letters; returns for each letter the broker's answer or the exception.
+        is_too_large: returns whether an answer means that the letter was too large.
+
+    Returns:
+        For each message the last attempt and the broker's answer.
 
     Raises:
-        Exception: the first failure, if it is another one, or if a shorter body would not help.
+        Exception: the first failure that is not about the size, or a refusal for the size that a shorter body would
+            not avoid.
     """
     kept: list[tuple[Attempt, object]] = []
     left: list[Attempt] = [Attempt(message, reason, limit) for message, reason in dead]
@@ -137,17 +144,17 @@ async def publish_letters(
 
 
 def _next_limit(limit: int, body: int) -> int | None:
-    """Return how many bytes of a body to try next; None if a shorter body would not help.
+    """Return the number of bytes for the next attempt, or None if a shorter body would not help.
 
     Args:
-        limit: bytes tried last.
-        body: bytes of the body.
+        limit: the number of bytes at the last attempt.
+        body: bytes of the largest refused body.
     """
     return next((less for less in _LIMITS if less < min(limit, body)), None) if body > _SMALL else None
 
 
 def raise_first(answers: Iterable[object]) -> None:
-    """Raise the first failure among a broker's answers."""
+    """Raise the first exception among a broker's answers, if there is one."""
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer

@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 _UNWIND = 1.0
-"""Seconds that a cancelled call has to end before it is cancelled again."""
+"""Seconds to wait for a cancelled call to return before the call is cancelled again."""
 
 _CANCELS = 3
-"""How often a call is cancelled: a library may swallow the first cancellation and wait for something else."""
+"""How often a call is cancelled at most. A library may swallow the first cancellation and go on waiting."""
 
 logger = logging.getLogger("retailrocket_async")
 
 
 async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  # noqa: ASYNC109 - see below
-    """Return what a call of a broker's library returns, or raise within `timeout` seconds and a few more.
+    """Return the result of a call of a broker's library; raise if the call takes longer than `timeout` seconds.
 
-    The call has a task of its own. So a library that swallows a cancellation cannot keep the relay waiting, and a
-    library that raises `CancelledError` without a cancellation does not end the relay.
+    A call that is cancelled gets up to three more seconds. The call runs in its own task. So a library that swallows a
+    cancellation cannot block the relay, and a library that raises `CancelledError` by itself does not cancel the relay.
 
     Raises:
         TimeoutError: the call took longer than `timeout` seconds.
         ConnectionError: the library raised an error that is no `Exception`.
-        Exception: what the library raised.
+        Exception: the error that the library raised.
     """
     calling = asyncio.create_task(call)
     try:
@@ -38,7 +38,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
         late = not calling.done()
         if late:
             await _cancel(calling)
-    # A result that came late is still a result: it may hold messages.
+    # A call may return a result although it was cancelled. The result is used, because it may contain messages.
     if late and (not calling.done() or calling.cancelled()):
         raise TimeoutError(f"no answer within {timeout:g} s")
     if calling.cancelled():
@@ -50,7 +50,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
 
 
 async def _cancel(calling: asyncio.Task[Any]) -> None:
-    """Cancel a call until it ends; after some attempts leave it running."""
+    """Cancel a call, up to `_CANCELS` times; if the call still runs then, log an error and leave it running."""
     calling.add_done_callback(retrieve_error)
     try:
         for _ in range(_CANCELS):
@@ -65,6 +65,6 @@ async def _cancel(calling: asyncio.Task[Any]) -> None:
 
 
 def retrieve_error(future: asyncio.Future[Any]) -> None:
-    """Retrieve the error of a future that nobody awaits any more, or asyncio would log it."""
+    """Read the error of a future that is not awaited any more. asyncio would log an error that was never read."""
     if not future.cancelled():
         future.exception()

@@ -1,4 +1,4 @@
-"""A broker in the memory of the process, for tests and for trying a relay without a server."""
+"""A broker in the process's memory, for tests and for trying a relay without a server."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -26,8 +26,12 @@ class _Entry:
     """A message in the stream, and its lease.
 
     Attributes:
-        owner: the name of the source that it was handed to last.
-        until: when its lease ends, on the event loop's clock.
+        id: the number of the message in the stream, as text.
+        body: the envelope.
+        published_at: when the message was published, in seconds since the epoch.
+        owner: the name of the source that the message was last handed to; ``""`` if there is none.
+        until: when the lease ends, in seconds on the event loop's clock.
+        deliveries: how often the message was handed out.
     """
 
     id: str
@@ -43,10 +47,10 @@ class _Store:
     """The contents of a stream.
 
     Attributes:
-        waiting: messages that were not handed out yet.
-        pending: messages handed out and not settled, by id, oldest first.
+        waiting: messages that were not handed out yet, oldest first.
+        pending: messages that were handed out and not settled, by id, oldest first.
         dead: dead letters, oldest first.
-        waiters: an event for each fetch that waits; it is set when there may be a message.
+        waiters: one `asyncio.Event` per waiting fetch; set when a message may be available.
     """
 
     waiting: deque[_Entry] = attrs.field(factory=deque[_Entry])
@@ -60,7 +64,7 @@ class _Store:
 
 
 class MemoryStream(Uncopyable):
-    """A stream of messages with dead letters, which any number of `MemorySource` of one event loop share."""
+    """A stream of messages and dead letters. Any number of `MemorySource` in one event loop can read the stream."""
 
     _instead = "its messages are in the memory of one process"
 
@@ -81,10 +85,11 @@ class MemorySource(Uncopyable):
     Args:
         stream: the stream to read.
         name: the relay's name; two relays that run at the same time must have different names.
-        lease: seconds after which a message that was neither settled nor extended may be handed to another; default 60.
+        lease: seconds after which a message that was neither settled nor extended may be handed to another relay;
+            default 60.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: a value is out of range.
     """
 
     _instead = "its messages are in the memory of one process"
@@ -97,14 +102,15 @@ class MemorySource(Uncopyable):
         self._stream = stream
         self._store = stream._store  # noqa: SLF001 - the two classes share it
         self._name = name
-        # The ids that this source handed out. Other pending messages of the same name were handed out before a restart.
+        # The ids of the messages that this source handed out. Other pending messages under the same name were handed
+        # out before the relay was restarted.
         self._out: set[str] = set()
 
     async def open(self) -> None:
         """Do nothing: there is no connection."""
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first; none after `wait` seconds without any."""
+        """Return 1 to `most` messages, oldest first, or an empty list if no message arrives within `wait` seconds."""
         clock = asyncio.get_running_loop().time
         end = clock() + wait
         arrived = asyncio.Event()
@@ -121,14 +127,14 @@ class MemorySource(Uncopyable):
         return found
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge messages; the dead are kept as dead letters."""
+        """Remove messages from the stream; store those in `dead` as dead letters."""
         pending = self._store.pending
         for message in done:
             self._out.discard(message.id)
             pending.pop(message.id, None)
         for message, reason in dead:
             self._out.discard(message.id)
-            # If it was settled before, by this relay or by another, there is a dead letter already.
+            # A message that is not pending was settled before, so its dead letter exists already.
             if pending.pop(message.id, None) is not None:
                 self._store.dead.append(
                     DeadLetter(
@@ -137,7 +143,7 @@ class MemorySource(Uncopyable):
                 )
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend the leases of those messages that are still leased to this relay."""
+        """Extend the leases of messages; skip messages that another relay has taken over."""
         until = asyncio.get_running_loop().time() + self._seconds
         for message in messages:
             entry = self._store.pending.get(message.id)
@@ -145,7 +151,7 @@ class MemorySource(Uncopyable):
                 entry.until = until
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Give messages back; any relay may get them from now on."""
+        """End the leases of messages, so that any relay can fetch the messages at once."""
         for message in messages:
             self._out.discard(message.id)
             entry = self._store.pending.get(message.id)
@@ -154,32 +160,32 @@ class MemorySource(Uncopyable):
         self._store.wake()
 
     async def lag(self) -> Lag:
-        """Return how far the relay is behind."""
+        """Return how many messages wait to be handed out, and how many were handed out and not settled."""
         return Lag(waiting=len(self._store.waiting), pending=len(self._store.pending))
 
     async def aclose(self) -> None:
-        """Forget the messages that were handed out; their leases stay."""
+        """Forget which messages were handed out. Their leases do not end early."""
         self._out.clear()
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         return list(itertools.islice(self._store.dead, most))
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again; return how many."""
+        """Publish the oldest dead letters again, at most `most`, and remove them; return their number."""
         letters = await self.list_dead(most)
         await self._stream.publish([letter.body for letter in letters])
         return await self.purge_dead(len(letters))
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return their number."""
         count = min(most, len(self._store.dead))
         for _ in range(count):
             self._store.dead.popleft()
         return count
 
     def _foreign(self) -> list[_Entry]:
-        """Return the pending messages that this source has not handed out."""
+        """Return the pending messages that were handed out by other sources, or before a restart."""
         return [entry for entry in self._store.pending.values() if entry.id not in self._out]
 
     def _take(self, most: int, now: float) -> list[Message]:

@@ -24,24 +24,24 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("sending", "down", "halted")
 
 _LAG_TIMEOUT = 2.0
-"""Seconds to wait for the broker's lag; after that the metrics are sent without it."""
+"""Seconds to wait until the broker reports the lag; after them the metrics are sent without the lag."""
 
 _Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily
 
 
 class RelayMetrics(Collector):
-    """Reads the counters of a relay and its client whenever Prometheus asks for them.
+    """Exports the counters of a relay and its client to Prometheus.
 
     Args:
         relay: the relay.
-        client: its client.
+        client: the relay's client.
     """
 
     def __init__(self, relay: Relay, client: AsyncTrackingClient) -> None:
         self._relay = relay
         self._client = client
         self._lag = Lag()
-        # Not the global registry, which belongs to the application.
+        # The metrics get their own registry, because the global registry belongs to the application.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -55,7 +55,7 @@ class RelayMetrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[_Family]:
-        """Yield the metrics; called by the registry."""
+        """Yield the metrics. The registry calls this method."""
         yield from self._of_the_relay()
         yield from self._of_the_client()
 

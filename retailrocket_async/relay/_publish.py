@@ -1,4 +1,4 @@
-"""Publishes events for a relay to deliver: the producer's side."""
+"""Publishes events to a broker, from which a relay delivers them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
 _BATCH = 500
-"""Messages published in one round trip."""
+"""Messages that are published in one round trip."""
 
 
 @runtime_checkable
@@ -21,9 +21,9 @@ class Publisher(Protocol):
     """Publishes envelopes to a broker: a Redis stream, a Kafka topic, a NATS subject."""
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
-        """Publish envelopes in order, one message each; return when the broker has confirmed all of them.
+        """Publish envelopes in order, one message per envelope; return when the broker has confirmed all messages.
 
-        If it raises, any number of them may have been published.
+        If the method raises, any number of the envelopes may have been published.
         """
         ...
 
@@ -31,19 +31,19 @@ class Publisher(Protocol):
 async def publish_envelopes(
     publisher: Publisher, events: Iterable[Event | bytes], *, codec: Codec | None = None, batch: int = _BATCH
 ) -> int:
-    """Publish events for a relay to deliver; return how many.
+    """Publish events to a broker, from which a relay delivers them; return the number of published events.
 
     Args:
-        publisher: takes the envelopes, e.g. ``RedisStream(redis, "events")``.
-        events: events, or envelopes that are encoded already, e.g. ``b'{"view":{...}}'``; any iterable, read as it is
-            needed. Envelopes are published as they are: the relay judges them.
+        publisher: the broker to publish to, e.g. ``RedisStream(redis, "events")``.
+        events: events, or encoded envelopes, e.g. ``b'{"view":{...}}'``; any iterable, read batch by batch. Envelopes
+            are published unchecked; the relay checks them.
         codec: encodes the events; default `Codec()`.
         batch: messages in one round trip, 1 or more; default 500.
 
     Raises:
         ConfigurationError: `batch` is out of range.
-        EventValidationError: something in `events` is no event; what came before its batch is published.
-        Exception: whatever the broker's library raises; the batches before are published, and any part of this one.
+        EventValidationError: an element of `events` is no event. The batches before it are published.
+        Exception: an error of the broker's library. The earlier batches are published, and possibly a part of this one.
     """
     if type(batch) is not int or batch < 1:
         raise ConfigurationError(f"batch must be an int of 1 or more, not {batch!r}")

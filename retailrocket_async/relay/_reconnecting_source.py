@@ -1,4 +1,4 @@
-"""A relay's connection to its broker: it logs failures, waits between attempts, and limits the time of every call."""
+"""Calls a relay's source: logs failures, waits between two attempts to connect, and limits the time of every call."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Lag, Message, Source
 
 _TIMEOUT = 30.0
-"""Seconds after which a broker that does not answer counts as lost, whatever its library thinks."""
+"""Seconds to wait for an answer; after them the call counts as failed, even if the broker's library still waits."""
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
-"""Seconds between two attempts to reach the broker, at first and at most."""
+"""Seconds between two attempts to connect: after the first failure, and the upper limit."""
 
 _FAILED = object()
 
 _SETTLE_DEAD = "settle_dead"
-"""The call that keeps dead letters."""
+"""The name under which failures to store dead letters are recorded."""
 
 logger = logging.getLogger("retailrocket_async")
 
 
 class ReconnectingSource:
-    """Calls a source so that no call raises or hangs; it logs once when failures begin, and once when they end.
+    """Calls a source; turns errors and time-outs into return values, and logs when failures begin and when they end.
+
+    Exceptions: every call raises `ConfigurationError` if the source does, and `lag` raises all errors.
 
     Args:
         source: the source.
 
     Attributes:
-        connected: whether the source may be called. If not, only `connect` may be.
-        failures: calls that failed.
+        connected: whether the source is connected. If False, call `connect` before any other method.
+        failures: number of calls that failed.
     """
 
     def __init__(self, source: Source) -> None:
@@ -48,7 +50,7 @@ class ReconnectingSource:
         self._closed = False
         self.connected = False
         self.failures = 0
-        # The calls whose last attempt failed, with the error. The success of another call does not clear them.
+        # The error of each kind of call whose last attempt failed. If a call of another kind succeeds, the error stays.
         self._failing: dict[str, str] = {}
         self._failures_in_a_row = 0
         self._last_failure = "not yet"
@@ -58,7 +60,7 @@ class ReconnectingSource:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, in one line; None if all is well."""
+        """One line that says what is wrong with the broker, or None if the broker works."""
         if not self._failing:
             return None if self.connected else f"the broker is not connected: {self._last_failure}"
         if self._failing.keys() == {_SETTLE_DEAD}:
@@ -71,36 +73,36 @@ class ReconnectingSource:
         return self._source.lease
 
     async def connect(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Open the source, after a sleep that grows with the failures in a row.
+        """Open the source. After failures, first sleep: the more failures in a row, the longer.
 
         Args:
-            sleep: sleeps for so many seconds, or less if the relay is stopped.
+            sleep: sleeps for the given number of seconds, or returns earlier if the relay is stopped.
 
         Raises:
-            ConfigurationError: a mistake that the source finds when it connects.
+            ConfigurationError: the source finds a wrong setting when it connects.
         """
-        # Failing dead letters have a backoff of their own, and delay nothing else.
+        # If only dead letters cannot be stored, there is no sleep: `settle_dead` has its own backoff.
         if self._failures_in_a_row and self._failing.keys() != {_SETTLE_DEAD}:
             await sleep(_backoff(self._failures_in_a_row))
         self.connected = await self._call("open", self._source.open()) is not _FAILED
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message] | None:
-        """Return at most `most` messages, none after `wait` seconds without any; None if the call failed."""
+        """Return up to `most` messages, an empty sequence after `wait` seconds, or None if the call fails."""
         found = await self._call("fetch", self._source.fetch(most, wait), wait + _TIMEOUT)
         return None if found is _FAILED else cast("Sequence[Message]", found)
 
     async def settle(self, done: Sequence[Message]) -> bool:
-        """Acknowledge messages; return whether the broker has confirmed it."""
+        """Acknowledge messages; return whether the broker has confirmed the acknowledgement."""
         return await self._call("settle", self._source.settle(done, [])) is not _FAILED
 
     async def settle_dead(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
-        """Keep messages as dead letters; return whether the broker has confirmed it.
+        """Store messages as dead letters; return whether the broker has confirmed that they are stored.
 
-        After a failure the broker is not called for some seconds.
+        After a failure, calls return False without calling the broker, for up to 5 seconds.
 
         Args:
             dead: the messages, each with its reason.
-            at_once: call the broker whatever failed before.
+            at_once: call the broker even if an earlier call has failed a moment ago.
         """
         loop = asyncio.get_running_loop()
         if not at_once and loop.time() < self._settle_dead_at:
@@ -113,33 +115,33 @@ class ReconnectingSource:
         return False
 
     async def extend(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - it limits foreign code
-        """Extend the leases of messages within `timeout` seconds; return whether that worked."""
+        """Extend the leases of messages; return False if the call fails or takes longer than `timeout` seconds."""
         return await self._call("extend", self._source.extend(messages), timeout) is not _FAILED
 
     async def release(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - the same
-        """Give messages back within `timeout` seconds; return whether that worked."""
+        """Return messages to the broker; return False if the call fails or takes longer than `timeout` seconds."""
         return await self._call("release", self._source.release(messages), timeout) is not _FAILED
 
     async def lag(self) -> Lag:
-        """Return the lag.
+        """Return how far the relay is behind.
 
         Raises:
-            Exception: whatever the broker's library raises.
+            Exception: an error of the broker's library.
             ConnectionError: the source is closed.
         """
         if self._closed:
-            # A library may connect again for it, and nobody would close that connection.
+            # A library may connect again to read the lag, and nothing would close that connection.
             raise ConnectionError("the relay has ended, and is not connected to its broker")
         return cast("Lag", await result_of(self._source.lag(), _TIMEOUT))
 
     async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - the same
-        """Disconnect within `timeout` seconds."""
+        """Disconnect; stop waiting after `timeout` seconds."""
         self._closed = True
         await self._call("aclose", self._source.aclose(), timeout)
         self.connected = False
 
     def skipped(self, call: str) -> None:
-        """Record that there is no need for `call` now, so that an earlier failure of it does not count any more."""
+        """Forget an earlier failure of `call`, because the call is not needed now."""
         self._failing.pop(call, None)
         self._check_recovered()
 
@@ -176,6 +178,6 @@ class ReconnectingSource:
 
 
 def _backoff(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row."""
+    """Return how many seconds to wait after `failures` failures in a row."""
     longest: float = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures, 10))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

@@ -1,8 +1,9 @@
-"""The relay: takes messages from a broker, delivers their events, and settles the messages that have an outcome.
+"""The relay: fetches messages from a broker, delivers their events, and settles the messages that have an outcome.
 
-`Window` holds the messages and their states; this module does all that waits. A message leaves the window only when the
-broker has confirmed that it is settled. So whatever ends the relay, the broker still has every message whose event was
-not delivered. An event that was delivered and not yet settled is delivered twice.
+`Window` stores the messages and their states; this module calls the broker and the client. A message leaves the window
+only when the broker has confirmed that the message is settled. So if the relay crashes, the broker still has every
+message whose event was not delivered. An event that was delivered, but whose message was not settled, is delivered
+twice.
 """
 
 from __future__ import annotations
@@ -33,53 +34,55 @@ WINDOW_BYTES = 16 * 1024 * 1024
 GRACE = 25.0
 
 _IDLE = 0.5
-"""Seconds a fetch may wait if no outcome is awaited."""
+"""Seconds that a fetch waits for messages while no events are tracked."""
 
 _BUSY = 0.05
-"""Seconds until outcomes are looked at again while some are awaited."""
+"""Seconds between two checks for new outcomes while events are tracked."""
 
 _RETRY = 1.0
-"""Seconds between two attempts to track held messages, if the client refuses events instead of waiting."""
+"""Seconds between two attempts to track messages while the client is down or halted."""
 
 _TRACKED = 500
-"""Messages that are passed to the client in one call; other tasks run between two calls."""
+"""Messages that are passed to the client in one call. Other tasks can run between two calls."""
 
 _HEARTBEAT = 20.0
-"""Seconds between two calls of `extend` for a broker without leases."""
+"""Seconds between two calls of `extend` if the source has no leases."""
 
 _END = 5.0
-"""Seconds for the last settling, and again for disconnecting, after the grace.
+"""Seconds that each step of the shutdown may take after the grace period, e.g. settling and disconnecting.
 
-With the default grace the relay then ends within the 30 s that process managers commonly give, unless the broker fails
-at that moment.
+With the default grace period the relay stops within 30 s, after which process managers commonly kill a process, unless
+the broker fails during the shutdown.
 """
 
 logger = logging.getLogger("retailrocket_async")
 
 
 class Relay(Uncopyable):
-    """Delivers the events that others publish to a broker, each at least once.
+    """Delivers the events that services publish to a broker, each event at least once.
 
-    A message is acknowledged when its event has an outcome: delivered ones are done, refused and unreadable ones become
-    dead letters. While the API is down, or the key is refused, the relay holds what it has fetched and fetches no more.
+    A message is acknowledged when its event has an outcome. If the API refuses the event, or the message is no valid
+    event, the message is stored as a dead letter first. While the API is down or refuses the key, the relay keeps the
+    fetched messages and fetches no more.
 
     Args:
-        source: the broker; opened and closed by the relay.
-        client: delivers the events. Only the relay uses it, and closes it. Give it ``RetryPolicy(outlast=True)``, or
-            an outage makes dead letters.
+        source: the broker; the relay opens and closes the source.
+        client: delivers the events. The client must not be used elsewhere; the relay closes it. Configure it with
+            ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
         batch: messages in one fetch, 1 or more; default 500.
-        window: messages that may be handed out and not settled, `batch` or more; default 6,000, enough for 4,000
-            events a second at 1.5 s a batch. A smaller window starves the client. After a crash at most one window is
-            delivered twice.
-        window_bytes: bytes of these messages after which no more are fetched, 1 or more; default 16 MiB. The last fetch
-            may exceed it.
-        grace: seconds, 0 or more, for delivering what was fetched once `stop` was called; default 25.
+        window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000, enough for
+            4,000 events a second if a batch takes 1.5 s. With a smaller window the client sends fewer events a second.
+            After a crash at most `window` events are delivered twice.
+        window_bytes: total size in bytes of these messages at which the relay stops fetching, 1 or more; default 16
+            MiB. The last fetch may exceed the size.
+        grace: seconds, 0 or more, to go on delivering fetched messages after `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: they become dead letters.
-        trouble: returns one more reason why nothing can be delivered, in one line, e.g. that a limiter was never
-            reached, or None. `unready` calls it. It must not block, nor raise. Default None: there is no such function.
+        trouble: a function that `unready` calls; returns one line if events cannot be delivered for a reason that the
+            relay does not know, e.g. because a limiter was never reached, else None. The function must not block and
+            not raise. Default None: no function.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: a value is out of range.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
@@ -111,18 +114,19 @@ class Relay(Uncopyable):
         self._ran = False
 
     async def run(self) -> bool:
-        """Deliver until `stop` is called or this call is cancelled; then settle, give back, and close.
+        """Deliver events until `stop` is called or this call is cancelled; then shut down.
 
-        At the end nothing more is fetched. What was fetched has `grace` seconds to be delivered (none after a
-        cancellation). Messages with an outcome are settled, the others are given back to the broker, and client and
-        source are closed.
+        During the shutdown no messages are fetched. The relay goes on delivering fetched messages for `grace` seconds
+        (not after a cancellation). It then settles the messages that have an outcome, returns the others to the broker,
+        and closes client and source.
 
         Returns:
-            Whether all messages with an outcome are settled. False if the broker failed at the end: it hands some of
-            them out again, and their events are delivered again.
+            True if all messages with an outcome are settled. False if the broker failed during the shutdown: the broker
+            hands out some of these messages again, and their events are delivered twice.
 
         Raises:
-            ConfigurationError: a mistake that the source finds when it connects, e.g. that a stream's name is taken.
+            ConfigurationError: the source finds a wrong setting when it connects, e.g. that a stream's key holds
+                something else.
             UsageError: the relay has run before.
         """
         if self._ran:
@@ -152,14 +156,14 @@ class Relay(Uncopyable):
         return not unsettled
 
     def stop(self) -> None:
-        """Have `run` come to its end; call it in the event loop."""
+        """Make `run` shut down and return. Call this method in the relay's event loop."""
         self._stopping.set()
 
     @property
     def unready(self) -> str | None:
-        """Why nothing is being delivered, in one line, for a readiness probe; None if all is well.
+        """One line that says why the relay delivers nothing, for a readiness probe; None if the relay works.
 
-        An outage of the API is no such reason, as another relay would deliver nothing either.
+        None also during an outage of the API, because another relay could not deliver events either.
         """
         if self._stopping.is_set():
             return "stopping"
@@ -170,22 +174,22 @@ class Relay(Uncopyable):
         return None if self._other_trouble is None else self._other_trouble()
 
     def stats(self) -> RelayStats:
-        """Return a snapshot of the counters; never blocks."""
+        """Return a snapshot of the counters. Does not wait for the broker."""
         return self._window.stats(broker_failures=self._source.failures, connected=self._source.trouble is None)
 
     async def lag(self) -> Lag:
-        """Return how far the relay is behind, as the broker reports it.
+        """Ask the broker how far the relay is behind.
 
         Raises:
-            Exception: whatever the broker's library raises.
-            ConnectionError: the relay has ended.
+            Exception: an error of the broker's library.
+            ConnectionError: the relay has stopped and closed its source.
         """
         return await self._source.lag()
 
     # --- while it runs ---
 
     async def _work(self) -> None:
-        """Fetch, track and settle, until the relay is stopped and nothing is left to settle."""
+        """Fetch, track and settle messages until the relay is stopped and all messages with an outcome are settled."""
         window = self._window
         while window.open or window.unsettled or not self._stopping.is_set():
             window.sweep()
@@ -199,7 +203,7 @@ class Relay(Uncopyable):
                 await self._sleep(_BUSY)
 
     async def _exchange(self) -> bool:
-        """Connect, settle and fetch, as far as needed; return whether the broker answered."""
+        """Connect, settle and fetch if each is needed; return False if a call of the broker failed."""
         if not self._source.connected:
             await self._source.connect(self._sleep)
             if not self._source.connected:
@@ -212,9 +216,10 @@ class Relay(Uncopyable):
         return True
 
     def _may_track(self) -> bool:
-        """Return whether events may go to the client.
+        """Return whether events may be passed to the client.
 
-        They may if the client sends, or if nothing is open: then only another event can show that the API is back.
+        While the client is down or halted, events are passed only if the client has no other event: the client needs
+        an event to find out whether the API works again.
         """
         return not self._stopping.is_set() and (not self._window.open or self._client.stats().state == "sending")
 
@@ -222,7 +227,7 @@ class Relay(Uncopyable):
         return not self._window.held and self._window.has_room(self._batch) and self._may_track()
 
     async def _fetch(self) -> bool:
-        """Fetch as much as there is room for; return whether the broker answered."""
+        """Fetch up to one batch, as far as the window has room; return False if the call failed."""
         wait = _BUSY if self._window.open else _IDLE
         messages = await self._source.fetch(min(self._batch, self._window.room), wait)
         if messages is None:
@@ -234,23 +239,23 @@ class Relay(Uncopyable):
         """Pass the held messages to the client."""
         window = self._window
         if self._client.stats().state != "sending":
-            # A halted client may refuse the events without a delay.
+            # A halted client may refuse events at once, so without this sleep the relay would retry in a busy loop.
             await self._sleep(_RETRY)
         try:
             while window.held:
                 envelopes = [self._timestamps.envelope_of(message) for message in window.first_held(_TRACKED)]
                 window.tracked(await self._client.track_envelopes(envelopes, allow_custom=self._allow_custom))
         except BufferFullError:
-            # The client's buffer is set to raise instead of waiting.
+            # The client's buffer is configured to raise if it is full, instead of waiting for room.
             await self._sleep(_BUSY)
         except ClientClosedError:
-            # The end has begun: what is held is given back.
+            # The relay is shutting down. `_end` returns the held messages to the broker.
             return
 
     async def _settle(self, *, at_end: bool = False) -> bool:
-        """Settle the messages that have an outcome; return whether the broker may be asked for more.
+        """Settle the messages that have an outcome; return False if the broker did not confirm the delivered ones.
 
-        Dead letters that the broker cannot keep stay in the window, and later messages are delivered meanwhile.
+        If the broker cannot store dead letters, they stay in the window, and later messages are delivered meanwhile.
         """
         window = self._window
         if not window.done:
@@ -271,7 +276,7 @@ class Relay(Uncopyable):
                 await self._window.open[0][1]
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep until the relay is stopped; if it already is, for half a second at most."""
+        """Sleep for `seconds`, or until the relay is stopped; if it is already stopped, for at most half a second."""
         if self._stopping.is_set():
             await asyncio.sleep(min(seconds, _IDLE))
             return
@@ -280,11 +285,11 @@ class Relay(Uncopyable):
                 await self._stopping.wait()
 
     async def _keep_leases(self) -> None:
-        """Extend the leases of all messages in the window, again and again."""
+        """Extend the leases of all messages in the window at regular intervals, until cancelled."""
         lease = self._source.lease
         beat = _HEARTBEAT if lease is None else lease / 3
         while True:
-            # Sooner after a failure, as the leases may be about to end.
+            # After a failure the sleep is shorter, because the leases may expire soon.
             await asyncio.sleep(beat if self._source.trouble is None else min(beat, 1.0))
             if self._source.connected:
                 await self._source.extend(self._window.messages(), max(1.0, beat))
@@ -292,9 +297,9 @@ class Relay(Uncopyable):
     # --- at the end ---
 
     async def _end(self, working: asyncio.Task[None], extending: asyncio.Task[None]) -> None:
-        """Give every event an outcome now, settle the messages, give the rest back, and disconnect."""
+        """Close the client, settle messages that have an outcome, return the others to the broker, and disconnect."""
         try:
-            # If the client is closed already, or a cancellation ended its closing, this only returns its report.
+            # `aclose(0)` gives every event an outcome. If the client is already closed, the call does nothing.
             await self._client.aclose(0)
             await asyncio.wait({working}, timeout=_END)
             if not working.done():
@@ -308,7 +313,7 @@ class Relay(Uncopyable):
             if self._source.connected and await self._source.release(list(self._window.held), _END):
                 self._window.held_released()
         finally:
-            # A call that began after the source is closed would connect again, and nobody would close the connection.
+            # A call of `extend` on a closed source could connect again, and nothing would close that connection.
             extending.cancel()
             await asyncio.wait({extending}, timeout=_END)
             await self._source.aclose(_END)

@@ -17,30 +17,29 @@ def _hostname() -> str:
 
 @attrs.frozen(kw_only=True)
 class RelaySettings:
-    """The settings of a relay's process, checked.
+    """Stores and checks the settings of a process that runs a relay.
 
     Attributes:
-        source: the broker's address, e.g. ``redis://redis:6379/0?stream=events``; may hold a password.
-        name: the relay's name at the broker; default the host's name. It must stay the same when the process is
-            started again, so that the relay gets its unsettled messages back. Two relays on one host need different
-            names.
+        source: the broker's address, e.g. ``redis://redis:6379/0?stream=events``; may contain a password.
+        name: the relay's name at the broker; default the host's name. Use the same name whenever the process is
+            restarted: the relay then gets its unsettled messages again. Two relays on one host need different names.
         batch: messages in one fetch; default 500.
-        window: messages that may be handed out and not settled, `batch` or more; default 6,000.
-        window_bytes: bytes of these messages after which no more are fetched; default 16 MiB.
-        rate: requests a second, 0 or more; default 50. 0 lifts the limit.
-        limiter: address of a Redis through which all processes of the shop share the limit; default None: the limit is
-            this process's own.
-        limiter_replicas: the largest number of processes that share the limit, 1 or more, used while that Redis does
-            not answer; default None: the largest number that Redis counted in the last minute.
-        limiter_on_unreachable: what happens while that Redis does not answer: ``"share"`` (default), ``"wait"`` or
-            ``"raise"``, as for `RedisLimiter`.
-        grace: seconds, 0 or more, for delivering what was fetched at the end; default 25.
+        window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000.
+        window_bytes: total size in bytes of these messages at which the relay stops fetching; default 16 MiB.
+        rate: requests a second, 0 or more; default 50. 0 means no limit.
+        limiter: address of a Redis through which all processes of the shop share the limit; default None: the limit
+            applies to this process alone.
+        limiter_replicas: the largest number of processes that share the limit, 1 or more; used while the limiter's
+            Redis does not answer. Default None: the largest number that Redis counted in the last minute.
+        limiter_on_unreachable: what the limiter does while its Redis does not answer: ``"share"`` (default), ``"wait"``
+            or ``"raise"``, see `RedisLimiter`.
+        grace: seconds, 0 or more, to go on delivering fetched messages after the relay was stopped; default 25.
         allow_custom: deliver events of unknown names, too; default False.
         health_host: address on which health and metrics are served; default ``"127.0.0.1"``.
-        health_port: its port; default 8081; 0 for any free one.
+        health_port: port on which health and metrics are served; default 8081; 0 for any free port.
 
     Raises:
-        ConfigurationError: a value that cannot work.
+        ConfigurationError: a value is invalid.
     """
 
     source: str = attrs.field(repr=False)
@@ -85,7 +84,7 @@ class RelaySettings:
 
     @property
     def buffer(self) -> Buffer:
-        """A buffer for the client with room for the whole window, so that the relay never waits for room."""
+        """The client's buffer settings: the buffer has room for the whole window, so the relay never waits for room."""
         return Buffer(
             max_events=self.window + self.batch,
             max_bytes=2 * self.window_bytes + self.batch * Batching().max_bytes,

@@ -1,8 +1,8 @@
-"""The protocol between the relay and a broker: messages, dead letters, and the methods that every broker offers.
+"""The protocol between the relay and a broker: messages, dead letters, and the methods of a source.
 
-A source hands out messages and keeps them leased while the relay works on them. It removes a message from the broker
-only when the relay settles it. A message that was handed out and not settled is handed out again, to this relay or to
-another one: delivery is at least once.
+A source hands out messages. While a relay works on a message, the message is leased: no other relay gets it. The broker
+removes a message only after the relay has settled it. A message that was handed out and not settled is handed out
+again, to this relay or to another one. So every message is delivered at least once.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 
-# Not frozen: that would double the cost of making one, and there is one for every event.
+# The class is not frozen, because that would double the time to create an instance, and every event needs one.
 @attrs.define(kw_only=True, eq=False)
 class Message:
-    """One wire envelope, as the broker holds it. Treat it as frozen.
+    """A message of a broker, which contains one event as an envelope. Do not change its attributes.
 
     Attributes:
         id: the broker's id of the message, as text for people and logs, e.g. ``"1700000000000-0"`` or ``"3:1742"``.
         body: the envelope: UTF-8 JSON of an object with one key, e.g. ``b'{"view":{...}}'``.
-        deliveries: how often the broker has handed it out, this time included, 1 or more; 1 if the broker does not
-            count.
-        published_at: when it was published, in seconds since the epoch; None if the broker does not report it.
-        handle: the source's own reference to the message; only the source reads it.
+        deliveries: how often the broker has handed out the message, this time included; 1 if the broker does not count.
+        published_at: when the message was published, in seconds since the epoch; None if the broker does not report
+            the time.
+        handle: the source's reference to the message; only the source uses it.
     """
 
     id: str
@@ -34,17 +34,17 @@ class Message:
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
-    """A message that will not be delivered, kept with the reason.
+    """A message that will not be delivered, stored with the reason.
 
     Attributes:
-        id: the id of the dead letter in its store.
-        message_id: the broker's id of the message.
-        body: the message as it was, or its beginning if the broker could not keep all of it.
-        reason: why it will not be delivered, in one line, e.g. ``"rejected: HTTP 400"`` or
-            ``"undecodable: must be JSON"``; never a secret.
-        died_at: when it became a dead letter, in seconds since the epoch.
-        size: bytes of the whole message if `body` was shortened; None (default) if `body` is the whole.
-        sha256: digest of the whole message in hexadecimal if `body` was shortened; else ``""``, the default.
+        id: the id of the dead letter at the broker.
+        message_id: the broker's id of the original message.
+        body: the message's body, or the beginning of it if the whole body was too large for the broker.
+        reason: one line that says why the message will not be delivered, e.g. ``"rejected: HTTP 400"`` or
+            ``"undecodable: must be JSON"``; contains no secret.
+        died_at: when the message became a dead letter, in seconds since the epoch.
+        size: bytes of the whole body if `body` was shortened; else None (default).
+        sha256: digest of the whole body in hexadecimal if `body` was shortened; else ``""`` (default).
     """
 
     id: str
@@ -58,11 +58,11 @@ class DeadLetter:
 
 @attrs.frozen(kw_only=True)
 class Lag:
-    """How far a relay is behind.
+    """Says how far the relays of a broker are behind.
 
     Attributes:
-        waiting: messages that the broker has not handed out yet; None if the broker does not report it.
-        pending: messages handed out, to any relay, and not settled; None if the broker does not report it.
+        waiting: number of messages that the broker has not handed out yet; None if the broker does not report it.
+        pending: number of messages that were handed out and not settled; None if the broker does not report it.
     """
 
     waiting: int | None = None
@@ -71,49 +71,53 @@ class Lag:
 
 @runtime_checkable
 class Source(Protocol):
-    """A broker as the relay sees it. One task at a time calls its methods, except `extend` and `lag`.
+    """The methods of a broker that a relay calls. One task at a time calls them, except `extend` and `lag`.
 
-    An exception of a method is a failure of the broker: the relay logs it once, waits, and calls again. A message
-    counts as settled only when `settle` has returned.
+    If a method raises, the relay logs that the broker failed (once per outage), waits, and calls the method again. A
+    message counts as settled only after `settle` has returned.
 
     Attributes:
         lease: seconds after which a message that was neither settled nor extended may be handed to another relay;
-            None if that never happens while this relay is connected.
+            None if no message is handed to another relay while this relay is connected.
     """
 
     lease: float | None
 
     async def open(self) -> None:
-        """Connect, and create what is missing (group, consumer, dead-letter store); called again after a failure."""
+        """Connect, and create group, consumer and dead-letter store if they are missing; called after each failure."""
         ...
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first; none after `wait` seconds without any.
+        """Return 1 to `most` messages, oldest first, or an empty sequence if none arrives within `wait` seconds.
 
-        Messages that this relay was handed before a restart come first, and those whose lease has expired. A
-        cancellation loses nothing: a message that was handed out and not returned is handed out again.
+        Messages come first that were handed to this relay before a restart, or whose lease has expired. If the call is
+        cancelled, no message is lost: the broker hands out again the messages that the call did not return.
         """
         ...
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge messages: the broker does not hand them out again.
+        """Acknowledge messages, so that the broker does not hand them out again.
 
         Args:
             done: messages that are not needed any more.
-            dead: messages, each with the reason, that are kept as dead letters first, or in the same step. So at no
-                moment is a message neither in the stream nor among the dead letters.
+            dead: messages to store as dead letters, each with the reason. A message is stored as a dead letter before
+                it is acknowledged, or in the same step. So a message is always in the stream or among the dead letters.
         """
         ...
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend the leases of messages that are not settled yet; called every third of `lease`, or every 20 s.
+        """Extend the leases of messages that are not settled yet.
 
-        Also called without messages: a source may have to send the broker a heartbeat while nothing is fetched.
+        Called each time a third of `lease` has passed, or every 20 s if `lease` is None. Also called with no messages,
+        because a source may have to send heartbeats to the broker while nothing is fetched.
         """
         ...
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Give messages back, so that any relay may get them soon; called once, at the end. It may do nothing."""
+        """Return messages to the broker, so that another relay can fetch them soon; called once, during the shutdown.
+
+        The method may do nothing: the broker hands out the messages again after their lease.
+        """
         ...
 
     async def lag(self) -> Lag:
@@ -121,25 +125,25 @@ class Source(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Disconnect; called once."""
+        """Disconnect. Called once."""
         ...
 
 
 @runtime_checkable
 class DeadLetters(Protocol):
-    """The dead letters of a source: to list them, publish them again, or remove them."""
+    """Lists a source's dead letters, publishes them again, or removes them."""
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         ...
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, each published before it is removed; return how many.
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        A letter whose body was shortened is not published: it stays a dead letter.
+        A letter whose body was shortened is not published and not removed.
         """
         ...
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         ...

@@ -7,25 +7,25 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class RelayStats:
-    """A snapshot of a relay's counters; all count messages unless they say otherwise.
+    """A snapshot of a relay's counters.
 
-    The counts add up: ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
+    Always ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
 
     Attributes:
-        received: handed out by the broker.
+        received: messages that the broker handed out.
         fetches: fetches that returned messages.
-        redelivered: of `received`, those that were handed out before, to this relay or to another.
-        delivered: accepted by the API.
-        filtered: not sent, as the client's `before_send` dropped the event.
-        dead: those that become dead letters, by the reason's first word, e.g. ``{"undecodable": 2}``.
-        released: given back to the broker at the end.
-        maybe_duplicates: of `delivered`, those that the API may have recorded before: they were handed out before, or
-            sent twice as an answer was lost.
-        in_hand: handed out, and without an outcome yet.
-        unsettled: with an outcome, and not yet settled.
-        size: bytes of the messages in hand or unsettled.
-        oldest_age: seconds since the oldest message in hand was published; 0 if there is none, or if the broker does
-            not report the time.
+        redelivered: messages among `received` that had been handed out before, to this relay or to another one.
+        delivered: messages whose events the API accepted.
+        filtered: messages that were not sent, because the client's `before_send` dropped the event.
+        dead: messages that became dead letters, by the first word of the reason, e.g. ``{"undecodable": 2}``.
+        released: messages that were returned to the broker during the shutdown.
+        maybe_duplicates: messages among `delivered` that the API may have recorded before: they had been handed out
+            before, or the event was sent twice because an answer was lost.
+        in_hand: messages that were handed out and have no outcome yet.
+        unsettled: messages that have an outcome and are not settled yet.
+        size: bytes of the messages that are in hand or unsettled.
+        oldest_age: seconds since the oldest message in hand was published; 0 if no message is in hand, or if the
+            broker does not report the time.
         broker_failures: calls of the broker that failed.
         connected: whether the broker answers.
     """

@@ -1,4 +1,4 @@
-"""Gives an event without a timestamp the time at which its message was published."""
+"""Adds a timestamp to events that have none: the time at which the message was published."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Timestamps:
-    """Adds timestamps to envelopes.
+    """Adds timestamps to envelopes whose events have none.
 
     Args:
-        allow_custom: whether events of unknown names are decoded; they get no timestamp.
+        allow_custom: whether events of unknown names are accepted; they get no timestamp.
     """
 
     def __init__(self, *, allow_custom: bool) -> None:
@@ -27,14 +27,14 @@ class Timestamps:
         self._allow_custom = allow_custom
 
     def envelope_of(self, message: Message) -> bytes:
-        """Return the message's envelope, with the time of publication if its event has no timestamp.
+        """Return the message's envelope; if its event has no timestamp, with the time of publication as timestamp.
 
-        The time of the visitor's action is unknown. The time of publication is nearer to it than the present.
+        The time of the visitor's action is unknown, but the time of publication is nearer to it than the current time.
         """
         if b'"timestamp"' in message.body or message.published_at is None:
             return message.body
-        # A producer with ids of its own may have given a time that does not exist. The client reports a body that is
-        # no event.
+        # A body that is no valid event is returned unchanged: the client reports the error. `published_at` may be no
+        # valid time either, if the producer chose the message's id.
         with suppress(ValueError, OverflowError, OSError):
             event = self._codec.decode(message.body, allow_custom=self._allow_custom)
             if not isinstance(event, CustomEvent):

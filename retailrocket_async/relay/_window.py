@@ -1,4 +1,4 @@
-"""The messages that the broker has handed out and the relay has not settled: their states, their counts, their bound.
+"""Stores and counts the messages that the broker has handed out and the relay has not settled, and limits their number.
 
 ::
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Message
 
 _UNCHANGED = 100
-"""Messages in a row without an outcome after which a quick sweep stops."""
+"""A quick sweep stops after this number of messages in a row that have no outcome."""
 
 _THOROUGH = 0.25
-"""Seconds between two sweeps of all open messages."""
+"""Seconds after which `sweep` checks all open messages again."""
 
 _REASON = 500
-"""Characters of a dead letter's reason at most: it may quote the message."""
+"""Largest number of characters of a dead letter's reason. The reason may quote the message, so it could be long."""
 
 
 class Window:
-    """Holds the messages that are handed out and not settled.
+    """Stores the messages that are handed out and not settled.
 
     Args:
-        messages: how many there may be.
-        size: how many bytes they may have; the last fetch may exceed it.
+        messages: largest number of messages.
+        size: largest total size of their bodies in bytes; the last fetch may exceed the size.
 
     Attributes:
-        held: messages that wait to be tracked, or to be given back.
-        open: messages whose events are tracked, with their receipts.
-        done: messages to be acknowledged.
-        dead: messages to become dead letters, each with its reason.
+        held: messages that wait to be tracked, or to be returned to the broker.
+        open: messages whose events the client is delivering, each with its receipt.
+        done: messages that have to be acknowledged.
+        dead: messages that have to be stored as dead letters, each with its reason.
     """
 
     def __init__(self, messages: int, size: int) -> None:
@@ -59,7 +59,7 @@ class Window:
         self._max_messages = messages
         self._max_size = size
         self._size = 0
-        # Bytes of one message, as the last fetch had them.
+        # The average size of a message in the last fetch, in bytes.
         self._typical = 1
         self._counts: Counter[str] = Counter()
         self._dead_counts: Counter[str] = Counter()
@@ -67,24 +67,27 @@ class Window:
 
     @property
     def unsettled(self) -> int:
-        """How many messages have an outcome that the broker has not confirmed."""
+        """The number of messages that have an outcome and are not settled."""
         return len(self.done) + len(self.dead)
 
     @property
     def room(self) -> int:
-        """How many more messages may be fetched, as far as their size can be estimated."""
+        """The number of messages that may be fetched now, estimated from the average size in the last fetch."""
         count = len(self.open) + self.unsettled
         if not count:
             return min(self._max_messages, max(1, self._max_size // self._typical))
         return min(self._max_messages - count, (self._max_size - self._size) // self._typical)
 
     def has_room(self, batch: int) -> bool:
-        """Return whether a fetch of up to `batch` messages is worth its cost: small fetches cost as much as large."""
+        """Return whether there is room for `batch` messages, or for half a window if that is less.
+
+        A small fetch costs as much time as a large one, so the relay does not fetch while there is less room.
+        """
         most = min(self._max_messages, self._max_size // self._typical)
         return self.room >= max(1, min(batch, most // 2))
 
     def messages(self) -> list[Message]:
-        """Return all messages, whatever their state."""
+        """Return the messages of all states."""
         return [*(message for message, _ in self.open), *self.held, *self.done, *(message for message, _ in self.dead)]
 
     def add(self, messages: Sequence[Message]) -> None:
@@ -100,12 +103,16 @@ class Window:
         self._counts["redelivered"] += sum(message.deliveries > 1 for message in messages)
 
     def first_held(self, count: int) -> list[Message]:
-        """Return the first `count` messages that wait to be tracked; they stay where they are."""
+        """Return the first `count` messages in `held` without removing them."""
         return list(islice(self.held, count))
 
     def tracked(self, results: Iterable[Receipt | EventValidationError]) -> None:
-        """Record what tracking the first held messages returned, in their order."""
-        # Whatever ends this loop, a message has one state.
+        """Move the first held messages to their next states.
+
+        Args:
+            results: the result of tracking each message, in the order of `held`.
+        """
+        # The messages are moved one by one. So if `results` raises, every message still has exactly one state.
         for result in results:
             message = self.held.popleft()
             if isinstance(result, EventValidationError):
@@ -114,13 +121,14 @@ class Window:
                 self.open.append((message, result))
 
     def sweep(self, *, thorough: bool = False) -> None:
-        """Move open messages that have an outcome on to their next state.
+        """Move open messages that have an outcome to their next state.
 
-        Outcomes come in about the order of the events, so a long run of messages without one is followed by few that
-        have one. A quick sweep stops there: to look at the whole window for every batch would cost as much as HTTP.
+        Events get their outcomes in about the order of the messages. So after many messages without an outcome, few
+        later messages have one, and a quick sweep stops there. Checking the whole window for every batch would take as
+        much time as the HTTP requests.
 
         Args:
-            thorough: look at all open messages; otherwise that is done four times a second.
+            thorough: check all open messages. If False (default), all are checked only every `_THOROUGH` seconds.
         """
         now = time.monotonic()
         stop_after: float = _UNCHANGED
@@ -165,17 +173,17 @@ class Window:
         self._dead_counts[cause] += 1
 
     def done_settled(self) -> None:
-        """Forget the done messages: the broker has confirmed them."""
+        """Remove the messages in `done`: the broker has confirmed their acknowledgement."""
         self._size -= _size(self.done)
         self.done = []
 
     def dead_settled(self) -> None:
-        """Forget the dead messages: the broker keeps them as dead letters."""
+        """Remove the messages in `dead`: the broker has stored them as dead letters."""
         self._size -= _size(message for message, _ in self.dead)
         self.dead = []
 
     def held_released(self) -> None:
-        """Forget the held messages: they were given back to the broker."""
+        """Remove the messages in `held`: they were returned to the broker."""
         self._counts["released"] += len(self.held)
         self._size -= _size(self.held)
         self.held.clear()

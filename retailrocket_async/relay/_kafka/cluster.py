@@ -1,4 +1,4 @@
-"""A Kafka cluster: its address and our account, and how clients of it are made, started and stopped."""
+"""A Kafka cluster: stores its addresses and the account, and creates, starts and stops aiokafka's clients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 ANSWER = 10.0
-"""Seconds within which the cluster must answer."""
+"""Seconds to wait for an answer of the cluster."""
 
 _LONGEST_KEY = 1024
-"""Bytes of a message's key at most, as the key is part of the message's size.
+"""Largest size of a message's key in bytes. The size is limited because a message's size includes the key.
 
-No event has a longer `sessionExternalId`.
+No valid event has a longer `sessionExternalId`.
 """
 
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -32,7 +32,7 @@ _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @attrs.frozen(kw_only=True)
 class KafkaCluster:
-    """The addresses of the brokers, and the account to log in with."""
+    """Stores the brokers' addresses and the account, and creates aiokafka's clients for this cluster."""
 
     servers: str
     name: str
@@ -52,14 +52,14 @@ class KafkaCluster:
         sasl: str,
         tls: ssl.SSLContext | None,
     ) -> KafkaCluster:
-        """Return the cluster, with settings that are checked.
+        """Check the settings and return the cluster.
 
         Raises:
-            ConfigurationError: a setting that cannot work, or ``aiokafka`` is not installed.
+            ConfigurationError: a setting is invalid, or ``aiokafka`` is not installed.
         """
         aiokafka()
         joined = servers if isinstance(servers, str) else ",".join(servers)
-        # aiokafka allows blanks around a comma. It takes everything that it cannot read for the name of a host.
+        # aiokafka allows blanks around a comma, and treats any text that it cannot parse as a host's name.
         check_texts(bootstrap_servers=joined.replace(", ", ","))
         if "/" in joined or "@" in joined:
             raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
@@ -70,7 +70,7 @@ class KafkaCluster:
         return cls(servers=joined, name=name, user=user, password=password, sasl=sasl, tls=tls)
 
     def options(self) -> dict[str, Any]:
-        """Return the options that every client of aiokafka gets."""
+        """Return the options that all clients of aiokafka have in common."""
         protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
         sasl = {
             "sasl_mechanism": self.sasl,
@@ -87,13 +87,13 @@ class KafkaCluster:
         }
 
     def producer(self) -> Any:
-        """Return a producer: all in-sync replicas confirm a message, and a retry does not write it twice."""
+        """Return a producer whose messages all in-sync replicas confirm, and whose retries write no message twice."""
         return aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that starts at the committed offset, or at the oldest message, and commits nothing itself.
+        """Return a consumer that commits no offsets by itself and skips messages of aborted transactions.
 
-        It skips messages of aborted transactions.
+        The consumer starts at the committed offset, or at the oldest message if no offset was committed.
         """
         return aiokafka().AIOKafkaConsumer(
             group_id=group,
@@ -106,7 +106,7 @@ class KafkaCluster:
         )
 
     async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
-        """Return the committed offset of each partition, and the note beside it; -1 if nothing is committed."""
+        """Return each partition's committed offset and its note; the offset is -1 if no offset was committed."""
         admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
         await start(admin)
         try:
@@ -116,21 +116,22 @@ class KafkaCluster:
 
 
 def _sticky() -> Any:
-    """Return a class that assigns partitions to the members of a group, and moves as few of them as possible.
+    """Return an assignor class, which assigns partitions to a group's members and moves as few partitions as possible.
 
-    The library stores the last assignment in the class, so each consumer has a class of its own.
+    aiokafka stores the last assignment in the class itself, so every consumer needs its own class.
     """
     assignor = importlib.import_module("aiokafka.coordinator.assignors.sticky.sticky_assignor").StickyPartitionAssignor
     return type("Sticky", (assignor,), {})
 
 
 async def start(client: Any) -> None:
-    """Start a client; if that fails or is cancelled, close its connections."""
+    """Start a client; if the start fails or is cancelled, close the client's connections."""
     starting = asyncio.ensure_future(client.start())
     try:
         await asyncio.shield(starting)
     except BaseException:
-        # If `start` were cancelled, it would leave connections open. It ends by itself, after its own time-outs.
+        # A cancelled `client.start()` would leave connections open. So it is not cancelled: it returns or raises after
+        # aiokafka's own time-outs.
         await asyncio.wait({starting})
         await (client.close() if hasattr(client, "close") else client.stop())
         raise
@@ -138,7 +139,8 @@ async def start(client: Any) -> None:
 
 async def stop(client: Any) -> None:
     """Stop a client, and close its connections, even if this call is cancelled."""
-    # In a task of its own: aiokafka may raise the CancelledError of its own tasks before it has closed its connections.
+    # `client.stop()` runs in its own task, because aiokafka may raise the CancelledError of one of its own tasks before
+    # it has closed its connections.
     stopping = asyncio.ensure_future(client.stop())
     try:
         await asyncio.wait({stopping})
@@ -154,29 +156,29 @@ async def stop(client: Any) -> None:
 
 
 async def _close_connections(client: Any) -> None:
-    """Close the connections of a client whose `stop` has not: a second `stop` would do nothing."""
+    """Close the connections of a client whose `stop` was interrupted. A second `stop` would do nothing."""
     # A producer has the attribute `client`, a consumer `_client`.
     await (client.client if hasattr(client, "client") else client._client).close()  # noqa: SLF001
 
 
 async def send_all(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> None:
-    """Publish messages in order; return when all are confirmed, or raise the first failure."""
+    """Publish messages in order; return when the cluster has confirmed all of them, or raise the first error."""
     raise_first(await send_each(producer, topic, messages))
 
 
 async def send_each(producer: Any, topic: str, messages: Iterable[tuple[bytes, Mapping[str, bytes]]]) -> list[Any]:
-    """Publish messages in order; return the cluster's answer or the failure for each."""
+    """Publish messages in order; return for each message the cluster's answer or the exception."""
     sent: list[Any] = []
     for body, headers in messages:
         future = await producer.send(topic, body, key=visitor_of(body), headers=list(headers.items()))
-        # If this call is cancelled, nobody awaits the future.
+        # If this call is cancelled, the future is never awaited, and asyncio would log its error.
         future.add_done_callback(retrieve_error)
         sent.append(future)
     return await asyncio.gather(*sent, return_exceptions=True)
 
 
 def visitor_of(envelope: bytes) -> bytes | None:
-    """Return the visitor of an envelope's event; None if it has none, as an invalid envelope is published as well."""
+    """Return the `sessionExternalId` of an envelope's event, or None if the id is missing, too long or unreadable."""
     try:
         [event] = orjson.loads(envelope).values()
         key = str(event["sessionExternalId"]).encode()
@@ -186,10 +188,10 @@ def visitor_of(envelope: bytes) -> bytes | None:
 
 
 def aiokafka() -> Any:
-    """Return the library, which is slow to import, so it is imported only if it is used.
+    """Import ``aiokafka`` and return the module. It is imported only when needed, because the import is slow.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: ``aiokafka`` is not installed.
     """
     try:
         return importlib.import_module("aiokafka")

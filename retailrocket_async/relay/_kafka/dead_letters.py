@@ -1,4 +1,4 @@
-"""The dead letters of a Kafka source: a topic of their own."""
+"""The dead letters of a Kafka source, which are stored in a separate topic."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _HEADERS = LetterHeaders("retailrocket-message-id", "retailrocket-reason", "retailrocket-size", "retailrocket-sha256")
 
 _LARGEST = 1024 * 1024 - 16 * 1024
-"""Bytes of a dead letter's body at most: aiokafka's `max_request_size`, less what key, headers and batch take."""
+"""Largest body of a dead letter in bytes: aiokafka's `max_request_size` less room for key, headers and batch."""
 
 
 class KafkaDeadLetters:
-    """Keeps, lists, replays and purges dead letters.
+    """Stores, lists, replays and purges dead letters in a Kafka topic.
 
     Args:
         cluster: the cluster.
         topic: the topic of dead letters.
-        source_topic: the topic to which they are published again.
-        group: the consumer group whose offset separates the letters that were replayed or purged from the others.
+        source_topic: the topic to which `replay` publishes them.
+        group: a consumer group for the dead letters; letters below its committed offset were replayed or purged.
     """
 
     def __init__(self, cluster: KafkaCluster, topic: str, *, source_topic: str, group: str) -> None:
@@ -42,7 +42,7 @@ class KafkaDeadLetters:
         self._producer_failed = False
 
     async def open(self) -> None:
-        """Start a producer if there is none that works, and check that the topic exists."""
+        """Start a producer, unless a working one is running, and check that the topic exists."""
         if self._producer_failed:
             await self.aclose()
         if self._producer is not None:
@@ -50,7 +50,7 @@ class KafkaDeadLetters:
         producer = self._cluster.producer()
         await start(producer)
         self._producer = producer
-        # A missing topic must be noticed now, and not with the first dead letter.
+        # This call fails if the topic is missing, so the error is not first found by the first dead letter.
         async with asyncio.timeout(ANSWER):
             await producer.partitions_for(self._topic)
 
@@ -61,7 +61,7 @@ class KafkaDeadLetters:
             await stop(producer)
 
     async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
-        """Publish messages to the topic of dead letters, each with its reason and as much of it as fits."""
+        """Publish messages to the topic of dead letters, each with its reason; shorten bodies that are too large."""
         try:
             await publish_letters(dead, _LARGEST, self._publish, _is_too_large)
         except BaseException:
@@ -72,19 +72,20 @@ class KafkaDeadLetters:
         await self.open()
         async with asyncio.timeout(ANSWER):
             answers = await send_each(self._producer, self._topic, [_message(each) for each in attempts])
-        # A refused message leaves a gap in the producer's sequence numbers, so all later ones would be refused as well.
+        # A refused message leaves a gap in the producer's sequence numbers, after which the cluster would refuse all
+        # later messages. So the next `open` starts a new producer.
         self._producer_failed = any(_is_too_large(answer) for answer in answers)
         return answers
 
     async def oldest(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         async with self._oldest(most) as (letters, _):
             return letters
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again, and commit an offset behind them; return how many.
+        """Publish the oldest dead letters again, and commit the offsets behind them; return the number published.
 
-        Those that were shortened are written again to the end of their own topic, where they stay dead letters.
+        Letters whose bodies were shortened are not published. They are moved to the end of the topic of dead letters.
         """
         async with self._oldest(most) as (letters, commit):
             whole: list[tuple[bytes, dict[str, bytes]]] = [
@@ -102,7 +103,7 @@ class KafkaDeadLetters:
             return len(whole)
 
     async def purge(self, most: int) -> int:
-        """Commit an offset behind the oldest dead letters, so that they are not listed again; return how many."""
+        """Commit the offsets behind the oldest dead letters, so that they are not listed again; return their number."""
         async with self._oldest(most) as (letters, commit):
             await commit()
             return len(letters)
@@ -120,7 +121,7 @@ class KafkaDeadLetters:
                 partitions = [kafka.TopicPartition(self._topic, number) for number in sorted(numbers)]
                 consumer.assign(partitions)
                 queues = [await _read(consumer, partition, most) for partition in partitions]
-            # By time, and each partition's in its order.
+            # Merge the partitions by time; within a partition the order stays the same.
             records = list(islice(heapq.merge(*queues, key=lambda record: record.timestamp), most))
             offsets = {kafka.TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
 
@@ -135,7 +136,7 @@ class KafkaDeadLetters:
 
 
 async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
-    """Return the messages of a partition behind the committed offset, `most` at most."""
+    """Return the messages of a partition from the committed offset on, at most `most`."""
     end = (await consumer.end_offsets([partition]))[partition]
     found: list[Any] = []
     while len(found) < most and await consumer.position(partition) < end:
@@ -145,7 +146,7 @@ async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
 
 
 def _message(attempt: Attempt) -> tuple[bytes, dict[str, bytes]]:
-    """Return the body and the headers of a letter."""
+    """Return the body and the headers of the letter to publish."""
     letter = attempt.letter
     return letter.body, _encoded(_HEADERS.write(letter, attempt.message.id, attempt.reason))
 
@@ -165,5 +166,5 @@ def _dead_letter(record: Any) -> DeadLetter:
 
 
 def _is_too_large(answer: object) -> bool:
-    """Return whether a letter was refused for its size: a cluster, or a topic, may take less than its client does."""
+    """Return whether an answer refuses a letter as too large. A cluster's or topic's limit may be below aiokafka's."""
     return isinstance(answer, aiokafka().errors.MessageSizeTooLargeError)

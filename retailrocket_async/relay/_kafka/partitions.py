@@ -1,4 +1,4 @@
-"""The partitions that the consumer group has assigned to a source, and how far each may be committed."""
+"""The partitions that the consumer group has assigned to a source, and the offsets up to which they are settled."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Place:
     """Identifies a message.
 
     Attributes:
-        partition: its partition.
-        offset: its offset there.
-        watermark: the watermark of the partition when the message was read; another one means that it was read again.
+        partition: the message's partition.
+        offset: the message's offset in the partition.
+        watermark: the partition's watermark when the message was read. If the partition has another watermark now, the
+            partition was lost or is read again.
     """
 
     partition: Any
@@ -32,7 +33,7 @@ class Place:
 
 
 class Partitions:
-    """The partitions of one source, each with its watermark.
+    """Stores the partitions of one source, each with its watermark, which says which messages are settled.
 
     Args:
         cluster: the cluster.
@@ -43,25 +44,26 @@ class Partitions:
         self._cluster = cluster
         self._group = group
         self._watermarks: dict[Any, Watermark] = {}
-        # The error that kept the last assignment from being handled.
+        # The error with which the last assignment failed; None if it succeeded.
         self._failure: str | None = None
         self._committing = asyncio.Lock()
 
     def watermark(self, partition: Any) -> Watermark | None:
-        """Return the watermark of a partition; None if no message of it was read."""
+        """Return the watermark of a partition, or None if the partition has none yet."""
         return self._watermarks.get(partition)
 
     @property
     def pending(self) -> int:
-        """How many messages were handed out and not settled."""
+        """The number of messages that were handed out and not settled."""
         return sum(watermark.pending for watermark in self._watermarks.values())
 
     def hand_out(self, record: Any) -> Message | None:
-        """Return a record as a message; None if it was settled before its partition was read again."""
+        """Return a record as a message, or None if the message was settled before its partition was read again."""
         partition = aiokafka().TopicPartition(record.topic, record.partition)
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
-            # The first record. Or the log was truncated, and the same offsets hold other messages now.
+            # Either this is the partition's first record, or the log was truncated, so that old offsets are used again
+            # for new messages.
             watermark = self._watermarks[partition] = Watermark(record.offset)
         if not watermark.hand_out(record.offset):
             return None
@@ -73,12 +75,12 @@ class Partitions:
         )
 
     def has(self, message: Message) -> bool:
-        """Return whether a message still belongs to this source, and is not settled."""
+        """Return whether a message's partition still belongs to this source, and the message is not settled."""
         place: Place = message.handle
         return self._watermarks.get(place.partition) is place.watermark and place.watermark.is_open(place.offset)
 
     def settle(self, messages: Iterable[Message]) -> None:
-        """Record that messages are settled; `commit` makes it known to the cluster."""
+        """Record that messages are settled. The next `commit` sends the new offsets to the cluster."""
         for message in messages:
             message.handle.watermark.settle(message.handle.offset)
 
@@ -99,8 +101,8 @@ class Partitions:
                 return
             counts = {watermark: watermark.changes for watermark in changed.values()}
             offsets = {partition: (watermark.settled_below, watermark.note) for partition, watermark in changed.items()}
-            # During a rebalance the group takes no commits. The watermarks keep what is settled, and the next call
-            # commits it, if the partition still belongs to this source.
+            # During a rebalance the group refuses commits. The watermarks still know which messages are settled, so the
+            # next call commits the offsets of the partitions that this source still has.
             with suppress(errors.CommitFailedError, errors.IllegalStateError):
                 async with asyncio.timeout(ANSWER):
                     await member().commit(offsets)
@@ -109,18 +111,18 @@ class Partitions:
                     watermark.was_committed = True
 
     def forget(self) -> None:
-        """Forget all partitions: the source leaves the group."""
+        """Forget all partitions, because the source leaves the group."""
         self._watermarks.clear()
 
     async def assign(self, consumer: Any, partitions: set[Any]) -> None:
         """Take over the partitions that a rebalance has assigned.
 
-        Lost partitions are forgotten. A kept partition continues at its position: otherwise every message in flight
-        would be read again whenever a relay joins or leaves. A new partition continues behind the messages that its
-        last owner has settled.
+        Partitions that the source lost are forgotten. In a partition that the source keeps, reading continues at the
+        current position; otherwise all messages in flight would be read again whenever a relay joins or leaves. In a
+        new partition, reading skips the messages that the last owner has settled.
 
         Args:
-            consumer: the source's consumer; None if it has been stopped.
+            consumer: the source's consumer; None if the consumer was stopped.
             partitions: all partitions that the source has now.
         """
         for partition in self._watermarks.keys() - partitions:
@@ -133,26 +135,26 @@ class Partitions:
             for partition, (offset, note) in committed.items():
                 watermark = self._watermarks.get(partition)
                 if watermark is not None and offset < 0 and watermark.was_committed:
-                    # The topic, or the group, was removed and created again: it is read from the beginning.
+                    # The topic or the group was removed and created again, so reading starts at the beginning.
                     del self._watermarks[partition]
                 elif watermark is not None and offset <= watermark.position:
                     consumer.seek(partition, watermark.position)
                 elif offset >= 0:
-                    # A new partition; or another relay had it meanwhile, and settled more.
+                    # The partition is new, or another relay had the partition meanwhile and settled more messages.
                     self._watermarks[partition] = Watermark(offset, note, was_committed=True)
         finally:
             consumer.resume(*(partitions & consumer.assignment()))
 
     def joined(self) -> None:
-        """Forget an earlier failure: the source joins the group anew."""
+        """Forget the failure of an earlier assignment, because the source joins the group again."""
         self._failure = None
 
     def assignment_failed(self, error: BaseException) -> None:
-        """Record that an assignment could not be handled, so that `check` raises."""
+        """Record that an assignment failed, so that `check` raises."""
         self._failure = f"{type(error).__name__}: {error}"
 
     def check(self) -> None:
-        """Raise if the last assignment could not be handled: the messages that were read may be settled already.
+        """Raise if the last assignment failed, because messages read after that may be settled already.
 
         Raises:
             ConnectionError: the committed offsets could not be read.

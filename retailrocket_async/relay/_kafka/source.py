@@ -1,4 +1,4 @@
-"""A relay's source on Kafka."""
+"""The source of a relay that reads from Kafka."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
     from typing import Self
 
 _REBALANCE = 1.0
-"""Seconds by which a fetch may exceed its wait during a rebalance of the group."""
+"""Seconds by which a fetch may take longer than `wait` while the group is being rebalanced."""
 
 _SILENCE = 5.0
-"""Seconds without a message after which the cluster must answer a request, or it counts as lost."""
+"""Seconds without a message after which a request checks that the cluster answers; also that request's time-out."""
 
 
 class KafkaSource(Uncopyable):
-    """A relay's view of a Kafka topic, as a member of a consumer group.
+    """Reads messages from a Kafka topic as a member of a consumer group.
 
-    Any number of relays may share the group; each has partitions of its own. Messages of one partition are handed out
-    in their order. There is no lease: a message that was handed out and not settled belongs to this relay as long as
-    the relay is a member of the group. Heartbeats and `extend` show that it is. After it has left, its partitions are
-    read again from the committed offset: from the oldest message that was not settled.
+    Any number of relays may share the group; each relay gets some of the partitions. Messages of one partition are
+    handed out in order. There are no leases: a message that was handed out belongs to this relay as long as the relay
+    is a member of the group. The relay stays a member through heartbeats and calls of `extend`. After the relay has
+    left the group, other members read its partitions again, from the oldest message that was not settled.
 
-    The topic for dead letters must exist, unless the cluster creates topics by itself. With one partition the dead
-    letters are in order. To replay or purge a dead letter means to commit an offset of the group ``"<group>-dead"``
-    behind it; the topic's retention removes it. After a crash, or a failure of the cluster, a dead letter may be there
-    twice, with the same `message_id`.
+    The topic for dead letters must exist, unless the cluster creates topics by itself. If the topic has one partition,
+    the dead letters are in order. A dead letter is marked as replayed or purged by committing the offset behind it for
+    the group ``"<group>-dead"``; Kafka deletes the letter when the topic's retention time is over. After a crash, or a
+    failure of the cluster, a dead letter may be stored twice, with the same `message_id`.
 
     A message's id is its partition and offset, e.g. ``"3:1742"``.
 
     Args:
         bootstrap_servers: brokers of one cluster, as ``"host:9092"``, or several of them.
-        topic: the topic that services publish to.
+        topic: the topic to read, to which services publish.
         group: the consumer group; default ``"relay"``.
         name: the client id that brokers show in their logs and metrics; default ``"relay"``.
-        dead_topic: the topic of dead letters; default the name of the topic with ``"-dead"``.
-        user, password: of SASL; default none.
-        sasl: the mechanism, ``"PLAIN"`` (default), ``"SCRAM-SHA-256"`` or ``"SCRAM-SHA-512"``.
+        dead_topic: the topic of dead letters; default ``"<topic>-dead"``.
+        user, password: the account for SASL; default None, no SASL.
+        sasl: the SASL mechanism: ``"PLAIN"`` (default), ``"SCRAM-SHA-256"`` or ``"SCRAM-SHA-512"``.
         tls: the TLS context; default None, no TLS.
-        session_timeout: seconds without a heartbeat after which the group removes a relay, and other relays read its
-            partitions; default 10. By default brokers accept 6 or more.
+        session_timeout: seconds without a heartbeat after which the group removes this relay, and other relays read its
+            partitions; default 10. Brokers accept 6 or more in their default configuration.
 
     Raises:
-        ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
+        ConfigurationError: a value is out of range, or ``aiokafka`` is not installed.
     """
 
     lease: float | None = None
@@ -99,14 +99,14 @@ class KafkaSource(Uncopyable):
         """Return a source for an address, e.g. ``kafka://kafka:9092/events?group=relay&dead=events-dead``.
 
         Args:
-            url: ``kafka://`` or, over TLS, ``kafkas://``; several brokers with commas between them; the name of the
-                topic. Behind the question mark ``group``, ``dead``, ``sasl`` and ``session_timeout`` (seconds), as the
-                constructor takes them. User and password are in the address or, better, in the environment:
-                ``RETAILROCKET_RELAY_USER``, ``RETAILROCKET_RELAY_PASSWORD``.
-            name: as the constructor takes it.
+            url: the address: ``kafka://`` or, with TLS, ``kafkas://``; one or more brokers, separated by commas; the
+                topic's name. Options behind the question mark: ``group``, ``dead`` (the argument `dead_topic`),
+                ``sasl`` and ``session_timeout`` (seconds). User and password are read from the address or, better,
+                from the environment variables ``RETAILROCKET_RELAY_USER`` and ``RETAILROCKET_RELAY_PASSWORD``.
+            name: see the constructor.
 
         Raises:
-            ConfigurationError: an address that cannot work; the message does not show it.
+            ConfigurationError: the address is invalid. The error's message does not show the address.
         """
         address = Address.parse(url, "group", "dead", "sasl", "session_timeout")
         parts = address.split("Kafka")
@@ -132,7 +132,7 @@ class KafkaSource(Uncopyable):
         return f"KafkaSource({self._cluster.servers}, topic={self._topic!r}, group={self._group!r})"
 
     async def open(self) -> None:
-        """Connect and join the group; if it is open already, connect again only what has failed."""
+        """Connect and join the group. If the source is already open, only failed connections are made again."""
         if self._failed:
             await self._stop()
         if self._consumer is None:
@@ -151,31 +151,31 @@ class KafkaSource(Uncopyable):
         self._failed = False
 
     async def _check_cluster(self) -> None:
-        """Raise unless the cluster answers: aiokafka reconnects in the background, and reports nothing.
+        """Send a request to the cluster, because aiokafka does not report a lost connection: it only tries again.
 
         Raises:
-            ConnectionError: no broker has answered within `_SILENCE` seconds.
+            ConnectionError: no broker answers within `_SILENCE` seconds.
         """
         try:
             async with asyncio.timeout(_SILENCE):
-                # If no partition is assigned, this is the only request that a broker must answer.
+                # A request for metadata needs an answer even if no partition is assigned to this source.
                 await self._member()._client.fetch_all_metadata()  # noqa: SLF001 - `topics` may answer from a cache
         except (TimeoutError, aiokafka().errors.KafkaError) as error:
             raise ConnectionError(f"no broker of {self._cluster.servers} answers") from error
         self._answered_at = asyncio.get_running_loop().time()
 
     def _member(self) -> Any:
-        """Return our consumer.
+        """Return aiokafka's consumer.
 
         Raises:
-            ConnectionError: there is none.
+            ConnectionError: the source is not connected.
         """
         if self._consumer is None:
             raise ConnectionError(f"not connected to Kafka at {self._cluster.servers}")
         return self._consumer
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, each partition's in its order; none after `wait` seconds without any."""
+        """Return 1 to `most` messages, in order within each partition, or an empty list after `wait` seconds."""
         clock = asyncio.get_running_loop().time
         end = clock() + wait
         async with self._polling:
@@ -202,9 +202,9 @@ class KafkaSource(Uncopyable):
         return []
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge messages: the dead are published to their topic first, then offsets are committed.
+        """Publish the dead letters, then commit the offsets of all settled messages.
 
-        Messages in partitions that another relay has by now are left to that relay.
+        Messages are skipped if their partition belongs to another relay now: that relay reads and settles them.
         """
         ours = [(message, reason) for message, reason in dead if self._partitions.has(message)]
         if ours:
@@ -213,9 +213,10 @@ class KafkaSource(Uncopyable):
         await self._partitions.commit(self._member)
 
     async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - there is no lease
-        """Poll with all partitions paused, unless a fetch polls anyway: so the group sees that this member is alive.
+        """Poll the cluster without reading messages, so that this relay stays a member of the group.
 
-        Without a poll for five minutes a member leaves the group, and other members read its partitions.
+        If a member does not poll for five minutes, it leaves the group, and other members read its partitions. If a
+        fetch is running, no poll is needed, because the fetch polls.
         """
         if not self._polling.locked():
             async with self._polling:
@@ -223,7 +224,7 @@ class KafkaSource(Uncopyable):
                 paused = consumer.assignment()
                 consumer.pause(*paused)
                 try:
-                    # During a rebalance a poll takes longer, and is not needed.
+                    # During a rebalance a poll takes longer, and a poll is not needed then.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_REBALANCE):
                             await consumer.getmany(timeout_ms=0)
@@ -233,11 +234,11 @@ class KafkaSource(Uncopyable):
         await self._partitions.commit(self._member)
 
     async def release(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - another member reads them again
-        """Commit what is settled; the next owners of the partitions read the other messages again."""
+        """Commit the settled messages. The next owners of the partitions read the other messages again."""
         await self._partitions.commit(self._member)
 
     async def lag(self) -> Lag:
-        """Return how far this relay is behind, in the partitions that it has; other relays report theirs."""
+        """Return how far this relay is behind, counting only the partitions that are assigned to this relay."""
         async with asyncio.timeout(ANSWER):
             consumer = self._member()
             partitions = consumer.assignment()
@@ -263,37 +264,41 @@ class KafkaSource(Uncopyable):
             await self._letters.aclose()
 
     async def assigned(self, partitions: set[Any]) -> None:
-        """Take over the partitions that a rebalance has assigned; aiokafka calls it."""
+        """Take over the partitions that a rebalance has assigned. aiokafka's listener calls this method."""
         try:
             await self._partitions.assign(self._consumer, partitions)
         except BaseException as error:
             if _is_cancelled():
                 raise
-            # The error would end the library's task that keeps this member in the group, and no message would come.
+            # If the error were raised, it would end aiokafka's task that keeps this member in the group, and no further
+            # messages would arrive.
             self._partitions.assignment_failed(error)
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, then commit the offset behind them; return how many.
+        """Publish the oldest dead letters again, then commit the offsets behind them; return the number published.
 
-        Those that were shortened are written again to the end of their own topic, where they stay dead letters.
+        Letters whose bodies were shortened are not published. They are moved to the end of the topic of dead letters.
         """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Commit the offset behind the oldest dead letters, so that they are not listed again; return how many."""
+        """Commit the offsets behind the oldest dead letters, so that they are not listed again; return their number."""
         return await self._letters.purge(most)
 
 
 def _listener(source: KafkaSource) -> Any:
-    """Return aiokafka's listener for a source; its class is made here, as its base class needs the library."""
+    """Return a listener that tells a source about assigned partitions.
+
+    The class is defined in the function, because its base class exists only if ``aiokafka`` is installed.
+    """
 
     class Listener(aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
         def on_partitions_revoked(self, revoked: set[Any]) -> None:
-            """Do nothing: which partitions are lost is known only when new ones are assigned."""
+            """Do nothing: `on_partitions_assigned` finds out which partitions were lost."""
 
         async def on_partitions_assigned(self, assigned: set[Any]) -> None:
             await source.assigned(assigned)
@@ -302,6 +307,6 @@ def _listener(source: KafkaSource) -> Any:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running task was cancelled, and not only a call that it awaits."""
+    """Return whether the current task itself was cancelled. aiokafka may raise CancelledError although it was not."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 class KafkaTopic(Uncopyable):
     """Publishes envelopes to a Kafka topic; use it with `async with`.
 
-    A message's key is the event's ``sessionExternalId``, so a visitor's events are in one partition and stay in order.
-    A producer in another language should do the same.
+    A message's key is the event's ``sessionExternalId``, so all events of a visitor are in one partition and stay in
+    order. Producers in other languages should use the same key.
 
     Args:
         bootstrap_servers: brokers of one cluster, as ``"host:9092"``, or several of them.
         topic: the topic to publish to.
-        user, password, sasl, tls: as for `KafkaSource`.
+        user, password, sasl, tls: see `KafkaSource`.
 
     Raises:
-        ConfigurationError: a value out of range, or ``aiokafka`` is not installed.
+        ConfigurationError: a value is out of range, or ``aiokafka`` is not installed.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
@@ -58,7 +58,7 @@ class KafkaTopic(Uncopyable):
             await stop(producer)
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
-        """Publish envelopes, each visitor's in order; return when all in-sync replicas have them."""
+        """Publish envelopes, in order for each visitor; return when all in-sync replicas have stored the messages."""
         if self._producer is None:
             raise RuntimeError("a KafkaTopic publishes inside `async with`")
         await send_all(self._producer, self._topic, [(envelope, {}) for envelope in envelopes])

@@ -1,4 +1,4 @@
-"""Computes how far a partition may be committed while its messages are settled in any order."""
+"""Computes up to which offset a partition may be committed, although its messages are settled in any order."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from itertools import pairwise
 
 _MARK = "settled above: "
 _LONGEST = 4_000
-"""Characters of a note at most; Kafka's brokers take 4,096 bytes by default."""
+"""Largest number of characters of a note. Kafka's brokers accept 4,096 bytes by default."""
 
 
 class Watermark:
-    """The messages of one partition that were handed out and not settled.
+    """Records which messages of one partition were handed out and which of them are settled.
 
-    Kafka stores one offset for a consumer group: all messages below it are settled. So the group may commit up to the
-    lowest message that is not settled. Kafka stores a note beside the offset. The note lists the settled messages above
-    the offset, so that the next reader of the partition skips them.
+    Kafka stores one offset per partition for a consumer group: all messages below the offset are settled. So the
+    committed offset must not be above the lowest message that is not settled. With the offset Kafka stores a note, a
+    short text. Here the note lists the settled messages above the offset, so that the partition's next reader skips
+    them.
 
     Args:
         start: the committed offset, or the offset of the first message that is handed out.
-        note: the text that was committed with it; ignored unless it is a `note` of this class.
+        note: the text that was committed with `start`; ignored if it was not written by this class.
         was_committed: whether `start` was committed.
 
     Attributes:
-        position: one past the highest offset that was handed out; reading continues there.
-        changes: how often this object has changed, so that an unchanged one is not committed again.
+        position: the offset at which reading continues: one above the highest offset that was handed out.
+        changes: how often the state has changed. If the number has not changed, no commit is needed.
         committed: the value of `changes` at the last commit.
         was_committed: whether the group has ever committed an offset of this partition.
     """
@@ -34,20 +35,21 @@ class Watermark:
         self.was_committed = was_committed
         self.changes = 0
         self.committed = 0
-        # In the order of their offsets, as messages are handed out in that order.
+        # Offsets of open messages. They are in rising order, because messages are handed out in this order.
         self._open: dict[int, None] = {}
         self._settled_before = deque(_ranges(start, note))
 
     def hand_out(self, offset: int) -> bool:
         """Record that the message at `offset` was read; return whether to hand it out.
 
-        Offsets rise, and may leave gaps. A message that was settled before the partition was read again is skipped.
+        Call the method with rising offsets; gaps are allowed. A message that an earlier reader settled is not handed
+        out again.
         """
         self.position = offset + 1
         while self._settled_before and self._settled_before[0].stop <= offset:
             self._settled_before.popleft()
         if self._settled_before and offset in self._settled_before[0]:
-            # All messages below a skipped one may be committed, so skipping alone is a change.
+            # Skipping a message counts as a change, because the offset that may be committed can rise.
             self.changes += 1
             return False
         self._open[offset] = None
@@ -65,7 +67,7 @@ class Watermark:
 
     @property
     def pending(self) -> int:
-        """How many messages were handed out and not settled."""
+        """The number of messages that were handed out and not settled."""
         return len(self._open)
 
     @property
@@ -75,10 +77,11 @@ class Watermark:
 
     @property
     def note(self) -> str:
-        """The settled messages above `settled_below`, as lengths of runs: not settled, settled, not settled, and so on.
+        """The settled messages above `settled_below`, as text, e.g. ``"settled above: 2 5 1 3"``.
 
-        If the text is too long, the highest messages count as not settled. So do messages that were settled before the
-        partition was read again, and were not read since.
+        The numbers are lengths of runs, alternately of messages that are not settled and of messages that are. If the
+        text would be too long, the highest messages are left out, i.e. count as not settled. Messages that an earlier
+        reader settled, and that were not read since, are left out, too.
         """
         bounds = [*self._open, self.position]
         runs: list[int] = []
@@ -95,7 +98,7 @@ class Watermark:
 
 
 def _ranges(start: int, note: str) -> list[range]:
-    """Return the offsets that are settled according to a note."""
+    """Return the ranges of offsets that a note lists as settled; an empty list if the note is not a valid one."""
     if not note.startswith(_MARK):
         return []
     try:

@@ -1,4 +1,4 @@
-"""The dead letters of a NATS source: a stream of their own."""
+"""The dead letters of a NATS source, which are stored in a separate stream."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import DeadLetter, Message
 
 _CHUNK = 500
-"""Dead letters that are published again in one go."""
+"""Number of dead letters that are read, published again and removed at a time."""
 
 _HEADER_BYTES = 4096
-"""Bytes that the headers of a dead letter take at most."""
+"""Largest size of a dead letter's headers in bytes."""
 
 _LONGEST_REASON = 2000
-"""Characters of a dead letter's reason at most, once it is ASCII."""
+"""Largest number of characters of a dead letter's reason, counted after its conversion to ASCII."""
 
 _HEADERS = LetterHeaders("Retailrocket-Message-Id", "Retailrocket-Reason", "Retailrocket-Size", "Retailrocket-Sha256")
 _DEDUPLICATE = "Nats-Msg-Id"
 """The header by which JetStream recognizes a message that is published twice."""
 
 _TOO_LARGE = 10054
-"""JetStream's error code for a message that is larger than its stream takes."""
+"""JetStream's error code for a message that is larger than its stream allows."""
 
 
 class NatsDeadLetters:
-    """Keeps, lists, replays and removes dead letters.
+    """Stores, lists, replays and removes dead letters in a JetStream stream.
 
     Args:
         connection: the source's connection.
-        name: the name of the dead letters' stream, and their subject.
+        name: the name of the stream of dead letters, which is also its subject.
         stream: the name of the source's stream.
-        subject: the subject to which dead letters are published again.
+        subject: the subject to which `replay` publishes dead letters.
         durable: the name of the source's consumer.
     """
 
@@ -50,7 +50,7 @@ class NatsDeadLetters:
         self._durable = durable
 
     async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
-        """Publish messages to the stream of dead letters, each with its reason and as much of it as fits."""
+        """Publish messages to the stream of dead letters, each with its reason; shorten bodies that are too large."""
         if not dead:
             return
         limit = self._connection.client.max_payload - _HEADER_BYTES
@@ -62,25 +62,25 @@ class NatsDeadLetters:
         return await publish_all(self._connection.jetstream, self.name, [self._letter(each) for each in attempts])
 
     def _letter(self, attempt: Attempt) -> tuple[bytes, dict[str, str]]:
-        """Return the body and the headers of a letter."""
+        """Return the body and the headers of the letter to publish."""
         letter, message = attempt.letter, attempt.message
         reason = attempt.reason.encode("ascii", "backslashreplace").decode()[:_LONGEST_REASON]
         headers = _HEADERS.write(letter, message.id, reason)
         return letter.body, {_DEDUPLICATE: self._letter_id(message), **headers}
 
     def _letter_id(self, message: Message) -> str:
-        """Return an id that stays the same if the same message is published again as a dead letter.
+        """Return an id for a message's dead letter; the same message always gets the same id.
 
-        It holds the time of publication, as the numbers begin anew when a stream is created again. And it holds the
-        consumer, as several may read one stream.
+        The id contains the message's time of publication, because message numbers start at 1 again if a stream is
+        removed and created again. The id contains the consumer's name, because several consumers may read one stream.
         """
         moment = round((message.published_at or 0.0) * 1_000_000)
         return f"{self._stream}:{self._durable}:{message.id}:{moment}"
 
     async def _keep_again(self, duplicate: Any, attempt: Attempt) -> None:
-        """Publish a dead letter that the server took for a duplicate, unless the first one is still there.
+        """Publish a dead letter that the server refused as a duplicate, if the first letter does not exist any more.
 
-        The first one may have been removed meanwhile, by a replay or a purge.
+        A replay or a purge may have removed the first letter.
         """
         body, headers = self._letter(attempt)
         letter_id = headers.pop(_DEDUPLICATE)
@@ -88,7 +88,7 @@ class NatsDeadLetters:
             raise_first(await publish_all(self._connection.jetstream, self.name, [(body, headers)]))
 
     async def _is_kept(self, number: int, letter_id: str) -> bool:
-        """Return whether the stream has, at this number, the letter with this id."""
+        """Return whether the message with this number in the stream is the letter with this id."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         try:
@@ -99,11 +99,11 @@ class NatsDeadLetters:
         return headers.get(_DEDUPLICATE) == letter_id
 
     async def oldest(self, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters, `most` at most; one request each."""
+        """Return the oldest dead letters, at most `most`. Sends one request per letter."""
         return await self._after(0, most)
 
     async def _after(self, number: int, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters after a number, `most` at most."""
+        """Return the oldest dead letters with a larger number than `number`, at most `most`."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         stream = self._connection.jetstream
@@ -124,9 +124,10 @@ class NatsDeadLetters:
         return letters
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again, and remove them; return how many.
+        """Publish the oldest dead letters again and remove them; return the number published.
 
-        One that was published and not removed is not published twice. Those that were shortened stay.
+        If removing fails, the next replay does not publish these letters twice. Letters whose bodies were shortened are
+        not published and not removed.
         """
         count = number = 0
         oldest = True
@@ -141,20 +142,26 @@ class NatsDeadLetters:
         return count
 
     def _replay_id(self, letter: DeadLetter) -> str:
-        """Return an id that stays the same if the same letter is published again.
+        """Return an id for replaying a letter; the same letter always gets the same id.
 
-        It holds the letter's time, as the numbers begin anew when the stream of dead letters is created again.
+        The id contains the letter's time, because letter numbers start at 1 again if the stream of dead letters is
+        removed and created again.
         """
         return f"{self.name}:{letter.id}:{round(letter.died_at * 1_000_000)}"
 
     async def purge(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return their number."""
         letters = await self.oldest(most)
         await self._remove(letters, oldest=True)
         return len(letters)
 
     async def _remove(self, letters: Sequence[DeadLetter], *, oldest: bool) -> None:
-        """Remove dead letters: in one request if there are no older ones, or else one by one."""
+        """Remove dead letters: with one request if `oldest` is True, else with one request per letter.
+
+        Args:
+            letters: the letters to remove.
+            oldest: whether the stream contains no other letter that is older than the last of these.
+        """
         stream = self._connection.jetstream
         if letters and oldest:
             await stream.purge_stream(self.name, seq=int(letters[-1].id) + 1)
@@ -164,7 +171,7 @@ class NatsDeadLetters:
 
 
 def _is_too_large(answer: object) -> bool:
-    """Return whether a letter was refused for its size."""
+    """Return whether an answer refuses a letter as too large."""
     from nats.errors import MaxPayloadError  # noqa: PLC0415
 
     return isinstance(answer, MaxPayloadError) or getattr(answer, "err_code", None) == _TOO_LARGE

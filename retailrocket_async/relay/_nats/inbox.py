@@ -1,6 +1,6 @@
-"""Fetches messages from a pull consumer: it asks for some, and receives the answers on a subject of its own.
+"""Fetches messages from a pull consumer: requests messages, and receives them on the source's own inbox subject.
 
-A message is `arrived` until it is fetched, then `held` until it is settled.
+A received message is in `arrived` until the relay fetches it, then in `held` until it is settled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 _GAP = 0.02
-"""Seconds without a message after which a fetch returns what has arrived: the answers come in one burst."""
+"""Seconds without a new message after which a fetch returns the messages that have arrived.
+
+The server sends the messages of one request in a quick burst, so a pause means that no more will follow soon.
+"""
 
 _REMEMBERED = 20_000
-"""Settled messages that are recognized if the server hands them out again."""
+"""Number of settled messages whose ids are stored, to recognize them if the server hands them out again."""
 
 ACK = b"+ACK"
 _EXPIRED = "408"
@@ -28,11 +31,11 @@ _ABSENT = "404"
 
 
 class Place(NamedTuple):
-    """Identifies a message. A number alone could be another message, if the stream was removed and created again.
+    """Identifies a message by number and time: numbers start at 1 again if the stream is removed and created again.
 
     Attributes:
         number: the message's number in its stream.
-        published_at: when it was published, in seconds since the epoch.
+        published_at: when the message was published, in seconds since the epoch.
     """
 
     number: int
@@ -40,7 +43,7 @@ class Place(NamedTuple):
 
 
 class Inbox:
-    """The messages that the server has handed out to one source.
+    """Requests messages for one source, and stores those that are not settled.
 
     Args:
         connection: the source's connection.
@@ -48,9 +51,10 @@ class Inbox:
         durable: the name of the consumer.
 
     Attributes:
-        arrived: messages that came and were not fetched.
-        held: messages that were fetched and not settled, each with the subject that answers to it.
-        requested: how many messages the server still owes for the last request; there is one request at a time.
+        arrived: messages that were received and not fetched yet.
+        held: messages that were fetched and not settled, each with the subject to which its acknowledgement is sent.
+        requested: number of messages that the server may still send for the last request. There is one request at a
+            time.
     """
 
     def __init__(self, connection: NatsConnection, stream: str, durable: str) -> None:
@@ -63,48 +67,48 @@ class Inbox:
         self._settled: dict[Place, None] = {}
         self._news = asyncio.Event()
         self._refusal: str | None = None
-        # When the server must have answered the last request, on the event loop's clock.
+        # When the last request times out, in seconds on the event loop's clock.
         self._answer_until = 0.0
 
     async def subscribe(self, *, anew: bool) -> None:
-        """Receive answers from now on.
+        """Subscribe to the inbox subject, unless this connection has subscribed before.
 
         Args:
-            anew: whether the connection is a new one, which has no subscription.
+            anew: whether the connection is new, so that an old subscription is not valid any more.
         """
         if anew:
             self._subscription = None
         if self._subscription is None:
             client = cast("Any", self._connection.client)
             self._subscription = await client.subscribe(client.new_inbox(), cb=self._receive)
-        # The last request may have gone to another server or consumer.
+        # The last request is forgotten, because it may have gone to another server or consumer.
         self.requested, self._refusal = 0, None
 
     async def unsubscribe(self) -> None:
-        """Receive no more answers, until `subscribe` is called."""
+        """Receive no more messages until `subscribe` is called."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await asyncio.shield(subscription.unsubscribe())
 
     def disconnected(self) -> None:
-        """Forget the last request: the connection is lost. A fetch that waits asks again."""
+        """Forget the last request, because the connection is lost. A waiting fetch sends a new request."""
         self.requested = 0
         self._news.set()
 
     def forget(self) -> None:
-        """Forget all messages that are not settled; the server hands them out again when their lease is over."""
+        """Forget all messages that are not settled. The server hands them out again when their leases expire."""
         self.held.clear()
         self.arrived.clear()
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first; none after `wait` seconds without any.
+        """Return 1 to `most` messages, oldest first, or an empty list if none arrives within `wait` seconds.
 
         Raises:
-            ConnectionError: the server does not answer, or refuses.
+            ConnectionError: the server does not answer, or refuses the request.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + wait
-        # Until the first message comes, and then as long as more follow.
+        # Wait for the first message, and after it as long as further messages follow quickly.
         while len(self.arrived) < most and (self.requested or not self.arrived):
             if not self.requested:
                 await self.request(most, end - clock())
@@ -123,11 +127,11 @@ class Inbox:
         return [self._hand_out(place) for place in sorted(self.arrived)[:most]]
 
     async def request(self, most: int, wait: float) -> None:
-        """Ask for `most` messages; the server sends those that it has or gets within `wait` seconds."""
+        """Request `most` messages. The server sends those that exist or are published within `wait` seconds."""
         client = self._connection.client
         if self._subscription is None:
             raise ConnectionError("NATS can be asked for messages only after `open`")
-        # A fetch that does not wait is over before the answer comes; the next fetch returns it.
+        # A fetch with a shorter wait returns before the server has answered; the next fetch returns these messages.
         wait = max(wait, 0.1)
         self.requested = most
         self._answer_until = asyncio.get_running_loop().time() + wait + ANSWER
@@ -146,16 +150,17 @@ class Inbox:
         )
 
     async def _receive(self, message: Msg) -> None:
-        """Take an answer of the server: a message, or a status."""
+        """Handle an answer of the server, which is a message or a status."""
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self.requested = max(0, self.requested - 1)
             place = Place(message.metadata.sequence.stream, message.metadata.timestamp.timestamp())
             if place in self.held:
-                # Its lease ended while the connection was down; the relay still works on it.
+                # The message's lease expired while the connection was down. The relay still works on the message, so
+                # only the subject for the acknowledgement is replaced.
                 self.held[place] = message.reply
             elif place in self._settled:
-                # A server that was killed has lost the last acknowledgements.
+                # The message was settled before, but the server lost the acknowledgement, e.g. because it was killed.
                 await self._connection.client.publish(message.reply, ACK)
             else:
                 self.arrived[place] = message

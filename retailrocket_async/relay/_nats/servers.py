@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 ANSWER = 5.0
-"""Seconds within which the server must answer."""
+"""Seconds to wait for an answer of the server."""
 
 
 @attrs.frozen(kw_only=True)
 class NatsServers:
-    """The addresses of the servers, and the account to log in with."""
+    """Stores the servers' addresses and the account, and connects to the servers."""
 
     urls: tuple[str, ...]
     user: str | None
@@ -48,12 +48,12 @@ class NatsServers:
         password: str | None,
         tls: ssl.SSLContext | None,
     ) -> NatsServers:
-        """Return the servers, with settings that are checked.
+        """Check the settings and return the servers.
 
-        User and password are taken out of the URLs, so that no message can quote them.
+        User and password are removed from the URLs, so that no error message can quote them.
 
         Raises:
-            ConfigurationError: a setting that cannot work, or ``nats-py`` is not installed.
+            ConfigurationError: a setting is invalid, or ``nats-py`` is not installed.
         """
         if not installed("nats"):
             raise ConfigurationError(
@@ -65,7 +65,7 @@ class NatsServers:
             try:
                 parts = urlsplit(server)
             except ValueError:
-                # Without its cause, which quotes the address.
+                # `from None` hides the original error: its message quotes the address, which may contain a password.
                 raise ConfigurationError("an address of NATS is malformed") from None
             if parts.scheme not in {"nats", "tls"} or not parts.hostname:
                 raise ConfigurationError("servers must be URLs such as 'nats://host:4222' or 'tls://host:4222'")
@@ -77,11 +77,11 @@ class NatsServers:
         return cls(urls=tuple(urls), user=user, password=password, tls=tls, name=name)
 
     async def connect(self, on_disconnect: Callable[[], None]) -> Client:
-        """Return a connection that reconnects by itself, and calls `on_disconnect` each time it is lost.
+        """Connect. The connection reconnects by itself, and calls `on_disconnect` each time the connection is lost.
 
         Raises:
             ConnectionError: no server answers within `ANSWER` seconds.
-            Exception: whatever else ``nats-py`` raises.
+            Exception: any other error of ``nats-py``.
         """
         from nats.aio.client import Client as Connection  # noqa: PLC0415 - slow to import, and needed here only
 
@@ -104,7 +104,7 @@ class NatsServers:
 
         connection = Connection()
         try:
-            # The library may swallow the cancellation by a time-out, and try to connect for ever.
+            # `result_of` limits the time even if nats-py swallows the cancellation and would try to connect for ever.
             await result_of(
                 connection.connect(
                     list(self.urls),
@@ -131,7 +131,7 @@ class NatsServers:
 
 
 class NatsConnection:
-    """The connection of a source; it can be opened again after it was closed.
+    """The connection of a source to its NATS servers. It can be opened again after it was closed.
 
     Args:
         servers: the servers to connect to.
@@ -142,19 +142,20 @@ class NatsConnection:
         self._client: Client | None = None
 
     async def open(self, on_disconnect: Callable[[], None]) -> bool:
-        """Connect unless there is a connection; return whether it is a new one."""
+        """Connect, unless the connection is open already; return True if a new connection was made."""
         if self._client is not None and not self._client.is_closed:
             return False
-        # No await between the connection and its assignment: a cancellation leaves no connection that nobody closes.
+        # The new connection is assigned without another await, so a cancellation cannot leave a connection open that
+        # nothing closes.
         self._client = await self.servers.connect(on_disconnect)
         return True
 
     @property
     def client(self) -> Client:
-        """The library's client.
+        """The client of nats-py.
 
         Raises:
-            ConnectionError: it is not connected.
+            ConnectionError: the client is not connected.
         """
         if self._client is None or not self._client.is_connected:
             raise ConnectionError(f"not connected to NATS at {', '.join(self.servers.urls)}")
@@ -162,7 +163,11 @@ class NatsConnection:
 
     @property
     def jetstream(self) -> Any:
-        """The library's JetStream context; raises as `client` does."""
+        """The JetStream context of nats-py.
+
+        Raises:
+            ConnectionError: the client is not connected.
+        """
         return cast("Any", self.client).jetstream(timeout=ANSWER)
 
     async def aclose(self) -> None:
@@ -173,12 +178,12 @@ class NatsConnection:
 
 
 async def disconnect(client: Client) -> None:
-    """Close a connection; if this call is cancelled, the closing goes on without it."""
+    """Close a connection. If this call is cancelled, the connection is still closed, in the background."""
     await asyncio.shield(client.close())
 
 
 async def publish_all(stream: Any, subject: str, messages: Sequence[tuple[bytes, dict[str, str]]]) -> list[Any]:
-    """Publish messages in order, 500 in one go; return the server's answer or the failure for each."""
+    """Publish messages in order, up to 500 at a time; return for each message the server's answer or the exception."""
     answers: list[Any] = []
     for start in range(0, len(messages), 500):
         answers += await asyncio.gather(

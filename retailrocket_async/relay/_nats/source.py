@@ -1,4 +1,4 @@
-"""A relay's source on NATS JetStream."""
+"""The source of a relay that reads from NATS JetStream."""
 
 from __future__ import annotations
 
@@ -24,37 +24,38 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _DUPLICATES = 3600.0
-"""Seconds for which the stream of dead letters recognizes a letter that is published twice."""
+"""Seconds within which the stream of dead letters recognizes a letter that is published twice."""
 
 _NAK, _PROGRESS, _TERM = b"-NAK", b"+WPI", b"+TERM"
 
 
 class NatsSource(Uncopyable):
-    """A relay's view of a JetStream stream, through a durable pull consumer.
+    """Reads messages from a JetStream stream through a durable pull consumer.
 
     Any number of relays may share the consumer: each message is handed to one of them. `open` creates the stream, the
-    consumer and the stream of dead letters if they are missing. The stream is kept on disk, and a message is removed
-    from it once it is settled.
+    consumer and the stream of dead letters if they are missing. A stream that `open` creates is stored on disk, and
+    removes each message as soon as the message is settled.
 
     A message's id is its number in the stream, e.g. ``"1742"``.
 
     Args:
-        servers: URLs of servers of one cluster, as ``"nats://host:4222"`` or ``"tls://host:4222"``; user and password
-            may stand in one.
+        servers: URLs of servers of one cluster, as ``"nats://host:4222"`` or ``"tls://host:4222"``; a URL may contain
+            user and password.
         stream: the name of the stream.
-        subject: the subject that services publish to; default the name of the stream.
+        subject: the subject to which services publish; default the name of the stream.
         durable: the name of the consumer; default ``"relay"``.
-        dead: the name of the dead letters' stream, and their subject; default the name of the stream with ``"-dead"``.
+        dead: the name of the stream of dead letters, also used as its subject; default ``"<stream>-dead"``.
         name: the name of this relay in the server's list of connections; default ``"relay"``.
-        ack_wait: seconds of the lease; default 30. A consumer that exists must have at least as many.
-        max_ack_pending: messages that may be handed out and not settled, for all relays together; default 10,000. It
-            holds for a consumer that `open` creates. A value below a relay's window slows the relay down.
-        create: whether `open` creates what is missing; default True.
-        user, password: of an account; default those in `servers`.
-        tls: the TLS context; by default the URLs decide.
+        ack_wait: length of the lease in seconds; default 30. If the consumer exists, its ``ack_wait`` must not be
+            shorter.
+        max_ack_pending: largest number of messages that are handed out and not settled, all relays together; default
+            10,000. Used only if `open` creates the consumer. A value below a relay's window slows the relay down.
+        create: whether `open` creates missing streams and a missing consumer; default True.
+        user, password: the account to log in with; default the account in `servers`.
+        tls: the TLS context; default None: TLS is used if a URL begins with ``tls://``.
 
     Raises:
-        ConfigurationError: a value out of range, or ``nats-py`` is not installed.
+        ConfigurationError: a value is out of range, or ``nats-py`` is not installed.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
@@ -100,14 +101,15 @@ class NatsSource(Uncopyable):
         """Return a source for an address, e.g. ``nats://nats:4222/events?durable=relay``.
 
         Args:
-            url: ``nats://`` or, over TLS, ``tls://``; several servers with commas between them; the name of the
-                stream. Behind the question mark ``subject``, ``durable``, ``dead``, ``ack_wait`` (seconds) and
-                ``create`` (``yes`` or ``no``), as the constructor takes them. User and password are in the address or,
-                better, in the environment: ``RETAILROCKET_RELAY_USER``, ``RETAILROCKET_RELAY_PASSWORD``.
-            name: as the constructor takes it.
+            url: the address: ``nats://`` or, with TLS, ``tls://``; one or more servers, separated by commas; the
+                stream's name. Options behind the question mark: ``subject``, ``durable``, ``dead``, ``ack_wait``
+                (seconds) and ``create`` (``yes`` or ``no``); see the constructor. User and password are read from the
+                address or, better, from the environment variables ``RETAILROCKET_RELAY_USER`` and
+                ``RETAILROCKET_RELAY_PASSWORD``.
+            name: see the constructor.
 
         Raises:
-            ConfigurationError: an address that cannot work; the message does not show it.
+            ConfigurationError: the address is invalid. The error's message does not show the address.
         """
         address = Address.parse(url, "subject", "durable", "dead", "ack_wait", "create")
         parts = address.split("NATS")
@@ -180,11 +182,11 @@ class NatsSource(Uncopyable):
             )
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first; none after `wait` seconds without any."""
+        """Return 1 to `most` messages, oldest first, or an empty list if none arrives within `wait` seconds."""
         return await self._inbox.fetch(most, wait)
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge messages; the dead are published to their stream first."""
+        """Publish the dead letters to their stream, then acknowledge all messages."""
         client, held = self._connection.client, self._inbox.held
         dead = [(message, reason) for message, reason in dead if message.handle in held]
         await self._letters.keep(dead)
@@ -194,16 +196,17 @@ class NatsSource(Uncopyable):
         self._inbox.settled([*done, *(message for message, _ in dead)])
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend the leases of messages, and of those that have arrived and wait to be fetched."""
+        """Extend the leases of `messages`, and of messages that were received and not fetched yet."""
         held, arrived = self._inbox.held, self._inbox.arrived
         replies = [held[message.handle] for message in messages if message.handle in held]
         replies += [message.reply for message in arrived.values()]
         await _answer(self._connection.client, [(reply, _PROGRESS) for reply in replies])
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Give back messages, and those that have arrived since; nothing more is fetched until the next `open`.
+        """Return `messages`, and messages that were received and not fetched yet, to the server.
 
-        Other relays get them at once, or when their lease is over: servers of version 2.9 keep some of them until then.
+        Other relays get the messages at once; servers of version 2.9 hand out some of them only when their leases
+        expire. No further messages can be fetched until the next `open`.
         """
         client, held, arrived = self._connection.client, self._inbox.held, self._inbox.arrived
         # Otherwise the server could hand the messages out again to this relay's last request.
@@ -216,30 +219,33 @@ class NatsSource(Uncopyable):
             held.pop(place, None)
 
     async def lag(self) -> Lag:
-        """Return how far the relays of this consumer are behind."""
+        """Return how far all relays that share this consumer are behind."""
         info = await self._connection.jetstream.consumer_info(self._stream, self._durable)
         return Lag(waiting=info.num_pending, pending=info.num_ack_pending)
 
     async def aclose(self) -> None:
-        """Disconnect; messages that were not settled are handed out again when their lease is over."""
+        """Disconnect. The server hands out messages that were not settled again when their leases expire."""
         self._inbox.forget()
         await self._connection.aclose()
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most; one request each."""
+        """Return the oldest dead letters, at most `most`. Sends one request per letter."""
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, and remove them; return how many. Those that were shortened stay."""
+        """Publish the oldest dead letters again and remove them; return the number published.
+
+        Letters whose bodies were shortened are not published and not removed.
+        """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return their number."""
         return await self._letters.purge(most)
 
 
 async def _answer(client: Client, answers: Iterable[tuple[str, bytes]]) -> None:
-    """Answer to messages; other tasks run after each hundred."""
+    """Send an answer, e.g. an acknowledgement, for each message; let other tasks run after every 100 answers."""
     for count, (reply, verb) in enumerate(answers, start=1):
         await client.publish(reply, verb)
         if count % 100 == 0:
@@ -247,9 +253,10 @@ async def _answer(client: Client, answers: Iterable[tuple[str, bytes]]) -> None:
 
 
 async def _confirm(client: Client, answers: Sequence[tuple[str, bytes]]) -> None:
-    """Answer to messages, and return when the server has processed all answers.
+    """Send an answer for each message, and return when the server has processed all answers.
 
-    The server processes the answers of one connection in order, so only the last one is confirmed: one round trip.
+    The server processes the answers of one connection in order. So waiting for the confirmation of the last answer is
+    enough, which takes one round trip.
     """
     if answers:
         await _answer(client, answers[:-1])
@@ -257,7 +264,7 @@ async def _confirm(client: Client, answers: Sequence[tuple[str, bytes]]) -> None
 
 
 def _name(field: str, value: str) -> str:
-    """Check a name of JetStream."""
+    """Return `value` if it is a valid name in JetStream; raise ConfigurationError otherwise."""
     if not value or not value.isprintable() or any(letter in " .*>/\\" for letter in value):
         raise ConfigurationError(f"{field} must be a name without spaces or any of . * > / \\, not {value!r}")
     return value

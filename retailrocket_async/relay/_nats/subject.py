@@ -23,11 +23,11 @@ class NatsSubject(Uncopyable):
     Args:
         servers: URLs of servers of one cluster, as for `NatsSource`.
         subject: the subject to publish to.
-        user, password: of an account; default those in `servers`.
-        tls: the TLS context; by default the URLs decide.
+        user, password: the account to log in with; default the account in `servers`.
+        tls: the TLS context; default None: TLS is used if a URL begins with ``tls://``.
 
     Raises:
-        ConfigurationError: a value out of range, or ``nats-py`` is not installed.
+        ConfigurationError: a value is out of range, or ``nats-py`` is not installed.
     """
 
     def __init__(

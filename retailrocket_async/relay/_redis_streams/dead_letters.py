@@ -1,4 +1,4 @@
-"""The dead letters of a Redis stream: a stream of their own."""
+"""The dead letters of a Redis stream, which are stored in a separate stream."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import DeadLetter, Message
 
 CHUNK = 500
-"""Entries in one command, which takes a millisecond or two of the server's time."""
+"""Largest number of entries in one command. A command with so many entries blocks the server for 1 to 2 ms."""
 
 _CHUNK_BYTES = 8 * 1024 * 1024
-"""Bytes of letters in one command, beyond the first letter: the server holds the whole command in memory."""
+"""Largest size of the letters in one command in bytes; a single letter may be larger.
+
+The size is limited because the server keeps the whole command in memory.
+"""
 
 _ALWAYS_TAKEN = 512 * 1024
-"""Bytes of a body that every Redis takes: `proto-max-bulk-len` is at least 1 MiB."""
+"""A body of this many bytes is accepted by every Redis, because `proto-max-bulk-len` is at least 1 MiB."""
 
 _HEADERS = LetterHeaders("message_id", "reason", "size", "sha256")
 
-# Redis does not roll a script back: first the letter is added, then the entry is acknowledged. If an entry is not
-# pending, this relay or another one has kept it before. If it cannot be acknowledged, the next attempt adds the letter.
+# Redis does not roll a failed script back, so the letter is added before the entry is acknowledged. An entry that is
+# not pending is skipped: a relay has stored its letter before. If the entry cannot be acknowledged, the letter is
+# removed, and the next attempt adds it again.
 _KEEP = """
 local pending = {}
 for i = 4, #ARGV, 5 do
@@ -50,14 +54,14 @@ end
 
 
 class RedisDeadLetters:
-    """Keeps, lists, replays and purges dead letters.
+    """Stores, lists, replays and purges dead letters in a Redis stream.
 
     Args:
         redis: the source's client.
         name: the key of the stream of dead letters.
         stream: the key of the source's stream.
         group: the source's consumer group.
-        delete: whether entries are deleted from the source's stream with their acknowledgement.
+        delete: whether entries are deleted from the source's stream when they are acknowledged.
     """
 
     def __init__(self, redis: Any, name: str, *, stream: str, group: str, delete: bool) -> None:  # noqa: ANN401 - redis-py
@@ -69,10 +73,13 @@ class RedisDeadLetters:
         self._keep = redis.register_script(_KEEP)
 
     async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
-        """Add messages to the dead letters and acknowledge them; they must fit one command, see `chunks_by_size`.
+        """Store messages as dead letters and acknowledge them.
 
-        Bodies are shortened if the server refuses them. One whose `proto-max-bulk-len` was lowered disconnects from a
-        client that sends a longer body, and sometimes only the next command fails.
+        If the server refuses bodies as too large, they are shortened. A server whose `proto-max-bulk-len` was lowered
+        disconnects a client that sends a longer body; sometimes only the client's next command fails.
+
+        Args:
+            dead: the messages, each with its reason; no more than fit one command, see `chunks_by_size`.
         """
         longest = max(len(message.body) for message, _ in dead)
         limits = [longest, _ALWAYS_TAKEN, _ALWAYS_TAKEN] if longest > _ALWAYS_TAKEN else [longest]
@@ -87,7 +94,7 @@ class RedisDeadLetters:
                 return
 
     async def _keep_shortened(self, dead: Sequence[tuple[Message, str]], limit: int) -> None:
-        """Add messages to the dead letters and acknowledge them, with at most `limit` bytes of each body."""
+        """Store messages as dead letters, with at most `limit` bytes of each body, and acknowledge them."""
         letters: list[Any] = []
         for message, reason in dead:
             letter = letter_of(message, limit)
@@ -99,11 +106,11 @@ class RedisDeadLetters:
         )
 
     async def oldest(self, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         return await self._after("-", most)
 
     async def _after(self, start: str, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters from an id on, `most` at most."""
+        """Return the oldest dead letters from the id `start` on, at most `most`; ``"("`` before the id excludes it."""
         entries: list[tuple[bytes, Mapping[bytes, bytes]]] = []
         if most > 0:
             entries = await self._redis.xrange(self._name, min=start, count=most)
@@ -122,9 +129,10 @@ class RedisDeadLetters:
         ]
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them, in one step; return how many.
+        """Publish the oldest dead letters again and remove them; return the number published.
 
-        Those that were shortened stay.
+        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are not
+        published and not removed.
         """
         count, start = 0, "-"
         while letters := await self._after(start, min(CHUNK, most - count)):
@@ -140,7 +148,7 @@ class RedisDeadLetters:
         return count
 
     async def purge(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return their number."""
         count = 0
         while letters := await self.oldest(min(CHUNK, most - count)):
             count += await self._redis.xdel(self._name, *(letter.id for letter in letters))
@@ -148,7 +156,7 @@ class RedisDeadLetters:
 
 
 def chunks_by_size(dead: Sequence[tuple[Message, str]]) -> Iterator[Sequence[tuple[Message, str]]]:
-    """Yield dead messages in order, as many together as fit one command."""
+    """Split dead messages, without changing their order, into lists that fit one command."""
     chunk: list[tuple[Message, str]] = []
     size = 0
     for message, reason in dead:

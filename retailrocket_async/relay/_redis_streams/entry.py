@@ -1,4 +1,4 @@
-"""One entry of a Redis stream, as the server sends it, and the message that it holds."""
+"""Converts an entry of a Redis stream, as the server sends it, to a message."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Entry: TypeAlias = "Sequence[Any]"
-"""An entry: its id, and its fields as names and values in turn; None in place of the fields if the entry is gone."""
+"""An entry: its id, and a list of its fields' names and values in turn, or None if the entry was removed."""
 
 _FIRST_MOMENT = 10**12
-"""Milliseconds since the epoch. An id below was not made from the server's clock."""
+"""The lowest id, in milliseconds since the epoch, that can come from the server's clock. It is in the year 2001."""
 
 
 def message_of(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
-    """Return the message that an entry holds."""
+    """Return the message that an entry contains."""
     body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
     milliseconds = int(id_.partition(b"-")[0])
     published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None
@@ -31,7 +31,7 @@ def _body_of(fields: Sequence[bytes]) -> bytes:
     for name in (b"envelope", b"data"):
         if name in named:
             return named[name]
-    # No envelope: it becomes a dead letter that shows all fields.
+    # The entry has no envelope. The relay refuses this JSON and stores it as a dead letter, which shows all fields.
     shown = {_shown(name): _shown(value) for name, value in named.items()}
     return json.dumps({"neither envelope nor data": shown}).encode()
 

@@ -1,9 +1,9 @@
-"""A relay's source on Redis Streams.
+"""The source of a relay that reads from Redis Streams.
 
-For each relay a consumer group remembers the entries that were handed out and not acknowledged (its pending entries),
-and since when each is idle. A relay reads in this order: its own pending entries, those of other relays that have been
-idle for longer than the lease, and new entries. While a relay works on an entry it resets the idle time, so that no
-other relay claims the entry.
+For each relay, the consumer group in Redis stores the pending entries: those that were handed out and not acknowledged,
+each with its idle time. A relay reads its own pending entries first, then entries of other relays that have been idle
+for longer than the lease, then new entries. While a relay works on an entry, it resets the entry's idle time, so that
+no other relay claims the entry.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._redis_streams.entry import Entry
     from retailrocket_async.relay._source import DeadLetter, Message
 
-# An entry that another relay has claimed meanwhile stays with that relay. Checking and claiming are one step, or the
-# entry could be claimed in between.
+# Sets the idle time of entries that this relay still owns. An entry that another relay has claimed is skipped. The
+# script checks and claims in one step, because otherwise another relay could claim the entry in between.
 _TOUCH = """
 local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0'}
 for i = 4, #ARGV do
@@ -51,7 +51,7 @@ for _, option in ipairs({'IDLE', ARGV[3], 'JUSTID'}) do claim[#claim + 1] = opti
 return #redis.call(unpack(claim))
 """
 
-# The ids come as one text, as an argument for each id costs more than all the rest of the command.
+# The ids are passed as one text, because one argument per id would take longer than the rest of the command.
 _SETTLE = """
 local ids = {}
 for id in string.gmatch(ARGV[3], '%S+') do ids[#ids + 1] = id end
@@ -63,25 +63,26 @@ logger = logging.getLogger("retailrocket_async")
 
 
 class RedisStreamSource(Uncopyable):
-    """A relay's source on a Redis stream and one of its consumer groups. Needs Redis 6.2 or newer.
+    """Reads messages from a Redis stream through a consumer group. Needs Redis 6.2 or newer.
 
-    The message of an entry is in its field `envelope`, or else in `data`. An entry with neither becomes a dead letter.
+    An entry contains its message in the field `envelope` or, without this field, in `data`. An entry with neither field
+    becomes a dead letter.
 
     Args:
-        redis: a client of redis-py's asyncio side for one server, or for Sentinel's master, with
-            ``decode_responses=False``; closed by `aclose`. A Redis Cluster is refused.
+        redis: a `redis.asyncio.Redis` for one server, or for Sentinel's master, with ``decode_responses=False``;
+            `aclose` closes the client. A Redis Cluster is refused.
         stream: the stream's key.
-        group: the consumer group; if it is missing, it is created at the stream's beginning.
-        name: the relay's consumer name. A relay that starts again under the same name gets its unsettled entries back
-            at once; another name has to wait for `lease`. So the name must outlive the process. Two relays that run at
-            the same time need different names, or each gets the other's entries.
-        dead: the key of the stream of dead letters; default the stream's with ``:dead`` behind it.
-        lease: seconds, 0.1 or more, that an entry may be idle before another relay may claim it; default 60.
-        delete_settled: delete entries from the stream with their acknowledgement. Default False: they stay until the
-            stream is trimmed, as other groups may have to read them. Use True if there is one group only.
+        group: the consumer group; if the group is missing, `open` creates it, starting at the stream's first entry.
+        name: the relay's consumer name. A restarted relay with the same name gets its unsettled entries at once; with
+            another name they are handed out only after `lease`. So use the same name after a restart. Two relays that
+            run at the same time need different names, because otherwise each gets the other's entries.
+        dead: the key of the stream of dead letters; default ``"<stream>:dead"``.
+        lease: seconds, 0.1 or more, for which an entry must be idle before another relay may claim it; default 60.
+        delete_settled: delete entries from the stream when they are acknowledged. Default False: entries stay until the
+            stream is trimmed, because other groups may have to read them. Use True if the stream has only one group.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: a value is out of range.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, most with a default
@@ -107,7 +108,8 @@ class RedisStreamSource(Uncopyable):
         self.lease: float | None = float(lease)
         self._idle = round(lease * 1000)
         self._redis = cast("Any", redis)
-        # The same connections, but answers as the server sends them: converting them takes longer than reading them.
+        # A second client with the same connections. It returns answers as the server sends them, because redis-py's
+        # conversion takes longer than reading the answer.
         self._raw = cast("Any", Redis)(connection_pool=redis.connection_pool)
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             self._raw.set_response_callback(command, _unconverted)
@@ -116,11 +118,12 @@ class RedisStreamSource(Uncopyable):
         self._touch = self._redis.register_script(_TOUCH)
         self._settle = self._redis.register_script(_SETTLE)
         self._letters = RedisDeadLetters(self._redis, dead, stream=stream, group=group, delete=delete_settled)
-        # The ids that were handed out and not settled, so that reading the own pending entries again skips them.
+        # The ids that were handed out and not settled. If the own pending entries are read again, these are skipped.
         self._handed_out: set[bytes] = set()
-        # The id behind which own pending entries are read next; None if all were read.
+        # The id after which own pending entries are read next; None if all were read.
         self._own: bytes | None = b"0-0"
-        # The id from which the entries of other relays are claimed next, and when that is due.
+        # The id from which entries of other relays are claimed next, and the time of the next claim on the event loop's
+        # clock.
         self._others = b"0-0"
         self._claim_at = -math.inf
 
@@ -129,13 +132,13 @@ class RedisStreamSource(Uncopyable):
         """Return a source for an address, e.g. ``redis://:secret@redis:6379/0?stream=events&group=relay``.
 
         Args:
-            url: of the schemes that redis-py knows, ``redis``, ``rediss`` and ``unix``. Behind the question mark
-                ``stream`` (required), ``group`` (default ``relay``), ``dead``, ``lease`` (seconds) and
-                ``delete_settled`` (``yes`` or ``no``), as the constructor takes them; anything else goes to redis-py.
-            name: as the constructor takes it.
+            url: the address; it begins with ``redis://``, ``rediss://`` or ``unix://``. Options behind the question
+                mark: ``stream`` (required), ``group`` (default ``relay``), ``dead``, ``lease`` (seconds) and
+                ``delete_settled`` (``yes`` or ``no``), see the constructor. Other options are passed to redis-py.
+            name: see the constructor.
 
         Raises:
-            ConfigurationError: an address that cannot work; the message does not show it.
+            ConfigurationError: the address is invalid. The error's message does not show the address.
         """
         address = Address.parse(url, "stream", "group", "dead", "lease", "delete_settled")
         options = address.options
@@ -144,12 +147,13 @@ class RedisStreamSource(Uncopyable):
         lease = address.seconds("lease", 60)
         delete = address.flag("delete_settled", default=False)
         try:
-            # No retries by the library: if the answer to a read is lost, a second read would not return its entries.
+            # redis-py must not retry: if the answer to a read is lost, a second read returns other entries, and the
+            # relay would not know that the first ones were handed out, too.
             redis: Any = cast("Any", Redis).from_url(
                 address.rest, socket_connect_timeout=5, socket_timeout=10, protocol=2, retry=Retry(NoBackoff(), 0)
             )
         except (ValueError, TypeError):
-            # Without its cause, which may quote the address.
+            # `from None` hides the original error: its message may quote the address, which may contain a password.
             raise ConfigurationError("the source's address is not one that redis-py can read") from None
         return cls(
             redis,
@@ -162,14 +166,14 @@ class RedisStreamSource(Uncopyable):
         )
 
     async def open(self) -> None:
-        """Create the group if it is missing; the next fetches return pending entries first.
+        """Create the group if it is missing. The next fetches return pending entries first.
 
         Raises:
-            ConfigurationError: the stream's key holds something else, or the server is a node of a cluster.
+            ConfigurationError: the stream's key is not a stream, or the server is a node of a cluster.
         """
         await self._refuse_cluster()
         try:
-            # A server at its memory limit refuses to create a group, even one that exists.
+            # A server at its memory limit refuses to create a group even if the group exists, so check first.
             if not await self._has_group():
                 await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
         except ResponseError as error:
@@ -183,9 +187,9 @@ class RedisStreamSource(Uncopyable):
         try:
             answer: Any = await self._raw.execute_command("HELLO")
         except ResponseError:
-            # A proxy, or a service without HELLO, behaves like one server.
+            # The server is a proxy or a service without the command HELLO. Both behave like a single server.
             return
-        # A map; with the older protocol, names and values in turn.
+        # The answer is a map or, with the older protocol, a list of names and values in turn.
         about: dict[bytes, Any] = (
             answer if hasattr(answer, "items") else dict(zip(answer[::2], answer[1::2], strict=False))
         )
@@ -198,16 +202,20 @@ class RedisStreamSource(Uncopyable):
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):
                 raise
-            # There is no such key, or this user may not read it.
+            # The key does not exist, or this user may not read it.
             return False
         return any(group["name"] == self._group.encode() for group in groups)
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages: own ones from before a restart, others' whose lease is over, or new ones."""
+        """Return 1 to `most` messages, or an empty list if none arrives within `wait` seconds.
+
+        Own pending entries from before a restart come first, then entries of other relays whose leases have expired,
+        then new entries.
+        """
         most = min(most, CHUNK)
         own, self._own = self._own, b"0-0"
-        # If this call fails or is cancelled, an answer with entries may be lost. So the next call reads the own pending
-        # entries again.
+        # If this call fails or is cancelled, an answer with entries may be lost. So `_own` stays at the beginning until
+        # the call succeeds, and the next call reads the own pending entries again.
         messages, own = await self._fetch_own(most, own)
         if not messages and asyncio.get_running_loop().time() >= self._claim_at:
             messages = await self._claim(most)
@@ -219,7 +227,7 @@ class RedisStreamSource(Uncopyable):
         return messages
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge messages; the dead are kept in their stream and acknowledged in one step."""
+        """Acknowledge messages. Each message in `dead` is stored as a dead letter and acknowledged in one step."""
         for chunk in _chunks([message.handle for message in done]):
             await self._settle(keys=[self._stream], args=[self._group, int(self._delete), b" ".join(chunk)])
             self._handed_out.difference_update(chunk)
@@ -228,46 +236,53 @@ class RedisStreamSource(Uncopyable):
             self._handed_out.difference_update(message.handle for message, _ in some)
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Reset the idle time of those messages that are still this relay's."""
+        """Reset the idle time of messages; skip messages that another relay has claimed."""
         await self._set_idle(messages, 0)
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Set the idle time of those messages that are still this relay's, so that any other relay may claim them."""
+        """Set the idle time of messages to the lease, so that other relays may claim them at once.
+
+        Messages that another relay has already claimed are skipped.
+        """
         await self._set_idle(messages, self._idle)
         self._handed_out.difference_update(message.handle for message in messages)
 
     async def lag(self) -> Lag:
-        """Return how far the group is behind; `waiting` is None with Redis 6, and if entries were deleted."""
+        """Return how far the group is behind; `waiting` is None with Redis 6, or if entries were deleted."""
         for group in await self._redis.xinfo_groups(self._stream):
             if group["name"] == self._group.encode():
                 return Lag(waiting=group.get("lag"), pending=group["pending"])
         return Lag()
 
     async def aclose(self) -> None:
-        """Disconnect; if this call is cancelled, the closing goes on without it."""
+        """Disconnect. If this call is cancelled, the connections are still closed, in the background."""
         await asyncio.shield(self._redis.aclose())
 
     # --- dead letters ---
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
-        """Return the oldest dead letters, `most` at most."""
+        """Return the oldest dead letters, at most `most`."""
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them, in one step; return how many.
+        """Publish the oldest dead letters again and remove them; return the number published.
 
-        Those that were shortened stay.
+        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are not
+        published and not removed.
         """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters for good; return how many."""
+        """Remove the oldest dead letters, at most `most`; return their number."""
         return await self._letters.purge(most)
 
     # --- entries ---
 
     async def _fetch_own(self, most: int, own: bytes | None) -> tuple[list[Message], bytes | None]:
-        """Return own pending entries behind the id `own` that are not handed out, and the id to continue from."""
+        """Return own pending entries with ids above `own` that are not handed out yet, and the id to continue from.
+
+        The id is None if all own pending entries were read.
+        """
         while own is not None:
             entries = await self._read(own, most)
             if not entries:
@@ -279,7 +294,7 @@ class RedisStreamSource(Uncopyable):
         return [], None
 
     async def _claim(self, most: int) -> list[Message]:
-        """Claim entries of other relays whose lease is over, and return them."""
+        """Claim entries of other relays whose leases have expired, and return them."""
         while True:
             answer = await self._raw.xautoclaim(
                 self._stream, self._group, self._name, self._idle, self._others, count=most
@@ -293,19 +308,19 @@ class RedisStreamSource(Uncopyable):
                 return messages
 
     async def _read(self, after: bytes | str, most: int, *block: object) -> list[Entry]:
-        """Return own pending entries behind an id, or new entries if `after` is ``>``."""
+        """Return own pending entries with ids above `after`, or new entries if `after` is ``">"``."""
         answer: Any = await self._raw.execute_command(
             "XREADGROUP", "GROUP", self._group, self._name, "COUNT", most, *block, "STREAMS", self._stream, after
         )
         if not answer:
             return []
-        # A list of pairs, or in RESP3 a map.
+        # The answer is a list of pairs or, in the protocol RESP3, a map.
         entries: list[Entry] = next(iter(answer.values())) if hasattr(answer, "values") else answer[0][1]
         return entries
 
     async def _messages(self, entries: Iterable[Entry], deliveries: int) -> list[Message]:
-        """Return entries as messages, without those that are handed out already, and record them as handed out."""
-        # Redis 6 returns None in place of an entry that is gone.
+        """Convert entries to messages and record them as handed out; skip entries that are handed out already."""
+        # Redis 6 returns None in place of an entry that was removed.
         new = [entry for entry in entries if entry is not None and entry[0] not in self._handed_out]
         trimmed = [id_ for id_, fields in new if not fields]
         if trimmed:
@@ -313,7 +328,7 @@ class RedisStreamSource(Uncopyable):
             write_log(logger, logging.ERROR, text, len(trimmed))
             await self._redis.xack(self._stream, self._group, *trimmed)
         messages = [message_of(id_, fields, deliveries) for id_, fields in new if fields]
-        # Last, as a cancellation before this line means that the caller does not get them.
+        # The ids are recorded last: if the call is cancelled earlier, the caller does not get the messages.
         self._handed_out.update([message.handle for message in messages])
         return messages
 

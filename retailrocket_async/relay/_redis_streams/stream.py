@@ -1,4 +1,4 @@
-"""A Redis stream, and the rules for the clients that read and write it."""
+"""Publishes envelopes to a Redis stream, and checks that a Redis client can be used for streams."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NO_CLUSTER = (
 
 
 class RedisStream(Uncopyable):
-    """Publishes envelopes to a Redis stream; a `Publisher`.
+    """Publishes envelopes to a Redis stream. Implements `Publisher`.
 
     Args:
-        redis: a client of redis-py's asyncio side; shared, never closed here.
+        redis: a `redis.asyncio.Redis`; this class never closes the client.
         stream: the stream's key.
-        max_len: about how many entries the stream may have, 1 or more; default None: no limit. Redis trims the oldest
-            entries without notice, delivered or not, so a relay that is behind loses events. Use it only as the last
-            protection of the server's memory, far above what an outage can add. To remove delivered entries use
-            `delete_settled` of `RedisStreamSource`.
+        max_len: approximate largest number of entries in the stream, 1 or more; default None: no limit. Redis removes
+            the oldest entries without notice, even if they were not delivered, so events are lost if a relay is far
+            behind. Use `max_len` only to protect the server's memory, with a value far above the number of entries that
+            an outage can add. To remove delivered entries use `delete_settled` of `RedisStreamSource`.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: a value is out of range.
     """
 
     def __init__(self, redis: Redis, stream: str, *, max_len: int | None = None) -> None:
@@ -46,7 +46,7 @@ class RedisStream(Uncopyable):
         self._head = ("XADD", stream, *(("MAXLEN", "~", max_len) if max_len is not None else ()), "*", "envelope")
 
     async def publish(self, envelopes: Sequence[bytes]) -> None:
-        """Publish envelopes in order, one entry each, in one round trip."""
+        """Publish envelopes in order, one entry per envelope, in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for envelope in envelopes:
                 pipe.execute_command(*self._head, envelope)
@@ -54,10 +54,10 @@ class RedisStream(Uncopyable):
 
 
 def check_client(redis: object) -> None:
-    """Raise unless `redis` is a client of one server.
+    """Check that `redis` is a client of a single server.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: `redis` is a client of a Redis Cluster, or no client of redis-py's asyncio side.
     """
     if isinstance(redis, RedisCluster):
         raise ConfigurationError(NO_CLUSTER)
