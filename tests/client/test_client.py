@@ -466,7 +466,7 @@ def test_wrong_configuration_fails_at_construction(options: dict[str, Any], says
 
 
 def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `from_env` is called, it reads key, id and address; arguments win over variables; a missing variable is named."""
+    """If `from_env` is called, it reads three variables; arguments win over them; a missing variable is named."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}", raising=False)
     with pytest.raises(ConfigurationError, match="RETAILROCKET_API_KEY"):

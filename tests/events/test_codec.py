@@ -248,7 +248,7 @@ def test_no_event(stranger: Any) -> None:
     ],
 )
 def test_precision(precision: TimestampPrecision, expected: str) -> None:
-    """A timestamp is cut, not rounded, so that no event moves into the future."""
+    """If a timestamp is more precise, it is cut, because rounding could move it into the future."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(second=59, microsecond=999_999)))
     codec = Codec(precision)
 
@@ -513,7 +513,7 @@ def test_no_body(name: str, body: Any) -> None:
 
 @pytest.mark.parametrize("name", ["View", "newEvent", "visitorEvents", "", "x" * 10_000_000, "\ud800", 1, None, ("a",)])
 def test_unknown_event(name: Any) -> None:
-    """An unknown event is refused by default, with the known names, as its name may be misspelled."""
+    """If the event's name is unknown, the error lists the known names, because the name may be misspelled."""
     with pytest.raises(EventValidationError, match="must have one of these names: view, groupView, ") as caught:
         CODEC.from_wire({name: {}})
 

@@ -157,7 +157,7 @@ async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
 
 
 async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulator) -> None:
-    """If the buffer is full or the client closes, the results end there; if none is accepted, an error is raised."""
+    """If the buffer fills up, only the accepted envelopes have results; if none was accepted, an error is raised."""
     buffer = Buffer(max_events=5, overflow="raise")
     client = client_of(emulator.url, buffer=buffer, batching=Batching(linger=100.0))
     results = await client.track_envelopes(envelopes(range(1, 11)))

@@ -221,7 +221,7 @@ def test_timestamp_is_fixed(moment: datetime) -> None:
 
 
 def test_zone_is_asked_once() -> None:
-    """A time zone is called at construction only: an error of it in the encoder would end the process."""
+    """If an event is created, its time zone is called only then, because its error in the encoder would be fatal."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(tzinfo=FadingZone())))
 
     assert b'"timestamp":"2018-09-15T15:53:00+03:00"' in Codec().encode(event)
