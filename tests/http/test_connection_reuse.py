@@ -385,7 +385,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
 async def test_a_process_that_was_stopped_reads_before_it_judges(tmp_path: Path) -> None:
-    """Answers that came while the process was stopped beyond its time-out count: nothing is sent twice."""
+    """If answers arrived while the process was stopped beyond its timeout, they count, and nothing is sent twice."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

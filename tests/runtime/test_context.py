@@ -158,7 +158,7 @@ async def _flushes(client: AsyncTrackingClient) -> None:
 async def test_an_event_keeps_no_visitor(
     tracks: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], options: dict[str, Any]
 ) -> None:
-    """An event that waits or is in flight keeps no context of its caller; neither do pump and timers."""
+    """If an event waits or is in flight, no task, timer or event refers to its caller's context."""
     async with raw_server() as server, client_of(server, **options) as client:
         go_on = parked(server)
         reference = await visit(lambda: tracks(client))
@@ -551,7 +551,7 @@ async def test_a_relay_that_has_ended_keeps_no_context() -> None:
 
 
 async def test_an_application_keeps_no_visitor() -> None:
-    """A client that a lifespan opens, and a request uses first, keeps no context of that request."""
+    """If a lifespan opens the client and a request uses it first, nothing refers to the request's context."""
     async with raw_server() as server:
         make = functools.partial(AsyncTrackingClient, "key", "partner", base_url=server.url)
         rocket = RetailRocket(make, batching=Batching(linger=FAR), grace=0.0)

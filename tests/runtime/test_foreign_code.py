@@ -568,7 +568,7 @@ class Marking(Observer):
 def test_no_counter_becomes_wrong_near_the_recursion_limit(
     batching: Batching, buffer: Buffer, observer: Observer | None
 ) -> None:
-    """At any stack depth `track_nowait` accepts and counts an event, or refuses it and counts nothing."""
+    """If the stack is almost full, `track_nowait` accepts and counts an event, or raises and counts nothing."""
 
     async def main() -> tuple[int, Stats]:
         client = make_client(ScriptedTransport(), batching=batching, buffer=buffer, observer=observer)
