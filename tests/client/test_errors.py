@@ -203,7 +203,7 @@ def test_brief_value(value: Any, expected: str) -> None:
     ],
 )
 def test_brief_names(names: Any, expected: str) -> None:
-    """If `brief_names` gets names, it shows at most eight of them, sorted unless they are a string."""
+    """If `brief_names` gets names, it shows at most eight of them, in sorted order."""
     assert expected == brief_names(names)
 
 
