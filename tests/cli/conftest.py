@@ -1,4 +1,4 @@
-"""What the tests of the command line share: an emulator to send to."""
+"""The fixtures that the command line's tests share: an emulator to which the commands send."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def emulator_of_all_tests() -> Generator[EmulatorProcess]:
-    """An emulator in a process of its own."""
+    """Provide an emulator in its own process."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(emulator_of_all_tests: EmulatorProcess) -> EmulatorProcess:
-    """An emulator as it is after its start."""
+    """Provide the emulator in the state that it has after its start."""
     emulator_of_all_tests.restore()
     return emulator_of_all_tests

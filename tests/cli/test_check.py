@@ -1,4 +1,4 @@
-"""``check``: distinguishes right from wrong credentials and addresses, and records nothing."""
+"""`check` tells right credentials and addresses from wrong ones, and records no event."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def checked(emulator: EmulatorProcess, *arguments: str, **env: str) -> tuple[int, str]:
-    """Run a check; return its status and what it printed."""
+    """Run `check`. Return its exit status and everything it printed."""
     result = run_command("check", *arguments, env={**settings_for(emulator), **env})
     return result.exit_code, result.stdout + result.stderr
 
 
 def test_everything_works(emulator: EmulatorProcess) -> None:
-    """A key is reported to work if the API accepts it and refuses a made-up one; nothing is recorded."""
+    """If the API accepts the key and refuses a made-up one, `check` says that the key works, and records nothing."""
     verdict = "ok: the API takes this key, for this shop, at this address (nothing was recorded)"
 
     status, message = checked(emulator)
@@ -37,7 +37,7 @@ def test_everything_works(emulator: EmulatorProcess) -> None:
 
 
 def test_latency_and_clock(emulator: EmulatorProcess) -> None:
-    """If everything works, the latency is printed, and the clock of the same machine agrees."""
+    """If everything works, `check` prints the latency, and says that this machine's clock is right."""
     _, latency, clock = checked(emulator)[1].splitlines()
 
     assert re.fullmatch(
@@ -47,19 +47,19 @@ def test_latency_and_clock(emulator: EmulatorProcess) -> None:
 
 
 def test_limit_that_is_enforced(emulator: EmulatorProcess) -> None:
-    """With ``--limit`` the check measures how many requests a second are accepted."""
+    """If `--limit` is given, `check` measures how many requests the API accepts in a second."""
     emulator.configure(limit=10)
 
     message = json.loads(checked(emulator, "--limit", "--json")[1])
     assert message["works"]
     assert (10, True) == (message["limit"]["taken"], message["limit"]["refused"])
-    # Empties the emulator's window, since a second run within a second would find the limit used up.
+    # A second run within one second would find the limit used up, so the emulator's window is emptied.
     emulator.reset()
     assert "limit: 10 requests within " in checked(emulator, "--limit")[1]
 
 
 def test_json_of_a_failure(emulator: EmulatorProcess) -> None:
-    """With ``--json`` the verdict is one object, and the status agrees with it."""
+    """If `--json` is given, `check` prints one JSON object that agrees with the exit status."""
     status, message = checked(emulator, "--json", RETAILROCKET_API_KEY="wrong")
 
     assert 1 == status
@@ -71,7 +71,7 @@ def test_json_of_a_failure(emulator: EmulatorProcess) -> None:
     st.lists(st.tuples(st.floats(1e9, 2e9), st.floats(0.001, 3.0), st.floats(0.0, 1.0)), min_size=1, max_size=9),
 )
 def test_skew_is_within_its_bounds(skew: float, message: list[tuple[float, float, float]]) -> None:
-    """For all answers, the true skew lies between the bounds, and more answers never widen them."""
+    """If answers are read, the clock's true error lies between the bounds, and more answers never widen them."""
     answers = [
         Answer(sent_at=there + skew, took=took, status=400, date=float(math.floor(there + took * part)))
         for there, took, part in message
@@ -96,12 +96,12 @@ def test_skew_is_within_its_bounds(skew: float, message: list[tuple[float, float
     ],
 )
 def test_report_on_the_clock(skew: Skew | None, message: str) -> None:
-    """The report on the clock says how far it is off and, if that is much, what to do."""
+    """If the clock is wrong, the report says by how much and, if this is too much, what to do."""
     assert describe_clock(skew).startswith(message)
 
 
 def test_answers_that_contradict_each_other() -> None:
-    """No skew is given if the clock was set meanwhile, or if the answers have no date."""
+    """If the clock was set meanwhile, or answers have no date, no error of the clock is reported."""
     answers = [Answer(sent_at=1e9 + skew, took=0.1, status=400, date=1e9) for skew in (0.0, 100.0)]
 
     assert Skew.of(answers) is None
@@ -109,7 +109,7 @@ def test_answers_that_contradict_each_other() -> None:
 
 
 def test_no_limit_met(emulator: EmulatorProcess) -> None:
-    """If no limit is reached, the check says how many requests it sent."""
+    """If the limit is not reached, `check` says how many requests it sent."""
     emulator.configure(limit=None)
     status, message = checked(emulator, "--limit")
 
@@ -119,14 +119,14 @@ def test_no_limit_met(emulator: EmulatorProcess) -> None:
 
 @pytest.mark.parametrize("env", [{"RETAILROCKET_API_KEY": "wrong"}, {"RETAILROCKET_PARTNER_ID": "wrong"}])
 def test_wrong_credentials(emulator: EmulatorProcess, env: dict[str, str]) -> None:
-    """A wrong key or a wrong shop is reported with what to correct."""
+    """If key or shop is wrong, `check` says what to correct."""
     message = "authentication failed: check RETAILROCKET_API_KEY, and that it belongs to this --partner-id"
 
     assert (1, f"error: {message} (HTTP 401)\n") == checked(emulator, **env)
 
 
 def test_shop_without_access(emulator: EmulatorProcess) -> None:
-    """The error for a shop without access names the account manager."""
+    """If the shop has no access, the error says to ask the account manager."""
     emulator.configure(forbidden=True)
     message = "access denied: ask the account manager to open the tracking API for this shop"
 
@@ -134,14 +134,14 @@ def test_shop_without_access(emulator: EmulatorProcess) -> None:
 
 
 def test_wrong_path(emulator: EmulatorProcess) -> None:
-    """A wrong path of the right host is reported as a wrong address."""
+    """If the path is wrong but the host is right, `check` reports a wrong address."""
     message = "no such resource: check --base-url"
 
     assert (1, f"error: {message} (HTTP 404)\n") == checked(emulator, "--base-url", emulator.url.replace("1.0", "2.0"))
 
 
 def test_nobody_there(emulator: EmulatorProcess) -> None:
-    """An address where nothing listens is reported as no answer."""
+    """If no server listens at the address, `check` reports that there was no answer."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/1.0/"
@@ -151,7 +151,7 @@ def test_nobody_there(emulator: EmulatorProcess) -> None:
 
 
 def test_no_answer(emulator: EmulatorProcess) -> None:
-    """The check waits for an answer as long as ``--timeout`` says."""
+    """If `--timeout` is given, `check` waits for an answer for that many seconds."""
     emulator.add_faults([{"kind": "stall"}])
 
     status, message = checked(emulator, "--timeout", "0.1")
@@ -168,7 +168,7 @@ def test_no_answer(emulator: EmulatorProcess) -> None:
     ],
 )
 def test_other_answers(emulator: EmulatorProcess, status: int, message: str) -> None:
-    """Any other answer is reported with its status and meaning, without a verdict on the key."""
+    """If the API gives another answer, `check` reports its status and meaning, and does not judge the key."""
     emulator.add_faults([{"kind": "status", "status": status}])
 
     assert (1, f"error: {message}\n") == checked(emulator)
@@ -176,7 +176,7 @@ def test_other_answers(emulator: EmulatorProcess, status: int, message: str) -> 
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_api_that_does_not_look_at_the_key(emulator: EmulatorProcess, status: int) -> None:
-    """If the API treats a made-up key like the given one, the check does not say that the key is right."""
+    """If the API accepts a made-up key, too, `check` does not say that the given key is right."""
     emulator.add_faults([{"kind": "status", "status": status, "times": 2}])
     message = "the API gave a made-up key the same answer as this one: send an event to see if the key works"
 
@@ -184,7 +184,7 @@ def test_api_that_does_not_look_at_the_key(emulator: EmulatorProcess, status: in
 
 
 def test_api_that_takes_the_probe(emulator: EmulatorProcess) -> None:
-    """If the API accepts the probe, the check says which event was recorded."""
+    """If the API records the probe event, `check` says which event was recorded."""
     emulator.add_faults([{"kind": "status", "status": 200}])
     message = "(it also accepted the probe, an event named connectionCheck)"
 
@@ -196,7 +196,7 @@ def test_api_that_takes_the_probe(emulator: EmulatorProcess) -> None:
 
 
 def test_made_up_key_without_an_answer(emulator: EmulatorProcess) -> None:
-    """Without an answer to the made-up key, the check does not say whether the key is right."""
+    """If the request with the made-up key gets no usable answer, `check` does not judge the key."""
     emulator.add_faults([{"kind": "status", "status": 400}, {"kind": "status", "status": 503}])
     message = "the address answers, but whether the key is right is not known: the API failed: try again later"
 
@@ -213,7 +213,7 @@ def test_made_up_key_without_an_answer(emulator: EmulatorProcess) -> None:
     ],
 )
 def test_wrong_use(emulator: EmulatorProcess, arguments: tuple[str, ...], env: dict[str, str], message: str) -> None:
-    """Wrong configuration gives one sentence and status 2, and nothing is sent."""
+    """If the configuration is wrong, `check` prints one sentence, exits with status 2, and sends nothing."""
     status, said = checked(emulator, *arguments, **env)
 
     assert (2, message) == (status, said[: len(message)])
@@ -223,7 +223,7 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: tuple[str, ...], env: d
 @posix
 @pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 def test_output_that_cannot_be_written(emulator: EmulatorProcess, unwritable: str, complaint: str) -> None:
-    """If the standard output cannot be written, the verdict is on the standard error; the status does not change."""
+    """If standard output cannot be written, the verdict is on standard error, and the exit status is the same."""
     verdict = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
     result = run_command("check", env=settings_for(emulator), stdout=unwritable_output(unwritable))
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: its help, its version, its extras, and the secrecy of the key."""
+"""The command line as a whole: help, version, extras, and that the key is never printed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = ("demo", "send", "check", "emulate", "relay")
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
-    """The help of every command has an example and explains the exit statuses."""
+    """If a command's help is printed, it has an example and explains the exit statuses."""
     output = run_command(name, "--help").stdout
 
     assert f"  retailrocket-async {name}" in output
@@ -29,14 +29,14 @@ def test_help_teaches(name: str) -> None:
 
 
 def test_help_names_every_command() -> None:
-    """The help lists all commands."""
+    """If the help is printed, it lists all commands."""
     output = run_command("--help").stdout
 
     assert [name for name in COMMANDS if f" {name} " not in output] == []
 
 
 def test_help_is_plain_in_a_pipe() -> None:
-    """Without a terminal the help has no control characters but line ends."""
+    """If the help is not printed to a terminal, it has no control characters except line ends."""
     help_text = run_command("send", "--help").stdout
 
     assert {letter for letter in help_text if not letter.isprintable()} == {"\n"}
@@ -44,7 +44,7 @@ def test_help_is_plain_in_a_pipe() -> None:
 
 @pytest.mark.parametrize(("begun", "completed"), [("se", "send"), ("send --wat", "--watch"), ("spool de", "dead")])
 def test_shells_complete(begun: str, completed: str) -> None:
-    """The shell completes commands and options, with the code that --install-completion installs."""
+    """If a shell asks for completions, commands and options are completed."""
     words = ["retailrocket-async", *begun.split()]
     asked = {
         "_RETAILROCKET_ASYNC_COMPLETE": "complete_bash",
@@ -56,36 +56,36 @@ def test_shells_complete(begun: str, completed: str) -> None:
 
 
 def test_version() -> None:
-    """The version is printed."""
+    """If `--version` is given, the version is printed."""
     assert run_command("--version").stdout.startswith("retailrocket-async ")
 
 
 def test_version_of_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A source tree that is not installed prints that its version is unknown."""
+    """If the package is a source tree that is not installed, `--version` says that the version is unknown."""
     monkeypatch.setattr("importlib.metadata.version", uninstalled)
 
     assert run_command("--version").stdout == "retailrocket-async unknown: a source tree that is not installed\n"
 
 
 def uninstalled(name: str) -> str:
-    """Raise as `importlib.metadata.version` does for a package that is not installed."""
+    """Raise the error of `importlib.metadata.version` for a package that is not installed."""
     raise PackageNotFoundError(name)
 
 
 def test_module_is_the_command() -> None:
-    """``python -m retailrocket_async`` is the same command line."""
+    """If `python -m retailrocket_async` is run, it is the same command line."""
     status, output, _ = finished("--version")
 
     assert (0, "retailrocket-async ") == (status, output[:19])
 
 
 def test_module_can_be_imported() -> None:
-    """Importing the module runs nothing."""
+    """If the module is imported, no command is run."""
     assert importlib.import_module("retailrocket_async.__main__").main is main
 
 
 def test_outputs_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line runs if a program has replaced the standard outputs by its own objects."""
+    """If a program has replaced the standard outputs by its own objects, the command line still runs."""
     out = io.StringIO()
     monkeypatch.setattr("sys.argv", ["retailrocket-async", "--version"])
     monkeypatch.setattr("sys.stdout", out)
@@ -97,18 +97,18 @@ def test_outputs_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_option_is_a_usage_error() -> None:
-    """A wrong option ends with status 2."""
+    """If an option is unknown, the exit status is 2."""
     assert run_command("demo", "--loud").exit_code == 2
 
 
 def test_default_address_is_the_packages() -> None:
-    """The address in the help is the one that the client uses."""
+    """If no address is given, commands use the client's default address."""
     assert inspect.signature(AsyncTrackingClient).parameters["base_url"].default == DEFAULT_BASE_URL
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])
 def test_missing_extra(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the extra the command prints one sentence that says how to install it."""
+    """If the extra is missing, the command prints one sentence that says how to install it."""
     monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(SystemExit) as caught:
@@ -120,7 +120,7 @@ def test_missing_extra(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize("name", ["demo", "emulate"])
 def test_missing_emulator(name: str) -> None:
-    """Without the emulator's extra the commands that need it say how to install it."""
+    """If the emulator's extra is missing, commands that need it say how to install it."""
     with unimported("retailrocket_async.emulator", missing="uvicorn"):
         result = run_command(name)
 
@@ -129,13 +129,13 @@ def test_missing_emulator(name: str) -> None:
 
 
 def test_defect_is_no_missing_extra() -> None:
-    """A missing module of the package is a defect, and its error is not replaced by the advice on extras."""
+    """If a module of the package itself is missing, its own error is raised, because this is a defect."""
     with pytest.raises(ModuleNotFoundError), needing_emulator():
         raise ModuleNotFoundError("gone", name="retailrocket_async.emulator._gone")
 
 
 def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while a command runs ends it with the word "interrupted" and status 130."""
+    """If Ctrl-C is pressed while a command runs, it prints "interrupted" and exits with status 130."""
     monkeypatch.setattr("retailrocket_async.cli._check.credentials", interrupted)
     result = run_command("check", env={"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "shop"})
 
@@ -143,12 +143,12 @@ def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(*_: object) -> None:
-    """Raise as Ctrl-C does."""
+    """Raise `KeyboardInterrupt`, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def test_interruption_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the imports of the command line is status 130 and no traceback."""
+    """If Ctrl-C is pressed while the command line is imported, the exit status is 130, without a traceback."""
     monkeypatch.setattr(sys, "meta_path", [Interrupting("retailrocket_async.cli._app"), *sys.meta_path])
     with unimported("retailrocket_async.cli._app"):
         result = run_command("demo")
@@ -158,7 +158,7 @@ def test_interruption_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "emulate"])
 def test_interruption_while_the_emulator_is_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the extra is being imported ends a command like Ctrl-C at any other time."""
+    """If Ctrl-C is pressed while the emulator is imported, the command prints "interrupted", as always."""
     monkeypatch.setattr(sys, "meta_path", [Interrupting("uvicorn"), *sys.meta_path])
     with unimported("retailrocket_async.emulator", "uvicorn"):
         result = run_command(name)
@@ -167,7 +167,7 @@ def test_interruption_while_the_emulator_is_imported(name: str, monkeypatch: pyt
 
 
 def test_package_does_not_know_its_command_line() -> None:
-    """Importing the package imports neither the command line nor what it needs."""
+    """If the package is imported, neither the command line nor its libraries are imported."""
     code = "import sys, retailrocket_async; print({'retailrocket_async.cli', 'typer'} & set(sys.modules))"
 
     assert (0, "set()\n", "") == finished(code=code)
@@ -185,7 +185,7 @@ def test_package_does_not_know_its_command_line() -> None:
 )
 @pytest.mark.parametrize("key", ["s3cret-key", "s3cret key", "s3cret-key\n", "s3cret\u2028key"])
 def test_key_is_never_printed(arguments: tuple[str, ...], key: str) -> None:
-    """Whatever goes wrong, no part of the key is printed."""
+    """If a command fails in any way, no part of the key is printed."""
     line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
     env = {
         "RETAILROCKET_API_KEY": key,
@@ -199,7 +199,7 @@ def test_key_is_never_printed(arguments: tuple[str, ...], key: str) -> None:
 
 
 def test_key_as_an_argument_is_refused_unread() -> None:
-    """There is no option for the key, and a key that is given as one is not printed."""
+    """If the key is given as an argument, the command refuses it and does not print it."""
     result = run_command("check", "--api-key=s3cret")
 
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""``demo``: all events of a made-up day are recorded, and every difference is printed."""
+"""`demo` sends the events of a made-up day and reports every difference from what was recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.command import on_a_terminal, posix, run_command
 
 
 def test_demo() -> None:
-    """The demo reports that every event was recorded once, and within the limit."""
+    """If the demo runs, it reports that every event was recorded once, within the limit."""
     result = run_command("demo", "--events", "1200")
 
     assert result.exit_code == 0, result.stderr
@@ -26,18 +26,18 @@ def test_demo() -> None:
 
 
 def test_smallest_day() -> None:
-    """A day may have a single event."""
+    """If the day has a single event, the demo works."""
     assert run_command("demo", "--events", "1").exit_code == 0
 
 
 def sent(**names: int) -> Any:
-    """Return the report of a client that sent these events in two requests."""
+    """Return the report of a client that sent these numbers of events, by name, in two requests."""
     counts = Counter(names)
     return _demo.Sent(counts, Stats(delivered=counts.total(), requests=2), 1.0)
 
 
 def recorded(**changes: object) -> dict[str, object]:
-    """Return the counters of an emulator that recorded three events in two requests."""
+    """Return the counters of an emulator that recorded three events in two requests, with these changes."""
     said = {"events": {"view": 2, "search": 1}, "requests": 2, "refused": 0, "over_limit": 0, "worst_window": 50}
     return {**said, **changes}
 
@@ -55,19 +55,19 @@ def recorded(**changes: object) -> dict[str, object]:
     ],
 )
 def test_differences_are_reported(changes: dict[str, object], message: list[str]) -> None:
-    """Every difference between the events sent and the events recorded is reported."""
+    """If sent and recorded events differ, every difference is reported."""
     assert message == list(_demo.differences(sent(view=2, search=1), recorded(**changes)))
 
 
 def test_undelivered_events_are_reported() -> None:
-    """Events that the client could not deliver are reported."""
+    """If the client could not deliver events, they are reported."""
     missing = _demo.Sent(Counter(view=2, search=1), Stats(delivered=2, requests=2), 1.0)
 
     assert ["3 events were sent and 2 are said to be delivered"] == list(_demo.differences(missing, recorded()))
 
 
 def test_difference_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If there is a difference, the demo prints it and ends with status 1."""
+    """If there is a difference, the demo prints it and exits with status 1."""
     monkeypatch.setattr(_demo, "differences", lambda *_: iter(["1 view went missing"]))
     result = run_command("demo", "--events", "20")
 
@@ -76,12 +76,12 @@ def test_difference_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_day_has_all_events() -> None:
-    """A day of the default size holds every type of event."""
+    """If a day has the default size, it contains every type of event."""
     assert EVENT_TYPES.keys() == {event.event_name for event in shop_day(10_000, 1)}
 
 
 def test_day_is_in_order() -> None:
-    """The events of a day are in order of time, on one date, and reach into the evening."""
+    """If a day is made, its events are in order of time, on one date, and last until the evening."""
     times: list[Any] = [getattr(event, "timestamp", None) for event in shop_day(3_000, 1)]
 
     assert sorted(times) == times
@@ -90,14 +90,14 @@ def test_day_is_in_order() -> None:
 
 
 def test_day_follows_from_its_seed() -> None:
-    """The same seed makes the same events, and another seed makes others."""
+    """If the seed is the same, the events are the same; another seed makes other events."""
     assert list(shop_day(100, 1)) == list(shop_day(100, 1))
     assert list(shop_day(100, 1)) != list(shop_day(100, 2))
 
 
 @posix
 def test_interruption_on_a_terminal() -> None:
-    """Ctrl-C ends the demo soon and with one word, without retries to the emulator, which has ended too."""
+    """If Ctrl-C is pressed, the demo ends soon with one word, and does not retry to reach the ended emulator."""
     begun = perf_counter()
     status, seen = on_a_terminal(["demo", "--events", "1000000"], {b"events, ": b"\x03"}, {})
     took = perf_counter() - begun

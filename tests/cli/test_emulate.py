@@ -1,4 +1,4 @@
-"""``emulate``: serves the emulator on a port, and prints the settings for other commands."""
+"""`emulate` runs the emulator on a port, and prints the settings for other commands."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ KEYS = {"RETAILROCKET_API_KEY": "dev-api-key", "RETAILROCKET_PARTNER_ID": "dev-p
 
 
 def announced(process: subprocess.Popen[bytes]) -> list[str]:
-    """Return the lines that an emulator prints when it is ready."""
+    """Return the eight lines that an emulator prints when it is ready."""
     assert process.stdout is not None
     return [process.stdout.readline().decode().rstrip("\n") for _ in range(8)]
 
 
 def pasted(lines: list[str]) -> dict[str, str]:
-    """Return the environment that the printed lines make."""
+    """Return the environment variables that the printed `export` lines set."""
     return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
 
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
-    """The printed lines are all settings that another command needs; a signal ends the emulator with status 0."""
+    """If the printed lines are used, another command works; a signal ends the emulator with status 0."""
     line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
     with started("emulate", "--port", "0") as process:
         lines = announced(process)
@@ -46,7 +46,7 @@ def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
 
 @posix
 def test_key_of_the_environment() -> None:
-    """A key from the environment is the one that the emulator accepts, and is not printed."""
+    """If the environment has a key, the emulator accepts this key and does not print it."""
     own = {"RETAILROCKET_API_KEY": "s3cret", "RETAILROCKET_PARTNER_ID": "my-shop"}
     with started("emulate", "--port", "0", env=own) as process:
         lines = announced(process)
@@ -64,7 +64,7 @@ def test_key_of_the_environment() -> None:
 
 @posix
 def test_options_reach_the_emulator() -> None:
-    """The options for latency and unknown events reach the emulator."""
+    """If latency or unknown events are set by options, the emulator uses them."""
     line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
     with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
         env = {**PLAIN, **pasted(announced(process))}
@@ -76,7 +76,7 @@ def test_options_reach_the_emulator() -> None:
 
 
 def test_port_that_is_taken() -> None:
-    """A port in use gives one sentence, not a traceback."""
+    """If the port is in use, one sentence is printed, and no traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -88,7 +88,7 @@ def test_port_that_is_taken() -> None:
 
 
 def test_wrong_setting() -> None:
-    """A setting that the emulator refuses gives one sentence, not a traceback."""
+    """If the emulator refuses a setting, one sentence is printed, and no traceback."""
     result = run_command("emulate", "--latency", "inf")
 
     assert result.exit_code == 2
@@ -98,7 +98,7 @@ def test_wrong_setting() -> None:
 @posix
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
 def test_output_that_takes_nothing(output: str, complaint: str) -> None:
-    """If the standard output cannot be written, the emulator still serves, and prints its address on the other one."""
+    """If standard output cannot be written, the emulator prints its address on standard error and still serves."""
     with started("emulate", "--port", "0", code=f"{output}; {MAIN}") as process:
         assert process.stderr is not None
         begin = b"".join(process.stderr.readline() for _ in range(1 + bool(complaint))).decode()
@@ -112,7 +112,7 @@ def test_output_that_takes_nothing(output: str, complaint: str) -> None:
 
 
 def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error after the emulator has begun to listen is not reported as a port in use."""
+    """If an error occurs after the emulator listens, it is not reported as a port in use."""
 
     def unannounced(_: object) -> None:
         raise OSError

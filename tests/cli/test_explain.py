@@ -1,4 +1,4 @@
-"""Why an event was not delivered, in the words of the command line."""
+"""The command line's explanations of why an event was not delivered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retailrocket_async.cli._explain import Undelivered, explain, is_hopeless
 
 @pytest.mark.parametrize("status", range(300, 500))
 def test_refusal_is_explained_by_options(status: int) -> None:
-    """The explanation of a refusal names options of the command line, not parameters of the constructor."""
+    """If an event was refused, the explanation names options of the command line, not constructor parameters."""
     explanation = explain(Rejected(status=status))
 
     assert [] == [name for name in ("base_url", "api_key", "partner_id") if name in explanation]
@@ -29,5 +29,5 @@ def test_refusal_is_explained_by_options(status: int) -> None:
     ],
 )
 def test_is_hopeless(outcome: Undelivered, *, hopeless: bool) -> None:
-    """No further event is sent if the API refuses the access, does not answer, or cannot be reached."""
+    """If the API refuses access, does not answer or cannot be reached, sending further events is hopeless."""
     assert hopeless is is_hopeless(outcome)

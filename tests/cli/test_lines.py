@@ -1,4 +1,4 @@
-"""Parses the lines of inputs: envelopes, rows of the clickstream, and bad lines."""
+"""The parser of input lines: envelopes (JSON), rows of the clickstream (CSV), and bad lines."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def complaints(*pieces: bytes) -> list[str]:
 
 
 def row(text: str) -> list[Event | BadLine]:
-    """Return the event, or the bad line, of one row of the clickstream."""
+    """Return the event or bad line that one row of the clickstream becomes."""
     return found_in(HEADER + b"\n" + text.encode(errors="surrogateescape"))
 
 
 def test_envelope() -> None:
-    """A line of JSON is the event that its envelope describes."""
+    """If a line is JSON, it becomes the event that its envelope describes."""
     assert [VIEWED] == found_in(VIEW + b"\n")
 
 
@@ -64,7 +64,7 @@ def test_envelope() -> None:
     ],
 )
 def test_row(text: str, event: Event) -> None:
-    """A row becomes the event of its name; its timestamp is in milliseconds, UTC."""
+    """If a line is a row, it becomes the event that the row names, with its time in milliseconds, UTC."""
     assert [event] == row(text)
 
 
@@ -92,7 +92,7 @@ def test_row(text: str, event: Event) -> None:
     ],
 )
 def test_bad_row(text: str, reason: str) -> None:
-    """A row that breaks a rule is a bad line, with the input, its number and the reason."""
+    """If a row breaks a rule, it becomes a bad line with the input's name, the line number and the reason."""
     [bad] = row(text)
 
     assert str(bad).startswith(f"in:2: {reason}")
@@ -115,7 +115,7 @@ def test_bad_row(text: str, reason: str) -> None:
     ],
 )
 def test_bad_line(line: bytes, reason: str) -> None:
-    """Any other line is one bad line, and the next line is parsed as usual."""
+    """If a line is anything else, it becomes a bad line, and the next line is parsed as usual."""
     bad, good = found_in(VIEW + b"\n" + line + b"\n" + VIEW)[1:]
 
     assert str(bad).startswith(f"in:2: {reason}")
@@ -123,7 +123,7 @@ def test_bad_line(line: bytes, reason: str) -> None:
 
 
 def test_bad_line_keeps_its_bytes() -> None:
-    """A bad line is kept as it was, including its line break."""
+    """If a line is bad, its bytes are preserved, including the line break."""
     [bad] = found_in(b' {"x": \xff}\t\r\n')
 
     assert isinstance(bad, BadLine)
@@ -134,7 +134,7 @@ def test_bad_line_keeps_its_bytes() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("first", [VIEW, HEADER + b"\n1430622120563,7,view,1,"])
 def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
-    """A byte order mark, blank lines, CR LF and a missing last line break make no difference."""
+    """If the input has a byte order mark, blank lines, CR LF or no last line break, the events are the same."""
     lines = [*first.split(b"\n"), b"", b"  \t", VIEW]
 
     assert [Event, Event] == [Event for found in found_in(mark + end.join(lines)) if isinstance(found, Event)]
@@ -142,24 +142,24 @@ def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
 
 
 def test_numbers_count_every_line() -> None:
-    """Blank lines and headers count, so that the number is the one that an editor shows."""
+    """If there are blank lines and headers, they are counted, so line numbers are those of an editor."""
     assert ["in:4: "] == [message[:6] for message in complaints(b"\n" + HEADER + b"\n\nx\n")]
 
 
 def test_kinds_may_be_mixed() -> None:
-    """Envelopes may stand between rows, and files with headers may be concatenated."""
+    """If envelopes and rows with headers are mixed in one input, all are parsed."""
     rows = HEADER + b"\n1,7,view,1,\n"
 
     assert ["View"] * 4 == [type(found).__name__ for found in found_in(VIEW + b"\n" + rows + VIEW + b"\n" + rows)]
 
 
 def test_row_without_header() -> None:
-    """A row without a header above it is a bad line."""
+    """If a row has no header above it, it is a bad line."""
     assert ["in:1: is neither an envelope"] == [message[:28] for message in complaints(b"1430622120563,7,view,1,")]
 
 
 def test_custom_event() -> None:
-    """An unknown name is an event only with `allow_custom`."""
+    """If the event's name is unknown, the line is an event only with `allow_custom`."""
     line = b'{"wishlist":{"sessionExternalId":"a1"}}'
 
     assert [CustomEvent(name="wishlist", fields={"sessionExternalId": "a1"})] == found_in(line, allow_custom=True)
@@ -167,7 +167,7 @@ def test_custom_event() -> None:
 
 
 def test_too_large_event() -> None:
-    """An event that is too large for any batch is a bad line."""
+    """If an event is too large for any batch, its line is a bad line."""
     phrase = b"x" * 524_288
     line = b'{"search":{"sessionExternalId":"a1","searchPhrase":"%b"}}' % phrase
 
@@ -175,7 +175,7 @@ def test_too_large_event() -> None:
 
 
 def test_endless_line() -> None:
-    """An endless line is one bad line and takes bounded memory; the next line is parsed as usual."""
+    """If a line is endless, it is one bad line and takes limited memory; the next line is parsed as usual."""
     tracemalloc.start()
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     found = [found for _ in range(100) for found in lines.feed(b"x" * MAX_LINE)]
@@ -188,7 +188,7 @@ def test_endless_line() -> None:
 
 
 def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
-    """The time for a long line does not depend on the size of the pieces in which it arrives."""
+    """If a long line arrives in small pieces, it is not copied for each piece."""
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     buffers = {id(lines._rest) for _ in range(1000) for _ in [*lines.feed(b"x" * 100), None]}
 
@@ -196,14 +196,14 @@ def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
 
 
 def test_endless_last_line() -> None:
-    """A line that is too long and has no line break is a bad line as well."""
+    """If the last line is too long and has no line break, it is a bad line."""
     assert [f"in:1: {TOO_LONG}"] == complaints(b"x" * (MAX_LINE + 1))
 
 
 @PROPERTY
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
-    """The pieces in which an input arrives do not change its lines, and no input raises an error."""
+    """If an input arrives in any pieces, its lines are the same, and no error is raised."""
     bounds = [0, *sorted(cuts), len(data)]
     pieces = [data[begin:end] for begin, end in itertools.pairwise(bounds)]
 
@@ -213,7 +213,7 @@ def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
 @PROPERTY
 @given(text=st.text(alphabet='{}[]":,view1 \n\r\x00', max_size=200), header=st.sampled_from([b"", HEADER + b"\n"]))
 def test_every_line_is_one_thing(text: str, header: bytes) -> None:
-    """A line that is not blank is exactly one event or one bad line."""
+    """If a line is not blank, it becomes exactly one event or one bad line."""
     filled = [line for line in text.encode().split(b"\n") if line.strip()]
 
     assert len(filled) == len(found_in(header + text.encode()))
@@ -221,19 +221,19 @@ def test_every_line_is_one_thing(text: str, header: bytes) -> None:
 
 @pytest.mark.parametrize(("price", "quantity"), [(-1, 1), (float("nan"), 1), (1, 0)])
 def test_impossible_price_or_quantity(price: float, quantity: float) -> None:
-    """A price or quantity that an order cannot have is an error before any row is parsed."""
+    """If price or quantity is impossible, an error is raised before any row is parsed."""
     with pytest.raises(EventValidationError):
         Clickstream(price, quantity)
 
 
 def read(path: Path) -> tuple[bytes, str | None]:
-    """Return all data of an input, and why it could not be read to its end."""
+    """Return all data of an input, and the reason why it could not be read to its end, or None."""
     *chunks, last = Source(path).chunks()
     return b"".join(chunk.data for chunk in chunks), last.failure
 
 
 def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
-    """A gzipped file is recognised by its content, also if it consists of several members."""
+    """If a file is gzipped, its content shows this; several gzip members are read, too."""
     path = tmp_path / "events.txt"
     path.write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n"))
 
@@ -242,7 +242,7 @@ def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 2, 3, 21, 22, 23])
 def test_gzip_in_small_pieces(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gzipped stream of several members is read whole, wherever a slow pipe cuts it, even inside a header."""
+    """If a gzipped stream arrives in small pieces, it is read completely, even if a header is split."""
 
     class Pipe(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -256,7 +256,7 @@ def test_gzip_in_small_pieces(step: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("data", [b"", b"\x1f", b"x", b"\x1f\x8b"[:1] + b"x"])
 def test_tiny_files_are_plain(data: bytes, tmp_path: Path) -> None:
-    """A file of zero bytes or one byte is read as plain text."""
+    """If a file has zero bytes or one byte, it is read as plain text."""
     path = tmp_path / "events"
     path.write_bytes(data)
 
@@ -264,7 +264,7 @@ def test_tiny_files_are_plain(data: bytes, tmp_path: Path) -> None:
 
 
 def test_gzip_cut_short(tmp_path: Path) -> None:
-    """A truncated gzip file is read as far as possible, and reported as truncated."""
+    """If a gzip file is truncated, it is read as far as possible, and reported as truncated."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n" * 100_000)[:-100])
     data, failure = read(path)
@@ -275,7 +275,7 @@ def test_gzip_cut_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("junk", [b"junk", b"\x1f\x8b\x08\x00" + b"\xff" * 20])
 def test_gzip_with_junk(junk: bytes, tmp_path: Path) -> None:
-    """A damaged gzip file is reported as damaged."""
+    """If a gzip file is damaged, it is reported as damaged."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n") + junk)
     data, failure = read(path)
@@ -285,7 +285,7 @@ def test_gzip_with_junk(junk: bytes, tmp_path: Path) -> None:
 
 
 def test_position_is_of_the_stored_file(tmp_path: Path) -> None:
-    """The position counts bytes of the stored file, so it ends at the file's size."""
+    """If a gzip file is read, the position counts compressed bytes, so it ends at the file's size."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(b"one\n" * 100_000))
     source = Source(path)
@@ -301,7 +301,7 @@ def test_file_of_somebody_else(
     """A file that may not be read ends the command with a sentence, before anything is sent."""
     path = tmp_path / "events"
     path.touch()
-    # The tests may run as root, who may read everything.
+    # The tests may run as root, who may read every file, so the check is replaced.
     monkeypatch.setattr("os.access", lambda *_: False)
 
     with pytest.raises(typer.Exit) as caught:
@@ -314,7 +314,7 @@ def test_file_of_somebody_else(
 
 
 async def test_defect_while_reading_is_raised() -> None:
-    """An error in the reading thread is raised in the event loop, and is not mistaken for the end of the input."""
+    """If the reading thread raises an error, it is raised in the event loop, and not taken for the input's end."""
 
     class Broken(Source):
         def chunks(self) -> Generator[Chunk]:
@@ -326,7 +326,7 @@ async def test_defect_while_reading_is_raised() -> None:
 
 
 def test_file_that_goes_away(tmp_path: Path) -> None:
-    """A file that was removed before it is read is reported, and raises nothing."""
+    """If a file is removed before it is read, this is reported, and no error is raised."""
     path = tmp_path / "events"
     path.touch()
     source = Source(path)

@@ -1,4 +1,4 @@
-"""``send``: every event of the inputs is recorded once and in order, or is reported and kept in the rejects."""
+"""`send`: every event of the inputs is recorded once and in order, or is reported and written to the rejects file."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ WITHOUT_INPUT = (
 
 
 def until(holds: Callable[[], object]) -> None:
-    """Call `holds` until it is true; the test's time limit ends a wait in vain."""
+    """Poll until `holds` returns True; if it never does, the test's time limit ends the loop."""
     while not holds():
-        # A request to the emulator for each call would take the processor from the command that the test waits for.
+        # Without a pause the requests to the emulator would slow down the command that the test waits for.
         time.sleep(0.02)
 
 
 def lines_of(source: Source) -> Lines:
-    """Return the parser of a source's lines."""
+    """Return a parser for the lines of this source."""
     return Lines(source.name, Clickstream(1, 1), allow_custom=False)
 
 
 def views(count: int) -> bytes:
-    """Return JSON Lines with that many views."""
+    """Return JSON Lines with `count` views."""
     envelope = '{{"view":{{"sessionExternalId":"s{0}","timestamp":"2025-01-31T09:30:00+00:00","productId":{0}}}}}\n'
     return "".join(envelope.format(number) for number in range(count)).encode()
 
@@ -79,7 +79,7 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[str, int]]]:
 
 
 def meant(lines: list[str]) -> dict[str, list[tuple[str, int]]]:
-    """Return the events of each visitor in these rows, in order."""
+    """Return the events of each visitor that these rows describe, in order."""
     acts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for line in lines:
         _, visitor, kind, item, _ = line.split(",")
@@ -88,7 +88,7 @@ def meant(lines: list[str]) -> dict[str, list[tuple[str, int]]]:
 
 
 def figure(table: str, name: str) -> int:
-    """Return a number of the table that a command printed."""
+    """Return the number beside `name` in the table that a command printed."""
     found = re.search(rf"{re.escape(name)} +([\d,]+)", table)
     assert found is not None, table
     return int(found[1].replace(",", ""))
@@ -100,7 +100,7 @@ def count_of(path: Path) -> int:
 
 
 def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Every row is recorded once, and in order for each visitor, with few requests and within the limit."""
+    """If a clickstream is sent, every row is recorded once and in order, with few requests."""
     made = rows(5_000)
     path = tmp_path / "events.csv"
     path.write_bytes(clickstream(made))
@@ -116,7 +116,7 @@ def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real clickstream is not here")
 def test_real_clickstream(emulator: EmulatorProcess) -> None:
-    """All events of the real clickstream are recorded once, in order, and within the limit."""
+    """If the real clickstream is sent, all events are recorded once, in order, within the limit."""
     result = run_command("send", REAL, env=settings_for(emulator))
     stats = emulator.stats()
 
@@ -128,7 +128,7 @@ def test_real_clickstream(emulator: EmulatorProcess) -> None:
 
 
 def test_order_is_kept_when_requests_fail(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Retries delay a visitor's events and never change their order."""
+    """If requests fail and are retried, each visitor's events are still recorded in order."""
     made = rows(3_000)
     path = tmp_path / "events.csv"
     path.write_bytes(clickstream(made))
@@ -141,7 +141,7 @@ def test_order_is_kept_when_requests_fail(emulator: EmulatorProcess, tmp_path: P
 
 
 def test_orders_have_the_price_and_quantity_of_the_options(emulator: EmulatorProcess) -> None:
-    """Price and quantity, which the clickstream lacks, come from the options."""
+    """If the clickstream has orders, their price and quantity are those of the options."""
     row = clickstream(["1430622120563,7,transaction,1,4000"])
     run_command("send", "-", "--price", "9.90", "--quantity", "2.5", env=settings_for(emulator), stdin=row)
     [event] = emulator.events()
@@ -159,7 +159,7 @@ def test_orders_have_the_price_and_quantity_of_the_options(emulator: EmulatorPro
 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
 def test_standard_input(emulator: EmulatorProcess, packed: Callable[[bytes], bytes]) -> None:
-    """The standard input is read like a file, gzipped or not."""
+    """If the input is standard input, it is read like a file, gzipped or not."""
     result = run_command("send", "-", env=settings_for(emulator), stdin=packed(views(3)))
 
     assert result.exit_code == 0, result.stderr
@@ -167,7 +167,7 @@ def test_standard_input(emulator: EmulatorProcess, packed: Callable[[bytes], byt
 
 
 def test_slow_pipe_is_sent_as_it_comes(emulator: EmulatorProcess) -> None:
-    """Events are sent while their pipe is still open."""
+    """If events arrive in a slow pipe, they are sent while the pipe is still open."""
     with started("send", "-", env=settings_for(emulator)) as process:
         feed(process, views(3))
         until(lambda: emulator.stats()["total_events"] == 3)
@@ -177,7 +177,7 @@ def test_slow_pipe_is_sent_as_it_comes(emulator: EmulatorProcess) -> None:
 
 
 def test_several_files_of_both_kinds(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Several files are sent one after the other, each of its own kind."""
+    """If several files are given, they are sent one after the other, whatever their formats."""
     first, second = tmp_path / "first.csv.gz", tmp_path / "second.jsonl"
     first.write_bytes(gzip.compress(clickstream(rows(10))))
     second.write_bytes(views(5))
@@ -187,7 +187,7 @@ def test_several_files_of_both_kinds(emulator: EmulatorProcess, tmp_path: Path) 
 
 
 def test_nothing_to_send(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """An empty file makes no request, and status 0."""
+    """If a file is empty, no request is made, and the exit status is 0."""
     path = tmp_path / "empty"
     path.touch()
     result = run_command("send", path, env=settings_for(emulator))
@@ -196,7 +196,7 @@ def test_nothing_to_send(emulator: EmulatorProcess, tmp_path: Path) -> None:
 
 
 def test_custom_events(tmp_path: Path) -> None:
-    """Events of unknown names are sent with ``--allow-custom``, and are bad lines otherwise."""
+    """If an event's name is unknown, it is sent only with `--allow-custom`, and is otherwise a bad line."""
     line = b'{"wishlist":{"sessionExternalId":"a1"}}\n'
     with emulator_process(Settings(allow_unknown_events=True)) as emulator:
         refused = run_command("send", "-", env=settings_for(emulator), stdin=line)
@@ -207,7 +207,7 @@ def test_custom_events(tmp_path: Path) -> None:
 
 
 def test_bad_lines_do_not_hold_up_good_ones(emulator: EmulatorProcess) -> None:
-    """Good lines are delivered, bad ones are printed with file, number and reason, and the status is 1."""
+    """If some lines are bad, they are printed, the good ones are delivered, and the exit status is 1."""
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(2) + b"oops\n" + views(1))
 
     assert (1, 3) == (result.exit_code, emulator.stats()["total_events"])
@@ -216,7 +216,7 @@ def test_bad_lines_do_not_hold_up_good_ones(emulator: EmulatorProcess) -> None:
 
 
 def test_only_the_first_bad_lines_are_printed(emulator: EmulatorProcess) -> None:
-    """Only the first twenty bad lines are printed."""
+    """If many lines are bad, only the first twenty are printed."""
     result = run_command("send", "-", env=settings_for(emulator), stdin=b"oops\n" * 1_000)
 
     assert 20 == result.stderr.count("bad line <stdin>")
@@ -224,7 +224,7 @@ def test_only_the_first_bad_lines_are_printed(emulator: EmulatorProcess) -> None
 
 
 def test_damaged_file_is_reported_and_the_next_one_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """The readable part of a damaged file is sent, and so are the files after it."""
+    """If a file is damaged, its readable part and the next files are sent."""
     damaged, good = tmp_path / "damaged.gz", tmp_path / "good"
     damaged.write_bytes(gzip.compress(views(20_000))[:-50])
     good.write_bytes(views(7))
@@ -237,7 +237,7 @@ def test_damaged_file_is_reported_and_the_next_one_sent(emulator: EmulatorProces
 
 
 def test_rejects_can_be_corrected_and_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """The corrected rejects deliver exactly the events that the first run did not."""
+    """If the rejects are corrected and sent, exactly the missing events are delivered."""
     made = rows(1_000)
     spoilt = [line if number % 100 else f"{line}," for number, line in enumerate(made)]
     path, rejects, again = tmp_path / "events.csv", tmp_path / "rejects", tmp_path / "again"
@@ -262,7 +262,7 @@ def test_rejects_can_be_corrected_and_sent(emulator: EmulatorProcess, tmp_path: 
 
 
 def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """The rejects hold bad lines byte for byte, and no good ones."""
+    """If lines are bad, the rejects file contains them byte for byte, and no good lines."""
     rejects = tmp_path / "rejects"
     run_command(
         "send",
@@ -278,7 +278,7 @@ def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path:
 
 @posix
 def test_rejects_are_their_owners_alone(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Only their owner may read the rejects, since events hold personal data."""
+    """If rejects are written, only their owner may read the file, because events contain personal data."""
     rejects = tmp_path / "rejects"
     run_command("send", "-", "--rejects", rejects, env=settings_for(emulator), stdin=b"oops\n")
 
@@ -286,7 +286,7 @@ def test_rejects_are_their_owners_alone(emulator: EmulatorProcess, tmp_path: Pat
 
 
 def test_rejects_of_an_earlier_run_are_not_overwritten(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file that is not empty, such as the input itself, is not overwritten, and nothing is sent."""
+    """If the rejects file is not empty, for example the input itself, it is not overwritten, and nothing is sent."""
     path = tmp_path / "rejects"
     path.write_bytes(views(1))
     result = run_command("send", path, "--rejects", path, env=settings_for(emulator))
@@ -296,7 +296,7 @@ def test_rejects_of_an_earlier_run_are_not_overwritten(emulator: EmulatorProcess
 
 
 def test_rejects_that_cannot_be_written(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A path of rejects that cannot be written ends the command before anything is sent."""
+    """If the rejects file cannot be written, the command ends before anything is sent."""
     result = run_command(
         "send", "-", "--rejects", tmp_path / "no" / "where", env=settings_for(emulator), stdin=views(1)
     )
@@ -307,7 +307,7 @@ def test_rejects_that_cannot_be_written(emulator: EmulatorProcess, tmp_path: Pat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
-    """A full disk does not stop the delivery, and the rejects are reported as incomplete."""
+    """If the disk is full, events are still delivered, and the rejects are reported as incomplete."""
     result = run_command("send", "-", "--rejects", "/dev/full", env=settings_for(emulator), stdin=b"oops\n" + views(2))
 
     assert (1, 2) == (result.exit_code, emulator.stats()["total_events"])
@@ -330,7 +330,7 @@ def test_rejects_on_a_full_disk(emulator: EmulatorProcess) -> None:
     ],
 )
 def test_reason_says_what_to_correct(emulator: EmulatorProcess, status: int, message: str) -> None:
-    """The report on undelivered events says why, and what to correct."""
+    """If events are not delivered, the report says why and what to correct."""
     emulator.add_faults([{"kind": "status", "status": status, "times": None}])
     result = run_command("send", "-", "--give-up-after", "0", env=settings_for(emulator), stdin=views(3))
 
@@ -340,7 +340,7 @@ def test_reason_says_what_to_correct(emulator: EmulatorProcess, status: int, mes
 
 
 def test_wrong_key_stops_early(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """With a wrong key a long file is not read to its end, and the report says where it stopped."""
+    """If the key is wrong, a long file is not read to its end, and the report says where reading stopped."""
     path = tmp_path / "events.jsonl"
     path.write_bytes(views(100_000))
     result = run_command("send", path, env={**settings_for(emulator), "RETAILROCKET_API_KEY": "wrong"})
@@ -368,7 +368,7 @@ def test_wrong_key_stops_early(emulator: EmulatorProcess, tmp_path: Path) -> Non
     ],
 )
 def test_wrong_use(emulator: EmulatorProcess, arguments: list[str], env: dict[str, str], message: str) -> None:
-    """Wrong arguments and configuration give one sentence and status 2, and nothing is sent."""
+    """If arguments or settings are wrong, one sentence is printed, the exit status is 2, and nothing is sent."""
     result = run_command("send", *arguments, env={**settings_for(emulator), **env}, stdin=views(1))
 
     assert result.stderr.startswith(message)
@@ -376,7 +376,7 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: list[str], env: dict[st
 
 
 def test_insecure_address_is_allowed_by_option(emulator: EmulatorProcess) -> None:
-    """Plain http to another host needs an option."""
+    """If the address is plain http on another host, an option must allow it."""
     options = ("--base-url", "http://nowhere.invalid/1.0/", "--allow-insecure-http", "--give-up-after", "0")
     result = run_command("send", "-", *options, env=settings_for(emulator), stdin=views(1))
 
@@ -385,7 +385,7 @@ def test_insecure_address_is_allowed_by_option(emulator: EmulatorProcess) -> Non
 
 
 def test_dry_run_sends_nothing_and_needs_nothing() -> None:
-    """A dry run of good lines needs no credentials, and has status 0."""
+    """If a dry run finds only good lines, it needs no credentials, and its exit status is 0."""
     result = run_command("send", "--dry-run", "-", stdin=views(3))
 
     assert (0, "", "3 events are valid; 0 lines are bad; nothing was sent\n") == (
@@ -396,7 +396,7 @@ def test_dry_run_sends_nothing_and_needs_nothing() -> None:
 
 
 def test_dry_run_lists_every_bad_line(tmp_path: Path) -> None:
-    """A dry run prints every bad line with file, number and reason, and nothing else, on the standard output."""
+    """If a dry run finds bad lines, it prints all of them, with file, number and reason."""
     path, rejects = tmp_path / "events", tmp_path / "rejects"
     path.write_bytes(views(1) + b'{"view":{}}\n' * 50)
     result = run_command("send", "--dry-run", path, "--rejects", rejects)
@@ -407,7 +407,7 @@ def test_dry_run_lists_every_bad_line(tmp_path: Path) -> None:
 
 
 def test_control_characters_of_the_input_are_not_printed(tmp_path: Path) -> None:
-    """Control characters in a file's name or content do not reach the terminal."""
+    """If a file's name or content has control characters, they are not printed."""
     path = tmp_path / "bad\x1b[31mname"
     path.write_bytes(b'{"view\\u001b[31m":{}}\n{"view":{"\\u001b[31m":1}}\n' + HEADER.encode() + b"\n1,1,\x1b[31m,1,\n")
     result = run_command("send", "--dry-run", path)
@@ -417,7 +417,7 @@ def test_control_characters_of_the_input_are_not_printed(tmp_path: Path) -> None
 
 
 def test_output_that_the_terminal_cannot_show() -> None:
-    """A terminal without Unicode gets escapes, not a traceback."""
+    """If the terminal has no Unicode, escapes are printed, and no traceback."""
     data = f"{HEADER}\n1,1,диван,1,\n".encode()
     result = run_command("send", "--dry-run", "-", encoding="latin-1", stdin=data)
 
@@ -440,7 +440,7 @@ def test_pipe_that_closes_early(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["send", "check"])
 def test_no_traceback_and_no_control_characters_in_a_pipe(emulator: EmulatorProcess, command: str) -> None:
-    """In a pipe there is text and nothing else: no progress bar, no colours."""
+    """If the output is a pipe, it contains only text: no progress bar and no colours."""
     arguments = [command, *(["-"] if command == "send" else [])]
     output = run_command(*arguments, env=settings_for(emulator), stdin=views(500) + b"oops\n").output
 
@@ -450,7 +450,7 @@ def test_no_traceback_and_no_control_characters_in_a_pipe(emulator: EmulatorProc
 @posix
 @pytest.mark.endurance
 def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file much larger than the buffer needs no more memory than a small one."""
+    """If a file is much larger than the buffer, the command needs no more memory than for a small one."""
     code = (
         "import resource, sys, atexit; from retailrocket_async.cli import main;"
         "atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)); main()"
@@ -472,7 +472,7 @@ def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path
 @posix
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_delivers_what_was_read(emulator: EmulatorProcess, number: signal.Signals, status: int) -> None:
-    """A signal ends the wait for more input, and everything read so far is delivered and reported."""
+    """If a signal interrupts the command, everything read so far is delivered and reported."""
     with started("send", "-", env=settings_for(emulator)) as process:
         feed(process, views(3))
         until(lambda: emulator.stats()["total_events"] == 3)
@@ -488,7 +488,7 @@ def test_interruption_delivers_what_was_read(emulator: EmulatorProcess, number: 
 
 @posix
 def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A file is followed while it grows, is truncated and is replaced; after a signal the status is 0."""
+    """If `--watch` is given, the file is followed while it grows, is truncated or replaced."""
     path, all_of_it = tmp_path / "events", views(9).splitlines(keepends=True)
     path.write_bytes(b"".join(all_of_it[:2]) + all_of_it[2][:20])
     with started("send", path, "--watch", "--json", env=settings_for(emulator)) as process:
@@ -498,7 +498,7 @@ def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path)
         until(lambda: emulator.stats()["total_events"] == 3)
         path.rename(tmp_path / "events.1")
         with (tmp_path / "events.1").open("ab") as file:
-            # Its writer still has it open, and never ends the line.
+            # The writer still has the file open and does not end this line.
             file.write(b"\n" + all_of_it[4].rstrip())
         path.write_bytes(b"".join(all_of_it[5:8]))
         until(lambda: emulator.stats()["total_events"] == 8)
@@ -522,14 +522,14 @@ def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path)
     ],
 )
 def test_what_does_not_go_together(arguments: tuple[str, ...], message: str) -> None:
-    """Options that exclude each other give one sentence, and nothing is sent."""
+    """If options exclude each other, one sentence is printed, and nothing is sent."""
     result = run_command("send", *arguments)
 
     assert (2, True) == (result.exit_code, message in result.stderr)
 
 
 def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A compressed file cannot be followed, and the command says so."""
+    """If a compressed file is to be followed, the command says that this is impossible."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(views(3)))
     result = run_command("send", path, "--watch", env=settings_for(emulator))
@@ -539,7 +539,7 @@ def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None
 
 
 def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Lines before the given one are not sent, but parsed, since a header may be among them."""
+    """If `--from-line` is given, earlier lines are parsed, because of headers, but not sent."""
     path = tmp_path / "events.csv"
     lines = rows(10)
     path.write_bytes(clickstream(lines))
@@ -551,7 +551,7 @@ def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path
 
 
 def test_json_of_a_dry_run(tmp_path: Path) -> None:
-    """With ``--json`` the last line of a dry run is an object with the counts."""
+    """If `--json` is given, the last line of a dry run is an object with the counts."""
     path = tmp_path / "events"
     path.write_bytes(views(3) + b"nonsense\n")
     result = run_command("send", path, "--dry-run", "--json")
@@ -562,7 +562,7 @@ def test_json_of_a_dry_run(tmp_path: Path) -> None:
 
 @posix
 def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """A second Ctrl-C does not wait for answers; events without one are in the rejects, and reported as uncertain."""
+    """If Ctrl-C is pressed twice, the command ends at once; unanswered events are in the rejects file."""
     rejects = tmp_path / "rejects"
     emulator.add_faults([{"kind": "stall", "times": None}])
     with started("send", "-", "--rejects", rejects, "--drain", "1000", env=settings_for(emulator)) as process:
@@ -582,7 +582,7 @@ def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: 
 
 @posix
 async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
-    """After an interruption the rejects hold every event up to the line that is reported, and none after it."""
+    """If the command is interrupted, the rejects file has exactly the events up to the reported line."""
     path = tmp_path / "events"
     path.write_bytes(views(20_000))
     clients: list[AsyncTrackingClient] = []
@@ -612,7 +612,7 @@ async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
 
 @posix
 def test_progress_on_a_terminal(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """On a terminal there is a progress bar with the rate and the remaining time."""
+    """If the output is a terminal, a progress bar shows rate and remaining time."""
     path = tmp_path / "events"
     path.write_bytes(views(2_000))
     status, seen = on_a_terminal(["send", str(path)], {}, settings_for(emulator))
@@ -625,7 +625,7 @@ def test_progress_on_a_terminal(emulator: EmulatorProcess, tmp_path: Path) -> No
 
 @posix
 def test_bad_lines_stand_above_the_bar(tmp_path: Path) -> None:
-    """On a terminal each bad line of a dry run is printed whole, on a line of its own."""
+    """If a dry run prints bad lines on a terminal, each is complete and on its own line."""
     path = tmp_path / "events"
     path.write_bytes(b"oops\n" * 3)
     status, seen = on_a_terminal(["send", "--dry-run", str(path)], {}, {})
@@ -636,7 +636,7 @@ def test_bad_lines_stand_above_the_bar(tmp_path: Path) -> None:
 
 @posix
 def test_nobody_answers_the_prompt(emulator: EmulatorProcess) -> None:
-    """If no key is typed, the command says so and ends with status 2."""
+    """If no key is typed at the prompt, the command says so and exits with status 2."""
     env = {**settings_for(emulator), "RETAILROCKET_API_KEY": ""}
     status, seen = on_a_terminal(["check"], {b"does not show": b"\x04"}, env)
 
@@ -646,7 +646,7 @@ def test_nobody_answers_the_prompt(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
-    """Without the variable the command asks for the key on the terminal, and does not show it."""
+    """If the variable is missing, the command asks for the key on the terminal, and does not show it."""
     env = {**settings_for(emulator), "RETAILROCKET_API_KEY": ""}
     status, seen = on_a_terminal(["check"], {b"does not show": b"dev-api-key\n"}, env)
 
@@ -656,7 +656,7 @@ def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_pipe_that_does_not_block(emulator: EmulatorProcess) -> None:
-    """A pipe that another program left non-blocking is read to its end."""
+    """If another program left a pipe non-blocking, it is read to its end."""
     code = f"import os; os.set_blocking(0, False); {MAIN}"
     with started("send", "-", env=settings_for(emulator), code=code) as process:
         feed(process, views(1))
@@ -671,7 +671,7 @@ CLOSED = "error: the standard input is closed: there is nothing to read\n"
 
 @pytest.mark.parametrize("arguments", [["send", "-"], ["send", "--dry-run", "-"]])
 def test_closed_standard_input(arguments: list[str]) -> None:
-    """A command that must read a closed standard input says so."""
+    """If standard input is closed but needed, the command says so."""
     result = run_command(*arguments, stdin=None)
 
     assert (2, "", CLOSED) == (result.exit_code, result.stdout, result.stderr)
@@ -679,12 +679,12 @@ def test_closed_standard_input(arguments: list[str]) -> None:
 
 @posix
 def test_process_without_standard_input() -> None:
-    """A process that was started with its standard input closed says so, too."""
+    """If the process was started with a closed standard input, the command says so, too."""
     assert (2, "", CLOSED) == finished("send", "-", code=WITHOUT_INPUT)
 
 
 def test_no_key_and_closed_standard_input(tmp_path: Path) -> None:
-    """Without a standard input the command does not ask for the key."""
+    """If there is no standard input, the command does not ask for the key."""
     (tmp_path / "events").touch()
     result = run_command("send", tmp_path / "events", "--partner-id", "shop", stdin=None)
 
@@ -695,7 +695,7 @@ def test_no_key_and_closed_standard_input(tmp_path: Path) -> None:
 
 
 def delivered_all(status: int, printed: str, extra: bytes) -> tuple[int, bool]:
-    """Return the status, and whether it was printed that everything was delivered if it was."""
+    """Return the status, and True if the sentence about complete delivery was printed exactly if it was true."""
     return status, ("Everything was delivered: 3 events in 1 requests.\n" in printed) is not bool(extra)
 
 
@@ -706,7 +706,7 @@ def delivered_all(status: int, printed: str, extra: bytes) -> tuple[int, bool]:
 def test_output_that_cannot_be_written(
     *, emulator: EmulatorProcess, unwritable: str, complaint: str, extra: bytes, status: int, buffered: bool
 ) -> None:
-    """Whether or not the output can be written, the status says if all was delivered, and the conclusion is printed."""
+    """If an output cannot be written, the exit status still says whether all was delivered."""
     output = unwritable_output(unwritable, buffered=buffered)
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(3) + extra, stdout=output)
 
@@ -719,7 +719,7 @@ def test_output_that_cannot_be_written(
 @posix
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
 def test_process_whose_output_cannot_be_written(emulator: EmulatorProcess, output: str, complaint: str) -> None:
-    """The same holds for the interpreter's end, which writes out what is left in its buffers."""
+    """If the interpreter cannot write its buffers at the end, the exit status and message are the same."""
     ended, _, printed = finished("send", "-", env=settings_for(emulator), code=f"{output}; {MAIN}", stdin=views(3))
 
     assert (0, True) == delivered_all(ended, printed, b"")
@@ -731,7 +731,7 @@ def test_process_whose_output_cannot_be_written(emulator: EmulatorProcess, outpu
 @posix
 @pytest.mark.parametrize("unwritable", ["gone", "full"])
 def test_no_output_can_be_written(emulator: EmulatorProcess, unwritable: str) -> None:
-    """If neither output can be written, only the status says that everything was delivered."""
+    """If no output can be written, the exit status still says that everything was delivered."""
     outputs = {name: unwritable_output(unwritable) for name in ("stdout", "stderr")}
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(3), **outputs)
 
@@ -741,7 +741,7 @@ def test_no_output_can_be_written(emulator: EmulatorProcess, unwritable: str) ->
 @posix
 @pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 def test_dry_run_whose_output_cannot_be_written(unwritable: str, complaint: str) -> None:
-    """A dry run that cannot print the bad lines ends with the status of one that found some."""
+    """If a dry run cannot print the bad lines, its exit status still says that it found some."""
     output = unwritable_output(unwritable)
     result = run_command("send", "--dry-run", "-", stdin=b"oops\n" * 3, stdout=output)
 

@@ -1,4 +1,4 @@
-"""``spool``: shows the events and dead letters of a spool, exports, removes and replays them."""
+"""`spool` shows, exports, removes and replays the events and dead letters of a spool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
-    """A spool with three waiting events and two dead letters."""
+    """Provide a spool with three waiting events and two dead letters."""
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
@@ -38,7 +38,7 @@ def spool(tmp_path: Path) -> Path:
 
 
 class Terminal(TextIOWrapper):
-    """An output in memory that says it is a terminal."""
+    """An output in memory that claims to be a terminal."""
 
     def isatty(self) -> bool:
         """Return True."""
@@ -46,12 +46,12 @@ class Terminal(TextIOWrapper):
 
 
 def run(*arguments: object, answer: str = "", stdout: TextIO | None = None) -> Result:
-    """Run a command of `spool`, whose question gets this answer."""
+    """Run a `spool` command, and answer its question with `answer`."""
     return run_command("spool", *arguments, stdin=answer.encode(), stdout=stdout)
 
 
 def test_stat(spool: Path) -> None:
-    """`stat` prints the shop, how many events wait and since when, and the dead letters by reason."""
+    """If `stat` is run, it prints the shop, the waiting events and their age, and the dead letters by reason."""
     result = run("stat", spool)
     assert result.exit_code == 0
     for text in ("shop-1", "waiting events", "3", "none", "rejected: HTTP 400", "expired", " d old"):
@@ -59,7 +59,7 @@ def test_stat(spool: Path) -> None:
 
 
 def test_json(spool: Path) -> None:
-    """With ``--json`` the commands print the same, and each event as an object inside."""
+    """If `--json` is given, the commands print JSON, with each event as an object."""
     assert json.loads(run("stat", spool, "--json").stdout)["events"] == 3
     waiting = [json.loads(line) for line in run("list", spool, "--json").stdout.splitlines()]
     assert [event["id"] for event in waiting] == [1, 3, 5]
@@ -69,7 +69,7 @@ def test_json(spool: Path) -> None:
 
 
 def test_stat_sees_who_sends(spool: Path) -> None:
-    """`stat` says whether a process sends the events of the spool."""
+    """If a process sends the spool's events, `stat` says so."""
     file = SpoolFile(spool)
     file.open()
     file.lease.acquire()
@@ -78,7 +78,7 @@ def test_stat_sees_who_sends(spool: Path) -> None:
 
 
 def test_list(spool: Path) -> None:
-    """`list` prints the oldest events, and says if there are more."""
+    """If `list` is run, it prints the oldest events, and says if there are more."""
     result = run("list", spool, "--limit", 2)
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "3"]
     assert '"productId":3' in result.stdout
@@ -86,7 +86,7 @@ def test_list(spool: Path) -> None:
 
 
 def test_dead_list(spool: Path) -> None:
-    """`dead list` prints dead letters with their reasons, and which of them may have been recorded."""
+    """If `dead list` is run, it prints dead letters with reasons, and which of them may have been recorded."""
     result = run("dead", "list", spool)
     first, second = result.stdout.splitlines()
     assert "rejected: HTTP 400  {" in first
@@ -94,7 +94,7 @@ def test_dead_list(spool: Path) -> None:
 
 
 def test_dead_replay(spool: Path) -> None:
-    """`dead replay` moves dead letters back to the waiting events."""
+    """If `dead replay` is run, dead letters become waiting events again."""
     assert "1 dead letters wait" in run("dead", "replay", spool, "--limit", 1).stdout
     assert run("dead", "replay", spool).exit_code == 0
     found = SqliteSpool(spool).stat()
@@ -102,14 +102,14 @@ def test_dead_replay(spool: Path) -> None:
 
 
 def test_purge_asks(spool: Path) -> None:
-    """`purge` removes nothing without a confirmation."""
+    """If `purge` is not confirmed, nothing is removed."""
     result = run("purge", spool, answer="n\n")
     assert result.exit_code == 2
     assert SqliteSpool(spool).stat().events == 3
 
 
 def test_purge(spool: Path) -> None:
-    """`purge` removes the waiting events, or the dead letters, and says how many."""
+    """If `purge` is confirmed, it removes the waiting events or dead letters, and says how many."""
     assert "removed 3 waiting events" in run("purge", spool, "--yes").stdout
     assert "removed 2 dead letters" in run("purge", spool, "--dead", answer="y\n").stdout
     found = SqliteSpool(spool).stat()
@@ -117,7 +117,7 @@ def test_purge(spool: Path) -> None:
 
 
 def test_purge_leaves_what_is_being_sent(spool: Path) -> None:
-    """`purge` leaves events that a process has read for sending, since they may be in flight."""
+    """If a process has read events for sending, `purge` does not remove them, as they may be in flight."""
     file = SpoolFile(spool)
     file.open()
     file.lease.acquire()
@@ -128,7 +128,7 @@ def test_purge_leaves_what_is_being_sent(spool: Path) -> None:
 
 
 def test_export(spool: Path, tmp_path: Path) -> None:
-    """`export` writes lines that `send` accepts, readable by this user only; it overwrites and removes nothing."""
+    """If `export` is run, it writes lines that `send` accepts, and removes and overwrites nothing."""
     output = tmp_path / "events.ndjson"
     assert run("export", spool, "--output", output).exit_code == 0
     lines = output.read_bytes().splitlines()
@@ -143,7 +143,7 @@ def test_export(spool: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [1, 3, 30], ids=["schema", "root", "rows"])
 def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
-    """From a damaged spool `export` writes every readable event that still waits, and says how many it skipped."""
+    """If the spool is damaged, `export` writes every readable event, and says how many it skipped."""
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
@@ -155,7 +155,7 @@ def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
     database = tmp_path / "spool" / "events.db"
     content = bytearray(database.read_bytes())
     content[(page - 1) * 4096 : (page - 1) * 4096 + 300] = bytes(300)
-    # Damage the text of one event as well.
+    # The text of one event is damaged, too.
     content[content.index(b'"productId":2000') + 1] ^= 0x80
     database.write_bytes(content)
     before = bytes(content)
@@ -165,14 +165,14 @@ def test_export_of_a_damaged_spool(tmp_path: Path, page: int) -> None:
     assert "skipped 1 damaged events" in result.stderr
     found = [json.loads(line)["view"]["productId"] for line in output.read_bytes().splitlines()]
     assert set(found) <= set(range(111, 3001)) - {2000}
-    # Only a damaged page of rows loses events.
+    # Events are lost only if the damaged page contains rows.
     assert len(found) == len(set(found)) >= 2889 - (40 if page == 30 else 0)
     assert run("export", tmp_path / "spool", "--dead").stdout.count("\n") == 10
     assert database.read_bytes() == before
 
 
 def test_export_shows_nothing_on_a_terminal(spool: Path) -> None:
-    """`export` writes nothing on a terminal, since events hold personal data."""
+    """If the output is a terminal, `export` writes nothing, because events contain personal data."""
     terminal = Terminal(BytesIO())
     result = run("export", spool, stdout=terminal)
     assert result.exit_code == 2
@@ -180,7 +180,7 @@ def test_export_shows_nothing_on_a_terminal(spool: Path) -> None:
 
 
 def test_no_spool(tmp_path: Path) -> None:
-    """A directory without a spool is reported, and nothing is created in it."""
+    """If the directory has no spool, this is reported, and nothing is created."""
     result = run("stat", tmp_path)
     assert result.exit_code == 2
     assert "there is no spool" in result.stderr
@@ -191,7 +191,7 @@ def test_no_spool(tmp_path: Path) -> None:
     "command", [["stat"], ["list"], ["purge"], ["export"], ["dead"], ["dead", "list"], ["dead", "replay"], []]
 )
 def test_help(command: list[str]) -> None:
-    """Every command has a help page."""
+    """If `--help` is given, every command prints a help page."""
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout

@@ -1,4 +1,4 @@
-"""`before_send` may change or drop an event in the caller's task, and no error of it costs an event."""
+"""`before_send` may change or drop an event in the caller's task; an error in `before_send` loses no event."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ SENDING: dict[str, Callable[[AsyncTrackingClient, Event], Awaitable[Delivered]]]
 
 
 async def through(way: str, client: AsyncTrackingClient, what: Event) -> Any:
-    """Send an event by one of the methods; return the outcome of its receipt, or the result of the direct send."""
+    """Send an event by the named method. Return the outcome of its receipt, or the result of a direct send."""
     return await (await WAYS[way](client, what)) if way in WAYS else await SENDING[way](client, what)
 
 
 def changed(what: Event) -> Event:
-    """Return the event with another number."""
+    """Return the event with 100 added to its product id."""
     assert isinstance(what, View)
     return attrs.evolve(what, product_id=what.product_id + 100)
 
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_changed(way: str) -> None:
-    """The event that the hook returns is sent in place of the given one, and the hook is called once for each event."""
+    """If the hook returns another event, that event is sent, and the hook is called once for each event."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -78,7 +78,7 @@ def test_changed(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An event that the hook drops is settled immediately, counted and reported; it is neither sent nor logged."""
+    """If the hook drops an event, the event is settled, counted and reported at once, but neither sent nor logged."""
 
     async def test() -> None:
         undelivered: list[UndeliveredEvent] = []
@@ -96,7 +96,7 @@ def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
         assert transport.requests == []
         assert (report.stats.tracked, report.stats.dropped, report.stats.hook_errors) == (1, 1, 0)
         assert report.stats.dropped_by == {"before_send": {"view": 1}}
-        # Direct sends raise an error instead.
+        # `send` and `send_batch` raise the error to their caller, so `on_outcome` gets nothing from them.
         assert [(number_of(kept), kept.outcome) for kept in undelivered] == ([(1, DROPPED)] if way in WAYS else [])
 
     run(test())
@@ -122,7 +122,7 @@ def _returns_the_class(_: Event) -> Any:
     [(_raises, "ZeroDivisionError"), (_returns_a_dict, "TypeError"), (_returns_the_class, "TypeError")],
 )
 def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """If the hook raises, or returns no event, the given event is sent; the error is counted, and logged once."""
+    """If the hook raises or returns no event, the original event is sent; only the first error is logged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -138,7 +138,7 @@ def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pyt
 
 
 def test_each_for_itself() -> None:
-    """The hook decides on each event of a list alone; a direct request carries the events that remain."""
+    """If the hook drops some events of a list, the other events are still sent, also in a direct batch."""
 
     def hook(what: Event) -> Event | None:
         number = number_of(what)
@@ -159,7 +159,7 @@ def test_each_for_itself() -> None:
 
 
 def test_personal_data_is_stripped() -> None:
-    """Personal data that the hook removes is nowhere in the request."""
+    """If the hook removes personal data, the request does not contain the data."""
 
     def hook(what: Event) -> Event:
         return attrs.evolve(what, email=None, phone=None) if isinstance(what, SetContact) else what
@@ -175,7 +175,7 @@ def test_personal_data_is_stripped() -> None:
 
 
 def test_another_type() -> None:
-    """The hook may return an event of another type, which is sent under its own name, to its own endpoint."""
+    """If the hook returns an event of another type, the event is sent under the new name, to the new endpoint."""
 
     def hook(what: Event) -> Event:
         return Order(session_external_id="a", product_id=number_of(what), quantity=1, price=1, transaction="t")
@@ -192,7 +192,7 @@ def test_another_type() -> None:
 
 @pytest.mark.parametrize("way", ["track", "track_nowait", "track_many", "send", "send_batch"])
 def test_not_called_with_a_value_that_is_no_event(way: str) -> None:
-    """The hook is not called with a value that is not an event; the value is refused as without a hook."""
+    """If the value is not an event, the hook is not called and the method raises `EventValidationError`."""
 
     async def test() -> None:
         seen: list[Event] = []
@@ -211,7 +211,7 @@ def test_not_called_with_a_value_that_is_no_event(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_drops_nothing_after_the_close(way: str) -> None:
-    """After the close an event raises the error of a closed client, even if the hook drops it."""
+    """If the client is closed, every method raises `ClientClosedError`, even if the hook would drop the event."""
 
     async def test() -> None:
         client = make_client(ScriptedTransport(), before_send=lambda _: None)
@@ -224,7 +224,7 @@ def test_drops_nothing_after_the_close(way: str) -> None:
 
 
 def test_feed_that_is_dropped_lets_others_run() -> None:
-    """While the hook drops every event of a long iterable, other tasks run every 250 events."""
+    """If the hook drops every event of a long iterable, other tasks still run at least once per 250 events."""
 
     async def test() -> None:
         client = make_client(ScriptedTransport(), before_send=lambda _: None)
@@ -251,13 +251,13 @@ async def _coroutine(what: Event) -> Event:
 
 @pytest.mark.parametrize("hook", ["strip", 1, _coroutine], ids=shown)
 def test_impossible_hook(hook: Any) -> None:
-    """A hook that is not a plain function is refused by the constructor."""
+    """If the hook is not a plain function, the constructor raises `ConfigurationError`."""
     with pytest.raises(ConfigurationError, match="before_send must be a plain function"):
         make_client(ScriptedTransport(), before_send=hook)
 
 
 def test_every_typed_method_is_seen() -> None:
-    """The hook is called for the event of every typed method."""
+    """If an event is tracked by its typed method, the hook is called with the event."""
     fields: dict[str, Any] = {
         "group_id": 1,
         "product_id": 1,

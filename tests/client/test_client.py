@@ -1,4 +1,4 @@
-"""The client as a shop uses it, against a real server on loopback."""
+"""The client is used as a shop uses it, against a real server on loopback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ids(server: RawServer) -> list[int]:
 
 
 async def test_the_example_of_the_readme_holds() -> None:
-    """`track` returns before the request, and its receipt gives the outcome of the delivery."""
+    """If an event is tracked, `track` returns before the request, and awaiting the receipt returns the outcome."""
     async with raw_server() as server, _client(server) as client:
         await client.view(session_external_id="visitor", product_id=123456)
         receipt = await client.order(
@@ -84,7 +84,7 @@ async def test_the_example_of_the_readme_holds() -> None:
 
 
 async def test_a_thousand_events_leave_in_two_batches() -> None:
-    """A thousand events are sent in two full batches, in order, each exactly once."""
+    """If a thousand events are tracked, they are sent in two full batches, in order, each exactly once."""
     async with raw_server() as server, _client(server) as client:
         await client.track_many(_views(1000))
         await client.flush()
@@ -111,7 +111,7 @@ async def test_track_many_takes_iterables_of_both_kinds() -> None:
 
 
 async def test_the_lines_of_an_order_can_be_tracked_together() -> None:
-    """`order_lines` and `track_many` record every line of a basket with the order's transaction."""
+    """If `order_lines` is passed to `track_many`, every line of the basket is sent with the order's transaction."""
     lines = [{"product_id": 1, "quantity": 2, "price": 10}, {"product_id": 2, "quantity": 1, "price": Decimal("0.5")}]
     async with raw_server() as server, _client(server) as client:
         await client.track_many(order_lines(lines, session_external_id="visitor", transaction="T-1"))
@@ -136,7 +136,7 @@ async def test_the_lines_of_an_order_can_be_tracked_together() -> None:
     ],
 )
 async def test_each_status_raises_its_typed_error(status: int, error: type[DeliveryError]) -> None:
-    """`send`, `send_batch` and `receipt.delivered()` raise the same error for the same status."""
+    """If the server answers with an error status, all ways of sending raise the same error."""
     retry = RetryPolicy(max_attempts=1, max_halt=0.0)
     async with raw_server() as server, _client(server, retry=retry) as client:
         server.always(answer(status))
@@ -151,7 +151,7 @@ async def test_each_status_raises_its_typed_error(status: int, error: type[Deliv
 
 
 async def test_a_server_that_resets_gives_no_answer_error() -> None:
-    """If every attempt is reset, the error is `NoAnswerError`, which says that the event may have been recorded."""
+    """If the server resets every attempt, `NoAnswerError` is raised and says that the event may have been recorded."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -165,7 +165,7 @@ async def test_a_server_that_resets_gives_no_answer_error() -> None:
 
 
 async def test_retries_are_counted_in_one_delivery() -> None:
-    """A 503 and a 429 followed by a 200 are one delivery, counted with two retries."""
+    """If the server answers 503, then 429, then 200, the event counts as one delivery and two retries."""
     retry = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
     async with raw_server() as server, _client(server, retry=retry) as client:
         server.in_turn(answer(503), answer(429))
@@ -178,7 +178,7 @@ async def test_retries_are_counted_in_one_delivery() -> None:
 
 
 async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
-    """A server that closes an idle keep-alive connection costs no event and no visible error."""
+    """If the server closes a connection while it is idle, every event is still delivered and no error is raised."""
 
     async def answer_and_close(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
@@ -193,7 +193,7 @@ async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
 
 
 async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
-    """Text, cause, context and frames of our exceptions hold neither an exception of httpx nor the key."""
+    """If a method raises, the traceback with its local variables has neither the key nor an exception of httpx."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -220,12 +220,12 @@ async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
     assert 4 == len(raised)
     for error in raised:
         text = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-        # Only the connection needs the key: neither the test's frame nor the client's holds the arguments any more.
+        # The arguments that contain the key are deleted from the frames of the client and of this test.
         assert not [word for word in (KEY, "httpx.", "httpcore") if word in text]
 
 
 async def test_no_log_record_has_the_key(caplog: pytest.LogCaptureFixture) -> None:
-    """With every logger at DEBUG, no record of success, refusal, throttling or a reset contains the key."""
+    """If every logger is at DEBUG, no log record contains the key, whatever the server answers."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -248,7 +248,7 @@ async def test_no_log_record_has_the_key(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Ten refused batches make one log record, which says what to correct."""
+    """If ten batches are refused for one cause, one log record is written, and it says what to correct."""
     async with raw_server() as server, _client(server, batching=Batching(max_events=1, linger=0.0)) as client:
         server.always(answer(400))
         for event in _views(10):
@@ -260,7 +260,7 @@ async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixt
 
 
 async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> None:
-    """`on_outcome` gets every undelivered event with its outcome, its JSON and, on demand, the event itself."""
+    """If events are rejected, `on_outcome` gets each of them with its outcome and can read the event itself."""
     reported: list[Any] = []
     events = _views(3)
     async with raw_server() as server, _client(server, on_outcome=reported.extend) as client:
@@ -274,7 +274,7 @@ async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> No
 
 
 async def test_a_lost_wire_is_reported_at_close() -> None:
-    """`aclose` reports events in flight as maybe recorded, waiting events as never sent, and a right sum."""
+    """If `aclose` times out, events in flight are reported as maybe recorded, and waiting events as dropped."""
     arrived = asyncio.Event()
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -298,7 +298,7 @@ async def test_a_lost_wire_is_reported_at_close() -> None:
 
 
 async def test_after_the_close_calls_are_refused() -> None:
-    """After the close every method that tracks or sends raises `ClientClosedError`; `stats` still works."""
+    """If the client is closed, tracking and sending raise `ClientClosedError`, but `stats` still works."""
     async with raw_server() as server:
         client = _client(server)
         await client.track(_views(1)[0])
@@ -314,7 +314,7 @@ async def test_after_the_close_calls_are_refused() -> None:
 
 
 async def test_an_error_in_the_block_still_delivers() -> None:
-    """If the block of `async with` raises, the tracked events are delivered and the exception is raised on."""
+    """If the block of `async with` raises, the tracked events are delivered and the exception is propagated."""
     async with raw_server() as server:
         with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the subject
             async with _client(server) as client:
@@ -325,7 +325,7 @@ async def test_an_error_in_the_block_still_delivers() -> None:
 
 
 async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
-    """Two clients may share one `httpx.AsyncClient`, which stays open when both are closed."""
+    """If two clients share one `httpx.AsyncClient`, closing both leaves the `httpx.AsyncClient` open."""
     async with raw_server() as server, httpx.AsyncClient() as shared:
         for partner in ("one", "two"):
             async with AsyncTrackingClient("key", partner, base_url=server.url, http_client=shared) as client:
@@ -335,7 +335,7 @@ async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
 
 
 async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
-    """Every request needs one permit of the limiter, whether it is a batch, a direct send or a retry."""
+    """If a request is sent, one permit is acquired, whether the request is a batch, a direct send or a retry."""
 
     class Counting(LocalLimiter):
         asked = 0
@@ -355,7 +355,7 @@ async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
 
 
 async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
-    """`send` uses the endpoint of the event's name, for each event class and for a custom event."""
+    """If an event is sent by `send`, the request's path is the event's name, also for a custom event."""
     async with raw_server() as server, _client(server) as client:
         await client.send(CustomEvent(name="somethingNew", fields={"sessionExternalId": "visitor", "x": [1, None]}))
         await client.send(AddToBasket(session_external_id="visitor", product_id=1))
@@ -365,7 +365,7 @@ async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
 
 
 async def test_a_custom_event_travels_in_batches() -> None:
-    """A `CustomEvent` is sent in a batch like any other event."""
+    """If a `CustomEvent` is tracked, it is sent in a batch like any other event."""
     async with raw_server() as server, _client(server) as client:
         receipt = await client.track(CustomEvent(name="somethingNew", fields={"a": "б"}))
         await receipt.delivered()
@@ -375,7 +375,7 @@ async def test_a_custom_event_travels_in_batches() -> None:
 
 @pytest.mark.parametrize("not_an_event", [None, {"view": {}}, "view", View], ids=["none", "dict", "str", "class"])
 async def test_a_value_that_is_no_event_is_refused(not_an_event: Any) -> None:
-    """A value that is not an event of the package is refused by the call, and not counted."""
+    """If the value is not an event of the package, the method raises `EventValidationError` and counts nothing."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.track(not_an_event), client.send(not_an_event), client.track_many([not_an_event])):
             with pytest.raises(EventValidationError, match="must be an event of this package"):
@@ -385,7 +385,7 @@ async def test_a_value_that_is_no_event_is_refused(not_an_event: Any) -> None:
 
 
 async def test_an_event_larger_than_a_batch_is_refused_at_the_call() -> None:
-    """An event larger than a batch is refused by the call, with its size and the bound."""
+    """If an event is larger than `Batching.max_bytes`, tracking it raises an error that names the limit."""
     event = CustomEvent(name="large", fields={"x": "a" * 2000})
     async with raw_server() as server, _client(server, batching=Batching(max_bytes=1024)) as client:
         with pytest.raises(EventValidationError, match=r"large must be at most 1024 bytes .*Batching\.max_bytes"):
@@ -397,7 +397,7 @@ async def test_an_event_larger_than_a_batch_is_refused_at_the_call() -> None:
 
 
 async def test_an_explicit_batch_keeps_to_the_caps() -> None:
-    """`send_batch` refuses no events, too many events and too many bytes, and names the bound."""
+    """If `send_batch` gets no events, too many events or too many bytes, it raises an error that names the limit."""
     async with raw_server() as server, _client(server, batching=Batching(max_events=20, max_bytes=1024)) as client:
         for events, says in (([], "1 to 20"), (_views(21), "1 to 20"), (_views(15), "1024 bytes")):
             with pytest.raises(EventValidationError, match=says):
@@ -407,7 +407,7 @@ async def test_an_explicit_batch_keeps_to_the_caps() -> None:
 
 
 def test_every_event_has_its_typed_method() -> None:
-    """The client has one method per event class, whose keywords are the class's fields with the same defaults."""
+    """If an event class has a field, its typed method has a keyword of that name with the same default."""
     for name, cls in EVENT_TYPES.items():
         method = getattr(AsyncTrackingClient, "".join(f"_{c.lower()}" if c.isupper() else c for c in name))
         parameters = inspect.signature(method).parameters
@@ -419,7 +419,7 @@ def test_every_event_has_its_typed_method() -> None:
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 async def test_every_typed_method_tracks_its_event(name: str) -> None:
-    """A typed method tracks the event that its class makes of the same fields."""
+    """If a typed method is called, it tracks an event equal to the one that the class creates from the same values."""
     values: dict[str, Any] = {
         "session_external_id": "visitor", "product_id": 1, "group_id": 2, "product_ids": [3], "quantity": 1,
         "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
@@ -460,13 +460,13 @@ async def test_every_typed_method_tracks_its_event(name: str) -> None:
     ],
 )
 def test_wrong_configuration_fails_at_construction(options: dict[str, Any], says: str) -> None:
-    """The constructor refuses every impossible argument with a message that says what to write."""
+    """If an argument is invalid, the constructor raises `ConfigurationError` with a message that says what to write."""
     with pytest.raises(ConfigurationError, match=says):
         AsyncTrackingClient("key", "partner", **options)
 
 
 def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`from_env` reads key, id and address; keywords win over the environment; a missing variable is named."""
+    """If `from_env` is called, it reads three variables; arguments win over them; a missing variable is named."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}", raising=False)
     with pytest.raises(ConfigurationError, match="RETAILROCKET_API_KEY"):
@@ -485,7 +485,7 @@ def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_an_unclosed_client_warns() -> None:
-    """Collecting a used client that is open warns and says what to do; collecting an unused one is silent."""
+    """If an open client is garbage-collected, a `ResourceWarning` names `aclose`, unless the client was never used."""
     async with raw_server() as server, httpx.AsyncClient() as connections:
         unused = _client(server)
         with warnings.catch_warnings():
@@ -503,7 +503,7 @@ async def test_an_unclosed_client_warns() -> None:
 
 
 def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
-    """Collecting a client whose construction failed is silent."""
+    """If the constructor raised, garbage collection of the client gives no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ConfigurationError):
@@ -514,7 +514,7 @@ def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
 
 
 async def test_the_key_is_in_no_repr() -> None:
-    """No repr of the client, or of its attributes, contains the key."""
+    """If the client or any of its attributes is shown by `repr`, the text does not contain the key."""
     async with raw_server() as server, _client(server) as client:
         await client.send(_views(1)[0])
         parts = [client, *vars(client).values(), client.stats(), *vars(engine_of(client)).values()]
@@ -523,7 +523,7 @@ async def test_the_key_is_in_no_repr() -> None:
 
 
 async def test_ordered_batching_keeps_every_visitors_order_through_failures() -> None:
-    """With `ordered`, a visitor's events arrive in the order of tracking, though every third request gets a 503."""
+    """If `ordered` is set and every third request gets a 503, each visitor's events still arrive in order."""
     seen: list[tuple[str, int]] = []
     requests = 0
 
@@ -550,7 +550,7 @@ async def test_ordered_batching_keeps_every_visitors_order_through_failures() ->
 
 
 async def test_by_session_never_mixes_visitors() -> None:
-    """With `by_session` every request holds the events of one visitor only."""
+    """If `by_session` is set, every request contains the events of one visitor only."""
     batching = Batching(by_session=True)
     async with raw_server() as server, _client(server, batching=batching, rate_limit=None) as client:
         await client.track_many(View(session_external_id=f"v{n % 5}", product_id=n) for n in range(50))
@@ -561,7 +561,7 @@ async def test_by_session_never_mixes_visitors() -> None:
 
 
 def test_two_runs_of_a_program_need_two_clients() -> None:
-    """A client that is used in a second `asyncio.run` raises an error, and nothing hangs."""
+    """If a client is used in a second `asyncio.run`, it raises an error instead of hanging."""
 
     async def use(client: AsyncTrackingClient) -> None:
         await client.aclose()
@@ -573,7 +573,7 @@ def test_two_runs_of_a_program_need_two_clients() -> None:
 
 
 async def test_equal_orders_stay_equal_on_the_wire() -> None:
-    """A price is sent as the same number, whether it was an int, a float or a Decimal."""
+    """If a price is an int, a float or a Decimal of equal value, the same number is sent."""
     async with raw_server() as server, _client(server) as client:
         for price in (1321.43, Decimal("1321.43"), 7, Decimal("7.00")):
             await client.track(
@@ -586,7 +586,7 @@ async def test_equal_orders_stay_equal_on_the_wire() -> None:
 
 
 async def test_many_flushes_do_not_make_many_requests() -> None:
-    """Two hundred tasks that track and flush at the same time share a few requests."""
+    """If two hundred tasks track and flush at the same time, at most ten requests are sent."""
     async with raw_server() as server, _client(server) as client:
 
         async def handler(number: int) -> None:
@@ -600,7 +600,7 @@ async def test_many_flushes_do_not_make_many_requests() -> None:
 
 
 async def test_a_log_handler_that_raises_stops_nothing() -> None:
-    """A log handler that raises loses its record only; receipts, flush and close are not affected."""
+    """If a log handler raises, receipts, `flush` and `aclose` still work."""
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -621,7 +621,7 @@ async def test_a_log_handler_that_raises_stops_nothing() -> None:
 
 
 async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
-    """A receipt wakes a task that awaits it in another thread's loop, and the tasks of its own loop."""
+    """If a receipt is awaited in another thread's loop, it returns the outcome there and in the client's own loop."""
     async with raw_server() as server, _client(server) as client:
         first, second = await client.track_many(_views(2))
 
@@ -635,7 +635,7 @@ async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1, "5", True])
 async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
-    """`flush` and `aclose` accept None or seconds, and refuse any other value before they do anything."""
+    """If the timeout is neither None nor a valid number of seconds, `flush` and `aclose` raise and change nothing."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.flush(seconds), client.aclose(seconds)):
             with pytest.raises(ConfigurationError, match="timeout must be None or a number of seconds"):
@@ -646,7 +646,7 @@ async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
 
 
 def test_an_async_before_send_is_refused() -> None:
-    """The constructor refuses a coroutine function as `before_send`, because the client would never await it."""
+    """If `before_send` is a coroutine function, the constructor raises, because the client would never await it."""
 
     async def hook(event: Any) -> Any:
         return event
@@ -661,7 +661,7 @@ def test_an_async_before_send_is_refused() -> None:
 )
 @pytest.mark.parametrize("how", [AsyncTrackingClient, AsyncTrackingClient.from_env])
 def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -> None:
-    """The frames of a `ConfigurationError` hold the key in no variable of this package."""
+    """If the constructor raises `ConfigurationError`, no local variable in the package's frames contains the key."""
     given = {"api_key": KEY, "partner_id": "partner", **options}
     with pytest.raises(ConfigurationError) as caught:
         how(**given)
@@ -672,7 +672,7 @@ def test_a_failed_construction_keeps_no_key(how: Any, options: dict[str, Any]) -
 
 
 def test_custom_data_is_bounded() -> None:
-    """`custom_data` with more than 5,000 values is refused, however the values are nested or shared."""
+    """If event fields contain more than 5,000 values, nested or shared, `EventValidationError` is raised."""
     shared: Any = {}
     for _ in range(20):
         shared = {"a": shared, "b": shared}

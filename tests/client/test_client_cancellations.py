@@ -1,4 +1,4 @@
-"""Callers of the client's methods, cancelled while they wait: nothing is lost, leaked or sent twice."""
+"""If a call of a client's method is cancelled, no event is lost or sent twice, and no task or permit is left over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 async def endless() -> AsyncIterator[Any]:
-    """Yield an event, and then wait for ever."""
+    """Yield an event, and then sleep for a very long time."""
     yield event(1)
     await asyncio.sleep(1e9)
 
@@ -46,7 +46,7 @@ METHODS: dict[str, Callable[[AsyncTrackingClient], Coroutine[Any, Any, Any]]] = 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) -> None:
-    """Each method of a client can be cancelled where it waits: what was accepted is delivered, the rest never is."""
+    """If a waiting method is cancelled, events accepted before are delivered, and that call's event is not sent."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(
         transport,
@@ -57,7 +57,7 @@ async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) 
     receipts = [await client.track(event(1)), await client.track(event(2))]
     await asyncio.sleep(1.0)
     task = asyncio.create_task(METHODS[method](client))
-    # httpx has a time-out of 10 s: stay below it.
+    # httpx times out after 10 s, so the sleeps must add up to less.
     await asyncio.sleep(1.0)
     await cancel(task)
     transport.then = OK
@@ -73,7 +73,7 @@ async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) 
 
 @pytest.mark.parametrize("leave", ["aclose", "async with"])
 async def test_client_close_cancelled(virtual_clock: CheckedLoop, leave: str) -> None:
-    """A real client whose close is cancelled, or whose block's end is, has an outcome for every event."""
+    """If the close of a client is cancelled, every event still has an outcome."""
     client = make_client(ScriptedTransport(then=PARKED))
 
     async def block() -> None:
@@ -93,7 +93,7 @@ async def test_client_close_cancelled(virtual_clock: CheckedLoop, leave: str) ->
 
 
 async def test_track_many_cancelled_in_the_feed(virtual_clock: CheckedLoop) -> None:
-    """`track_many` that is cancelled in the caller's own iterator leaves the events before it accepted."""
+    """If `track_many` is cancelled while it waits for the caller's iterator, the events read before are delivered."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         task = asyncio.create_task(client.track_many(endless()))

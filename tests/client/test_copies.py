@@ -1,4 +1,4 @@
-"""Public records can be copied and pickled; objects of one process refuse it and say what to do instead."""
+"""Public records can be copied and pickled; clients and similar objects refuse copying and say what to do instead."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ ABANDONED = rr.Abandoned(reason="closed", maybe_recorded=True)
 
 
 def throttled(status: int, body: bytes) -> bool:
-    """Serve as a user's function that pickle finds by its name."""
+    """Stand for a user's function. It is at module level, because pickle finds functions by name."""
     return False
 
 
 def _filled(cls: type[Any]) -> Any:
-    """Return a record with a different value in every field; these classes check no values."""
+    """Return a record with a different string in every field; the classes used with this helper do not check values."""
     return cls(**{field.name: f"{field.name}" for field in attrs.fields(cls) if field.init})
 
 
@@ -128,17 +128,17 @@ RECORDS: dict[str, Callable[[], Any]] = {
     "RelaySettings": lambda: RelaySettings(source="redis://h", limiter="redis://h"),
     "RelayStats": lambda: _filled(RelayStats),
 }
-"""One of each public class of attrs, by its name."""
+"""Functions that create one instance of each public attrs class, by class name."""
 
 ERRORS: dict[str, Callable[[], Exception]] = {
     "EventValidationError": lambda: rr.EventValidationError("view", "product_id", "must be an int", "x"),
     "HandleTimeoutError": lambda: rr.HandleTimeoutError("no room", 3),
 }
-"""Errors that are not made of a message alone, nor of a message and an outcome."""
+"""Functions that create the errors whose constructors take more than a message and an outcome."""
 
 
 def public_classes(kind: Callable[[type[Any]], bool]) -> dict[str, type[Any]]:
-    """Return the classes of a kind that the public modules export."""
+    """Return the classes that the public modules export and for which `kind` returns True, by name."""
     found = {}
     for name in public_modules():
         module = importlib.import_module(name)
@@ -150,18 +150,18 @@ def public_classes(kind: Callable[[type[Any]], bool]) -> dict[str, type[Any]]:
 
 
 def copies(original: Any) -> list[Any]:
-    """Return copies of an object, made by `copy`, `deepcopy` and every protocol of pickle."""
+    """Return copies of an object, made by `copy`, `deepcopy` and the pickle protocols from 2 up."""
     pickled = [pickle.loads(pickle.dumps(original, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
     return [copy.copy(original), copy.deepcopy(original), *pickled]
 
 
-# Abstract; or an emulator of this process with its whole state.
+# `Event` is abstract, and `RunningEmulator` contains a whole running server, so neither is copied.
 NO_RECORDS = {rr.Event, RunningEmulator}
 
 
 @pytest.mark.parametrize("name", sorted(public_classes(attrs.has)))
 def test_a_record(name: str) -> None:
-    """Every public record equals its copy, its deep copy and its unpickled copy."""
+    """If a public record is copied or unpickled, the copy equals the original."""
     if public_classes(attrs.has)[name] in NO_RECORDS:
         return
     record = RECORDS[name]()
@@ -175,7 +175,7 @@ def test_a_record(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(public_classes(lambda cls: issubclass(cls, Exception))))
 def test_an_error(name: str) -> None:
-    """Every public error keeps its type, its message and its attributes when it is copied or pickled."""
+    """If a public error is copied or pickled, the copy has the same type, message and attributes."""
     cls = public_classes(lambda cls: issubclass(cls, Exception))[name]
     if name in ERRORS:
         error = ERRORS[name]()
@@ -188,27 +188,27 @@ def test_an_error(name: str) -> None:
 
 
 def test_a_withheld_value_stays_so() -> None:
-    """The copy of an error that withholds a value has the same `REDACTED` object."""
+    """If an error hides its value, the value in every copy is the `REDACTED` object itself."""
     error = rr.EventValidationError("view", "email", "must be one")
 
     assert all(copied.value is REDACTED for copied in copies(error))
 
 
 def test_the_default_ranking() -> None:
-    """The default ranking can be copied, and cannot be changed."""
+    """If the default ranking is copied, the copy is equal; the ranking cannot be changed."""
     assert all(copied == rr.DEFAULT_RANKING for copied in copies(rr.DEFAULT_RANKING))
     assert not hasattr(rr.DEFAULT_RANKING, "__setitem__")
 
 
 def test_a_codec() -> None:
-    """A copied codec encodes as the original does."""
+    """If a codec is copied, the copy encodes an event to the same bytes."""
     codec, event = rr.Codec("milliseconds"), RECORDS["View"]()
 
     assert {codec.encode(event)} == {copied.encode(event) for copied in copies(codec)}
 
 
 def test_an_observed_client_elsewhere() -> None:
-    """In another process, an `ObservedClient` has no counters."""
+    """If an `ObservedClient` is unpickled, its `stats()` returns None."""
     assert pickle.loads(pickle.dumps(_observed())).stats() is None
 
 
@@ -246,7 +246,7 @@ UNCOPYABLE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNCOPYABLE.items()])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
-    """Copying a client, or another object of one process, raises an error that says what to do instead."""
+    """If a client or another object of one process is copied, an error says what to do instead."""
     thing = make()
 
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -256,7 +256,7 @@ def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(public_classes(lambda cls: not attrs.has(cls))))
 def test_nothing_is_forgotten(name: str) -> None:
-    """Every public class is a record, an error, in the table above, or can be copied."""
+    """If a class is public, it is a record, an error, a protocol, listed in `UNCOPYABLE`, or known to be copyable."""
     cls = public_classes(lambda cls: not attrs.has(cls))[name]
     known = {"Codec", "Observer", "SessionCookie", "Session", "Ranking", "Emulator", "FaultScript", "Ledger"}
 
@@ -268,7 +268,7 @@ def test_nothing_is_forgotten(name: str) -> None:
 
 
 def test_a_child_that_is_spawned() -> None:
-    """Passing a client, or one of its methods, to a spawned process raises the error when the process is started."""
+    """If a client or one of its methods is passed to a spawned process, `start` raises `UncopyableError`."""
     client = _client()
     spawning = multiprocessing.get_context("spawn")
 
@@ -279,7 +279,7 @@ def test_a_child_that_is_spawned() -> None:
 
 
 def test_a_pool_of_processes() -> None:
-    """Passing a client to a pool of processes raises the error from the future."""
+    """If a client is passed to a process pool, the future raises `UncopyableError`."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         future = pool.submit(print, _client())
 
@@ -288,5 +288,5 @@ def test_a_pool_of_processes() -> None:
 
 
 def test_the_limiter_of_redis_is_an_error_of_its_own() -> None:
-    """The error of the Redis limiter can be pickled like all others."""
+    """If the Redis limiter's error is pickled, it keeps its message."""
     assert "away" in str(pickle.loads(pickle.dumps(RedisUnreachableError("away"))))

@@ -1,4 +1,4 @@
-"""The errors: their tree, their attributes, and the values that they withhold."""
+"""The package's errors: their class tree, their attributes, and the values that they hide."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CLASSES: dict[str, type[Exception]] = {
 
 
 def drawn() -> dict[str, tuple[str, str | None]]:
-    """Return the tree of the module's docstring: the parent of each class, and the builtin in brackets."""
+    """Read the class tree in the module's docstring. Return the parent and the builtin base (or None) of each class."""
     tree: dict[str, tuple[str, str | None]] = {}
     path: list[str] = []
     for line in (_errors.__doc__ or "").splitlines():
@@ -60,7 +60,7 @@ def drawn() -> dict[str, tuple[str, str | None]]:
 
 
 def test_tree_is_as_drawn() -> None:
-    """The docstring of the module draws every class under its parent, with its builtin base."""
+    """If an error class is defined, the module's docstring shows it under its parent, with its builtin base."""
     classes = {
         name: (
             cls.__bases__[0].__name__,
@@ -73,13 +73,13 @@ def test_tree_is_as_drawn() -> None:
 
 
 def test_tree_is_public() -> None:
-    """Every error can be imported from the package."""
+    """If an error class is defined, it can be imported from the package."""
     assert set(CLASSES) == {name for name in retailrocket_async.__all__ if name.endswith("Error")}
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_documented(name: str) -> None:
-    """Every error has a docstring of one sentence."""
+    """If an error class is defined, the first line of its docstring is a sentence."""
     assert (CLASSES[name].__doc__ or "").splitlines()[0].endswith(".")
 
 
@@ -95,7 +95,7 @@ def test_documented(name: str) -> None:
     ],
 )
 def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None:
-    """`except` with the builtin that fits the mistake catches our error as well."""
+    """If code catches the matching builtin error, it also catches the package's error."""
     assert issubclass(cls, (builtin, RetailRocketError))
     assert issubclass(cls, builtin)
 
@@ -104,7 +104,7 @@ def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None
     "cls", [ConfigurationError, ClientClosedError, WrongLoopError, BufferFullError, FlushTimeoutError]
 )
 def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
-    """An error that has only a message survives pickling."""
+    """If an error has only a message, pickling preserves its type and message."""
     error = pickle.loads(pickle.dumps(cls("say so")))
 
     assert (cls, "say so") == (type(error), str(error))
@@ -112,7 +112,7 @@ def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 def test_the_count_of_accepted_events_is_pickled(trip: Any) -> None:
-    """`HandleTimeoutError` survives pickling with its count."""
+    """If a `HandleTimeoutError` is copied or pickled, its number of accepted events is preserved."""
     other = trip(HandleTimeoutError("no room", 7))
 
     assert (HandleTimeoutError, "no room", 7) == (type(other), str(other), other.accepted)
@@ -122,7 +122,7 @@ def test_the_count_of_accepted_events_is_pickled(trip: Any) -> None:
 
 
 def test_facts_of_a_broken_rule() -> None:
-    """`EventValidationError` has event, field, rule and value, and is a usage error."""
+    """If `EventValidationError` is created, it has event, field, rule and value as attributes, and is a usage error."""
     error = EventValidationError("view", "product_id", "must be an int", "7")
 
     assert ("view", "product_id", "must be an int", "7") == (error.event, error.field, error.rule, error.value)
@@ -140,7 +140,7 @@ def test_facts_of_a_broken_rule() -> None:
     ],
 )
 def test_message_of_a_broken_rule(arguments: tuple[Any, ...], expected: str) -> None:
-    """The message leaves out the field of an event as a whole, and a withheld value; the value None is shown."""
+    """If the field is empty or the value is hidden, the message leaves it out; the value None is shown."""
     assert expected == str(EventValidationError(*arguments))
 
 
@@ -149,7 +149,7 @@ def test_message_of_a_broken_rule(arguments: tuple[Any, ...], expected: str) -> 
 )
 @pytest.mark.parametrize("trip", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
 def test_broken_rule_travels(trip: Any, value: Any) -> None:
-    """`EventValidationError` survives pickling, and a withheld value stays withheld."""
+    """If an `EventValidationError` is copied or pickled, its attributes are preserved; hidden values stay hidden."""
     error = EventValidationError("view", "product_id", "must be an int", value)
     other = trip(error)
 
@@ -160,14 +160,14 @@ def test_broken_rule_travels(trip: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("trip", [lambda value: pickle.loads(pickle.dumps(value)), copy.copy, copy.deepcopy])
 def test_redacted_is_one(trip: Any) -> None:
-    """`REDACTED` is one object in every process, and its repr shows no value."""
+    """If `REDACTED` is copied or unpickled, the result is the same object; its repr shows no value."""
     assert trip(REDACTED) is REDACTED
     assert "<withheld>" == repr(REDACTED)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_brief(name: str) -> None:
-    """`brief` shortens any value at all."""
+    """If `brief` gets any hostile value, alone or nested, its text has at most 203 characters."""
     assert len(brief(HOSTILE[name])) <= 203
     assert len(brief([{"a": [HOSTILE[name]] * 9}] * 9)) <= 203
 
@@ -188,7 +188,7 @@ def test_brief(name: str) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_brief_value(value: Any, expected: str) -> None:
-    """A small value is shown whole, without characters that could forge a log line; a large value is cut."""
+    """If a value is small, `brief` shows it whole and escapes control characters; a large value is cut."""
     assert expected == brief(value)
 
 
@@ -203,7 +203,7 @@ def test_brief_value(value: Any, expected: str) -> None:
     ],
 )
 def test_brief_names(names: Any, expected: str) -> None:
-    """Names are shown in order, at most eight of them."""
+    """If `brief_names` gets names, it shows at most eight of them, in sorted order."""
     assert expected == brief_names(names)
 
 
@@ -222,7 +222,7 @@ FACTS: list[tuple[type[DeliveryError], Outcome]] = [
 
 @pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) -> None:
-    """`DeliveryError` has the outcome, and the outcome's facts as attributes of its own."""
+    """If a `DeliveryError` is created, it has the outcome, and the outcome's fields as its own attributes."""
     error = cls("it failed", outcome)
     expected = (outcome, outcome.status, outcome.attempts, outcome.elapsed, outcome.maybe_recorded)
 
@@ -233,7 +233,7 @@ def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) 
 @pytest.mark.parametrize("trip", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 @pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_failed_delivery_travels(cls: type[DeliveryError], outcome: Outcome, trip: Any) -> None:
-    """`DeliveryError` survives pickling."""
+    """If a `DeliveryError` is copied or pickled, its type, message and attributes are preserved."""
     error = cls("it failed", outcome)
     other = trip(error)
 
@@ -241,7 +241,7 @@ def test_failed_delivery_travels(cls: type[DeliveryError], outcome: Outcome, tri
 
 
 def test_constructor_raises_it() -> None:
-    """An event that breaks a rule raises one `EventValidationError` without a cause or context."""
+    """If an event breaks a rule, its constructor raises `EventValidationError` without a cause or context."""
     with pytest.raises(EventValidationError) as caught:
         View(session_external_id="a", product_id="1")  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
-"""A model test on a virtual clock: after any sequence of events, every outcome is true and nothing is left behind.
+"""Run random sequences of actions on a virtual clock, and check that every outcome is true and no task is left over.
 
-The server is consistent. It refuses every request that holds a bad event, a body that is too large, a wrong key or a
-closed shop. Any other request may fail in any way.
+The simulated server is consistent. It refuses every request that contains a bad event, is too large, has a wrong key or
+is for a closed shop. Any other request may fail in any way.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.endurance
 
 PATIENCE = 20_000.0
-"""Virtual seconds that anything without a deadline may take."""
+"""Virtual seconds after which a run counts as hanging."""
 
 KINDS = (View, View, AddToBasket, ImpressionContentViewed, Order)
 
@@ -60,17 +60,17 @@ KINDS = (View, View, AddToBasket, ImpressionContentViewed, Order)
 
 @attrs.frozen(kw_only=True)
 class Nature:
-    """The behaviour of a server.
+    """The settings of the simulated server.
 
     Attributes:
         culprits: numbers of bad events, modulo 16.
-        largest: events in the largest body that it accepts.
-        closed: when the shop is closed, from and to, and with which status.
-        rotated: when the key changes.
-        lag: seconds until the function that returns the key knows the new one.
-        ask: seconds that this function takes.
-        keyless: how many of its first calls fail.
-        faults: how requests that it does not refuse end, one after the other; after them it accepts all.
+        largest: maximum number of events in a request; a larger request gets a 413.
+        closed: periods in which the shop is closed: (start, end, status of the answer), in virtual seconds.
+        rotated: virtual seconds at which the key changes.
+        lag: seconds from a change of the key until the function that returns the key returns the new one.
+        ask: seconds that one call of this function takes.
+        keyless: number of this function's first calls that fail.
+        faults: answers or failures of the requests that the server does not refuse, in order; later requests succeed.
     """
 
     culprits: frozenset[int] = frozenset()
@@ -84,7 +84,7 @@ class Nature:
 
 
 class Server(ScriptedTransport):
-    """A consistent server."""
+    """A simulated server that always refuses bad requests, and lets other requests fail as its settings say."""
 
     def __init__(self, nature: Nature) -> None:
         super().__init__(then=self._answer)
@@ -112,7 +112,7 @@ class Server(ScriptedTransport):
         else:
             step = None
         if step is None or (not takes and not (isinstance(reply, Reply) and reply.status == 200)):
-            # It fails before it reads the events, or accepts them.
+            # The fault hits before the server checks the events, or the server accepts the events.
             if step is not None:
                 fault = attrs.evolve(fault, recorded=False)
             answer = fault.reply
@@ -127,7 +127,7 @@ class Server(ScriptedTransport):
         return 1 + sum(rotated + lag <= moment for rotated in self.nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Call the function that returns the key."""
+        """Simulate the function that returns the key. Return whether the key is new, and an error's name."""
         if self._serial != serial:
             return True, None
         await asyncio.sleep(self.nature.ask)
@@ -191,14 +191,14 @@ NATURES = st.builds(
 
 
 class FailingLimiter:
-    """A limiter that is slow, and sometimes fails; shared by all requests."""
+    """A limiter that follows a script: each permit is granted after some seconds or raises an error."""
 
     def __init__(self, script: Sequence[float | None]) -> None:
         self._script = list(script)
         self.open = 0
 
     async def acquire(self) -> FailingLimiter:
-        """Grant a permit after a while, or fail."""
+        """Grant a permit after the script's next number of seconds, or raise `OSError` if the script says None."""
         step = self._script.pop(0) if self._script else 0.0
         if step is None:
             raise OSError
@@ -208,17 +208,17 @@ class FailingLimiter:
         return self
 
     def sent(self) -> None:
-        """Do nothing."""
+        """Ignore the call, which the limiter's protocol requires."""
 
     def done(self, *, answered: bool = False) -> None:
-        """Count."""
+        """Count one permit less in use."""
         self.open -= 1
 
     def pause_until(self, deadline: float) -> None:
-        """Do nothing."""
+        """Ignore the call, which the limiter's protocol requires."""
 
     def throttled(self, sent_at: float) -> None:
-        """Do nothing."""
+        """Ignore the call, which the limiter's protocol requires."""
 
 
 LIMITERS = (
@@ -249,7 +249,7 @@ BUFFERS = st.builds(
 
 
 def is_slow_down(_: int, body: bytes) -> bool:
-    """Whether an answer is declared to be a 429."""
+    """Return True if the client must treat the answer as a 429."""
     return body == b"slow down"
 
 
@@ -286,7 +286,7 @@ HOOKS = st.sampled_from(["none", "quiet", "raises", "slow", "tracks", "flushes",
 
 
 class Story:
-    """The life of one client, and what the test knows of it."""
+    """Run one client through a plan of actions, and record everything that the checks at the end need."""
 
     def __init__(
         self,
@@ -354,19 +354,19 @@ class Story:
     # --- what callers do ----------------------------------------------------------------------------------------------
 
     async def track(self, visitor: str, kind: type[Event]) -> None:
-        """Track an event."""
+        """Track an event, and record its receipt unless the client is closed or its buffer is full."""
         number = self._next(visitor, kind)
         with contextlib.suppress(ClientClosedError, BufferFullError):
             self.receipts[number] = await self.engine.track(number, visitor, kind)
 
     async def hasty(self, visitor: str, kind: type[Event], patience: float) -> None:
-        """Track an event with a short time-out."""
+        """Track an event, and cancel the call after `patience` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.track(visitor, kind)
 
     async def send(self, numbers: list[int], patience: float) -> None:
-        """Send events directly."""
+        """Send the events directly, and record their outcome unless the call is cancelled after `patience` seconds."""
         outcome: Outcome | None = None
         try:
             async with asyncio.timeout(patience):
@@ -379,7 +379,7 @@ class Story:
             self.sent.update(dict.fromkeys(numbers, outcome))
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Flush."""
+        """Flush, and check that the flush settles all earlier events or times out when it should."""
         before = [receipt for receipt in self.receipts.values() if not receipt.done()]
         began = now()
         try:
@@ -392,7 +392,7 @@ class Story:
         assert timeout is None or now() - began <= timeout + ROUNDING
 
     async def aclose(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Close."""
+        """Close, and check that the close keeps its timeout and leaves no event without an outcome."""
         began = now()
         report = await self.engine.aclose(timeout)
         assert timeout is None or now() - began <= timeout + ROUNDING, (now() - began, timeout)
@@ -431,7 +431,7 @@ class Story:
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def do(self, visitor: str, kind: type[Event], action: tuple[str, Any]) -> None:
-        """Start an action."""
+        """Start an action as a task, or cancel a request that is being sent."""
         verb, argument = action
         match verb:
             case "track":
@@ -458,7 +458,7 @@ class Story:
         self.jobs.append(asyncio.create_task(coroutine))
 
     async def live(self, plan: list[tuple[float, str, type[Event], tuple[str, Any]]]) -> None:
-        """Run all actions, and check that nothing is left behind."""
+        """Run all actions, close the client, and check counters, reports and that no task or request is left over."""
         for pause, visitor, kind, action in plan:
             self.do(visitor, kind, action)
             await asyncio.sleep(pause)
@@ -482,13 +482,13 @@ class Story:
         if self.hook != "none":
             undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
             reported = Counter(map(number_of, self.reported))
-            # A cancelled caller has no receipt, though its event may have been accepted.
+            # If a caller was cancelled, its event may have been accepted although no receipt exists.
             assert not undelivered - reported
             assert max(reported.values(), default=1) == 1
         self.judge()
 
     def judge(self) -> None:
-        """Compare the outcomes with the recorded events."""
+        """Compare each event's outcome with the number of times that the server recorded it."""
         recorded = Counter(self.server.recorded_numbers)
         carried = Counter(self.server.sent_numbers)
         outcomes = {number: receipt.outcome for number, receipt in self.receipts.items()} | self.sent
@@ -539,7 +539,7 @@ def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:
-    """After any sequence of actions and faults each event has one true outcome, all tasks end, and nothing is left."""
+    """After any actions and faults, every event has one true outcome, and no task, request or permit is left over."""
 
     async def test() -> None:
         story = Story(

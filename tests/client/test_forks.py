@@ -1,4 +1,4 @@
-"""A process forks with a client in use: the parent is not affected, and the child's calls are refused."""
+"""If a process forks while a client is in use, the parent is not affected, and the child's calls raise an error."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ asyncio.run(main())
 
 
 def numbers(requests: list[Arrived]) -> Iterator[int]:
-    """Return the product ids of all views that arrived."""
+    """Yield the product ids of all views that the server received."""
     for request in requests:
         for envelope in request.json:
             yield envelope["view"]["productId"]
@@ -114,7 +114,7 @@ def numbers(requests: list[Arrived]) -> Iterator[int]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
 async def test_a_fork_in_the_middle_of_a_flight(how: str) -> None:
-    """The parent's request is delivered once; the child's calls are refused, and a new client works there."""
+    """If the process forks during a request, the parent delivers it once, and only a new client works in the child."""
     arrived, answered = asyncio.Event(), asyncio.Event()
 
     async def respond(request: Arrived, _: object) -> bytes:

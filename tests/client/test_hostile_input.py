@@ -1,6 +1,7 @@
-"""Hostile input: a value that is not an event is refused with our own error, and an accepted event can be sent.
+"""If input is hostile, it is refused with one of the package's errors; an event that is accepted can be sent.
 
-`tests/fuzz` has the targets and the cases; `nox -s fuzz` lets a fuzzer find more, and measures time and memory.
+`tests/fuzz` contains the functions under test and the cases; `nox -s fuzz` lets a fuzzer find more cases, and measures
+time and memory.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ READING = sorted(TARGETS.keys() - DRAWN - {"serve"})
 
 
 def as_read(name: str, text: bytes) -> bytes:
-    """Return the bytes from which a target reads `text`."""
+    """Return the bytes that make the target read `text`."""
     return PREFIXES.get(name, [b""])[0] + text
 
 
 @pytest.mark.parametrize("name", READING)
 def test_small_cases(name: str) -> None:
-    """Every hostile number, text, mark and key, at every place of an event, is either accepted or refused."""
+    """If a small hostile value stands anywhere in an event, the event is either accepted or refused."""
     for case, text in SMALL.items():
         fed(TARGETS[name], as_read(name, text), case)
 
 
 @pytest.mark.parametrize("name", READING)
 def test_large_cases(name: str) -> None:
-    """Every large hostile case is either accepted or refused."""
+    """If a large hostile case is read, it is either accepted or refused."""
     for case, made in LARGE.items():
-        # Percent-encoded, a URL of this length may exceed the bound.
+        # A longer text, percent-encoded, could exceed the length that a URL may have.
         fed(TARGETS[name], as_read(name, made(3_000 if name == "base_url" else 12_000)), case)
 
 
@@ -65,7 +66,7 @@ def test_large_cases(name: str) -> None:
     ],
 )
 def test_huge_cases(case: str, size: int) -> None:
-    """A million digits, a hundred thousand levels or keys, and ten megabytes of text are accepted or refused."""
+    """If input is huge (a million digits, 100,000 levels, ten megabytes of text), it is either accepted or refused."""
     TARGETS["decode"](LARGE[case](size))
 
 
@@ -73,12 +74,12 @@ def test_huge_cases(case: str, size: int) -> None:
 @given(data=st.binary(max_size=400))
 @settings(PROPERTY, max_examples=most(40))
 def test_arbitrary_bytes(name: str, data: bytes) -> None:
-    """Arbitrary bytes are accepted or refused by every target."""
+    """If a target gets arbitrary bytes, it either accepts or refuses them."""
     TARGETS[name](data)
 
 
 def fed(target: Target, data: bytes, note: str) -> None:
-    """Call a target with an input, and name the input if it fails."""
+    """Call a target with an input; if the target raises, add the input's name to the error."""
     try:
         target(data)
     except BaseException as error:
@@ -98,7 +99,7 @@ def fed(target: Target, data: bytes, note: str) -> None:
     ],
 )
 def test_memory(door: str, case: str) -> None:
-    """Input takes memory in proportion to its size, and compressed input no more."""
+    """If input is read, the memory used is proportional to the input's size, also for compressed input."""
     text = LARGE[case](300_000)
     tracemalloc.start()
     with suppress(EventValidationError):
@@ -110,7 +111,7 @@ def test_memory(door: str, case: str) -> None:
 
 
 def test_seeds() -> None:
-    """The fuzzer starts from every event type, with bytes for every target."""
+    """If the fuzzer starts, it has start values for every target and, for `decode`, of every event type."""
     started = seeds()
 
     assert TARGETS.keys() == started.keys()

@@ -1,4 +1,4 @@
-"""An observer sees every request and every outcome, and its errors affect neither."""
+"""An observer is called for every request and outcome; errors in the observer change neither."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ place: ContextVar[str | None] = ContextVar("place", default=None)
 
 
 class Noting(Observer):
-    """Records all calls."""
+    """An observer that records all its calls."""
 
     def __init__(self) -> None:
         self.clients: list[ObservedClient] = []
@@ -45,7 +45,7 @@ class Noting(Observer):
         self.clients.append(client)
 
     def tracked(self) -> object:
-        """Return the current value of the variable."""
+        """Return the current value of the context variable `place`."""
         return place.get()
 
     def request_began(self, request: ObservedRequest) -> object:
@@ -58,41 +58,41 @@ class Noting(Observer):
         self.ended.append((begun, status, failure))
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Count outcomes."""
+        """Count the outcomes by event name and type."""
         for name, count in names.items():
             self.outcomes[name, type(outcome).__name__] += count
 
 
 class Raising(Observer):
-    """Raises in every method."""
+    """An observer that raises in every method but `opened`."""
 
     def tracked(self) -> object:
-        """Raise."""
+        """Raise an error."""
         raise ValueError("tracked")
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Raise."""
+        """Raise an error."""
         raise ValueError("request_began")
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Raise."""
+        """Raise an error."""
         raise ValueError("request_ended")
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Raise."""
+        """Raise an error."""
         raise ValueError("settled")
 
 
 class RaisingAtTheEnd(Raising):
-    """Raises when the request ends."""
+    """An observer that raises in every method but `opened` and `request_began`."""
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Do nothing."""
+        """Return None instead of raising."""
         return None
 
 
 async def test_a_batch_knows_where_its_events_came_from() -> None:
-    """A batch's request gets the marks of its events, each once, for every method of tracking."""
+    """If a batch is sent, the observer gets each value that `tracked` returned for its events, once per value."""
     seen = Noting()
     async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
         place.set("page one")
@@ -113,7 +113,7 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
 
 
 class Asked(Noting):
-    """Names its context variable, and counts the calls of `tracked`."""
+    """An observer that sets `origin` to its context variable, and counts the calls of `tracked`."""
 
     origin = place
 
@@ -122,13 +122,13 @@ class Asked(Noting):
         self.asked = 0
 
     def tracked(self) -> object:
-        """Return the current value of the variable."""
+        """Count the call, and return the current value of the context variable `place`."""
         self.asked += 1
         return super().tracked()
 
 
 async def test_an_observer_is_asked_once_for_one_origin() -> None:
-    """With `origin`, `tracked` is called when the variable has changed, and each event has the right mark."""
+    """If `origin` is set, `tracked` is called only when the variable changed; requests get the right values."""
     seen = Asked()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two", "one", None, "two"]:
@@ -141,7 +141,7 @@ async def test_an_observer_is_asked_once_for_one_origin() -> None:
 
 
 async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
-    """After `tracked` raised, it is called for the next event, and the failed event gets no earlier mark."""
+    """If `tracked` raised, it is called again for the next event, and the failed event gets no value from before."""
 
     class Failing(Asked):
         def tracked(self) -> object:
@@ -164,7 +164,7 @@ async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
 
 @pytest.mark.parametrize("origin", ["place", ContextVar[int]("without")], ids=["a name", "no default"])
 def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
-    """The constructor refuses an `origin` that is not a context variable with a default."""
+    """If `origin` is not a context variable with a default, the constructor raises `ConfigurationError`."""
     observer = Observer()
     observer.origin = origin
     with pytest.raises(ConfigurationError, match=r"Observer\.origin must be a ContextVar"):
@@ -172,7 +172,7 @@ def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
 
 
 async def test_a_mark_of_an_event_that_waited_for_room() -> None:
-    """An event that waited for room in the buffer has the mark of its caller's context."""
+    """If an event waited for space in the buffer, the observer still gets the value of its caller's context."""
     seen = Noting()
     client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
     async with client:
@@ -183,7 +183,7 @@ async def test_a_mark_of_an_event_that_waited_for_room() -> None:
 
 
 async def test_direct_requests_and_retries() -> None:
-    """A direct request is marked as direct, a retry as a further attempt, a refusal by its status."""
+    """If a request is direct, a retry or refused, the observer sees this in `direct`, `attempt` and the status."""
     seen = Noting()
     async with RecordingClient(observer=seen) as client:
         client.fail_with(status=503)
@@ -201,7 +201,7 @@ async def test_direct_requests_and_retries() -> None:
 
 
 async def test_a_request_that_is_cut_short_has_an_end() -> None:
-    """`request_ended` is called for every request that began, even if it is cancelled."""
+    """If a request that began is cancelled, `request_ended` is still called."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     client.fail_with("stall", times=None)
@@ -213,7 +213,7 @@ async def test_a_request_that_is_cut_short_has_an_end() -> None:
 
 
 async def test_the_client_is_shown_and_not_held() -> None:
-    """An observer can read the client's counters, and does not keep the client alive."""
+    """If an observer has a client's `ObservedClient`, it can read the client's counters, and its repr hides the key."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     async with client:
@@ -228,7 +228,7 @@ async def test_the_client_is_shown_and_not_held() -> None:
 
 @pytest.mark.parametrize("observer", [Raising(), RaisingAtTheEnd()], ids=["throughout", "at the end"])
 async def test_errors_of_an_observer_change_nothing(observer: Observer, caplog: pytest.LogCaptureFixture) -> None:
-    """Every event is delivered though the observer raises; its errors are counted, and logged once."""
+    """If the observer raises, every event is still delivered; each error is counted, but only one is logged."""
     async with RecordingClient(observer=observer) as client:
         receipt = await client.track(event(1))
         client.track_nowait(event(2))
@@ -243,7 +243,7 @@ async def test_errors_of_an_observer_change_nothing(observer: Observer, caplog: 
 
 
 async def test_events_of_a_spool_are_seen(tmp_path: Path) -> None:
-    """With a spool the observer sees requests and outcomes, too."""
+    """If the client has a spool, the observer still gets all requests and outcomes."""
     seen = Noting()
     async with RecordingClient(observer=seen, spool=SqliteSpool(tmp_path / "spool")) as client:
         await client.track_many([event(1), event(2)])
@@ -253,14 +253,14 @@ async def test_events_of_a_spool_are_seen(tmp_path: Path) -> None:
 
 
 def test_only_an_observer_is_one() -> None:
-    """The constructor refuses an observer of another type."""
+    """If the observer is not an `Observer`, the constructor raises `ConfigurationError`."""
     wrong: Any = object()
     with pytest.raises(ConfigurationError, match="observer must be an Observer, not object"):
         RecordingClient(observer=wrong)
 
 
 async def test_an_observer_that_does_nothing_is_one() -> None:
-    """The base class `Observer` works as an observer."""
+    """If the observer is an instance of the base class `Observer`, the client works."""
     async with RecordingClient(observer=Observer()) as client:
         assert isinstance(await (await client.track(event(1))), Delivered)
         client.fail_with(rejected=View)

@@ -1,4 +1,4 @@
-"""Outcomes as values, the receipt that gives them, and the errors that correspond to them."""
+"""Outcomes as values, the receipts that return them, and the errors that are made from them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DELIVERED = Delivered(status=200, attempts=2, elapsed=0.5)
 
 
 def abandoned(status: int | None, **fields: Any) -> Abandoned:
-    """Return an event's outcome that was given up after an answer of `status`."""
+    """Return the outcome of an event that was abandoned after an answer of `status` (None: after no answer)."""
     return Abandoned(
         **{"reason": "retries_exhausted", "maybe_recorded": True, "status": status, "attempts": 3, **fields}
     )
@@ -117,7 +117,7 @@ OUTCOMES: list[Outcome] = [DELIVERED, *(outcome for outcome, _, _ in ERRORS)]
 
 
 async def settled() -> None:
-    """Let every task run until it waits."""
+    """Yield to the event loop five times, so that every task runs until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -127,7 +127,7 @@ async def settled() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_outcome_is_a_value(outcome: Outcome) -> None:
-    """An outcome is frozen, hashable, without a dict, and equals its copies and its pickle."""
+    """If an outcome is copied or pickled, the copy is equal; outcomes are frozen, hashable and have no dict."""
     assert outcome == pickle.loads(pickle.dumps(outcome)) == attrs.evolve(outcome)
     assert 1 == len({outcome, attrs.evolve(outcome)})
     assert not hasattr(outcome, "__dict__")
@@ -137,7 +137,7 @@ def test_outcome_is_a_value(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_every_outcome_has_the_same_facts(outcome: Outcome) -> None:
-    """Every outcome has status, attempts, elapsed time, and whether the event may be recorded."""
+    """If a value is an outcome, it has status, attempts, elapsed and maybe_recorded, whatever its type."""
     assert outcome.status is None or 100 <= outcome.status <= 599
     assert outcome.attempts >= 0
     assert outcome.elapsed >= 0
@@ -145,7 +145,7 @@ def test_every_outcome_has_the_same_facts(outcome: Outcome) -> None:
 
 
 def test_recorded() -> None:
-    """A delivered event is recorded, a rejected or dropped one is not, an abandoned one may be."""
+    """If an event is delivered, `maybe_recorded` is True; if rejected or dropped, False; if abandoned, either."""
     assert DELIVERED.maybe_recorded is True
     assert Rejected(status=400).maybe_recorded is False
     assert Dropped(reason="closed").maybe_recorded is False
@@ -153,7 +153,7 @@ def test_recorded() -> None:
 
 
 def test_keyword_only() -> None:
-    """Outcomes are constructed by keyword only."""
+    """If an outcome is constructed with positional arguments, `TypeError` is raised."""
     classes: list[Any] = [Delivered, Rejected, Dropped, Abandoned, Kept]
     for make in classes:
         with pytest.raises(TypeError):
@@ -161,14 +161,14 @@ def test_keyword_only() -> None:
 
 
 def test_outcome_union() -> None:
-    """There are five outcomes; three of them mean that the event will not be delivered."""
+    """If the types of outcome are listed, there are five, three of which mean that the event is not delivered."""
     assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
     assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
 
 
 @pytest.mark.parametrize("status", [status for status in range(300, 500) if status not in {408, 425, 429}])
 def test_scope_of_a_refusal(status: int) -> None:
-    """The client and the outcome agree on what a status refuses: the access, or the event alone."""
+    """If a status refuses a request, outcome and client agree whether it refuses all access or only the event."""
     scope = "access" if status < 400 or status in {401, 403, 404, 405, 407} else "event"
     verdict = Verdict.BLOCKED if scope == "access" else Verdict.REFUSED
 
@@ -176,7 +176,7 @@ def test_scope_of_a_refusal(status: int) -> None:
 
 
 def test_advice_of_a_refusal() -> None:
-    """Each refusal of the access says what to correct, and the error of the event says the same."""
+    """If access is refused, the outcome's advice says what to correct, and the error's message contains the advice."""
     refusals = [Rejected(status=status) for status in (301, 401, 403, 404, 405, 407)]
 
     assert ["access"] * 6 == [refusal.scope for refusal in refusals]
@@ -191,7 +191,7 @@ def test_advice_of_a_refusal() -> None:
 
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
-    """Each undelivered outcome has its error: the type says who must act, the message says what to do."""
+    """If an event is not delivered, its error's type says what failed, and the message says what to do."""
     error = error_for(outcome)
 
     assert (kind, message) == (type(error), str(error))
@@ -199,7 +199,7 @@ def test_error_for(outcome: Undelivered, kind: type[DeliveryError], message: str
 
 
 def test_error_for_status() -> None:
-    """The error of an abandoned event depends on the status of its last answer, or on its lack."""
+    """If an event is abandoned, its error's type depends on the last answer's status, or on there being no answer."""
     expected: dict[int | None, type[AbandonedError]] = dict.fromkeys(range(100, 500), AbandonedError)
     expected |= dict.fromkeys(range(500, 600), ServerError)
     expected |= {429: ThrottledError, None: NoAnswerError}
@@ -209,13 +209,13 @@ def test_error_for_status() -> None:
 
 @pytest.mark.parametrize("reason", get_args(AbandonReason))
 def test_error_names_reason_of_giving_up(reason: AbandonReason) -> None:
-    """The message of the error says why the event was given up."""
+    """If an event is abandoned, the error's message contains the reason."""
     assert f", {reason}: " in str(error_for(abandoned(500, reason=reason)))
 
 
 @pytest.mark.parametrize("reason", get_args(DropReason))
 def test_error_names_reason_of_drop(reason: DropReason) -> None:
-    """The message of the error says why the event was dropped."""
+    """If an event is dropped, the error's message contains the reason."""
     assert str(error_for(Dropped(reason=reason))).endswith(reason)
 
 
@@ -224,7 +224,7 @@ def test_error_names_reason_of_drop(reason: DropReason) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 async def test_await_gives_the_outcome(outcome: Outcome) -> None:
-    """Awaiting a receipt returns its outcome, before and after it is set, any number of times."""
+    """If a receipt is awaited before or after its outcome is set, also repeatedly, it returns the outcome."""
     receipt = Receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
@@ -235,7 +235,7 @@ async def test_await_gives_the_outcome(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
-    """`delivered()` raises the error of the outcome, a new object for each caller."""
+    """If the event is not delivered, `delivered()` raises the outcome's error, a new object for each caller."""
     receipt = Receipt("view")
     early = asyncio.ensure_future(receipt.delivered())
     await settled()
@@ -252,7 +252,7 @@ async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError],
 
 
 async def test_delivered_returns() -> None:
-    """`delivered()` returns the outcome of a delivered event."""
+    """If the event is delivered, `delivered()` returns the outcome."""
     receipt = Receipt("view")
     settle([receipt], DELIVERED)
 
@@ -260,7 +260,7 @@ async def test_delivered_returns() -> None:
 
 
 def test_nothing_blocks() -> None:
-    """The properties of a receipt need no event loop, and are None while there is no outcome."""
+    """If no event loop runs, a receipt's properties still work; `outcome` is None until the outcome is set."""
     receipt = Receipt("addToBasket")
     before = (receipt.event_name, receipt.done(), receipt.outcome, repr(receipt))
     settle([receipt], DELIVERED)
@@ -272,7 +272,7 @@ def test_nothing_blocks() -> None:
 
 
 def test_settled_receipt_needs_no_loop() -> None:
-    """Awaiting a settled receipt returns without a turn of the event loop."""
+    """If a receipt has its outcome, awaiting the receipt returns without suspending the task."""
     receipt = Receipt("view")
     settle([receipt], DELIVERED)
     with pytest.raises(StopIteration) as caught:
@@ -283,7 +283,7 @@ def test_settled_receipt_needs_no_loop() -> None:
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
 async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
-    """An event has one outcome: the first one that is set."""
+    """If an outcome is set a second time, the receipt keeps the first one."""
     receipt = Receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
@@ -294,7 +294,7 @@ async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
 
 
 def test_settle_takes_many() -> None:
-    """`settle` sets the outcome of many receipts, and skips those that have one."""
+    """If `settle` gets many receipts, it sets the outcome of each receipt that has none yet."""
     receipts = [Receipt("view") for _ in range(3)]
     dropped = Dropped(reason="overflow")
     settle(receipts[:1], dropped)
@@ -305,7 +305,7 @@ def test_settle_takes_many() -> None:
 
 
 async def test_many_waiters() -> None:
-    """Any number of tasks may await one receipt; all get the same outcome, in the order in which they came."""
+    """If many tasks await one receipt, all get its outcome, in the order in which they began to wait."""
     receipt = Receipt("view")
     order: list[int] = []
 
@@ -324,7 +324,7 @@ async def test_many_waiters() -> None:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 async def test_cancelled_waiter(victim: int) -> None:
-    """Cancelling one waiting task cancels neither the others nor the delivery."""
+    """If one waiting task is cancelled, the other tasks still get the outcome."""
     receipt = Receipt("view")
     doors: list[Coroutine[Any, Any, Outcome]] = [_wait(receipt), receipt.delivered(), _wait(receipt)]
     tasks = [asyncio.create_task(door) for door in doors]
@@ -341,7 +341,7 @@ async def test_cancelled_waiter(victim: int) -> None:
 
 
 async def test_waiter_cancelled_with_the_outcome_there() -> None:
-    """A task that is cancelled in the turn in which the outcome is set is cancelled, and no other is affected."""
+    """If a task is cancelled right after the outcome is set, the task is cancelled and other tasks get the outcome."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
@@ -353,7 +353,7 @@ async def test_waiter_cancelled_with_the_outcome_there() -> None:
 
 
 async def test_waiter_cancelled_just_before_the_outcome() -> None:
-    """A task that was cancelled, but has not run yet when the outcome is set, affects no other task."""
+    """If a task is cancelled right before the outcome is set, the task is cancelled and other tasks get the outcome."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
@@ -365,7 +365,7 @@ async def test_waiter_cancelled_just_before_the_outcome() -> None:
 
 
 async def test_everyone_cancelled() -> None:
-    """A receipt gets its outcome even if all its waiting tasks were cancelled."""
+    """If all waiting tasks were cancelled, the receipt still gets its outcome."""
     receipt = Receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(3)]
     await settled()
@@ -378,7 +378,7 @@ async def test_everyone_cancelled() -> None:
 
 
 async def test_polling_leaves_nothing_behind() -> None:
-    """A task that awaits a receipt again and again with a time-out does not make the receipt grow."""
+    """If a task repeatedly awaits a receipt with a timeout, the receipt stores no waiters afterwards."""
     receipt = Receipt("view")
     for _ in range(100):
         with pytest.raises(TimeoutError):
@@ -392,13 +392,13 @@ async def test_polling_leaves_nothing_behind() -> None:
 
 
 def test_outcome_wakes_another_threads_idle_loop() -> None:
-    """An outcome wakes a task in another thread's loop, even if that loop is idle."""
+    """If a task waits in another thread's idle loop, setting the outcome wakes it."""
     receipt = Receipt("view")
     waits = threading.Event()
     outcomes: list[Outcome] = []
 
     async def wait() -> None:
-        # Called when the loop has run all ready callbacks, right before it waits for more.
+        # The loop calls `waits.set` after all callbacks that were ready, right before it blocks.
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, waits.set)
         outcomes.append(await receipt)
 
@@ -410,20 +410,20 @@ def test_outcome_wakes_another_threads_idle_loop() -> None:
         settle([receipt], DELIVERED)
 
     asyncio.run(settle_here())
-    # Ends a test that fails: the loop wakes immediately, or never.
+    # The time limit only ends a failing test: the loop wakes immediately or never.
     thread.join(60.0)
 
     assert [DELIVERED] == outcomes
 
 
 def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
-    """An outcome that is set in a thread without a loop wakes the task that awaits it in a loop."""
+    """If the outcome is set in a thread without a loop, a task that waits in a loop is woken."""
 
     async def main() -> Outcome:
         receipt = Receipt("view")
         waiter = asyncio.ensure_future(receipt)
         await settled()
-        # Joined at once: nothing else wakes this loop afterwards.
+        # The thread is joined immediately, so nothing but the outcome can wake this loop.
         thread = threading.Thread(target=settle, args=([receipt], DELIVERED))
         thread.start()
         thread.join()
@@ -433,7 +433,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
 
 
 def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
-    """A waiter in a closed loop keeps neither the receipt nor its other waiters from the outcome."""
+    """If one waiter's loop is closed, the receipt and its other waiters still get the outcome."""
     receipts = [Receipt("view") for _ in range(2)]
     gone = asyncio.new_event_loop()
     left = _wait(receipts[0])
@@ -449,13 +449,13 @@ def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
 
     assert [DELIVERED, DELIVERED] == asyncio.run(main())
     assert not task.done()
-    # No loop runs the task any more.
+    # No loop will run the task, and asyncio would otherwise log that a pending task was destroyed.
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     left.close()
 
 
 async def test_closed_coroutine_leaves_nothing_behind() -> None:
-    """Closing a coroutine that awaits a receipt leaves no waiter in the receipt."""
+    """If a coroutine that awaits a receipt is closed, the receipt can still get its outcome."""
     receipt = Receipt("view")
     coroutine = _wait(receipt)
     coroutine.send(None)
@@ -466,7 +466,7 @@ async def test_closed_coroutine_leaves_nothing_behind() -> None:
 
 
 def test_unawaited_receipt_never_warns() -> None:
-    """Collecting a receipt never warns: pending, settled, failed, or after its waiters were cancelled."""
+    """If a receipt is garbage-collected in any state, there is no warning."""
     reports: list[dict[str, Any]] = []
 
     async def main() -> None:
@@ -482,7 +482,7 @@ def test_unawaited_receipt_never_warns() -> None:
             del receipt, left
 
     with warnings.catch_warnings():
-        # Ignores objects that other tests have left.
+        # Objects that other tests left over may cause warnings, which are ignored here.
         warnings.simplefilter("ignore")
         gc.collect()
     with warnings.catch_warnings(record=True) as caught:
@@ -494,7 +494,7 @@ def test_unawaited_receipt_never_warns() -> None:
 
 
 def test_receipt_is_slim() -> None:
-    """A receipt has no dict, and no container for waiters before the first one."""
+    """If a receipt is new, it has no dict and no container for waiters."""
     receipt = Receipt("view")
 
     assert not hasattr(receipt, "__dict__")

@@ -1,4 +1,4 @@
-"""The key, and personal data, reach nothing but the API: one run through every failure, with all sinks recorded."""
+"""A program runs through every failure; every place that it writes to is searched for the key and personal data."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ MET = {
 
 
 def _run(what: str, folder: Path) -> dict[str, Any]:
-    """Run the program with all its sinks; return their contents and the failures that the run met."""
+    """Run the program that records all its outputs. Return these texts and the failures that the run met."""
     collected = folder / f"{what}.json"
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.every_failure", what, collected],
         cwd=Path(__file__).parents[2],
-        # Spans by the old and by the new semantic conventions.
+        # OpenTelemetry then records spans by both the old and the new semantic conventions.
         env={**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http/dup"},
         capture_output=True,
         text=True,
-        # Less than the time limit of a test.
+        # The time limit must be shorter than that of a test.
         timeout=110,
         check=False,
     )
@@ -56,7 +56,7 @@ def _run(what: str, folder: Path) -> dict[str, Any]:
 
 
 def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run a program once for all processes of a test run: it takes half a minute."""
+    """Run a program once for all processes of a test run, because one run takes half a minute."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     place = factory.getbasetemp() if alone else factory.getbasetemp().parent
     path = place / f"{name}.json"
@@ -69,13 +69,13 @@ def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The sinks after a run through every failure."""
+    """Return the recorded texts of a run through every failure."""
     return _run_once("survive", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def leaked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The sinks after a run of a program that leaks."""
+    """Return the recorded texts of a program that leaks the key and personal data on purpose."""
     return _run_once("leak", tmp_path_factory)
 
 
@@ -84,14 +84,14 @@ def _places(texts: Iterable[str], secret: str) -> set[str]:
 
 
 def test_no_sink_has_the_key(survived: dict[str, Any]) -> None:
-    """After a run through every failure the key is in no log, error, traceback, repr, span, event, dump or output."""
+    """If the run meets every failure, no log, error, traceback, repr, span, event, dump or output contains the key."""
     places = {sink: _places(texts, KEY) for sink, texts in survived["texts"].items()}
 
     assert {} == {sink: found for sink, found in places.items() if found}
 
 
 def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
-    """The run meets every status, every failure without an answer and every error class; no redirect is followed."""
+    """If the run ends, it has met every status, failure and error class in `MET`, and has followed no redirect."""
     met = set(survived["met"])
 
     assert MET - met == set()
@@ -99,16 +99,16 @@ def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_fills_the_sinks(survived: dict[str, Any]) -> None:
-    """Every sink has text after the run."""
+    """If the run ends, every place that it writes to contains text, except warnings and the output."""
     empty = EVERY - {sink for sink, texts in survived["texts"].items() if any(texts)}
 
-    # The run warns of nothing and prints nothing.
+    # The run causes no warnings and prints nothing.
     assert {"warnings", OUTPUT} >= empty
 
 
 @pytest.mark.parametrize("name", PERSONAL)
 def test_personal_data_is_in_no_record_from_info_up(name: str, survived: dict[str, Any]) -> None:
-    """Personal data of events is in no log record at INFO or above, of any logger, and in no error."""
+    """If events contain personal data, no error and no log record at INFO or above contains it."""
     texts = survived["texts"]
 
     assert _places([*texts[INFO_LOG], *texts[TEXT]], PERSONAL[name]) == set()
@@ -116,13 +116,13 @@ def test_personal_data_is_in_no_record_from_info_up(name: str, survived: dict[st
 
 @pytest.mark.parametrize("sink", sorted(EVERY))
 def test_a_leak_would_be_found(sink: str, leaked: dict[str, Any]) -> None:
-    """The same search finds the key in every sink of a program that leaks it."""
+    """If a program leaks the key, the search finds the key in every place that the program writes to."""
     assert _places(leaked["texts"].get(sink, []), KEY) != set()
 
 
 @pytest.mark.parametrize("name", PERSONAL)
 def test_a_leak_of_personal_data_would_be_found(name: str, leaked: dict[str, Any]) -> None:
-    """The same search finds personal data in the log of a program that writes them."""
+    """If a program logs personal data, the search finds it in the log."""
     assert _places(leaked["texts"][INFO_LOG], PERSONAL[name]) != set()
 
 
@@ -143,11 +143,11 @@ def test_a_leak_of_personal_data_would_be_found(name: str, leaked: dict[str, Any
     ],
 )
 def test_disguises_are_seen_through(text: str) -> None:
-    """The search finds the key in every encoding."""
+    """If the key is written in any common encoding, the search finds it."""
     assert found_in(f"... {text} ...", KEY) != set()
 
 
 def test_innocent_text_is_no_leak() -> None:
-    """The search has no false alarms: every form that it looks for is long enough."""
+    """If a text does not contain the key, the search finds nothing; it looks for 8 characters or more."""
     assert min(map(len, disguises(KEY))) >= 8
     assert found_in("POST https://shop.test/1.0/view partner 200 OK", KEY) == set()

@@ -1,4 +1,4 @@
-"""The client's reports: counters, undelivered events, the close."""
+"""The client's records: counters, undelivered events and the report of a close."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DROPPED = Dropped(reason="closed")
 
 
 def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
-    """Return the report of an undelivered `event`."""
+    """Return the record of an undelivered `event`, encoded by the codec (by default with timestamps in seconds)."""
     envelope = (codec or CODECS["seconds"]).encode(event)
     return UndeliveredEvent(event_name=event.event_name, envelope=envelope, outcome=DROPPED)
 
@@ -32,19 +32,19 @@ def undelivered(event: Event, codec: Codec | None = None) -> UndeliveredEvent:
 @given(events() | custom_events())
 @PROPERTY
 def test_event_is_read_back(event: Event) -> None:
-    """`UndeliveredEvent.event` equals the event, custom ones too, with the precision of the wire."""
+    """If an event is read back from `UndeliveredEvent.event`, it equals the original, also for a custom event."""
     assert event == undelivered(event, CODECS["microseconds"]).event
 
 
 def test_event_of_an_unknown_type_is_read_back() -> None:
-    """A custom event is decoded as a `CustomEvent`."""
+    """If the event is a custom event, it is read back as a `CustomEvent`."""
     event = CustomEvent(name="newEvent", fields={"a": 1})
 
     assert event == undelivered(event).event
 
 
 def test_repr_withholds_the_event() -> None:
-    """The repr of a report has counts and names, and no data of a visitor."""
+    """If a report is shown by `repr`, the text has names and counts, but no data of a visitor."""
     lost = undelivered(Search(**fields_of(Search, search_phrase="a secret wish")))
     report = CloseReport(stats=Stats(), undelivered=(lost, lost), elapsed=0.5)
 
@@ -54,7 +54,7 @@ def test_repr_withholds_the_event() -> None:
 
 
 def test_clean() -> None:
-    """A close is clean if every event that was open at its beginning was delivered."""
+    """If `undelivered` is empty, the close is clean; if it contains an event, the close is not."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert CloseReport(stats=Stats(), undelivered=(), elapsed=0.0).clean is True
@@ -63,7 +63,7 @@ def test_clean() -> None:
 
 
 def test_new_stats() -> None:
-    """The counters of a new client are 0, and two snapshots share no dict."""
+    """If a client is new, its counters are 0, and two snapshots do not share a dict."""
     first, second = Stats(), Stats()
 
     assert first == second
@@ -81,7 +81,7 @@ def test_new_stats() -> None:
     ids=lambda record: type(record).__name__,
 )
 def test_records_are_frozen(record: object) -> None:
-    """No attribute of a report can be set, and no report has a dict."""
+    """If an attribute of a record is set, `FrozenInstanceError` is raised; records have no dict."""
     for field in attrs.fields_dict(type(record)):  # type: ignore[arg-type]
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(record, field, None)
@@ -90,7 +90,7 @@ def test_records_are_frozen(record: object) -> None:
 
 
 def test_error_says_the_same_as_the_outcome() -> None:
-    """The error of an undelivered event equals the one that its receipt raises."""
+    """If an event is undelivered, `error` is the error that belongs to its outcome."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert (DroppedError, DROPPED) == (type(lost.error), lost.error.outcome)

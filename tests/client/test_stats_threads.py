@@ -1,4 +1,4 @@
-"""Counters that another thread reads are of one moment."""
+"""If another thread reads the counters, all of them are from the same point in time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIEW = View(session_external_id="a", product_id=1)
 
 @pytest.fixture(autouse=True)
 def _switching() -> Iterator[None]:
-    """Switch threads as often as possible, so that a reader comes in the middle of every change."""
+    """Switch threads as often as possible, so that the reading thread often interrupts a change of the counters."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -38,7 +38,7 @@ def left_over(stats: Stats) -> int:
 
 
 async def read_while_tracking(client: Any) -> list[Stats]:
-    """Return the snapshots that another thread reads while the loop tracks, sends, drops and settles."""
+    """Track events until another thread has read the counters `READS` times. Return what the thread read."""
     read: list[Stats] = []
     failures: list[Exception] = []
 
@@ -61,7 +61,7 @@ async def read_while_tracking(client: Any) -> list[Stats]:
 
 @pytest.mark.parametrize("overflow", ["wait", "drop_oldest", "shed"])
 async def test_in_memory(overflow: Any) -> None:
-    """In any thread, at any moment, the sum of the counters is right, and no counter decreases."""
+    """If another thread reads the counters at any time, their sum is right, and `tracked` never decreases."""
     buffer = Buffer(max_events=50, overflow=overflow)
     async with RecordingClient(buffer=buffer, rate_limit=RateLimit(requests=200)) as client:
         read = await read_while_tracking(client)
@@ -72,7 +72,7 @@ async def test_in_memory(overflow: Any) -> None:
 
 
 async def test_with_a_spool(tmp_path: Path) -> None:
-    """With a spool the sum of the counters is right, too."""
+    """If the client has a spool and another thread reads the counters, their sum is right."""
     async with RecordingClient(spool=SqliteSpool(tmp_path, durability="interval")) as client:
         read = await read_while_tracking(client)
 
@@ -80,7 +80,7 @@ async def test_with_a_spool(tmp_path: Path) -> None:
 
 
 def test_stopped_in_the_middle_of_a_change() -> None:
-    """If the loop's thread stops in the middle of a change, the reader still gets a right sum soon."""
+    """If the loop's thread stops during a change, another thread reads corrected counters with a right sum."""
     early, late = Stats(tracked=5, delivered=1, pending=5), Stats(tracked=9, delivered=1, pending=3)
 
     assert [5, 3] == [attrs.evolve(consistent(lambda half=half: half)).pending for half in (early, late)]
@@ -88,7 +88,7 @@ def test_stopped_in_the_middle_of_a_change() -> None:
 
 
 def test_changes_without_end() -> None:
-    """If every reading differs from the one before, the sum is right all the same."""
+    """If the counters change at every reading, the sum of the counters returned is still right."""
     counts = iter(range(10**6))
     read: Callable[[], Stats] = lambda: Stats(tracked=2 * (count := next(counts)), delivered=count)  # noqa: E731
 

@@ -1,4 +1,4 @@
-"""The handle for other threads: real threads, a real loop, and the same promises as in the loop."""
+"""The handle for other threads: with real threads and a real loop, it works as the client's own methods do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_a_threads_events_stay_in_order(kind: Callable[[list[Event]], Any]) -> None:
-    """The events of one thread are accepted in the order of its calls, one by one or many at once."""
+    """If one thread tracks events, singly or in lists, the events are accepted in the order of the calls."""
     transport = ScriptedTransport(then=AT_ONCE)
     async with make_client(transport, batching=Batching(max_in_flight=1)) as client:
         handle = client.threadsafe()
@@ -61,7 +61,7 @@ async def test_a_threads_events_stay_in_order(kind: Callable[[list[Event]], Any]
 
 
 async def test_every_event_of_every_thread_is_recorded_once() -> None:
-    """Eight threads track 2,000 events each, one by one and in lists: the server records each exactly once."""
+    """If eight threads track 2,000 events each, singly or in lists, the server records each event exactly once."""
 
     def work(handle: ThreadsafeHandle, number: int) -> int:
         events = [View(session_external_id=f"thread{number}", product_id=product) for product in range(2_000)]
@@ -84,7 +84,7 @@ async def test_every_event_of_every_thread_is_recorded_once() -> None:
 
 
 async def test_a_slow_server_slows_the_threads_down() -> None:
-    """Threads block while the buffer is full, the buffer keeps its bound, and all events are delivered."""
+    """If the buffer is full, threads wait, the buffer does not exceed its limit, and all events are delivered."""
     gate = asyncio.Event()
     most = 0
 
@@ -128,7 +128,7 @@ async def test_a_slow_server_slows_the_threads_down() -> None:
 
 
 async def test_the_hook_runs_in_the_calling_thread() -> None:
-    """`before_send` runs in the calling thread; it changes, drops and fails as with `track`."""
+    """If a thread tracks an event, `before_send` runs in that thread; it may change or drop the event, or fail."""
     asked_in: set[int] = set()
 
     def before_send(given: Event) -> Event | None:
@@ -161,7 +161,7 @@ async def test_the_hook_runs_in_the_calling_thread() -> None:
     ("overflow", "expected"), [("raise", BufferFullError), ("drop_newest", Dropped(reason="overflow"))]
 )
 async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: object) -> None:
-    """With `overflow` other than ``"wait"`` a thread gets an error or a dropped receipt, and does not wait."""
+    """If `overflow` is not ``"wait"`` and the buffer is full, a thread gets an error or a dropped receipt."""
     transport = ScriptedTransport(then=PARKED)
     bounds = Buffer(max_events=1, overflow=overflow)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=bounds)
@@ -181,7 +181,7 @@ async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: ob
 
 
 async def test_waiting_for_an_outcome() -> None:
-    """`wait` returns any outcome; if the outcome is set, it returns immediately, in every thread."""
+    """If a thread calls `wait`, it gets the outcome, delivered or not; `wait` returns at once if the outcome is set."""
     transport = ScriptedTransport(200, 400)
     async with make_client(transport, batching=ONE_BY_ONE) as client:
         handle = client.threadsafe()
@@ -202,7 +202,7 @@ async def test_waiting_for_an_outcome() -> None:
 
 
 async def test_the_loops_own_thread_is_refused() -> None:
-    """Every call in the loop's own thread raises an error, as it would wait for itself."""
+    """If the handle is used in the loop's own thread, it raises `WrongLoopError`, because it would wait for itself."""
     async with make_client(ScriptedTransport(then=OK)) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [
@@ -219,13 +219,13 @@ async def test_the_loops_own_thread_is_refused() -> None:
 
 
 def test_a_handle_is_made_in_the_loop() -> None:
-    """`threadsafe` raises an error outside of an event loop."""
+    """If no event loop runs, `threadsafe` raises `WrongLoopError`."""
     with pytest.raises(WrongLoopError, match="no event loop runs"):
         make_client(ScriptedTransport()).threadsafe()
 
 
 async def test_a_bad_event_is_refused_in_its_thread() -> None:
-    """An invalid event is refused in the calling thread; of a list, the events before it are accepted."""
+    """If an event of a list is invalid, the calling thread gets the error, and the events before it are accepted."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         handle = client.threadsafe()
@@ -247,7 +247,7 @@ async def test_a_bad_event_is_refused_in_its_thread() -> None:
 
 
 async def test_a_closed_client_is_refused() -> None:
-    """After a close the handle raises `ClientClosedError`, also in threads that wait for room."""
+    """If the client is closed, the handle raises `ClientClosedError`, also in threads that wait for space."""
     async with full_shop() as shop:
         threads = [asyncio.create_task(asyncio.to_thread(shop.handle.track, event(n))) for n in (2, 3, 4)]
         await until(lambda: shop.waiting == 3)
@@ -264,7 +264,7 @@ async def test_a_closed_client_is_refused() -> None:
 
 
 async def test_an_unclosed_client_warns_with_its_handle() -> None:
-    """A handle keeps its client alive, no error keeps either alive, and an unclosed client warns."""
+    """If the client and its handle are deleted while open, a `ResourceWarning` is given when the handle is deleted."""
     client = make_client(ScriptedTransport(then=PARKED), batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
 
@@ -276,7 +276,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
         with pytest.raises(EventValidationError):
             handle.track("no event")  # type: ignore[arg-type]
 
-    # Joins the thread: a live thread may hold its arguments for a moment longer.
+    # Leaving the block joins the thread, because a live thread may still refer to its arguments.
     with ThreadPoolExecutor(1) as thread:
         await asyncio.get_running_loop().run_in_executor(thread, work, handle)
     with pytest.raises(WrongLoopError):
@@ -295,7 +295,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration])
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: Callable[[list[Event]], Any]) -> None:
-    """An error of the iterable is raised by `track_many`; the events before it are accepted."""
+    """If the iterable raises any error, `track_many` raises it, and the events before it are accepted."""
 
     class Breaking(list[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -317,5 +317,5 @@ async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: 
         await asyncio.to_thread(work)
 
     assert list(range(3)) == transport.recorded_numbers
-    # A generator turns StopIteration into RuntimeError.
+    # A generator turns `StopIteration` into `RuntimeError`.
     assert [RuntimeError if error is StopIteration else error] == caught

@@ -1,4 +1,4 @@
-"""Threads whose loop ends or stops get an error, and an interrupted call leaves nothing behind."""
+"""If the loop ends or stops, waiting threads get an error; if a call is interrupted, its event is not accepted."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that must have ended when the test has."""
+    """Provide a pool of threads, and wait at the end until they have ended."""
     with ThreadPoolExecutor(4) as threads:
         yield threads
 
 
 async def begun() -> None:
-    """Wait until the call of a thread waits in this loop."""
+    """Wait until a task for a thread's call runs in this loop."""
     await until(lambda: any("_Watched" in repr(task.get_coro()) for task in asyncio.all_tasks()))
     await turns()
 
 
 def gets_the_error(waiting: Future[object]) -> bool:
-    """Whether the thread gets the error of an ended loop."""
+    """Check that the thread gets the error of an ended loop. Return True."""
     with pytest.raises(WrongLoopError, match="does not run, or has just ended"):
         waiting.result(60)
     return True
@@ -50,7 +50,7 @@ USES: dict[str, Callable[[ThreadsafeHandle], object]] = {
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 @pytest.mark.parametrize("use", USES)
 def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecutor) -> None:
-    """When a loop ends with its client open, waiting threads and later calls get an error."""
+    """If the loop ends while the client is open, waiting threads and later calls get an error."""
 
     async def main() -> tuple[ThreadsafeHandle, Future[object]]:
         client = make_client(ScriptedTransport(then=PARKED), batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
@@ -66,13 +66,13 @@ def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecuto
 
     assert gets_the_error(waiting)
     assert gets_the_error(threads.submit(USES[use], handle))
-    # Collected here, as a later test would fail because of the warning.
+    # The client is collected here, because its warning would make a later test fail.
     del handle, waiting
     gc.collect()
 
 
 def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
-    """A loop that is closed without cancelling its tasks blocks no thread for ever."""
+    """If the loop is closed without cancelling its tasks, a waiting thread gets an error."""
 
     async def main() -> Future[object]:
         async with make_client(ScriptedTransport()) as client:
@@ -88,7 +88,7 @@ def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) ->
 
 
 def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
-    """If the loop stops, the thread gets an error; its event is not accepted when the loop runs again."""
+    """If the loop stops, a waiting thread gets an error, and its event is not accepted when the loop runs again."""
 
     async def first() -> tuple[Shop, Future[object]]:
         shop = Shop()
@@ -106,7 +106,7 @@ def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> Non
 
     with asyncio.Runner() as runner:
         shop, waiting = runner.run(first())
-        # The loop is stopped here, and not closed.
+        # The loop is stopped, but not closed.
         assert gets_the_error(waiting)
         runner.run(second(shop))
 
@@ -114,7 +114,7 @@ def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> Non
 
 
 def test_after_a_close_the_end_of_the_loop_is_no_news(threads: ThreadPoolExecutor) -> None:
-    """After close and end of the loop, `track` raises `ClientClosedError` and `flush` an error of the ended loop."""
+    """If client and loop have ended, `track` raises `ClientClosedError` and `flush` raises `WrongLoopError`."""
 
     async def main() -> ThreadsafeHandle:
         async with make_client(ScriptedTransport()) as client:
@@ -129,7 +129,7 @@ def test_after_a_close_the_end_of_the_loop_is_no_news(threads: ThreadPoolExecuto
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal for a thread")
 def test_an_interrupted_call_is_withdrawn(threads: ThreadPoolExecutor) -> None:
-    """If a signal's handler raises in the waiting thread, as a soft time limit does, the event is not accepted."""
+    """If a signal handler raises in a waiting thread (like Celery's soft time limit), the event is not accepted."""
     made: Future[ThreadsafeHandle] = Future()
 
     class SoftTimeLimit(Exception):  # noqa: N818 - as Celery has it

@@ -1,4 +1,4 @@
-"""Time-outs of threads: an event that was not accepted in time is never accepted."""
+"""If a thread's call times out, events that were not accepted in time are never accepted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def test_no_room_in_time() -> None:
-    """If there is no room in time, the call raises an error, and the event is never accepted."""
+    """If there is no space in time, the call raises `HandleTimeoutError`, and the event is never accepted."""
     async with full_shop() as shop:
         with pytest.raises(HandleTimeoutError, match=r"no room within 0\.01 s: 0 event") as caught:
             await asyncio.to_thread(shop.handle.track, event(2), timeout=0.01)
@@ -31,7 +31,7 @@ async def test_no_room_in_time() -> None:
 
 
 async def test_no_room_for_some_in_time() -> None:
-    """The error of `track_many` has the number of accepted events, and no other event is accepted."""
+    """If `track_many` times out, the error says how many events were accepted, and no others are."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=4))
     handle = client.threadsafe()
@@ -46,7 +46,7 @@ async def test_no_room_for_some_in_time() -> None:
 
 
 async def test_timeout_zero_is_enough_if_there_is_room() -> None:
-    """With `timeout=0` an event is accepted if there is room, and refused if there is none."""
+    """If the timeout is 0, an event is accepted if there is space, and refused otherwise."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         receipt = await asyncio.to_thread(client.threadsafe().track, event(1), timeout=0)
@@ -58,7 +58,7 @@ async def test_timeout_zero_is_enough_if_there_is_room() -> None:
 
 
 async def test_time_that_passes_at_every_moment() -> None:
-    """At whatever moment the time-outs pass, exactly the events that were reported as accepted are recorded."""
+    """If calls time out at any point, exactly the events whose calls returned are recorded."""
     transport = ScriptedTransport(then=Step(latency=0.001))
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
@@ -81,7 +81,7 @@ async def test_time_that_passes_at_every_moment() -> None:
 
 
 async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
-    """Withdrawing a call whose future is done returns its result; withdrawing one that waits cancels it."""
+    """If a call is withdrawn, a result that is already there is returned; otherwise the call is cancelled."""
     loop = asyncio.get_running_loop()
     room: list[asyncio.Future[str]] = []
 
@@ -104,7 +104,7 @@ async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
 
 
 async def test_waiting_has_an_end() -> None:
-    """`wait` and `flush` raise an error when their time has passed, and the events go on being sent."""
+    """If `wait` or `flush` times out, it raises an error, and the events are still sent."""
     async with full_shop() as shop:
         receipt = Receipt("view")
         with pytest.raises(HandleTimeoutError, match="goes on being sent"):
@@ -118,7 +118,7 @@ async def test_waiting_has_an_end() -> None:
 
 
 async def test_a_call_into_a_blocked_loop_ends_in_time() -> None:
-    """While the loop is blocked, a call ends when its time has passed, and its event is not accepted."""
+    """If the loop is blocked, a call still times out, and its event is not accepted."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()
         blocking, ended = threading.Event(), threading.Event()
@@ -145,7 +145,7 @@ async def test_a_call_into_a_blocked_loop_ends_in_time() -> None:
 
 @pytest.mark.parametrize("nonsense", [-1, float("nan"), "1", True])
 async def test_a_timeout_is_a_number_of_seconds(nonsense: Any) -> None:
-    """Every method refuses a time-out that is not a number of seconds, before it does anything."""
+    """If the timeout is not a valid number of seconds, every method raises an error and changes nothing."""
     async with make_client(ScriptedTransport()) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [

@@ -1,4 +1,4 @@
-"""The API side over real HTTP: each status, and what is recorded."""
+"""The emulator's API over real HTTP: which status a request gets, and what is recorded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SINGLES: dict[str, dict[str, Any]] = {
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds* returns True."""
+    """Let the event loop run until `holds` returns True, for at most 10 s."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
@@ -47,21 +47,21 @@ async def until(holds: Callable[[], object]) -> None:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[RunningEmulator]:
-    """Serve an emulator with the default settings but no limit."""
+    """Provide an emulator with the default settings, but without a limit."""
     async with running_emulator(Settings(limit=None)) as emulator:
         yield emulator
 
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Open a client of the emulator's API with the right keys."""
+    """Provide an HTTP client for the emulator's API with the right keys."""
     async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
         yield client
 
 
 @pytest.mark.parametrize("name", SINGLES)
 async def test_every_event_has_its_endpoint(emulator: RunningEmulator, client: httpx.AsyncClient, name: str) -> None:
-    """A valid event posted to its own endpoint is answered 200 and recorded as it was received."""
+    """If a valid event is posted to its own endpoint, the answer is 200, and the event is recorded unchanged."""
     response = await client.post(name, json=SINGLES[name])
 
     assert (200, b"{}", [(1, 1, name, SINGLES[name])]) == (
@@ -72,7 +72,7 @@ async def test_every_event_has_its_endpoint(emulator: RunningEmulator, client: h
 
 
 async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The events of a batch are recorded one by one, in their order."""
+    """If a batch is posted, its events are recorded one by one, in order."""
     response = await client.post("visitorEvents", json=[{name: event} for name, event in SINGLES.items()])
 
     assert (200, b"{}", list(SINGLES.items())) == (
@@ -83,7 +83,7 @@ async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: h
 
 
 async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A batch with one bad event is refused whole; the client gets only the status, the ledger every reason."""
+    """If one event of a batch is bad, the whole batch is refused; only the ledger contains the reasons."""
     batch = [{"view": VIEW}, {"view": VIEW | {"productId": "1"}}, {"search": {}}]
     response = await client.post("visitorEvents", json=batch)
 
@@ -101,7 +101,7 @@ async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: http
 
 
 async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """An empty array is answered 400."""
+    """If an empty array is posted, the answer is 400."""
     response = await client.post("visitorEvents", json=[])
 
     assert (400, ["body: must not be empty"]) == (response.status_code, emulator.refused()[0].reasons)
@@ -124,7 +124,7 @@ async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: http
 async def test_unknown_paths_are_not_found(
     emulator: RunningEmulator, client: httpx.AsyncClient, path: str, status: int
 ) -> None:
-    """A path that the contract lacks is answered 404, and recorded."""
+    """If the path is not in the contract, the answer is 404, and the request is recorded."""
     response = await client.post(emulator.url.removesuffix("/1.0/") + path, json=VIEW)
 
     assert (status, b"{}", [status]) == (
@@ -136,7 +136,7 @@ async def test_unknown_paths_are_not_found(
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
 async def test_the_method_is_post_always(emulator: RunningEmulator, client: httpx.AsyncClient, method: str) -> None:
-    """A method other than POST is answered 405, with POST in Allow."""
+    """If the method is not POST, the answer is 405, and the Allow header names POST."""
     response = await client.request(method, "view")
 
     assert (405, "POST", [f"the method must be POST, not {method}"]) == (
@@ -160,7 +160,7 @@ async def test_the_method_is_post_always(emulator: RunningEmulator, client: http
     ],
 )
 async def test_both_keys_are_wanted(emulator: RunningEmulator, query: str, reasons: list[str]) -> None:
-    """A key or shop that is missing, wrong or given twice is answered 401."""
+    """If key or shop is missing, wrong or given twice, the answer is 401."""
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.post(f"{emulator.url}view?{query}", json=VIEW)
 
@@ -168,7 +168,7 @@ async def test_both_keys_are_wanted(emulator: RunningEmulator, query: str, reaso
 
 
 async def test_a_forbidden_shop_is_refused() -> None:
-    """With the setting `forbidden` the right key is answered 403."""
+    """If the setting `forbidden` is on, the answer to the right key is 403."""
     async with (
         running_emulator(Settings(forbidden=True)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client,
@@ -192,7 +192,7 @@ async def test_a_forbidden_shop_is_refused() -> None:
 async def test_the_content_type_is_json(
     emulator: RunningEmulator, client: httpx.AsyncClient, content_type: str | None, status: int
 ) -> None:
-    """A body whose Content-Type is not JSON is answered 400."""
+    """If the Content-Type is not JSON, the answer is 400."""
     headers = {} if content_type is None else {"content-type": content_type}
     response = await client.post("view", content=orjson.dumps(VIEW), headers=headers)
 
@@ -214,14 +214,14 @@ async def test_the_content_type_is_json(
     ],
 )
 async def test_the_body_is_json(emulator: RunningEmulator, client: httpx.AsyncClient, body: bytes) -> None:
-    """A body that is not strict JSON in UTF-8 is answered 400."""
+    """If the body is not strict JSON in UTF-8, the answer is 400."""
     response = await client.post("view", content=body, headers={"content-type": "application/json"})
 
     assert (400, True) == (response.status_code, emulator.refused()[0].reasons[0].startswith("body: must be JSON: "))
 
 
 async def test_a_long_body_is_refused() -> None:
-    """A body of the maximum size is accepted, one byte more is answered 413, however the body is sent."""
+    """If a body is larger than the maximum, the answer is 413, however the body is sent."""
     body = orjson.dumps(VIEW)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -240,7 +240,7 @@ async def test_a_long_body_is_refused() -> None:
 
 
 async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The maximum of a body is 8 MiB by default; a longer one is read to its end, and then answered 413."""
+    """If a body is larger than 8 MiB, the default maximum, it is read to its end and answered 413."""
     headers = {"content-type": "application/json"}
     statuses = [
         (await client.post("view", content=b" " * size, headers=headers)).status_code
@@ -251,7 +251,7 @@ async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator,
 
 
 async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The first mistake of a request decides its answer, in order: path, method, key, access, limit, size, body."""
+    """If a request has several mistakes, the first check decides: path, method, key, access, limit, size, body."""
     emulator.configure(forbidden=True, limit=1, max_body_bytes=1)
     wrong = {"content": b"{", "headers": {"content-type": "text/plain"}}
     statuses = [
@@ -267,7 +267,7 @@ async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.Asy
 
 
 async def test_unknown_events_pass_if_allowed() -> None:
-    """With `allow_unknown_events` an event of a new name is accepted at its endpoint and in a batch."""
+    """If `allow_unknown_events` is on, events of new names are accepted, alone and in a batch."""
     async with (
         running_emulator(Settings(allow_unknown_events=True)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -281,7 +281,7 @@ async def test_unknown_events_pass_if_allowed() -> None:
 
 
 async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator) -> None:
-    """A request whose body never ends is recorded without a status when the client disconnects."""
+    """If the client disconnects during the body, the request is recorded without a status."""
     _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
     writer.write(b"POST /1.0/view HTTP/1.1\r\nHost: e\r\nContent-Length: 100\r\n\r\n{")
     await until(lambda: emulator.stats()["in_flight"])
@@ -293,7 +293,7 @@ async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator)
 
 
 async def test_requests_are_recorded_without_the_key(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The record of a request has everything except the key."""
+    """If a request is recorded, the record contains everything but the key."""
     before = time()
     await client.post("view", json=VIEW, params=KEYS | {"trace": "1"})
     (record,) = emulator.requests()
@@ -317,7 +317,7 @@ async def test_requests_are_recorded_without_the_key(emulator: RunningEmulator, 
 
 
 async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
-    """Every answer has a Date header, by which a client may correct its clock."""
+    """If a request is answered, the answer has a Date header, which clients use to check their clocks."""
     response = await client.post("view", json=VIEW)
     age = time() - parsedate_to_datetime(response.headers["date"]).timestamp()
 
@@ -325,7 +325,7 @@ async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_application_runs_on_any_server() -> None:
-    """`create_app` makes a plain ASGI application, with the emulator in its state."""
+    """If `create_app` is called, it returns a plain ASGI application with the emulator in its state."""
     app = create_app(Settings(api_key="k"))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://e/1.0/") as client:
@@ -337,7 +337,7 @@ async def test_the_application_runs_on_any_server() -> None:
 async def test_recorded_events_are_no_burden_to_the_garbage_collector(
     emulator: RunningEmulator, client: httpx.AsyncClient
 ) -> None:
-    """After ten thousand events the garbage collector tracks fewer new objects than there are events."""
+    """If ten thousand events are recorded, the garbage collector tracks fewer new objects than events."""
     batch = [{"view": VIEW}] * 1_000
     await client.post("visitorEvents", json=batch)
     gc.collect()

@@ -1,4 +1,4 @@
-"""Faults as data: their values, which requests they apply to, and how often."""
+"""Faults as data: their values, and to which requests and how often they apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = (
 
 
 def script(*faults: Fault, seed: int = 1) -> FaultScript:
-    """Make a script of *faults*."""
+    """Return a script of these faults."""
     made = FaultScript(Random(seed))
     made.add(*faults)
     return made
@@ -67,14 +67,14 @@ def script(*faults: Fault, seed: int = 1) -> FaultScript:
     ],
 )
 def test_wrong_faults_are_refused_at_birth(facts: object) -> None:
-    """A fault of the wrong shape, type or range is refused."""
+    """If a fault has a wrong shape, type or range, `ValueError` is raised."""
     with pytest.raises(ValueError, match=r"must be|has no"):
         Fault.from_dict(facts)
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_faults_survive_a_round_trip(kind: str) -> None:
-    """A fault turned into data and back is the same fault."""
+    """If a fault is converted to data and back, it is equal."""
     fault = Fault.from_dict({"kind": kind, "seconds": 1, "times": None, "path": "/1.0/view", "retry_after": "2"})
 
     assert fault == Fault.from_dict(orjson.loads(orjson.dumps(fault.as_dict())))
@@ -98,12 +98,12 @@ def test_faults_survive_a_round_trip(kind: str) -> None:
     ],
 )
 def test_faults_know_whether_they_record(facts: dict[str, Any], expected: bool) -> None:  # noqa: FBT001
-    """Each kind records the request or does not; for some kinds `record` decides."""
+    """If a request has a fault, it is recorded or not as the kind says; for some kinds `record` decides."""
     assert expected == Fault.from_dict(facts).records
 
 
 def test_a_fault_strikes_as_often_as_told() -> None:
-    """A fault applies to `times` requests; after that the next fault of the script applies."""
+    """If a fault has `times`, it applies to as many requests; then the next fault applies."""
     faults = script(Fault(kind="status", times=2), Fault(kind="stall"))
     struck = [faults.take("/1.0/view", b"") for _ in range(4)]
 
@@ -111,14 +111,14 @@ def test_a_fault_strikes_as_often_as_told() -> None:
 
 
 def test_a_fault_may_strike_for_ever() -> None:
-    """With `times` None a fault applies to any number of requests."""
+    """If `times` is None, the fault applies to any number of requests."""
     faults = script(Fault(kind="status", times=None))
 
     assert all(faults.take("/1.0/view", b"") for _ in range(1000))
 
 
 def test_a_fault_strikes_where_it_fits() -> None:
-    """A fault with a path or a text does not apply to other requests."""
+    """If a fault has a path or a text, it does not apply to other requests."""
     faults = script(Fault(kind="status", path="/1.0/visitorEvents"), Fault(kind="stall", contains="слон"))
     requests = [("/1.0/view", b"{}"), ("/1.0/view", '"слон"'.encode()), ("/1.0/visitorEvents", b"[]")]
     struck = [faults.take(path, body) for path, body in requests]
@@ -127,7 +127,7 @@ def test_a_fault_strikes_where_it_fits() -> None:
 
 
 def test_chance_follows_the_seed() -> None:
-    """A fault with a probability applies about that often, and with the same seed to the same requests."""
+    """If a fault has a probability, it applies about that often, and with the same seed to the same requests."""
     faults = [script(Fault(kind="status", times=None, probability=0.3), seed=7) for _ in range(2)]
     first, second = ([made.take("/", b"") is not None for _ in range(1000)] for made in faults)
 
@@ -136,14 +136,14 @@ def test_chance_follows_the_seed() -> None:
 
 @pytest.mark.parametrize(("probability", "expected"), [(0, None), (1, "status")])
 def test_the_ends_of_chance_are_certain(probability: float, expected: str | None) -> None:
-    """A fault of probability 0 never applies, and one of probability 1 always."""
+    """If the probability is 0, the fault never applies; if it is 1, always."""
     fault = script(Fault(kind="status", probability=probability)).take("/", b"")
 
     assert expected == (fault and fault.kind)
 
 
 def test_what_is_left_is_shown() -> None:
-    """`pending` returns the pending faults, with the number of requests left."""
+    """If faults are pending, `pending` returns them with the number of requests left."""
     faults = script(Fault(kind="status", times=3), Fault(kind="stall", times=None))
     faults.take("/", b"")
     shown = [(fault.kind, fault.times) for fault in faults.pending()]

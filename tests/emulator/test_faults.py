@@ -1,4 +1,4 @@
-"""Faults over real connections: the effect of each for a client, and whether the request is recorded."""
+"""Faults over real connections: what the client gets, and whether the request is recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKEN = ("reset_before", "reset_after", "close_before", "close_after", "close_i
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds* returns True."""
+    """Let the event loop run until `holds` returns True, for at most 10 s."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
@@ -33,20 +33,20 @@ async def until(holds: Callable[[], object]) -> None:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[RunningEmulator]:
-    """Serve an emulator with the default settings but no limit."""
+    """Provide an emulator with the default settings, but without a limit."""
     async with running_emulator(Settings(limit=None)) as emulator:
         yield emulator
 
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Open a client of the emulator's API with the right keys."""
+    """Provide an HTTP client for the emulator's API with the right keys."""
     async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
         yield client
 
 
 async def exchange(emulator: RunningEmulator, event: object = VIEW) -> bytes:
-    """Post *event* over a plain socket, and return all bytes received until the connection ends."""
+    """Post `event` over a plain socket. Return all bytes received until the connection ends."""
     body = orjson.dumps(event)
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
     try:
@@ -63,7 +63,7 @@ async def exchange(emulator: RunningEmulator, event: object = VIEW) -> bytes:
 async def test_any_status_is_answered_without_recording(
     emulator: RunningEmulator, client: httpx.AsyncClient, status: int
 ) -> None:
-    """Kind `status` answers one request with that status, unrecorded; the next request succeeds."""
+    """If the fault is `status`, one request is answered with that status and not recorded; the next one succeeds."""
     emulator.fail_with("status", status=status)
     statuses = [(await client.post("view", json=VIEW)).status_code for _ in range(2)]
 
@@ -78,7 +78,7 @@ async def test_any_status_is_answered_without_recording(
 async def test_retry_after_is_sent_as_it_is(
     emulator: RunningEmulator, client: httpx.AsyncClient, retry_after: str
 ) -> None:
-    """The Retry-After header has the text of the fault."""
+    """If the fault has `retry_after`, the header Retry-After has its text."""
     emulator.fail_with("status", status=429, retry_after=retry_after)
     response = await client.post("view", json=VIEW)
 
@@ -86,7 +86,7 @@ async def test_retry_after_is_sent_as_it_is(
 
 
 async def test_a_redirect_tells_where(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """The Location header has the text of the fault."""
+    """If the fault has a location, the header Location has its text."""
     emulator.fail_with("status", status=307, location="http://elsewhere.example/")
     response = await client.post("view", json=VIEW)
 
@@ -97,7 +97,7 @@ async def test_a_redirect_tells_where(emulator: RunningEmulator, client: httpx.A
 async def test_a_status_may_have_a_body(
     emulator: RunningEmulator, client: httpx.AsyncClient, status: int, body: str
 ) -> None:
-    """With `body` the answer has that text, as plain text."""
+    """If the fault has a `body`, the answer has this text as plain text."""
     emulator.fail_with("status", status=status, body=body)
     response = await client.post("view", json=VIEW)
 
@@ -110,7 +110,7 @@ async def test_a_status_may_have_a_body(
 
 
 async def test_a_status_without_content_has_no_body(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """An answer of status 204 has no body, even if the fault has one."""
+    """If the status is 204, the answer has no body, even if the fault has one."""
     emulator.fail_with("status", status=204, body="text")
     responses = [await client.post("view", json=VIEW) for _ in range(2)]
 
@@ -118,7 +118,7 @@ async def test_a_status_without_content_has_no_body(emulator: RunningEmulator, c
 
 
 async def test_a_poisoned_event_is_refused_for_ever(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A fault with `contains` and `times` None applies to every batch with that text, and to no other."""
+    """If a fault has `contains` and no end, it applies to every batch with that text and to no other."""
     emulator.fail_with("status", status=400, contains="777", times=None)
     poison, good = {"view": VIEW | {"productId": 777}}, {"view": VIEW}
     batches: list[list[dict[str, Any]]] = [[good, poison], [good], [poison], [poison, good], [good, good]]
@@ -128,7 +128,7 @@ async def test_a_poisoned_event_is_refused_for_ever(emulator: RunningEmulator, c
 
 
 async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """Kind `status` with `record` records the events and then answers the status."""
+    """If `record` is set, kind `status` records the events and then answers with the status."""
     emulator.fail_with("status", status=500, record=True)
     response = await client.post("view", json=VIEW)
 
@@ -136,7 +136,7 @@ async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, clie
 
 
 async def test_a_fault_strikes_whatever_the_request_is(emulator: RunningEmulator) -> None:
-    """A fault replaces the answer to a wrong key, a wrong path and a wrong method."""
+    """If a fault is pending, it replaces the answer even to a wrong key, path or method."""
     emulator.fail_with("status", times=3)
     async with httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client:
         responses = [await client.post("view"), await client.post("nothing"), await client.get("view")]
@@ -149,7 +149,7 @@ async def test_a_fault_strikes_whatever_the_request_is(emulator: RunningEmulator
 
 
 async def test_a_struck_request_keeps_its_place_under_the_limit() -> None:
-    """A request with a fault counts as admitted and as an arrival."""
+    """If a request has a fault, it counts against the limit and in the worst window."""
     async with (
         running_emulator(Settings(limit=1, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -161,7 +161,7 @@ async def test_a_struck_request_keeps_its_place_under_the_limit() -> None:
 
 
 async def test_latency_puts_the_recording_off(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """Kind `latency` waits, then records and answers as usual."""
+    """If the fault is `latency`, the emulator waits, then records and answers as usual."""
     emulator.fail_with("latency", seconds=0.05)
     begun = perf_counter()
     answer = asyncio.ensure_future(client.post("view", json=VIEW))
@@ -178,7 +178,7 @@ async def test_latency_puts_the_recording_off(emulator: RunningEmulator, client:
 
 
 async def test_any_fault_may_wait_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """With `seconds` a fault of any kind takes effect that much later."""
+    """If a fault has `seconds`, it takes effect that much later."""
     emulator.fail_with("status", seconds=0.05)
     begun = perf_counter()
     response = await client.post("view", json=VIEW)
@@ -188,7 +188,7 @@ async def test_any_fault_may_wait_first(emulator: RunningEmulator, client: httpx
 
 @pytest.mark.parametrize(("kind", "events"), [("reset_before", 0), ("reset_after", 1)])
 async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, events: int) -> None:
-    """Kinds `reset_*` close the connection with RST, before or after recording."""
+    """If the fault is `reset_*`, the connection is closed with RST, before or after recording."""
     emulator.fail_with(kind)
     with pytest.raises(ConnectionResetError):
         await exchange(emulator)
@@ -198,7 +198,7 @@ async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, even
 
 @pytest.mark.parametrize(("kind", "events"), [("close_before", 0), ("close_after", 1)])
 async def test_a_close_is_an_orderly_end(emulator: RunningEmulator, kind: Any, events: int) -> None:
-    """Kinds `close_*` close the connection with FIN, without a byte, before or after recording."""
+    """If the fault is `close_*`, the connection is closed with FIN and no bytes, before or after recording."""
     emulator.fail_with(kind)
     answer = await exchange(emulator)
 
@@ -206,7 +206,7 @@ async def test_a_close_is_an_orderly_end(emulator: RunningEmulator, kind: Any, e
 
 
 async def test_a_truncated_answer_promises_more_than_it_keeps(emulator: RunningEmulator) -> None:
-    """Kind `truncate` records, then sends a head for 100 bytes and only a few of them."""
+    """If the fault is `truncate`, the request is recorded, but the answer ends before its announced length."""
     emulator.fail_with("truncate")
     head, _, body = (await exchange(emulator)).partition(b"\r\n\r\n")
 
@@ -220,7 +220,7 @@ async def test_a_truncated_answer_promises_more_than_it_keeps(emulator: RunningE
 
 @pytest.mark.parametrize(("record", "events"), [(None, 0), (True, 1)])
 async def test_garbage_is_no_http(emulator: RunningEmulator, record: bool | None, events: int) -> None:  # noqa: FBT001
-    """Kind `garbage` sends bytes that are not HTTP, and closes; with `record` it records."""
+    """If the fault is `garbage`, bytes that are not HTTP are sent; the request is recorded if `record` is set."""
     emulator.fail_with("garbage", record=record)
     answer = await exchange(emulator)
 
@@ -241,7 +241,7 @@ async def test_garbage_is_no_http(emulator: RunningEmulator, record: bool | None
 async def test_broken_connections_are_errors_to_httpx(
     emulator: RunningEmulator, client: httpx.AsyncClient, kind: Any, error: type[Exception]
 ) -> None:
-    """A client gets the matching error for each broken connection, and its next request succeeds."""
+    """If a fault breaks the connection, the client gets the matching error, and its next request succeeds."""
     emulator.fail_with(kind)
     with pytest.raises(error):
         await client.post("view", json=VIEW)
@@ -256,7 +256,7 @@ async def test_a_kept_connection_breaks_as_a_new_one(
     client: httpx.AsyncClient,
     reused: bool,  # noqa: FBT001
 ) -> None:
-    """A fault has the same effect on the first request of a connection and on a later one."""
+    """If a connection is reused, a fault has the same effect as on the first request."""
     if reused:
         await client.post("view", json=VIEW)
     emulator.fail_with("reset_after")
@@ -267,7 +267,7 @@ async def test_a_kept_connection_breaks_as_a_new_one(
 
 
 async def begin(emulator: RunningEmulator, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-    """Open a connection and write *sent*; return the connection, and the head and body of the first answer."""
+    """Open a connection and write `sent`. Return the reader, the writer, and the first answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
     writer.write(sent)
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n{}"), 10)
@@ -276,7 +276,7 @@ async def begin(emulator: RunningEmulator, sent: bytes) -> tuple[asyncio.StreamR
 
 @pytest.mark.parametrize("rest", [b"P", REQUEST[:-1], REQUEST])
 async def test_a_connection_may_close_as_it_is_reused(emulator: RunningEmulator, rest: bytes) -> None:
-    """Kind `close_idle` answers as usual; the first bytes of the next request close the connection, unrecorded."""
+    """If the fault is `close_idle`, the answer is as usual, and the next request's first bytes close the connection."""
     emulator.fail_with("close_idle")
     reader, writer, answer = await begin(emulator, REQUEST)
     writer.write(rest)
@@ -296,7 +296,7 @@ async def test_a_connection_may_close_as_it_is_reused(emulator: RunningEmulator,
 
 
 async def test_a_request_sent_too_early_is_lost_as_well(emulator: RunningEmulator) -> None:
-    """A request pipelined behind the one with `close_idle` is not handled either."""
+    """If a request is pipelined behind one with `close_idle`, it is not handled."""
     emulator.fail_with("close_idle", seconds=0.01)
     reader, writer, _ = await begin(emulator, REQUEST * 2)
     end = await asyncio.wait_for(reader.read(), 10)
@@ -309,7 +309,7 @@ async def test_a_request_sent_too_early_is_lost_as_well(emulator: RunningEmulato
 async def test_a_connection_closed_on_reuse_is_an_error_to_httpx(
     emulator: RunningEmulator, client: httpx.AsyncClient
 ) -> None:
-    """With `close_idle` the next request of a client fails, and the ones after it succeed."""
+    """If the fault is `close_idle`, a client's next request fails, and later ones succeed."""
     emulator.fail_with("close_idle")
     first = await client.post("view", json=VIEW)
     with pytest.raises(httpx.TransportError):
@@ -326,7 +326,7 @@ async def test_a_stall_lasts_until_the_client_leaves(
     record: bool | None,  # noqa: FBT001
     events: int,
 ) -> None:
-    """Kind `stall` never answers; with `record` it records, and it ends when the client gives up."""
+    """If the fault is `stall`, no answer is sent; the request ends when the client gives up."""
     emulator.fail_with("stall", record=record)
     with pytest.raises(httpx.ReadTimeout):
         await client.post("view", json=VIEW, timeout=0.2)
@@ -336,7 +336,7 @@ async def test_a_stall_lasts_until_the_client_leaves(
 
 
 async def test_a_stall_delays_no_other_request(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """While one request stalls, others are answered."""
+    """If one request stalls, others are answered."""
     emulator.fail_with("stall", contains="777")
     stalled = asyncio.ensure_future(client.post("view", json=VIEW | {"productId": 777}))
     await until(lambda: emulator.stats()["in_flight"])
@@ -350,7 +350,7 @@ async def test_a_stall_delays_no_other_request(emulator: RunningEmulator, client
 
 @pytest.mark.parametrize("kind", ["reset_after", "close_after", "truncate"])
 async def test_recording_judges_as_ever(emulator: RunningEmulator, kind: Any) -> None:
-    """An invalid request with a fault that records is recorded as refused."""
+    """If a request is invalid and its fault records, it is recorded as refused."""
     emulator.fail_with(kind)
     await asyncio.gather(exchange(emulator, {}), return_exceptions=True)
 
@@ -361,7 +361,7 @@ async def test_recording_judges_as_ever(emulator: RunningEmulator, kind: Any) ->
 
 
 async def test_a_wrong_fault_is_refused_by_the_helper(emulator: RunningEmulator) -> None:
-    """`fail_with` refuses wrong values, and does not change the script."""
+    """If `fail_with` gets wrong values, it raises an error and adds no fault."""
     with pytest.raises(ValueError, match="has no colour"):
         emulator.fail_with("status", colour="red")
 
@@ -370,7 +370,7 @@ async def test_a_wrong_fault_is_refused_by_the_helper(emulator: RunningEmulator)
 
 @pytest.mark.parametrize("kind", BROKEN)
 async def test_breaking_needs_the_own_server(kind: Any) -> None:
-    """On another server a fault that breaks the connection raises an error that says which server it needs."""
+    """If another server runs the application, a fault that breaks connections raises an error that says so."""
     app = create_app()
     app.state.emulator.faults.add(Fault(kind=kind))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://e/1.0/") as client:

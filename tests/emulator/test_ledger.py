@@ -1,4 +1,4 @@
-"""The ledger: exact counters in bounded memory."""
+"""The ledger, which records requests and events, counts exactly and uses limited memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def opened(ledger: Ledger, path: str = "/1.0/view") -> RequestRecord:
 
 
 def accepted(ledger: Ledger, *names: str, session: str = "s1") -> None:
-    """Open a request with events of *names*, accept and close it."""
+    """Open a request with events of these names, accept the events and close the request."""
     record = opened(ledger)
     ledger.accept(record, [(name, {"sessionExternalId": session}) for name in names])
     ledger.close(record, 200)
 
 
 def test_numbers_are_given_in_order() -> None:
-    """Requests are numbered from 1, and events too, across requests."""
+    """If requests and events are recorded, each is numbered from 1, events across requests."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "order")
@@ -50,7 +50,7 @@ def test_numbers_are_given_in_order() -> None:
     ],
 )
 def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
-    """Events are found by name, session and number, the oldest first, up to a limit."""
+    """If events are filtered by name, session or number, the oldest are returned first, up to the limit."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "view", "order", session="s2")
@@ -59,7 +59,7 @@ def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
 
 
 def test_old_events_are_dropped_but_counted() -> None:
-    """Only `keep` events are kept, but counters and numbers include all."""
+    """If there are more than `keep` events, the oldest are dropped, but counters and numbers include them."""
     ledger = Ledger(keep=3)
     for _ in range(5):
         accepted(ledger, "view", "search")
@@ -74,7 +74,7 @@ def test_old_events_are_dropped_but_counted() -> None:
 
 
 def test_old_requests_are_dropped_but_counted() -> None:
-    """A thousand requests and refusals are kept, but the counters include all."""
+    """If there are more than 1,000 requests or refusals, the oldest are dropped but still counted."""
     ledger = Ledger()
     for _ in range(1_200):
         record = opened(ledger)
@@ -91,7 +91,7 @@ def test_old_requests_are_dropped_but_counted() -> None:
 
 
 def test_the_last_requests_are_found() -> None:
-    """With a limit the newest requests are returned, the oldest of them first."""
+    """If requests are limited, the newest ones are returned, in order."""
     ledger = Ledger()
     for _ in range(5):
         accepted(ledger)
@@ -104,7 +104,7 @@ def test_the_last_requests_are_found() -> None:
 
 
 def test_bodies_are_capped() -> None:
-    """A record keeps 65,536 bytes of a body, and its exact size."""
+    """If a body is large, the record has its first 65,536 bytes and its exact size."""
     ledger = Ledger()
     record = opened(ledger)
     ledger.read(record, b"x" * 70_000, 80_000)
@@ -113,7 +113,7 @@ def test_bodies_are_capped() -> None:
 
 
 def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
-    """Bytes that are not UTF-8 become replacement characters."""
+    """If a body is not UTF-8, it is shown with replacement characters."""
     ledger = Ledger()
     record = opened(ledger)
     ledger.read(record, b"\xff{}", 3)
@@ -122,7 +122,7 @@ def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
 
 
 def test_an_open_request_is_in_flight() -> None:
-    """A request in flight is counted as such, and one that gets no answer under "none"."""
+    """If a request is open, it counts as in flight; if it gets no answer, it counts under "none"."""
     ledger = Ledger()
     opened(ledger)
     ledger.close(opened(ledger), None)
@@ -132,7 +132,7 @@ def test_an_open_request_is_in_flight() -> None:
 
 
 def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
-    """A request that arrived before `clear` changes nothing after it."""
+    """If a request was open when the ledger was cleared, it changes nothing afterwards."""
     ledger = Ledger()
     stale = opened(ledger)
     ledger.clear()
@@ -145,7 +145,7 @@ def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
 
 
 def test_numbers_restart_after_a_reset() -> None:
-    """A cleared ledger equals a new one."""
+    """If a ledger is cleared, it equals a new one."""
     ledger = Ledger()
     accepted(ledger, "view")
     ledger.clear()
@@ -160,7 +160,7 @@ def test_numbers_restart_after_a_reset() -> None:
 
 
 def test_events_are_held_as_the_body_they_came_in() -> None:
-    """Events recorded with a body are parsed from it again, for a batch and for a single event."""
+    """If events are recorded with a body, they are parsed again from the body when they are read."""
     ledger = Ledger(keep=2)
     batch = [{"search": {"sessionExternalId": "s1"}}, {"order": {"price": 1.5}}]
     ledger.accept(
@@ -179,7 +179,7 @@ def test_events_are_held_as_the_body_they_came_in() -> None:
     "query", [{"name": "view"}, {"session": "s1"}, {"name": "view", "session": "s1"}, {"session": "s1", "after": 1}]
 )
 def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> None:
-    """A filter finds an event whose name is only in the path, or whose JSON has escaped letters."""
+    """If an event's name is only in the path, or its JSON has escapes, a filter still finds it."""
     ledger = Ledger()
     fields = {"sessionExternalId": "s1"}
     ledger.accept(opened(ledger, "/1.0/search"), [("search", {})], b"{}")
@@ -193,7 +193,7 @@ def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("text", ["\ud800", '"', "\\"])
 def test_a_filter_may_be_any_text(text: str) -> None:
-    """A filter may be a text that no event can have, or that JSON must escape."""
+    """If a filter is any text, it raises no error and finds only matching events."""
     ledger = Ledger()
     ledger.accept(opened(ledger), [("view", {})], b"{}")
 
@@ -201,7 +201,7 @@ def test_a_filter_may_be_any_text(text: str) -> None:
 
 
 def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
-    """The garbage collector tracks fewer objects than there are events, so that collections stay short."""
+    """If many events are recorded, the garbage collector tracks fewer objects than events."""
     ledger = Ledger()
     batch = [{"view": {"sessionExternalId": "s1", "productId": place}} for place in range(100)]
     body = orjson.dumps(batch)
@@ -218,7 +218,7 @@ def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
 
 
 def test_bodies_are_let_go_with_their_events() -> None:
-    """A body is kept as long as one of its events, and no longer."""
+    """If the last of a body's events is dropped, the body is freed."""
     ledger = Ledger(keep=3)
     batch = [{"view": {}}, {"search": {}}]
     body = orjson.dumps(batch)

@@ -1,4 +1,4 @@
-"""The request limit, the latency and the jitter, over real HTTP."""
+"""The request limit, the latency and the arrival jitter, over real HTTP."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds* returns True."""
+    """Let the event loop run until `holds` returns True, for at most 10 s."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
 
 
 async def test_the_limit_is_kept_to_the_request() -> None:
-    """In one window exactly `limit` requests are admitted, and all others are answered 429."""
+    """If more than `limit` requests arrive in one window, exactly `limit` are admitted; the others get 429."""
     async with (
         running_emulator(Settings(limit=5, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -47,7 +47,7 @@ async def test_the_limit_is_kept_to_the_request() -> None:
 
 
 async def test_requests_without_the_key_take_no_place_but_count_as_arrivals() -> None:
-    """A request with a wrong key does not use up the limit, but counts in the worst window; a GET does not."""
+    """If the key is wrong, the request uses no permit, but counts in the worst window; a GET does not."""
     async with (
         running_emulator(Settings(limit=1, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client,
@@ -61,7 +61,7 @@ async def test_requests_without_the_key_take_no_place_but_count_as_arrivals() ->
 
 
 async def test_the_limit_is_decided_on_arrival() -> None:
-    """A request counts against the limit when it arrives, before its body is read."""
+    """If a request arrives, it counts against the limit before its body is read."""
     body = orjson.dumps(VIEW)
     head = b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
     head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -82,7 +82,7 @@ async def test_the_limit_is_decided_on_arrival() -> None:
 
 
 async def test_latency_comes_after_recording() -> None:
-    """With `latency` an event is recorded immediately and answered later."""
+    """If `latency` is set, an event is recorded immediately and answered later."""
     async with (
         running_emulator(Settings(latency=0.05)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -97,7 +97,7 @@ async def test_latency_comes_after_recording() -> None:
 
 
 async def test_jitter_puts_off_the_arrival() -> None:
-    """With `arrival_jitter` a request is counted after a random delay, which the seed determines."""
+    """If `arrival_jitter` is set, requests are counted after a random delay that the seed determines."""
     settings = Settings(arrival_jitter=0.1, seed=42)
     delay = Emulator(settings).jitter()
     async with (
@@ -112,7 +112,7 @@ async def test_jitter_puts_off_the_arrival() -> None:
 
 
 async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy event loop between reading a head and handling its request does not change the time of arrival."""
+    """If the loop is busy after reading a request's head, the time of arrival is still that of the reading."""
     read: list[float] = []
     async with (
         running_emulator() as emulator,
@@ -133,7 +133,7 @@ async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.Monke
 
 
 def test_arrivals_never_run_backwards() -> None:
-    """A request whose head was read before the last arrival counts as arrived at the time of that one."""
+    """If a head was read before the last arrival, the request counts as arrived at the last arrival's time."""
     emulator = Emulator(Settings())
     last = emulator.arrival(emulator.now() + 600)
 

@@ -41,14 +41,14 @@ SEARCH: dict[str, Any] = {"sessionExternalId": "boris", "searchPhrase": "Кра�
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator for all tests, with a limit that they do not reach."""
+    """Provide one emulator for all tests, with a limit that they do not reach."""
     with emulator_process(Settings(limit=1000)) as emulator:
         yield emulator
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser for all tests."""
+    """Provide one browser for all tests."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -58,7 +58,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Tab(NamedTuple):
-    """A tab of the browser, with the addresses that it requested and the errors that it reported."""
+    """A browser tab, the addresses that it requested and the errors that it reported."""
 
     page: Page
     requested: list[str]
@@ -67,7 +67,7 @@ class Tab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Tab:
-    """One tab for all tests. It keeps the theme that a test chooses."""
+    """Provide one tab for all tests; it keeps the theme that a test chose."""
     tab = Tab(browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page(), [], [])
     tab.page.on("request", lambda request: tab.requested.append(request.url))
     tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -77,7 +77,7 @@ def tab(browser: Browser) -> Tab:
 
 @pytest.fixture
 def page(tab: Tab, emulator: EmulatorProcess) -> Iterator[Page]:
-    """The page of an empty emulator. A test fails if the page loads from another host or raises an error."""
+    """Provide the page of an empty emulator; fail if it loads from another host or raises an error."""
     emulator.reset()
     tab.requested.clear()
     tab.errors.clear()
@@ -90,23 +90,23 @@ def page(tab: Tab, emulator: EmulatorProcess) -> Iterator[Page]:
 
 
 def post(emulator: EmulatorProcess, *envelopes: object, body: bytes | None = None) -> int:
-    """Post a batch and return the status."""
+    """Post a batch. Return the status."""
     content = json.dumps(list(envelopes), ensure_ascii=False).encode() if body is None else body
     headers = {"Content-Type": "application/json"}
     return httpx.post(f"{emulator.url}visitorEvents", params=KEYS, content=content, headers=headers).status_code
 
 
 def run(command: str) -> str:
-    """Run a command as a shell does, with the key in the environment, and return what it prints."""
+    """Run a command in a shell with the key in the environment. Return its output."""
     env = {**os.environ, "RETAILROCKET_API_KEY": KEYS["apiKey"], "no_proxy": "*"}
     return subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
 def rows(page: Page, *texts: str) -> None:
-    """Wait until the list has one row with each of *texts*, newest first, and no more."""
+    """Wait until the list has exactly one row for each text, newest first."""
     from playwright.sync_api import expect
 
-    # The rows that stay are not moved within the document: their place is a number.
+    # Rows are not moved in the document; their position is a number.
     listed = page.locator(".row")
     expect(listed).to_have_count(len(texts))
     for place, text in enumerate(texts, 1):
@@ -114,14 +114,14 @@ def rows(page: Page, *texts: str) -> None:
 
 
 def has(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
-    """Wait until something has *text* in it."""
+    """Wait until the element contains `text`."""
     from playwright.sync_api import expect
 
     expect(page.locator(selector)).to_contain_text(text)
 
 
 def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
-    """An empty page shows a command. Run in a shell, the command makes the first event, and the page shows it."""
+    """If the page is empty, it shows a command; run in a shell, this sends an event, and the page shows it."""
     command = page.locator("#first-command").inner_text()
     answer = run(command)
 
@@ -137,7 +137,7 @@ def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_filters(page: Page, emulator: EmulatorProcess) -> None:
-    """Events are filtered by type, by visitor and by text over their fields; Clear shows all of them again."""
+    """If filters for type, visitor or text are set, matching events are shown; Clear shows all again."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     rows(page, "addToBasket", "search", "view")
     page.select_option("#type", "view")
@@ -157,7 +157,7 @@ def test_filters(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
-    """A refused request shows every reason of the emulator, and marks the place in the body that each reason names."""
+    """If a request is refused, the page shows every reason and marks the place in the body."""
     odd = {"sessionExternalId": "a b", "productId": "12", "x: y": [1], "stockId": ""}
     post(emulator, {"view": VIEW}, {"view": odd}, {"order": {**VIEW, "quantity": 0, "price": 1}}, {"viw": {}}, 7)
     page.click("[data-view=refused]")
@@ -180,7 +180,7 @@ def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -> None:
-    """The character that is no JSON is marked. Of a batch of hundreds only the wrong event is unfolded."""
+    """If a body is not JSON, the wrong character is marked; of a large batch only the bad event is unfolded."""
     post(emulator, body='[{"search": {"searchPhrase": "чай"}, oops]'.encode())
     page.click("[data-view=refused]")
     page.click(".row")
@@ -197,7 +197,7 @@ def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -
 
 
 def test_faults(page: Page, emulator: EmulatorProcess) -> None:
-    """A button makes as many requests fail as the field says. Pending faults are listed and can be dropped."""
+    """If a fault's button is clicked, as many requests fail as the field says; faults are listed and can be dropped."""
     page.fill("#times", "2")
     page.get_by_role("button", name="503").click()
     has(page, "#pending", "503 2 left")
@@ -215,7 +215,7 @@ def test_faults(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
-    """The emulator accepts the fault of each button, and the buttons have every kind of fault."""
+    """If a button adds a fault, the emulator accepts it; the buttons have every kind."""
     buttons = page.locator("#fault-buttons button")
     for place in range(buttons.count()):
         buttons.nth(place).click()
@@ -226,7 +226,7 @@ def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_reset(page: Page, emulator: EmulatorProcess) -> None:
-    """Reset removes all events and faults from the emulator, and all rows from the page."""
+    """If Reset is clicked, events, faults and rows are removed."""
     post(emulator, {"view": VIEW})
     emulator.add_faults([{"kind": "stall"}])
     rows(page, "view")
@@ -239,7 +239,7 @@ def test_reset(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
-    """A click on a visitor lists that visitor's events in order, with those not accepted, and adds later ones."""
+    """If a visitor is clicked, all of the visitor's events are listed in order, and later ones are added."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     page.locator(".who", has_text="anna").first.click()
     has(page, ".journey li >> nth=1", "addToBasket")
@@ -256,7 +256,7 @@ def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl(page: Page, emulator: EmulatorProcess) -> None:
-    """The command of a request, pasted into a shell, sends the same body again, whatever characters it has."""
+    """If the shown curl command is run in a shell, it sends the same body again, whatever its characters."""
     phrase = "it's \"$HOME\" `id` $(id) \\ !x %41 &; * \t 'чай' 🫖 \u2028"
     body = json.dumps([{"search": {**SEARCH, "searchPhrase": phrase}}], ensure_ascii=False, indent=1).encode()
     post(emulator, body=body)
@@ -272,7 +272,7 @@ def test_curl(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
-    """No part of a request makes its command run anything else. A body that a terminal cannot paste has no command."""
+    """If a request contains shell syntax, its command runs nothing else; a body that cannot be pasted has none."""
     method = "`ID`|$X&'"
     httpx.request(
         method, f"{emulator.root}/1.0/$(id)`id`\"'!", params={'"$(id)`': "'!\\"}, headers={"Content-Type": "'`id`"}
@@ -288,14 +288,14 @@ def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
     has(page, ".detail", "bytes that no command can")
 
     assert ["curl", "-X", method, "-H", "Content-Type: '`id`"] == [*words[:3], *words[4:]]
-    # Within double quotes these mean something to a shell.
+    # These characters have a meaning to the shell within double quotes.
     assert not set(url) & set('`"$!\\')
     assert "/1.0/$(id)`id`\"'!" == httpx.URL(url).path
     assert {"apiKey": "key", '"$(id)`': "'!\\"} == dict(httpx.URL(url).params)
 
 
 def test_text_stays_text(page: Page, emulator: EmulatorProcess) -> None:
-    """Markup in fields, names, reasons, paths and faults is shown as text and has no effect."""
+    """If a request contains markup, the page shows it as text."""
     evil = "<img src=x onerror='document.title=`pwned`'><script>document.title='pwned'</script>"
     emulator.add_faults([{"kind": "stall", "path": evil, "contains": evil}])
     post(emulator, {"search": {"sessionExternalId": "a", "searchPhrase": evil}})
@@ -316,7 +316,7 @@ def test_text_stays_text(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
-    """Of 6,000 events the page keeps the last 5,000, and draws only the rows that can be seen."""
+    """If there are 6,000 events, the page keeps the last 5,000, and draws only the visible rows."""
     for first in range(0, 6000, 500):
         numbers = range(first, first + 500)
         post(emulator, *[{"view": {"sessionExternalId": f"v{n % 50}", "productId": n}} for n in numbers])
@@ -337,7 +337,7 @@ def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
-    """While an item is selected, new items do not move the list: a button counts them and shows them."""
+    """If an item is selected, new items do not move the list; a button counts and shows them."""
     post(emulator, {"view": VIEW})
     page.click(".row")
     post(emulator, {"search": SEARCH})
@@ -348,7 +348,7 @@ def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
-    """Search, list, details and journey work without a mouse, and the element with the focus can be seen."""
+    """If only the keyboard is used, search, list, details and journey work, and the focus is visible."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     rows(page, "addToBasket", "search", "view")
     press = page.keyboard.press
@@ -381,7 +381,7 @@ def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
-    """On a screen of a phone's width nothing is wider than the screen, and the details open over the list."""
+    """If the screen is as narrow as a phone's, nothing is wider, and the details cover the list."""
     page.set_viewport_size({"width": 375, "height": 700})
     post(emulator, {"view": {**VIEW, "stockId": "x" * 50}}, {"search": SEARCH})
     rows(page, "search", "view")
@@ -396,7 +396,7 @@ def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_themes(page: Page) -> None:
-    """Colours follow the system until a theme is chosen, and a reload keeps the choice."""
+    """If no theme is chosen, the system's is used; a chosen theme survives a reload."""
     background = "getComputedStyle(document.body).backgroundColor"
     light, _ = page.evaluate(background), page.emulate_media(color_scheme="dark")
     dark = page.evaluate(background)
@@ -412,7 +412,7 @@ def test_themes(page: Page) -> None:
 
 
 def test_another_emulator_on_the_port(browser: Browser) -> None:
-    """The page shows that the emulator is gone, connects to a new one on its port, and drops the old events."""
+    """If the emulator is replaced on its port, the page shows this, reconnects and drops the old events."""
     with emulator_process() as first:
         port = urlsplit(first.root).port or 0
         page = browser.new_page()

@@ -1,4 +1,4 @@
-"""An emulator in a process of its own, and its command line."""
+"""An emulator in its own process, and its command line."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def shared_process() -> Generator[EmulatorProcess]:
-    """An emulator in a process of its own, for all tests that need no other one."""
+    """Provide one emulator, in its own process, for all tests that need no other."""
     with emulator_process(Settings(limit=None, api_key=KEY)) as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(shared_process: EmulatorProcess) -> EmulatorProcess:
-    """The emulator as it is after its start."""
+    """Provide the emulator in the state that it has after its start."""
     shared_process.restore()
     return shared_process
 
 
 def send(url: str, event: object = VIEW, key: str = KEY) -> int:
-    """Post one view without an event loop and return the status."""
+    """Post one event without an event loop. Return the status."""
     request = urllib.request.Request(
         f"{url}view?apiKey={key}&partnerId=dev-partner",
         json.dumps(event).encode(),
@@ -58,7 +58,7 @@ def send(url: str, event: object = VIEW, key: str = KEY) -> int:
 
 
 def test_a_process_is_controlled_from_outside(emulator: EmulatorProcess) -> None:
-    """An emulator in its own process accepts events, and is controlled by all methods of its handle."""
+    """If an emulator runs in its own process, all methods of its handle control it."""
     statuses = [send(emulator.url), send(emulator.url, {})]
     seen = (
         [event["seq"] for event in emulator.events(name="view", session="s1", after=0, limit=9)],
@@ -85,13 +85,13 @@ def test_a_process_is_controlled_from_outside(emulator: EmulatorProcess) -> None
 
 
 def test_a_process_refuses_wrong_settings(emulator: EmulatorProcess) -> None:
-    """A refusal of the control side raises an error with its text."""
+    """If the control side refuses a setting, an error with its text is raised."""
     with pytest.raises(EmulatorError, match="limit must be"):
         emulator.configure(limit=0)
 
 
 def test_a_process_ends_with_its_block() -> None:
-    """The process ends with the block, even while a request stalls in it."""
+    """If the block ends, the process ends, even while a request stalls."""
     with emulator_process() as emulator:
         emulator.add_faults([{"kind": "stall"}])
         port = httpx.URL(emulator.root).port or 0
@@ -107,7 +107,7 @@ def test_a_process_ends_with_its_block() -> None:
 
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
-    """An emulator ends if its parent is killed."""
+    """If the parent is killed, the emulator ends."""
     code = (
         "import os, signal, sys\n"
         "from retailrocket_async.emulator import emulator_process\n"
@@ -130,7 +130,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 
 def test_the_command_may_end_with_its_input() -> None:
-    """With `--until-stdin-closes` the command ends with status 0 when its standard input is closed."""
+    """If `--until-stdin-closes` is given and standard input closes, the command exits with status 0."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     with subprocess.Popen(
@@ -144,7 +144,7 @@ def test_the_command_may_end_with_its_input() -> None:
 
 
 def test_a_process_that_will_not_end_is_killed() -> None:
-    """A process that ignores SIGTERM is killed."""
+    """If the process ignores SIGTERM, it is killed."""
     code = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -157,7 +157,7 @@ def test_a_process_that_will_not_end_is_killed() -> None:
 
 
 def test_a_process_that_cannot_start_is_an_error() -> None:
-    """A port in use raises an error, without waiting."""
+    """If the port is in use, an error is raised without waiting."""
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(EmulatorError, match="did not start"),
@@ -167,7 +167,7 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 
 
 def test_a_process_that_starts_too_slowly_is_an_error() -> None:
-    """A process that does not start in time is killed, and an error is raised."""
+    """If the process does not start in time, it is killed, and an error is raised."""
     with pytest.raises(EmulatorError, match="did not start"), emulator_process(startup_timeout=0.001):
         pass
 
@@ -175,7 +175,7 @@ def test_a_process_that_starts_too_slowly_is_an_error() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> None:
-    """`python -m retailrocket_async.emulator` prints its address, and ends with status 0 on a signal."""
+    """If the command gets a signal, it has printed only its address, and exits with status 0."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", KEY, "--limit", "none"]
     with subprocess.Popen(
@@ -193,13 +193,13 @@ def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no sessions")
 def test_a_process_is_out_of_the_terminals_reach(emulator: EmulatorProcess) -> None:
-    """The emulator has a session of its own, so that Ctrl-C on the terminal does not reach it."""
+    """If Ctrl-C is pressed on the terminal, the emulator does not get it, because it has its own session."""
     assert os.getsid(emulator.pid) == emulator.pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
 def test_the_key_is_no_argument(emulator: EmulatorProcess) -> None:
-    """The key of a process is not among its arguments, which every user can read."""
+    """If the process is listed, its arguments do not contain the key, because every user can read them."""
     arguments = Path(f"/proc/{emulator.pid}/cmdline").read_bytes()
     statuses = [send(emulator.url), send(emulator.url, key="dev-api-key")]
 
@@ -207,7 +207,7 @@ def test_the_key_is_no_argument(emulator: EmulatorProcess) -> None:
 
 
 def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command takes the key from the environment unless an argument gives it; the help does not show it."""
+    """If no argument gives the key, the command takes it from the environment; the help does not show it."""
     monkeypatch.setenv("RETAILROCKET_EMULATOR_API_KEY", "s3cret")
     made = parser()
 
@@ -217,7 +217,7 @@ def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_spares_the_collector_its_modules() -> None:
-    """Run as a command, the module freezes the garbage collector's objects; importing it changes nothing."""
+    """If the module runs as a command, it freezes the garbage collector's objects; importing it does not."""
     code = (
         "import gc, runpy, sys\n"
         "import retailrocket_async.emulator.__main__\n"

@@ -1,4 +1,4 @@
-"""The strict check of events and batches, for each rule of the contract."""
+"""The strict check of events and batches: one test for each rule of the contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SESSION = {"sessionExternalId": "60842392e4881c65e6c5e423"}
 MOMENT = {"timestamp": "2018-09-15T15:53:00+00:00"}
 STOCK = {"stockId": "NewYork"}
 
-# The contract's table, written a second time: required fields, then optional ones.
+# The contract's table is written here a second time: required fields, then optional ones.
 CONTRACT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "view": (SESSION | {"productId": 123456}, STOCK | MOMENT),
     "groupView": (SESSION | {"groupId": 654321, "productIds": [123456, 234567]}, STOCK | MOMENT),
@@ -45,31 +45,31 @@ ISO = "must be ISO 8601 with an offset, such as 2018-09-15T15:53:00+00:00"
 
 
 def home(field: str) -> str:
-    """Return an event that has *field*."""
+    """Return the name of an event that has this field."""
     return next(name for name, (required, optional) in CONTRACT.items() if field in required | optional)
 
 
 def check(field: str, value: object) -> list[str]:
-    """Check a valid event in which *field* is replaced by *value*."""
+    """Check a valid event in which `field` has `value`. Return the reasons against it."""
     name = home(field)
     required, optional = CONTRACT[name]
     return check_event(name, required | optional | {field: value})
 
 
 def test_the_events_are_the_twelve_of_the_contract() -> None:
-    """The emulator has exactly the twelve events of the contract."""
+    """If the emulator's events are listed, they are the twelve of the contract."""
     assert CONTRACT.keys() == EVENTS.keys()
 
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_required_fields_suffice(name: str) -> None:
-    """An event with only its required fields is valid."""
+    """If an event has only its required fields, it is valid."""
     assert [] == check_event(name, CONTRACT[name][0])
 
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_optional_fields_are_welcome(name: str) -> None:
-    """An event with all its fields is valid."""
+    """If an event has all its fields, it is valid."""
     required, optional = CONTRACT[name]
 
     assert [] == check_event(name, required | optional)
@@ -77,7 +77,7 @@ def test_optional_fields_are_welcome(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in CONTRACT.items() for field in fields[0]])
 def test_every_required_field_is_missed(name: str, field: str) -> None:
-    """An event without a required field is refused, and the field is named."""
+    """If a required field is missing, the event is refused, and the reason names the field."""
     event = {key: value for key, value in CONTRACT[name][0].items() if key != field}
 
     assert [f"{field}: is missing"] == check_event(name, event)
@@ -94,7 +94,7 @@ def test_every_required_field_is_missed(name: str, field: str) -> None:
     + [("groupView", "groupView"), ("view", "ProductId"), ("view", "userAgent")],
 )
 def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
-    """A field that the event lacks in the contract is refused."""
+    """If an event has a field that the contract does not give it, the event is refused."""
     assert [f"{field}: is no field of this event"] == check_event(name, CONTRACT[name][0] | {field: "1"})
 
 
@@ -116,14 +116,14 @@ def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
     ],
 )
 def test_integers_are_exact(field: str, text: str, reason: str) -> None:
-    """Only an integer literal of at most 64 bits is an integer."""
+    """If an integer is not an integer literal of at most 64 bits, it is refused."""
     assert [f"{field}: {reason}"] == check(field, orjson.loads(text))
 
 
 @pytest.mark.parametrize("field", INTEGERS)
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0, -1])
 def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
-    """Every signed 64-bit integer is a valid id."""
+    """If an id is a signed 64-bit integer, it is valid."""
     assert [] == check(field, value)
 
 
@@ -144,7 +144,7 @@ def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
     ],
 )
 def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list[str]) -> None:
-    """`productIds` is an array of integers that is not empty, and each bad item is named by its place."""
+    """If `productIds` is empty or has an item that is not an integer, a reason names the item."""
     assert reasons == check("productIds", value)
 
 
@@ -160,37 +160,37 @@ def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list
     ],
 )
 def test_texts_are_strings(field: str, value: object, reason: str) -> None:
-    """Only a JSON string is a text."""
+    """If a text is not a JSON string, it is refused."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
 @pytest.mark.parametrize("field", [name for name in TEXTS if name != "timestamp"])
 def test_no_text_is_empty(field: str) -> None:
-    """An empty text is refused."""
+    """If a text is empty, it is refused."""
     assert [f"{field}: must not be empty"] == check(field, "")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS + SHORT_TEXTS)
 def test_short_texts_end_at_fifty_characters(field: str) -> None:
-    """Fifty characters are valid, fifty-one are not."""
+    """If a short text has fifty characters, it is valid; fifty-one are too many."""
     assert ([], [f"{field}: must be at most 50 characters, not 51"]) == (check(field, "a" * 50), check(field, "a" * 51))
 
 
 @pytest.mark.parametrize("field", SHORT_TEXTS)
 def test_length_is_counted_in_characters(field: str) -> None:
-    """Fifty characters of any alphabet are valid, however many bytes they take."""
+    """If a short text has fifty characters of any alphabet, it is valid, however many bytes they take."""
     assert [] == check(field, "ё" * 49 + "😀")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS)
 @pytest.mark.parametrize("value", ["a-b", "a b", "a_b", "сессия", "a\n", "\u0661\u0662", "é", "a.b"])
 def test_identifiers_are_ascii_letters_and_digits(field: str, value: str) -> None:
-    """An external id has only ASCII letters and digits."""
+    """If an external id has other characters than ASCII letters and digits, it is refused."""
     assert [f"{field}: must be letters and digits only"] == check(field, value)
 
 
 def test_a_search_phrase_may_be_long() -> None:
-    """A search phrase of any length is valid, since the contract has no maximum."""
+    """If a search phrase is very long, it is valid, because the contract has no maximum."""
     assert [] == check("searchPhrase", "слово " * 1000)
 
 
@@ -204,7 +204,7 @@ def test_a_search_phrase_may_be_long() -> None:
     ],
 )
 def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
-    """Only a JSON number is a number."""
+    """If a number is not a JSON number, it is refused."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
@@ -222,7 +222,7 @@ def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
     ],
 )
 def test_numbers_keep_their_bounds(field: str, value: float, reasons: list[str]) -> None:
-    """A quantity is above 0, a price 0 or more, and both may have a fraction."""
+    """If a quantity is not above 0, or a price is below 0, it is refused; fractions are valid."""
     assert reasons == check(field, value)
 
 
@@ -237,7 +237,7 @@ def test_numbers_keep_their_bounds(field: str, value: float, reasons: list[str])
     ],
 )
 def test_moments_with_an_offset_are_timestamps(value: str) -> None:
-    """A timestamp is ISO 8601 with an offset, with or without a fraction."""
+    """If a timestamp is ISO 8601 with an offset, it is valid, with or without a fraction."""
     assert [] == check("timestamp", value)
 
 
@@ -259,7 +259,7 @@ def test_moments_with_an_offset_are_timestamps(value: str) -> None:
     ],
 )
 def test_other_forms_are_no_timestamps(value: str) -> None:
-    """A timestamp in any other form, or without an offset, is refused."""
+    """If a timestamp has another format or no offset, it is refused."""
     assert [f"timestamp: {ISO}"] == check("timestamp", value)
 
 
@@ -267,7 +267,7 @@ def test_other_forms_are_no_timestamps(value: str) -> None:
     "value", ["2018-02-30T00:00:00Z", "2018-13-01T00:00:00Z", "2018-01-01T25:00:00Z", "2018-01-01T00:00:00+24:00"]
 )
 def test_impossible_moments_are_no_timestamps(value: str) -> None:
-    """A timestamp of the right form that is not in the calendar is refused."""
+    """If a timestamp has the right format but is not in the calendar, it is refused."""
     (reason,) = check("timestamp", value)
 
     assert reason.startswith("timestamp: must be a real moment: ")
@@ -275,26 +275,26 @@ def test_impossible_moments_are_no_timestamps(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["79991234567", "+7 999 123-45-67", "+0123456", "+1234567890123456", "+", "+7\n"])
 def test_phones_are_e164(value: str) -> None:
-    """A phone is a plus and two to fifteen digits, the first not 0."""
+    """If a phone is not a plus and two to fifteen digits, the first not 0, it is refused."""
     assert ["phone: must be E.164, such as +79991234567"] == check("phone", value)
 
 
 @pytest.mark.parametrize("value", ["ab.ru", "a@", "@b", "a b@c"])
 def test_emails_have_two_halves(value: str) -> None:
-    """An e-mail address has one @ and something on both sides of it."""
+    """If an e-mail address does not have one @ with text on both sides, it is refused."""
     assert ["email: must be an e-mail address"] == check("email", value)
 
 
 @pytest.mark.parametrize("value", ["{}", [], 1, None])
 def test_custom_data_is_an_object(value: object) -> None:
-    """`customData` is a JSON object."""
+    """If `customData` is not a JSON object, it is refused."""
     (reason,) = check("customData", value)
 
     assert reason.startswith("customData: must be an object, not ")
 
 
 def test_all_reasons_are_told() -> None:
-    """An event with several faults gets a reason for each."""
+    """If an event has several faults, there is a reason for each."""
     event = {"productId": "1", "stockId": "", "colour": "red"}
 
     assert [
@@ -307,12 +307,12 @@ def test_all_reasons_are_told() -> None:
 
 @pytest.mark.parametrize(("body", "kind"), [([], "an array"), ("view", "a string"), (None, "null"), (1, "an integer")])
 def test_an_event_is_an_object(body: object, kind: str) -> None:
-    """Only a JSON object is an event."""
+    """If an event is not a JSON object, it is refused."""
     assert [f"body: must be an object, not {kind}"] == check_event("view", body)
 
 
 def test_a_batch_of_all_events_is_good() -> None:
-    """A batch may have any of the twelve events, also of different sessions."""
+    """If a batch has all twelve events, also of different sessions, it is valid."""
     assert [] == check_batch([{name: required | optional} for name, (required, optional) in CONTRACT.items()])
 
 
@@ -334,12 +334,12 @@ def test_a_batch_of_all_events_is_good() -> None:
     ],
 )
 def test_a_batch_is_an_array_of_envelopes(batch: object, reason: str) -> None:
-    """A batch is an array of objects with one key each, the name of an event; it is not empty."""
+    """If a batch is empty, or not an array of objects with one event name each, it is refused."""
     assert [reason] == check_batch(batch)
 
 
 def test_reasons_start_with_the_path() -> None:
-    """A reason names the place in the batch, the event and the field; valid events are not mentioned."""
+    """If events of a batch are bad, each reason names the place in the batch, the event and the field."""
     good = {"view": CONTRACT["view"][0]}
     bad = {"view": SESSION | {"productId": "1"}}
 
@@ -350,7 +350,7 @@ def test_reasons_start_with_the_path() -> None:
 
 
 def test_reasons_are_capped() -> None:
-    """At most a thousand reasons are returned, and a line that there are more, since a body may have millions."""
+    """If there are more than a thousand reasons, the first thousand are returned, and a line that says so."""
     wrong: list[list[str]] = [
         check_batch([1] * 1_001),
         check_batch([1] * 1_000_000),
@@ -363,7 +363,7 @@ def test_reasons_are_capped() -> None:
 
 
 def test_unknown_events_pass_if_allowed() -> None:
-    """With `allow_unknown` an event of a new name is valid with any fields; known events are still checked."""
+    """If `allow_unknown` is set, events of new names are valid; known events are still checked."""
     batch = [{"stepOnMoon": {"foot": "left"}}, {"view": {}}]
 
     assert [
@@ -373,5 +373,5 @@ def test_unknown_events_pass_if_allowed() -> None:
 
 
 def test_unknown_events_are_objects_all_the_same() -> None:
-    """With `allow_unknown` an event of a new name must still be an object."""
+    """If `allow_unknown` is set, an event of a new name must still be an object."""
     assert ["body: must be an object, not null"] == check_event("stepOnMoon", None, allow_unknown=True)

@@ -1,4 +1,4 @@
-"""An emulator in the current event loop, for a block or until a signal."""
+"""An emulator in the current event loop, which runs during a block or until a signal."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ VIEW: dict[str, Any] = {"sessionExternalId": "s1", "productId": 123456}
 
 
 async def post(emulator: RunningEmulator, **options: Any) -> httpx.Response:
-    """Post one view over a connection of its own."""
+    """Post one view over a new connection. Return the response."""
     async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
         return await client.post(f"{emulator.url}view", params=KEYS, json=VIEW, **options)
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until *holds* returns True."""
+    """Let the event loop run until `holds` returns True, for at most 10 s."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the ledger has no event to wait for
             await asyncio.sleep(0)
 
 
 def test_public_names_are_sorted_and_there() -> None:
-    """`__all__` is sorted and every name in it exists."""
+    """If `__all__` is read, it is sorted, and every name in it exists."""
     names = [name for name in package.__all__ if hasattr(package, name)]
 
     assert sorted(names) == package.__all__
 
 
 async def test_urls_lead_to_both_sides() -> None:
-    """The handle has the base URLs of the API and of the control side."""
+    """If the emulator runs, its handle has the base URLs of the API and of the control side."""
     async with running_emulator() as emulator:
         port = httpx.URL(emulator.root).port
 
@@ -58,7 +58,7 @@ async def test_urls_lead_to_both_sides() -> None:
 
 
 async def test_many_emulators_run_side_by_side() -> None:
-    """Several emulators in one process have separate ports and states."""
+    """If several emulators run in one process, they have separate ports and states."""
     async with running_emulator() as one, running_emulator(Settings(forbidden=True)) as two:
         statuses = ((await post(one)).status_code, (await post(two)).status_code)
 
@@ -66,7 +66,7 @@ async def test_many_emulators_run_side_by_side() -> None:
 
 
 async def test_the_handle_steers() -> None:
-    """The handle changes and returns the settings, and resets the emulator."""
+    """If the handle changes settings or resets, the emulator does so."""
     async with running_emulator() as emulator:
         emulator.configure(forbidden=True)
         refused = (await post(emulator)).status_code
@@ -83,7 +83,7 @@ async def test_the_handle_steers() -> None:
 
 
 async def test_a_rotated_key_holds_at_once() -> None:
-    """After `configure(api_key=...)` the old key is answered 401, also on an open connection, and the new one 200."""
+    """If the key is changed, the old key is answered 401 immediately, even on an open connection."""
     async with (
         running_emulator() as emulator,
         httpx.AsyncClient(base_url=emulator.url, timeout=10, trust_env=False) as client,
@@ -105,7 +105,7 @@ async def test_a_rotated_key_holds_at_once() -> None:
 
 
 async def test_a_key_is_judged_on_arrival() -> None:
-    """A request that arrived before the key changed is accepted with the old key, even if its body comes later."""
+    """If a request arrived before the key changed, the old key is accepted, even if the body comes later."""
     async with running_emulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
         body = b'{"sessionExternalId": "s1", "productId": 1}'
@@ -125,7 +125,7 @@ async def test_a_key_is_judged_on_arrival() -> None:
 
 
 async def test_a_taken_port_is_an_error() -> None:
-    """A port in use raises OSError."""
+    """If the port is in use, `OSError` is raised."""
     async with running_emulator() as emulator:
         with pytest.raises(OSError, match="address already in use"):
             async with running_emulator(port=httpx.URL(emulator.root).port or 0):
@@ -133,7 +133,7 @@ async def test_a_taken_port_is_an_error() -> None:
 
 
 async def test_the_port_is_free_afterwards() -> None:
-    """After the block the port is closed, and can be used again immediately."""
+    """If the block has ended, the port is closed and can be used again immediately."""
     async with running_emulator() as emulator:
         await post(emulator)
     port = httpx.URL(emulator.root).port or 0
@@ -156,7 +156,7 @@ async def test_the_port_is_free_afterwards() -> None:
     ],
 )
 async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any] | None) -> None:
-    """The end of the block breaks the connection of a pending request within a second."""
+    """If the block ends, the connection of a pending request is broken within a second."""
     async with running_emulator(settings) as emulator:
         if fault is not None:
             emulator.faults.add(Fault.from_dict(fault))
@@ -166,7 +166,8 @@ async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any]
             b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
         )
         if settings.arrival_jitter:
-            # No event says that a request has arrived. A later request that is answered shows that this one was read.
+            # No event says that a request has arrived, so a later request is sent; its answer shows that this one was
+            # read.
             async with httpx.AsyncClient(trust_env=False) as client:
                 await client.get(f"{emulator.control_url}stats")
         else:
@@ -181,7 +182,7 @@ async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any]
 
 
 async def test_the_end_closes_idle_connections() -> None:
-    """The end of the block closes an idle connection with FIN, immediately."""
+    """If the block ends, idle connections are closed with FIN immediately."""
     async with running_emulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
         await post(emulator)
@@ -196,7 +197,7 @@ async def test_the_end_closes_idle_connections() -> None:
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
-    """A connection that is accepted while the emulator ends is closed with it."""
+    """If a connection is accepted while the emulator ends, it is closed, too."""
     with socket.socket() as late:
         async with running_emulator() as emulator:
             late.connect(("127.0.0.1", httpx.URL(emulator.root).port))
@@ -211,7 +212,7 @@ async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("localhost", None), ("::1", "[::1]")])
 async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
-    """The emulator's URL is reachable for every address that it listens on."""
+    """If the emulator listens on any address, its URL can be reached."""
     try:
         async with running_emulator(host=host) as emulator:
             response = await post(emulator)
@@ -222,7 +223,7 @@ async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
 
 
 async def test_signals_and_loggers_are_left_alone() -> None:
-    """An emulator in the current loop changes neither signal handlers nor uvicorn's loggers."""
+    """If an emulator runs in the current loop, signal handlers and uvicorn's loggers are unchanged."""
 
     def state() -> list[object]:
         loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
@@ -238,7 +239,7 @@ async def test_signals_and_loggers_are_left_alone() -> None:
 
 
 async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Requests, faults and the end of the server write nothing to the log."""
+    """If requests and faults are handled, nothing is logged."""
     caplog.set_level(logging.INFO)
     async with running_emulator() as emulator:
         for kind in ("reset_before", "close_after", "garbage", "truncate"):
@@ -250,7 +251,7 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_serving_ends_when_cancelled() -> None:
-    """`serve` calls `ready`, and runs until it is cancelled."""
+    """If `serve` is called, it calls `ready` and runs until it is cancelled."""
     running: list[RunningEmulator] = []
     task = asyncio.ensure_future(serve(ready=running.append))
     await until(lambda: running)
@@ -265,7 +266,7 @@ async def test_serving_ends_when_cancelled() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself these signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
-    """`serve` returns on SIGINT and SIGTERM, and restores the earlier handlers."""
+    """If SIGINT or SIGTERM arrives, `serve` returns and restores the earlier handlers."""
     before = signal.getsignal(number)
     running: list[RunningEmulator] = []
     task = asyncio.ensure_future(serve(ready=running.append))
@@ -277,7 +278,7 @@ async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
 
 
 def test_serving_works_in_any_thread() -> None:
-    """Outside the main thread `serve` sets no signal handlers."""
+    """If `serve` runs outside the main thread, it sets no signal handlers."""
     running: list[RunningEmulator] = []
 
     async def briefly() -> None:
@@ -294,7 +295,7 @@ def test_serving_works_in_any_thread() -> None:
 
 
 async def test_ready_is_optional() -> None:
-    """`serve` works without `ready`."""
+    """If `ready` is missing, `serve` works."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     task = asyncio.ensure_future(serve(port=port))

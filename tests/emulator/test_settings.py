@@ -1,4 +1,4 @@
-"""The settings of an emulator, as a record and as a command line."""
+"""The settings of an emulator, as a record and as command-line arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ODD = Settings(
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    """The default limit is the contract's 50 requests per second."""
+    """If no settings are given, the limit is the contract's 50 requests per second."""
     settings = Settings()
 
     assert (50, 1.0, 8_388_608, 200_000) == (settings.limit, settings.per, settings.max_body_bytes, settings.keep)
@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     ],
 )
 def test_wrong_values_are_refused_at_birth(name: str, value: object) -> None:
-    """A setting of the wrong type or out of range is refused by name."""
+    """If a setting has a wrong type or is out of range, the error names it."""
     settings: dict[str, Any] = {name: value}
 
     with pytest.raises(ValueError, match=f"^{name} must be "):
@@ -67,13 +67,13 @@ def test_wrong_values_are_refused_at_birth(name: str, value: object) -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """Settings are frozen."""
+    """If a setting is assigned, an error is raised."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Settings().limit = 1  # type: ignore[misc]
 
 
 def test_some_settings_change_at_run_time() -> None:
-    """`changed` returns a copy with the new values."""
+    """If `changed` is called, it returns a copy with the new values."""
     expected = Settings(api_key="new", limit=None, latency=1)
 
     assert expected == Settings().changed(api_key="new", limit=None, latency=1)
@@ -81,13 +81,13 @@ def test_some_settings_change_at_run_time() -> None:
 
 @pytest.mark.parametrize("changes", [{"keep": 1}, {"nonsense": 1}, {"self": 1}, {"limit": 0}])
 def test_other_settings_do_not_change_at_run_time(changes: dict[str, object]) -> None:
-    """A setting that is fixed, unknown or wrong is refused."""
+    """If a setting is fixed, unknown or wrong, `changed` raises an error."""
     with pytest.raises(ValueError, match=r"cannot change|must be"):
         Settings().changed(**changes)
 
 
 def test_the_key_is_not_shown() -> None:
-    """`shown` returns all settings except the key."""
+    """If `shown` is called, it returns all settings except the key."""
     shown = Settings(api_key="secret").shown()
 
     assert ("dev-partner", False) == (shown["partner_id"], "api_key" in shown)
@@ -95,12 +95,12 @@ def test_the_key_is_not_shown() -> None:
 
 @pytest.mark.parametrize("settings", [Settings(), ODD])
 def test_arguments_carry_every_setting(settings: Settings) -> None:
-    """Settings written as arguments and parsed again are equal."""
+    """If settings are written as arguments and parsed again, they are equal."""
     assert settings == settings_of(parser().parse_args(arguments_of(settings)))
 
 
 def test_no_arguments_are_the_defaults() -> None:
-    """A command line without arguments gives the default settings, on loopback only."""
+    """If there are no arguments, the settings are the defaults, on loopback only."""
     parsed = parser().parse_args([])
 
     assert (Settings(), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)
@@ -108,7 +108,7 @@ def test_no_arguments_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("argument", ["--limit=0", "--limit=many", "--per=0", "--nonsense", "--port=x"])
 def test_wrong_arguments_end_the_command(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong argument ends the command with status 2 and a message on the standard error."""
+    """If an argument is wrong, the command exits with status 2 and a message on standard error."""
     with pytest.raises(SystemExit) as caught:
         main([argument])
 

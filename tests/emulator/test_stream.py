@@ -1,4 +1,4 @@
-"""The emulator's stream of updates, the page's files, and requests of browsers that the control side refuses."""
+"""The emulator's update stream, the page's files, and browser requests that the control side refuses."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ PAGE = ["/", *(f"/_control/page/{path.name}" for path in FOLDER.iterdir() if pat
 
 
 class Message(NamedTuple):
-    """A message of the stream."""
+    """A message of the update stream."""
 
     id: str
     data: dict[str, Any]
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of its requests."""
+        """Return the numbers of the requests in this message."""
         return [request["number"] for request in self.data["requests"]]
 
 
 def parsed(block: bytes) -> Message | None:
-    """Parse a block into a message; None for a comment."""
+    """Parse a block of the stream. Return its message, or None for a comment."""
     fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if line)
     if "data" not in fields:
         return None
@@ -50,7 +50,7 @@ def parsed(block: bytes) -> Message | None:
 
 
 async def blocks_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the blocks of a stream over HTTP, whatever the pieces in which it arrives."""
+    """Yield the blocks of a stream over HTTP, however the bytes are split."""
     left = b""
     async for chunk in response.aiter_bytes():
         *whole, left = (left + chunk).split(b"\n\n")
@@ -59,7 +59,7 @@ async def blocks_of(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def next_of(blocks: AsyncIterator[bytes]) -> Message:
-    """Return the next message."""
+    """Return the next message; fail after 10 s."""
     async with asyncio.timeout(10):
         async for block in blocks:
             if (message := parsed(block)) is not None:
@@ -69,20 +69,20 @@ async def next_of(blocks: AsyncIterator[bytes]) -> Message:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[RunningEmulator]:
-    """Serve an emulator with a wide limit."""
+    """Provide an emulator with a high limit."""
     async with running_emulator(Settings(limit=10_000)) as emulator:
         yield emulator
 
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Open a client of both sides."""
+    """Provide an HTTP client for both sides."""
     async with httpx.AsyncClient(base_url=emulator.root, timeout=10, trust_env=False) as client:
         yield client
 
 
 def arrive(emulator: RunningEmulator, body: bytes = b"[]", status: int = 200) -> None:
-    """Record an answered request, without the network."""
+    """Record an answered request without using the network."""
     ledger = emulator.ledger
     record = ledger.open(time=1.0, method="POST", path="/1.0/view", query={}, content_type="application/json")
     ledger.read(record, body, len(body))
@@ -92,12 +92,12 @@ def arrive(emulator: RunningEmulator, body: bytes = b"[]", status: int = 200) ->
 
 
 def watching(emulator: RunningEmulator, last_id: str | None = None) -> AsyncIterator[bytes]:
-    """Read the stream without the network; a reader that takes nothing from the iterator is slow."""
+    """Read the stream without the network. To simulate a slow reader, do not read from the iterator."""
     return stream(emulator.emulator, last_id, interval=0.001)
 
 
 async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """Over HTTP the stream has the state first, then each request with body and reasons, but never the key."""
+    """If requests end, the stream sends the state, then each request with body and reasons, but never the key."""
     async with client.stream("GET", "/_control/stream") as response:
         blocks = blocks_of(response)
         first = await next_of(blocks)
@@ -120,7 +120,7 @@ async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: 
 
 @pytest.mark.parametrize("by", ["header", "parameter"])
 async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncClient, by: str) -> None:
-    """A reader that reconnects with its last id gets the later requests, and none twice."""
+    """If a reader reconnects with its last id, it gets the later requests, each once."""
     for _ in range(2):
         arrive(emulator)
     before = await next_of(watching(emulator))
@@ -138,7 +138,7 @@ async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncCl
 
 @pytest.mark.parametrize("last_id", ["", "0", "another.1", "{run}.9", "{run}.x", "{run}." + "9" * 5000])
 async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: str) -> None:
-    """With an id of another emulator the stream starts from the beginning, with `reset`."""
+    """If the last id is another emulator's, the stream starts from the beginning, with `reset`."""
     arrive(emulator)
     message = await next_of(watching(emulator, last_id.format(run=emulator.emulator.feed.run)))
 
@@ -146,7 +146,7 @@ async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: s
 
 
 async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -> None:
-    """A slow reader gets the last 1,000 requests, and the number of those that it missed."""
+    """If a reader is slow, it gets the last 1,000 requests, and the number of those that it missed."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(1234):
@@ -158,7 +158,7 @@ async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -
 
 
 async def test_messages_are_bounded(emulator: RunningEmulator) -> None:
-    """A message has at most 200 requests and, except for the first one, 512 KiB of bodies; no request is lost."""
+    """If many requests arrive, a message has at most 200 of them and 512 KiB of bodies; none is lost."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(3):
@@ -172,7 +172,7 @@ async def test_messages_are_bounded(emulator: RunningEmulator) -> None:
 
 @pytest.mark.parametrize(("size", "shown", "cut"), [(70_000, 70_000, False), (600_000, 65_536, True)])
 async def test_a_long_body(emulator: RunningEmulator, size: int, shown: int, *, cut: bool) -> None:
-    """The body of an accepted request is whole up to 512 KiB; a longer one is cut, and marked as cut."""
+    """If a body is longer than 512 KiB, it is cut and marked as cut."""
     arrive(emulator, b" " * size)
     [request] = (await next_of(watching(emulator))).data["requests"]
 
@@ -180,7 +180,7 @@ async def test_a_long_body(emulator: RunningEmulator, size: int, shown: int, *, 
 
 
 async def test_changes_are_told(emulator: RunningEmulator) -> None:
-    """Changes of faults and settings, and a reset, are sent when they happen."""
+    """If faults or settings change, or the emulator is reset, the stream sends this immediately."""
     blocks = watching(emulator)
     arrive(emulator)
     await next_of(blocks)
@@ -205,7 +205,7 @@ async def test_changes_are_told(emulator: RunningEmulator) -> None:
 
 
 async def test_a_quiet_stream_is_kept_alive(emulator: RunningEmulator) -> None:
-    """If nothing happens, a comment is sent now and then, so that a closed connection is noticed."""
+    """If nothing happens, a comment is sent from time to time, so that a closed connection is noticed."""
     blocks = stream(emulator.emulator, interval=0.001, keep_alive=0.005)
     async with asyncio.timeout(10):
         seen = [await anext(blocks) for _ in range(4)]
@@ -214,7 +214,7 @@ async def test_a_quiet_stream_is_kept_alive(emulator: RunningEmulator) -> None:
 
 
 async def test_what_is_no_text_is_told_as_text(emulator: RunningEmulator) -> None:
-    """A body that is not UTF-8 is sent with replacement characters."""
+    """If a body is not UTF-8, it is sent with replacement characters."""
     arrive(emulator, b"\xff{", status=400)
     [request] = (await next_of(watching(emulator))).data["requests"]
 
@@ -222,7 +222,7 @@ async def test_what_is_no_text_is_told_as_text(emulator: RunningEmulator) -> Non
 
 
 async def test_an_open_stream_does_not_hold_up_the_end() -> None:
-    """Open streams end with the emulator, and leave no task."""
+    """If the emulator ends, open streams end and leave no task."""
     before = asyncio.all_tasks()
     async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
         async with running_emulator() as emulator:
@@ -237,7 +237,7 @@ async def test_an_open_stream_does_not_hold_up_the_end() -> None:
 
 
 async def test_a_reader_that_leaves_is_let_go(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """A stream whose reader closes the connection ends, and leaves no task."""
+    """If the reader closes the connection, the stream ends and leaves no task."""
     before = asyncio.all_tasks()
     async with client.stream("GET", "/_control/stream") as response:
         await next_of(blocks_of(response))
@@ -247,7 +247,7 @@ async def test_a_reader_that_leaves_is_let_go(emulator: RunningEmulator, client:
 
 
 async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
-    """Arrivals, and those over the limit, are counted by second for a minute."""
+    """If requests arrive, they and those over the limit are counted per second for one minute."""
     ledger = emulator.ledger
     for moment, status in [(5.0, 200), (70.0, 200), (70.9, 429), (71.0, 400), (3.0, 200)]:
         record = ledger.open(time=moment, method="POST", path="/1.0/view", query={}, content_type=None)
@@ -260,7 +260,7 @@ async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
 
 @pytest.mark.parametrize("target", sorted(PAGE))
 async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient, target: str) -> None:
-    """Each file of the page has its type, comes from the emulator itself, and may load nothing from elsewhere."""
+    """If a file of the page is requested, it has its type, and a policy forbids loading from other hosts."""
     response = await client.get(target)
     kind = TYPES.get(target.rpartition(".")[2], "text/html")
     policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
@@ -277,7 +277,7 @@ async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient
 
 
 def test_the_page_has_nothing_of_elsewhere() -> None:
-    """No file of the page names another host, and the markup has no script or style of its own."""
+    """If the page's files are read, they name no other host, and the markup has no inline script or style."""
     texts = {name: (FOLDER / name).read_text("utf-8") for name in ("page.html", "page.css")} | SCRIPTS
     names_a_host = [
         name
@@ -296,7 +296,7 @@ def test_the_page_has_nothing_of_elsewhere() -> None:
 
 
 def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
-    """A script has fewer than 250 lines, imports scripts of the same folder, has a purpose, and is in no cycle."""
+    """If a script of the page is read, it has fewer than 250 lines and a purpose, and imports form no cycle."""
     imports = {
         name: set(re.findall(r'^import .* from "\./(.+)";$', text, re.MULTILINE)) for name, text in SCRIPTS.items()
     }
@@ -309,7 +309,7 @@ def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
 
 
 async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -> None:
-    """`/_control/` redirects to the page; an unknown file of the page is answered 404."""
+    """If `/_control/` is requested, it redirects to the page; an unknown file is answered 404."""
     redirect = await client.get("/_control/")
     missing = ["_page.py", "../_page.py", "..%2f_page.py", "page.html", "page", "%2e%2e", ""]
     statuses = {(await client.get(f"/_control/page/{name}")).status_code for name in missing}
@@ -318,7 +318,7 @@ async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -
 
 
 async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """Only GET of `/` returns the page and is not recorded; other methods go to the API."""
+    """If GET of `/` is requested, the page is returned and not recorded; other methods go to the API."""
     for target in PAGE:
         await client.get(target)
     untouched = emulator.stats()["requests"]
@@ -349,7 +349,7 @@ async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, cl
 async def test_another_site_changes_nothing(
     emulator: RunningEmulator, client: httpx.AsyncClient, method: str, name: str, headers: dict[str, str]
 ) -> None:
-    """A change is refused if a browser sends it for another site's page, or with another site's name."""
+    """If a browser sends a change for another site's page or host name, the change is refused."""
     emulator.fail_with("stall")
     before = emulator.settings
     response = await client.request(
@@ -362,7 +362,7 @@ async def test_another_site_changes_nothing(
 
 @pytest.mark.parametrize("target", ["stream", "events", "requests", "stats"])
 async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str) -> None:
-    """A site whose name resolves to this machine cannot read the control side."""
+    """If a site's name resolves to this machine, the site cannot read the control side."""
     response = await client.get(f"/_control/{target}", headers={"Host": "evil.example"})
 
     assert 403 == response.status_code
@@ -383,14 +383,14 @@ async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str)
     ids=str,
 )
 async def test_its_own_page_may(emulator: RunningEmulator, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """The emulator's own page may change the state, and so may a program that is not a browser."""
+    """If the emulator's own page or a program that is not a browser sends a change, it is accepted."""
     given = {name: value.format(root=emulator.root) for name, value in headers.items()}
 
     assert 200 == (await client.post("/_control/reset", headers=given)).status_code
 
 
 def test_a_query_that_is_no_text_is_no_defect() -> None:
-    """A query that is not UTF-8 does not prevent the check of a request's origin."""
+    """If a query is not UTF-8, the origin of the request is still checked."""
     scope = {
         "type": "http",
         "method": "POST",

@@ -1,4 +1,4 @@
-"""The sliding window, with time as an argument."""
+"""The sliding window, which gets the time as an argument."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ def admitted(moments: list[float], limit: int | None, per: float = 1.0) -> list[
 
 
 def test_the_limit_passes_and_the_next_does_not() -> None:
-    """Of the requests at one time exactly *limit* are admitted."""
+    """If requests arrive at the same time, exactly `limit` are admitted."""
     assert [True, True, True, False, False] == admitted([5.0] * 5, 3)
 
 
 def test_the_window_is_open_at_its_old_end() -> None:
-    """A request exactly one window later is admitted again, one a little earlier is refused."""
+    """If a request arrives exactly one window later, it is admitted; a little earlier it is refused."""
     assert [True, False, True] == admitted([10.0, 10.99609375, 11.0], 1)
 
 
 def test_the_window_slides() -> None:
-    """Each admitted request leaves the window on its own, not all of them at the turn of a second."""
+    """If time passes, each admitted request leaves the window separately, not all at the turn of a second."""
     assert [True, True, False, True, False, True] == admitted([0.5, 0.75, 1.25, 1.5, 1.625, 1.75], 2)
 
 
 def test_refused_requests_take_no_place() -> None:
-    """Refused requests do not count, so a client that keeps sending is admitted as soon as one that waits."""
+    """If requests are refused, they do not count, so they do not delay the next admission."""
     assert [True, False, False, False, True] == admitted([0.0, 0.25, 0.5, 0.75, 1.0], 1)
 
 
 def test_no_limit_admits_all() -> None:
-    """Without a limit every request is admitted."""
+    """If there is no limit, every request is admitted."""
     assert [True] * 1000 == admitted([0.0] * 1000, None)
 
 
 def test_the_limit_may_change_between_requests() -> None:
-    """A limit that is set later counts requests admitted before it."""
+    """If the limit changes, requests admitted before still count."""
     window = SlidingWindow(1.0)
     for _ in range(3):
         window.admit(0.0, None)
@@ -49,7 +49,7 @@ def test_the_limit_may_change_between_requests() -> None:
 
 
 def test_refusals_are_counted() -> None:
-    """`over_limit` is the number of requests refused."""
+    """If requests are refused, `over_limit` is their number."""
     window = SlidingWindow(1.0)
     for _ in range(5):
         window.admit(0.0, 2)
@@ -58,7 +58,7 @@ def test_refusals_are_counted() -> None:
 
 
 def test_the_worst_window_counts_all_arrivals() -> None:
-    """`worst` is the most arrivals of any window, admitted or not, and does not decrease."""
+    """If requests arrive, `worst` is the maximum number in any window, admitted or not."""
     window = SlidingWindow(1.0)
     for moment in [0.0, 0.5, 0.75, 1.0, 1.25, 9.0]:
         window.arrive(moment)
@@ -67,7 +67,7 @@ def test_the_worst_window_counts_all_arrivals() -> None:
 
 
 def test_clearing_forgets_everything() -> None:
-    """A cleared window equals a new one."""
+    """If the window is cleared, it equals a new one."""
     window = SlidingWindow(1.0)
     window.arrive(0.0)
     window.admit(0.0, 1)
@@ -77,13 +77,13 @@ def test_clearing_forgets_everything() -> None:
     assert (0, 0, True) == (window.worst, window.over_limit, window.admit(0.0, 1))
 
 
-# Sixty-fourths are exact in binary, so that the test and the window calculate the same numbers.
+# Multiples of 1/64 are exact in binary, so the test and the window calculate the same numbers.
 ticks = st.lists(st.integers(0, 400), max_size=80).map(lambda marks: [mark / 64 for mark in sorted(marks)])
 
 
 @given(ticks, st.integers(1, 6))
 def test_every_verdict_is_that_of_the_definition(moments: list[float], limit: int) -> None:
-    """A request at t is refused exactly when `limit` admitted ones lie in (t - per, t]."""
+    """If a request arrives at t, it is refused exactly if `limit` admitted ones are in (t - per, t]."""
     passed: list[float] = []
     expected: list[bool] = []
     for moment in moments:
@@ -97,7 +97,7 @@ def test_every_verdict_is_that_of_the_definition(moments: list[float], limit: in
 
 @given(ticks)
 def test_the_worst_window_is_that_of_the_definition(moments: list[float]) -> None:
-    """`worst` is the largest number of arrivals in (t - per, t] over all t."""
+    """If requests arrive, `worst` is the maximum number of arrivals in (t - per, t] over all t."""
     window = SlidingWindow(1.0)
     for moment in moments:
         window.arrive(moment)

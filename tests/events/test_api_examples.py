@@ -1,4 +1,4 @@
-"""Every curl example of the API document, with the contract's corrections, equals the client's request."""
+"""Each curl example of the API document, with the contract's corrections, equals the request that the client sends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHEN = datetime(2018, 9, 15, 15, 53, tzinfo=UTC)
 WHEN_ON_WIRE = "2018-09-15T15:53:00+00:00"
 PHRASE = "подгузник для новорожденных"
 
-# One row per curl call of the document: the endpoint, the event, the body as the document shows it.
+# One row per curl call of the document: the endpoint, the event, and the body that the document shows.
 SINGLE: list[tuple[str, Event, dict[str, Any]]] = [
     (
         "view",
@@ -42,7 +42,7 @@ SINGLE: list[tuple[str, Event, dict[str, Any]]] = [
             stock_id="NewYork",
             timestamp=WHEN,
         ),
-        # The document's example spells the field `groupView`; the contract resolves it to `groupId`.
+        # The document's example misspells the field `groupId` as `groupView`; the contract corrects this.
         {
             "sessionExternalId": SESSION,
             "groupId": 654321,
@@ -89,7 +89,7 @@ SINGLE: list[tuple[str, Event, dict[str, Any]]] = [
     ),
 ]
 
-# The document's `visitorEvents` call, without its trailing comma, which is not JSON.
+# These are the events of the document's `visitorEvents` call; its trailing comma is removed, because JSON forbids it.
 BATCH_EVENTS: list[Event] = [
     View(session_external_id=SESSION, product_id=123456, stock_id="NewYork", timestamp=WHEN),
     GroupView(
@@ -166,7 +166,7 @@ def _expected(endpoint: str, body: object) -> tuple[str, str, dict[str, list[str
 async def test_each_single_example_arrives_as_the_document_shows_it(
     endpoint: str, event: Event, body: dict[str, Any]
 ) -> None:
-    """A direct send makes the request of the document: method, path, query, header and JSON."""
+    """If an event is sent directly, method, path, query, header and JSON are as in the document."""
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.send(event)
 
@@ -175,7 +175,7 @@ async def test_each_single_example_arrives_as_the_document_shows_it(
 
 @pytest.mark.parametrize("how", ["send_batch", "track_many"])
 async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> None:
-    """`send_batch` and a coalesced batch both make the `visitorEvents` request of the document, in order."""
+    """If the example events are sent by `send_batch` or tracked, one request as in the document is sent."""
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await getattr(client, how)(BATCH_EVENTS)
         await client.flush()
@@ -184,7 +184,7 @@ async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> N
 
 
 async def test_the_typed_methods_make_the_same_requests() -> None:
-    """The typed methods make the events of the batch example from their fields."""
+    """If the typed methods get the fields of the batch example, the request is as in the document."""
     who = {"session_external_id": SESSION, "timestamp": WHEN}
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.view(product_id=123456, stock_id="NewYork", **who)

@@ -1,4 +1,4 @@
-"""Encoding gives the contract's JSON; decoding gives an event or our own error."""
+"""Encoding returns the JSON that the contract describes; decoding returns an event or raises `EventValidationError`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ WIRE_NAMES = {
 
 
 def strict(data: bytes) -> Any:
-    """Parse JSON with the standard library, but refuse NaN, Infinity and doubled keys, which it tolerates."""
+    """Parse JSON, but raise an error for NaN, Infinity and repeated keys, which `json.loads` accepts."""
 
     def constant(name: str) -> NoReturn:
         raise AssertionError(name)
@@ -147,7 +147,7 @@ EXAMPLES: list[tuple[Event, bytes, bytes]] = [
 
 @pytest.mark.parametrize(("event", "name", "rest"), EXAMPLES, ids=lambda value: getattr(value, "wire_name", ""))
 def test_bytes(event: Event, name: bytes, rest: bytes) -> None:
-    """The bytes of each event are these: default fields are left out, and no character is escaped needlessly."""
+    """If an event is encoded, the bytes are as listed: without default fields and unnecessary escapes."""
     body = b"{" + HEAD + rest + b"}"
 
     assert body == CODEC.encode_bare(event)
@@ -155,19 +155,19 @@ def test_bytes(event: Event, name: bytes, rest: bytes) -> None:
 
 
 def test_every_event_has_an_example() -> None:
-    """The table of bytes has every documented event."""
+    """If an event is documented, `EXAMPLES` contains it."""
     assert set(EVENT_TYPES) == {event.event_name for event, _, _ in EXAMPLES}
 
 
 def test_bytes_of_custom_event() -> None:
-    """A custom event is encoded as it was given."""
+    """If a custom event is encoded, its fields are unchanged and in their order."""
     event = CustomEvent(name="newEvent", fields={"sessionExternalId": "a", "z": 1, "a": [1.0, "я"]})
 
     assert '{"newEvent":{"sessionExternalId":"a","z":1,"a":[1.0,"я"]}}'.encode() == CODEC.encode(event)
 
 
 def test_bytes_of_batch() -> None:
-    """A batch is encoded as in the contract's example, without the comma that is not JSON."""
+    """If two events are joined, the bytes are as in the contract's example of a batch, without the trailing comma."""
     events = [View(**COMMON, product_id=123456), Search(**COMMON, search_phrase="x")]
     expected = b'[{"view":{%b,"productId":123456}},{"search":{%b,"searchPhrase":"x"}}]' % (HEAD, HEAD)
 
@@ -175,7 +175,7 @@ def test_bytes_of_batch() -> None:
 
 
 def _object(event: Event) -> Any:
-    """Return an event's object by the contract, without using the codec."""
+    """Return the JSON object that the contract requires for an event, without using the codec."""
     if isinstance(event, CustomEvent):
         return event.fields
     fields = attrs.asdict(event, recurse=False)
@@ -190,7 +190,7 @@ def _object(event: Event) -> Any:
 @given(events() | custom_events())
 @PROPERTY
 def test_json(event: Event) -> None:
-    """The encoded event is JSON in UTF-8: the contract's fields, in an envelope with the event's name as its key."""
+    """If an event is encoded, the result is UTF-8 JSON: the contract's fields under the event's name."""
     envelope = strict(CODEC.encode(event))
 
     assert {event.event_name: _object(event)} == envelope
@@ -200,7 +200,7 @@ def test_json(event: Event) -> None:
 @given(events() | custom_events())
 @PROPERTY
 def test_envelope_of_bare(event: Event) -> None:
-    """The envelope contains, byte for byte, the body of the event's own endpoint."""
+    """If an event is encoded with its envelope, the envelope contains exactly the bytes of `encode_bare`."""
     for codec in (CODEC, EXACT):
         bare = codec.encode_bare(event)
 
@@ -210,14 +210,14 @@ def test_envelope_of_bare(event: Event) -> None:
 @given(st.lists(events() | custom_events(), max_size=4))
 @PROPERTY
 def test_join(several: list[Event]) -> None:
-    """Any number of envelopes make one JSON array, in order."""
+    """If envelopes are joined, the result is one JSON array with the envelopes in order."""
     envelopes = list(map(CODEC.encode, several))
 
     assert [strict(envelope) for envelope in envelopes] == strict(join(envelopes)) == strict(join(iter(envelopes)))
 
 
 class Shop(View):
-    """A subclass of an event, made by a caller."""
+    """A caller's subclass of an event class, which the codec refuses."""
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ class Shop(View):
     ids=lambda value: type(value).__name__,
 )
 def test_no_event(stranger: Any) -> None:
-    """Every method of the codec refuses a value that is not an event of this package, and names its type."""
+    """If a value is not an event of the package, every method of the codec raises an error that names its type."""
     for door in (CODEC.encode, CODEC.encode_bare, CODEC.to_wire):
         with pytest.raises(EventValidationError, match=f"not {type(stranger).__name__}$"):
             door(stranger)
@@ -248,7 +248,7 @@ def test_no_event(stranger: Any) -> None:
     ],
 )
 def test_precision(precision: TimestampPrecision, expected: str) -> None:
-    """A timestamp is cut, not rounded, so that no event moves into the future."""
+    """If a timestamp is more precise, it is cut, because rounding could move it into the future."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(second=59, microsecond=999_999)))
     codec = Codec(precision)
 
@@ -269,13 +269,13 @@ def test_precision(precision: TimestampPrecision, expected: str) -> None:
     ids=str,
 )
 def test_offset(moment: datetime, expected: str) -> None:
-    """A timestamp is encoded with its own offset, in the one documented pattern."""
+    """If a timestamp has any offset, it is encoded with that offset, in the documented format."""
     assert expected == CODEC.to_wire(View(**fields_of(View, timestamp=moment)))["view"]["timestamp"]
 
 
 @pytest.mark.parametrize("precision", ["minutes", "", "SECONDS", None, 1, [], "auto"])
 def test_unknown_precision(precision: Any) -> None:
-    """The constructor refuses another precision, and names the allowed ones."""
+    """If the precision is unknown, the constructor raises an error that lists the allowed ones."""
     with pytest.raises(ConfigurationError, match="must be one of 'seconds', 'milliseconds', 'microseconds', not"):
         Codec(precision)
 
@@ -286,7 +286,7 @@ def test_unknown_precision(precision: Any) -> None:
 @given(events() | custom_events())
 @PROPERTY
 def test_round_trip(event: Event) -> None:
-    """At a precision of microseconds, every decoded event equals the encoded one."""
+    """If the precision is microseconds, a decoded event equals the encoded event."""
     assert event == EXACT.from_wire(EXACT.to_wire(event), allow_custom=True)
     assert event == EXACT.decode(EXACT.encode(event), allow_custom=True)
     assert event == EXACT.decode(EXACT.encode(event).decode(), allow_custom=True)
@@ -295,7 +295,7 @@ def test_round_trip(event: Event) -> None:
 @given(events(), st.sampled_from([("seconds", 1_000_000), ("milliseconds", 1000)]))
 @PROPERTY
 def test_cut_round_trip(event: VisitorEvent, precision: tuple[TimestampPrecision, int]) -> None:
-    """At a coarser precision, every decoded event equals the encoded one without the cut fraction."""
+    """If the precision is coarser, a decoded event equals the encoded event with the cut timestamp."""
     name, step = precision
     codec = CODECS[name]
     fraction = event.timestamp.microsecond
@@ -308,7 +308,7 @@ def test_cut_round_trip(event: VisitorEvent, precision: tuple[TimestampPrecision
 @given(events() | custom_events())
 @PROPERTY
 def test_bytes_round_trip(event: Event) -> None:
-    """Decoding and encoding again gives the same bytes."""
+    """If bytes are decoded and encoded again, the bytes are equal."""
     sent = EXACT.encode(event)
 
     assert sent == EXACT.encode(EXACT.decode(sent, allow_custom=True))
@@ -316,7 +316,7 @@ def test_bytes_round_trip(event: Event) -> None:
 
 @pytest.mark.parametrize("price", [Decimal("9.90"), Decimal("0.1"), Decimal("1e20"), Decimal(0), Decimal("1321.43")])
 def test_decimal_round_trip(price: Decimal) -> None:
-    """An order with a Decimal price equals its decoded copy, whose price is the number on the wire."""
+    """If an order has a Decimal price, the decoded order is equal, and its price is the number that was sent."""
     order = Order(**fields_of(Order, price=price))
     back = CODEC.decode(CODEC.encode(order))
 
@@ -334,7 +334,7 @@ BODIES: dict[type[VisitorEvent], dict[str, Any]] = {
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_missing_field(cls: type[VisitorEvent]) -> None:
-    """Decoding an event without a required field raises an error that names the field in this package's spelling."""
+    """If a required field is missing, decoding raises an error with the field's Python name."""
     for field in attrs.fields(cls):
         if field.default is not attrs.NOTHING:
             continue
@@ -347,7 +347,7 @@ def test_missing_field(cls: type[VisitorEvent]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_optional_fields(cls: type[VisitorEvent]) -> None:
-    """A missing timestamp becomes the moment of decoding, any other missing optional field None."""
+    """If an optional field is missing, it is None after decoding; a missing timestamp is the time of decoding."""
     body = {name: value for name, value in BODIES[cls].items() if name != "timestamp"}
     before = datetime.now(UTC)
     event = CODEC.from_wire({cls.wire_name: body})
@@ -359,7 +359,7 @@ def test_optional_fields(cls: type[VisitorEvent]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_null_of_optional_field(cls: type[VisitorEvent]) -> None:
-    """A null, as databases export missing values, decodes as a missing optional field, and is never encoded."""
+    """If an optional field is null, as in database exports, it counts as missing and is not encoded again."""
     nulls = {WIRE_NAMES[field.name]: None for field in attrs.fields(cls) if field.default is None}
     event = CODEC.from_wire({cls.wire_name: BODIES[cls] | nulls})
 
@@ -372,7 +372,7 @@ def test_null_of_optional_field(cls: type[VisitorEvent]) -> None:
     ["productID", "product_id", "session_external_id", "groupView", "", "x" * 60, "a\nb", "\x00", "price "],
 )
 def test_unknown_field(cls: type[VisitorEvent], unknown: str) -> None:
-    """A field that the event does not have is refused, and named."""
+    """If an event has an unknown field, decoding raises an error that names the field."""
     with pytest.raises(EventValidationError) as caught:
         CODEC.from_wire({cls.wire_name: BODIES[cls] | {unknown: 1}})
 
@@ -380,7 +380,7 @@ def test_unknown_field(cls: type[VisitorEvent], unknown: str) -> None:
 
 
 def test_several_unknown_fields() -> None:
-    """Several unknown fields are all named, sorted; of more than eight only the first are."""
+    """If several fields are unknown, the error names them in sorted order, but at most the first eight."""
     with pytest.raises(EventValidationError, match=r"unknown fields: 'a', 'b', 'c'$"):
         CODEC.from_wire({"view": BODIES[View] | {"c": 1, "a": 1, "b": 1}})
     with pytest.raises(EventValidationError, match="has unknown fields: ") as caught:
@@ -423,7 +423,7 @@ def _may_be(field: str, kind: str) -> bool:
 @pytest.mark.parametrize("kind", JSON_TYPES)
 @pytest.mark.parametrize("cls", CLASSES)
 def test_wrong_json_type(cls: type[VisitorEvent], kind: str) -> None:
-    """A value of another JSON type is refused, and its field named; no value is converted: "1" is not 1."""
+    """If a value has a wrong JSON type, decoding raises an error that names the field; "1" is not converted to 1."""
     optional = {field.name for field in attrs.fields(cls) if field.default is None}
     for name in attrs.fields_dict(cls):
         wire_name = WIRE_NAMES[name]
@@ -437,7 +437,7 @@ def test_wrong_json_type(cls: type[VisitorEvent], kind: str) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_values_are_not_coerced(cls: type[VisitorEvent]) -> None:
-    """A decoded value keeps its JSON type: a whole fraction stays a float; a list of ids becomes a tuple."""
+    """If a value is decoded, its type is kept: 1.0 remains a float. Only a list of ids becomes a tuple."""
     event = CODEC.from_wire({cls.wire_name: BODIES[cls]})
     kinds = {"timestamp": datetime, "product_ids": tuple}
     for name in attrs.fields_dict(cls):
@@ -458,7 +458,7 @@ def test_values_are_not_coerced(cls: type[VisitorEvent]) -> None:
     ],
 )
 def test_timestamp_is_read(text: str) -> None:
-    """Any ISO 8601 form with an offset decodes as the right moment."""
+    """If a timestamp is in any ISO 8601 format with an offset, it is decoded to the right time."""
     event = CODEC.from_wire({"view": BODIES[View] | {"timestamp": text}})
 
     assert isinstance(event, View)
@@ -483,7 +483,7 @@ def test_timestamp_is_read(text: str) -> None:
     ids=lambda text: repr(text)[:40],
 )
 def test_timestamp_is_refused(text: str) -> None:
-    """A text that is not a moment, or has no offset, is refused by the rule of the field, and shown."""
+    """If a text is not a time with an offset, decoding raises an error that shows the text, shortened."""
     with pytest.raises(EventValidationError, match=r"view\.timestamp must be an aware datetime") as caught:
         CODEC.from_wire({"view": BODIES[View] | {"timestamp": text}})
 
@@ -496,7 +496,7 @@ def test_timestamp_is_refused(text: str) -> None:
     ids=shown,
 )
 def test_no_envelope(envelope: Any) -> None:
-    """A value that is not an object with exactly one key is refused."""
+    """If the envelope is not an object with exactly one key, decoding raises an error."""
     for allow_custom in (False, True):
         with pytest.raises(EventValidationError, match="must be an object with exactly one key"):
             CODEC.from_wire(envelope, allow_custom=allow_custom)
@@ -505,7 +505,7 @@ def test_no_envelope(envelope: Any) -> None:
 @pytest.mark.parametrize("body", [None, 1, "x", [], True, 1.5], ids=shown)
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_no_body(name: str, body: Any) -> None:
-    """An event that is not an object is refused, and its type named."""
+    """If the value under the event's name is not an object, decoding raises an error that names its type."""
     for allow_custom in (False, True):
         with pytest.raises(EventValidationError, match=f"^{name} must be an object, not {type(body).__name__}$"):
             CODEC.from_wire({name: body}, allow_custom=allow_custom)
@@ -513,7 +513,7 @@ def test_no_body(name: str, body: Any) -> None:
 
 @pytest.mark.parametrize("name", ["View", "newEvent", "visitorEvents", "", "x" * 10_000_000, "\ud800", 1, None, ("a",)])
 def test_unknown_event(name: Any) -> None:
-    """An unknown event is refused by default, with the known names, as its name may be misspelled."""
+    """If the event's name is unknown, the error lists the known names, because the name may be misspelled."""
     with pytest.raises(EventValidationError, match="must have one of these names: view, groupView, ") as caught:
         CODEC.from_wire({name: {}})
 
@@ -522,7 +522,7 @@ def test_unknown_event(name: Any) -> None:
 
 
 def test_allow_custom() -> None:
-    """With `allow_custom` an unknown event decodes as a custom one; a documented event stays itself."""
+    """If `allow_custom` is set, an unknown event becomes a `CustomEvent`; a documented event keeps its class."""
     custom = CODEC.from_wire({"newEvent": {"a": 1}}, allow_custom=True)
     known = CODEC.decode(CODEC.encode(View(**fields_of(View))), allow_custom=True)
 
@@ -540,7 +540,7 @@ def test_allow_custom() -> None:
     ids=shown,
 )
 def test_custom_event_refused(envelope: Any) -> None:
-    """A decoded custom event must keep the rules of `CustomEvent`."""
+    """If a decoded custom event breaks a rule of `CustomEvent`, decoding raises an error."""
     with pytest.raises(EventValidationError):
         CODEC.from_wire(envelope, allow_custom=True)
 
@@ -572,7 +572,7 @@ def test_custom_event_refused(envelope: Any) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_json(data: Any, said: str) -> None:
-    """A text that is not JSON is refused, with the position."""
+    """If the text is not JSON, decoding raises an error that says where."""
     with pytest.raises(EventValidationError, match=r"^event must be JSON: ") as caught:
         CODEC.decode(data)
 
@@ -608,7 +608,7 @@ def _envelope(field: bytes, value: bytes, name: bytes = b"view") -> bytes:
     ids=lambda data: f"{data[:60].decode()}... of {len(data)}",
 )
 def test_hostile_json(data: bytes) -> None:
-    """Hostile JSON is refused by our own error, which is short."""
+    """If JSON is hostile, decoding raises an `EventValidationError` with a short message."""
     with pytest.raises(EventValidationError) as caught:
         CODEC.decode(data)
 
@@ -620,7 +620,7 @@ LONG = ["9223372036854775808", "-9223372036854775809", "18446744073709551616", "
 
 @pytest.mark.parametrize("number", LONG)
 def test_long_integer(number: str) -> None:
-    """An integer of more than 64 bits is refused in every field for ids, and never recorded as another number."""
+    """If an integer has more than 64 bits, decoding raises an error instead of reading another number."""
     contact = '"sessionExternalId":"a","contactExternalId":"a"'
     bodies = [
         ("view", "product_id", f'{{"sessionExternalId":"a","productId":{number}}}'),
@@ -651,7 +651,7 @@ def test_long_integer(number: str) -> None:
     ids=lambda data: repr(data)[:40],
 )
 def test_no_long_integer(data: dict[str, Any]) -> None:
-    """Digits in texts and keys, fractions, and numbers with an exponent are not long integers."""
+    """If long digits are in texts, keys, fractions or exponents, they are not refused as long integers."""
     event = CustomEvent(name="newEvent", fields=data)
 
     assert event == CODEC.decode(CODEC.encode(event), allow_custom=True)
@@ -666,9 +666,9 @@ TWICE = [
         "'times",
     ),
     (b'{"view":{"sessionExternalId":"a","product\\u0049d":6,"productId":7}}', "'productId'"),
-    # An escaped colon makes up for the colon that is lost with the doubled key.
+    # The escaped colon balances the colon that is lost with the repeated key, which a check by counting would miss.
     (b'{"view":{"sessionExternalId":"\\u003a","productId":6,"productId":7}}', "'productId'"),
-    # A number that is longer when encoded again makes up for the lost bytes.
+    # The number is longer when encoded again, which balances the bytes that are lost with the repeated key.
     (b'{"view":{"sessionExternalId":"a","productId":6,"productId":7,"price":1e12}}', "'productId'"),
     (b'{"wishlist":{"sessionExternalId":"a","deep":[[{"x":{"a:b":1,"a:b":{}}}]]}}', "'a:b'"),
     (b'{"wishlist":{"a":' + b"[" * 300 + b'{"x":1,"x":2}' + b"]" * 300 + b"}}", "'x'"),
@@ -678,7 +678,7 @@ TWICE = [
 
 @pytest.mark.parametrize(("text", "named"), TWICE, ids=[text[:60] for text, _ in TWICE])
 def test_a_key_twice(text: bytes, named: str) -> None:
-    """An envelope with a key twice, at any depth and in any spelling, is refused by every decoder."""
+    """If an object at any depth has a key twice, in any spelling, every decoder raises an error."""
     for read in (CODEC.decode, CODEC.examined):
         for spelt in (text, b" " + text):
             with pytest.raises(EventValidationError, match=rf"each key once, but has twice: {named}"):
@@ -695,22 +695,22 @@ def test_a_key_twice(text: bytes, named: str) -> None:
     ],
 )
 def test_a_key_in_several_objects(text: bytes) -> None:
-    """The same key in several objects, or text in a string that looks like a key, is not refused."""
+    """If a key occurs in different objects, or in a string, the text is accepted."""
     assert CODEC.decode(text, allow_custom=True) is not None
     assert CODEC.examined(text, allow_custom=True)[2]
 
 
 class Pairs(list[Any]):
-    """The keys and values of an object, which may have a key twice."""
+    """The (key, value) pairs of a JSON object; a key may occur twice."""
 
 
 def pairs_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Pairs]:
-    """Return a strategy for objects with few keys."""
+    """Return a Hypothesis strategy for objects with few different keys."""
     return st.lists(st.tuples(st.sampled_from(["a", "b", ":", '"', "\u003a"]), values), max_size=4).map(Pairs)
 
 
 def written(value: Any) -> str:
-    """Return JSON text, some of it escaped."""
+    """Return the value as JSON text, with some characters escaped."""
     if isinstance(value, Pairs):
         return "{" + ", ".join(f"{json.dumps(name)}:{written(inner)}" for name, inner in value) + "}"
     if isinstance(value, list):
@@ -720,7 +720,7 @@ def written(value: Any) -> str:
 
 @given(st.recursive(st.none() | st.text('ab:"\\'), lambda inner: st.lists(inner) | pairs_of(inner)))
 def test_keys_twice_are_found(value: object) -> None:
-    """Exactly the texts are refused in which the standard library finds a key twice."""
+    """If a text is decoded, it is refused exactly if the standard library finds a repeated key in it."""
     text = b'{"wishlist":{"a":%b}}' % written(value).encode()
     twice: list[str] = []
 
@@ -739,7 +739,7 @@ def test_keys_twice_are_found(value: object) -> None:
 
 
 def test_large_search_phrase() -> None:
-    """A phrase of 10 MB, with a NUL, decodes as it was encoded."""
+    """If a search phrase is very long (some megabytes) and contains NUL, it is decoded as it was encoded."""
     event = Search(**fields_of(Search, search_phrase="\x00я😀" * 1_000_000))
 
     assert event == CODEC.decode(CODEC.encode(event))
@@ -747,7 +747,7 @@ def test_large_search_phrase() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_objects(name: str) -> None:
-    """Any Python object in place of JSON gives an event or our own error."""
+    """If any Python object stands in place of JSON, reading returns an event or raises `EventValidationError`."""
     value = HOSTILE[name]
     _read(value)
     _read({"newEvent": value})
@@ -760,14 +760,14 @@ def test_hostile_objects(name: str) -> None:
 @given(wire_values())
 @PROPERTY
 def test_arbitrary_object(value: Any) -> None:
-    """Any JSON value gives an event or our own error."""
+    """If any JSON value is read, the result is an event or an `EventValidationError`."""
     _read(value)
 
 
 @given(st.data())
 @PROPERTY
 def test_arbitrary_fields(data: st.DataObject) -> None:
-    """An envelope with any values in its fields gives an event or our own error."""
+    """If an envelope has any values in its fields, the result is an event or an `EventValidationError`."""
     cls = data.draw(st.sampled_from(CLASSES))
     body = data.draw(
         st.dictionaries(st.sampled_from(sorted(WIRE_NAMES.values())) | st.text(), wire_values(), max_size=6)
@@ -780,14 +780,14 @@ def test_arbitrary_fields(data: st.DataObject) -> None:
 @given(st.binary() | st.text() | st.text(st.characters(categories=["Cs", "L", "P"])))
 @PROPERTY
 def test_arbitrary_text(data: bytes | str) -> None:
-    """Any bytes and any text give an event or our own error."""
+    """If any bytes or text are decoded, the result is an event or an `EventValidationError`."""
     _decode(data)
 
 
 @given(events() | custom_events(), st.data())
 @PROPERTY
 def test_damaged_bytes(event: Event, data: st.DataObject) -> None:
-    """The bytes of an event, damaged anywhere, give an event or our own error."""
+    """If the bytes of an event are damaged, the result is an event or an `EventValidationError`."""
     whole = EXACT.encode(event)
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, min(len(whole), start + 10)))

@@ -1,4 +1,4 @@
-"""The emulator's schema, written from the contract alone, checks the events of the client."""
+"""The emulator's schema, which was written from the contract alone, accepts the client's events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @given(event=events())
 @PROPERTY
 def test_event_is_accepted(precision: TimestampPrecision, event: Event) -> None:
-    """The emulator's schema accepts every event that can be constructed."""
+    """If an event can be constructed, the emulator's schema accepts it."""
     from retailrocket_async.emulator._schema import check_event
 
     body = json.loads(CODECS[precision].encode_bare(event))
@@ -33,7 +33,7 @@ def test_event_is_accepted(precision: TimestampPrecision, event: Event) -> None:
 @given(st.lists(events() | custom_events(), min_size=1, max_size=5))
 @PROPERTY
 def test_batch_is_accepted(several: list[Event]) -> None:
-    """It accepts every batch of such events, and custom events if they are allowed."""
+    """If a batch contains valid events and custom events are allowed, the emulator's schema accepts it."""
     from retailrocket_async.emulator._schema import check_batch
 
     body = json.loads(join(map(CODECS["seconds"].encode, several)))
@@ -42,7 +42,7 @@ def test_batch_is_accepted(several: list[Event]) -> None:
 
 
 def test_quoted_address_is_accepted() -> None:
-    """Both accept an address with an "@" in its quoted part, which RFC 5321 allows."""
+    """If an email address has an "@" in its quoted part, which RFC 5321 allows, client and emulator accept it."""
     from retailrocket_async.emulator._schema import check_event
 
     event = SetContact(**fields_of(SetContact, email='"a@b"@example.org'))
@@ -51,7 +51,7 @@ def test_quoted_address_is_accepted() -> None:
 
 
 def test_same_events() -> None:
-    """Both know the same events."""
+    """If the client knows an event, the emulator knows it, and the reverse."""
     from retailrocket_async.emulator._schema import EVENTS
 
     assert EVENT_TYPES.keys() == EVENTS.keys()

@@ -1,4 +1,4 @@
-"""`track_envelopes` gives the same results as tracking one event after the other."""
+"""`track_envelopes` gets events as JSON bytes, and gives the same results as tracking the events one by one."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def emulator() -> AsyncGenerator[RunningEmulator]:
-    """An emulator of the API in this loop."""
+    """Provide an emulator of the API in the test's loop."""
     async with running_emulator(Settings(limit=None)) as running:
         yield running
 
 
 def client_of(url: str, **options: Any) -> AsyncTrackingClient:
-    """Return a client of the emulator."""
+    """Return a client of the emulator, without a rate limit by default."""
     return AsyncTrackingClient("dev-api-key", "dev-partner", base_url=url, **{"rate_limit": None, **options})
 
 
 def envelopes(numbers: Any, visitors: int = 3) -> list[bytes]:
-    """Return envelopes of some visitors."""
+    """Return one envelope (JSON bytes) per number, of alternating visitors."""
     return [CODEC.encode(event(number, visitor=f"visitor{number % visitors}")) for number in numbers]
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_all_are_delivered_in_order(emulator: RunningEmulator, ordered: bool) -> None:  # noqa: FBT001 - a parameter
-    """Each envelope gets its receipt, in order, and each visitor's events are recorded in order."""
+    """If many envelopes are tracked, each has a receipt, and each visitor's events are recorded in order."""
     async with client_of(emulator.url, batching=Batching(max_events=7, ordered=ordered, max_in_flight=1)) as client:
         receipts = await client.track_envelopes(envelopes(range(1, 501)))
         assert len(receipts) == 500
@@ -72,7 +72,7 @@ async def test_all_are_delivered_in_order(emulator: RunningEmulator, ordered: bo
 
 
 async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmulator) -> None:
-    """An invalid envelope gives an error in place of its receipt, and does not affect the others."""
+    """If an envelope is invalid, the result contains an error in its place; the others are tracked."""
     async with client_of(emulator.url, batching=Batching(max_bytes=1024)) as client:
         good = envelopes([1])[0]
         large = CODEC.encode(event(2)).replace(b'"productId"', b'"x":"%b","productId"' % (b"y" * 2000))
@@ -91,7 +91,7 @@ async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmu
 @settings(max_examples=most(200), deadline=None)
 @given(any_events())
 def test_the_envelope_sent_describes_the_event_given(given_event: Event) -> None:
-    """The envelope to send describes the same event as the given one, whether it was encoded again or not."""
+    """If an envelope is examined, the envelope to send describes the same event, encoded again or not."""
     data = CODEC.encode(given_event)
     name, visitor, envelope = CODEC.examined(data, allow_custom=True)
     read = CODEC.decode(data, allow_custom=True)
@@ -115,7 +115,7 @@ JSON = st.recursive(
 @settings(max_examples=most(400), deadline=None)
 @given(any_events(), st.data())
 def test_an_envelope_that_passes_is_valid(given_event: Event, data: st.DataObject) -> None:
-    """An envelope passes unchanged only if decoding it gives the same event without an error."""
+    """If an envelope is passed on unchanged, decoding it returns the same event without an error."""
     [(name, fields)] = orjson.loads(CODEC.encode(given_event)).items()
     if type(fields) is dict:
         field = data.draw(st.sampled_from([*fields, "unknown", "timestamp", "stockId", "price"]))
@@ -142,14 +142,14 @@ def test_an_envelope_that_passes_is_valid(given_event: Event, data: st.DataObjec
     ],
 )
 def test_moments_are_sent_in_the_one_form(given_text: str, sent: str) -> None:
-    """A timestamp in another form than the API document's is encoded again."""
+    """If a timestamp has another format than the API document's, it is encoded again."""
     data = orjson.dumps({"view": {"sessionExternalId": "visitor", "productId": 1, "timestamp": given_text}})
     _, _, envelope = Codec().examined(data)
     assert orjson.loads(envelope)["view"]["timestamp"] == sent
 
 
 async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
-    """If there is no room for all envelopes, they wait one after the other."""
+    """If the buffer has no space for all envelopes, they wait for space one by one."""
     async with client_of(emulator.url, buffer=Buffer(max_events=30), batching=Batching(max_events=10)) as client:
         receipts = await client.track_envelopes(envelopes(range(1, 301)))
         await client.flush()
@@ -157,7 +157,7 @@ async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
 
 
 async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulator) -> None:
-    """If the buffer is full or the client closes, the results end there; if none is accepted, an error is raised."""
+    """If the buffer fills up, only the accepted envelopes have results; if none was accepted, an error is raised."""
     buffer = Buffer(max_events=5, overflow="raise")
     client = client_of(emulator.url, buffer=buffer, batching=Batching(linger=100.0))
     results = await client.track_envelopes(envelopes(range(1, 11)))
@@ -170,7 +170,7 @@ async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulato
 
 
 async def test_a_client_that_closes_in_mid_way(emulator: RunningEmulator) -> None:
-    """If the client closes meanwhile, each accepted envelope has its receipt, and the counters' sum is right."""
+    """If the client closes during the call, each accepted envelope has its receipt, and the counters agree."""
     client = client_of(emulator.url)
     tracking = asyncio.create_task(client.track_envelopes(envelopes(range(1, 1001))))
     await asyncio.sleep(0)
@@ -180,7 +180,7 @@ async def test_a_client_that_closes_in_mid_way(emulator: RunningEmulator) -> Non
 
 
 async def test_a_client_with_a_spool_that_closes_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a client with a spool closes meanwhile, exactly the accepted envelopes have receipts."""
+    """If a client with a spool closes during the call, exactly the accepted envelopes have receipts."""
     client = client_of(emulator.url, spool=SqliteSpool(tmp_path / "spool"))
     tracking = asyncio.create_task(client.track_envelopes(envelopes(range(1, 5001))))
     async with asyncio.timeout(30):
@@ -195,7 +195,7 @@ async def test_a_client_with_a_spool_that_closes_in_mid_way(emulator: RunningEmu
 
 
 async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a spool accepts only the first envelopes, their receipts are returned; a call with the rest raises."""
+    """If a spool accepts only the first envelopes, their receipts are returned, and the next call raises an error."""
     spool = SqliteSpool(tmp_path / "spool", max_bytes=1 << 20, full_timeout=0.2)
     client = client_of("http://127.0.0.1:9/", spool=spool)
     results = await client.track_envelopes(envelopes(range(1, 20_001)))
@@ -207,7 +207,7 @@ async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path
 
 
 async def test_hooks_and_spools_see_each(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """With `before_send`, or a spool, the results are the same as for events."""
+    """If the client has `before_send` or a spool, the results are as for tracked events."""
     odd = lambda each: each if each.product_id % 2 else None  # noqa: E731
     async with client_of(emulator.url, before_send=odd) as client:
         results = await client.track_envelopes([*envelopes([1, 2]), b"no json"])

@@ -1,4 +1,4 @@
-"""The JSON Schema of broker messages accepts what the codec writes and reads, and the emulator accepts."""
+"""The JSON Schema of broker messages agrees with the codec and with the emulator."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PAGE = DOCS.joinpath("message-format.md").read_text("utf-8")
 
 @cache
 def validator() -> jsonschema.Draft202012Validator:
-    """Return a validator for the schema."""
+    """Return a validator for the JSON Schema of broker messages."""
     return jsonschema.Draft202012Validator(SCHEMA)
 
 
 def test_the_schema_is_one() -> None:
-    """The file is a valid JSON Schema of the draft that it names."""
+    """If the file is checked, it is a valid JSON Schema of the draft that it names."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_fields(name: str) -> None:
-    """Every event has the fields of its class, and requires those of the emulator's contract."""
+    """If an event is described, the schema has the fields of its class and the emulator's required fields."""
     described = SCHEMA["properties"][name]
     camel = {re.sub("_(.)", lambda found: found[1].upper(), field.name) for field in attrs.fields(EVENT_TYPES[name])}
 
@@ -48,14 +48,14 @@ def test_fields(name: str) -> None:
 
 
 def test_names() -> None:
-    """The schema has the documented events, and no others."""
+    """If the schema's events are listed, they are the documented ones."""
     assert SCHEMA["properties"].keys() == EVENT_TYPES.keys() == EVENTS.keys()
 
 
 @PROPERTY
 @given(event=events(), precision=st.sampled_from(["seconds", "milliseconds", "microseconds"]))
 def test_encoded_events_are_valid(event: Event, precision: Any) -> None:
-    """Every encoded event is valid by the schema."""
+    """If an event is encoded, the schema accepts it."""
     envelope = json.loads(CODECS[precision].encode(event))
 
     assert [error.message for error in validator().iter_errors(envelope)] == []
@@ -79,17 +79,17 @@ VALUES = (
 @PROPERTY
 @given(cls=st.sampled_from(CLASSES), data=st.data())
 def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -> None:
-    """For any value in one field, the schema agrees with the emulator, and with the codec."""
+    """If one field has any value, the schema agrees with the emulator and the codec on whether it is valid."""
     envelope = json.loads(CODECS["seconds"].encode(cls(**fields_of(cls))))
     [fields] = envelope.values()
     field = data.draw(st.sampled_from([*SCHEMA["$defs"], "other"]))
     value = data.draw(VALUES)
-    # For JSON Schema 1.0 is an integer; for the others it is not.
+    # For JSON Schema 1.0 is an integer, but not for the emulator and the codec, so such values are skipped.
     assume(not (isinstance(value, float) and value.is_integer()))
     fields[field] = value
     if data.draw(st.booleans()):
         del fields[data.draw(st.sampled_from(sorted(fields)))]
-    # Decoded by orjson, as in the readers: an integer beyond 64 bits becomes a float.
+    # The readers decode with orjson, which turns an integer beyond 64 bits into a float, so this test does as well.
     valid = validator().is_valid(envelope)
     try:
         CODECS["seconds"].decode(json.dumps(envelope))
@@ -99,7 +99,7 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
         decoded = True
 
     assert valid == (check_batch([envelope]) == [])
-    # The codec checks some texts more strictly, and reads null as a missing field.
+    # The codec checks some texts more strictly than the schema, and reads null as a missing field.
     assert decoded or not valid or field in ("email", "phone", "timestamp")
     assert valid or not decoded or value is None
 
@@ -117,21 +117,21 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
     ],
 )
 def test_no_envelope_is_neither_valid_nor_decoded(envelope: Any) -> None:
-    """A value that is not an object with one known key is neither valid nor decoded."""
+    """If a value is not an object with one known key, the schema and the codec refuse it."""
     assert not validator().is_valid(envelope)
     with pytest.raises(EventValidationError):
         CODECS["seconds"].decode(json.dumps(envelope))
 
 
 def blocks() -> list[Any]:
-    """Return the envelopes on the documentation's page."""
+    """Return the envelopes that the documentation's page shows."""
     return [
         json.loads(line) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
     ]
 
 
 def test_the_page_shows_every_event() -> None:
-    """The page shows one valid envelope for each event, which decodes and encodes to the same JSON."""
+    """If the page shows an envelope, it is valid and encodes to the same JSON; every event is shown once."""
     shown = blocks()
     assert [name for envelope in shown for name in envelope] == [cls.wire_name for cls in MINIMAL]
     for envelope in shown:

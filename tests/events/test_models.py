@@ -1,4 +1,4 @@
-"""The events: the contract's twelve, custom events, and the functions that make them."""
+"""The event classes: the contract's twelve events, custom events, and the functions that create events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tests.support.strategies import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The contract's table of events: required fields, then optional ones.
+# The contract's table of events: the required fields, then the optional ones.
 CONTRACT = {
     "view": ("sessionExternalId productId", "stockId timestamp"),
     "groupView": ("sessionExternalId groupId productIds", "stockId timestamp"),
@@ -69,13 +69,13 @@ CONTRACT = {
 
 
 def snake(camel: str) -> str:
-    """Return a wire name in this package's spelling."""
+    """Return a JSON name as this package spells it in Python, for example "productId" as "product_id"."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)
 
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_fields_are_the_contracts(name: str) -> None:
-    """Every event has the contract's fields, and requires those the contract requires."""
+    """If an event is in the contract, its class has the contract's fields and requires the same ones."""
     fields = attrs.fields(EVENT_TYPES[name])
     required, optional = CONTRACT[name]
 
@@ -84,7 +84,7 @@ def test_fields_are_the_contracts(name: str) -> None:
 
 
 def test_types_are_the_contracts() -> None:
-    """There is one class for each event of the contract, under its wire name, with samples in these tests."""
+    """If an event is in the contract, there is one class for it, and these tests have samples of the class."""
     assert list(CONTRACT) == list(EVENT_TYPES)
     assert list(CONTRACT) == [cls.wire_name for cls in EVENT_TYPES.values()]
     assert CLASSES == list(BY_CLASS) == list(MINIMAL)
@@ -92,7 +92,7 @@ def test_types_are_the_contracts() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_wire_name(cls: type[VisitorEvent]) -> None:
-    """An event has its name in the API's spelling: the class's name with a small first letter."""
+    """If an event is created, its name is its class's name with a small first letter."""
     event = cls(**fields_of(cls))
 
     assert cls.__name__[0].lower() + cls.__name__[1:] == event.event_name
@@ -100,7 +100,7 @@ def test_wire_name(cls: type[VisitorEvent]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_missing_field(cls: type[VisitorEvent]) -> None:
-    """Constructing an event without a required field raises an error."""
+    """If a required field is missing, the constructor raises `TypeError`."""
     for field in ("session_external_id", *MINIMAL[cls]):
         fields = fields_of(cls)
         del fields[field]
@@ -111,7 +111,7 @@ def test_missing_field(cls: type[VisitorEvent]) -> None:
 @given(events() | custom_events())
 @PROPERTY
 def test_frozen(event: Event) -> None:
-    """No attribute of an event can be changed, added or deleted."""
+    """If an attribute of an event is changed, added or deleted, an error is raised."""
     for field in attrs.fields_dict(type(event)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(event, field, getattr(event, field))
@@ -123,7 +123,7 @@ def test_frozen(event: Event) -> None:
 
 @pytest.mark.parametrize("cls", [*CLASSES, CustomEvent, Event, VisitorEvent, StockEvent])
 def test_slotted(cls: type[Event]) -> None:
-    """No event has a dict, as a buffer holds a hundred thousand events."""
+    """If a class is an event, its instances have no dict, because a buffer may contain 100,000 of them."""
     assert "__slots__" in vars(cls)
     assert 0 == cls.__dictoffset__
 
@@ -131,7 +131,7 @@ def test_slotted(cls: type[Event]) -> None:
 @given(events() | custom_events())
 @PROPERTY
 def test_hash(event: Event) -> None:
-    """An event equals its copy and its pickle, and has the same hash."""
+    """If an event is copied or unpickled, the copy is equal and has the same hash."""
     for other in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event)), attrs.evolve(event)):
         assert (event, hash(event)) == (other, hash(other))
 
@@ -159,14 +159,14 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_differing_events(cls: type[VisitorEvent]) -> None:
-    """Events that differ in any field are not equal."""
+    """If two events differ in one field, they are not equal."""
     event = cls(**fields_of(cls))
     for field in attrs.fields_dict(cls):
         assert event != cls(**fields_of(cls, **{field: OTHER[field]}))
 
 
 def test_same_fields_of_another_event() -> None:
-    """Events of two classes are never equal, whatever their fields."""
+    """If two events have different classes, they are not equal, even if their fields are."""
     viewed, clicked = EVENT_TYPES["impressionContentViewed"], EVENT_TYPES["impressionContentClicked"]
 
     assert viewed(**fields_of(viewed)) != clicked(**fields_of(clicked))
@@ -174,7 +174,7 @@ def test_same_fields_of_another_event() -> None:
 
 @pytest.mark.parametrize("amounts", [(Decimal("9.90"), 9.9), (Decimal(2), 2, 2.0), (0, -0.0, Decimal("1e-400"))])
 def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
-    """Orders whose amounts are the same JSON number are equal and have the same hash, whatever the Python types."""
+    """If amounts are the same JSON number, the orders are equal and have the same hash, whatever the Python types."""
     orders = {Order(**fields_of(Order, price=amount)) for amount in amounts}
 
     assert 1 == len(orders)
@@ -185,7 +185,7 @@ def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_default_timestamp(cls: type[VisitorEvent]) -> None:
-    """The default timestamp is the moment of construction, in UTC."""
+    """If no timestamp is given, it is the time of construction, in UTC."""
     fields = fields_of(cls)
     del fields["timestamp"]
     before = datetime.now(UTC)
@@ -197,7 +197,7 @@ def test_default_timestamp(cls: type[VisitorEvent]) -> None:
 
 
 def test_utc_now() -> None:
-    """`utc_now` is aware, and in UTC."""
+    """If `utc_now` is called, it returns an aware datetime in UTC."""
     assert UTC is utc_now().tzinfo
 
 
@@ -213,7 +213,7 @@ def test_utc_now() -> None:
     ids=shown,
 )
 def test_timestamp_is_fixed(moment: datetime) -> None:
-    """A timestamp keeps its instant and its offset, and becomes a plain datetime."""
+    """If a timestamp is given, its time and offset are kept, but it becomes a plain `datetime`."""
     kept = View(**fields_of(View, timestamp=moment)).timestamp
 
     assert (moment.isoformat(), datetime, timezone) == (kept.isoformat(), type(kept), type(kept.tzinfo))
@@ -221,7 +221,7 @@ def test_timestamp_is_fixed(moment: datetime) -> None:
 
 
 def test_zone_is_asked_once() -> None:
-    """A time zone is called at construction only: an error of it in the encoder would end the process."""
+    """If an event is created, its time zone is called only then, because its error in the encoder would be fatal."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(tzinfo=FadingZone())))
 
     assert b'"timestamp":"2018-09-15T15:53:00+03:00"' in Codec().encode(event)
@@ -231,7 +231,7 @@ def test_zone_is_asked_once() -> None:
 
 
 def test_custom_data_is_copied() -> None:
-    """Later changes of the caller's object do not reach the event."""
+    """If the caller changes its object later, the event does not change."""
     inner: dict[str, Any] = {"size": [1, 2]}
     data = {"basket": inner, "list": [inner]}
     contact = SetContact(**fields_of(SetContact, custom_data=data))
@@ -248,7 +248,7 @@ def test_custom_data_is_copied() -> None:
 @given(json_objects())
 @PROPERTY
 def test_custom_data_is_plain(data: dict[str, Any]) -> None:
-    """The event's object equals the caller's, and is a copy of plain dicts and lists."""
+    """If custom data is given, the event has an equal copy that consists of plain dicts and lists."""
     kept = SetContact(**fields_of(SetContact, custom_data=data)).custom_data
 
     assert data == kept
@@ -256,7 +256,7 @@ def test_custom_data_is_plain(data: dict[str, Any]) -> None:
 
 
 def test_product_ids_are_copied() -> None:
-    """A list of ids becomes a tuple, so later changes of the list do not reach the event."""
+    """If the caller changes its list of ids later, the event does not change."""
     ids = [1, 2]
     event = GroupView(**fields_of(GroupView, product_ids=ids))
     ids.append(3)
@@ -269,7 +269,7 @@ def test_product_ids_are_copied() -> None:
 
 @pytest.mark.parametrize("name", ["a", "newEvent", "View", "X" * 50, "v2"])
 def test_custom_name(name: str) -> None:
-    """A custom event accepts and returns any name of letters and digits, a letter first."""
+    """If a name consists of letters and digits and begins with a letter, a custom event accepts it."""
     event = CustomEvent(name=name, fields={})
 
     assert name == event.event_name
@@ -277,7 +277,7 @@ def test_custom_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "2v", "a" * 51, "a-b", "a/b", "../x", "a?b", "é", "a\n", "a b", b"a", None, 1])
 def test_custom_name_refused(name: Any) -> None:
-    """Another name, which might change the URL, is refused and shown."""
+    """If a custom event's name has other characters, which could change the URL, an error shows the name."""
     with pytest.raises(EventValidationError) as caught:
         CustomEvent(name=name, fields={})
 
@@ -285,27 +285,27 @@ def test_custom_name_refused(name: Any) -> None:
 
 
 def test_custom_name_of_a_liar() -> None:
-    """A name whose methods all raise is refused like any value that is not a str."""
+    """If all methods of the given name raise, it is refused like any value that is not a str."""
     with pytest.raises(EventValidationError, match=r"^CustomEvent\.name must be 1-50 ASCII letters"):
         CustomEvent(name=HOSTILE["liar"], fields={})
 
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_custom_name_of_documented_event(name: str) -> None:
-    """The name of a documented event is refused, and the message names its class."""
+    """If a custom event has a documented event's name, the error names the class to use."""
     with pytest.raises(EventValidationError, match=f"construct {EVENT_TYPES[name].__name__} instead"):
         CustomEvent(name=name, fields={})
 
 
 def test_custom_name_of_batch() -> None:
-    """The name of the batch endpoint is refused."""
+    """If a custom event has the batch endpoint's name, an error is raised."""
     with pytest.raises(EventValidationError, match="is the batch endpoint"):
         CustomEvent(name="visitorEvents", fields={})
 
 
 @pytest.mark.parametrize("fields", [None, [], "x", {1: 1}, {"a": math.nan}, {"a": object()}], ids=shown)
 def test_custom_fields_refused(fields: Any) -> None:
-    """Fields that are not a JSON object are refused; the error names the event and never shows the fields."""
+    """If the fields are not a JSON object, the error names the event, but does not show the fields."""
     with pytest.raises(EventValidationError) as caught:
         CustomEvent(name="newEvent", fields=fields)
 
@@ -314,7 +314,7 @@ def test_custom_fields_refused(fields: Any) -> None:
 
 
 def test_custom_event_has_no_timestamp() -> None:
-    """No timestamp is added to the fields of a custom event."""
+    """If a custom event is encoded, no timestamp is added."""
     assert b'{"newEvent":{}}' == Codec().encode(CustomEvent(name="newEvent", fields={}))
 
 
@@ -325,7 +325,7 @@ LINE: dict[Any, Any] = {"product_id": 1, "quantity": 2, "price": Decimal("9.90")
 
 
 def test_order_lines() -> None:
-    """Each line of a basket becomes one order, all with the same transaction, visitor and timestamp."""
+    """If a basket has several lines, each becomes one order with the same transaction, visitor and timestamp."""
     lines = [LINE, {"product_id": 2, "quantity": 0.5, "price": 1, "stock_id": "Moscow"}, {**LINE, "stock_id": None}]
     orders = order_lines(lines, session_external_id=SESSION, transaction="135243", stock_id="NewYork", timestamp=MOMENT)
     shared: dict[str, Any] = {"session_external_id": SESSION, "transaction": "135243", "timestamp": MOMENT}
@@ -339,7 +339,7 @@ def test_order_lines() -> None:
 
 
 def test_order_lines_now() -> None:
-    """The default timestamp is one moment for all lines of an order."""
+    """If no timestamp is given, all lines of the order get the same current time."""
     before = utc_now()
     orders = order_lines((LINE for _ in range(100)), session_external_id=SESSION, transaction="1")
     [moment] = {order.timestamp for order in orders}
@@ -371,7 +371,7 @@ def test_order_lines_now() -> None:
     ids=shown,
 )
 def test_order_lines_refused(line: Any, field: str, said: str) -> None:
-    """A line with an unknown key, a missing key or a broken rule is refused; the error names the line."""
+    """If a line has an unknown or missing key or a bad value, the error names the line."""
     with pytest.raises(EventValidationError) as caught:
         order_lines([LINE, line], session_external_id=SESSION, transaction="1")
 
@@ -381,7 +381,7 @@ def test_order_lines_refused(line: Any, field: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["none", "int", "true", "moment", "function", "liar", "broken list"])
 def test_no_lines_at_all(name: str) -> None:
-    """A value that is not an iterable, such as a null for the basket, is refused by our own error."""
+    """If the lines are not an iterable, for example null, `EventValidationError` is raised."""
     lines = HOSTILE[name]
     with pytest.raises(EventValidationError) as caught:
         order_lines(lines, session_external_id=SESSION, transaction="1")
@@ -390,7 +390,7 @@ def test_no_lines_at_all(name: str) -> None:
 
 
 def test_a_callers_own_error_is_not_hidden() -> None:
-    """An error of the caller's generator is raised unchanged."""
+    """If the caller's generator raises an error, that error is raised unchanged."""
 
     def rows() -> Iterator[dict[str, Any]]:
         yield LINE
@@ -401,7 +401,7 @@ def test_a_callers_own_error_is_not_hidden() -> None:
 
 
 def test_order_lines_with_many_unknown_keys() -> None:
-    """The error is short, however many and long the unknown keys are."""
+    """If a line has many long unknown keys, the error message is still short."""
     line: dict[str, Any] = {**LINE, **{f"{number}{'x' * 1000}": 1 for number in range(1000)}}
     with pytest.raises(EventValidationError) as caught:
         order_lines([line], session_external_id=SESSION, transaction="1")
@@ -411,7 +411,7 @@ def test_order_lines_with_many_unknown_keys() -> None:
 
 @pytest.mark.parametrize("lines", [[], (), {}, iter(())])
 def test_empty_order(lines: Any) -> None:
-    """An order without a line is refused: otherwise no event would be sent, and no error raised."""
+    """If an order has no lines, an error is raised, because otherwise the order would get lost unnoticed."""
     with pytest.raises(EventValidationError, match="at least one line"):
         order_lines(lines, session_external_id=SESSION, transaction="1")
 
@@ -426,7 +426,7 @@ def test_empty_order(lines: Any) -> None:
     ],
 )
 def test_order_lines_shared_field(shared: dict[str, Any], field: str) -> None:
-    """The arguments that all lines share are checked by the same rules."""
+    """If an argument for all lines is invalid, an error names the argument."""
     with pytest.raises(EventValidationError) as caught:
         order_lines([LINE], **{"session_external_id": SESSION, "transaction": "1", **shared})
 
@@ -437,7 +437,7 @@ def test_order_lines_shared_field(shared: dict[str, Any], field: str) -> None:
 
 
 def test_new_session_id() -> None:
-    """A thousand new session ids are all different and valid."""
+    """If a thousand session ids are created, they are all different and valid."""
     ids = {new_session_id() for _ in range(1000)}
     valid = {View(**fields_of(View, session_external_id=new)).session_external_id for new in ids}
 

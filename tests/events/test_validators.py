@@ -1,4 +1,4 @@
-"""Every rule of the contract's field table, for every event that has the field."""
+"""The tests check every rule of the contract's field table, for every event that has the field."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class Shelf(enum.IntEnum):
-    """An int with a name."""
+    """An int that also has a name."""
 
     TOP = 1
 
@@ -153,7 +153,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ],
     ),
 }
-"""Values that each field takes, and values that it refuses."""
+"""For each field, the values that must be accepted and the values that must be refused."""
 
 
 def _name(value: object) -> str:
@@ -176,13 +176,13 @@ def _having(field: str) -> list[type[VisitorEvent]]:
 
 
 def test_every_field_has_values() -> None:
-    """These tests have values for every field of every event."""
+    """If an event has a field, `VALUES` contains the field."""
     assert VALUES.keys() == set().union(*map(attrs.fields_dict, CLASSES))
 
 
 @pytest.mark.parametrize(("field", "value"), _cases(0))
 def test_accepted(field: str, value: Any) -> None:
-    """A valid value is accepted in every event that has the field, and can be encoded."""
+    """If a value is valid, every event with the field accepts it, and can be encoded and decoded."""
     codec = CODECS["microseconds"]
     for cls in _having(field):
         event = cls(**fields_of(cls, **{field: value}))
@@ -192,7 +192,7 @@ def test_accepted(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("field", "value"), _cases(1))
 def test_refused(field: str, value: Any) -> None:
-    """An invalid value is refused in every event that has the field, by one error with event, field, rule and value."""
+    """If a value is invalid, every event with the field raises an error with event, field, rule and value."""
     for cls in _having(field):
         with pytest.raises(EventValidationError) as caught:
             cls(**fields_of(cls, **{field: value}))
@@ -210,7 +210,7 @@ def test_refused(field: str, value: Any) -> None:
 
 
 def test_personal_fields() -> None:
-    """The set of personal fields is complete."""
+    """If a field contains personal data, `PERSONAL` contains the field."""
     expected = {"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"}
 
     assert expected == PERSONAL
@@ -237,7 +237,7 @@ SECRET = "Ivan Petrov"
     ids=_name,
 )
 def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
-    """No error holds the value of a personal field: neither its text, its repr, its arguments nor its attributes."""
+    """If a personal field is invalid, the error's text, repr, arguments and attributes do not contain the value."""
     if field == "search_phrase" and value in (SECRET, SECRET * 100_000) and type(value) is str:
         value = LONE + SECRET
     [cls] = [cls for cls in (Search, SetContact) if field in attrs.fields_dict(cls)][-1:]
@@ -308,7 +308,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
     ids=_name,
 )
 def test_message(cls: type[VisitorEvent], field: str, value: Any, expected: str) -> None:
-    """The message says which field of which event breaks which rule."""
+    """If a field is invalid, the message names the event, the field and the rule."""
     with pytest.raises(EventValidationError) as caught:
         cls(**fields_of(cls, **{field: value}))
 
@@ -317,7 +317,7 @@ def test_message(cls: type[VisitorEvent], field: str, value: Any, expected: str)
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "int"])
 def test_brief(name: str) -> None:
-    """The error of any value is short enough for a log line, and holds the value itself."""
+    """If a value is invalid, the error's message is short, and its `value` is the value itself."""
     value = HOSTILE[name]
     with pytest.raises(EventValidationError) as caught:
         View(**fields_of(View, product_id=value))
@@ -328,7 +328,7 @@ def test_brief(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_value(name: str) -> None:
-    """For any value of any field, the constructor raises our error or makes an event that can be encoded."""
+    """If a field has any value, the constructor raises `EventValidationError` or the event can be encoded."""
     for cls in CLASSES:
         for field in attrs.fields_dict(cls):
             _construct(cls, fields_of(cls, **{field: HOSTILE[name]}))
@@ -337,7 +337,7 @@ def test_hostile_value(name: str) -> None:
 @given(st.data())
 @PROPERTY
 def test_arbitrary_values(data: st.DataObject) -> None:
-    """For any values of all fields, the constructor raises our error or makes an event that can be encoded."""
+    """If all fields have any values, the constructor raises `EventValidationError` or the event can be encoded."""
     cls = data.draw(st.sampled_from(CLASSES))
     fields = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(attrs.fields_dict(cls), hostile())))
     _construct(cls, fields_of(cls, **fields))
@@ -346,7 +346,7 @@ def test_arbitrary_values(data: st.DataObject) -> None:
 @given(hostile(), hostile())
 @PROPERTY
 def test_arbitrary_custom_event(name: Any, fields: Any) -> None:
-    """Whatever a custom event is given, the constructor raises our error or makes an event that can be sent."""
+    """If a custom event has any name and fields, it raises `EventValidationError` or can be encoded."""
     _construct(CustomEvent, {"name": name, "fields": {}})
     _construct(CustomEvent, {"name": "newEvent", "fields": fields})
 
@@ -363,7 +363,7 @@ def _construct(cls: type[Any], fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_keywords(cls: type[Any]) -> None:
-    """A TypeError is for what no value can mend: an unknown, a missing or a positional argument."""
+    """If an argument is unknown, missing or positional, the constructor raises `TypeError`."""
     fields = fields_of(cls)
     with pytest.raises(TypeError, match="unexpected keyword"):
         cls(**fields, productId=1)
@@ -378,7 +378,7 @@ def test_keywords(cls: type[Any]) -> None:
 @example(-0.0)
 @PROPERTY
 def test_on_wire(value: float | Decimal) -> None:
-    """A number goes on the wire as the nearest double, whole ones without a fraction; or as what is not finite."""
+    """If a number is finite, it is sent as the nearest double, and as an int if it is whole."""
     number = on_wire(value)
     assert type(number) in (int, float)
     if not math.isfinite(number):
@@ -406,7 +406,7 @@ def test_on_wire(value: float | Decimal) -> None:
     ],
 )
 def test_number_in_json(value: float | Decimal, expected: float) -> None:
-    """A whole amount is sent without a fraction, as an early edition of the document wants an integer `quantity`."""
+    """If an amount is whole, it is sent as an integer, because an early API document requires it for `quantity`."""
     sent = json.loads(CODECS["seconds"].encode_bare(Order(**fields_of(Order, price=value))))["price"]
 
     assert (expected, type(expected)) == (sent, type(sent))

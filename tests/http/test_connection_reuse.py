@@ -1,4 +1,4 @@
-"""Which connections carry another request: those that had a whole answer, are young, and have nothing more to read."""
+"""A connection is reused if its last answer was complete, it is young enough, and no more bytes arrived on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WHOSE = ["own", "callers"]
 
 @pytest.fixture(params=WHOSE)
 async def http_client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient | None]:
-    """A caller's HTTP client, or None for our own."""
+    """Provide a caller's HTTP client, or None if the package's own client is tested."""
     if request.param == "own":
         yield None
     else:
@@ -63,7 +63,7 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def test_bytes_after_a_response_are_not_the_next_response(
     stale: bytes, http_client: httpx.AsyncClient | None
 ) -> None:
-    """A second response in the same write answers no request, and its connection is closed."""
+    """If a second response is in the same write, it is not taken for the next answer, and its connection is closed."""
     async with raw_server() as server:
         server.in_turn(OK + stale, answer(503))
         transport = _transport(server.url, http_client)
@@ -75,7 +75,7 @@ async def test_bytes_after_a_response_are_not_the_next_response(
 
 
 async def test_bytes_that_come_later_are_not_the_next_response(http_client: httpx.AsyncClient | None) -> None:
-    """Bytes that arrive on an idle connection close it."""
+    """If bytes arrive on an idle connection, the connection is closed and the next request uses a new one."""
     writers: list[asyncio.StreamWriter] = []
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
@@ -95,7 +95,7 @@ async def test_bytes_that_come_later_are_not_the_next_response(http_client: http
 
 
 async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second response that was read from a TLS socket, but is not decrypted yet, closes the connection."""
+    """If a second response was read from a TLS socket but is not decrypted yet, the connection is closed."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -103,7 +103,7 @@ async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monke
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
-        # One TCP segment with two TLS records.
+        # Both TLS records are sent in one TCP segment.
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
         if hasattr(socket, "TCP_CORK"):
@@ -125,7 +125,7 @@ async def test_bytes_in_a_tls_record_of_their_own_are_seen(tmp_path: Path, monke
 
 
 async def test_private_names_of_httpx_for_leftovers() -> None:
-    """The private names that lead to bytes after a response exist in the installed httpx, httpcore and h11."""
+    """If httpx, httpcore and h11 are installed, their private names that show bytes after a response exist."""
     async with raw_server() as server, httpx.AsyncClient() as http:
         found: list[bool] = []
         for reply in (OK, OK + b"more"):
@@ -140,7 +140,7 @@ async def test_private_names_of_httpx_for_leftovers() -> None:
 
 
 async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
-    """A response of another library counts as without leftover bytes."""
+    """If a response is of another transport, `has_leftover` returns False."""
     assert not has_leftover(httpx.Response(200, content=b"{}"))
 
 
@@ -148,7 +148,7 @@ async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
 
 
 async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
-    """A connection in steady use is replaced at its maximum age, so a new address of the host is found."""
+    """If a connection is in constant use, it is replaced at its maximum age, so a new address of the host is found."""
     async with raw_server() as server:
         transport = _transport(server.url)
         await _post(transport)
@@ -165,7 +165,7 @@ async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
 
 
 async def test_an_idle_connection_is_closed() -> None:
-    """An idle connection is closed after its keep-alive time, without a further request."""
+    """If a connection is idle for its keep-alive time, it is closed even without a further request."""
     async with raw_server() as server, asyncio.timeout(30):
         connections = Connections(httpx.AsyncClient, shared=False, keepalive=0.05)
         channels = [connections.take() for _ in range(3)]
@@ -178,7 +178,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 
 async def test_there_are_no_more_connections_than_requests() -> None:
-    """Requests one after the other use one connection; simultaneous requests use one each."""
+    """If requests follow each other, they share one connection; simultaneous requests use one each."""
     async with raw_server() as server:
         transport = _transport(server.url)
         for _ in range(5):
@@ -194,7 +194,7 @@ async def test_there_are_no_more_connections_than_requests() -> None:
 
 @pytest.mark.parametrize("trouble", ["cut", "reset", "close"])
 async def test_after_trouble_a_new_connection_is_used(trouble: str, http_client: httpx.AsyncClient | None) -> None:
-    """However a connection ends, the next request is answered."""
+    """If a connection breaks in any way, the next request is answered on a new connection."""
 
     async def respond(request: Arrived, writer: asyncio.StreamWriter) -> bytes | None:
         if len(server.arrived) != 2:
@@ -216,7 +216,7 @@ async def test_after_trouble_a_new_connection_is_used(trouble: str, http_client:
 
 
 async def test_a_full_pool_is_named() -> None:
-    """If a caller's client has no free connection, the failure is `pool`, also with one time-out for the request."""
+    """If a caller's client has no free connection, the failure is `pool`, whatever kind of timeout is set."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -240,7 +240,7 @@ async def test_a_full_pool_is_named() -> None:
 
 
 async def test_a_silent_handshake_is_no_connection(tmp_path: Path) -> None:
-    """If a host accepts and does not shake hands, the failure is `connect`, and the socket is closed."""
+    """If a host accepts a connection but does not shake hands, the failure is `connect`, and the socket is closed."""
     ends: list[bytes] = []
     closed = asyncio.Event()
 
@@ -268,12 +268,12 @@ _visitor: contextvars.ContextVar[Any] = contextvars.ContextVar("visitor", defaul
 
 
 class _Request:
-    """An object that a web framework keeps in the context of a request."""
+    """An object that a web framework stores in the context of a request."""
 
 
 @pytest.mark.parametrize("end", ["returns", "cancelled before", "cancelled on its way"])
 async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.AsyncClient | None) -> None:
-    """The context of a caller of `send` is collected after the call, though connections stay open."""
+    """If `send` has ended, its caller's context is garbage-collected, although connections remain open."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes | None:
         if end == "returns" or len(server.arrived) == 1:
@@ -305,7 +305,7 @@ async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.Asyn
         kept = await calling
         del calling
         async with asyncio.timeout(10):
-            # The cancelled request takes a few turns to end.
+            # The cancelled request needs a few turns of the loop to end.
             while kept() is not None:
                 await asyncio.sleep(0.01)
                 gc.collect()
@@ -313,7 +313,7 @@ async def test_nothing_keeps_a_callers_context(end: str, http_client: httpx.Asyn
 
 
 async def test_a_request_has_its_observers_context() -> None:
-    """A context variable that an observer sets in `request_began`, e.g. a span, is set during the request."""
+    """If an observer sets a context variable in `request_began`, for example a span, the request sees the value."""
     seen: list[Any] = []
 
     class Watching(Observer):
@@ -357,12 +357,12 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, environment: dict[str, str]) -> Any:
-    """Stop a process with eight batches in flight; return its counters, and how many batches arrived."""
+    """Stop a process with eight batches in flight. Return its counters, and how many batches the server received."""
     seconds = 3.0
     stopped = asyncio.Event()
 
     async def respond(_: Arrived, __: asyncio.StreamWriter) -> bytes:
-        # The process stops when all batches are in flight.
+        # The process is stopped when all batches are in flight.
         if len(server.arrived) == 8:
             os.kill(child.pid, signal.SIGSTOP)
             await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
@@ -376,7 +376,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
         child = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE, env=environment)
         async with asyncio.timeout(60):
             await stopped.wait()
-            # Longer than the rest of the time-out.
+            # The process remains stopped until its timeout is over.
             await asyncio.sleep(seconds * 1.1)
             os.kill(child.pid, signal.SIGCONT)
             output, _ = await child.communicate()
@@ -385,7 +385,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
 async def test_a_process_that_was_stopped_reads_before_it_judges(tmp_path: Path) -> None:
-    """Answers that came while the process was stopped beyond its time-out count: nothing is sent twice."""
+    """If answers arrived while the process was stopped beyond its timeout, they count, and nothing is sent twice."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._http.reply import Reply
 
-# Once, without a tracer: it takes half a minute.
+# The tests take half a minute, so they run once, without a coverage tracer.
 pytestmark = pytest.mark.endurance
 
 
@@ -41,12 +41,12 @@ EVENT = View(session_external_id="visitor", product_id=1)
 LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 
 CLOSING = answer(200, "Connection: close")
-"""An answer after which every request needs a new connection."""
+"""A raw answer that closes the connection, so every request needs a new connection."""
 
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
-    """A certificate authority, and the file with its certificate."""
+    """Provide a certificate authority, and the path of the file with its certificate."""
     authority, file = trustme.CA(), tmp_path_factory.mktemp("tls") / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
     return authority, file
@@ -54,7 +54,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Pat
 
 @attrs.frozen
 class Scene:
-    """A server, and how to reach it."""
+    """A server, and the address and HTTP client with which to reach it."""
 
     server: RawServer
     base_url: str
@@ -83,7 +83,7 @@ Open = Any
 
 @pytest.fixture
 def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Return a function that makes a scene, by the way to the server and the kind of HTTP client."""
+    """Return a function that starts a server and returns its `Scene`, by kind of connection and HTTP client."""
 
     @asynccontextmanager
     async def make(way: str, whose: str) -> AsyncIterator[Scene]:
@@ -103,7 +103,8 @@ def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -
                 proxy = (await stack.enter_async_context(proxy_server(server.url))).url
                 monkeypatch.setenv("HTTP_PROXY", proxy)
                 monkeypatch.setenv("HTTPS_PROXY", proxy)
-                # A plain http request to this host uses no proxy of the environment.
+                # The proxy variables are not used for plain http to this host, so the request goes to another host
+                # name.
                 base_url = base_url if context else "http://shop.test/1.0/"
             http_client = None
             if whose == "callers":
@@ -122,7 +123,7 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def _in_every_turn(
     act: Callable[[], asyncio.Task[Any]], stop: Callable[[asyncio.Task[Any]], Awaitable[None]]
 ) -> int:
-    """Cancel a request after 0, 1, 2... turns of the loop, until one ends before; return the number of turns."""
+    """Cancel requests after 0, 1, 2... turns of the loop until one ends before. Return the number of turns."""
     turns = 0
     while True:
         posting = act()
@@ -139,7 +140,7 @@ async def _in_every_turn(
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """In whichever turn a request is cancelled, the next one is answered, and no other connection stays open."""
+    """If a request is cancelled in any turn of the loop, the next one is answered and no other connection is open."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
         transport = at.transport()
@@ -162,7 +163,7 @@ async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_all_cancelled_in_every_turn(way: str, whose: str, scene: Open) -> None:
-    """Many requests that are cancelled in the same turn lose no connection, also those that wait for one."""
+    """If many requests are cancelled in the same turn, later requests still get connections."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         transport = at.transport()
         replies: list[Reply] = []
@@ -190,11 +191,11 @@ async def test_all_cancelled_in_every_turn(way: str, whose: str, scene: Open) ->
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
-    """In whichever turn a request is cancelled and the transport closed, our own connections are closed."""
+    """If a request is cancelled in any turn and the transport is closed, no connection or task is left over."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(CLOSING)
         transport = at.transport()
-        # The work in threads is done before the turns are counted.
+        # The first request does the work in threads, so the turns counted afterwards contain none.
         await _post(transport)
 
         async def stop(posting: asyncio.Task[Reply]) -> None:
@@ -214,7 +215,7 @@ async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """In whichever turn the loop is blocked beyond the time-out, the next request is answered."""
+    """If the loop is blocked beyond the timeout in any turn, the next request is answered."""
     seconds = 0.02
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
@@ -241,7 +242,7 @@ async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: 
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_a_storm_of_cancelled_sends(way: str, whose: str, scene: Open) -> None:
-    """After hundreds of sends with time-outs of a few milliseconds, the next is delivered at its first attempt."""
+    """If hundreds of sends time out after some milliseconds, the next one is delivered at its first attempt."""
     chance = random.Random(13)
     turn = 0
 

@@ -1,4 +1,4 @@
-"""Tasks cancelled while a client asks for its key: every event still gets its outcome."""
+"""If tasks are cancelled while a client waits for its key, every event still gets its outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Asked:
-    """A key that is given when `given` is set."""
+    """A function for `api_key` that returns the key only after the event `given` is set."""
 
     def __init__(self) -> None:
         self.given = asyncio.Event()
@@ -34,7 +34,7 @@ class Asked:
 
 
 async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyncio.Task[Any]], ScriptedTransport]:
-    """Return a client two of whose requests wait for the key."""
+    """Return a client, two sends that wait for its key, and its transport."""
     transport = ScriptedTransport()
     client = make_client(transport, api_key=asked.ask)
     sends = [asyncio.create_task(client.send(event(number))) for number in (1, 2)]
@@ -43,7 +43,7 @@ async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyn
 
 
 async def test_cancelled_while_the_key_is_asked_for(virtual_clock: CheckedLoop) -> None:
-    """A request that is cancelled while it waits for the key was not sent, and leaves the answer to the others."""
+    """If a request is cancelled while it waits for the key, it is not sent, and the other request gets the key."""
     asked = Asked()
     client, (first, second), transport = await client_that_asks(asked)
     await cancel(first)
@@ -58,7 +58,7 @@ async def test_cancelled_while_the_key_is_asked_for(virtual_clock: CheckedLoop) 
 
 
 async def test_asking_task_cancelled(virtual_clock: CheckedLoop) -> None:
-    """Where a shutdown cancels the asking itself, those who wait for the key ask again."""
+    """If the call that fetches the key is cancelled, the waiting requests fetch the key again."""
     asked = Asked()
     client, sends, transport = await client_that_asks(asked)
     for task in tasks() - set(sends):

@@ -1,4 +1,4 @@
-"""The key is sent to the API's host only: redirects are not followed, and TLS verifies the host."""
+"""The key is sent only to the API's host: redirects are not followed, and TLS verifies the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOP = "https://shop.test/1.0/"
 @pytest.mark.parametrize("own", [False, True], ids=["our client", "a caller's client"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_the_target_of_a_redirect_gets_no_connection(status: int, *, own: bool) -> None:
-    """A redirect to another host is a refusal, and that host gets no connection."""
+    """If the server redirects to another host, the event is rejected, and the other host gets no connection."""
     async with raw_server() as server, raw_server() as elsewhere, httpx.AsyncClient(follow_redirects=True) as follows:
         server.always(answer(status, f"Location: {elsewhere.url}view"))
         http_client = follows if own else None
@@ -49,7 +49,7 @@ UNVERIFIED: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 @pytest.mark.parametrize("how", UNVERIFIED)
 async def test_a_client_without_verification_is_refused(how: str) -> None:
-    """A caller's client without TLS verification is refused at construction, unless `allow_insecure_http` is set."""
+    """If a caller's client does not verify TLS, it is refused, unless `allow_insecure_http` is set."""
     async with UNVERIFIED[how]() as own:
         with pytest.raises(ConfigurationError, match=r"http_client must verify TLS .* allow_insecure_http=True"):
             AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own)
@@ -59,7 +59,7 @@ async def test_a_client_without_verification_is_refused(how: str) -> None:
 
 
 class _Unknown(httpx.AsyncBaseTransport):
-    """A transport whose TLS verification cannot be seen."""
+    """A transport that does not show whether it verifies TLS."""
 
 
 PASSING: dict[str, Callable[[], httpx.AsyncClient]] = {
@@ -74,13 +74,13 @@ PASSING: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 @pytest.mark.parametrize("how", PASSING)
 async def test_any_other_client_passes(how: str) -> None:
-    """A client that verifies, or whose verification cannot be seen, is accepted."""
+    """If a client verifies TLS, or does not show whether it does, it is accepted."""
     async with PASSING[how]() as own:
         assert SHOP in repr(AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own))
 
 
 async def test_without_tls_there_is_nothing_to_verify() -> None:
-    """With plain http to this host every client is accepted."""
+    """If the address is plain http on this host, every client is accepted."""
     async with httpx.AsyncClient(verify=False) as own:
         client = AsyncTrackingClient("key", "partner", base_url="http://127.0.0.1:9/", http_client=own)
 

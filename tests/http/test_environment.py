@@ -1,4 +1,4 @@
-"""A bad variable of the environment, or a proxy that refuses, halts sending like a wrong key; it is no outage."""
+"""If an environment variable is wrong or a proxy refuses, sending is halted, as for a wrong key."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ VARIABLES = (*PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the variables of the machine that runs the tests."""
+    """Remove the proxy and certificate variables of the machine that runs the tests."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """The certificate authority of this module's servers."""
+    """Provide the certificate authority of this module's servers."""
     return trustme.CA()
 
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """The authority, with `SSL_CERT_FILE` set to its certificate."""
+    """Provide the authority, and set `SSL_CERT_FILE` to the file with its certificate."""
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(path)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -68,33 +68,33 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Changes(list["StateChange"]):
-    """Collects the state changes of a client."""
+    """Collect the state changes of a client."""
 
     def __init__(self) -> None:
         super().__init__()
         self.halted = asyncio.Event()
 
     async def hook(self, change: StateChange) -> None:
-        """Collect a change."""
+        """Store a state change, and set `halted` when sending is halted."""
         self.append(change)
         if change.state == "halted":
             self.halted.set()
 
 
 def client_of(url: str, **options: Any) -> AsyncTrackingClient:
-    """Return a client that has the key ``key``."""
+    """Return a client that uses the key "key"."""
     return AsyncTrackingClient("key", "partner", base_url=url, **options)
 
 
 def complaint() -> str:
-    """Return the error of the environment for the shop; fail if there is none."""
+    """Return the message of the error that reading the environment for the shop raises; fail if none is raised."""
     with pytest.raises(EnvironmentUnusableError) as caught:
         EnvironmentReader(SHOP, trusted=True).read()
     return str(caught.value)
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the address of the proxy that the environment names for `url`."""
+    """Return the address of the proxy for `url` by the environment, or None without a proxy."""
     proxy = EnvironmentReader(url, trusted=True).read().proxy
     return None if proxy is None else proxy.address
 
@@ -122,7 +122,7 @@ BAD_PROXIES = {
 @pytest.mark.parametrize("variable", PROXIES)
 @pytest.mark.parametrize("name", BAD_PROXIES)
 def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the variable as it is spelled and what to write, and never shows its value."""
+    """If a proxy variable is wrong, the message names the variable and what to write, but not its value."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     value, words = BAD_PROXIES[name]
     monkeypatch.setenv(variable, value)
@@ -133,7 +133,7 @@ def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pyte
 
 
 def certificates(kind: str, folder: Path) -> str:
-    """Make the file of a case, and return its path."""
+    """Create the file or directory of a case. Return its path."""
     path = folder / "file.pem"
     if kind == "garbage":
         path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
@@ -144,7 +144,7 @@ def certificates(kind: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "empty", "text", "garbage"])
 def test_a_certificate_file_that_cannot_be_used(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every fault of `SSL_CERT_FILE` the message names it and what to write."""
+    """If `SSL_CERT_FILE` is wrong, the message names it and says what to write."""
     monkeypatch.setenv("SSL_CERT_FILE", certificates(kind, tmp_path))
 
     message = complaint()
@@ -156,7 +156,7 @@ def test_a_certificate_file_that_cannot_be_used(kind: str, tmp_path: Path, monke
 def test_a_certificate_directory_that_cannot_be_used(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory without certificates for OpenSSL is reported: otherwise every handshake would fail."""
+    """If `SSL_CERT_DIR` has no usable certificates, an error is raised, because every handshake would fail."""
     monkeypatch.setenv("SSL_CERT_DIR", certificates(kind, tmp_path))
 
     message = complaint()
@@ -165,7 +165,7 @@ def test_a_certificate_directory_that_cannot_be_used(
 
 
 def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prepared directory among several is enough, as for OpenSSL."""
+    """If one of several directories is usable, no error is raised, as in OpenSSL."""
     (tmp_path / "0a1b2c3d.0").touch()
     monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path / "missing"), str(tmp_path)]))
 
@@ -173,14 +173,14 @@ def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_key_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad `SSLKEYLOGFILE`, which Python itself reads, is named in the message."""
+    """If `SSLKEYLOGFILE`, which Python itself reads, cannot be written, the message names it."""
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
 
     assert complaint().startswith("SSLKEYLOGFILE names a file that cannot be written")
 
 
 def test_plain_http_to_this_host_reads_no_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad variable for certificates does no harm to plain http."""
+    """If plain http on this host is used, wrong certificate variables cause no error."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
         monkeypatch.setenv(name, str(tmp_path / "missing" / "file"))
 
@@ -191,7 +191,7 @@ def test_a_system_without_file_descriptors_is_no_fault(
     trusted: trustme.CA,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A system without free file descriptors is no fault of a variable, and the reading is retried."""
+    """If no file descriptor is free, `OSError` is raised, so the client tries again later."""
 
     def none_left(**_: object) -> ssl.SSLContext:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -222,12 +222,12 @@ def test_an_entry_that_cannot_be_read_is_left_out(
     assert None is proxy_for("https://first.test/") is proxy_for("https://www.last.test/")
     messages = [record.getMessage() for record in caplog.records]
     assert (variable, entry) == (messages[0].split(":")[0], messages[0].split("'")[1])
-    # One warning for each reader.
+    # Each reader logs one warning, however often it reads.
     assert 4 == len(messages)
 
 
 def test_an_entry_keeps_its_password(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """If an entry is a URL, its user and password are in no log record."""
+    """If an entry of `NO_PROXY` is a URL, no log record contains its password."""
     monkeypatch.setenv("NO_PROXY", f"http://user:{PASSWORD}@host:port")
     EnvironmentReader(SHOP, trusted=True).read()
 
@@ -274,7 +274,7 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """Break the environment; return the variable and a function that corrects it."""
+    """Make the environment wrong. Return the variable's name, and the name of the file that would correct it."""
     if kind == "file":
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "later.pem"))
         return "SSL_CERT_FILE", "later.pem"
@@ -286,7 +286,7 @@ def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[st
 async def test_sending_is_halted_until_it_is_repaired(
     kind: str, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One log record and one state change name the variable; after its correction everything is delivered."""
+    """If a variable is wrong, one log record and state change name it; once corrected, all events are delivered."""
     variable, _ = set_up(kind, tmp_path, monkeypatch)
     changes = Changes()
     async with tls_server(authority) as server:
@@ -319,7 +319,7 @@ async def test_sending_is_halted_until_it_is_repaired(
 
 
 async def test_max_halt_ends_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After `max_halt` the events are `Abandoned` and certainly not recorded, and the close report says why."""
+    """If `max_halt` is over, events are `Abandoned` and not recorded, and the close report says why."""
     variable, _ = set_up("file", tmp_path, monkeypatch)
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.5))
     outcomes = [await receipt for receipt in await client.track_many([EVENT] * 3)]
@@ -334,7 +334,7 @@ async def test_max_halt_ends_events(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 async def test_with_outlast_nothing_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With `outlast`, a bad environment ends no event."""
+    """If `outlast` is set, events wait as long as the environment is wrong."""
     set_up("file", tmp_path, monkeypatch)
     changes = Changes()
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.0, outlast=True), on_state_change=changes.hook)
@@ -352,7 +352,7 @@ async def test_with_outlast_nothing_ends(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.fixture
 def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set `HTTPS_PROXY` to a proxy."""
+    """Return a function that sets `HTTPS_PROXY` to a proxy."""
 
     def point(proxy: ProxyServer, password: str = PASSWORD) -> None:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:{password}@{proxy.address}")
@@ -371,7 +371,7 @@ async def test_a_proxy_that_refuses_halts(
     through: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A refusal that no retry can fix halts sending, names the proxy, and shows no password."""
+    """If a proxy refuses for good, sending is halted; the message names the proxy and shows no password."""
     caplog.set_level(logging.DEBUG)
     changes = Changes()
     async with proxy_server() as proxy:
@@ -403,7 +403,7 @@ async def test_a_proxy_that_refuses_halts(
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 511])
 async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..., None]) -> None:
-    """A failure of the proxy that a retry may fix is retried, and its message names the proxy and its answer."""
+    """If a proxy fails for a time, requests are retried, and the message names the proxy and its answer."""
     changes = Changes()
     retry = RetryPolicy(max_attempts=6, initial_backoff=0.01, max_backoff=0.01)
     async with proxy_server() as proxy:
@@ -421,7 +421,7 @@ async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..
 
 
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If no proxy listens at its port, the message names the proxy."""
+    """If no proxy listens at the address, the message names the proxy."""
     async with proxy_server() as proxy:
         address = proxy.address
     monkeypatch.setenv("HTTPS_PROXY", address)
@@ -434,7 +434,7 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 async def test_credentials_that_are_corrected(
     trusted: trustme.CA, through: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After the password in the variable is corrected, the next probe succeeds, and every event is delivered."""
+    """If the password in the variable is corrected, the next probe succeeds, and every event is delivered."""
     async with tls_server(trusted) as server, proxy_server() as proxy:
         proxy.password = PASSWORD
         through(proxy, "wrong")
@@ -452,7 +452,7 @@ async def test_credentials_that_are_corrected(
 
 
 async def test_a_proxy_for_plain_http_that_wants_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 407 to a request without CONNECT names the proxy, and says what to write."""
+    """If a proxy answers 407 to plain http, the message names the proxy and says what to write."""
     changes = Changes()
     async with raw_server() as proxy:
         proxy.always(answer(407))
@@ -475,7 +475,7 @@ async def test_a_proxy_for_plain_http_that_wants_credentials(monkeypatch: pytest
 
 @pytest.fixture
 def settings() -> dict[str, str]:
-    """The settings that `check` needs."""
+    """Return the environment variables that `check` needs."""
     return {"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "partner", "RETAILROCKET_BASE_URL": SHOP}
 
 
@@ -488,7 +488,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("variable", BROKEN)
 def test_check_says_it_in_a_sentence(variable: str, settings: dict[str, str]) -> None:
-    """`check` names the variable and what to write, in one line, and fails."""
+    """If a variable is wrong, `check` fails with one line that names the variable and what to write."""
     value, words = BROKEN[variable]
     result = run_command("check", env={**settings, variable: value})
 
@@ -505,7 +505,7 @@ def test_check_says_it_in_a_sentence(variable: str, settings: dict[str, str]) ->
     ],
 )
 async def test_check_names_a_proxy_that_refuses(status: int, words: str, settings: dict[str, str]) -> None:
-    """`check` names the proxy and its answer, in one line, and fails."""
+    """If a proxy refuses, `check` fails with one line that names the proxy and its answer."""
     async with proxy_server() as proxy:
         proxy.status = status
         env = {**settings, "HTTPS_PROXY": f"http://user:{PASSWORD}@{proxy.address}"}
@@ -517,7 +517,7 @@ async def test_check_names_a_proxy_that_refuses(status: int, words: str, setting
 
 
 async def test_check_goes_on_without_an_entry(authority: trustme.CA, settings: dict[str, str], tmp_path: Path) -> None:
-    """An unreadable entry of `NO_PROXY` is one warning of `check`, which still gives its result."""
+    """If an entry of `NO_PROXY` is wrong, `check` prints one warning and still checks the key."""
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     async with tls_server(authority) as server:
         server.in_turn(answer(400), answer(401))
@@ -534,7 +534,7 @@ async def test_check_goes_on_without_an_entry(authority: trustme.CA, settings: d
 def test_no_command_shows_a_traceback(
     command: str, error: BaseException, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any error is shown as one sentence with its type and place, and without its text."""
+    """If a command meets any error, it prints one sentence with the error's type and place, but not its text."""
 
     def broken(*_: object, **__: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Every way in which a real request can fail: whether it may be recorded, and whether it is retried."""
+"""For every way in which a real request can fail: may the event be recorded, and is the request retried?"""
 
 from __future__ import annotations
 
@@ -34,22 +34,15 @@ if TYPE_CHECKING:
 
 ONCE = RetryPolicy(max_attempts=1)
 PATIENT = 60.0
-"""Seconds that no machine needs for a request, nor to open a client, which counts as part of its first request."""
+"""Timeout in seconds that is always enough, even to open a client, which is part of its first request."""
 IMPATIENT = httpx.Timeout(PATIENT, read=0.5)
-"""Only the wait for an answer is short: what comes before it may take its time."""
+"""Only the wait for an answer times out soon; connecting and sending may take `PATIENT` seconds."""
 QUICK = RetryPolicy(initial_backoff=0.01, max_backoff=0.01)
 
 
 @attrs.frozen
 class Kind:
-    """One way to fail.
-
-    Attributes:
-        fault: the fault of the emulator.
-        failure: the reported kind of failure; None if there is an answer.
-        recorded: whether the server records the events.
-        perhaps: whether the client must report that they may be recorded.
-    """
+    """One way in which a request fails."""
 
     fault: Fault
     failure: str | None
@@ -79,7 +72,7 @@ KINDS = {
 async def shop(
     fault: Fault | None = None, **options: Any
 ) -> AsyncIterator[tuple[RunningEmulator, AsyncTrackingClient]]:
-    """Run an emulator with this fault, and a client of it."""
+    """Run an emulator with this fault, and yield it with a client."""
     async with running_emulator(Settings(limit=None)) as emulator:
         if fault is not None:
             emulator.faults.add(fault)
@@ -91,21 +84,21 @@ async def shop(
 
 
 def times_recorded(emulator: RunningEmulator, kind: Kind) -> int:
-    """Return how often each event was recorded, if only the first request failed."""
+    """Return how often the server recorded each event, if only the first request failed."""
     requests: int = emulator.stats()["requests"]
-    # On a slow machine a short time-out causes more requests.
+    # On a slow machine the short timeout may cause further requests.
     assert requests == 2 or kind.failure == "timeout"
     return requests - 1 + kind.recorded
 
 
 def order(number: int) -> Order:
-    """Return an order of that product."""
+    """Return an order of the product with this number."""
     return Order(session_external_id="visitor", product_id=number, quantity=1, price=1, transaction=f"T{number}")
 
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_given_up(name: str) -> None:
-    """Without a retry the outcome says whether the event may be recorded."""
+    """If a failed request is not retried, the outcome says whether the event may be recorded."""
     kind = KINDS[name]
     async with shop(kind.fault, retry=ONCE) as (emulator, client):
         outcome = await (await client.view(session_external_id="visitor", product_id=1))
@@ -117,7 +110,7 @@ async def test_given_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """By default the request is retried: no event is lost, and a duplicate is reported as possible."""
+    """If a failed request is retried, no event is lost, and possible duplicates are reported."""
     kind = KINDS[name]
     async with shop(kind.fault, retry=QUICK) as (emulator, client):
         receipts = await client.track_many([View(session_external_id="visitor", product_id=n) for n in range(20)])
@@ -132,7 +125,7 @@ async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_at_most_once(name: str) -> None:
-    """Events that are sent at most once are never recorded twice; the others of their batch are retried."""
+    """If events are sent at most once, they are never recorded twice; the others of the batch are retried."""
     kind = KINDS[name]
     retry = attrs.evolve(QUICK, at_most_once=(Order,))
     async with shop(kind.fault, retry=retry) as (emulator, client):
@@ -153,14 +146,14 @@ async def test_at_most_once(name: str) -> None:
 
 
 async def test_a_truncated_answer_is_an_answer() -> None:
-    """A status with a truncated body counts."""
+    """If the status arrives but the body is truncated, the event counts as delivered."""
     async with shop(Fault(kind="truncate"), retry=ONCE) as (emulator, client):
         assert isinstance(await (await client.view(session_external_id="visitor", product_id=1)), Delivered)
         assert len(emulator.events()) == 1
 
 
 async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixture) -> None:
-    """A keep-alive connection that the server closes as it is reused costs no event and shows no error."""
+    """If the server closes a connection while it is reused, every event is delivered, and no error is logged."""
     batching = Batching(max_in_flight=1)
     async with shop(Fault(kind="close_idle", times=5), retry=QUICK, batching=batching) as (emulator, client):
         for number in range(12):
@@ -175,7 +168,7 @@ async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixt
 
 
 def unused_port() -> int:
-    """Return a port of this machine without a listener."""
+    """Return a port of this machine on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -183,13 +176,13 @@ def unused_port() -> int:
 
 
 async def outcome_at(url: str, **options: Any) -> Outcome:
-    """Return the outcome of an event that is sent there once."""
+    """Return the outcome of one event that is sent to `url` without retries."""
     async with AsyncTrackingClient("key", "partner", base_url=url, retry=ONCE, timeout=PATIENT, **options) as client:
         return await (await client.view(session_external_id=new_session_id(), product_id=1))
 
 
 async def test_no_listener() -> None:
-    """If no server listens, nothing may be recorded."""
+    """If no server listens, the outcome says that the event was not recorded."""
     outcome = await outcome_at(f"http://127.0.0.1:{unused_port()}/1.0/")
 
     assert isinstance(outcome, Abandoned)
@@ -197,15 +190,15 @@ async def test_no_listener() -> None:
 
 
 class NoNames(asyncio.SelectorEventLoop):
-    """An event loop that resolves no name."""
+    """An event loop that cannot resolve any host name."""
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        """Raise the error of an unknown name."""
+        """Raise the error of an unknown host name."""
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def test_an_unknown_name() -> None:
-    """If the host has no address, nothing may be recorded, and the failure is `name`."""
+    """If the host name is unknown, the event was not recorded, and the failure is `name`."""
     with asyncio.Runner(loop_factory=NoNames) as runner:
         outcome = runner.run(outcome_at("http://shop.localhost/1.0/", allow_insecure_http=True))
 
@@ -214,7 +207,7 @@ def test_an_unknown_name() -> None:
 
 
 async def test_an_untrusted_certificate() -> None:
-    """A server with an untrusted certificate gets no byte of the request, and the failure is `tls`."""
+    """If the server's certificate is untrusted, no byte of the request is sent, and the failure is `tls`."""
     got = bytearray()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -232,7 +225,7 @@ async def test_an_untrusted_certificate() -> None:
 
 
 async def test_no_free_connection() -> None:
-    """If a caller's client has no free connection, nothing was sent."""
+    """If a caller's client has no free connection, the event was not recorded, and the failure is `pool`."""
     async with running_emulator(Settings()) as emulator:
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(PATIENT, pool=0.05)) as http:
@@ -251,7 +244,7 @@ async def test_no_free_connection() -> None:
 
 
 async def test_no_key() -> None:
-    """If the function returns no key, nothing was sent."""
+    """If the function for the key raises, no request is sent, and the failure is `key`."""
 
     def no_key() -> str:
         raise KeyError
@@ -270,7 +263,7 @@ async def test_no_key() -> None:
 
 
 def test_direct_sends_follow_the_rule() -> None:
-    """A direct send of an at-most-once event is not retried after an ambiguous failure."""
+    """If a direct send of an at-most-once event may have been recorded, it is not retried."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(429, TIMED_OUT, then=OK), retry=RetryPolicy(at_most_once={"view"}))
@@ -282,7 +275,7 @@ def test_direct_sends_follow_the_rule() -> None:
 
 
 def test_certain_failures_do_not_count() -> None:
-    """An at-most-once event is retried as long as it was certainly not recorded."""
+    """If an at-most-once event was certainly not recorded, it is retried."""
 
     async def test() -> None:
         engine = Engine(ScriptedTransport(429, 408, 429, then=OK), retry=RetryPolicy(at_most_once={"view"}))

@@ -1,4 +1,4 @@
-"""HTTP/2 over TLS (extra `http2`): our own client against a real server that speaks HTTP/2 only."""
+"""HTTP/2 over TLS (extra `http2`): the package's client talks to a real server that supports only HTTP/2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "s3cr3tk3y"
 async def test_events_go_over_http2_and_no_log_record_has_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With `http2=True` batches use HTTP/2, and no logger, that of the header coder included, has the key."""
+    """If `http2=True` is set, batches use HTTP/2, and no log record, also of the header coder, has the key."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -42,7 +42,7 @@ async def test_events_go_over_http2_and_no_log_record_has_the_key(
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """A server with an untrusted certificate gets no request, and nothing may be recorded."""
+    """If the server's certificate is untrusted, no request is sent and the event was not recorded."""
     async with h2_server(trustme.CA()) as (server, url):
         once = RetryPolicy(max_attempts=1)
         async with AsyncTrackingClient(KEY, "partner", base_url=url, retry=once, timeout=60.0) as client:
@@ -59,7 +59,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(caplog: pytest.L
 async def test_unprocessed_requests_are_sent_again(
     word: str, whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After GOAWAY with an earlier last stream, or REFUSED_STREAM, even an order is sent again."""
+    """If the server says that it did not process a request (GOAWAY, REFUSED_STREAM), even an order is sent again."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -76,14 +76,15 @@ async def test_unprocessed_requests_are_sent_again(
     assert isinstance(outcome, Delivered)
     assert not outcome.maybe_duplicate
     assert (3, []) == (len(server.paths), server.unprocessed)
-    # httpcore would send it again by itself; on our own connection it must not, as each request needs a permit.
+    # httpcore would repeat the request itself; on the package's own connection this is off: each request needs a
+    # permit.
     assert (0 if (whose, word) == ("callers", "goaway-before") else 1) == retries
 
 
 async def test_one_connection_carries_many_requests_until_one_ends_badly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTP/2 requests share a connection; after a refused stream later requests use a new one."""
+    """If HTTP/2 requests share a connection and one is refused, later requests use a new connection."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

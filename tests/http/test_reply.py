@@ -1,4 +1,4 @@
-"""The meaning of every reply, and of `Retry-After`."""
+"""The verdict that the client derives from every reply, and the reading of `Retry-After`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATUSES = {status: (verdict, recorded) for statuses, verdict, recorded in TABLE
 
 @pytest.mark.parametrize("others", [{}, {"retry_after": 1.0, "sent": False}], ids=shown)
 def test_status(others: dict[str, Any]) -> None:
-    """The meaning of a status depends on nothing but the status."""
+    """If the status is known, verdict and `maybe_recorded` depend on nothing else."""
     replies = {status: Reply(status=status, **others) for status in range(100, 600)}
 
     assert {status: (reply.verdict, reply.maybe_recorded) for status, reply in replies.items()} == STATUSES
@@ -39,7 +39,7 @@ def test_status(others: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 429, 500, 503, 599])
 def test_declared_as_throttling(status: int) -> None:
-    """An answer that `is_throttled` declares a 429 means: not recorded, retried."""
+    """If `is_throttled` returned True for an answer, the event was not recorded, and the request is retried."""
     reply = Reply(status=status, throttled=True)
 
     assert (reply.verdict, reply.maybe_recorded) == (Verdict.THROTTLED, False)
@@ -63,19 +63,19 @@ FAILURES: list[tuple[FailureKind, Verdict, bool]] = [
 @pytest.mark.parametrize("sent", [False, True])
 @pytest.mark.parametrize(("failure", "verdict", "recorded_if_sent"), FAILURES)
 def test_no_answer(failure: FailureKind, verdict: Verdict, sent: bool, recorded_if_sent: bool) -> None:  # noqa: FBT001
-    """Without an answer, a request may be recorded only if its body was handed to the connection."""
+    """If there is no answer, the event may be recorded only if the body was written to the connection."""
     reply = Reply(failure=failure, detail="ReadError", sent=sent)
 
     assert (verdict, sent and recorded_if_sent) == (reply.verdict, reply.maybe_recorded)
 
 
 def test_every_failure_is_in_the_table() -> None:
-    """These tests have every kind of failure."""
+    """If a kind of failure exists, the table of these tests contains it."""
     assert list(get_args(FailureKind)) == [failure for failure, _, _ in FAILURES]
 
 
 def test_reply_is_a_value() -> None:
-    """A reply is a frozen record, made by keyword."""
+    """If a reply exists, it is frozen; it can only be created with keywords."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Reply(status=200).status = 500  # type: ignore[misc]
     with pytest.raises(TypeError):
@@ -114,7 +114,7 @@ NOW = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
     ids=lambda value: repr(value)[:40],
 )
 def test_retry_after(value: str, expected: float) -> None:
-    """Seconds and every form of an HTTP-date are read; a date in the past gives 0."""
+    """If `Retry-After` is a number or any form of HTTP date, the seconds are returned; 0 for a date in the past."""
     assert expected == parse_retry_after(value, now=NOW)
 
 
@@ -143,7 +143,7 @@ def test_retry_after(value: str, expected: float) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_retry_after(value: str | None) -> None:
-    """Any other value gives None."""
+    """If the header is anything else, None is returned."""
     assert parse_retry_after(value, now=NOW) is None
 
 
@@ -164,7 +164,7 @@ DATE_PARTS = st.sampled_from(
 @example("Mon, 01 Jan 0001 00:00:00 +2359", datetime.max.replace(tzinfo=UTC))
 @PROPERTY
 def test_any_retry_after(value: str, now: datetime) -> None:
-    """Reading any header value never raises and never gives a negative number."""
+    """If the header has any value, reading it raises no error and returns no negative number."""
     seconds = parse_retry_after(value, now=now)
 
     assert seconds is None or seconds >= 0
@@ -173,14 +173,14 @@ def test_any_retry_after(value: str, now: datetime) -> None:
 @given(st.integers(0, 10**15))
 @PROPERTY
 def test_seconds(seconds: int) -> None:
-    """A number of seconds gives that number."""
+    """If the header is a number of seconds, the number is returned."""
     assert float(seconds) == parse_retry_after(str(seconds), now=NOW)
 
 
 @given(st.integers(-(10**9), 10**9))
 @PROPERTY
 def test_http_date(seconds: int) -> None:
-    """A date gives the seconds until then, and a date in the past 0."""
+    """If the header is a date, the seconds until then are returned; 0 for a date in the past."""
     header = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
 
     assert max(0.0, seconds) == parse_retry_after(header, now=NOW)
@@ -198,7 +198,7 @@ def test_http_date(seconds: int) -> None:
     ],
 )
 def test_date(value: str | None, expected: datetime | None) -> None:
-    """An HTTP-date gives an aware moment, in UTC if it names no zone."""
+    """If a text is an HTTP date, an aware datetime is returned, in UTC if the text names no zone."""
     moment = parse_http_date(value)
 
     assert expected == moment

@@ -1,4 +1,4 @@
-"""The transport against a real server on loopback that answers, fails and breaks connections."""
+"""The transport sends requests to a real server on loopback, which answers, fails or breaks the connection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _post(server: RawServer, *, seconds: float = 5.0, sent: Callable[[], N
 
 
 async def test_a_request_follows_the_contract() -> None:
-    """Method, path, query, header, length and body arrive as given, the key decoded to what it was."""
+    """If a request is sent, the server gets method, path, query, headers and body as given."""
     async with raw_server() as server:
         reply = await _post(server)
         [request] = server.arrived
@@ -60,7 +60,7 @@ async def test_a_request_follows_the_contract() -> None:
 
 @pytest.mark.parametrize("status", [200, 204, 301, 307, 400, 401, 403, 404, 408, 413, 429, 500, 503, 599])
 async def test_every_status_comes_back_as_a_value(status: int) -> None:
-    """The transport returns every status as a reply, follows no redirect and reads no body."""
+    """If the server answers with any status, the transport returns it and follows no redirect."""
     async with raw_server() as server:
         server.always(answer(status, "Location: http://127.0.0.1:9/elsewhere"))
         reply = await _post(server)
@@ -78,7 +78,7 @@ async def test_every_status_comes_back_as_a_value(status: int) -> None:
     ],
 )
 async def test_retry_after_is_read_in_both_forms(header: list[str], expected: float | None) -> None:
-    """`Retry-After` is read as seconds or as an HTTP-date, by the server's clock; malformed values are ignored."""
+    """If `Retry-After` has seconds or an HTTP date, it is read by the server's clock; other values are ignored."""
     async with raw_server() as server:
         server.always(answer(429, *header))
 
@@ -86,7 +86,7 @@ async def test_retry_after_is_read_in_both_forms(header: list[str], expected: fl
 
 
 async def test_on_sent_is_called_once_after_the_body() -> None:
-    """`on_sent` is called exactly once, and not before the whole body is written."""
+    """If a request is sent, `on_sent` is called exactly once, after the whole body is written."""
     calls: list[int] = []
     async with raw_server() as server:
         await _post(server, sent=lambda: calls.append(1))
@@ -95,7 +95,7 @@ async def test_on_sent_is_called_once_after_the_body() -> None:
 
 
 async def test_a_refused_connection_is_certainly_not_recorded() -> None:
-    """If no server listens, the failure is `connect`, and nothing was sent."""
+    """If no server listens, the failure is `connect`, and the event was not recorded."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     transport = HttpxTransport(_credentials(), base_url=f"http://127.0.0.1:{port}/1.0/")
@@ -106,7 +106,7 @@ async def test_a_refused_connection_is_certainly_not_recorded() -> None:
 
 
 async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() -> None:
-    """A server that reads and does not answer gives a time-out after `timeout`, and may have recorded the request."""
+    """If the server reads but does not answer, the request times out, and the event may be recorded."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -114,7 +114,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() ->
 
     async with raw_server() as server, httpx.AsyncClient() as http_client:
         server.respond = stall
-        # The connection is open, so this is enough for a busy machine to send the request.
+        # The connection is already open, so two seconds are enough to send the request even on a busy machine.
         transport = HttpxTransport(_credentials(), base_url=server.url, timeout=2.0, http_client=http_client)
         reply = await transport.post("visitorEvents", BODY, on_sent=lambda: None)
 
@@ -122,7 +122,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() ->
 
 
 async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
-    """`timeout` also ends an answer that arrives byte by byte without end."""
+    """If an answer arrives byte by byte without end, `timeout` ends it."""
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
@@ -140,7 +140,7 @@ async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 200", b"NOT HTTP AT ALL\r\n\r\n"], ids=["closed", "cut", "garbage"])
 async def test_a_broken_answer_may_be_recorded(raw: bytes) -> None:
-    """If the connection ends or breaks after the request was read, the request may be recorded."""
+    """If the connection breaks after the request was read, the event may be recorded."""
 
     async def break_off(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
@@ -154,7 +154,7 @@ async def test_a_broken_answer_may_be_recorded(raw: bytes) -> None:
 
 
 async def test_a_reset_may_be_recorded() -> None:
-    """If the connection is reset after the request was read, the request may be recorded."""
+    """If the connection is reset after the request was read, the event may be recorded."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -167,7 +167,7 @@ async def test_a_reset_may_be_recorded() -> None:
 
 
 async def test_a_status_counts_even_if_its_body_never_ends() -> None:
-    """A 200 with a truncated body counts as accepted."""
+    """If a 200 has a truncated body, the request counts as accepted."""
 
     async def truncate(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
@@ -180,7 +180,7 @@ async def test_a_status_counts_even_if_its_body_never_ends() -> None:
 
 
 async def test_an_endless_answer_is_not_read_to_its_end() -> None:
-    """An endless body costs bounded memory and its connection, and does not change the reply."""
+    """If the body is endless, the client stops reading, and the reply is returned as usual."""
 
     async def flood(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -195,7 +195,7 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
 
 
 async def test_connections_are_kept_between_requests() -> None:
-    """Ten requests, one after the other, use one connection."""
+    """If ten requests follow each other, they share one connection."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         for _ in range(10):
@@ -206,7 +206,7 @@ async def test_connections_are_kept_between_requests() -> None:
 
 
 async def test_a_callers_client_is_shared_and_stays_open() -> None:
-    """Requests use the caller's client with its headers and hooks; closing the transport leaves it open."""
+    """If the caller's client is used, its headers and hooks apply, and closing the transport does not close it."""
     seen: list[str] = []
 
     async def hook(request: httpx.Request) -> None:
@@ -227,7 +227,7 @@ async def test_a_callers_client_is_shared_and_stays_open() -> None:
 
 
 async def test_a_callers_client_does_not_authenticate_for_us() -> None:
-    """The `auth` of the caller's client is not used."""
+    """If the caller's client has an `auth`, it is not used."""
     async with raw_server() as server, httpx.AsyncClient(auth=("user", "password")) as own:
         transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
         reply = await transport.post("view", BODY, on_sent=lambda: None)
@@ -237,7 +237,7 @@ async def test_a_callers_client_does_not_authenticate_for_us() -> None:
 
 
 async def test_a_callers_closed_client_is_no_network_failure() -> None:
-    """If the caller has closed its client, the failure is `closed`: no retry can help, and nothing was sent."""
+    """If the caller has closed its client, the failure is `closed`, and the event was not recorded."""
     own = httpx.AsyncClient()
     await own.aclose()
     transport = HttpxTransport(_credentials(), base_url="http://127.0.0.1:9/", http_client=own)
@@ -247,7 +247,7 @@ async def test_a_callers_closed_client_is_no_network_failure() -> None:
 
 
 async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.LogCaptureFixture) -> None:
-    """The server gets the key; no log record and no printed form of request, response or URL has it."""
+    """If requests, responses and URLs are printed or logged, the text does not contain the key."""
     printed: list[str] = []
 
     async def on_request(request: httpx.Request) -> None:
@@ -300,7 +300,7 @@ async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.
     ],
 )
 def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None:
-    """A wrong base URL fails at construction, with a message that says what to write."""
+    """If a base URL is wrong, `ConfigurationError` says what to write."""
     with pytest.raises(ConfigurationError, match=says):
         checked_base_url(url, allow_insecure=False)
 
@@ -315,19 +315,19 @@ def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None
     ],
 )
 def test_a_base_url_ends_in_a_slash(url: str, expected: str) -> None:
-    """A base URL by https, or by http on this host, is accepted with or without the slash at the end."""
+    """If a base URL is https, or http on this host, it is accepted; a missing slash at its end is added."""
     assert expected == checked_base_url(url, allow_insecure=False)
 
 
 def test_plain_http_elsewhere_needs_an_explicit_yes() -> None:
-    """Plain http to another host is accepted with `allow_insecure` only."""
+    """If a base URL is http on another host, it is accepted only with `allow_insecure`."""
     assert checked_base_url("http://shop.test/1.0", allow_insecure=True) == "http://shop.test/1.0/"
 
 
 @pytest.mark.parametrize("value", ["", " key", "key\n", "k\x00y", None, 5, b"key"])
 @pytest.mark.parametrize("name", ["api_key", "partner_id"])
 def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
-    """An empty, padded or non-str key or id fails at construction, and the error does not show it."""
+    """If key or id is empty, padded or not a str, `ConfigurationError` is raised and does not show the value."""
     given = {"api_key": "key", "partner_id": "partner", name: value}
     with pytest.raises(ConfigurationError, match=name) as caught:
         Credentials(**given)
@@ -337,13 +337,13 @@ def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5", None])
 def test_a_timeout_that_cannot_be_meant_is_refused(timeout: float) -> None:
-    """A time-out must be a positive number of seconds or an `httpx.Timeout`."""
+    """If the timeout is neither a positive number of seconds nor an `httpx.Timeout`, an error is raised."""
     with pytest.raises(ConfigurationError, match="timeout"):
         HttpxTransport(_credentials(), timeout=timeout)
 
 
 async def test_the_four_timeouts_of_httpx_are_taken_as_they_are() -> None:
-    """An `httpx.Timeout` bounds the parts of a request; its read time-out ends the wait for an answer."""
+    """If the timeout is an `httpx.Timeout`, its read timeout limits the wait for the answer."""
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
         await asyncio.get_running_loop().create_future()
@@ -359,13 +359,13 @@ async def test_the_four_timeouts_of_httpx_are_taken_as_they_are() -> None:
 
 
 def test_an_http_client_of_another_kind_is_refused() -> None:
-    """A sync `httpx.Client` is refused at construction."""
+    """If the HTTP client is a sync `httpx.Client`, `ConfigurationError` is raised."""
     with httpx.Client() as sync, pytest.raises(ConfigurationError, match=r"httpx\.AsyncClient"):
         HttpxTransport(_credentials(), http_client=sync)  # type: ignore[arg-type]
 
 
 def test_credentials_print_and_pickle_nothing() -> None:
-    """The key is in no repr, and pickling, which would write it out, is refused."""
+    """If credentials are shown by `repr`, the key is hidden; pickling them raises an error."""
     import pickle
 
     credentials = _credentials()
@@ -376,14 +376,14 @@ def test_credentials_print_and_pickle_nothing() -> None:
 
 
 async def test_closing_an_unused_transport_opens_nothing() -> None:
-    """An unused transport can be closed, also twice."""
+    """If an unused transport is closed once or twice, no error is raised."""
     transport = HttpxTransport(_credentials())
     await transport.aclose()
     await transport.aclose()
 
 
 async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
-    """Closing a transport while its connections are prepared leaves no task."""
+    """If a transport is closed while its connections are prepared, no task is left over."""
     transport = HttpxTransport(_credentials())
     posting = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
     await asyncio.sleep(0)
@@ -399,7 +399,7 @@ async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None:
-    """If a task of a caller's transport is cancelled, and the request is not, the failure is `broken`."""
+    """If a caller's transport raises `CancelledError` by itself, the failure is `broken`."""
 
     class Cancelled(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -418,7 +418,7 @@ async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None
 
 
 async def test_a_failed_opening_is_repeated() -> None:
-    """If preparing our connections fails or is cancelled, only that request fails."""
+    """If preparing the connections fails or is cancelled, only that request fails."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         first = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
@@ -434,7 +434,7 @@ async def test_a_failed_opening_is_repeated() -> None:
 
 
 async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If reading the certificates outlasts a request, the next request uses the result."""
+    """If reading the certificates takes longer than a request, the next request uses the result."""
     go_on, made = threading.Event(), []
     read = EnvironmentReader.read
 
@@ -456,7 +456,7 @@ async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain http request to this host uses no `HTTP_PROXY`, which would get the key."""
+    """If plain http on this host is used, `HTTP_PROXY` is ignored, because the proxy would get the key."""
     async with raw_server() as proxy, raw_server() as server:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/1.0/"))
@@ -466,7 +466,7 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch:
 
 
 async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A `Location` header that repeats the key is in no log record."""
+    """If a `Location` header repeats the key, no log record contains the key."""
     caplog.set_level(logging.DEBUG)
 
     async def echo(request: Arrived, _: asyncio.StreamWriter) -> bytes:
@@ -481,7 +481,7 @@ async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: 
 
 
 async def test_an_answer_that_trickles_is_not_waited_for() -> None:
-    """After the status, the rest of an answer is read for one second, whatever the time-outs are."""
+    """If the rest of an answer arrives slowly, it is read for at most one second, whatever the timeouts are."""
     ended = asyncio.Event()
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
@@ -502,7 +502,7 @@ async def test_an_answer_that_trickles_is_not_waited_for() -> None:
 
 
 async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
-    """A redirect whose target is not a URL counts as a redirect, not as a broken answer."""
+    """If the target of a redirect is not a URL, the reply is still a redirect."""
     async with raw_server() as server:
         server.always(answer(301, "Location: http://[::bad/"))
         reply = await _post(server)
@@ -511,7 +511,7 @@ async def test_a_redirect_to_nonsense_is_a_redirect() -> None:
 
 
 async def test_cookies_are_not_kept() -> None:
-    """Cookies of the server are neither kept nor sent back."""
+    """If the server sets cookies, they are neither stored nor sent back."""
     async with raw_server() as server:
         server.always(answer(200, "Set-Cookie: a=1; Path=/"))
         transport = HttpxTransport(_credentials(), base_url=server.url)
@@ -543,11 +543,11 @@ class SetClock:
 async def test_an_idle_connection_is_used_again_for_four_seconds(
     idle: float, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that was idle for less than 4 s is used again; one that was idle for longer is not."""
+    """If a connection was idle for less than 4 s, it is reused; otherwise a new one is opened."""
     clock = SetClock()
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
-        # Opened before, with the real clock.
+        # The connection is opened before the clock is replaced.
         await transport.post("view", BODY, on_sent=lambda: None)
         monkeypatch.setattr(time, "monotonic", clock)
         before = server.connections
@@ -562,7 +562,7 @@ async def test_an_idle_connection_is_used_again_for_four_seconds(
 
 
 class Answering(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
-    """A server whose answers have a body of these chunks; a chunk of None never comes."""
+    """A transport whose answers have these chunks as their body; a chunk of None means waiting for ever."""
 
     def __init__(self, *chunks: bytes | None, status: int = 200) -> None:
         self.chunks = chunks
@@ -571,7 +571,7 @@ class Answering(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
         self.closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Read the request, and answer."""
+        """Read the request, and return the answer."""
         assert isinstance(request.stream, httpx.AsyncByteStream)
         async for _ in request.stream:
             pass
@@ -599,7 +599,7 @@ async def _answer_of(server: Answering, timeout: float | httpx.Timeout = 10.0) -
 @pytest.mark.parametrize("chunks", [[None], [b"x" * 100, None], [b"x" * 5000, None]])
 @pytest.mark.parametrize("timeout", [10.0, 1.5, httpx.Timeout(None)])
 def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeout: float | httpx.Timeout) -> None:
-    """After the status, the rest of an answer is read for exactly one second."""
+    """If the rest of an answer does not end, it is read for exactly one second after the status."""
     server = Answering(*chunks, status=403)
 
     async def test() -> float:
@@ -612,7 +612,7 @@ def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeo
 
 
 def test_a_status_stands_if_the_whole_time_ends_first() -> None:
-    """If the rest of an answer outlasts the request's `timeout`, its status counts."""
+    """If the rest of an answer outlasts the request's `timeout`, its status still counts."""
     server = Answering(None, status=403)
 
     async def test() -> float:
@@ -626,18 +626,18 @@ def test_a_status_stands_if_the_whole_time_ends_first() -> None:
     "chunks", [[b"ab" * 2048], [b"ab" * 2048, b"c"], [b"ab" * 5000], [b"ab", b"", b"abab" * 4, b"ab" * 4000]]
 )
 async def test_the_first_four_kib_of_an_answer_are_kept(chunks: list[bytes]) -> None:
-    """`is_throttled` gets at most the first 4,096 bytes of an answer's body, in whatever chunks it came."""
+    """If an answer's body is long, `is_throttled` gets the first 4,096 bytes, however the body is split."""
     assert b"ab" * 2048 == (await _answer_of(Answering(*chunks, status=403))).body
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"x" * 4095])
 async def test_a_short_answer_is_kept_whole(body: bytes) -> None:
-    """`is_throttled` gets the whole body of an answer of less than 4 KiB."""
+    """If an answer's body is shorter than 4 KiB, `is_throttled` gets all of it."""
     assert body == (await _answer_of(Answering(body, status=403))).body
 
 
 async def test_an_answer_is_read_up_to_64_kib() -> None:
-    """An answer of 64 KiB is read to its end, so its connection is used again; a longer one is not."""
+    """If a body has at most 64 KiB, it is read completely; reading a longer one stops after that."""
     whole, longer = Answering(*[b"x" * 4096] * 16), Answering(*[b"x" * 4096] * 100)
     for server in (whole, longer):
         await _answer_of(server)
@@ -650,7 +650,7 @@ async def test_an_answer_is_read_up_to_64_kib() -> None:
     ("length", "slash", "fits"), [(7_999, "", True), (8_000, "/", True), (8_000, "", False), (8_001, "/", False)]
 )
 def test_a_base_url_has_at_most_8000_characters(length: int, slash: str, fits: bool) -> None:  # noqa: FBT001
-    """A base URL of 8,000 characters, the slash at its end counted, is accepted; one of 8,001 is refused."""
+    """If a base URL has more than 8,000 characters, including the slash at its end, it is refused."""
     url = "https://shop.test/".ljust(length - len(slash), "x") + slash
     assert length == len(url)
 
@@ -677,7 +677,7 @@ def _held_by(error: BaseException | None) -> str:
         printed.extend(map(repr, error.args))
         frame: TracebackType | None = error.__traceback__
         while frame is not None:
-            # Skips the frame of the test, which has the secret.
+            # The test's own frame contains the secret, so it is skipped.
             if not frame.tb_frame.f_code.co_name.startswith("test_"):
                 printed.extend(map(repr, frame.tb_frame.f_locals.values()))
             frame = frame.tb_next
@@ -686,13 +686,13 @@ def _held_by(error: BaseException | None) -> str:
 
 
 class Telling(httpx.AsyncBaseTransport):
-    """A transport that is cancelled while it handles an error that has the URL."""
+    """A transport that is cancelled while it handles an error whose message contains the URL."""
 
     def __init__(self) -> None:
         self.waits = asyncio.Event()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Wait for ever."""
+        """Raise an error that contains the URL, and wait for ever while handling it."""
         target = request.url.raw_path.decode()
         try:
             int(target)
@@ -707,7 +707,7 @@ class Telling(httpx.AsyncBaseTransport):
 
 
 async def test_the_error_of_a_cancelled_request_has_no_key() -> None:
-    """The error of a cancelled request has no cause, context or frame that shows the key."""
+    """If a request is cancelled, the error's causes, contexts and frames do not contain the key."""
     server = Telling()
     async with httpx.AsyncClient(transport=server) as client:
         transport = HttpxTransport(_credentials(), http_client=client)
@@ -722,7 +722,7 @@ async def test_the_error_of_a_cancelled_request_has_no_key() -> None:
 
 
 async def test_the_error_of_a_request_cancelled_on_the_wire_has_no_key() -> None:
-    """The error of a request that is cancelled while it waits for a real answer does not show the key."""
+    """If a request is cancelled while it waits for a real answer, the error does not contain the key."""
     arrived = asyncio.Event()
 
     async def stall(_: Arrived, __: asyncio.StreamWriter) -> bytes:
@@ -759,7 +759,7 @@ async def test_the_error_of_a_request_cancelled_on_the_wire_has_no_key() -> None
     ],
 )
 def test_a_refused_base_url_is_in_no_error(url: str) -> None:
-    """The error of a refused base URL, which may hold credentials, has no cause, context or frame that shows it."""
+    """If a base URL is refused, the error's causes, contexts and frames do not contain the URL."""
     with pytest.raises(ConfigurationError) as caught:
         checked_base_url(url, allow_insecure=False)
 
@@ -769,7 +769,7 @@ def test_a_refused_base_url_is_in_no_error(url: str) -> None:
 
 @pytest.mark.parametrize("key", ["s3cr3t key", "s3cr3t\n", " s3cr3t", "s3cr3t\ud800"])
 def test_a_refused_key_is_in_no_error(key: str) -> None:
-    """The error of a refused key has no cause, context or frame that shows it."""
+    """If a key is refused, the error's causes, contexts and frames do not contain the key."""
     with pytest.raises(ConfigurationError) as caught:
         Credentials(key, "partner")
 
@@ -778,16 +778,16 @@ def test_a_refused_key_is_in_no_error(key: str) -> None:
 
 
 def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> None:
-    """No log record of HTTP/2's header coder has the key, whether the path is in its table or not."""
+    """If HTTP/2's header coder logs, its records do not contain the key, whether or not the path is in its table."""
     caplog.set_level(logging.DEBUG)
     for _ in range(2):
         HttpxTransport(_credentials(), base_url="https://shop.test/")
     coder, decoder = hpack.Encoder(), hpack.Decoder()
     headers = [(":path", f"/1.0/view?apiKey={KEY}&partnerId=partner"), ("x-other", "value")]
     block = coder.encode(headers)
-    # The header of a server that repeats the query in a redirect.
+    # A server may repeat the query in a redirect, so the decoder is given the same headers.
     assert headers == decoder.decode(block)
-    # If the table shrinks, the coder logs the evicted entries.
+    # The coder logs the entries that are removed when its table shrinks.
     coder.header_table_size = 50
     text = "\n".join(record.getMessage() + repr(record.args) for record in caplog.records)
     huffman = coder.huffman_coder.encode(f"/1.0/view?apiKey={KEY}&partnerId=partner".encode())

@@ -22,7 +22,7 @@ other = RetailRocket(lambda: AsyncTrackingClient("other-key", "other"), name="ot
 
 
 async def product(request: web.Request) -> web.StreamResponse:
-    """Track a view, and make the kind of answer that the request asks for."""
+    """Track a view, and return the kind of response that the path asks for."""
     visitor = session_id(request)
     assert visitor == session_id(request)
     await rocket.client(request).view(session_external_id=visitor, product_id=int(request.query.get("id", "1")))
@@ -36,7 +36,7 @@ async def product(request: web.Request) -> web.StreamResponse:
 
 
 async def health(_: web.Request) -> web.Response:
-    """Answer without using the session."""
+    """Return a response without using the session."""
     return web.Response()
 
 
@@ -58,7 +58,7 @@ def application(*, cookie: bool = True, client: bool = True) -> web.Application:
 
 @asynccontextmanager
 async def served(app: web.Application) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve an application on a free port; gives a browser."""
+    """Serve an application on a free port, and yield an HTTP client for it."""
     runner = web.AppRunner(app)
     try:
         await runner.setup()
@@ -71,7 +71,7 @@ async def served(app: web.Application) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningEmulator]:
-    """An emulator, and the environment that `from_env` reads."""
+    """Provide an emulator, and set the environment variables that `from_env` reads."""
     async with running_emulator() as emulator:
         monkeypatch.setenv("RETAILROCKET_API_KEY", Settings().api_key)
         monkeypatch.setenv("RETAILROCKET_PARTNER_ID", Settings().partner_id)
@@ -80,7 +80,7 @@ async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningEmul
 
 
 async def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: RunningEmulator) -> None:
-    """The client is created at the start, a sub-application finds it, and the end delivers the remaining events."""
+    """If events are tracked, also in a sub-application, they are delivered at the latest when the application ends."""
     async with served(application()) as browser:
         first = await browser.get("/")
         await browser.get("/inner/", params={"id": "2"})
@@ -94,7 +94,7 @@ async def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: 
 
 @pytest.mark.usefixtures("emulator")
 async def test_a_new_visitor_gets_a_cookie_once() -> None:
-    """The first answer sets the cookie, also if it is an error or a stream; later answers do not."""
+    """If a visitor is new, the first response sets the cookie, even an error or a stream; later ones do not."""
     pattern = r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=31536000; Path=/; SameSite=Lax"
     async with served(application()) as browser:
         unasked = await browser.get("/health")
@@ -116,7 +116,7 @@ async def test_a_new_visitor_gets_a_cookie_once() -> None:
 
 @pytest.mark.usefixtures("emulator")
 async def test_several_shops() -> None:
-    """Each shop of an application has a client of its own."""
+    """If an application has several shops, each shop has its own client."""
 
     async def page(request: web.Request) -> web.Response:
         return web.Response(text=f"{rocket.client(request)!r} {request.config_dict[other.key]!r}")
@@ -131,7 +131,7 @@ async def test_several_shops() -> None:
 
 
 async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that starts inside `using` uses that client, needs no environment, and closes it."""
+    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     mine = AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=emulator.url)
 
@@ -155,7 +155,7 @@ async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch
     ids=["client", "cookie"],
 )
 async def test_what_is_missing_is_named(app: object, advice: str) -> None:
-    """If the client or the cookie was not added to the application, an error says how to do it."""
+    """If the client or cookie was not added to the application, the error says how to add it."""
     errors: list[UsageError] = []
 
     @web.middleware
@@ -176,6 +176,6 @@ async def test_what_is_missing_is_named(app: object, advice: str) -> None:
 
 
 def test_a_cookies_name_is_checked() -> None:
-    """A name that cannot be a cookie's name is refused by `add_session_cookie`."""
+    """If the name cannot be a cookie's name, `add_session_cookie` raises `ConfigurationError`."""
     with pytest.raises(ConfigurationError, match="cookie"):
         add_session_cookie(web.Application(), name="a b")

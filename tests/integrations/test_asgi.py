@@ -1,4 +1,4 @@
-"""The lifespan around an ASGI application that has none, message by message."""
+"""The lifespan that wraps an ASGI application without its own lifespan, message by message."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def make(**options: Any) -> AsyncTrackingClient:
-    """Return a client that is never used."""
+    """Return a client that no test uses for events."""
     return AsyncTrackingClient("key", "shop", **options)
 
 
 async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> None:
-    """Start and end an application; return the messages that it sends and receives."""
+    """Start and end an application, and append to `seen` the messages and scopes of the application and server."""
 
     async def app(scope: MutableMapping[str, Any], _: object, __: Send) -> None:
         seen.append((scope["type"], repr(rocket.client(scope))))
 
     async def receive() -> dict[str, Any]:
-        # The second message is asked for after the start.
+        # `receive` is called a second time after the start, so a request can be made here.
         if scope.get("state"):
             await whole({"type": "http", "state": scope["state"].copy()}, receive, send)
         return {}
@@ -41,7 +41,7 @@ async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> 
 
 
 async def test_the_client_lives_between_start_and_end() -> None:
-    """Between start and end the client is in the state of requests; the inner application gets no lifespan events."""
+    """If the application runs, requests find the client in their state; lifespan events stay outside."""
     seen: list[Any] = []
     scope: dict[str, Any] = {"type": "lifespan", "state": {}}
     await live(RetailRocket(make), scope, seen)
@@ -64,7 +64,7 @@ async def test_the_client_lives_between_start_and_end() -> None:
 async def test_a_start_that_fails_is_told_to_the_server(
     options: dict[str, Any], scope: dict[str, Any], reason: str
 ) -> None:
-    """If the client cannot be created, the server gets a failed start, with the reason."""
+    """If the client cannot be created, the server gets `lifespan.startup.failed` with the reason."""
     seen: list[Any] = []
     with pytest.raises(ConfigurationError, match=reason):
         await live(RetailRocket(make, **options), {"type": "lifespan", **scope}, seen)
@@ -75,7 +75,7 @@ async def test_a_start_that_fails_is_told_to_the_server(
 
 
 def test_without_the_lifespan_there_is_no_client() -> None:
-    """For a request without a lifespan an error names the missing client."""
+    """If no lifespan was run, asking for the client raises an error that names it."""
     rocket = RetailRocket(name="other")
 
     for ask in (rocket.client, rocket.threadsafe):
@@ -84,7 +84,7 @@ def test_without_the_lifespan_there_is_no_client() -> None:
 
 
 async def test_who_is_cancelled_closes_the_client() -> None:
-    """If the application is cancelled, the client is closed all the same."""
+    """If the application is cancelled, the client is closed."""
     opened: asyncio.Future[AsyncTrackingClient] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:

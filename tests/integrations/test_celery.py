@@ -1,4 +1,4 @@
-"""The documented task under a real Celery worker, which forks a pool of processes for the tasks."""
+"""The documented task runs in a real Celery worker, which forks a pool of processes for its tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS = 20
 
 pytestmark = pytest.mark.endurance
 
-# Messages in files: a broker without a server.
+# Celery's file transport passes messages in files, so no broker's server is needed.
 BROKER = """
 from pathlib import Path
 from tasks import app, viewed
@@ -40,7 +40,7 @@ app.conf.update(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
-    """Events of tasks in the pool's processes are recorded, also those tracked just before SIGTERM."""
+    """If tasks track in the pool's processes, all events are recorded, even those just before SIGTERM."""
     [source] = [
         example.source
         for example in examples(ROOT / "docs" / "how-to" / "threads-and-processes.md")

@@ -68,14 +68,14 @@ async def shops(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own, for all tests."""
+    """Provide one emulator, in its own process, for all tests."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(server: EmulatorProcess) -> Iterator[EmulatorProcess]:
-    """The emulator, empty, and the environment that makes the application send to it."""
+    """Provide the emulator without recorded events, and make the application send to it."""
     server.reset()
     with rocket.using(AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=server.url)):
         yield server
@@ -93,7 +93,7 @@ def application() -> FastAPI:
 
 
 def test_the_client_is_a_dependency_everywhere(emulator: EmulatorProcess) -> None:
-    """`Tracking` is the client in endpoints, threads, background tasks, websockets, and in sub-applications."""
+    """If an endpoint, thread, background task, websocket or sub-application asks for the client, it gets it."""
     with TestClient(application()) as browser:
         for path in ("/product/1", "/thread", "/later", "/inner/product/5"):
             browser.get(path).raise_for_status()
@@ -107,7 +107,7 @@ def test_the_client_is_a_dependency_everywhere(emulator: EmulatorProcess) -> Non
 
 @pytest.mark.usefixtures("emulator")
 def test_each_shop_is_a_dependency() -> None:
-    """With several shops each `RetailRocket` is a dependency for its own client; `Tracking` is the default one."""
+    """If there are several shops, each `RetailRocket` is the dependency for its own client."""
     with TestClient(application()) as browser:
         answer = browser.get("/shops").json()
 
@@ -117,7 +117,7 @@ def test_each_shop_is_a_dependency() -> None:
 
 
 def test_a_router_may_bring_the_lifespan(emulator: EmulatorProcess) -> None:
-    """A router with the lifespan provides the client in the application that includes it."""
+    """If a router with the lifespan is included, the application has the client."""
     app = FastAPI()
     app.include_router(router)
     app.include_router(APIRouter(lifespan=rocket.lifespan))
@@ -129,7 +129,7 @@ def test_a_router_may_bring_the_lifespan(emulator: EmulatorProcess) -> None:
 
 
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """If no lifespan was run, an error says so; FastAPI's `dependency_overrides` need none."""
+    """If no lifespan was run, an error says so; `dependency_overrides` work without a lifespan."""
     app = FastAPI()
     app.include_router(router)
 
@@ -142,6 +142,6 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_the_schema_knows_nothing_of_the_client() -> None:
-    """The dependencies add no parameter to the API's description."""
+    """If the API's description is created, the dependencies add no parameters to it."""
     for path in application().openapi()["paths"].values():
         assert [parameter["name"] for parameter in path["get"].get("parameters", [])] in ([], ["product_id"])

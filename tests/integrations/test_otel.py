@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span for each request, with links to the spans of its events, and metrics."""
+"""OpenTelemetry: each request has one span, with links to the spans that tracked its events; and there are metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Telemetry:
-    """An OpenTelemetry SDK that keeps all spans and metrics in memory."""
+    """An OpenTelemetry SDK that stores all spans and metrics in memory."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
@@ -54,11 +54,11 @@ class Telemetry:
         return OpenTelemetryObserver(self.tracers, self.meters)
 
     def spans(self, kind: SpanKind = SpanKind.CLIENT) -> list[ReadableSpan]:
-        """Return the ended spans."""
+        """Return the ended spans of this kind."""
         return [span for span in self.exporter.get_finished_spans() if span.kind is kind]
 
     def metrics(self) -> dict[str, list[tuple[dict[str, Any], Any]]]:
-        """Return each metric's points: attributes and value, or count."""
+        """Return the points of each metric as pairs of attributes and value (for a histogram: count)."""
         found: dict[str, list[tuple[dict[str, Any], Any]]] = defaultdict(list)
         data = self.reader.get_metrics_data()
         assert data is not None
@@ -75,7 +75,7 @@ class Telemetry:
 
 @pytest.fixture
 def telemetry() -> Generator[Telemetry]:
-    """An SDK of its own, for this test."""
+    """Provide a separate SDK for each test."""
     telemetry = Telemetry()
     yield telemetry
     telemetry.tracers.shutdown()
@@ -83,7 +83,7 @@ def telemetry() -> Generator[Telemetry]:
 
 
 def value(points: list[tuple[dict[str, Any], Any]], **wanted: object) -> Any:
-    """Return the sum of the points that have these attributes, with dots for double underscores."""
+    """Return the sum of the points that have these attributes; in names, "__" stands for "."."""
     named = {name.replace("__", "."): it for name, it in wanted.items()}
     return sum(it for attributes, it in points if named.items() <= attributes.items())
 
@@ -95,7 +95,7 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
 
 
 async def test_a_batch_is_linked_to_the_pages_of_its_events(telemetry: Telemetry) -> None:
-    """The span of a batch is a root, with one link to each span that tracked some of its events."""
+    """If a batch is sent, its span has no parent, and one link to each span that tracked some of its events."""
     batching = Batching(linger=0.05)
     async with RecordingClient(observer=telemetry.observer(), batching=batching) as client:
         pages: list[int] = []
@@ -121,7 +121,7 @@ async def test_a_batch_is_linked_to_the_pages_of_its_events(telemetry: Telemetry
 
 
 async def test_a_direct_request_is_a_child(telemetry: Telemetry) -> None:
-    """The span of `send` has the caller's span as parent; a retry is another span; a failure has an error status."""
+    """If `send` is called, its span is a child of the caller's; a retry has its own span, a failure error status."""
     async with RecordingClient(observer=telemetry.observer()) as client:
         with telemetry.tracer.start_as_current_span("page") as page:
             client.fail_with("connect")
@@ -140,7 +140,7 @@ async def test_a_direct_request_is_a_child(telemetry: Telemetry) -> None:
 
 
 async def test_links_are_bounded(telemetry: Telemetry) -> None:
-    """A span links at most as many pages as an SDK keeps, the first ones of the batch."""
+    """If a batch has events of many pages, its span links only the first 128, the SDK's maximum."""
     async with RecordingClient(observer=telemetry.observer(), batching=Batching(linger=0.05)) as client:
         for number in range(1, 200):
             with telemetry.tracer.start_as_current_span("page"):
@@ -151,7 +151,7 @@ async def test_links_are_bounded(telemetry: Telemetry) -> None:
 
 
 async def test_metrics_add_up(telemetry: Telemetry) -> None:
-    """The metrics of events, requests, retries and waiting events equal those of `stats`."""
+    """If events are sent, the metrics equal the counters of `stats`."""
     async with RecordingClient(observer=telemetry.observer(), buffer=Buffer(overflow="drop_newest")) as client:
         client.fail_with(status=503)
         await client.track_many([event(number) for number in range(1, 11)])
@@ -176,7 +176,7 @@ async def test_metrics_add_up(telemetry: Telemetry) -> None:
 
 
 async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
-    """Drops are counted by reason and name."""
+    """If an event is dropped, it is counted by reason and name."""
     client = RecordingClient(observer=telemetry.observer(), before_send=lambda _: None)
     await client.track(event(1))
     await client.aclose()
@@ -185,7 +185,7 @@ async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
 
 
 async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> None:
-    """Each shop has metrics of its own; two clients of one shop share one series."""
+    """If clients have different shops, their metrics are separate; clients of one shop share one series."""
     shops = ["a", "b", "b"]
     async with AsyncExitStack() as stack:
         for number, shop in enumerate(shops, 1):
@@ -203,7 +203,7 @@ async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> N
 
 
 async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) -> None:
-    """The metrics include the last events and bytes also after the client has ended."""
+    """If the client has ended, the metrics still include its last events and bytes."""
     client = RecordingClient(observer=telemetry.observer())
     await client.track(event(1))
     await client.aclose()
@@ -215,7 +215,7 @@ async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) 
 
 
 def test_the_current_context_is_told_by_its_variable() -> None:
-    """The context variable of OpenTelemetry is found, so that the span is looked up once for the events of a page."""
+    """If OpenTelemetry stores its context in a variable, the observer finds it, and looks up the span once per page."""
     origin = OpenTelemetryObserver().origin
     assert origin is not None
     assert origin.get() is get_current()
@@ -223,13 +223,13 @@ def test_the_current_context_is_told_by_its_variable() -> None:
 
 @pytest.mark.parametrize("variable", [None, ContextVar[Any]("without"), ContextVar[Any]("another", default=None)])
 def test_what_does_not_hold_the_current_context_is_not_taken(variable: ContextVar[Any] | None) -> None:
-    """If the current context is in another variable, or in none, the span is looked up for every event."""
+    """If the current context is in no known variable, None is returned, so the span is looked up for every event."""
     assert _variable_of(SimpleNamespace(_current_context=variable)) is None
     assert _variable_of(SimpleNamespace()) is None
 
 
 async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry) -> None:
-    """Even without that variable every event is linked to the span of its page."""
+    """If that variable is not found, every event is still linked to the span of its page."""
     observer = telemetry.observer()
     observer.origin = None
     async with RecordingClient(observer=observer, batching=Batching(linger=0.05)) as client:
@@ -242,7 +242,7 @@ async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry)
 
 
 async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
-    """Metrics that are read from a client end with it, and do not keep it alive."""
+    """If a client is gone, the metrics read from it end, and they did not keep it alive."""
 
     async def short_life() -> None:
         async with RecordingClient(observer=telemetry.observer()) as client:
@@ -253,7 +253,7 @@ async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
 
 
 async def test_no_span_but_ours_and_no_key(telemetry: Telemetry) -> None:
-    """Even if httpx is instrumented there is one span for a request, the package's, and it does not have the key."""
+    """If httpx is instrumented, a request still has only the package's span, and no span or metric has the key."""
     HTTPXClientInstrumentor().instrument(tracer_provider=telemetry.tracers, meter_provider=telemetry.meters)
     try:
         async with running_emulator(Settings(api_key="s3cr3t-key")) as emulator:
@@ -280,7 +280,7 @@ async def test_no_span_but_ours_and_no_key(telemetry: Telemetry) -> None:
 
 
 def test_an_observer_belongs_to_one_client(telemetry: Telemetry) -> None:
-    """An observer refuses a second client, whose numbers would be mixed with those of the first."""
+    """If a second client uses an observer, an error is raised, because the numbers would be mixed."""
     observer = telemetry.observer()
     RecordingClient(observer=observer)
     with pytest.raises(ConfigurationError, match="belongs to one client"):
@@ -288,7 +288,7 @@ def test_an_observer_belongs_to_one_client(telemetry: Telemetry) -> None:
 
 
 async def test_without_an_sdk_nothing_happens() -> None:
-    """With OpenTelemetry's API but no SDK, events are delivered and nothing is recorded."""
+    """If OpenTelemetry has no SDK, events are delivered and nothing is recorded."""
     async with RecordingClient(observer=OpenTelemetryObserver()) as client:
         await client.track(event(1))
         await client.flush()

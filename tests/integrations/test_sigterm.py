@@ -1,4 +1,4 @@
-"""The documented worker under a real SIGTERM."""
+"""The documented worker is ended by a real SIGTERM."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def print_report(report):
 
 
 def recipe() -> str:
-    """Return the `main` of the page's worker."""
+    """Return the function `main` of the worker on the documentation's page."""
     page = ROOT / "docs" / "how-to" / "shutting-down.md"
     [source] = [example.source for example in examples(page) if "signal.SIGTERM" in example.source]
     [main] = [node for node in ast.parse(source).body if getattr(node, "name", "") == "main"]
@@ -54,7 +54,7 @@ def recipe() -> str:
 
 
 def patient(main: str) -> str:
-    """Return that `main` with a longer time for the close, for a busy machine."""
+    """Return the function with longer timeouts, because the machine may be busy."""
     for old, new in (("timeout=10", "timeout=90"), ("from_env()", "from_env(timeout=90)")):
         assert main.count(old) == 1
         main = main.replace(old, new)
@@ -63,14 +63,14 @@ def patient(main: str) -> str:
 
 @pytest.fixture
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own."""
+    """Provide an emulator in its own process."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @contextmanager
 def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[str]]:
-    """Run a worker while the block runs; kill it if it hangs."""
+    """Run the worker during the block; at the end kill it if it still runs."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "RETAILROCKET_API_KEY": Settings().api_key,
@@ -96,14 +96,14 @@ def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[st
 def accepted_until_ended(
     process: subprocess.Popen[str], number: signal.Signals, when: Callable[[], object] = lambda: True
 ) -> tuple[list[int], str, str]:
-    """Send the signal while the worker works; return the accepted events, the last line, and the errors."""
+    """Send the signal while the worker works. Return the accepted events, the last line, and the errors."""
     assert process.stdout is not None
     assert process.stderr is not None
     first = [process.stdout.readline() for _ in range(200)]
     while not when():
         first.append(process.stdout.readline())
     process.send_signal(number)
-    # Not by `communicate`, which misses the lines that `readline` has buffered.
+    # `communicate` would miss the lines that `readline` has buffered, so the streams are read directly.
     *others, last = process.stdout.read().splitlines()
     errors = process.stderr.read()
     process.wait()
@@ -111,13 +111,13 @@ def accepted_until_ended(
 
 
 def test_the_recipe_is_short() -> None:
-    """The recipe has at most ten lines."""
+    """If the recipe is read, it has at most ten lines."""
     assert 0 < len(recipe().splitlines()) <= 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_loses_nothing(number: signal.Signals, emulator: EmulatorProcess) -> None:
-    """Every event that was accepted before the signal is recorded once, and the exit status is 0."""
+    """If a signal ends the worker, every event accepted before is recorded once, and the exit status is 0."""
     with worker(patient(recipe()), emulator) as process:
         accepted, last, errors = accepted_until_ended(process, number)
     recorded = Counter(record["fields"]["productId"] for record in emulator.events())

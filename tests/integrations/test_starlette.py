@@ -42,14 +42,14 @@ VISITOR = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own, for all tests."""
+    """Provide one emulator, in its own process, for all tests."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> EmulatorProcess:
-    """The emulator, empty, and the environment that `from_env` reads."""
+    """Provide the emulator without recorded events, and set the environment variables that `from_env` reads."""
     server.reset()
     monkeypatch.setenv("RETAILROCKET_API_KEY", Settings().api_key)
     monkeypatch.setenv("RETAILROCKET_PARTNER_ID", Settings().partner_id)
@@ -64,7 +64,7 @@ async def product(request: Request) -> Response:
 
 
 def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: EmulatorProcess) -> None:
-    """The client is created from the environment at the start, and the end delivers the remaining events."""
+    """If events are tracked, they are delivered at the latest when the application ends."""
     rocket = RetailRocket(batching=Batching(linger=600))
     app = Starlette(routes=[Route("/", product)], lifespan=rocket.lifespan)
 
@@ -77,7 +77,7 @@ def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: Emulat
 
 
 def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing setting is an error when the application starts, not when its module is imported."""
+    """If a setting is missing, the error is raised when the application starts, not when its module is imported."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     app = Starlette(lifespan=RetailRocket().lifespan)
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch
 
 @pytest.mark.usefixtures("emulator")
 def test_the_applications_own_lifespan_runs_inside() -> None:
-    """The application's own lifespan runs while the client is open, and the states are merged."""
+    """If the application has its own lifespan, it runs while the client is open, and the states are merged."""
     rocket = RetailRocket()
     seen: list[str] = []
 
@@ -131,7 +131,7 @@ def test_the_client_is_closed_where_the_own_lifespan_fails() -> None:
 
 
 def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
-    """Code that Starlette runs in a thread tracks with a handle of the application's client."""
+    """If Starlette runs code in a thread, the code can track with the client's handle."""
     rocket = RetailRocket()
 
     def in_a_thread(request: Request) -> Response:
@@ -145,7 +145,7 @@ def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
 
 
 def test_several_shops(emulator: EmulatorProcess) -> None:
-    """Each shop of an application has a client of its own, under its name."""
+    """If an application has several shops, each has its own client under its name."""
     first = RetailRocket()
     second = RetailRocket(lambda: AsyncTrackingClient("other-key", "other", base_url=emulator.url), name="other")
 
@@ -161,7 +161,7 @@ def test_several_shops(emulator: EmulatorProcess) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_one_name_is_not_for_two() -> None:
-    """Two clients of the same name are an error."""
+    """If two clients have the same name, an error is raised."""
     app = Starlette(lifespan=RetailRocket().lifespan_with(RetailRocket().lifespan))
 
     with pytest.raises(ConfigurationError, match="both lifespans define 'tracking'"), TestClient(app):
@@ -169,7 +169,7 @@ def test_one_name_is_not_for_two() -> None:
 
 
 def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorProcess) -> None:
-    """A mounted application, whose own lifespan is not run, uses the client of the outermost application."""
+    """If an application is mounted, it uses the outermost application's client, as its own lifespan is not run."""
     inner = Starlette(routes=[Route("/", product)])
     app = Starlette(routes=[Mount("/outer/inner", inner)], lifespan=RetailRocket().lifespan)
 
@@ -181,7 +181,7 @@ def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorPr
 
 @pytest.mark.usefixtures("emulator")
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """If the lifespan was not run, in a mounted application or in a test, an error says so."""
+    """If no lifespan was run, in a mounted application or a test, an error says so."""
     inner = Starlette(routes=[Route("/", product)], lifespan=RetailRocket().lifespan)
 
     with (
@@ -194,7 +194,7 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that starts inside `using` uses that client, needs no environment, and closes it."""
+    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}")
     rocket = RetailRocket()
@@ -212,7 +212,7 @@ def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pyte
 
 
 def test_grace_bounds_the_end(emulator: EmulatorProcess) -> None:
-    """An API that does not answer delays the end of the application for at most `grace`."""
+    """If the API does not answer, the application's end is delayed by at most `grace`."""
     emulator.add_faults([{"kind": "stall", "times": 1}])
     app = Starlette(routes=[Route("/", product)], lifespan=RetailRocket(grace=0.05).lifespan)
 
@@ -229,7 +229,7 @@ def test_grace_bounds_the_end(emulator: EmulatorProcess) -> None:
     ids=str,
 )
 def test_what_cannot_work_is_refused_at_once(arguments: dict[str, Any], field: str) -> None:
-    """A wrong argument is refused by the constructor, and the key is not in the error's frames."""
+    """If an argument is wrong, the constructor raises an error whose frames do not contain the key."""
     with pytest.raises(ConfigurationError, match=field) as raised:
         RetailRocket(**arguments, api_key="the-secret-key")
 
@@ -239,7 +239,7 @@ def test_what_cannot_work_is_refused_at_once(arguments: dict[str, Any], field: s
 
 
 def test_what_is_no_factory_or_lifespan_is_refused() -> None:
-    """A client instead of a factory is refused, and so is a generator instead of a context manager."""
+    """If a client stands in place of a factory, or a generator in place of a context manager, an error is raised."""
 
     async def own(app: object) -> AsyncIterator[None]:
         yield
@@ -283,7 +283,7 @@ HEADER = re.compile(r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=315
 
 @pytest.mark.parametrize(("scheme", "secure"), [("http", None), ("https", "; Secure")])
 def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> None:
-    """The first answer sets the session's cookie; the next requests have that session, and set no cookie."""
+    """If a visitor is new, the first response sets the cookie; later requests have the session and set none."""
     browser = TestClient(SITE, base_url=f"{scheme}://shop.test")
 
     first = browser.get("/plain")
@@ -297,17 +297,17 @@ def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> No
 
 @pytest.mark.parametrize("kind", ["redirect", "error"])
 def test_every_kind_of_answer_brings_the_cookie(kind: str) -> None:
-    """A redirect and an error set the cookie, too."""
+    """If the response is a redirect or an error, it sets the cookie, too."""
     assert HEADER.fullmatch(TestClient(SITE).get(f"/{kind}", follow_redirects=False).headers["set-cookie"])
 
 
 def test_who_does_not_ask_sets_no_cookie() -> None:
-    """If the session was not used, the answer sets no cookie, so that it may be cached."""
+    """If the session is not used, the response sets no cookie, so that it may be cached."""
     assert "set-cookie" not in TestClient(SITE).get("/static").headers
 
 
 def test_a_websocket_brings_the_cookie() -> None:
-    """The `accept` of a websocket sets the cookie, in addition to its other headers."""
+    """If a websocket is accepted, the cookie is set in addition to the other headers."""
     with TestClient(SITE).websocket_connect("/ws/talk") as socket:
         headers = dict(socket.extra_headers or [])
         visitor = socket.receive_text()
@@ -320,7 +320,7 @@ def test_a_websocket_brings_the_cookie() -> None:
     "header", ['a={"b; c}; retailrocket_session={}', "retailrocket_session={}; a=b", 'x=y;retailrocket_session="{}"']
 )
 def test_the_cookie_is_found_among_others(header: str) -> None:
-    """The session's cookie is found whatever other cookies the header has."""
+    """If the header contains other cookies, the session's cookie is still found."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": header.replace("{}", VISITOR)})
 
     assert answer.text == f"{VISITOR} {VISITOR}"
@@ -328,7 +328,7 @@ def test_the_cookie_is_found_among_others(header: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "a-b", "x" * 51, "ёж".encode().decode("latin-1"), "a%20b"], ids=ascii)
 def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
-    """A cookie that is not a session id by the API's rule is replaced by a new one."""
+    """If a cookie is not a valid session id, a new one is set."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": f"retailrocket_session={value}".encode("latin-1")})
 
     assert HEADER.fullmatch(answer.headers["set-cookie"])
@@ -337,7 +337,7 @@ def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
 @settings(max_examples=most(30), deadline=None)
 @given(st.text(max_size=60) | st.from_regex(r"\A[0-9A-Za-z]{1,50}\Z"))
 def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
-    """A cookie's value is used if and only if it has 1-50 ASCII letters and digits."""
+    """If and only if a cookie's value has 1-50 ASCII letters and digits, it is used as the session id."""
     kept = re.fullmatch(r"[0-9A-Za-z]{1,50}", value, re.ASCII) is not None
     session = Session("name", value)
 
@@ -354,5 +354,5 @@ def test_without_the_middleware_there_is_no_session() -> None:
 
 
 def test_a_new_session_is_as_the_package_makes_it() -> None:
-    """A visitor's new session has the form of `new_session_id`."""
+    """If a visitor's session is new, its id is as long as those of `new_session_id`."""
     assert len(Session("name", None).id) == len(new_session_id())

@@ -37,14 +37,14 @@ def expressions() -> list[str]:
 
 
 def until_scraped(url: str, wanted: str) -> str:
-    """Scrape until the metrics have a text; the test's time limit ends a wait in vain."""
+    """Request the metrics until they contain the text; if they never do, the test's time limit ends the loop."""
     while wanted not in (scraped := httpx.get(url).text):
         time.sleep(0.02)
     return scraped
 
 
 def test_every_metric_is_there(tmp_path: Path) -> None:
-    """Each metric and label of the queries is in the metrics of the example; the key is not."""
+    """If a query uses a metric or label, the running example has it; the key is in no metric."""
     with emulator_process() as emulator:
         env = {
             "RETAILROCKET_API_KEY": "dev-api-key",
@@ -75,7 +75,7 @@ def test_every_metric_is_there(tmp_path: Path) -> None:
 
 
 def test_alerts_tell_what_to_do() -> None:
-    """Every alert has a severity, a summary, a description and a unique name."""
+    """If an alert is defined, it has a severity, a summary, a description and a unique name."""
     rules = [rule for group in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"] for rule in group["rules"]]
 
     assert len({rule["alert"] for rule in rules}) == len(rules)
@@ -85,7 +85,7 @@ def test_alerts_tell_what_to_do() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """The dashboard's panels are side by side, within its 24 columns."""
+    """If panels are on the dashboard, they do not overlap and are within its 24 columns."""
     taken: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
         place = panel["gridPos"]

@@ -49,7 +49,7 @@ from starlette.routing import Route
 from retailrocket_async import AsyncTrackingClient, Batching, WrongLoopError
 """
 
-# No batch is sent before the close, so every recorded event was sent by the close.
+# No batch is sent before the close, so every recorded event proves that the close delivered it.
 RIGHT = (
     HEAD
     + """
@@ -122,7 +122,7 @@ class Site:
         self.port = port
 
     def get(self) -> tuple[int, str]:
-        """Request the product page over a new connection; return status and text."""
+        """Request the product page on a new connection. Return status and text."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/", headers={"Connection": "close"})
@@ -132,7 +132,7 @@ class Site:
             connection.close()
 
     def ready(self, count: int) -> set[str]:
-        """Wait until that many workers have printed their names, and return the names."""
+        """Wait until `count` workers have printed their names. Return the names."""
         assert self.process.stdout is not None
         names: set[str] = set()
         lines: list[str] = []
@@ -144,7 +144,7 @@ class Site:
         pytest.fail("the server has ended:\n" + "".join(lines))
 
     def end(self) -> tuple[int, str]:
-        """End the server with SIGTERM; return its exit status and the rest of its output."""
+        """End the server with SIGTERM. Return its exit status and the rest of its output."""
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGTERM)
         printed = self.process.stdout.read()
@@ -153,7 +153,7 @@ class Site:
 
 @contextmanager
 def served(server: str, source: str, folder: Path, emulator: EmulatorProcess) -> Iterator[Site]:
-    """Serve an application with two workers."""
+    """Serve an application with two workers, and kill the server at the end if it still runs."""
     folder.joinpath("shop.py").write_text(source, "utf-8")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -173,7 +173,7 @@ def served(server: str, source: str, folder: Path, emulator: EmulatorProcess) ->
             start_new_session=True,
             text=True,
         )
-        # A server that hangs fails this test, and not the whole run.
+        # If the server hangs, it is killed, so only this test fails.
         killer = threading.Timer(100, os.killpg, (process.pid, signal.SIGKILL))
         killer.start()
         with process:
@@ -187,14 +187,14 @@ def served(server: str, source: str, folder: Path, emulator: EmulatorProcess) ->
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own, for all tests."""
+    """Provide one emulator, in its own process, for all tests."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(running: EmulatorProcess) -> EmulatorProcess:
-    """The emulator, empty."""
+    """Provide the emulator without recorded events."""
     running.reset()
     return running
 
@@ -203,7 +203,7 @@ def emulator(running: EmulatorProcess) -> EmulatorProcess:
 def test_a_client_in_the_lifespan_delivers_from_every_worker(
     server: str, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """With the client in the lifespan, SIGTERM to the main process loses no event of any worker."""
+    """If the lifespan opens the client, SIGTERM to the main process loses no event of any worker."""
     with served(server, RIGHT, tmp_path, emulator) as site:
         workers = site.ready(2)
         answers = [site.get() for _ in range(20)]
@@ -217,7 +217,7 @@ def test_a_client_in_the_lifespan_delivers_from_every_worker(
 
 
 def documented(page: str, needle: str) -> str:
-    """Return the example on a page that has the text `needle`."""
+    """Return the example on the page that contains the text `needle`."""
     [source] = [example.source for example in examples(ROOT / "docs/how-to" / page) if needle in example.source]
     return source
 
@@ -229,7 +229,7 @@ def documented(page: str, needle: str) -> str:
 def test_the_documented_application(
     server: str, page: str, needle: str, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """The documented applications, one async and one with a sync view, lose no event under either server."""
+    """If a documented application is ended by SIGTERM, no event is lost, under either server."""
     with served(server, documented(page, needle), tmp_path, emulator) as site:
         answers = [site.get() for _ in range(20)]
         ended, printed = site.end()
@@ -239,7 +239,7 @@ def test_the_documented_application(
 
 
 def test_a_loop_in_a_thread_serves_a_sync_worker(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """Under WSGI the documented loop in a thread, started and stopped by gunicorn's hooks, loses no event."""
+    """If gunicorn's hooks start and stop the documented loop in a thread, no event is lost under WSGI."""
     tmp_path.joinpath("tasks.py").write_text(documented("threads-and-processes.md", "class Tracking"), "utf-8")
     tmp_path.joinpath("gunicorn.conf.py").write_text(HOOKS, "utf-8")
     with served("gunicorn-wsgi", WSGI, tmp_path, emulator) as site:
@@ -251,7 +251,7 @@ def test_a_loop_in_a_thread_serves_a_sync_worker(emulator: EmulatorProcess, tmp_
 
 
 def test_a_client_made_before_the_fork_is_refused(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If a client was created before the fork, workers refuse to use it, name the recipe, and send nothing."""
+    """If a client was created before the fork, workers get an error that says what to do, and send nothing."""
     with served("gunicorn", WRONG, tmp_path, emulator) as site:
         answers = [site.get() for _ in range(3)]
         ended, printed = site.end()

@@ -1,4 +1,4 @@
-"""Which package may import which; docs/architecture.md describes the packages."""
+"""The tests check which package imports which; docs/architecture.md describes the packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import retailrocket_async
 
 PACKAGE = Path(retailrocket_async.__file__).parent
 
-# A package or module of the root imports only itself and those before it. Edges come after all of them.
+# A package or module may import only itself and those listed before it. The edges (see `EDGES`) come after all of
+# these.
 ORDER = [
     *("_outcome", "_interrupt", "_errors", "_runtime", "_receipt", "_events", "_stats", "_observer"),
     *("_queue", "_http", "_delivery", "_spool", "_client", "__init__"),
@@ -36,7 +37,7 @@ FOREIGN = {
 
 
 def imports_of(source: str, package: str = "retailrocket_async") -> set[str]:
-    """Return the modules that `source`, a module of `package`, imports, those of TYPE_CHECKING blocks too."""
+    """Return the modules that `source`, a module of `package`, imports, including imports for type checking only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -50,7 +51,7 @@ def imports_of(source: str, package: str = "retailrocket_async") -> set[str]:
 
 
 def modules(*patterns: str) -> dict[str, str]:
-    """Return the sources of the package's files that match, by their dotted names."""
+    """Return the source of each of the package's files that match a pattern, by dotted name."""
     paths = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     return {
         ".".join(("retailrocket_async", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): (
@@ -61,7 +62,7 @@ def modules(*patterns: str) -> dict[str, str]:
 
 
 def package_of(module: str) -> str:
-    """Return the package that a module's relative imports start from."""
+    """Return the package to which a module's relative imports refer."""
     folder = PACKAGE.joinpath(*module.split(".")[1:])
     return module if folder.is_dir() else module.rpartition(".")[0]
 
@@ -78,19 +79,19 @@ EDGES = {name: source for name, source in MODULES.items() if name not in CORE an
 
 
 def upward(module: str, source: str) -> set[str]:
-    """Return what `module` imports of the package and must not."""
+    """Return the parts of the package that `module` imports although they come after it in `ORDER`."""
     part = part_of(module)
     ours = {part_of(name) for name in imports_of(source, package_of(module)) if name.startswith("retailrocket")}
     return ours - {part} - set(ORDER[: ORDER.index(part)])
 
 
 def test_the_order_is_complete() -> None:
-    """The order above names every package and module of the root but the edges, and nothing else."""
+    """If a package or module is at the root and not an edge, `ORDER` contains it."""
     assert set(ORDER) == {part_of(name) for name in CORE}
 
 
 def test_the_page_agrees() -> None:
-    """The order of packages on the page is the one above, and the page has a line for every module."""
+    """If a package is in `ORDER`, the page shows it at the same place, and the page has a line for every module."""
     page = Path(__file__).parents[2].joinpath("docs", "architecture.md").read_text("utf-8")
     listed = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
     packages = [part for part in ORDER if any(name.startswith(f"retailrocket_async.{part}.") for name in CORE)]
@@ -105,7 +106,7 @@ def test_the_page_agrees() -> None:
 
 @pytest.mark.parametrize("module", sorted(CORE))
 def test_imports_go_down(module: str) -> None:
-    """A package imports only itself and the packages before it."""
+    """If a package imports another one, the other one comes before it in `ORDER`."""
     assert upward(module, CORE[module]) == set()
 
 
@@ -122,20 +123,20 @@ def test_imports_go_down(module: str) -> None:
     ],
 )
 def test_an_upward_import_is_noticed(planted: str) -> None:
-    """An import of the client in the limiter does not go unnoticed, however it is written."""
+    """If the limiter imports the client, in whatever form, the check reports it."""
     limiter = "retailrocket_async._delivery.rate_limiter"
 
     assert "_client" in upward(limiter, CORE[limiter] + "\n" + planted)
 
 
 def test_no_cycle() -> None:
-    """No module of the package needs itself, over whatever way, for its types either."""
+    """If imports are followed, also those for type checking, no module imports itself indirectly."""
     graph = {name: imports_of(source, package_of(name)) & CORE.keys() for name, source in CORE.items()}
 
     assert set(TopologicalSorter(graph).static_order()) == CORE.keys()
 
 
-# What names a missing extra, guards a call of foreign code, refuses copies, and checks the text of a setting.
+# These modules name a missing extra, call foreign code safely, refuse copies, and check the text of settings.
 SHARED_MODULES = {
     "retailrocket_async._interrupt",
     *(
@@ -147,7 +148,7 @@ SHARED_MODULES = {
 
 @pytest.mark.parametrize("module", sorted(EMULATOR))
 def test_the_emulator_stands_alone(module: str) -> None:
-    """The emulator imports nothing of ours but itself, and the few modules that all share."""
+    """If the emulator imports a module of the package, it is the emulator's own or one of the shared modules."""
     ours = {name for name in imports_of(EMULATOR[module], package_of(module)) if name.startswith("retailrocket_async.")}
 
     assert {name for name in ours - SHARED_MODULES if not name.startswith("retailrocket_async.emulator")} <= {
@@ -155,7 +156,7 @@ def test_the_emulator_stands_alone(module: str) -> None:
     }
 
 
-# What the frameworks have in common is an edge as well, and public: others may build on it.
+# The modules that the web frameworks share are edges too, and public, because others may build on them.
 _FRAMEWORKS = ["retailrocket_async.application", "retailrocket_async.session"]
 SHARED = {
     "retailrocket_async.asgi": _FRAMEWORKS,
@@ -167,7 +168,7 @@ SHARED = {
 
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_import_public_names(module: str) -> None:
-    """An edge imports public names only, the emulator's public names, itself, and the modules that all share."""
+    """If an edge imports from the package, it imports public names, its own modules or the shared modules."""
     edge = "retailrocket_async." + module.split(".")[1]
     imported = imports_of(EDGES[module], package_of(module))
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
@@ -184,13 +185,13 @@ def test_edges_import_public_names(module: str) -> None:
 
 @pytest.mark.parametrize("library", sorted(FOREIGN))
 def test_few_modules_know_a_library(library: str) -> None:
-    """A library that could be exchanged is imported only by the modules named above."""
+    """If a library could be replaced, only the modules listed above import it."""
     users = {name for name, source in CORE.items() if library in {each.split(".")[0] for each in imports_of(source)}}
 
     assert {name.removeprefix("retailrocket_async.") for name in users} == FOREIGN[library]
 
 
-# These hand in an `http_client` of their own, as any caller may: one measures, and the requests of one end in memory.
+# These modules pass their own `http_client`, as any caller may: to measure requests, or to answer them in memory.
 CALLERS = {
     "retailrocket_async.cli._measuring",
     "retailrocket_async.testing._client",
@@ -201,5 +202,5 @@ CALLERS = {
 
 @pytest.mark.parametrize("module", sorted({**EDGES, **EMULATOR}.keys() - CALLERS))
 def test_only_the_transport_imports_httpx(module: str) -> None:
-    """No edge and nothing of the emulator imports httpx, except those that hand in a client of their own."""
+    """If an edge or the emulator imports httpx, it is one of the modules that pass their own client."""
     assert "httpx" not in {name.split(".")[0] for name in imports_of({**EDGES, **EMULATOR}[module])}

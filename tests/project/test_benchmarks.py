@@ -1,4 +1,4 @@
-"""The benchmarks: their tables and demands show the right figures, and everything that is measured can be run."""
+"""The benchmarks: their tables show the right figures, their demands are judged right, and every part can be run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux on
 
 @pytest.fixture
 def server() -> Iterator[sink.Sink]:
-    """Run the server that counts events."""
+    """Run the server that counts the events it receives."""
     with sink.running() as running:
         yield running
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
+    """Run the benchmarks' command with these arguments. Return the ended process."""
     command = [sys.executable, "-m", "benchmarks.bench", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
 
@@ -44,19 +44,19 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     [(None, ""), ("word", "word"), (1_234_567, "1,234,567"), (0.012345, "0.0123"), (99.5, "99.5"), (1234.5, "1,234")],
 )
 def test_cells(value: str | float | None, shown: str) -> None:
-    """A number is shown with three significant figures or whole, and commas separate its thousands."""
+    """If a number is shown, it has three significant figures or is whole, with commas between thousands."""
     assert shown == cell(value)
 
 
 def test_a_table_as_text() -> None:
-    """Columns of numbers are aligned to the right, others to the left, under the title and above the note."""
+    """If a table is shown as text, columns of numbers are aligned right and others left, between title and note."""
     table = Table(title="Title", columns=("who", "µs"), rows=(("a", 1.5), ("long", None)), note="Note.")
 
     assert as_text(table) == "Title\nwho    µs\n----  ---\na     1.5\nlong\nNote."
 
 
 def test_a_table_as_markdown() -> None:
-    """A table in Markdown has the same cells, a title in bold, and no line for a missing note."""
+    """If a table is shown as Markdown, it has the same cells, a bold title, and no line for a missing note."""
     table = Table(title="Title", columns=("who", "µs"), rows=(("a", 1.5),))
 
     assert as_markdown(table) == "**Title**\n\n| who | µs |\n|---|---:|\n| a | 1.5 |"
@@ -67,13 +67,13 @@ def test_a_table_as_markdown() -> None:
     [(1.0, False, True), (1.01, False, False), (1.0, True, True), (0.99, True, False)],
 )
 def test_a_demand_is_met_at_its_bound(figure: float, at_least: bool, met: bool) -> None:  # noqa: FBT001
-    """A demand is met on the right side of its bound, and on the bound itself."""
+    """If a figure is on the right side of its demand's bound, or equals the bound, the demand is met."""
     assert met == Demand(what="", figure=figure, bound=1.0, at_least=at_least).met
 
 
 @pytest.fixture
 def section() -> Section:
-    """Return a section with everything that a section can have."""
+    """Return a section that has every optional part."""
     return Section(
         name="cost",
         title="Cost",
@@ -84,7 +84,7 @@ def section() -> Section:
 
 
 def test_a_run_survives_its_file(section: Section) -> None:
-    """The JSON of a run gives the same sections and the same machine again."""
+    """If a run is written as JSON and read again, sections and machine are equal."""
     machine = Machine.here()
 
     text = bench.as_json([section], machine, Effort())
@@ -93,14 +93,14 @@ def test_a_run_survives_its_file(section: Section) -> None:
 
 
 def test_a_missed_demand_is_named(section: Section) -> None:
-    """The last table has a row for each demand with figure and bound, and marks a missed one."""
+    """If a demand is missed, the last table marks its row, which has figure and bound."""
     table = bench.verdict([section], Machine.here())
 
     assert table.rows == (("cost", "that", 2.0, "<= 1 ms", "MISSED"),)
 
 
 def test_a_section_that_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """A section whose module is missing is named with the reason, and the other sections still run."""
+    """If a section's module is missing, the section is reported with the reason."""
     result = bench._run(["nothing"], Effort(quick=True, rounds=1))
 
     assert result == ([], ["nothing"])
@@ -109,7 +109,7 @@ def test_a_section_that_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help() -> None:
-    """The command explains its options."""
+    """If `--help` is given, the command explains its options."""
     done = run_bench("--help")
 
     assert done.returncode == 0
@@ -117,7 +117,7 @@ def test_help() -> None:
 
 
 def test_an_unknown_section_is_refused() -> None:
-    """An unknown section is an error in the arguments, and the message names the known ones."""
+    """If a section is unknown, the command fails and lists the known sections."""
     done = run_bench("--only", "cost,nonsense")
 
     assert done.returncode == 2
@@ -125,7 +125,7 @@ def test_an_unknown_section_is_refused() -> None:
 
 
 def test_the_command_runs_to_its_end(tmp_path: Path) -> None:
-    """The command measures a section, prints its tables and its demands, and writes all of it as JSON."""
+    """If a section is measured, its tables and demands are printed and written as JSON."""
     done = run_bench("--only", "imports", "--quick", "--json", str(tmp_path / "run.json"))
 
     assert done.returncode == 0, done.stderr
@@ -136,7 +136,7 @@ def test_the_command_runs_to_its_end(tmp_path: Path) -> None:
 @linux
 @pytest.mark.parametrize("name", ["floor", "ours_by_track", "ours_by_track_many", "ours_with_receipts"])
 async def test_a_contestant_sends_all_its_events(server: sink.Sink, name: str) -> None:
-    """The floor and our contestants send all events and the warm-up, each event once."""
+    """If the floor (the plain HTTP requests to compare with) or a client runs, the server gets each event once."""
     figures = await getattr(contestants, name)(server.port, 1_000)
 
     assert server.take()["events"] == 1_000 + (1_000 if name == "floor" else contestants.WARM_UP)
@@ -145,7 +145,7 @@ async def test_a_contestant_sends_all_its_events(server: sink.Sink, name: str) -
 
 @linux
 def test_each_part_can_be_measured(server: sink.Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part of an event's path can be run alone, and its floor, too."""
+    """If a part of an event's path is measured alone, it runs."""
     monkeypatch.setenv(parts.PORT, str(server.port))
 
     seconds = {name: part(2) for group in parts.PARTS.values() for name, part in group.items()}
@@ -156,7 +156,7 @@ def test_each_part_can_be_measured(server: sink.Sink, monkeypatch: pytest.Monkey
 @linux
 @pytest.mark.parametrize("form", ["rows", "envelopes"])
 def test_a_file_like_the_clickstream(tmp_path: Path, form: file.Form) -> None:
-    """The file that is sent has only valid events, mostly views, and is the same each time."""
+    """If the file for the file benchmark is written twice, both are equal and contain mostly views."""
     first, second = tmp_path / "first", tmp_path / "second"
 
     file.write(str(first), form, 2_000)

@@ -1,4 +1,4 @@
-"""The files in deploy/ are well-formed and agree with the relay's settings; no container engine runs here."""
+"""The files in deploy/ are well-formed and agree with the relay's settings; the tests run no container."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ DEFAULTS = RelaySettings(source="unset")
 PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text("utf-8")
 
 AFTER_THE_GRACE = 15.0
-"""The most seconds that the relay takes after its grace to settle messages and disconnect from the broker."""
+"""Maximum seconds that the relay needs after its grace period to settle messages and disconnect from the broker."""
 
 
 def documents() -> dict[str, Any]:
-    """Return the manifests by their kinds."""
+    """Return the Kubernetes manifests by their `kind`."""
     found = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text("utf-8"))]
     return {document["kind"]: document for document in found}
 
@@ -68,22 +68,22 @@ def known_variables() -> set[str]:
     command: Any = get_command(app)
     options = command.commands["relay"].params
     named = {option.envvar for option in options if isinstance(option.envvar, str)}
-    # These are no options, because everyone on the machine can read a command line.
+    # These three variables have no option, because every user of the machine can read a command line.
     return named | {"RETAILROCKET_API_KEY", "RETAILROCKET_RELAY_USER", "RETAILROCKET_RELAY_PASSWORD"}
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a duration in Docker's notation."""
+    """Return the seconds of a duration in Docker's notation, for example "10s"."""
     match = re.fullmatch(r"(\d+)s", text)
     assert match, text
     return float(match[1])
 
 
 class TestDockerfile:
-    """deploy/Dockerfile."""
+    """Tests of deploy/Dockerfile."""
 
     def test_lint(self) -> None:
-        """Hadolint finds nothing."""
+        """If hadolint checks the Dockerfile, it finds nothing."""
         linter = shutil.which("hadolint")
         if linter is None:
             pytest.skip("hadolint is not installed")
@@ -91,13 +91,13 @@ class TestDockerfile:
         assert (ended.returncode, ended.stdout) == (0, "")
 
     def test_not_root_and_no_secrets(self) -> None:
-        """The image runs as a user id that is not 0, and contains no key, shop or address."""
+        """If the image runs, its user id is not 0; the Dockerfile contains no key, shop or address."""
         assert [line for line in dockerfile() if line.startswith("USER")] == ["USER 10001:10001"]
         text = (DEPLOY / "Dockerfile").read_text("utf-8")
         assert not re.search(r"API_KEY|PARTNER_ID|RELAY_SOURCE|RELAY_PASSWORD|^ARG", text, re.MULTILINE)
 
     def test_in_stages(self) -> None:
-        """The image is built in two stages, and only the files that it needs are in the build context."""
+        """If the image is built, it has two stages, and only the needed files are in the build context."""
         assert sum(line.startswith("FROM") for line in dockerfile()) == 2
         ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
         assert "*" in ignored
@@ -108,11 +108,11 @@ class TestDockerfile:
             for name in m[1].split()
         }
         assert copied == {line[1:] for line in ignored if line.startswith("!")}
-        # The session that tests the wheel moves the package out of the tree.
+        # The session that tests the wheel moves the package out of the tree, so its folder may be missing.
         assert all((ROOT / name).exists() for name in copied - {"retailrocket_async"})
 
     def test_extras_exist(self) -> None:
-        """The installed extras exist in the package."""
+        """If the image installs an extra, the package has this extra."""
         import tomllib
 
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -120,13 +120,13 @@ class TestDockerfile:
         assert set(wanted.split(",")) <= extras.keys()
 
     def test_port(self) -> None:
-        """The exposed port is the relay's default, and health is served to the outside, which is not the default."""
+        """If the image exposes a port, it is the relay's default, and health is served to other hosts."""
         assert f"EXPOSE {DEFAULTS.health_port}" in dockerfile()
         assert DEFAULTS.health_host == "127.0.0.1"
         assert any("RETAILROCKET_RELAY_HEALTH_HOST=0.0.0.0" in line for line in dockerfile())
 
     async def test_health_check(self) -> None:
-        """The health check succeeds while a relay runs, and fails otherwise."""
+        """If a relay runs, the image's health check succeeds; otherwise it fails."""
         [line] = [line for line in dockerfile() if line.startswith("HEALTHCHECK")]
         python, *arguments = json.loads(line[line.index("[") :])
         assert python == "/opt/relay/bin/python"
@@ -149,27 +149,27 @@ class TestDockerfile:
 
 
 class TestCompose:
-    """deploy/compose.yaml."""
+    """Tests of deploy/compose.yaml."""
 
     def test_schema(self) -> None:
-        """The file is valid by the schema of the Compose specification."""
+        """If the file is checked by the Compose specification's schema, it is valid."""
         jsonschema = pytest.importorskip("jsonschema")
         schema = json.loads((ROOT / "tests" / "compose-spec" / "compose-spec.json").read_text("utf-8"))
         assert "draft-07" in schema["$schema"]
         jsonschema.Draft7Validator(schema).validate(compose())
 
     def test_services(self) -> None:
-        """The services are a shop, a broker, the relay and the emulator."""
+        """If the file's services are listed, they are a shop, a broker, the relay and the emulator."""
         assert compose()["services"].keys() == {"shop", "redis", "relay", "emulator"}
 
     def test_variables(self) -> None:
-        """The relay reads every variable of its service, and gets all that it needs."""
+        """If the relay's service sets a variable, the relay reads it, and all required ones are set."""
         given = compose()["services"]["relay"]["environment"]
         assert given.keys() <= known_variables()
         assert {"RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID", "RETAILROCKET_RELAY_SOURCE"} <= given.keys()
 
     def test_time_to_end(self) -> None:
-        """The relay is not killed before the end of its grace and of the time that it needs after that."""
+        """If the relay is stopped, it is not killed before its grace period and the time after that are over."""
         relay = compose()["services"]["relay"]
         assert (
             seconds(relay["stop_grace_period"])
@@ -177,11 +177,11 @@ class TestCompose:
         )
 
     def test_port(self) -> None:
-        """Health is published only on this machine."""
+        """If health is published, it is published only on this machine."""
         assert compose()["services"]["relay"]["ports"] == [f"127.0.0.1:{DEFAULTS.health_port}:{DEFAULTS.health_port}"]
 
     def test_commands(self) -> None:
-        """The commands and their options exist."""
+        """If a service runs a command with options, both exist."""
         command: Any = get_command(app)
         for service in ("relay", "emulator"):
             name, *arguments = compose()["services"][service]["command"]
@@ -189,7 +189,7 @@ class TestCompose:
             assert {argument for argument in arguments if argument.startswith("--")} <= options
 
     def test_the_emulator_accepts_the_relay(self) -> None:
-        """Relay and emulator have the same key and shop, and the relay sends to the emulator's address."""
+        """If the relay sends to the emulator, address, key and shop are the emulator's."""
         services = compose()["services"]
         relay, emulator = services["relay"]["environment"], services["emulator"]["environment"]
         for name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID"):
@@ -203,7 +203,7 @@ class TestCompose:
 
     @pytest.mark.parametrize("given", [{}, {"RETAILROCKET_API_KEY": "mine", "RETAILROCKET_PARTNER_ID": "my-shop"}])
     def test_an_event_arrives(self, given: dict[str, str]) -> None:
-        """A client with the relay's settings is accepted by an emulator with the emulator's settings."""
+        """If a client has the relay's settings, an emulator with the emulator's settings accepts its events."""
         services = compose()["services"]
 
         def filled_in(service: str) -> dict[str, str]:
@@ -231,7 +231,7 @@ class TestCompose:
         assert isinstance(asyncio.run(send()), Delivered)
 
     def test_the_shop_publishes_where_the_relay_reads(self) -> None:
-        """Shop and relay name the same server and stream, and the shop's program has no syntax error."""
+        """If the shop publishes, it uses the relay's server and stream; its program has no syntax error."""
         services = compose()["services"]
         shop, relay = services["shop"]["environment"], services["relay"]["environment"]
         address, _, query = relay["RETAILROCKET_RELAY_SOURCE"].partition("?")
@@ -241,18 +241,18 @@ class TestCompose:
 
 
 class TestKubernetes:
-    """deploy/kubernetes/."""
+    """Tests of deploy/kubernetes/."""
 
     @pytest.mark.parametrize("version", ["1.28", "1.30", "1.33"])
     @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
     def test_schema(self, path: Path, version: str) -> None:
-        """Each manifest is valid by the schemas of several releases, without unknown fields."""
+        """If a manifest is checked by the schemas of several releases, it is valid and has no unknown fields."""
         validator = pytest.importorskip("kubernetes_validate")
         for document in yaml.safe_load_all(path.read_text("utf-8")):
             validator.validate(document, version, strict=True)
 
     def test_kinds(self) -> None:
-        """There are a deployment, a service and a disruption budget, all for the same pods."""
+        """If the manifests are listed, they are a deployment, a service and a disruption budget for the same pods."""
         found = documents()
         assert found.keys() == {"Deployment", "Service", "PodDisruptionBudget"}
         labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
@@ -263,7 +263,7 @@ class TestKubernetes:
         assert found["PodDisruptionBudget"]["spec"]["minAvailable"] < found["Deployment"]["spec"]["replicas"]
 
     def test_probes(self) -> None:
-        """The probes request the paths and the port of the relay."""
+        """If a probe is sent, it requests a path and the port that the relay serves."""
         [port] = container()["ports"]
         assert port == {"name": "health", "containerPort": DEFAULTS.health_port}
         assert container()["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
@@ -274,7 +274,7 @@ class TestKubernetes:
         assert annotations["prometheus.io/port"] == str(DEFAULTS.health_port)
 
     def test_variables(self) -> None:
-        """The relay reads every variable, and all values that may be secret come from a Secret."""
+        """If a variable is set, the relay reads it; values that may be secret come from a Secret."""
         given = {variable["name"]: variable for variable in container()["env"]}
         assert given.keys() <= known_variables()
         for name in ("API_KEY", "PARTNER_ID", "RELAY_SOURCE", "RELAY_LIMITER"):
@@ -284,18 +284,18 @@ class TestKubernetes:
         assert not [document for document in documents().values() if document["kind"] == "Secret"]
 
     def test_time_to_end(self) -> None:
-        """The relay is not killed before the end of its grace and of the time that it needs after that."""
+        """If a pod is stopped, the relay is not killed before its grace period and the time after that are over."""
         [grace] = [float(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_GRACE"]
         assert pod()["terminationGracePeriodSeconds"] >= grace + AFTER_THE_GRACE
 
     def test_the_limiter_counts_all_replicas(self) -> None:
-        """The limiter's number of replicas is the most pods at a time, with those of a rolling update."""
+        """If a rolling update runs, the limiter's number of replicas is the maximum number of pods."""
         deployment = documents()["Deployment"]["spec"]
         [replicas] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
         assert replicas == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
 
     def test_not_root(self) -> None:
-        """The container runs as the image's user, with no right that it does not need."""
+        """If the container runs, it runs as the image's user and has no privileges."""
         assert pod()["securityContext"]["runAsNonRoot"] is True
         assert f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}" in dockerfile()
         assert container()["securityContext"] == {
@@ -312,7 +312,7 @@ def mentioned() -> Iterator[str]:
 
 
 def test_the_page_names_existing_things() -> None:
-    """The relay reads the variables of the page, and the files of the page exist."""
+    """If the page names a variable or a file, it exists."""
     assert set(mentioned()) <= known_variables()
     for path in re.findall(r"`(deploy/[\w./-]+)`", PAGE):
         assert (ROOT / path).exists(), path

@@ -1,4 +1,4 @@
-"""Whatever the README and the documentation promise is executed, or compared with what it speaks of."""
+"""Everything that the README and the documentation promise is executed, or compared with the code."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PAGES = [
     README,
     ROOT / "README.ru.md",
     ROOT / "CONTRIBUTING.md",
-    # What is made from the code is not a page of ours.
+    # Generated pages are in folders whose names begin with "_"; they are left out.
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if not path.parent.name.startswith("_")),
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 class Example(NamedTuple):
-    """A block of Python on a page, and what it prints, where the page shows that."""
+    """A Python block of a page, and the output that the page shows for it, or None."""
 
     path: Path
     line: int
@@ -51,17 +51,17 @@ class Example(NamedTuple):
 
 
 def blocks(path: Path, language: str) -> list[re.Match[str]]:
-    """Return the fenced blocks of one language."""
+    """Return the fenced blocks in one language, e.g. "python"."""
     return [block for block in FENCE.finditer(path.read_text("utf-8")) if block[1] == language]
 
 
 def examples(path: Path) -> Iterator[Example]:
-    """Find the Python examples of a page."""
+    """Yield the Python examples of a page."""
     text = path.read_text("utf-8")
     for block in blocks(path, "python"):
         following = FENCE.match(text, block.end() + 2)
         output = following[2] if following is not None and following[1] == "text" else None
-        # A script's first line is the line after the fence.
+        # The first line of the example is the line after the fence.
         yield Example(path, text.count("\n", 0, block.start()) + 1, block[2], output)
 
 
@@ -74,14 +74,14 @@ TEST_MODULES = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own, for all examples."""
+    """Provide one emulator, in its own process, for all examples."""
     with emulator_process() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> EmulatorProcess:
-    """The emulator, empty, and the environment that `from_env` reads."""
+    """Provide the emulator without recorded events, and set the environment variables that `from_env` reads."""
     server.reset()
     monkeypatch.setenv("RETAILROCKET_API_KEY", Settings().api_key)
     monkeypatch.setenv("RETAILROCKET_PARTNER_ID", Settings().partner_id)
@@ -91,7 +91,7 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 @contextmanager
 def logs_as_they_were() -> Iterator[None]:
-    """Take what a framework sets up for logs away again, its thread that writes to this test's output included."""
+    """Remove the log handlers that a framework adds, and stop the thread that would write to this test's output."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -102,14 +102,14 @@ def logs_as_they_were() -> Iterator[None]:
             root.removeHandler(handler)
             if (listener := getattr(handler, "listener", None)) is not None:
                 listener.stop()
-                # It would be stopped again at the end of the process, which it takes ill.
+                # The listener is stopped here; a second stop at the end of the process would raise an error.
                 atexit.unregister(listener.stop)
             handler.close()
 
 
 @pytest.mark.parametrize("example", SCRIPTS, ids=str)
 def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every Python example runs as it is, prints what the page says, and sends nothing that the API would refuse."""
+    """If a Python example runs unchanged, it prints what the page says, and the API refuses none of its requests."""
     code = compile("\n" * example.line + example.source, str(example.path), "exec", dont_inherit=True)
 
     with logs_as_they_were():
@@ -122,8 +122,8 @@ def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.Capt
 
 @pytest.mark.parametrize("path", [path for path in PAGES if TEST_MODULES[path]], ids=lambda path: path.name)
 def test_modules(path: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every example that is a test passes under pytest."""
-    # Most of the plugins that are installed here take longer to load than the tests to run.
+    """If an example is a test module, its tests pass under pytest."""
+    # Most plugins installed here take longer to load than the tests to run, so they are not loaded.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     plugins = ("-p", "pytest_asyncio.plugin", "-p", "pytest_retailrocket_async", "-p", "no:cacheprovider")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -135,13 +135,13 @@ def test_modules(path: Path, pytester: pytest.Pytester, monkeypatch: pytest.Monk
 
 
 def test_the_readme_has_an_example() -> None:
-    """The README shows one complete example, and is short."""
+    """If the README is read, it has one complete example and fewer than 120 lines."""
     assert len([example for example in EXAMPLES if example.path == README]) == 1
     assert len(README.read_text("utf-8").splitlines()) < 120
 
 
 def test_ci_runs_the_readme() -> None:
-    """The README has two commands, one for the job and one for the tests, and `.ci/run` runs the latter literally."""
+    """If the README shows the command for the tests, `.ci/run` contains the same command."""
     job, tests = [block[2].strip() for block in blocks(README, "console")]
 
     assert job.endswith("retailrocket-async demo")
@@ -150,7 +150,7 @@ def test_ci_runs_the_readme() -> None:
 
 
 def test_the_russian_readme_says_the_same() -> None:
-    """The Russian README has the same commands, and the same example but for its words."""
+    """If the Russian README shows commands or the example, they are those of the README, apart from texts."""
     translated = ROOT / "README.ru.md"
     assert [block[2] for block in blocks(README, "console")] == [block[2] for block in blocks(translated, "console")]
     codes = [
@@ -160,20 +160,20 @@ def test_the_russian_readme_says_the_same() -> None:
 
 
 def test_the_contributing_guide_runs_the_readme() -> None:
-    """The contributing guide names the same command for the tests."""
+    """If the contributing guide shows the command for the tests, it is the README's command."""
     assert blocks(README, "console")[1][2] in {block[2] for block in blocks(ROOT / "CONTRIBUTING.md", "console")}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path: Path) -> None:
-    """A link to another file of the repository leads to one."""
+    """If a page links to a file of the repository, the file exists."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", path.read_text("utf-8")))
 
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 def test_the_reference_is_complete() -> None:
-    """The reference has an entry for every public name."""
+    """If a name is public, the reference has an entry for it."""
     entries = re.findall(
         r"^\.\. (?:auto\w+|py:data):: (\w+)$", (ROOT / "docs/reference.md").read_text("utf-8"), re.MULTILINE
     )
@@ -182,7 +182,7 @@ def test_the_reference_is_complete() -> None:
 
 
 def commands() -> Iterator[tuple[str, frozenset[str]]]:
-    """Find the commands of ours that the pages show, and the options they are given."""
+    """Yield each `retailrocket-async` command on the pages, with the options that it gets there."""
     for path in PAGES:
         for block in blocks(path, "console"):
             for command, arguments in re.findall(
@@ -193,7 +193,7 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
 
 @pytest.mark.parametrize(("command", "options"), sorted(set(commands()), key=str))
 def test_commands_exist(command: str, options: frozenset[str]) -> None:
-    """Every command that a page shows exists, with the options it is given."""
+    """If a page shows a command with options, both exist."""
     told = run_command(*command.split(), "--help")
 
     assert told.exit_code == 0
@@ -201,7 +201,7 @@ def test_commands_exist(command: str, options: frozenset[str]) -> None:
 
 
 class End(NamedTuple):
-    """A row of the table of every way a request can end, for one status or failure."""
+    """One row of the table in docs/failure-kinds.md, for one status or failure."""
 
     reply: Reply
     recorded: str
@@ -215,7 +215,7 @@ class End(NamedTuple):
 
 
 def ends() -> Iterator[End]:
-    """Read the table."""
+    """Yield the rows of that table."""
     text = (ROOT / "docs/failure-kinds.md").read_text("utf-8")
     table = text[text.index("| The request ends with") :].split("\n\n")[0]
     for row in table.splitlines()[2:]:
@@ -226,14 +226,14 @@ def ends() -> Iterator[End]:
 
 
 def batch_of_two() -> Batch:
-    """Two events that go in one request."""
+    """Return a batch of two events for one request."""
     batch = Batch(0.0, 0, None)
     batch.envelopes, batch.receipts = [b"{}", b"{}"], [Receipt("view"), Receipt("view")]
     return batch
 
 
 def sent_again(reply: Reply) -> str:
-    """Return what the code does with a batch that ends so."""
+    """Return what the code does with a batch that gets this reply, in the words of the table."""
     if reply.verdict is Verdict.BLOCKED:
         return "once corrected"
     batch = batch_of_two()
@@ -247,10 +247,10 @@ def sent_again(reply: Reply) -> str:
 
 
 def state_after(reply: Reply) -> str:
-    """Return the state in which five requests that end so leave a client, and whether the first was enough."""
+    """Return a client's state after five requests with this reply, and whether the first was enough."""
     breaker = CircuitBreaker(RetryPolicy(), lambda: 0.0, lambda _: None)
     if reply.failure == "limiter":
-        # No request was made.
+        # If the limiter fails, no request is made.
         return breaker.state
     admission = breaker.admit()
     assert admission is not None
@@ -263,7 +263,7 @@ def state_after(reply: Reply) -> str:
 
 
 def outcome_after(reply: Reply) -> str:
-    """Return the outcome of an event that ends so, alone in its request, and that nothing mends."""
+    """Return the outcome of a single event whose request always gets this reply."""
     flight = Flight(BATCH_PATH, b"", ["view"], started_at=0.0, opened_in=[0])
     flight.depart(0.0)
     outcome = flight.judge(reply, 0.0) or flight.give_up("retries_exhausted", 0.0)
@@ -273,7 +273,7 @@ def outcome_after(reply: Reply) -> str:
 
 @pytest.mark.parametrize("end", list(ends()), ids=str)
 def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
-    """Each row of the table of every way a request can end agrees with the code."""
+    """If the table has a row for a status or failure, the row says what the code does."""
     reply = end.reply
     repeated = sent_again(reply) in ("yes", "yes, more slowly")
 
@@ -288,7 +288,7 @@ def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
 
 
 def test_the_table_of_ends_names_every_failure() -> None:
-    """The table leaves out no kind of failure, and no status that is treated unlike others of its class."""
+    """If a kind of failure exists, or a status is treated in a special way, the table has a row for it."""
     named = {str(end) for end in ends()}
     usual = {3: Verdict.BLOCKED, 4: Verdict.REFUSED, 5: Verdict.UNCLEAR}
     special = {str(status) for status in range(300, 600) if Reply(status=status).verdict is not usual[status // 100]}

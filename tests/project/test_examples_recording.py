@@ -1,4 +1,4 @@
-"""The example shops with a recording client: they track each visit, and an outage does not disturb the visitor."""
+"""The example shops with a `RecordingClient`: each visit is tracked, and an outage does not disturb visitors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST, SECOND = list(PRODUCTS)[:2]
 
 
 def test_a_visit_to_the_fastapi_shop(tracked: RecordingClient) -> None:
-    """Search, view, basket and order of one visitor are tracked with the shop's prices."""
+    """If a visitor searches, views, fills a basket and orders, each step is tracked with the shop's prices."""
     with rocket.using(tracked), TestClient(app) as browser:
         browser.get("/search", params={"phrase": "cup"}).raise_for_status()
         browser.get(f"/product/{FIRST}").raise_for_status()
@@ -44,7 +44,7 @@ def test_a_visit_to_the_fastapi_shop(tracked: RecordingClient) -> None:
 
 
 def test_an_outage_does_not_disturb_the_visitor(tracked: RecordingClient) -> None:
-    """Pages are served and orders are accepted while the API is down."""
+    """If the API is down, the shop still serves pages and accepts orders."""
     tracked.fail_with(status=503, times=None)
     with rocket.using(tracked), TestClient(app) as browser:
         browser.post(f"/basket/{FIRST}").raise_for_status()
@@ -53,7 +53,7 @@ def test_an_outage_does_not_disturb_the_visitor(tracked: RecordingClient) -> Non
 
 
 async def test_a_visit_to_the_aiohttp_shop(tracked: RecordingClient) -> None:
-    """The same shop on aiohttp tracks the same events."""
+    """If the visitor uses the aiohttp shop, the same events are tracked."""
     with aiohttp_rocket.using(tracked):
         async with AiohttpBrowser(TestServer(make_app()), cookie_jar=CookieJar(unsafe=True)) as browser:
             for path in (f"/product/{FIRST}", f"/product/{SECOND}"):

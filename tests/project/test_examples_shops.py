@@ -1,4 +1,4 @@
-"""The shops of examples/ with two worker processes each record every step of concurrent visitors."""
+"""The shops of examples/, each with two worker processes, record every step of concurrent visitors."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ VISITORS = 4
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own."""
+    """Provide an emulator in its own process."""
     with emulator_process() as emulator:
         yield emulator
 
 
 def walk(address: str) -> tuple[str, str]:
-    """Visit the shop and order; return the id of the session and the number of the order."""
+    """Visit the shop and place an order. Return the session id and the order's number."""
     with httpx.Client(
         base_url=address, timeout=30, follow_redirects=True, limits=httpx.Limits(max_connections=1)
     ) as browser:
@@ -64,7 +64,7 @@ def walk(address: str) -> tuple[str, str]:
 
 
 def expected(transaction: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the events that one visit must record, in order."""
+    """Return the events that one visit with this order must record, in order."""
     return [
         ("categoryView", {"categoryId": 10}),
         ("search", {"searchPhrase": "cup"}),

@@ -1,4 +1,4 @@
-"""The workers of examples/ track every order of a queue, in memory and in Redis, also when SIGTERM ends them."""
+"""The workers of examples/ track every order of a queue, in memory or in Redis, even if SIGTERM ends them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ORDERS = 20
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own."""
+    """Provide an emulator in its own process."""
     with emulator_process() as emulator:
         yield emulator
 
@@ -61,7 +61,7 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(count: int = ORDERS) -> dict[str, list[tuple[int, float]]]:
-    """Return the order lines that so many orders must record."""
+    """Return the order lines that `count` orders must record."""
     return {f"T-{number}": [(number, 9.9), (777, 1)] for number in range(1, count + 1)}
 
 
@@ -72,7 +72,7 @@ def client_of(emulator: EmulatorProcess) -> AsyncTrackingClient:
 
 
 async def test_faststream_in_memory(emulator: EmulatorProcess) -> None:
-    """FastStream's handler has the client of the lifespan, which delivers the order when the application ends."""
+    """If FastStream handles an order, the lifespan's client delivers it when the application ends."""
     from faststream.redis import TestRedisBroker
 
     from examples.workers import faststream_worker
@@ -88,7 +88,7 @@ async def test_faststream_in_memory(emulator: EmulatorProcess) -> None:
 
 
 async def test_taskiq_in_memory(emulator: EmulatorProcess) -> None:
-    """Taskiq's task has the worker's client, which delivers the order when the worker ends."""
+    """If Taskiq runs a task, the worker's client delivers the order when the worker ends."""
     from taskiq import InMemoryBroker
 
     from examples.workers import taskiq_worker
@@ -111,7 +111,7 @@ async def test_taskiq_in_memory(emulator: EmulatorProcess) -> None:
 async def test_taskiq_on_redis(
     emulator: EmulatorProcess, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker of taskiq's on a real Redis tracks every order that was queued, and delivers them when it ends."""
+    """If a Taskiq worker reads orders from a real Redis, it tracks all, and delivers them when it ends."""
     from taskiq.api import run_receiver_task
 
     from examples.workers.orders import rocket
@@ -137,7 +137,7 @@ async def test_taskiq_on_redis(
 
 
 async def push(redis_server: RedisServer) -> None:
-    """Push all orders to the list, and return when a worker has taken the last one."""
+    """Push all orders to the list, and return when workers have taken all of them."""
     async with Redis.from_url(redis_server.url) as redis, asyncio.timeout(30):
         for number in range(1, ORDERS + 1):
             await redis.lpush("paid-orders", json.dumps(order(number)))
@@ -161,7 +161,7 @@ def until_ready(process: subprocess.Popen[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
 @pytest.mark.parametrize("worker", ["plain", "faststream_worker"])
 async def test_a_signal_loses_no_order(worker: str, emulator: EmulatorProcess, redis_server: RedisServer) -> None:
-    """If SIGTERM ends a worker when it has taken the last order, every order is recorded once."""
+    """If SIGTERM ends a worker after it has taken the last order, every order is recorded once."""
     with example(f"examples.workers.{worker}", emulator=emulator, REDIS_URL=redis_server.url) as process:
         until_ready(process)
         await push(redis_server)

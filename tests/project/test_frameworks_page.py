@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.endurance
 
-# Each application has a process of its own, because Django can be configured only once in a process.
+# Each application runs in its own process, because Django can be configured only once per process.
 VISIT = """
 import sys
 import shop
@@ -48,7 +48,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """An emulator in a process of its own."""
+    """Provide an emulator in its own process."""
     with emulator_process() as emulator:
         yield emulator
 
@@ -67,7 +67,7 @@ def emulator() -> Iterator[EmulatorProcess]:
 def test_the_documented_application_tracks_its_visitor(
     needle: str, visit: str, paths: list[str], emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
-    """Each application answers, sets the visitor's cookie, and has delivered its events when it ends."""
+    """If a documented application is visited and stopped, it has set the cookie and delivered its events."""
     source = next(each.source for each in examples(ROOT / "docs/how-to/frameworks.md") if needle in each.source)
     tmp_path.joinpath("shop.py").write_text(source, "utf-8")
     emulator.reset()

@@ -1,4 +1,4 @@
-"""The package as a whole: its front door, its metadata, and what holds for all tests."""
+"""The package as a whole: its public names, its metadata, and rules for all tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCUMENTABLE = {name: thing for name, thing in PUBLIC.items() if inspect.isclass
 
 
 def test_all_is_complete() -> None:
-    """`__all__` names everything public that can be imported from the front door."""
+    """If a name can be imported from the package and is public, `__all__` contains it."""
     public = {
         name
         for name, thing in vars(retailrocket_async).items()
@@ -32,7 +32,7 @@ def test_all_is_complete() -> None:
 
 
 def test_all_is_sorted() -> None:
-    """`__all__` is sorted: constants, classes, functions."""
+    """If `__all__` is read, it is sorted: constants, classes, functions."""
     names = retailrocket_async.__all__
 
     assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
@@ -40,7 +40,7 @@ def test_all_is_sorted() -> None:
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTABLE))
 def test_public_names_are_documented(name: str) -> None:
-    """Every public class and function has a docstring, and so has every public method and property of its own."""
+    """If a class or function is public, it and its own public methods and properties have docstrings."""
     thing = DOCUMENTABLE[name]
     members = vars(thing) if inspect.isclass(thing) else {}
     undocumented = [
@@ -78,20 +78,20 @@ print([
 
 
 def test_import_creates_nothing() -> None:
-    """Importing the package starts no task, thread or client, touches no signal or log handler, and loads no extra."""
+    """If the package is imported, it starts nothing, changes no signal or log handler, and loads no extra."""
     told = subprocess.run([sys.executable, "-c", IMPORT_AND_LOOK], capture_output=True, text=True, check=True)
 
     assert told.stdout == "[True, 1, [], [], [], [], []]\n"
 
 
 def test_version() -> None:
-    """`__version__` is the version of the installed distribution."""
+    """If the package is installed, `__version__` is the version of the distribution."""
     assert retailrocket_async.__version__ == metadata.version("retailrocket-async")
 
 
 def test_links_of_the_description_are_absolute() -> None:
-    """What PyPI shows is the README, and none of its links depends on where it is shown."""
-    # As text: where a library has replaced the reader of metadata, the description is no payload.
+    """If PyPI shows the README as the description, all its links are absolute."""
+    # Read as text, because some libraries replace the metadata reader, and then the payload is empty.
     description = metadata.distribution("retailrocket-async").read_text("METADATA")
     assert description is not None
     targets = re.findall(r"\]\(([^)]+)\)", description)
@@ -101,19 +101,19 @@ def test_links_of_the_description_are_absolute() -> None:
 
 
 def test_no_other_dunder() -> None:
-    """A name that does not exist is an AttributeError, as from any module."""
+    """If a name does not exist in the package, `AttributeError` is raised."""
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = retailrocket_async.nonsense  # type: ignore[attr-defined]
 
 
 def test_typed() -> None:
-    """`py.typed` is shipped, so that type checkers of others read our annotations."""
+    """If the package is installed, it contains `py.typed`, so that type checkers read its annotations."""
     assert resources.files("retailrocket_async").joinpath("py.typed").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_tests_are_claims(path: Path) -> None:
-    """Every test has a docstring: the claim that it proves."""
+    """If a function is a test, it has a docstring that says what it proves."""
     tests = [
         node
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -125,7 +125,7 @@ def test_tests_are_claims(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["noxfile.py", ".ci/run"])
 def test_every_process_has_a_hash_seed_of_its_own(path: str) -> None:
-    """No check fixes the hash seed, so pytest-xdist refuses tests whose parameters come out of a set in any order."""
+    """If a check runs the tests, it does not fix the hash seed, so an order that depends on a set is noticed."""
     assert "PYTHONHASHSEED" not in (TESTS.parent / path).read_text("utf-8")
 
 
@@ -151,7 +151,7 @@ def test_skipped_otherwise():
 def test_a_missing_server_is_a_failure_where_servers_are_required(
     required: str, outcomes: dict[str, int], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With RETAILROCKET_REQUIRE_SERVERS=1 no test that needs a real server can be skipped, whatever the reason."""
+    """If RETAILROCKET_REQUIRE_SERVERS=1 is set, a test that needs a real server fails instead of being skipped."""
     monkeypatch.setenv("RETAILROCKET_REQUIRE_SERVERS", required)
     monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     pytester.makeconftest((TESTS / "conftest.py").read_text("utf-8"))

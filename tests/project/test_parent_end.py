@@ -1,4 +1,4 @@
-"""Child processes of benchmarks, acceptance runs and test servers end when the process that started them has ended."""
+"""If a benchmark, an acceptance run or a test server's parent ends, the child processes end, too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ subprocess.Popen(until_parent_ends("sleep", "1000")).wait()
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
+    """Return True if the process runs; False if it is gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
     except OSError:
@@ -41,7 +41,7 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes that `pid` and its children have started and that still run."""
+    """Return the ids of the running processes that `pid` started, directly or indirectly."""
     found = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -52,7 +52,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], description: str) -> None:
-    """Wait for a condition that is in the hands of other processes."""
+    """Poll until the condition is true, for at most 60 s."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, f"this did not happen: {description}"
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], bool], description: str) -> None:
 
 @contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python in the root of the repository; all its descendants are gone after the block."""
+    """Run Python in the root of the repository; at the end kill it and all its descendants."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -94,9 +94,9 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     ],
 )
 def test_a_killed_run_leaves_no_process(arguments: str, processes: int) -> None:
-    """When a run is killed, every process that it has started ends as well."""
+    """If a run is killed, every process that it started ends."""
     with running("-m", *arguments.split()) as run:
-        # multiprocessing's resource tracker is one of them.
+        # The number includes the resource tracker of multiprocessing.
         wait_until(lambda: len(descendants(run.pid)) >= processes, f"{processes} processes run")
         children = descendants(run.pid)
         run.kill()
@@ -110,7 +110,7 @@ def test_a_killed_run_leaves_no_process(arguments: str, processes: int) -> None:
 
 
 def test_a_program_ends_with_its_parent() -> None:
-    """A program that knows nothing of its parent is killed when its parent has ended."""
+    """If the parent of a program ends, the program is killed, even if it does not check its parent."""
     with running("-c", PARENT) as parent:
         wait_until(lambda: len(descendants(parent.pid)) == 2, "the program and its watcher run")
         children = descendants(parent.pid)
@@ -121,7 +121,7 @@ def test_a_program_ends_with_its_parent() -> None:
 
 
 def test_a_watcher_ends_with_its_program() -> None:
-    """When the program ends, its watcher ends, and the program's exit status is the one that its parent sees."""
+    """If the program ends, its watcher ends, and the parent sees the program's exit status."""
     with running("-c", PARENT.replace(".wait()", ".wait() == -9 or exit(3)")) as parent:
         wait_until(lambda: len(descendants(parent.pid)) == 2, "the program and its watcher run")
         program, watcher = descendants(parent.pid)

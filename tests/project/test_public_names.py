@@ -1,4 +1,4 @@
-"""Public names report the package they are imported from, and tools that read types find theirs."""
+"""Public names report the public module from which they are imported, and tools can read their types."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FUNCTIONS = {path: thing for path, thing in PUBLIC.items() if isinstance(thing, 
 
 @pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
 def test_the_module_is_public(path: str) -> None:
-    """A public class or function reports a public module, in which it has its name."""
+    """If a class or function is public, its `__module__` is public and contains it under its name."""
     thing = PUBLIC[path]
 
     assert "._" not in thing.__module__
@@ -38,7 +38,7 @@ def test_the_module_is_public(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
 def test_a_pickle_names_the_public_module(path: str) -> None:
-    """A pickle of a public class or function has no private module in it, and gives the same object back."""
+    """If a public class or function is pickled, the pickle names no private module and is read back."""
     pickled = pickle.dumps(PUBLIC[path])
 
     assert b"._" not in pickled
@@ -47,7 +47,7 @@ def test_a_pickle_names_the_public_module(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(CLASSES))
 def test_type_hints(path: str) -> None:
-    """`typing.get_type_hints` resolves the annotations of every public class."""
+    """If a class is public, `typing.get_type_hints` resolves its annotations."""
     hints = typing.get_type_hints(CLASSES[path])
 
     assert not [name for name, hint in hints.items() if isinstance(hint, str)]
@@ -55,14 +55,14 @@ def test_type_hints(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(path for path, cls in CLASSES.items() if attrs.has(cls)))
 def test_attrs_types(path: str) -> None:
-    """`attrs.resolve_types` finds the type of every field of a public class."""
+    """If a class is public, `attrs.resolve_types` finds the type of each field."""
     fields = attrs.fields(attrs.resolve_types(CLASSES[path]))
 
     assert not [field.name for field in fields if isinstance(field.type, str)]
 
 
 def test_cattrs() -> None:
-    """A converter of cattrs turns a report into plain values and back."""
+    """If a report is converted to plain values and back by cattrs, it is equal."""
     dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
     converter = cattrs.Converter()
 
@@ -72,7 +72,7 @@ def test_cattrs() -> None:
 
 
 def test_a_record_keeps_no_private_module() -> None:
-    """The pickle of a record names public modules only, so that a later version can read it."""
+    """If a record is pickled, the pickle names only public modules, so later versions can read it."""
     dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
     report = CloseReport(stats=Stats(), undelivered=(dropped,), elapsed=1.0)
 
@@ -80,7 +80,7 @@ def test_a_record_keeps_no_private_module() -> None:
 
 
 def test_a_traceback_names_the_public_module() -> None:
-    """An error is printed under the name by which it is imported."""
+    """If an error is printed, its name is the one by which it is imported."""
     program = "import retailrocket_async; retailrocket_async.View(session_external_id='', product_id=1)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The files around the package: workflows, forms and the like agree with the sessions and the metadata."""
+"""The files around the package (workflows, issue forms and others) agree with noxfile.py and the metadata."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sessions() -> set[str]:
 
 @pytest.mark.parametrize("path", YAML, ids=name_of)
 def test_yaml_is_valid(path: Path) -> None:
-    """Each YAML file of the repository is one mapping."""
+    """If a file of the repository is YAML, it is one mapping."""
     assert isinstance(read(path), dict)
 
 
@@ -63,7 +63,7 @@ def test_yaml_is_valid(path: Path) -> None:
     "path", [*WORKFLOWS, ROOT / ".readthedocs.yaml", ROOT / ".pre-commit-config.yaml"], ids=name_of
 )
 def test_automation_calls_sessions_that_exist(path: Path) -> None:
-    """Workflows and hooks run the checks by the sessions of noxfile.py, and name none that does not exist."""
+    """If a workflow or hook names a session, noxfile.py has it."""
     text = path.read_text("utf-8").replace("-${{ matrix.python }}", "")
     called = {name for names in re.findall(r"--session ((?:\"?\w+\"? ?)+)", text) for name in re.findall(r"\w+", names)}
 
@@ -72,7 +72,7 @@ def test_automation_calls_sessions_that_exist(path: Path) -> None:
 
 
 def test_modules_that_a_session_leaves_out_exist() -> None:
-    """The modules of tests that noxfile.py leaves out of a session exist, so that none is forgotten when it moves."""
+    """If noxfile.py leaves a test module out of a session, the module exists."""
     module = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
     assigned = [node for node in module.body if isinstance(node, ast.Assign)]
     [names] = [node for node in assigned if ast.unparse(node.targets[0]) == "ELSEWHERE"]
@@ -83,14 +83,14 @@ def test_modules_that_a_session_leaves_out_exist() -> None:
 
 
 def test_the_gate_runs_in_a_workflow() -> None:
-    """The workflow for each change runs the same script as any other machine."""
+    """If a change is pushed, the workflow runs `.ci/run`, the script that developers run."""
     commands = [step.get("run") for _, job in jobs() for step in job["steps"]]
 
     assert ".ci/run" in commands
 
 
 def test_every_supported_python_is_in_the_matrix() -> None:
-    """The tests run on each Python that the metadata names, and on Linux, macOS and Windows."""
+    """If the metadata names a Python version, the tests run on it, and on Linux, macOS and Windows."""
     classified = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     matrix = dict(jobs())["ci.yml:pythons"]["strategy"]["matrix"]
 
@@ -100,7 +100,7 @@ def test_every_supported_python_is_in_the_matrix() -> None:
 
 @pytest.mark.parametrize(("name", "job"), jobs(), ids=[name for name, _ in jobs()])
 def test_jobs_are_bounded_and_pinned(name: str, job: dict[str, Any]) -> None:
-    """A job has a time limit, runs on a named version of a system, and uses actions by the hash of a commit."""
+    """If a job runs, it has a time limit, a named system version, and actions pinned by commit hash."""
     used = [step["uses"] for step in job["steps"] if "uses" in step]
 
     assert job["timeout-minutes"] <= 60
@@ -109,7 +109,7 @@ def test_jobs_are_bounded_and_pinned(name: str, job: dict[str, Any]) -> None:
 
 
 def test_workflows_may_only_read() -> None:
-    """No job may write anything, but for the one that publishes: it may prove who it is."""
+    """If a workflow runs, it may only read; the job that publishes may also request an identity token."""
     assert [{"contents": "read"}] * len(WORKFLOWS) == [read(path)["permissions"] for path in WORKFLOWS]
     assert {"release.yml:publish": {"id-token": "write"}} == {
         name: job["permissions"] for name, job in jobs() if "permissions" in job
@@ -118,7 +118,7 @@ def test_workflows_may_only_read() -> None:
 
 @pytest.mark.parametrize("path", FORMS, ids=name_of)
 def test_forms_are_well_formed(path: Path) -> None:
-    """Each field of an issue form has a label, and an id of its own."""
+    """If an issue form has a field, the field has a label and a unique id."""
     form = read(path)
     fields = [field for field in form["body"] if field["type"] != "markdown"]
     ids = [field["id"] for field in fields]
@@ -130,7 +130,7 @@ def test_forms_are_well_formed(path: Path) -> None:
 
 
 def test_a_bug_report_asks_for_no_secret() -> None:
-    """Who reports a bug must confirm that the report holds no key, and no field asks for one."""
+    """If a bug is reported, the reporter must confirm that no key is included, and no field asks for a secret."""
     fields = {field.get("id"): field for field in read(GITHUB / "ISSUE_TEMPLATE" / "bug_report.yml")["body"]}
     [confirmation] = fields.pop("secrets")["attributes"]["options"]
     warning = fields.pop(None)["attributes"]["value"]
@@ -143,7 +143,7 @@ def test_a_bug_report_asks_for_no_secret() -> None:
 
 
 def test_every_kind_of_dependency_is_updated_after_a_week() -> None:
-    """Dependabot looks at Python packages, npm packages and actions, and takes no version younger than a week."""
+    """If dependencies are updated, Dependabot waits until a version is a week old, for every kind of package."""
     updates = read(GITHUB / "dependabot.yml")["updates"]
 
     assert {"pip", "npm", "github-actions"} == {update["package-ecosystem"] for update in updates}

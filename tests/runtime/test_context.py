@@ -1,4 +1,4 @@
-"""Contexts: the client keeps no visitor's context variables, and shows them to no code that runs for others."""
+"""The client stores no visitor's context variables, and functions that run for all visitors do not see them."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 __all__ = ["redis_server"]
 
 FAR = 3600.0
-"""Seconds until something that no test waits for."""
+"""Seconds for timeouts that never pass during a test."""
 
 
 class Visitor:
-    """The value of a context variable of a request."""
+    """A value that a request stores in a context variable."""
 
 
 visitor: ContextVar[Visitor | None] = ContextVar("visitor", default=None)
 
 
 async def visit(work: Callable[[], Coroutine[Any, Any, object]]) -> weakref.ref[Visitor]:
-    """Run `work` as the request of one visitor; return a weak reference to the visitor."""
+    """Run `work` as the request of one visitor. Return a weak reference to the visitor."""
     ours = Visitor()
     context = Context()
     context.run(visitor.set, ours)
@@ -66,15 +66,15 @@ async def visit(work: Callable[[], Coroutine[Any, Any, object]]) -> weakref.ref[
 
 
 async def is_forgotten(reference: weakref.ref[Visitor]) -> bool:
-    """Whether the visitor is collected, a few turns of the loop later."""
+    """Return True if the visitor is garbage-collected after a few turns of the loop."""
     await turns(20)
     gc.collect()
     return reference() is None
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Poll until a condition is true."""
-    # Not by `asyncio.timeout`, whose timer would keep the context in which this is called.
+    """Poll until the condition is true, for at most 60 s."""
+    # The timer of `asyncio.timeout` would store the current context, so it is not used.
     ends_at = asyncio.get_running_loop().time() + 60.0
     while not condition():
         assert asyncio.get_running_loop().time() < ends_at
@@ -82,7 +82,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def parked(server: RawServer) -> asyncio.Event:
-    """Let the server answer only after the returned event is set."""
+    """Make the server wait, before it answers, until the returned event is set."""
     go_on = asyncio.Event()
 
     async def respond(_: object, __: object) -> bytes:
@@ -95,14 +95,14 @@ def parked(server: RawServer) -> asyncio.Event:
 
 @asynccontextmanager
 async def client_of(server: RawServer, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-    """Yield a client of a server, and close it without waiting."""
+    """Yield a client of a server, and close it at once at the end."""
     options.setdefault("api_key", "key")
     client = AsyncTrackingClient(partner_id="partner", base_url=server.url, **options)
     try:
         yield client
     finally:
         await client.aclose(0.0)
-        # Connections that are being closed would be collected in another test.
+        # Connections that are still closing would be collected in another test, so this waits for them.
         await connections_closed(client)
 
 
@@ -118,7 +118,7 @@ async def _tracks_envelopes(client: AsyncTrackingClient) -> None:
 
 
 async def in_thread(function: Callable[[], object]) -> None:
-    """Call a function in a new thread with this context, and wait for the thread to end."""
+    """Call a function in a new thread with a copy of this context, and wait until the thread ends."""
     thread = threading.Thread(target=copy_context().run, args=(function,))
     thread.start()
     await until(lambda: not thread.is_alive())
@@ -158,7 +158,7 @@ async def _flushes(client: AsyncTrackingClient) -> None:
 async def test_an_event_keeps_no_visitor(
     tracks: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], options: dict[str, Any]
 ) -> None:
-    """An event that waits or is in flight keeps no context of its caller; neither do pump and timers."""
+    """If an event waits or is in flight, no task, timer or event refers to its caller's context."""
     async with raw_server() as server, client_of(server, **options) as client:
         go_on = parked(server)
         reference = await visit(lambda: tracks(client))
@@ -173,7 +173,7 @@ async def test_an_event_keeps_no_visitor(
 async def test_a_call_that_has_returned_keeps_no_visitor(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]],
 ) -> None:
-    """After `send` and `flush` no timer and no connection keeps the caller's context."""
+    """If `send` or `flush` has returned, no timer or connection refers to the caller's context."""
     async with raw_server() as server, client_of(server) as client:
         reference = await visit(lambda: does(client))
 
@@ -184,7 +184,7 @@ async def test_a_call_that_has_returned_keeps_no_visitor(
 
 @pytest.mark.parametrize("replies", [None, answer(503), answer(429, "Retry-After: 50")], ids=["parked", "503", "429"])
 async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None) -> None:
-    """A `send` that is cancelled in flight, or before its retry, keeps no context."""
+    """If a `send` is cancelled in flight or before its retry, nothing refers to its context."""
     retry = RetryPolicy(initial_backoff=FAR, max_backoff=FAR, max_elapsed=FAR)
     async with raw_server() as server, client_of(server, retry=retry) as client:
         if replies is None:
@@ -198,7 +198,7 @@ async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None)
 
 @pytest.mark.parametrize("limiter", [LocalLimiter(None), LocalLimiter(RateLimit(requests=1, per=FAR))], ids=["no", "1"])
 async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: LocalLimiter) -> None:
-    """A `send` that is cancelled while it waits for a permit leaves no timer that keeps its context."""
+    """If a `send` is cancelled while it waits for a permit, no timer refers to its context."""
     async with raw_server() as server, client_of(server, limiter=limiter) as client:
         await client.send(event(1))
         limiter.pause_until(asyncio.get_running_loop().time() + 60.0)
@@ -209,7 +209,7 @@ async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: Local
 
 @pytest.mark.parametrize("does", [_tracks, _gives_up])
 async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]]) -> None:
-    """While the API is down, neither the timers of the circuit breaker nor waiting requests keep a context."""
+    """If the API is down, neither the circuit breaker's timers nor waiting requests refer to a context."""
     retry = RetryPolicy(initial_backoff=60.0, max_backoff=60.0, max_elapsed=FAR)
     batching = Batching(linger=0.0, max_events=1)
     async with raw_server() as server, client_of(server, retry=retry, batching=batching) as client:
@@ -223,7 +223,7 @@ async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], 
 
 
 async def test_a_full_buffer_keeps_no_visitor() -> None:
-    """A caller that stops waiting for room leaves no context behind, in the loop and in a thread."""
+    """If a caller stops waiting for space in the buffer, in the loop or a thread, nothing refers to its context."""
     options = {"batching": Batching(linger=FAR, max_events=10), "buffer": Buffer(max_events=1)}
     async with raw_server() as server, client_of(server, **options) as client:
         parked(server)
@@ -251,26 +251,26 @@ async def test_a_full_buffer_keeps_no_visitor() -> None:
 
 
 class Blocked:
-    """Functions that record which visitor they see, and return after `go_on` is set."""
+    """Functions that record which visitor they see, and return only after `go_on` is set."""
 
     def __init__(self) -> None:
         self.seen: list[Visitor | None] = []
         self.go_on = threading.Event()
 
     def plainly(self, *_: object) -> str:
-        """Block a thread."""
+        """Block the thread until `go_on` is set."""
         self.seen.append(visitor.get())
         assert self.go_on.wait(60.0)
         return "key"
 
     async def later(self, *_: object) -> str:
-        """Wait in the loop."""
+        """Wait in the loop until `go_on` is set."""
         self.seen.append(visitor.get())
         await until(self.go_on.is_set)
         return "key"
 
     def in_both(self, *_: object) -> Coroutine[Any, Any, str]:
-        """Start in a thread, and wait in the loop."""
+        """Record the visitor in a thread, and return a coroutine that waits in the loop."""
         self.seen.append(visitor.get())
         return self.later()
 
@@ -284,7 +284,7 @@ KINDS: dict[str, Callable[[Blocked], Callable[..., object]]] = {
 
 @pytest.fixture
 def blocked() -> Iterator[Blocked]:
-    """Yield functions that block until the test ends."""
+    """Provide functions that block until the test ends."""
     functions = Blocked()
     yield functions
     functions.go_on.set()
@@ -295,7 +295,7 @@ def blocked() -> Iterator[Blocked]:
 async def test_a_key_function_sees_and_keeps_no_visitor(
     kind: str, does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], blocked: Blocked
 ) -> None:
-    """The function that returns the key runs in an empty context, and keeps none."""
+    """If the key is returned by a function, the function runs in an empty context."""
     api_key: Any = KINDS[kind](blocked)
     async with raw_server() as server, client_of(server, api_key=api_key, batching=Batching(linger=0.0)) as client:
         reference = await visit(lambda: does(client))
@@ -310,7 +310,7 @@ async def test_a_key_function_sees_and_keeps_no_visitor(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> None:
-    """`on_outcome` and `on_state_change` run in an empty context, and keep none."""
+    """If `on_outcome` and `on_state_change` are called, they run in an empty context."""
     hook = KINDS[kind](blocked)
     options = {"batching": Batching(linger=0.0), "on_outcome": hook, "on_state_change": hook}
     async with raw_server() as server, client_of(server, **options) as client:
@@ -329,7 +329,7 @@ async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> Non
 
 
 async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked) -> None:
-    """If one visitor's call drops the event of another one, the hook sees the context of neither."""
+    """If one visitor's call drops another visitor's event, the hook sees the context of neither."""
     blocked.go_on.set()
     options: dict[str, Any] = {"buffer": Buffer(max_events=1, overflow="drop_oldest"), "batching": Batching(linger=FAR)}
     seeing = Seeing()
@@ -346,7 +346,7 @@ async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked
 
 
 async def test_a_thread_keeps_no_variables_from_one_call_to_the_next() -> None:
-    """A variable that a plain hook sets in its thread is not set in its next call."""
+    """If a hook sets a context variable in its thread, the next call does not see it."""
     seen: list[Visitor | None] = []
 
     def hook(_: object) -> None:
@@ -370,7 +370,7 @@ def _is_long(things: list[Any], length: int) -> bool:
 
 
 class Seeing(Observer):
-    """Records which of its methods sees a visitor, and sets a variable for each request."""
+    """Record which methods of the observer see a visitor, and set a variable for each request."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, bool]] = set()
@@ -380,23 +380,23 @@ class Seeing(Observer):
         self.seen.add((method, visitor.get() is not None))
 
     def tracked(self) -> object:
-        """Record what it sees."""
+        """Record whether `tracked` sees a visitor."""
         self._note("tracked")
         return None
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Record what it sees, and set the variable."""
+        """Record whether this method sees a visitor, and set the variable to the request's path."""
         self._note("request_began")
         self.requests.append(current.get())
         return current.set(request.path)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Record what it sees, and reset the variable."""
+        """Record whether this method sees a visitor, and reset the variable."""
         self._note("request_ended")
         current.reset(begun)  # type: ignore[arg-type]
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Record what it sees."""
+        """Record whether `settled` sees a visitor."""
         self._note("settled")
 
 
@@ -409,7 +409,7 @@ current: ContextVar[str | None] = ContextVar("current", default=None)
 async def test_the_context_that_an_observer_sees(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], sees: set[str]
 ) -> None:
-    """`tracked`, and the methods for a direct send, see the caller's context; those for a batch an empty one."""
+    """If an event is tracked or sent directly, the observer sees the caller's context; for a batch, an empty one."""
     seeing = Seeing()
     methods = {"request_began", "request_ended", "settled"} | sees
     async with raw_server() as server, client_of(server, observer=seeing) as client:
@@ -422,7 +422,7 @@ async def test_the_context_that_an_observer_sees(
 
 @pytest.mark.parametrize("keeps", [False, True])
 async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
-    """A variable that `request_began` sets is set during that request, and not during another one or a retry."""
+    """If `request_began` sets a variable, only that request sees it, not another request or a retry."""
     inside: list[str | None] = []
 
     class Limiter(LocalLimiter):
@@ -455,7 +455,7 @@ async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) 
 
 
 async def test_an_observer_with_an_origin_keeps_no_visitor() -> None:
-    """The value of `Observer.origin` is kept until the next request at most."""
+    """If `Observer.origin` is set, the client forgets its value at the next request at the latest."""
 
     class Origin(Observer):
         origin = visitor
@@ -476,7 +476,7 @@ async def test_an_observer_with_an_origin_keeps_no_visitor() -> None:
 async def test_a_spool_keeps_no_visitor(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], tmp_path: Path
 ) -> None:
-    """The thread and the tasks of a spool keep no context of a caller."""
+    """If the client has a spool, the spool's thread and tasks do not refer to a caller's context."""
     async with raw_server() as server, client_of(server, spool=SqliteSpool(tmp_path / "spool")) as client:
         reference = await visit(lambda: does(client))
         await client.flush()
@@ -485,7 +485,7 @@ async def test_a_spool_keeps_no_visitor(
 
 
 async def test_a_close_with_a_spool_keeps_no_visitor(tmp_path: Path) -> None:
-    """A close whose caller is cancelled goes on, and keeps no context."""
+    """If the caller of a close is cancelled, the close continues, and nothing refers to the caller's context."""
     options = {"spool": SqliteSpool(tmp_path / "spool"), "batching": Batching(linger=0.0)}
     async with raw_server() as server, client_of(server, **options) as client:
         go_on = parked(server)
@@ -510,7 +510,7 @@ async def test_a_close_with_a_spool_keeps_no_visitor(tmp_path: Path) -> None:
 @pytest.mark.needs_server("redis-server")
 @pytest.mark.parametrize("reachable", [True, False])
 async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reachable: bool) -> None:  # noqa: FBT001
-    """Reservations, timers and the connection of the Redis limiter keep no context of a caller."""
+    """If the Redis limiter is used, its reservations, timers and connection do not refer to a caller's context."""
     url = redis_server.url if reachable else f"redis://127.0.0.1:{free_port()}"
     async with Redis.from_url(url) as redis:
         limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
@@ -521,7 +521,7 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
             permit.sent()
             limiter.throttled(asyncio.get_running_loop().time())
             limiter.pause_until(asyncio.get_running_loop().time() + 30.0)
-            # `done` is never called, so the timer stays.
+            # `done` is never called, so the permit's timer remains.
             waiting = asyncio.create_task(limiter.acquire())
             await asyncio.sleep(0.05)
             waiting.cancel()
@@ -533,7 +533,7 @@ async def test_a_redis_limiter_keeps_no_visitor(redis_server: RedisServer, reach
 
 
 async def test_a_relay_that_has_ended_keeps_no_context() -> None:
-    """A relay runs in its caller's context, and the client keeps none of it after the end."""
+    """If a relay has ended, the client does not refer to the context in which the relay ran."""
     stream = MemoryStream()
     async with raw_server() as server, client_of(server, retry=RetryPolicy(outlast=True)) as client:
         relay = Relay(MemorySource(stream, name="relay"), client)
@@ -551,7 +551,7 @@ async def test_a_relay_that_has_ended_keeps_no_context() -> None:
 
 
 async def test_an_application_keeps_no_visitor() -> None:
-    """A client that a lifespan opens, and a request uses first, keeps no context of that request."""
+    """If a lifespan opens the client and a request uses it first, nothing refers to the request's context."""
     async with raw_server() as server:
         make = functools.partial(AsyncTrackingClient, "key", "partner", base_url=server.url)
         rocket = RetailRocket(make, batching=Batching(linger=FAR), grace=0.0)

@@ -1,4 +1,4 @@
-"""Every public module works without optional libraries, or its error names the extra to install."""
+"""If an optional library is missing, every public module works or raises an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 PACKAGE = Path(retailrocket_async.__file__).parent
 
-# The import names of their libraries.
+# The import names of each extra's libraries.
 LIBRARIES = {
     "aiohttp": ["aiohttp"],
     "cli": ["typer", "rich"],
@@ -33,7 +33,7 @@ LIBRARIES = {
     "starlette": ["starlette"],
 }
 
-# A statement that needs the extra.
+# For each extra, a statement that needs it.
 USES = {
     "aiohttp": "import retailrocket_async.aiohttp",
     "cli": "import retailrocket_async.cli._app",
@@ -62,7 +62,7 @@ sys.meta_path.insert(0, Blocker)
 
 
 def errors_without(libraries: list[str], *statements: str) -> list[str]:
-    """Return the errors of statements, "" for none, in a process in which these libraries are not installed."""
+    """Run the statements in a process without these libraries. Return each statement's error, or "" if it succeeded."""
     code = f"""
 BLOCKED = {libraries!r}
 {BLOCKER}
@@ -82,7 +82,7 @@ print(json.dumps(errors))
 
 
 def public_modules() -> list[str]:
-    """Return the dotted names of all modules of the package that a user may import."""
+    """Return the dotted names of the package's modules that a user may import."""
     names = [
         ".".join(("retailrocket_async", *path.relative_to(PACKAGE).with_suffix("").parts))
         for path in PACKAGE.rglob("*.py")
@@ -92,20 +92,20 @@ def public_modules() -> list[str]:
 
 
 def test_every_extra_is_here() -> None:
-    """The tables above have every extra of the package."""
+    """If the package has an extra, the tables of these tests contain it."""
     assert EXTRAS.keys() == LIBRARIES.keys() == USES.keys()
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_a_missing_library_names_its_extra(extra: str) -> None:
-    """Without one library of an extra, importing what needs it fails with a message that says what to install."""
+    """If a library of an extra is missing, the import error says which extra to install."""
     errors = [errors_without([library], USES[extra])[0] for library in LIBRARIES[extra]]
 
     assert all(f'pip install "retailrocket-async[{extra}]"' in line for line in errors), errors
 
 
 def test_every_public_module() -> None:
-    """Without any optional library every public module can be imported, or its error names an extra."""
+    """If all optional libraries are missing, every public module can be imported or its error names an extra."""
     modules = public_modules()
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
 
@@ -121,7 +121,7 @@ def test_every_public_module() -> None:
 
 
 def test_every_name_of_the_relay() -> None:
-    """Every exported name of the relay exists, or its error names an extra."""
+    """If all optional libraries are missing, every name of the relay can be imported or its error names an extra."""
     from retailrocket_async import relay
 
     everything = sorted({library for libraries in LIBRARIES.values() for library in libraries})
@@ -132,13 +132,13 @@ def test_every_name_of_the_relay() -> None:
 
 
 def test_a_module_of_ours_is_no_extra() -> None:
-    """A missing module of the package itself raises the plain error, as it is a defect."""
+    """If a module of the package itself is missing, the plain error is raised, because this is a defect."""
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'retailrocket_async\._nothing'"), needing("redis"):
         import retailrocket_async._nothing  # noqa: F401
 
 
 def test_an_old_version_names_the_extra() -> None:
-    """If a library lacks a name of newer versions, the error names the extra that installs one."""
+    """If a library is too old to have a name, the error names the extra that installs a newer version."""
     errors = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
     with pytest.raises(ImportError, match=errors), needing("redis"):
         from json import nothing  # type: ignore[attr-defined] # noqa: F401

@@ -1,4 +1,4 @@
-"""Foreign code may raise anything, at any stack depth: no event loses its outcome, no counter becomes wrong."""
+"""If code of others raises any error, at any stack depth, no event loses its outcome, and all counters are right."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ OBSERVER_METHODS = ["tracked", "request_began", "request_ended", "settled"]
 
 
 class Failing(Observer):
-    """Raises in one of its methods."""
+    """An observer that raises an error in one of its methods."""
 
     def __init__(self, method: str, error: type[BaseException]) -> None:
         self._method = method
         self._error = error
 
     def tracked(self) -> object:
-        """Raise, or keep something."""
+        """Raise the error if this is the chosen method; otherwise return a value."""
         return self._raise_in("tracked")
 
     def request_began(self, request: ObservedRequest) -> object:
-        """Raise, or return something."""
+        """Raise the error if this is the chosen method; otherwise return a value."""
         return self._raise_in("request_began")
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Raise, or do nothing."""
+        """Raise the error if this is the chosen method."""
         self._raise_in("request_ended")
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Raise, or do nothing."""
+        """Raise the error if this is the chosen method."""
         self._raise_in("settled")
 
     def _raise_in(self, method: str) -> object:
@@ -83,7 +83,7 @@ class Failing(Observer):
 
 
 async def outcomes_of(client: AsyncTrackingClient, count: int = 3) -> tuple[list[Outcome], Stats]:
-    """Track events, flush, close; check the counters, and return them with the outcomes."""
+    """Track `count` events, flush and close. Check the counters, and return the outcomes and counters."""
     async with client:
         receipts = [await client.track(event(number, f"v{number}")) for number in range(count)]
         await client.flush(60.0)
@@ -97,7 +97,7 @@ async def outcomes_of(client: AsyncTrackingClient, count: int = 3) -> tuple[list
 @raising_anything
 @pytest.mark.parametrize("method", OBSERVER_METHODS)
 def test_an_observer_that_raises_anything_changes_nothing(method: str, error: type[BaseException]) -> None:
-    """Any error of an observer is counted, every event is delivered, and a flush returns."""
+    """If an observer raises any error, the error is counted, every event is delivered, and a flush returns."""
     outcomes, stats = run(outcomes_of_observed(Failing(method, error)))
 
     assert outcomes == [Delivered(status=200, elapsed=outcomes[0].elapsed)] * 3
@@ -105,13 +105,13 @@ def test_an_observer_that_raises_anything_changes_nothing(method: str, error: ty
 
 
 async def outcomes_of_observed(observer: Observer) -> tuple[list[Outcome], Stats]:
-    """Return the outcomes of events under an observer."""
+    """Return the outcomes and counters of events that are tracked with this observer."""
     return await outcomes_of(make_client(ScriptedTransport(), observer=observer, batching=Batching(max_events=2)))
 
 
 @raising_anything
 def test_an_observer_that_raises_leaves_a_drop_counted_by_name(error: type[BaseException]) -> None:
-    """A dropped event is in `dropped_by` under its name, though the observer raises."""
+    """If the observer raises, a dropped event is still counted in `dropped_by` under its name."""
 
     async def main() -> Stats:
         client = make_client(
@@ -130,7 +130,7 @@ def test_an_observer_that_raises_leaves_a_drop_counted_by_name(error: type[BaseE
 
 @raising_anything
 def test_is_throttled_that_raises_anything_leaves_the_status_to_decide(error: type[BaseException]) -> None:
-    """If `RetryPolicy.is_throttled` raises, a refused event is `Rejected`."""
+    """If `RetryPolicy.is_throttled` raises, the status decides: the event is `Rejected`."""
 
     def is_throttled(status: int, body: bytes) -> NoReturn:
         raise error
@@ -145,46 +145,46 @@ def test_is_throttled_that_raises_anything_leaves_the_status_to_decide(error: ty
 
 
 class FailingPermit:
-    """A permit that raises."""
+    """A permit whose methods raise an error."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
 
     def sent(self) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error
 
     def done(self, *, answered: bool = False) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error
 
 
 class FailingLimiter:
-    """Raises in every method, except in later calls of `acquire`."""
+    """A limiter whose methods raise an error, but whose `acquire` succeeds from the third call on."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
         self.asked = 0
 
     async def acquire(self) -> FailingPermit:
-        """Raise twice, then grant."""
+        """Raise the error twice, then grant a permit."""
         self.asked += 1
         if self.asked <= 2:
             raise self._error
         return FailingPermit(self._error)
 
     def pause_until(self, deadline: float) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error
 
     def throttled(self, sent_at: float) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error
 
 
 @raising_anything
 def test_a_limiter_that_raises_anything_delays_and_loses_nothing(error: type[BaseException]) -> None:
-    """If the methods of a limiter raise, batches and direct sends are still delivered."""
+    """If a limiter's methods raise, batches and direct sends are still delivered."""
 
     async def main() -> tuple[list[Outcome], Stats, Delivered]:
         transport = ScriptedTransport(status(429, retry_after=1.0), status(503, retry_after=1.0))
@@ -201,7 +201,7 @@ def test_a_limiter_that_raises_anything_delays_and_loses_nothing(error: type[Bas
 
 @raising_anything
 def test_a_transport_that_raises_anything_is_a_failure_like_any_other(error: type[BaseException]) -> None:
-    """Any error of a caller's transport is retried, and ends neither the loop nor an event."""
+    """If a caller's transport raises any error, the request is retried, and all events are delivered."""
     raised = ScriptedTransport(*[step(error)] * 2)
 
     outcomes, _ = run(outcomes_of_transport(raised))
@@ -210,12 +210,12 @@ def test_a_transport_that_raises_anything_is_a_failure_like_any_other(error: typ
 
 
 async def outcomes_of_transport(transport: ScriptedTransport) -> tuple[list[Outcome], Stats]:
-    """Return the outcomes of events that use a transport."""
+    """Return the outcomes and counters of events that are sent by this transport."""
     return await outcomes_of(make_client(transport))
 
 
 def step(error: type[BaseException]) -> Any:
-    """Return the step in which the transport raises."""
+    """Return a step that makes the transport raise the error."""
     from tests.support.fakes import Step
 
     return Step(reply=error("secret"))
@@ -223,7 +223,7 @@ def step(error: type[BaseException]) -> Any:
 
 @raising_anything
 def test_before_send_that_raises_anything_leaves_the_event_as_it_came(error: type[BaseException]) -> None:
-    """If `before_send` raises, the given event is sent, and the error is counted."""
+    """If `before_send` raises any error, the original event is sent, and the error is counted."""
 
     def before_send(event: object) -> NoReturn:
         raise error
@@ -238,20 +238,20 @@ def test_before_send_that_raises_anything_leaves_the_event_as_it_came(error: typ
 
 
 class FailingHandler(logging.Handler):
-    """A log handler that raises."""
+    """A log handler that raises an error."""
 
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__()
         self._error = error
 
     def emit(self, record: logging.LogRecord) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error
 
 
 @pytest.fixture
 def handled_by() -> Iterator[Callable[[logging.Handler], None]]:
-    """Add a handler to the package's logger for one test."""
+    """Return a function that adds a handler to the package's logger until the test ends."""
     logger = logging.getLogger("retailrocket_async")
     handlers: list[logging.Handler] = []
 
@@ -268,7 +268,7 @@ def handled_by() -> Iterator[Callable[[logging.Handler], None]]:
 def test_a_log_handler_that_raises_anything_keeps_no_hook_from_its_call(
     error: type[BaseException], handled_by: Callable[[logging.Handler], None]
 ) -> None:
-    """If a log handler raises about a refused event, the event has its outcome, and `on_outcome` gets it."""
+    """If a log handler raises for a refused event, the event has its outcome, and `on_outcome` is called."""
     handled_by(FailingHandler(error))
     undelivered: list[object] = []
 
@@ -289,7 +289,7 @@ def test_a_log_handler_that_raises_anything_keeps_no_hook_from_its_call(
 def test_a_log_handler_that_raises_anything_leaves_the_state_machine_alone(
     error: type[BaseException], handled_by: Callable[[logging.Handler], None]
 ) -> None:
-    """If a log handler raises about an outage, `on_state_change` is called, and the outage ends normally."""
+    """If a log handler raises during an outage, `on_state_change` is called, and sending resumes afterwards."""
     handled_by(FailingHandler(error))
     states: list[str] = []
 
@@ -310,7 +310,7 @@ def test_a_log_handler_that_raises_anything_leaves_the_state_machine_alone(
 async def test_a_log_handler_that_raises_anything_stops_no_shared_limit(
     error: type[BaseException], handled_by: Callable[[logging.Handler], None]
 ) -> None:
-    """If a log handler raises about an unreachable Redis, the limiter still grants its share."""
+    """If a log handler raises because Redis is unreachable, the limiter still grants this process's share."""
     handled_by(FailingHandler(error))
     async with Redis.from_url(f"redis://127.0.0.1:{free_port()}") as redis:
         limiter = RedisLimiter(redis, RateLimit(requests=5, per=1.0), replicas=1)
@@ -324,38 +324,38 @@ async def test_a_log_handler_that_raises_anything_stops_no_shared_limit(
 
 
 class FailingMapping(dict[str, Any]):
-    """A mapping that cannot be read."""
+    """A mapping whose `items` raises an error."""
 
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__(key="value")
         self._error = error
 
     def items(self) -> NoReturn:
-        """Raise."""
+        """Raise the error."""
         raise self._error("secret")
 
 
 class FailingZone(tzinfo):
-    """A time zone without an offset."""
+    """A time zone whose methods raise an error."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
-        """Raise."""
+        """Raise the error."""
         raise self._error("secret")
 
     def dst(self, moment: datetime | None) -> timedelta:
-        """Raise."""
+        """Raise the error."""
         raise self._error("secret")
 
     def tzname(self, moment: datetime | None) -> str:
-        """Raise."""
+        """Raise the error."""
         raise self._error("secret")
 
 
 class FailingRepr:
-    """A value whose repr raises."""
+    """A value whose `repr` raises an error."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
@@ -365,7 +365,7 @@ class FailingRepr:
 
 
 def noon_in(zone: tzinfo) -> datetime:
-    """Return a moment in this zone."""
+    """Return noon of a fixed day in this zone."""
     return datetime(2026, 1, 1, 12, tzinfo=zone)
 
 
@@ -385,7 +385,7 @@ BAD_VALUES: list[Callable[[type[BaseException]], object]] = [
 def test_a_value_that_raises_anything_is_an_invalid_value(
     make: Callable[[type[BaseException]], object], error: type[BaseException]
 ) -> None:
-    """A mapping, sequence, time zone or repr that raises gives one validation error, without the text of its error."""
+    """If a value's own methods raise, `EventValidationError` is raised without the text of that error."""
 
     async def main() -> None:
         make(error)
@@ -400,7 +400,7 @@ def test_a_value_that_raises_anything_is_an_invalid_value(
 
 
 async def test_cancelling_a_task_is_not_the_limiters_failure() -> None:
-    """A direct send that is cancelled while it waits for the limiter raises `CancelledError` and ends."""
+    """If a direct send is cancelled while it waits for the limiter, it raises `CancelledError`."""
     limiter = RecordingLimiter(gated=True)
     async with make_client(ScriptedTransport(), limiter=limiter) as client:
         sending = asyncio.create_task(client.send(event(1)))
@@ -415,7 +415,7 @@ async def test_cancelling_a_task_is_not_the_limiters_failure() -> None:
 
 
 def test_ctrl_c_ends_a_program_that_waits_in_an_observer() -> None:
-    """Ctrl-C that arrives while foreign code runs ends the program, with or without `asyncio.run`."""
+    """If Ctrl-C arrives while an observer runs, the program ends, with or without `asyncio.run`."""
     for runner in ("asyncio.run(main())", "asyncio.new_event_loop().run_until_complete(main())"):
         program = textwrap.dedent(f"""
             import asyncio, os, signal, sys
@@ -451,7 +451,7 @@ def test_ctrl_c_ends_a_program_that_waits_in_an_observer() -> None:
 
 
 def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
-    """After Ctrl-C in an observer of a cancelled request, the client logs later failures."""
+    """If Ctrl-C arrives in an observer of a cancelled request, the client still logs later failures."""
     program = textwrap.dedent("""
         import asyncio, os, signal
         from retailrocket_async import Batching, Observer
@@ -491,7 +491,7 @@ def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
 
 
 def test_ctrl_c_is_distinguished_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`KeyboardInterrupt` counts as Ctrl-C only in the main thread, and only with Python's own handler."""
+    """If `KeyboardInterrupt` is raised outside the main thread or without Python's handler, it is not Ctrl-C."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with_pythons_handler = is_interrupt(KeyboardInterrupt())
@@ -506,7 +506,7 @@ def test_ctrl_c_is_distinguished_from_an_error_of_that_name(monkeypatch: pytest.
 
 
 async def test_only_a_tasks_own_cancellation_ends_it() -> None:
-    """`ends_task` is true for the cancellation of the running task, and for no other `CancelledError`."""
+    """If the running task itself is cancelled, `ends_task` is True; for any other `CancelledError`, False."""
     seen: list[bool] = []
 
     async def foreign() -> None:
@@ -528,11 +528,11 @@ async def test_only_a_tasks_own_cancellation_ends_it() -> None:
 # --- any stack depth ---
 
 DEEP = 400
-"""Frames below the recursion limit in which each depth is tried."""
+"""Number of stack frames before the recursion limit for which each depth is tried."""
 
 
 def at_depth_left(left: int, call: Callable[[], object]) -> object:
-    """Call a function with a few stack frames left; return the result or the RecursionError."""
+    """Call a function with only `left` stack frames left. Return its result or the `RecursionError`."""
 
     def descend(frames: int) -> object:
         return call() if frames <= 0 else descend(frames - 1)
@@ -556,10 +556,10 @@ BUFFERS = [
 
 
 class Marking(Observer):
-    """Keeps a mark with each event."""
+    """An observer that stores an object with each event."""
 
     def tracked(self) -> object:
-        """Return something."""
+        """Return a new object."""
         return object()
 
 
@@ -568,7 +568,7 @@ class Marking(Observer):
 def test_no_counter_becomes_wrong_near_the_recursion_limit(
     batching: Batching, buffer: Buffer, observer: Observer | None
 ) -> None:
-    """At any stack depth `track_nowait` accepts and counts an event, or refuses it and counts nothing."""
+    """If the stack is almost full, `track_nowait` accepts and counts an event, or raises and counts nothing."""
 
     async def main() -> tuple[int, Stats]:
         client = make_client(ScriptedTransport(), batching=batching, buffer=buffer, observer=observer)
@@ -606,7 +606,7 @@ ASYNC_CALLS: list[Callable[[AsyncTrackingClient, int], Coroutine[Any, Any, objec
 def test_a_coroutine_that_runs_near_the_recursion_limit_changes_all_or_nothing(
     call: Callable[[AsyncTrackingClient, int], Coroutine[Any, Any, object]],
 ) -> None:
-    """At any stack depth of a coroutine's start, the counters stay right, and every event has its outcome."""
+    """If a coroutine starts while the stack is almost full, counters are right, and every event has its outcome."""
 
     async def main() -> Stats:
         client = make_client(ScriptedTransport(), batching=Batching(max_events=5))
@@ -614,7 +614,7 @@ def test_a_coroutine_that_runs_near_the_recursion_limit_changes_all_or_nothing(
             for left in range(1, 150):
                 coroutine = call(client, left)
                 try:
-                    # Its first step runs here, at this depth; the later steps do not matter.
+                    # The coroutine's first step runs at this depth; the depth of later steps does not matter.
                     at_depth_left(left, lambda coroutine=coroutine: coroutine.send(None))  # type: ignore[misc]
                 except (RecursionError, StopIteration, EventValidationError):
                     pass
@@ -632,7 +632,7 @@ def test_a_coroutine_that_runs_near_the_recursion_limit_changes_all_or_nothing(
 
 
 def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
-    """`ensure_stack` raises RecursionError if fewer than some forty frames are left, and otherwise nothing."""
+    """If fewer than about forty stack frames are left, `ensure_stack` raises `RecursionError`; otherwise not."""
     with pytest.raises(RecursionError):
         at_depth_left(20, ensure_stack)
 
@@ -640,7 +640,7 @@ def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
 
 
 def test_orders_are_still_valid() -> None:
-    """The values that the tests above break are otherwise valid."""
+    """If the broken part of the values in the tests above is corrected, the values are valid."""
     [line] = order_lines(
         [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
     )

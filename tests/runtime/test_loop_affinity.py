@@ -1,4 +1,4 @@
-"""A client belongs to the loop of its first use; other loops, threads and processes are refused."""
+"""A client belongs to the loop in which it is first used; other loops, threads and processes get an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_first_use_binds_the_loop() -> None:
-    """The first use binds the client to its loop, and `now` is the time of that loop."""
+    """If a client is first used in a loop, it is bound to this loop, and `now` returns the loop's time."""
 
     async def test() -> None:
         affinity = LoopAffinity()
@@ -40,7 +40,7 @@ def test_the_first_use_binds_the_loop() -> None:
 
 
 def test_second_loop_is_refused() -> None:
-    """Another loop is refused, even if the first one is closed."""
+    """If a second loop uses the client, an error is raised, even if the first loop is closed."""
     affinity = LoopAffinity()
 
     async def enter() -> None:
@@ -52,7 +52,7 @@ def test_second_loop_is_refused() -> None:
 
 
 def test_no_loop_is_refused() -> None:
-    """Without a running loop the first use is refused, and binds nothing."""
+    """If no loop runs at the first use, an error is raised, and the client is not bound to a loop."""
     affinity = LoopAffinity()
     with pytest.raises(WrongLoopError, match="no event loop runs in this thread"):
         affinity.enter()
@@ -73,7 +73,7 @@ USES: dict[str, Callable[[AsyncTrackingClient], object]] = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.filterwarnings("ignore:unclosed <AsyncTrackingClient:ResourceWarning")
 def test_every_method_refuses_a_second_loop(use: str) -> None:
-    """Every method of a client that was used in one loop is refused in another one."""
+    """If a client was used in one loop, every method raises an error in another loop."""
     client = None
 
     async def first() -> AsyncTrackingClient:
@@ -90,13 +90,13 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
     client = run(first())
     run(second())
-    # Collected here, as a later test would fail because of the warning.
+    # The client is collected here, because its warning would make a later test fail.
     client = None
     gc.collect()
 
 
 def test_thread_without_a_loop_is_refused() -> None:
-    """`track_nowait` in a thread without a loop is refused, before and after the first use."""
+    """If a thread has no loop, `track_nowait` raises an error there, before and after the first use."""
     messages: list[str] = []
 
     async def test() -> None:
@@ -177,7 +177,7 @@ print("parent and child are done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_fork_is_refused_in_the_child() -> None:
-    """After a fork every use in the child is refused with advice, and the parent goes on."""
+    """If the process forks, every use of the client in the child raises an error, and the parent continues."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORKING],
         cwd=ROOT,
@@ -191,7 +191,7 @@ def test_fork_is_refused_in_the_child() -> None:
 
 
 def test_after_a_fork() -> None:
-    """After a fork, an affinity raises the error of a fork, with and without a running loop."""
+    """If the process forked, an error that mentions the fork is raised, with and without a running loop."""
     affinity = LoopAffinity()
     affinity.after_fork()
 

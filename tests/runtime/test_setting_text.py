@@ -1,4 +1,4 @@
-"""Texts of settings: white space is refused, and a withheld value is named by its type."""
+"""Texts in settings: white space is refused, and errors name the type of a value that they hide."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ REDIS = redis.asyncio.Redis()
 
 
 class SecretStr:
-    """A class like pydantic's `SecretStr`, which is not a str."""
+    """A class like pydantic's `SecretStr`, which is not a `str`."""
 
     def get_secret_value(self) -> str:
-        """Return the text."""
+        """Return the secret text."""
         return "secret"
 
 
 @pytest.mark.parametrize("blank", BLANKS, ids=ascii)
 def test_blanks_in_the_address(blank: str) -> None:
-    """White space before, in or after the address, encoded or not, is refused."""
+    """If the address contains white space anywhere, percent-encoded or not, an error is raised."""
     encoded = "".join(f"%{byte:02X}" for byte in blank.encode())
     addresses = [
         f"{blank}https://shop.test/1.0/",
@@ -62,13 +62,13 @@ def test_blanks_in_the_address(blank: str) -> None:
 
 
 def test_blanks_in_a_parsed_address() -> None:
-    """White space that httpx has encoded already is refused, too."""
+    """If httpx has already percent-encoded the white space, an error is raised, too."""
     with pytest.raises(ConfigurationError, match="white space"):
         AsyncTrackingClient("key", "shop", base_url=httpx.URL("https://shop.test/1 0"))  # type: ignore[arg-type]
 
 
 def test_an_address_in_other_letters() -> None:
-    """Letters of any alphabet are accepted."""
+    """If the address contains letters of any alphabet, it is accepted."""
     client = AsyncTrackingClient("key", "shop", base_url="https://магазин.рф/путь")
 
     assert "base_url='https://xn--" in repr(client)
@@ -94,13 +94,13 @@ TAKERS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("blank", BLANKS, ids=ascii)
 @pytest.mark.parametrize("take", [pytest.param(take, id=name) for name, take in TAKERS.items()])
 def test_blanks_in_a_setting(take: Callable[[str], object], blank: str) -> None:
-    """White space at the end of a setting, such as a line break from a file, is refused."""
+    """If a setting ends in white space, for example a line break from a file, an error is raised."""
     with pytest.raises(ConfigurationError, match="must not hold white space"):
         take(blank)
 
 
 def test_spaces_in_names() -> None:
-    """A key of Redis and the name of a relay may have spaces inside."""
+    """If a Redis key or a relay's name contains spaces between words, it is accepted."""
     RedisStream(REDIS, "events of the shop")
 
     assert RelaySettings(source="redis://h", name="relay of the shop").name == "relay of the shop"
@@ -108,7 +108,7 @@ def test_spaces_in_names() -> None:
 
 @pytest.mark.parametrize("path", ["spool\x00", "spool\n", "\tspool"])
 def test_control_characters_in_the_path_of_a_spool(path: str) -> None:
-    """A path with a NUL, or with a line break from a file, is refused."""
+    """If a spool's path contains a NUL or a line break, an error is raised."""
     with pytest.raises(ConfigurationError, match="control characters"):
         SqliteSpool(path)
 
@@ -119,7 +119,7 @@ def test_control_characters_in_the_path_of_a_spool(path: str) -> None:
 )
 @pytest.mark.parametrize("setting", ["api_key", "partner_id", "base_url"])
 def test_the_type_of_a_setting(setting: str, value: object, kind: str) -> None:
-    """A setting of another type is refused; the message names the type, and how to unwrap a wrapped secret."""
+    """If a setting has a wrong type, the error names the type, and how to unwrap a wrapped secret."""
     settings = {"api_key": "key", "partner_id": "shop", setting: value}
 
     with pytest.raises(ConfigurationError, match=rf"^{setting} must be .*, not {kind}"):
@@ -127,14 +127,14 @@ def test_the_type_of_a_setting(setting: str, value: object, kind: str) -> None:
 
 
 def test_a_surrogate_in_the_key() -> None:
-    """The error of a key with a lone surrogate says that it was read with the wrong encoding."""
+    """If the key contains a lone surrogate, the error says so."""
     with pytest.raises(ConfigurationError, match=r"^api_key must not contain a lone surrogate"):
         AsyncTrackingClient("k\udcff", "shop")
 
 
 @pytest.mark.parametrize("field", ["session_external_id", "contact_external_id", "email", "phone", "custom_data"])
 def test_the_type_of_a_personal_value(field: str) -> None:
-    """An error that withholds a value names its type, and how to unwrap a wrapped secret."""
+    """If a personal value has a wrong type, the error names the type but not the value."""
     fields = {"session_external_id": "a", "contact_external_id": "c"}
 
     for value, kind in ((5, "int"), (b"x", "bytes"), (SecretStr(), r"SecretStr.*get_secret_value\(\)")):
@@ -145,7 +145,7 @@ def test_the_type_of_a_personal_value(field: str) -> None:
 
 @pytest.mark.parametrize("field", ["session_external_id", "contact_external_id", "email", "phone"])
 def test_a_surrogate_in_a_personal_value(field: str) -> None:
-    """An error that withholds a text with a lone surrogate says so."""
+    """If a personal value contains a lone surrogate, the error says so without the value."""
     fields = {"session_external_id": "a", "contact_external_id": "c", field: "a\ud800@b"}
 
     with pytest.raises(EventValidationError, match=r"contains a lone surrogate$"):
@@ -153,7 +153,7 @@ def test_a_surrogate_in_a_personal_value(field: str) -> None:
 
 
 def test_the_key_is_in_one_part_of_the_address() -> None:
-    """Of a request's URL `raw_path` alone has the key: neither `raw` nor any copy has it."""
+    """If a request's URL is read, only `raw_path` contains the key; `raw` and copies of the URL do not."""
     url = KeyedURL("https://shop.test/1.0/view", Credentials("THE-KEY", "shop"))
     with pytest.warns(UserWarning, match="deprecated"):
         raw = url.raw

@@ -1,4 +1,4 @@
-"""One call in a new thread, also if all threads of the loop are busy."""
+"""`call_in_thread` runs one call in a new thread, even if all threads of the loop's pool are busy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.raw_server import raw_server
 
 
 async def test_it_returns_and_raises() -> None:
-    """The result of the function is returned, and its error raised; it runs in another thread."""
+    """If a function is called in a thread, its result is returned or its error raised."""
     assert await call_in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await call_in_thread(lambda: 1 / 0)
@@ -24,7 +24,7 @@ async def test_it_returns_and_raises() -> None:
 
 
 async def test_it_sees_the_callers_context() -> None:
-    """The function sees the context variables of its caller."""
+    """If the caller has set a context variable, the function sees its value."""
     variable = contextvars.ContextVar("variable", default="none")
     variable.set("mine")
 
@@ -32,7 +32,7 @@ async def test_it_sees_the_callers_context() -> None:
 
 
 async def test_a_cancelled_caller_gets_no_result() -> None:
-    """A cancelled caller stops waiting immediately; the function ends without any effect."""
+    """If the caller is cancelled, it stops waiting immediately, and the function's result is ignored."""
     go_on = threading.Event()
     calling = asyncio.create_task(call_in_thread(go_on.wait))
     await asyncio.sleep(0)
@@ -45,7 +45,7 @@ async def test_a_cancelled_caller_gets_no_result() -> None:
 
 
 def test_a_closed_loop_gets_no_result() -> None:
-    """A function that returns after its loop was closed raises and logs nothing."""
+    """If a function returns after its loop was closed, no error is raised or logged."""
     go_on, ended = threading.Event(), threading.Event()
 
     def late() -> None:
@@ -64,7 +64,7 @@ def test_a_closed_loop_gets_no_result() -> None:
 
 
 async def test_threads_that_wait_for_room_do_not_keep_the_client_from_opening() -> None:
-    """If all threads of the loop wait for room, the client still opens its connections."""
+    """If all threads of the loop's pool wait for space in the buffer, the client still opens its connections."""
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(2))
     async with raw_server() as server:

@@ -1,4 +1,4 @@
-"""The worker thread: it ends with its owner, the exit waits for its calls, and there is a fallback without threads."""
+"""The worker thread ends with its owner; the exit waits for its calls; without threads the loop makes the calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 async def test_calls_are_made_in_order_in_one_thread() -> None:
-    """Calls are made in their order, one after the other, in one thread that is of no pool."""
+    """If calls are made, they run one after the other, in order, in one thread of their own."""
     worker = WorkerThread("worker")
     seen: list[int] = []
 
@@ -46,7 +46,7 @@ async def test_calls_are_made_in_order_in_one_thread() -> None:
 
 @pytest.mark.parametrize("end", ["close", "collect"])
 async def test_the_thread_ends_with_its_owner(end: str) -> None:
-    """The thread ends after its calls when it is closed, or when its owner is collected."""
+    """If the worker is closed or its owner is collected, its thread ends after the calls already made."""
     worker = WorkerThread("worker")
     go_on, last = threading.Event(), threading.Event()
     thread = await worker.call(threading.current_thread)
@@ -63,7 +63,7 @@ async def test_the_thread_ends_with_its_owner(end: str) -> None:
 
 
 async def test_a_call_after_the_close_starts_a_thread() -> None:
-    """A call after the close is made in a new thread."""
+    """If a call is made after the close, it runs in a new thread."""
     worker = WorkerThread("worker")
     first = await worker.call(threading.current_thread)
     worker.close()
@@ -98,11 +98,11 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["open", "closed", "forked"])
 def test_the_exit_waits_for_a_call(how: str) -> None:
-    """The exit of the interpreter waits for a running hook; that of a forked child does not."""
+    """If a hook runs while the interpreter exits, the exit waits for it, except in a forked child."""
     if how == "forked" and not hasattr(os, "fork"):
         pytest.skip("there is no fork here")
     done = subprocess.run(
-        # Newer Pythons warn of a fork in a process with threads, which this test needs.
+        # Newer Pythons warn of a fork in a process with threads, but this test needs the fork.
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", EXIT, how],
         cwd=ROOT,
         capture_output=True,
@@ -119,7 +119,7 @@ def test_the_exit_waits_for_a_call(how: str) -> None:
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the interpreter refuse to start threads, as it does while it shuts down."""
+    """Make the interpreter refuse to start threads, as it does while it shuts down."""
 
     def start(_: threading.Thread) -> NoReturn:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -159,7 +159,7 @@ async def test_without_a_thread_the_loop_makes_the_call() -> None:
 
 
 async def test_without_a_thread_a_spool_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If no thread can start, a spool raises an error to each caller, and works once a thread can start."""
+    """If no thread can start, a spool raises an error to each caller; once a thread can start, it works."""
     client = RecordingClient(spool=SqliteSpool(tmp_path / "spool"))
 
     def start(_: threading.Thread) -> NoReturn:

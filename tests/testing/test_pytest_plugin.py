@@ -1,4 +1,4 @@
-"""The pytest plugin: its fixtures, its option, and that it imports the package only for them."""
+"""The pytest plugin: its fixtures and its option; it imports the package only when a fixture is used."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ print(sorted(sys.modules.keys() - before))
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], pytest.RunResult]:
-    """Returns a function that runs a test file with the plugin, in a process of its own."""
-    # Without the other installed plugins, most of which take longer to load than the tests to run.
+    """Return a function that runs a test file with the plugin, in its own process."""
+    # Most other installed plugins take longer to load than the tests to run, so they are not loaded.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     plugins = ("-p", "pytest_asyncio.plugin", "-p", "anyio.pytest_plugin", "-p", PLUGIN, "-p", "no:cacheprovider")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -39,14 +39,14 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def test_it_is_found_by_pytest() -> None:
-    """The distribution has an entry point for the plugin, so that pytest loads it by itself."""
+    """If the package is installed, an entry point makes pytest load the plugin."""
     [entry] = [entry for entry in metadata.entry_points(group="pytest11") if entry.name == PLUGIN]
 
     assert (PLUGIN, "retailrocket-async") == (entry.value, entry.dist and entry.dist.name)
 
 
 def test_its_import_is_cheap() -> None:
-    """Loading the plugin imports neither the package nor httpx."""
+    """If the plugin is loaded, neither the package nor httpx is imported."""
     process = subprocess.run([sys.executable, "-c", WHAT_IT_LOADS], capture_output=True, text=True, check=True)
 
     assert f"['{PLUGIN}']\n" == process.stdout
@@ -99,7 +99,7 @@ async def test_emulator_again(retailrocket_emulator):
 
 
 def test_the_fixtures(run: Callable[[str], pytest.RunResult]) -> None:
-    """`tracked` is new for each test, sync or under pytest-asyncio and anyio, and the emulator is reset."""
+    """If a test uses `tracked`, it is new for each test, sync or async, and the emulator is reset."""
     run(USED).assert_outcomes(passed=6)
 
 
@@ -112,7 +112,7 @@ sys.modules["starlette"] = None
 
 
 def test_a_missing_extra_is_told(run: Callable[[str], pytest.RunResult], pytester: pytest.Pytester) -> None:
-    """Without the extra the emulator's fixture fails with one line that says what to install."""
+    """If the extra is missing, the emulator's fixture fails with one line that says what to install."""
     pytester.makeconftest(WITHOUT)
 
     result = run("def test_emulator(retailrocket_emulator): pass")
@@ -131,16 +131,17 @@ def test_switch():
 
 
 def expect(expected: str | None, pytester: pytest.Pytester, ini: str = "") -> None:
-    """Run a test that expects this value of the variable."""
+    """Run a test that fails unless the variable RETAILROCKET_TEST_MODE has the expected value."""
     pytester.makeini(f"[pytest]\nasyncio_default_fixture_loop_scope = function\n{ini}\n")
-    # A conftest may import the shop's code, which may create its client.
+    # The variable must be set before a conftest runs, because a conftest may import the shop's code and create its
+    # client.
     pytester.makeconftest(f"import os\n\nassert os.environ.get('RETAILROCKET_TEST_MODE') == {expected!r}")
     pytester.makepyfile(SWITCHED.format(expected=expected))
     pytester.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
 def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ini option sets the variable for the run only."""
+    """If the ini option is set, the variable is set during the run only."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect("1", pytester, "retailrocket_test_mode = true")
 
@@ -148,13 +149,13 @@ def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_the_switch_is_off_unless_it_is_asked_for(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the option the variable is not set."""
+    """If the option is not set, the variable is not set."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect(None, pytester)
 
 
 def test_the_environment_wins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of the environment is not changed, so that one run may use the real API on purpose."""
+    """If the environment has a value, it is not changed, so a run can use the real API on purpose."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "0")
     expect("0", pytester, "retailrocket_test_mode = true")
 

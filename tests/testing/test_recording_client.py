@@ -1,4 +1,4 @@
-"""The recording client: it has all methods of the real client, records events, and fails on demand."""
+"""`RecordingClient` has all methods of the real client, records events, and fails on demand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def each(*events: Event) -> AsyncIterator[Event]:
 
 
 async def cancelled(task: asyncio.Task[Any], turns: int = 1) -> None:
-    """Cancel a task after a few turns of the loop, and wait for its end."""
+    """Cancel a task after `turns` turns of the loop, and wait for its end."""
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -83,10 +83,10 @@ class Gate:
         await self.opened.wait()
 
     def pause_until(self, deadline: float) -> None:
-        """Do nothing."""
+        """Ignore the call, which the limiter's protocol requires."""
 
     def throttled(self, sent_at: float) -> None:
-        """Do nothing."""
+        """Ignore the call, which the limiter's protocol requires."""
 
 
 # --- the client's surface ---
@@ -96,7 +96,7 @@ MEMBERS = [name for name in dir(AsyncTrackingClient) if not name.startswith("_")
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_whole_surface_is_there(name: str) -> None:
-    """It has every public method of the client, with the same signature and the same kind."""
+    """If the client has a public method, the recording client has it with the same signature."""
     theirs, ours = (inspect.getattr_static(cls, name) for cls in (AsyncTrackingClient, RecordingClient))
 
     assert type(theirs) is type(ours)
@@ -106,7 +106,7 @@ def test_the_whole_surface_is_there(name: str) -> None:
 
 
 def test_it_takes_what_the_client_takes() -> None:
-    """It has every argument of the client except `http_client`."""
+    """If the client has an argument, the recording client has it, too, except `http_client`."""
     theirs, ours = (inspect.signature(cls).parameters for cls in (AsyncTrackingClient, RecordingClient))
 
     assert [name for name in theirs if name != "http_client"] == list(ours)
@@ -115,7 +115,7 @@ def test_it_takes_what_the_client_takes() -> None:
 
 
 def test_what_the_client_refuses_is_refused() -> None:
-    """The arguments are checked by the client itself, hooks included."""
+    """If an argument is invalid for the client, the recording client refuses it, too."""
 
     async def hook(event: Event) -> Event:
         return event
@@ -127,7 +127,7 @@ def test_what_the_client_refuses_is_refused() -> None:
 
 
 async def test_nothing_leaves_the_process() -> None:
-    """A server at the `base_url` gets no request, and the credentials need not be real."""
+    """If a server listens at the `base_url`, it gets no request, and any credentials are accepted."""
     async with raw_server() as server, RecordingClient(base_url=server.url) as tracked:
         receipt = await tracked.track(view())
         outcome = await receipt
@@ -160,7 +160,7 @@ METHODS: dict[str, Callable[[RecordingClient], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("spooled", [False, True], ids=["in memory", "with a spool"])
 async def test_whichever_way_an_event_comes(tmp_path: Path, *, spooled: bool) -> None:
-    """An event is recorded once and in order by every method, with and without a spool."""
+    """If an event is tracked by any method, it is recorded once, in order, with or without a spool."""
     spool = SqliteSpool(tmp_path / "events.db") if spooled else None
     async with RecordingClient(spool=spool) as tracked:
         for number, method in enumerate(METHODS.values()):
@@ -174,7 +174,7 @@ async def test_whichever_way_an_event_comes(tmp_path: Path, *, spooled: bool) ->
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_what_is_refused_is_not_recorded(method: str) -> None:
-    """After a close every method raises, and nothing is recorded."""
+    """If the client is closed, every method raises, and nothing is recorded."""
     tracked = RecordingClient()
     handle = tracked.threadsafe()
     await tracked.aclose()
@@ -186,7 +186,7 @@ async def test_what_is_refused_is_not_recorded(method: str) -> None:
 
 
 async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
-    """An event for which the real client raises is not recorded; earlier events stay."""
+    """If the client raises for an event, the event is not recorded, but earlier ones are."""
     large = Search(session_external_id="visitor", search_phrase="x" * 2000)
     nothing: Any = "view"
     async with RecordingClient(batching=Batching(max_bytes=1024)) as tracked:
@@ -206,7 +206,7 @@ async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
 
 
 async def test_an_event_that_waits_for_room_is_not_recorded_yet() -> None:
-    """A call that is cancelled because the buffer is full, or that raises for that, records nothing."""
+    """If a call waits for space in the buffer and is cancelled or raises, it records nothing."""
     gate = Gate()
     async with RecordingClient(buffer=Buffer(max_events=1), limiter=gate) as tracked:
         tracked.track_nowait(view(1))
@@ -224,7 +224,7 @@ async def test_an_event_that_waits_for_room_is_not_recorded_yet() -> None:
 
 
 async def test_a_send_is_recorded_before_its_answer() -> None:
-    """An event of `send` is recorded when it is sent, also if the caller or the API fails afterwards."""
+    """If an event is sent by `send`, it is recorded when it is sent, even if the call fails afterwards."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=503, times=None)
         with pytest.raises(ServerError):
@@ -235,7 +235,7 @@ async def test_a_send_is_recorded_before_its_answer() -> None:
 
 
 async def test_before_send_decides_what_is_recorded() -> None:
-    """Events are recorded as `before_send` returns them; dropped ones are not; if it raises, the event is unchanged."""
+    """If `before_send` returns an event, that event is recorded; if it drops the event, nothing is."""
 
     def without_searches(event: Event) -> Event | None:
         if isinstance(event, Order):
@@ -257,7 +257,7 @@ async def test_before_send_decides_what_is_recorded() -> None:
 
 
 async def test_other_tasks_do_not_mix_events_up() -> None:
-    """If tasks and threads track at the same time, every event is recorded once, in order for each of them."""
+    """If tasks and threads track at the same time, each one's events are recorded once, in order."""
     async with RecordingClient() as tracked:
         handle = tracked.threadsafe()
 
@@ -276,7 +276,7 @@ async def test_other_tasks_do_not_mix_events_up() -> None:
 
 
 def test_one_client_is_for_one_loop() -> None:
-    """Like the real client it refuses a second event loop, so that a test finds this mistake."""
+    """If a second event loop uses the client, an error is raised, as with the real client."""
     tracked = RecordingClient()
     asyncio.run(_track(tracked))
 
@@ -290,7 +290,7 @@ async def _track(tracked: RecordingClient) -> None:
 
 
 def test_a_client_that_is_not_closed_warns_of_nothing() -> None:
-    """Without a close there is no warning and no thread is left, even with events and retries in flight."""
+    """If the client is not closed, there is no warning and no thread is left, even with events in flight."""
 
     async def forget() -> None:
         idle, busy = RecordingClient(), RecordingClient(batching=Batching(linger=60))
@@ -302,7 +302,7 @@ def test_a_client_that_is_not_closed_warns_of_nothing() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # A thread of an earlier test may still be about to end.
+        # A thread of an earlier test may still be ending, so it is not counted.
         before = set(threading.enumerate())
         asyncio.run(forget())
         gc.collect()
@@ -314,7 +314,7 @@ def test_a_client_that_is_not_closed_warns_of_nothing() -> None:
 
 
 async def test_events_are_found_by_class_and_fields() -> None:
-    """`of`, `one` and `none` find events by class and values of fields; `clear` removes all events."""
+    """If events are recorded, `of`, `one` and `none` find them by class and fields; `clear` removes all."""
     async with RecordingClient() as tracked:
         group = GroupView(session_external_id="visitor", group_id=1, product_ids=[1, 2])
         custom = CustomEvent(name="newEvent", fields={"sessionExternalId": "visitor"})
@@ -344,7 +344,7 @@ def error_lines(call: Callable[..., object], *arguments: Any, **fields: object) 
 
 
 async def test_a_failed_assertion_shows_what_was_tracked() -> None:
-    """The errors name the wanted event, list the recorded ones, and say which fields differ."""
+    """If an assertion fails, its error names the wanted event, lists the others, and shows differing fields."""
     async with RecordingClient() as tracked:
         assert ["expected exactly one Order(transaction='T-1'), but nothing was tracked"] == error_lines(
             tracked.one, Order, transaction="T-1"
@@ -375,7 +375,7 @@ async def test_a_failed_assertion_shows_what_was_tracked() -> None:
 
 
 async def test_an_error_stays_short() -> None:
-    """A long text is shortened in an error, and a timestamp is shown only if it was asked for."""
+    """If a text is long, the error shortens it; a timestamp is shown only if the test asked for it."""
     async with RecordingClient() as tracked:
         await tracked.track(Search(session_external_id="visitor", search_phrase="tea " * 500))
         [_, line] = error_lines(tracked.none, Search)
@@ -386,7 +386,7 @@ async def test_an_error_stays_short() -> None:
 
 
 async def test_a_mistyped_question_is_an_error() -> None:
-    """An unknown field or class is a TypeError, since `none` with a typing mistake would always pass."""
+    """If a field or class is unknown, `TypeError` is raised, because `none` would otherwise always pass."""
     async with RecordingClient() as tracked:
         for call in (tracked.of, tracked.one, tracked.none):
             ask: Callable[..., object] = call
@@ -401,7 +401,7 @@ async def test_a_mistyped_question_is_an_error() -> None:
 
 
 async def test_an_outage_that_ends_delivers() -> None:
-    """Answers of 503 are retried without delay, and the event is delivered when they end."""
+    """If the API answers 503 for a time, the event is retried without delay and then delivered."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=503, times=2)
         outcome = await (await tracked.track(view()))
@@ -422,7 +422,7 @@ async def test_an_outage_that_ends_delivers() -> None:
     ],
 )
 async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int, *, recorded: bool) -> None:
-    """After any lasting failure the event is `Abandoned`, with the right `maybe_recorded`."""
+    """If a failure lasts, the event is `Abandoned`, and `maybe_recorded` is right."""
     async with RecordingClient() as tracked:
         tracked.fail_with(kind, status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -436,7 +436,7 @@ async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_wrong_key_rejects(status: int) -> None:
-    """A refusal of key, shop or address rejects waiting events, without the 30 s of `max_halt`."""
+    """If key, shop or address is refused, waiting events are rejected without waiting `max_halt`."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -447,7 +447,7 @@ async def test_a_wrong_key_rejects(status: int) -> None:
 
 @pytest.mark.parametrize("rejected", [Order, "order"])
 async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> None:
-    """With `rejected` each event of a class is refused, alone or in a batch, and the others are delivered."""
+    """If `rejected` is set, events of that class are refused, alone or in a batch, and others are delivered."""
     async with RecordingClient(batching=Batching(linger=60)) as tracked:
         tracked.fail_with(rejected=rejected)
         receipts = await tracked.track_many([view(1), order("T-1"), view(2), order("T-2")])
@@ -460,7 +460,7 @@ async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> Non
 
 
 async def test_faults_strike_in_order_and_where_they_fit() -> None:
-    """A request gets the first fault that fits it; a fault with another text stays pending."""
+    """If several faults are set, a request gets the first that fits it; others stay pending."""
     async with RecordingClient(retry=RetryPolicy(max_attempts=1)) as tracked:
         tracked.fail_with(status=400, contains="777")
         tracked.fail_with("reset_after")
@@ -485,18 +485,18 @@ async def test_faults_strike_in_order_and_where_they_fit() -> None:
     ],
 )
 def test_a_fault_that_cannot_be_meant_is_refused(facts: dict[str, Any], says: str) -> None:
-    """A wrong fault raises in `fail_with`, with a sentence that names the allowed values."""
+    """If a fault is invalid, `fail_with` raises an error that names the allowed values."""
     with pytest.raises(ConfigurationError, match=says):
         RecordingClient().fail_with(**facts)
 
 
 def test_faults_have_the_emulators_names() -> None:
-    """The kinds of faults have the emulator's names, except ``"connect"``, which it cannot do."""
+    """If a kind of fault exists, the emulator has it under the same name, except ``"connect"``."""
     assert {"connect"} == set(get_args(FaultKind)) - set(get_args(EmulatorKind))
 
 
 async def test_a_limit_of_ones_own_is_kept() -> None:
-    """With a `rate_limit` the client waits as the real one does."""
+    """If a `rate_limit` is set, the client waits as the real one does."""
     begin = asyncio.get_running_loop().time()
     async with RecordingClient(rate_limit=RateLimit(requests=1, per=0.05)) as tracked:
         for number in range(3):
@@ -509,7 +509,7 @@ async def test_a_limit_of_ones_own_is_kept() -> None:
 
 
 def test_the_switch_keeps_clients_from_the_real_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In test mode a client for another host raises at construction and says what to do; one for this host works."""
+    """If test mode is on, a client for another host raises when constructed; one for this host works."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "1")
     with pytest.raises(ConfigurationError, match=r"RETAILROCKET_TEST_MODE is set.*RecordingClient.*emulator"):
         AsyncTrackingClient("key", "shop")
@@ -523,7 +523,7 @@ def test_the_switch_keeps_clients_from_the_real_api(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("value", ["", "0"])
 def test_the_switch_can_be_off(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test mode is off if the variable is empty or 0."""
+    """If the variable is empty or 0, test mode is off."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", value)
 
     assert "retailrocket.net" in repr(AsyncTrackingClient("key", "shop"))
