@@ -15,8 +15,8 @@ from retailrocket_async._outcome import Undelivered
 
 State: TypeAlias = Literal["sending", "down", "halted"]
 """The state of sending. ``"sending"``: requests are sent normally. ``"down"``: the API does not answer, so one request
-at a time is sent as a probe, until the API answers. ``"halted"``: the key, shop, address, proxy or an environment variable
-is wrong, so only probes are sent until that is corrected."""
+at a time is sent as a probe, until the API answers. ``"halted"``: the key, shop, address, proxy or an environment
+variable is wrong, so only probes are sent until that is corrected."""
 
 
 @attrs.frozen(kw_only=True)

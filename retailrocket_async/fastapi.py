@@ -14,8 +14,8 @@
 
 A parameter of type `Tracking` gets the client with the default name, ``"tracking"``, in any router, sub-application,
 websocket or dependency. For several shops, write ``Annotated[AsyncTrackingClient, Depends(other_rocket)]`` for each.
-In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. This module needs the extra
-``fastapi``.
+In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. This module needs the
+extra ``fastapi``.
 """
 
 # FastAPI reads the annotations of dependencies at run time.
@@ -36,7 +36,7 @@ __all__ = ["RetailRocket", "SessionCookie", "SessionId", "ThreadsafeTracking", "
 
 
 class RetailRocket(InStarlette):
-    """Creates and closes one shop's client with a FastAPI application; ``Depends(rocket)`` gives an endpoint the client.
+    """Creates and closes one shop's client with a FastAPI application; ``Depends(rocket)`` provides the client.
 
     The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is the key of the client in the
     lifespan's state. `Tracking` works for the default name only.

@@ -152,7 +152,7 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._readings.add(client)
 
     def tracked(self) -> SpanContext | None:
-        """Return the context of the current span; None if the span is not sampled, as a link to it would lead nowhere."""
+        """Return the current span's context; None if the span is not sampled, as a link to it would lead nowhere."""
         context = trace.get_current_span().get_span_context()
         return context if context.trace_flags & _SAMPLED else None
 

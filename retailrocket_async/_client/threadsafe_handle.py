@@ -136,7 +136,7 @@ class ThreadsafeHandle(Uncopyable):
             raise FlushTimeoutError(f"not flushed within {timeout} s; the events go on being sent") from None
 
     def _parts_of(self, events: Iterable[Event]) -> Iterator[_Part]:
-        """Prepare the events and yield them in parts. After an error, yield the events before it, then raise the error."""
+        """Prepare the events and yield them in parts. If one fails, first yield the events before it."""
         size = _PART if isinstance(events, Sequence) else 1
         remaining, failure = iter(events), None
         while True:

@@ -293,7 +293,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return results
 
     async def send(self, event: Event) -> Delivered:
-        """Send one event immediately, in a separate request to the event's endpoint; return when the API has accepted it.
+        """Send one event immediately, in a request to the event's endpoint; return when the API has accepted it.
 
         The request waits for the rate limiter and is retried like a batch. Cancelling this call cancels the request.
 

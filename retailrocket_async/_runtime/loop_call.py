@@ -1,11 +1,11 @@
-"""One call from a thread into an event loop, while the thread waits for the result.
+"""Runs a coroutine in an event loop for another thread, which waits for the result.
 
 ::
 
     thread   post ──┐                                  ┌──▶ result, or error
     loop            └──▶ begin, run the work in a task ─┘
 
-`asyncio.run_coroutine_threadsafe` cannot withdraw a call without losing a result that has just come; this can.
+`asyncio.run_coroutine_threadsafe` cannot cancel a call without the risk of losing a result that has just arrived; this module can.
 """
 
 from __future__ import annotations
