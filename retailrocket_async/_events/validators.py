@@ -1,8 +1,8 @@
 """Checks the fields of events by the rules of the API; each rule is one attrs validator.
 
 The validators run for every event, in the caller's code, so each checks the valid case first, in one or two
-comparisons. Types must match exactly: a `bool` is not accepted as an int, and a subclass of `str` may print another text
-than its value.
+comparisons. Types must match exactly: a `bool` is not accepted as an int, nor a subclass of `str`, which may print
+another text than its value.
 Source: API document, "Fields".
 """
 
@@ -45,7 +45,7 @@ MAX_VALUES = 5_000
 event loop."""
 
 MAX_IDS = 100_000
-"""Number of ids in `product_ids`. A `range`, for example, may have billions; checking them would block the event loop."""
+"""Number of ids in `product_ids`. A `range` may have billions; checking them would block the event loop."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
 """Fields whose values are never shown in a message, because they are or may contain personal data."""

@@ -15,7 +15,7 @@ class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this p
 
 
 class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
-    """Raised inside httpcore to end a request that it is about to send again, as the server has not processed it."""
+    """Raised inside httpcore to end a request that httpcore would send again, as the server did not process it."""
 
 
 class Body(httpx.AsyncByteStream):
@@ -31,7 +31,7 @@ class Body(httpx.AsyncByteStream):
         on_written: called when the body is written; None if nothing has to be called any more.
         length: the size of the body in bytes.
         taken: whether the body was handed to the connection, so that the API may get it.
-        step: the step of the request before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
+        step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
         opened: the network stream that the request has opened, while nothing else is responsible for closing it.
     """

@@ -1,9 +1,9 @@
-"""Manages the client's own connections: HTTP clients with one connection each, used by one request after the other.
+"""Manages our own connections: HTTP clients with one connection each, which requests use in turn.
 
 The pool of httpcore checks every connection before every request, keeps unusable entries after some cancellations, and
 never renews a connection in steady use. HTTP clients with one connection each avoid that. There are at most as many
-as requests in flight. The connection that was used last is used next. A connection is closed after any request that did not get a
-whole answer.
+connections as requests in flight. The connection that was used last is used next. A connection is closed after any
+request that did not get a complete answer.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Connections:
         if channel in self._open:
             self._open.remove(channel)
         if not channel.users:
-            # Run in an empty context: otherwise the caller's context would stay in memory until the connection is closed.
+            # Use an empty context: the caller's would otherwise stay in memory until the connection is closed.
             closing = contextvars.Context().run(asyncio.get_running_loop().create_task, channel.client.aclose())
             self._closing.add(closing)
             closing.add_done_callback(self._closed)

@@ -9,7 +9,7 @@ _CODED: Final = ("Encoded header block", "Decoding ")
 """How the records of HTTP/2's header coder begin that print headers in a coded form, which anybody can decode."""
 
 _LOGGERS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
-"""Loggers that may print a secret: HTTP/2's header coder always, the others if a server's answer repeats the request."""
+"""Loggers that may print a secret: HTTP/2's header coder always, the others if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
