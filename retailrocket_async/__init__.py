@@ -1,7 +1,7 @@
 """The asyncio SDK for Retail Rocket's user-behaviour tracking API.
 
-Events are coalesced into `visitorEvents` batches, stay under the shop's request limit, are retried if a retry can help,
-and get exactly one outcome each: delivered, rejected, abandoned, dropped or, with a spool, kept.
+The client collects events into `visitorEvents` batches, keeps the shop's request limit, and retries a failed request if
+a retry can help. Each event gets exactly one outcome: delivered, rejected, abandoned, dropped or, with a spool, kept.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ del publish
 
 
 def __getattr__(name: str) -> str:
-    # Reading the metadata takes milliseconds, so it is not done at import.
+    # Reading the package metadata takes milliseconds, so the version is read on first use and not at import.
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

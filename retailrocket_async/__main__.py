@@ -1,4 +1,4 @@
-"""``python -m retailrocket_async``: the command line, where its console script is not on the path."""
+"""``python -m retailrocket_async`` runs the command line, also if its console script is not on the path."""
 
 from retailrocket_async.cli import main
 

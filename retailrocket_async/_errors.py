@@ -1,35 +1,35 @@
-"""Every error of this package, in a tree by who must act.
+"""Defines all errors of this package. The tree groups them by who must act.
 
 ::
 
     RetailRocketError
     ├── UsageError                      the calling code must change
-    │   ├── ConfigurationError          a constructor was given something impossible   (ValueError)
+    │   ├── ConfigurationError          a constructor got an argument that cannot work (ValueError)
     │   ├── EventValidationError        an event breaks the API's contract             (ValueError)
     │   ├── UncopyableError             an object of one process was copied or pickled (TypeError)
     │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
-    ├── BufferFullError                 events come in faster than the limit lets them out
-    │   └── SpoolFullError              the spool has reached one of its bounds
+    ├── BufferFullError                 the buffer is full: events are tracked faster than they are sent
+    │   └── SpoolFullError              the spool has reached a limit, e.g. of its size
     ├── SpoolError                      the spool's file cannot be used
-    ├── FlushTimeoutError               `flush` ran out of its time                    (TimeoutError)
-    ├── HandleTimeoutError              a thread's call ran out of its time            (TimeoutError)
-    └── DeliveryError                   an event was not delivered; carries its outcome
-        ├── RejectedError               the API refused it: sending it again cannot help
+    ├── FlushTimeoutError               the time-out of `flush` passed                 (TimeoutError)
+    ├── HandleTimeoutError              the time-out of a thread's call passed         (TimeoutError)
+    └── DeliveryError                   an event was not delivered; the error has the outcome
+        ├── RejectedError               the API refused the event: sending it again cannot help
         │   ├── BadRequestError         400: the request is malformed
-        │   ├── AuthenticationError     401: `apiKey`, or the pair of it and `partnerId`, is wrong
+        │   ├── AuthenticationError     401: `apiKey` is wrong, or does not belong to `partnerId`
         │   ├── AccessDeniedError       403: ask the account manager to open the API
         │   └── NotFoundError           404: the base URL is wrong
-        ├── AbandonedError              retries ran out, or ended early; see `maybe_recorded`
+        ├── AbandonedError              the client stopped retrying; see `maybe_recorded`
         │   ├── ThrottledError          429: the shop's limit is used up
         │   ├── ServerError             5xx: the API failed
         │   ├── NoAnswerError           no answer arrived: the network, or a time-out
-        │   └── HaltedError             a variable of the environment, or a proxy, lets nothing be sent
-        ├── DroppedError                never sent: overflow, age, `before_send` or close
-        └── KeptError                   the client closed first; the spool has it, and its next user sends it
+        │   └── HaltedError             an environment variable, or a proxy, prevents all requests
+        ├── DroppedError                never sent: full buffer, age, `before_send` or close
+        └── KeptError                   the client was closed; the event is in the spool, for the next client
 
-No exception of `httpx` leaves the package, not even as a cause or context: it holds the request, and the request holds
-the key.
+No exception of `httpx` leaves the package, not even as the cause or context of another error. Such an exception refers
+to the request, and the request contains the API key.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class UsageError(RetailRocketError):
 
 
 class ConfigurationError(UsageError, ValueError):
-    """A constructor was given something impossible; the message says what to write instead."""
+    """A constructor got an argument that cannot work; the message says what to write instead."""
 
 
 class _Redacted:
-    """The type of `REDACTED`, which replaces a withheld value; `None` may be a value itself."""
+    """The type of `REDACTED`, which stands for a value that must not be shown; None could be the value itself."""
 
     def __repr__(self) -> str:
         return "<withheld>"
 
     def __reduce__(self) -> str:
-        # By name, so that a copied or unpickled error holds the same object.
+        # Pickle stores the name of the constant, so a copied or unpickled error refers to the same object.
         return "REDACTED"
 
 
@@ -74,13 +74,13 @@ REDACTED: Final = _Redacted()
 
 
 class EventValidationError(UsageError, ValueError):
-    """An event breaks the API's contract; raised when it is constructed, before it is queued.
+    """An event breaks the API's contract; raised when the event is constructed, so before it is queued.
 
     Attributes:
         event: the event's name as the API spells it, e.g. ``"addToBasket"`` (str).
-        field: the field in this package's spelling, e.g. ``"product_id"``; ``""`` for the event as a whole (str).
+        field: the field's Python name, e.g. ``"product_id"``; ``""`` if the rule is about the whole event (str).
         rule: the broken rule, e.g. ``"must be 1-50 letters or digits"`` (str).
-        value: the value that breaks it; `REDACTED` if it is personal data.
+        value: the value that breaks the rule; `REDACTED` if the value is personal data.
     """
 
     def __init__(self, event: str, field: str, rule: str, value: object = REDACTED) -> None:
@@ -97,11 +97,11 @@ class EventValidationError(UsageError, ValueError):
 
 
 class UncopyableError(UsageError, TypeError):
-    """A client, or another object of one process, was copied, pickled or passed to another process."""
+    """An object that works in one process only, e.g. a client, was copied, pickled or passed to another process."""
 
 
 class ClientClosedError(UsageError, RuntimeError):
-    """The client was closed, or is closing, and takes no new events."""
+    """The client was closed, or is being closed, so it accepts no new events."""
 
 
 class WrongLoopError(UsageError, RuntimeError):
@@ -109,7 +109,7 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer holds as many events or bytes as it may; raised by `track_nowait`, or with ``overflow="raise"``."""
+    """The buffer is full, by events or by bytes; raised by `track_nowait`, and by `track` with ``overflow="raise"``."""
 
 
 class SpoolFullError(BufferFullError):
@@ -117,18 +117,20 @@ class SpoolFullError(BufferFullError):
 
 
 class SpoolError(RetailRocketError):
-    """The spool cannot be used: its disk, its rights, its version or its state; the message says what to do."""
+    """The spool cannot be used, e.g. because of its disk, file permissions or version; the message says what to do."""
 
 
 class FlushTimeoutError(RetailRocketError, TimeoutError):
-    """`flush` ran out of its time; the events stay in the client and go on being sent."""
+    """The time-out of `flush` passed; the remaining events stay in the client, which continues to send them."""
 
 
 class HandleTimeoutError(RetailRocketError, TimeoutError):
-    """`ThreadsafeHandle.track`, `track_many` or `wait` ran out of its time; an event without room was not accepted.
+    """The time-out of `ThreadsafeHandle.track`, `track_many` or `wait` passed.
+
+    `track` and `track_many` did not accept the event that was still waiting for room in the buffer.
 
     Attributes:
-        accepted: how many events of the call had been accepted by then (int).
+        accepted: how many events the call had accepted before its time-out passed (int).
     """
 
     def __init__(self, message: str, accepted: int = 0) -> None:
@@ -143,8 +145,8 @@ class DeliveryError(RetailRocketError):
     """An event was not delivered.
 
     Attributes:
-        outcome: the whole outcome (`Rejected`, `Abandoned`, `Dropped` or `Kept`).
-        status: the HTTP status of the last answer; None if none arrived (int | None).
+        outcome: the outcome of the event (`Rejected`, `Abandoned`, `Dropped` or `Kept`).
+        status: the HTTP status of the last attempt; None if no answer arrived (int | None).
         attempts: how many requests carried the event (int).
         elapsed: seconds from the first attempt to the last answer (float).
         maybe_recorded: whether the API may have recorded the event (bool).
@@ -171,23 +173,23 @@ class BadRequestError(RejectedError):
 
 
 class AuthenticationError(RejectedError):
-    """401: `apiKey`, or the pair of `apiKey` and `partnerId`, is wrong (API document, response codes)."""
+    """401: `apiKey` is wrong, or does not belong to `partnerId` (API document, response codes)."""
 
 
 class AccessDeniedError(RejectedError):
-    """403: the shop may not use this API; ask the account manager to open it (API document, response codes)."""
+    """403: the shop may not use this API; ask the account manager to enable the API (API document, response codes)."""
 
 
 class NotFoundError(RejectedError):
-    """404: no such resource; the base URL is wrong (API document, response codes)."""
+    """404: the address does not exist; the base URL is wrong (API document, response codes)."""
 
 
 class AbandonedError(DeliveryError):
-    """Retries ran out, or a close ended them; `maybe_recorded` says whether the API may have the event."""
+    """The client stopped retrying the event; `maybe_recorded` says whether the API may have recorded the event."""
 
 
 class ThrottledError(AbandonedError):
-    """429 at the last attempt: the shop's limit is used up, perhaps by its other processes."""
+    """429 at the last attempt: the shop's request limit is used up, perhaps by other processes of the shop."""
 
 
 class ServerError(AbandonedError):
@@ -195,19 +197,19 @@ class ServerError(AbandonedError):
 
 
 class NoAnswerError(AbandonedError):
-    """No answer at the last attempt: the network failed, or the time-out passed."""
+    """The last attempt got no answer: the network failed, or the time-out passed."""
 
 
 class HaltedError(AbandonedError):
-    """Nothing can be sent: a variable of the environment cannot be used, or a proxy refuses; the message says which."""
+    """Nothing can be sent: an environment variable cannot be used, or a proxy refuses; the message says which one."""
 
 
 class DroppedError(DeliveryError):
-    """The event was never sent: overflow, age, `before_send` or close."""
+    """The event was never sent: the buffer was full, it was too old, `before_send` dropped it, or the client closed."""
 
 
 class KeptError(DeliveryError):
-    """The client closed before the event had another outcome; it is in the spool, and the next client sends it."""
+    """The client was closed before it delivered the event; the event is in the spool, and the next client sends it."""
 
 
 class _Brief(reprlib.Repr):
@@ -228,10 +230,10 @@ _repr = _Brief().repr
 
 
 def brief(value: object) -> str:
-    """Return the start of the repr of any value; events come from visitors, so a value may be hostile."""
+    """Return the start of a value's repr; safe for any value, because values come from visitors and may be hostile."""
     try:
         text = _repr(value)
-    except BaseException as error:  # reprlib trusts the name of a class, and any class may be called "list"
+    except BaseException as error:  # reprlib goes by a class's name, and any class may be called "list"
         if is_interrupt(error):
             raise
         return f"<{type(value).__name__}>"
@@ -239,7 +241,10 @@ def brief(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """Return the name of a value's type, for messages that withhold the value; add how to unwrap a wrapped secret."""
+    """Return the name of a value's type, for messages that must not show the value.
+
+    If the value is a secret in a wrapper, such as pydantic's `SecretStr`, the text also says how to unwrap the secret.
+    """
     kind = type(value)
     wrapped = any("get_secret_value" in vars(base) for base in kind.__mro__)
     hint = ": pass what its get_secret_value() returns" if wrapped else ""
@@ -247,7 +252,7 @@ def type_name(value: object) -> str:
 
 
 def brief_names(names: Iterable[object]) -> str:
-    """Return the first eight of `names`, sorted, each shortened as by `brief`."""
+    """Return the first eight of `names` as a text, sorted and each shortened by `brief`."""
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 
@@ -261,7 +266,7 @@ _REJECTIONS: dict[int, type[RejectedError]] = {
 
 
 def error_for(outcome: Undelivered | Kept) -> DeliveryError:
-    """Return the error that corresponds to an outcome."""
+    """Return the error to raise for the outcome of an undelivered event."""
     match outcome:
         case Rejected(status=status):
             return _REJECTIONS.get(status, RejectedError)(f"{outcome.advice} (HTTP {status})", outcome)

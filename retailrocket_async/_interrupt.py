@@ -1,4 +1,4 @@
-"""Distinguishes the user's Ctrl-C from an error that foreign code raised."""
+"""Distinguishes the user's Ctrl-C from an error that a hook or another function of the user raised."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _RAISING: Final = frozenset({"RAISE_VARARGS", "RERAISE"})
-"""Instructions that raise an error on purpose."""
+"""Bytecode instructions of `raise` statements."""
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether the handler of a signal raised an error, as that of Ctrl-C does; such an error must end the program.
+    """Whether a signal handler raised the error, as on Ctrl-C; such an error must end the program.
 
-    Signals are handled in the main thread only. `asyncio.run` installs a handler of its own, which cancels the main
-    task at the first Ctrl-C, and raises at the second.
+    Signal handlers run in the main thread only. `asyncio.run` installs its own handler, which cancels the main task at
+    the first Ctrl-C and raises `KeyboardInterrupt` at the second.
     """
     if isinstance(error, Exception):
         return False
     if threading.current_thread() is not threading.main_thread():
         return False
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    # A partial has its function in `func`; a method has the code of its function.
+    # A `functools.partial` holds its function in `func`. A method has the same `__code__` as its function.
     codes = {getattr(getattr(handler, "func", handler), "__code__", None) for handler in handlers}
     innermost: TracebackType | None = None
     traceback = error.__traceback__
@@ -33,7 +33,8 @@ def is_interrupt(error: BaseException) -> bool:
         innermost, traceback = traceback, traceback.tb_next
         if innermost.tb_frame.f_code in codes:
             return True
-    # Python's own handler of Ctrl-C has no frame: its error comes from between two instructions.
+    # Python's default Ctrl-C handler has no frame of its own, so its error appears between two instructions of the
+    # interrupted code, and not at a `raise`.
     by_default = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
     return by_default and (innermost is None or not _raises(innermost))
 

@@ -1,13 +1,13 @@
-"""An observer sees every request of a client, and the outcomes of its events.
+"""Lets an observer, an object of the user, follow every request of a client and every outcome of its events.
 
 ::
 
-    track ----> tracked()            returns a mark, which is kept with the event
-    request --> request_began()      gets the marks of its events, each mark once
+    track ----> tracked()            returns a mark (any object), which is stored with the event
+    request --> request_began()      gets the marks of the events in the request, each mark once
             `-> request_ended()
     outcome --> settled()
 
-Without an observer none of this runs.
+A client without an observer calls none of this.
 """
 
 from collections import Counter
@@ -30,9 +30,9 @@ class ObservedClient:
 
     Attributes:
         partner_id: the shop's public id.
-        base_url: where its requests go, without the key.
-        stats: as `AsyncTrackingClient.stats`, but returns None after the client was collected, or if this object was
-            unpickled.
+        base_url: the base URL of the client's requests; it does not contain the key.
+        stats: a function that returns the client's counters, as `AsyncTrackingClient.stats` does. It returns None if
+            the client no longer exists, or if this object was unpickled.
     """
 
     partner_id: str
@@ -42,18 +42,18 @@ class ObservedClient:
 
 @attrs.frozen(kw_only=True)
 class ObservedRequest:
-    """A request that is about to be made.
+    """A request that is about to be sent.
 
     Attributes:
-        path: the endpoint relative to the base URL: ``"visitorEvents"``, or the name of the event of `send`.
-        attempt: 1, or more for a retry of the same events.
-        events: how many events are in it.
-        size: bytes of its body.
-        direct: whether a call of `send` or `send_batch` waits for it; the observer then sees a copy of that call's
-            context, otherwise an empty context.
-        tracked: the marks that `Observer.tracked` returned for its events, each once, in order, without None. The marks
-            of some events may be missing: those read from a spool, those tracked as envelopes, and those that waited
-            for room and were sent immediately.
+        path: the endpoint relative to the base URL: ``"visitorEvents"``, or the event's name if `send` is used.
+        attempt: 1 for the first request with these events, 2 for the first retry, and so on.
+        events: how many events the request contains.
+        size: the size of the body in bytes.
+        direct: whether a call of `send` or `send_batch` waits for this request. If so, the observer's methods run in a
+            copy of that call's context, otherwise in an empty context.
+        tracked: the marks that `Observer.tracked` returned for the events, in order, each mark once and without None.
+            There is no mark for events that were read from a spool or tracked as envelopes. The mark may also be
+            missing if an event waited for room in the buffer and was then sent immediately.
     """
 
     path: str
@@ -65,36 +65,36 @@ class ObservedRequest:
 
 
 class Observer:
-    """Is called for what a client does; subclass it and override methods. The methods of this class do nothing.
+    """Base class of observers: a client calls its methods at every step. Override those you need; they do nothing here.
 
-    The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. They
-    must be quick, as the client waits for them. An error that they raise is counted (`Stats.hook_errors`), logged once,
-    and has no other effect. An observer belongs to one client.
+    The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. The
+    methods must be quick, because the client waits for them. If a method raises an error, the client counts the error
+    (`Stats.hook_errors`), logs the first one, and continues. Use each observer for one client only.
 
     Attributes:
-        origin: a context variable with a default, if the result of `tracked` depends on its value alone; default None.
-            With it the client calls `tracked` only if the value is another object than for the event before, which
-            saves the call for nearly every event.
+        origin: a context variable with a default value; default None. Set it if the result of `tracked` depends on
+            nothing but this variable. The client then calls `tracked` only if the variable's value is another object
+            than it was for the previous event, and otherwise uses the previous mark, which is faster.
     """
 
     origin: ContextVar[Any] | None = None
 
     def opened(self, client: ObservedClient) -> None:
-        """Handle the start of the client; its constructor calls this before any other method."""
+        """Handle the creation of the client; the client's constructor calls this before any other method."""
 
     def tracked(self) -> object:
-        """Return a mark to keep with an event that is being tracked, e.g. the current span; None for no mark.
+        """Return a mark to store with an event that is being tracked, e.g. the current span; None for no mark.
 
-        Called for every event, in its caller's context, unless `origin` saves the call. Return the same object for the
-        same span, as a request gets each object once.
+        Called in the context of the code that tracks the event: for every event, or less often if `origin` is set.
+        Return the same object for the same span, because repeated marks are recognised by identity.
         """
         return None
 
     def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for subclasses
-        """Handle the start of a request; the result is passed to `request_ended`.
+        """Handle the start of a request; return any object, which is passed to `request_ended`.
 
-        Called in the task that makes the request, right before it is sent. A context variable that is set here stays
-        set while the request is made and `request_ended` is called; no other request sees it.
+        Called in the task that makes the request, right before it is sent. A context variable that this method
+        sets stays set until `request_ended` has been called, and is not visible to other requests.
         """
         return None
 
@@ -103,17 +103,17 @@ class Observer:
 
         Args:
             begun: the result of `request_began`.
-            status: the HTTP status; None if there was no answer.
-            failure: why there was no answer, e.g. ``"timeout"`` or ``"cancelled"``; None if there was one.
+            status: the HTTP status; None if no answer arrived.
+            failure: why no answer arrived, e.g. ``"timeout"`` or ``"cancelled"``; None if an answer arrived.
         """
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Handle the outcome of events that got it together.
+        """Handle the outcome of one or more events that got the same outcome at the same time.
 
-        Called in an empty context, or for a direct send in a copy of its caller's context.
+        Called in an empty context; for `send` and `send_batch`, in a copy of the caller's context.
 
         Args:
-            names: how many events there are, by their names on the wire.
+            names: the number of events by event name, as the API spells the name.
             outcome: their outcome.
         """
 
@@ -122,16 +122,18 @@ _NOWHERE: Final = object()
 
 
 class Watch:
-    """Calls an observer, and catches its errors.
+    """Calls the methods of a user's observer, and catches the errors that they raise.
 
     Args:
-        observer: the user's.
-        failed: called with the name of the hook and its error.
+        observer: the user's observer.
+        failed: called with the text ``"observer"`` and the error if a method of the observer raises.
 
     Attributes:
         marks: whether the observer overrides `tracked`.
-        origin: returns the current value of `Observer.origin`; a new object each time if there is no such variable.
-        before: the value of `origin` for the last event, and `kept` the mark of that event.
+        origin: returns the current value of `Observer.origin`. If that is None, returns a new object each time, so
+            `tracked` is called for every event.
+        before: the value of `origin` for the previous event.
+        kept: the mark of the previous event.
 
     Raises:
         ConfigurationError: `Observer.origin` is not a context variable, or has no default.
@@ -140,7 +142,7 @@ class Watch:
     def __init__(self, observer: Observer, failed: Callable[[str, BaseException], None]) -> None:
         self._observer = observer
         self._tracked = observer.tracked
-        # An observer without marks need not be called for each event.
+        # If the observer does not override `tracked`, no event has a mark, so `tracked` need not be called.
         self.marks = type(observer).tracked is not Observer.tracked
         # `object` returns a new object each time.
         self.origin: Callable[[], object] = object if observer.origin is None else _getter_of(observer.origin)
@@ -150,11 +152,11 @@ class Watch:
         self._failed = failed
 
     def opened(self, client: ObservedClient) -> None:
-        """Call `Observer.opened`; its errors are raised, as the constructor of the client waits for it."""
+        """Call `Observer.opened`; an error is raised to the caller, which is the client's constructor."""
         self._observer.opened(client)
 
     def mark(self) -> object:
-        """Return the mark of an event; may be called in any thread."""
+        """Return the mark of an event, for `note_mark`; may be called in any thread."""
         try:
             return self._tracked()
         except BaseException as error:  # a user's observer
@@ -163,7 +165,7 @@ class Watch:
             return _Raised(error)
 
     def note(self, receipt: Receipt) -> None:
-        """Get the mark of an event, and keep it with the receipt; called in the caller's task in the event loop."""
+        """Get the mark of an event and store it in the receipt; called in the event loop, in the caller's task."""
         origin = self.origin()
         if origin is not self.before:
             try:
@@ -176,7 +178,7 @@ class Watch:
         receipt.mark = self.kept
 
     def note_mark(self, receipt: Receipt, mark: object) -> None:
-        """Keep with the receipt the mark that `mark` has returned in another thread; called in the event loop."""
+        """Store in the receipt a mark that the method `mark` returned in another thread; called in the event loop."""
         if isinstance(mark, _Raised):
             self._failed("observer", mark.error)
         else:
@@ -184,11 +186,11 @@ class Watch:
             self._kept_any |= mark is not None
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
-        """Call `Observer.request_began`, and return its result for `ended`; `receipts` is None for a direct send."""
+        """Call `Observer.request_began`; return its result, for `ended`. `receipts` is None for a direct send."""
         if receipts is not None:
-            # So the context of the last event is not kept alive until the next one comes.
+            # Forget the last event's context: otherwise it would stay in memory until another event is tracked.
             self.before, self.kept = _NOWHERE, None
-        # Searched only if there was ever a mark: without a sampled span, for example, there is none.
+        # The receipts are searched only if there was ever a mark. There is none, for example, if no span is sampled.
         marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
@@ -200,7 +202,7 @@ class Watch:
             return _Raised(error)
 
     def ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """Call `Observer.request_ended`, unless `request_began` has failed."""
+        """Call `Observer.request_ended`, unless `Observer.request_began` raised an error."""
         if isinstance(begun, _Raised):
             return
         try:
@@ -216,25 +218,25 @@ class Watch:
             self._raised(error)
 
     def _raised(self, error: BaseException) -> None:
-        """Count an error of the observer; raise the user's Ctrl-C again."""
+        """Count and log an error of the observer, or raise the error again if it is the user's Ctrl-C."""
         if is_interrupt(error):
             raise error
         try:
             self._failed("observer", error)
         except RecursionError:
-            # The caller has hardly any stack left. Its event is accepted all the same.
+            # The caller has hardly any stack left, so the error is not counted. The event is accepted anyway.
             return
 
 
 def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
-    """Return the marks of events, each object once."""
+    """Return the marks in the receipts, each object once and without None."""
     last = None
     try:
-        # Most events with the same mark stand side by side. So a loop that drops repeated marks is faster than built-in
-        # functions over all of them; the few marks that remain are made unique below.
+        # Events with the same mark usually follow each other. So it is fastest to skip a mark that equals the previous
+        # one, and to remove the few remaining duplicates below.
         kept = [last := receipt.mark for receipt in receipts if receipt.mark is not last]
     except AttributeError:
-        # Some receipts have no attribute `mark`.
+        # A receipt has no attribute `mark` if its event has no mark.
         kept = [getattr(receipt, "mark", None) for receipt in receipts]
     marks = {id(mark): mark for mark in kept}
     marks.pop(id(None), None)
@@ -242,7 +244,7 @@ def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
 
 
 def _getter_of(origin: ContextVar[Any]) -> Callable[[], object]:
-    """Return the function that reads the variable."""
+    """Check `Observer.origin`, and return the function that reads the variable."""
     if not isinstance(origin, ContextVar):
         raise ConfigurationError(f"Observer.origin must be a ContextVar or None, not {type(origin).__name__}")
     try:

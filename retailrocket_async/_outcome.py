@@ -4,8 +4,8 @@
 
     Outcome = Delivered | Rejected | Abandoned | Dropped | Kept
 
-Undelivered events are to be expected, so an outcome is a value and not an exception: `await receipt` never raises for
-it. `await receipt.delivered()` raises an exception instead.
+A failed delivery is normal, so an outcome is a value and not an exception: `await receipt` returns the outcome and does
+not raise. `await receipt.delivered()` raises an exception if the event was not delivered.
 """
 
 from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
@@ -19,9 +19,9 @@ class Delivered:
 
     Attributes:
         status: the HTTP status, 200-299.
-        attempts: requests that carried the event, 1 or more; direct sends and batches count alike.
+        attempts: number of requests that contained the event, 1 or more; direct sends and batches count alike.
         elapsed: seconds from the first attempt to the answer.
-        maybe_duplicate: True if an earlier attempt got no clear answer and may have been recorded as well.
+        maybe_duplicate: True if the event may be recorded twice, because an earlier attempt got no clear answer.
     """
 
     status: int
@@ -31,7 +31,7 @@ class Delivered:
 
     @property
     def maybe_recorded(self) -> bool:
-        """Always True: the API has confirmed it."""
+        """Always True: the API has confirmed that it recorded the event."""
         return True
 
 
@@ -39,7 +39,7 @@ RejectionScope: TypeAlias = Literal["event", "access"]
 
 
 class Refusal(NamedTuple):
-    """The meaning of a status by which the API, or a proxy, refuses a request.
+    """What it means that the API, or a proxy, refuses a request with a certain HTTP status.
 
     Attributes:
         scope: see `Rejected.scope`.
@@ -67,21 +67,22 @@ _REFUSED: Final = Refusal("event", "the API refused the request")
 
 
 def refusal_of(status: int) -> Refusal:
-    """Return the meaning of a refusal by `status`, which is a 3xx, or a 4xx that is not retried."""
+    """Return the meaning of an HTTP status that refuses a request: a 3xx, or a 4xx that is not retried."""
     return _REFUSALS.get(status) or (_REDIRECTED if 300 <= status <= 399 else _REFUSED)
 
 
 @attrs.frozen(kw_only=True)
 class Rejected:
-    """The API refused the request that carried the event, and would refuse the same request again.
+    """The API refused the request that contained the event, and would refuse the same request again.
 
     Attributes:
         status: the HTTP status, e.g. 400, 401, 403, 404, or a redirect (which is never followed).
-        attempts: requests that carried the event; 0 if it was never sent, because requests before it were refused for
-            the key, the shop or the address.
+        attempts: number of requests that contained the event; 0 if the event was never sent, because the API refused
+            earlier requests for the key, the shop or the address.
         elapsed: seconds from the first attempt to the answer.
-        isolated: whether the event itself was refused: alone in its request, or for the key, the shop or the address.
-            False if its batch was refused, and the search for the bad events in it was given up.
+        isolated: True if the event itself was refused: it was alone in its request, or the API refuses the key, the
+            shop or the address. False if the event's batch was refused and the client stopped looking for the bad
+            events, so this event may be valid.
     """
 
     status: int
@@ -92,7 +93,7 @@ class Rejected:
 
     @property
     def scope(self) -> RejectionScope:
-        """Whether the API refused the event, or all access to the API, by the status.
+        """What the API refused, judged by the status: this event, or all access.
 
         ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
         proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
@@ -101,7 +102,7 @@ class Rejected:
 
     @property
     def advice(self) -> str:
-        """The meaning of the status and, if it is known, what to correct; as in `StateChange.advice`."""
+        """What the status means and, if known, what to correct; the same text as `StateChange.advice`."""
         return refusal_of(self.status).advice
 
 
@@ -122,23 +123,24 @@ AbandonReason: TypeAlias = Literal[
 
 @attrs.frozen(kw_only=True)
 class Abandoned:
-    """The client gave the event up after it was sent at least once, or because nothing could be sent.
+    """The client stopped trying to deliver the event, after at least one attempt or because nothing could be sent.
 
     Attributes:
-        reason: ``"retries_exhausted"`` (attempts or elapsed time used up), ``"not_retryable"`` (the answer was no clear
-            refusal, but a retry cannot help), ``"at_most_once"`` (it may have been recorded, and
-            `RetryPolicy.at_most_once` forbids to send it again), ``"halted"`` (a variable of the environment cannot be
-            used, or a proxy refuses to connect to the API, and this was not corrected within `RetryPolicy.max_halt`;
-            `failure` says what to correct), ``"expired"`` (older than `Buffer.max_age` before its retry), ``"closed"``
-            (`aclose` ran out of time), ``"cancelled"`` (a direct send was cancelled), ``"internal_error"`` (a defect:
-            please report it). With a spool also ``"untold"`` (another process settled it, and this process was stopped
-            for longer than the spool keeps outcomes), ``"lost"`` (somebody removed or replaced the spool's directory
-            while it was in use) or ``"damaged"`` (its bytes on disk have changed).
-        maybe_recorded: True if the API may have recorded at least one attempt; False if it certainly recorded none.
+        reason: why the client stopped: ``"retries_exhausted"`` (the attempts or the time for retries are used up),
+            ``"not_retryable"`` (the answer was no clear refusal, but a retry cannot help), ``"at_most_once"`` (the
+            event may have been recorded, and `RetryPolicy.at_most_once` forbids to send it again), ``"halted"`` (an
+            environment variable cannot be used, or a proxy refuses to connect to the API, and this was not corrected
+            within `RetryPolicy.max_halt`; `failure` says what to correct), ``"expired"`` (the event became older than
+            `Buffer.max_age` before its retry), ``"closed"`` (the time-out of `aclose` passed), ``"cancelled"`` (a
+            direct send was cancelled), ``"internal_error"`` (a defect of this package: please report it). With a spool
+            also ``"untold"`` (another process has the outcome, but this process was stopped for longer than the spool
+            stores outcomes), ``"lost"`` (the spool's directory was removed or replaced while it was in use) or
+            ``"damaged"`` (the event's bytes on disk have changed).
+        maybe_recorded: True if the API may have recorded the event; False if it certainly has not.
         status: the HTTP status of the last attempt; None if no answer arrived.
         failure: the failure of the last attempt if no answer arrived, e.g. ``"connect: ConnectError"``.
-        attempts: requests that carried the event; 0 if it was never sent.
-        elapsed: seconds from the first attempt until the event was given up.
+        attempts: number of requests that contained the event; 0 if the event was never sent.
+        elapsed: seconds from the first attempt until the client stopped trying.
     """
 
     reason: AbandonReason
@@ -157,9 +159,9 @@ class Dropped:
     """The event was tracked and never sent.
 
     Attributes:
-        reason: ``"closed"`` (`aclose` ran out of time), ``"overflow"`` (the buffer was full, see `Buffer.overflow`),
-            ``"expired"`` (older than `Buffer.max_age`), ``"before_send"`` (your hook returned None) or ``"purged"``
-            (somebody removed it from the spool).
+        reason: ``"closed"`` (the time-out of `aclose` passed), ``"overflow"`` (the buffer was full, see
+            `Buffer.overflow`), ``"expired"`` (the event became older than `Buffer.max_age`), ``"before_send"`` (your
+            hook returned None) or ``"purged"`` (somebody removed the event from the spool).
     """
 
     reason: DropReason
@@ -171,11 +173,12 @@ class Dropped:
 
 @attrs.frozen(kw_only=True)
 class Kept:
-    """The client closed before the event had another outcome; it is in the spool, and the next client sends it.
+    """The client was closed before it delivered the event; the event is in the spool, and the next client sends it.
 
     Attributes:
-        maybe_recorded: True if the API may have recorded a request that carried the event; it is sent again.
-        attempts: requests of this process that carried the event.
+        maybe_recorded: True if this process sent the event and the API may have recorded it. The next client sends the
+            event again in any case.
+        attempts: number of requests of this process that contained the event.
     """
 
     maybe_recorded: bool = False

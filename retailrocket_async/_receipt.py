@@ -1,4 +1,4 @@
-"""`Receipt`: the awaitable that gives one event's outcome."""
+"""Defines `Receipt`, which a caller can await to get the outcome of one event."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Receipt(Uncopyable):
-    """An awaitable that gives the outcome of one event; `track` returns it.
+    """The result of `track`: await it to get the outcome of the event.
 
     ``await receipt`` returns the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
-    await it; cancelling one of them cancels neither the delivery nor the others. A receipt may be thrown away: that
-    costs nothing and never warns.
+    await the same receipt; cancelling one task cancels neither the delivery nor the other tasks. A receipt need not be
+    awaited: Python does not warn, and the event is delivered all the same.
 
     Attributes:
         event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
@@ -32,7 +32,7 @@ class Receipt(Uncopyable):
 
     _instead = "await it in its own process, and pass the outcome on"
 
-    # `mark` is set by an observer; without one it has no value.
+    # `mark` is set only if an observer returned a mark for the event; otherwise the attribute does not exist.
     __slots__ = ("_outcome", "_waiters", "event_name", "mark")
 
     mark: object
@@ -40,12 +40,12 @@ class Receipt(Uncopyable):
     def __init__(self, event_name: str) -> None:
         self.event_name = event_name
         self._outcome: Outcome | None = None
-        # A dict, as thousands of tasks may await one receipt: it removes one in constant time, and keeps their order.
+        # Thousands of tasks may await one receipt. A dict removes a waiter in constant time and preserves their order.
         self._waiters: dict[asyncio.Future[None], None] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome; None while there is none. Never blocks."""
+        """The outcome; None while the event has no outcome yet. Never blocks."""
         return self._outcome
 
     def done(self) -> bool:
@@ -59,18 +59,19 @@ class Receipt(Uncopyable):
                 self._waiters = {}
             self._waiters[waiter] = None
             try:
-                # Read again: if this is another thread's loop, the outcome may have come meanwhile.
+                # Check again: if `settle` runs in another thread, it may have set the outcome meanwhile.
                 if self._outcome is None:
                     yield from waiter
             finally:
-                # If this wait was cancelled. A caller that polls with a time-out would else leave a waiter every time.
+                # If this wait was cancelled, remove its waiter. Otherwise a caller that polls with a time-out would add
+                # one more waiter each time.
                 if self._waiters is not None:
                     self._waiters.pop(waiter, None)
-        assert self._outcome is not None  # noqa: S101 - settle() sets it before it wakes anyone
+        assert self._outcome is not None  # noqa: S101 - `settle` sets the outcome before it wakes a waiter
         return self._outcome
 
     async def delivered(self) -> Delivered:
-        """Wait for the outcome, and return it if the event was delivered.
+        """Wait for the outcome, and return the outcome if the event was delivered.
 
         Raises:
             DeliveryError: the event was not delivered; the subclass corresponds to the outcome.
@@ -85,7 +86,7 @@ class Receipt(Uncopyable):
 
 
 def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
-    """Give receipts their outcome, and wake the tasks that await them; a receipt that has an outcome keeps it."""
+    """Set the outcome of receipts that have none yet, and wake the tasks that await those receipts."""
     here: asyncio.AbstractEventLoop | None = None
     for receipt in receipts:
         if receipt._outcome is not None:
@@ -94,7 +95,7 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
             here = here or running_loop()
-            # A copy, as another thread may add a waiter now; that one finds the outcome itself.
+            # Iterate over a copy, because another thread may add a waiter now. That waiter sees the outcome itself.
             for waiter in list(waiters):
                 _wake(waiter, here)
 
@@ -103,6 +104,6 @@ def _wake(waiter: asyncio.Future[None], here: asyncio.AbstractEventLoop | None) 
     if (loop := waiter.get_loop()) is here:
         set_done(waiter)
         return
-    # The waiter is of another thread's loop, which may be closed.
+    # The waiter belongs to the event loop of another thread. That loop may be closed, which raises RuntimeError.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(set_done, waiter)

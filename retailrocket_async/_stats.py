@@ -1,4 +1,4 @@
-"""The client's reports: `Stats` at any moment, `StateChange`, `CloseReport`, and the events that it did not deliver."""
+"""What a client reports: its counters, changes of its state, undelivered events, and a summary when it is closed."""
 
 import functools
 import os
@@ -14,22 +14,24 @@ from retailrocket_async._events.models import Event
 from retailrocket_async._outcome import Undelivered
 
 State: TypeAlias = Literal["sending", "down", "halted"]
-"""Requests go out normally; one at a time as probes, until the API answers; or as probes, until a wrong key, shop,
-address, proxy or variable is corrected."""
+"""The state of sending. ``"sending"``: requests are sent normally. ``"down"``: the API does not answer, so one request
+at a time is sent as a probe, until the API answers. ``"halted"``: the key, shop, address, proxy or an environment
+variable is wrong, so only probes are sent until that is corrected."""
 
 
 @attrs.frozen(kw_only=True)
 class SpoolStats:
-    """The contents of a spool, as they were less than a second ago.
+    """Counters of a spool, at most one second old.
 
     Attributes:
         sends: whether this process sends the events of the spool.
-        events: waiting events of all processes; a little too high if events were sent out of their order.
-        size: bytes in use.
-        dead: dead letters.
+        events: number of waiting events, of all processes; a little too high if events were sent out of order.
+        size: bytes that the spool uses on disk.
+        dead: number of dead letters: events that were not delivered and are stored for inspection.
         oldest_age: seconds since the oldest waiting event was tracked; 0 if none waits.
-        failure: why the spool cannot be used now, as a sentence; None if it can. The client retries until the spool
-            works, unless `Stats.state` is ``"halted"`` too: then a defect has ended the retries, and nothing is sent.
+        failure: why the spool cannot be used now, as a sentence; None if the spool works. The client retries until the
+            spool works. But if `Stats.state` is ``"halted"`` as well, a defect of this package has ended the retries,
+            and nothing is sent.
     """
 
     sends: bool = False
@@ -42,38 +44,41 @@ class SpoolStats:
 
 @attrs.frozen(kw_only=True)
 class Stats:
-    """A snapshot of the client's counters, which count events unless they say otherwise.
+    """A snapshot of the client's counters. A counter counts events unless its description says otherwise.
 
-    This sum holds in every thread that reads the counters:
+    This equation is true in every thread that reads the counters:
     ``tracked == delivered + rejected + abandoned + dropped + kept + pending + in_flight``.
 
     Attributes:
         tracked: accepted by `track`, `track_nowait`, `track_many`, `send` and `send_batch`.
         delivered: accepted by the API.
         rejected: refused by the API.
-        abandoned: given up after sending.
+        abandoned: not delivered, and no longer retried; see `Abandoned`.
         dropped: never sent.
         pending: waiting in the buffer.
         pending_bytes: bytes of JSON waiting in the buffer.
-        in_flight: taken from the buffer, or sent directly, and without an outcome yet.
-        oldest_age: seconds that the oldest event has been in the buffer; 0 if the buffer is empty.
-        waiting: calls of `track` and `track_many` that wait for room in the buffer.
-        requests: requests made, retries and direct sends included.
-        requests_by_status: requests by the HTTP status of their answer; requests without an answer by their kind of
+        in_flight: taken from the buffer or sent directly, but without an outcome yet.
+        oldest_age: seconds that the oldest event in the buffer has waited; 0 if the buffer is empty.
+        waiting: number of calls of `track` and `track_many` that wait for room in the buffer.
+        requests: number of requests sent, including retries and direct sends.
+        requests_by_status: number of requests by the HTTP status of the answer; without an answer, by the kind of
             failure (``"name"``, ``"connect"``, ``"tls"``, ``"proxy"``, ``"pool"``, ``"timeout"``, ``"broken"``,
-            ``"closed"``). Requests in flight, or ended by a close or a cancellation, are in `requests` alone.
-        retries: requests that repeated an earlier one.
-        limiter_wait: seconds that requests have waited for the limiter, in sum.
-        hook_errors: calls of `before_send`, `on_outcome`, `on_state_change`, an observer or a log handler that raised.
-        hook_missed: undelivered events that `on_outcome` did not get, because it was too slow.
-        state: ``"sending"`` normally, ``"down"`` while the API does not answer, or ``"halted"`` while it refuses the
-            key, the shop or the address, or the environment or a proxy lets nothing be sent; see `StateChange`.
-        dropped_by: dropped events by reason, and then by the event's name, e.g. ``{"overflow": {"view": 3}}``.
-        splits: requests made to find the bad events of a refused batch.
+            ``"closed"``). Requests that are in flight, or were ended by a close or a cancellation, are counted in
+            `requests` only.
+        retries: number of requests that repeated an earlier request.
+        limiter_wait: seconds that all requests together have waited for the rate limiter.
+        hook_errors: number of calls that raised an error: calls of `before_send`, `on_outcome`, `on_state_change`, an
+            observer or a log handler.
+        hook_missed: undelivered events that were not passed to `on_outcome`, because `on_outcome` was too slow.
+        state: ``"sending"`` normally; ``"down"`` while the API does not answer; ``"halted"`` while the API refuses the
+            key, the shop or the address, or while an environment variable or a proxy prevents all requests. See
+            `StateChange`.
+        dropped_by: dropped events by reason, then by event name, e.g. ``{"overflow": {"view": 3}}``.
+        splits: number of requests that were sent to find the bad events in a refused batch.
         kept: left in the spool when the client closed.
-        spool: the contents of the spool; None without a spool. With a spool, the counters above are of the events that
-            this process has tracked, even if another process sends them; requests and retries are those of this
-            process, and `pending_bytes` and `oldest_age` are of the events that it is about to send.
+        spool: counters of the spool; None without a spool. With a spool, the counters above count the events that this
+            process has tracked, even if another process sends them. But `requests` and `retries` count this process's
+            own requests, and `pending_bytes` and `oldest_age` describe the events that this process will send next.
     """
 
     tracked: int = 0
@@ -100,24 +105,25 @@ class Stats:
 
 
 _READS: Final = 100
-"""How often counters are read, if another thread keeps changing them, before the last reading is corrected."""
+"""How often `consistent` reads the counters at most, if another thread keeps changing them."""
 
 _SOON: Final = 10
-"""Readings after which the reader only lets other threads run; after later readings it sleeps."""
+"""After each of so many first readings, `consistent` only lets other threads run; later it sleeps for `_PAUSE`."""
 
 _PAUSE: Final = 0.0005
-"""Seconds that the reader sleeps."""
+"""Seconds that `consistent` sleeps between two readings."""
 
 
 def consistent(read: Callable[[], Stats]) -> Stats:
-    """Return counters of one moment while another thread, that of the event loop, goes on changing them.
+    """Return counters that belong to one moment, although the event loop's thread may be changing them.
 
-    If two readings are equal and their sum is right, no change came between them, as most counters only grow. Unlike a
-    lock or a version number, this costs the event loop nothing per event. It takes 50 ms at most. If the loop is
-    stopped in the middle of a change for longer, the missing or surplus events count as in flight.
+    The counters are read until two readings are equal and satisfy the equation of `Stats`. Most counters only grow, so
+    nothing has changed between two such readings. Unlike a lock or a version number, this method costs the event loop
+    no time per event. It takes at most 50 ms. If the loop is stopped in the middle of a change for longer than that,
+    `in_flight` is corrected so that the equation is true.
 
     Args:
-        read: returns the counters as they are, and reads those of ended events before those of waiting events.
+        read: returns the current counters. It must read the counters of ended events before those of waiting events.
     """
     last: Stats | None = None
     for turn in range(_READS):
@@ -143,19 +149,19 @@ def _adds_up(stats: Stats) -> bool:
 
 
 def _counts(stats: Stats) -> Stats:
-    # Ages and waiting times grow by themselves.
+    # Ages and waiting times change all the time, so they are left out of the comparison.
     return attrs.evolve(stats, oldest_age=0.0, limiter_wait=0.0, spool=None)
 
 
 @attrs.frozen(kw_only=True)
 class StateChange:
-    """A change of `Stats.state`, or of its reason; logged once each, and passed to `on_state_change`.
+    """A change of `Stats.state`, or of the reason for the state; logged once, and passed to `on_state_change`.
 
     Attributes:
         state: the new state, as in `Stats.state`.
         previous: the state before; the same as `state` if only the reason has changed.
         status: the HTTP status that caused the change; None if there was none.
-        failure: why there was no answer, e.g. ``"connect: ConnectError"``; None if there was an answer.
+        failure: why no answer arrived, e.g. ``"connect: ConnectError"``; None if an answer arrived.
         advice: what the change means and what to do, as a sentence.
         lasted: seconds that the previous state had lasted.
     """
@@ -170,12 +176,13 @@ class StateChange:
 
 @attrs.frozen(kw_only=True)
 class UndeliveredEvent:
-    """An event that was not delivered, and why.
+    """An event that was not delivered, with its outcome.
 
     Attributes:
         event_name: the event's name as the API spells it.
-        envelope: its JSON as it was, or would have been, sent; a line of a file for ``retailrocket-async send``.
-        outcome: its outcome.
+        envelope: the event as UTF-8 JSON, as it was or would have been sent; may be written as one line of a file for
+            ``retailrocket-async send``.
+        outcome: the event's outcome, which says why it was not delivered.
     """
 
     event_name: str
@@ -184,36 +191,36 @@ class UndeliveredEvent:
 
     @property
     def event(self) -> Event:
-        """The event, decoded from its JSON; its timestamp is as precise as on the wire."""
+        """The event, decoded from `envelope`; its timestamp has only the precision that was sent."""
         return _reader().decode(self.envelope, allow_custom=True)
 
     @property
     def error(self) -> DeliveryError:
-        """The error that corresponds to the outcome, as `Receipt.delivered` raises it."""
+        """The error that `Receipt.delivered` raises for this outcome."""
         return error_for(self.outcome)
 
 
 @functools.cache
 def _reader() -> Codec:
-    # Cached, as building a codec takes milliseconds and a buffer may hold a hundred thousand events.
+    # Building a codec takes milliseconds, and there may be a hundred thousand events to decode, so cache the codec.
     return Codec()
 
 
 def _as_value(error: DeliveryError | None) -> object:
-    # Compares errors by their contents: `==` of exceptions is identity.
+    # `==` compares exceptions by identity, so compare their contents.
     return None if error is None else (type(error), error.args, error.outcome)
 
 
 @attrs.frozen(kw_only=True)
 class CloseReport:
-    """The report of a client's close.
+    """The result of closing a client.
 
     Attributes:
         stats: the final counters; no event is pending or in flight any more.
-        undelivered: the buffered events that ended undelivered during the close, oldest first; earlier ones went to
-            `on_outcome` only, as there may be any number of them.
+        undelivered: the buffered events that were not delivered during the close, oldest first. Events that failed
+            before the close are not included, because there may be any number of them; `on_outcome` got those.
         elapsed: seconds that the close took.
-        error: why sending was halted, e.g. an `AuthenticationError`; None if it was not.
+        error: why sending was halted, e.g. an `AuthenticationError`; None if sending was not halted.
     """
 
     stats: Stats
@@ -223,14 +230,15 @@ class CloseReport:
 
     @property
     def clean(self) -> bool:
-        """Whether every event that had no outcome when the close began was delivered."""
+        """Whether all events that had no outcome when the close began were delivered."""
         return not self.undelivered
 
     def save_undelivered(self, path: str | os.PathLike[str]) -> int:
-        """Append the undelivered events to a file for ``retailrocket-async send``; return how many they are.
+        """Append the undelivered events to a file for ``retailrocket-async send``; return the number of events.
 
-        The file has one line of JSON per event. A new file is readable by its owner alone (mode 0600), as events hold
-        personal data. If there is no event, no file is made. The call blocks: in a running service make it in a thread.
+        The file has one line of JSON per event. A new file is readable by its owner only (mode 0600), because events
+        contain personal data. If there is no event, no file is created. This method blocks, so call it in a thread if
+        the service is still running.
 
         Raises:
             OSError: the file cannot be written.

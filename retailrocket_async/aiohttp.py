@@ -1,4 +1,4 @@
-"""Retail Rocket in an aiohttp application.
+"""Connects the client to an aiohttp application.
 
 ::
 
@@ -12,11 +12,12 @@
 
     app = web.Application()
     app.router.add_get("/", product)
-    app.cleanup_ctx.append(rocket.cleanup_ctx)  # before others: the first is closed last
+    app.cleanup_ctx.append(rocket.cleanup_ctx)  # before other entries: the first entry is closed last
     add_session_cookie(app)
 
-The client is in the application under `RetailRocket.key`, where sub-applications find it as well. In a test, start the
-application inside ``with rocket.using(RecordingClient()) as recorded: ...``. Needs the extra ``aiohttp``.
+The client is stored in the application under `RetailRocket.key`, so sub-applications can use it too. In a test, start
+the application inside ``with rocket.using(RecordingClient()) as recorded: ...``. This module needs the extra
+``aiohttp``.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ _SESSION: Final = RequestKey("retailrocket_session", Session)
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one aiohttp application.
+    """Creates and closes one shop's client with an aiohttp application, and returns the client to request handlers.
 
-    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in errors.
+    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is used in error
+    messages.
     """
 
     @cached_property
     def key(self) -> web.AppKey[AsyncTrackingClient]:
-        """The key under which the application holds the client."""
+        """The key under which the application stores the client."""
         return web.AppKey(self.name, AsyncTrackingClient)
 
     async def cleanup_ctx(self, app: web.Application) -> AsyncGenerator[None]:
-        """Create the client when the application starts, and close it within `grace` when it ends."""
+        """Create the client when the application starts, and close the client within `grace` seconds when it ends."""
         async with self.opened() as client:
             app[self.key] = client
             yield
@@ -63,7 +65,7 @@ class RetailRocket(Anywhere):
         """Return the client of the request's application, or of its parent application.
 
         Raises:
-            UsageError: neither has `cleanup_ctx` in its `cleanup_ctx` list.
+            UsageError: `RetailRocket.cleanup_ctx` was appended to the `cleanup_ctx` list of neither application.
         """
         client = request.config_dict.get(self.key)
         if client is None:
@@ -72,10 +74,11 @@ class RetailRocket(Anywhere):
 
 
 def add_session_cookie(app: web.Application, name: str = DEFAULT_COOKIE) -> None:
-    """Keep the visitor's session in a cookie that lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure.
+    """Store the visitor's session id in a cookie.
 
-    If a visitor has no session yet, the first call of `session_id` creates one, and the answer to that request sets the
-    cookie. This also works in sub-applications.
+    The cookie lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure. If a visitor has no session yet,
+    the first call of `session_id` creates a session, and the response to that request sets the cookie. This also works
+    in sub-applications.
 
     Args:
         app: the application, before it starts.
@@ -89,7 +92,7 @@ def add_session_cookie(app: web.Application, name: str = DEFAULT_COOKIE) -> None
 
 
 def session_id(request: web.Request) -> str:
-    """Return the visitor's session id: the one in the request's cookie, or a new one.
+    """Return the visitor's session id, from the request's cookie or newly created.
 
     Raises:
         UsageError: `add_session_cookie` was not called for the request's application or its parent.
@@ -107,5 +110,5 @@ async def _set_cookie(request: web.Request, response: web.StreamResponse) -> Non
     session = request.get(_SESSION)
     header = None if session is None else session.set_cookie(https=request.secure)
     if header is not None:
-        # Not response.set_cookie: aiohttp has written the response's cookies into the headers already.
+        # `response.set_cookie` would be too late: aiohttp has already copied the response's cookies into the headers.
         response.headers.add("Set-Cookie", header)

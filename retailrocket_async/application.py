@@ -1,4 +1,4 @@
-"""One shop's client in one application: the part that all frameworks share; use it directly for any other program.
+"""Creates and closes the client of an application. The framework modules build on this; other programs use it directly.
 
 ::
 
@@ -9,8 +9,8 @@
         async with rocket.opened() as client:
             await client.view(...)
 
-`retailrocket_async.fastapi`, `.starlette`, `.asgi` and `.aiohttp` each have a `RetailRocket` with additions for their
-framework.
+`retailrocket_async.fastapi`, `.starlette`, `.asgi` and `.aiohttp` each have their own `RetailRocket`, with additions
+for the framework.
 """
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ if TYPE_CHECKING:
 __all__ = ["RetailRocket"]
 
 DEFAULT_GRACE = 15.0
-"""Seconds, the default of `AsyncTrackingClient.aclose`; half of the time that process managers usually give."""
+"""Seconds, as in `AsyncTrackingClient.aclose`: half of the time that process managers usually let a process stop."""
 
 C = TypeVar("C", bound=AsyncTrackingClient)
 
 
 class RetailRocket(Uncopyable):
-    """One shop's client in one application: declared at module level, created when the application starts.
+    """Creates one shop's client when the application starts, and closes the client when the application ends.
 
-    The constructor creates no client and reads no environment, so its module may be imported anywhere, also before a
-    fork. Each start of the application, in each process, creates a client of its own.
+    Make a `RetailRocket` at module level. The constructor creates no client and reads no environment variable, so the
+    module may be imported anywhere, also before a fork. Each start of the application creates a new client, in every
+    process.
 
     Args:
-        make: returns the client; called in the event loop whenever the application starts. Default
+        make: a function that returns the client; called in the event loop whenever the application starts. Default
             `AsyncTrackingClient.from_env`, which takes the key and the shop from the environment.
         name: the client's name in the application, a Python identifier; default ``"tracking"``. If an application
             serves several shops, each needs a name of its own.
-        grace: seconds for delivering the remaining events when the application ends; default 15. Keep it below the time
-            that the process manager gives.
-        options: the keywords for `make`, for example those of `AsyncTrackingClient`.
+        grace: seconds to deliver the remaining events when the application ends; default 15. Choose less than the time
+            after which the process manager kills the process.
+        options: keyword arguments for `make`, for example those of `AsyncTrackingClient`.
 
     Raises:
-        ConfigurationError: a wrong argument. Wrong `options` are found when the application starts.
+        ConfigurationError: an argument is wrong. Wrong `options` are reported only when the application starts.
     """
 
     _instead = "import the module that holds it; each process makes its client when it starts"
 
-    # On the class, since __repr__ needs it even if the constructor raised.
+    # A class attribute, because `__repr__` reads the name even if the constructor raised an error.
     name = ""
 
     def __init__(
@@ -67,7 +68,7 @@ class RetailRocket(Uncopyable):
     ) -> None:
         self._make = make
         self._options = options
-        # A key may be among them, and an error's traceback would keep this local variable.
+        # The options may include the API key, and the traceback of an error would show this local variable.
         del options
         if not callable(make):
             raise ConfigurationError(f"make must be a function that returns a client, not {type(make).__name__}")
@@ -81,7 +82,7 @@ class RetailRocket(Uncopyable):
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[AsyncTrackingClient]:
-        """Create the client, and close it at the end of the block within `grace` seconds.
+        """Create the client; at the end of the block, close the client within `grace` seconds.
 
         Raises:
             ConfigurationError: a setting is missing or wrong.
@@ -91,21 +92,21 @@ class RetailRocket(Uncopyable):
             try:
                 yield client
             finally:
-                # `async with` closes it again, which has no effect.
+                # `async with` will close the client a second time, which has no effect.
                 await client.aclose(self._grace)
 
     @contextmanager
     def using(self, client: C) -> Generator[C]:
-        """Make the application use this client if it starts inside the block; for tests.
+        """Make an application that starts inside this block use the given client; for tests.
 
-        The application closes the client when it ends, since only its event loop can. So pass a new client for each
-        start.
+        The application closes the client when the application ends, because only its event loop can close the client.
+        So pass a new client for each start.
 
         Args:
-            client: a client that was not used yet, e.g. ``retailrocket_async.testing.RecordingClient()``.
+            client: a client that has not been used, e.g. ``retailrocket_async.testing.RecordingClient()``.
 
         Returns:
-            A context manager that gives this client.
+            A context manager whose `as` value is `client`.
         """
         before, self._given = self._given, client
         try:

@@ -1,4 +1,4 @@
-"""Retail Rocket in an ASGI application of any framework, such as Django, which has no lifespan of its own.
+"""Connects the client to an ASGI application of any framework, for example Django, which has no lifespan of its own.
 
 ::
 
@@ -11,7 +11,7 @@
 
     app = SessionCookie(rocket.around(get_asgi_application()))
 
-The client is in the lifespan's state, where mounted applications find it as well. Needs no extra.
+The client is stored in the lifespan's state, so mounted applications can use it too. This module needs no extra.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ T = TypeVar("T")
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one ASGI application.
+    """Creates and closes one shop's client with an ASGI application, and returns the client to request handlers.
 
-    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
+    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is the key of the client in the
     lifespan's state.
     """
 
     def around(self, app: App) -> App:
-        """Return an application that adds a lifespan to one that has none.
+        """Return an application that handles the lifespan and passes everything else to `app`.
 
-        The client is created when the server starts, and closed within `grace` when it ends. If it cannot be created,
-        the server gets ``lifespan.startup.failed``, and ends.
+        The client is created when the server starts, and closed within `grace` seconds when the server ends. If the
+        client cannot be created, the server gets ``lifespan.startup.failed`` and ends.
 
         Args:
-            app: an ASGI application; it gets no lifespan events.
+            app: an ASGI application without a lifespan of its own; it gets no lifespan events.
         """
 
         async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +65,10 @@ class RetailRocket(Anywhere):
         return with_lifespan
 
     def client(self, scope: Scope) -> AsyncTrackingClient:
-        """Return the application's client for a request, by its ASGI scope.
+        """Return the application's client.
+
+        Args:
+            scope: the ASGI scope of the request.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -73,7 +76,7 @@ class RetailRocket(Anywhere):
         return client_of(scope, self.name)
 
     def threadsafe(self, scope: Scope) -> ThreadsafeHandle:
-        """Return a thread-safe handle of the application's client, for code that a framework runs in a thread.
+        """Return a thread-safe handle of the client, for code that the framework runs in a thread.
 
         Raises:
             UsageError: the lifespan of this `RetailRocket` was not run.
@@ -92,41 +95,41 @@ class RetailRocket(Anywhere):
                 phase = "shutdown"
                 await receive()
         except Exception as error:
-            # Without this message the server would assume that the application has no lifespan, and go on.
+            # Without this message the server would assume that the application has no lifespan, and would start anyway.
             await send({"type": f"lifespan.{phase}.failed", "message": f"{type(error).__name__}: {error}"})
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
 
 def lifespan_state(name: str, client: AsyncTrackingClient) -> dict[str, AsyncTrackingClient | ThreadsafeHandle]:
-    """Return the lifespan's state: the client and its handle for threads. Call it in the client's event loop."""
+    """Return the lifespan's state: the client and its handle for threads. Call this in the client's event loop."""
     return {name: client, f"{name}_threadsafe": client.threadsafe()}
 
 
 def client_of(scope: Scope, name: str = "tracking") -> AsyncTrackingClient:
-    """Return the application's client by its name; for code without access to the `RetailRocket`.
+    """Return the application's client by name, for code that has no access to the `RetailRocket` object.
 
     Args:
         scope: the ASGI scope of a request or a websocket.
         name: the name of the `RetailRocket`; default ``"tracking"``.
 
     Raises:
-        UsageError: there is no such client, since its lifespan was not run.
+        UsageError: there is no client of this name, because the lifespan was not run.
     """
     return _in_state(scope, name, name, AsyncTrackingClient)
 
 
 def threadsafe_of(scope: Scope, name: str = "tracking") -> ThreadsafeHandle:
-    """Return a thread-safe handle of the application's client; arguments and errors as of `client_of`."""
+    """Return a thread-safe handle of the application's client; arguments and errors as in `client_of`."""
     return _in_state(scope, name, f"{name}_threadsafe", ThreadsafeHandle)
 
 
 class SessionCookie:
-    """ASGI middleware that keeps the visitor's session in a cookie.
+    """ASGI middleware that stores the visitor's session id in a cookie.
 
     The cookie lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure. If a visitor has no session yet,
-    the first call of `session_id` creates one, and the answer to that request sets the cookie, whatever kind of answer
-    it is. A websocket sets it with its `accept`, so call `session_id` before that.
+    the first call of `session_id` creates a session, and the response to that request sets the cookie, also if it is an
+    error response. A websocket sets the cookie when it is accepted, so call `session_id` before `accept`.
 
     Args:
         app: the ASGI application.
@@ -142,7 +145,7 @@ class SessionCookie:
         self._pattern = re.compile(rf"(?:^|;)\s*{self._name}=\"?([^;\"]*)")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request or websocket; pass any other scope to the application unchanged."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -157,12 +160,12 @@ class SessionCookie:
                     message = {**message, "headers": [*given, (b"set-cookie", header.encode("ascii"))]}
             await send(message)
 
-        # Not in a copy of the scope: middleware outside of this one may read what the application writes into it.
+        # Change the scope itself and not a copy: outer middleware may read what the application writes into the scope.
         scope[_SESSION] = session
         await self._app(scope, receive, send_with_cookie)
 
     def _cookie(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        # Not with http.cookies, which returns no cookie at all if one of them is malformed.
+        # `http.cookies` is not used: it returns no cookie at all if one cookie is malformed.
         for name, value in headers:
             if name == b"cookie" and (found := self._pattern.search(value.decode("latin-1"))):
                 return found[1].strip()
@@ -170,7 +173,7 @@ class SessionCookie:
 
 
 def session_id(scope: Scope) -> str:
-    """Return the visitor's session id: the one in the request's cookie, or a new one.
+    """Return the visitor's session id, from the request's cookie or newly created.
 
     Args:
         scope: the request's ASGI scope.

@@ -1,4 +1,4 @@
-"""Retail Rocket in a FastAPI application.
+"""Connects the client to a FastAPI application.
 
 ::
 
@@ -12,9 +12,10 @@
         await tracking.view(session_external_id=visitor, product_id=1)
         return "a product page"
 
-`Tracking` is the client named ``"tracking"``, in any router, sub-application, websocket or dependency. With several
-shops, make each a dependency: ``Annotated[AsyncTrackingClient, Depends(other_rocket)]``. In a test: ``with
-rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. Needs the extra ``fastapi``.
+A parameter of type `Tracking` gets the client with the default name, ``"tracking"``, in any router, sub-application,
+websocket or dependency. For several shops, write ``Annotated[AsyncTrackingClient, Depends(other_rocket)]`` for each.
+In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. This module needs the
+extra ``fastapi``.
 """
 
 # FastAPI reads the annotations of dependencies at run time.
@@ -35,10 +36,10 @@ __all__ = ["RetailRocket", "SessionCookie", "SessionId", "ThreadsafeTracking", "
 
 
 class RetailRocket(InStarlette):
-    """One shop's client in one FastAPI application, and a dependency: ``Depends(rocket)`` is the client.
+    """Creates and closes one shop's client with a FastAPI application; ``Depends(rocket)`` provides the client.
 
-    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
-    lifespan's state, and `Tracking` is the client with the default name.
+    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is the key of the client in the
+    lifespan's state. `Tracking` works for the default name only.
     """
 
     async def __call__(self, connection: HTTPConnection) -> AsyncTrackingClient:
@@ -51,7 +52,7 @@ class RetailRocket(InStarlette):
 
 
 async def tracking(connection: HTTPConnection) -> AsyncTrackingClient:
-    """The dependency behind `Tracking`.
+    """Return the client; FastAPI calls this for parameters of type `Tracking`.
 
     Raises:
         UsageError: no lifespan of a `RetailRocket` with the default name was run.
@@ -72,7 +73,7 @@ ThreadsafeTracking: TypeAlias = Annotated[ThreadsafeHandle, Depends(_threadsafe)
 
 
 async def session_id(connection: HTTPConnection) -> str:
-    """The dependency behind `SessionId`.
+    """Return the visitor's session id; FastAPI calls this for parameters of type `SessionId`.
 
     Raises:
         UsageError: the application lacks the middleware `SessionCookie`.
@@ -81,4 +82,4 @@ async def session_id(connection: HTTPConnection) -> str:
 
 
 SessionId: TypeAlias = Annotated[str, Depends(session_id)]
-"""The visitor's session id, for a parameter of an endpoint or dependency: the one in the cookie, or a new one."""
+"""The visitor's session id, for a parameter of an endpoint or dependency: from the cookie, or newly created."""

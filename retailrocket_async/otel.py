@@ -1,12 +1,12 @@
-"""OpenTelemetry: metrics of a client, and a span for each request with links to the spans that tracked its events.
+"""Records OpenTelemetry metrics of a client, and a span per request that links to the spans that tracked its events.
 
 ::
 
     client = AsyncTrackingClient.from_env(observer=OpenTelemetryObserver())
 
-This needs the API of OpenTelemetry alone (extra ``otel``); without an SDK in the application nothing is recorded. The
-key is in no attribute, as the URL, which holds the key, is none. Instrumentations of HTTP clients are suppressed for
-these requests: they would record the same spans again, with the URL.
+Only the OpenTelemetry API is needed (extra ``otel``); nothing is recorded unless the application has set up an SDK. The
+API key is in no attribute, because the URL, which contains the key, is not recorded. Instrumentations of HTTP clients
+are suppressed for these requests: they would record each request a second time, with the URL.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _NAME: Final = "retailrocket_async"
 _PARTNER: Final = "retailrocket.partner.id"
 
 _MOST_LINKS: Final = 128
-"""Links of one span: the SDK's default bound. Above it the SDK drops the first links."""
+"""Number of links that a span gets at most. This is the SDK's default limit; the SDK drops the first links above it."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""Bounds of the histogram, in seconds, that the semantic conventions advise for the duration of HTTP requests."""
+"""Histogram boundaries in seconds, as the semantic conventions recommend them for the duration of HTTP requests."""
 
 _EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 
@@ -70,13 +70,13 @@ _SUPPRESS: Final = (
         if hasattr(contexts, name)
     ),
 )
-"""Context keys that suppress instrumentations: the old one, and the private ones of the API."""
+"""Context keys that suppress other instrumentations: the old public key, and two private keys of the API."""
 
 
 def _suppressed(context: contexts.Context) -> contexts.Context:
     """Return a context in which other instrumentations are suppressed."""
     for key in _SUPPRESS:
-        context = contexts.set_value(key, True, context)  # noqa: FBT003 - as instrumentations look for it
+        context = contexts.set_value(key, True, context)  # noqa: FBT003 - instrumentations expect True
     return context
 
 
@@ -86,7 +86,7 @@ _Attributes: TypeAlias = "dict[str, str | int]"
 
 
 class _Begun(NamedTuple):
-    """A request in flight."""
+    """The span and the start time of a request in flight; `request_began` returns it and `request_ended` gets it."""
 
     span: Span
     inside: contexts.Context
@@ -96,11 +96,11 @@ class _Begun(NamedTuple):
 
 
 class OpenTelemetryObserver(Observer, Uncopyable):
-    """Records metrics and spans of one client; the documentation's page on telemetry lists their names.
+    """Records metrics and spans of one client; the telemetry page of the documentation lists their names.
 
     Args:
-        tracer_provider: where spans go; default the application's.
-        meter_provider: where metrics go; default the application's.
+        tracer_provider: gets the spans; default the application's global provider.
+        meter_provider: gets the metrics; default the application's global provider.
     """
 
     _instead = "make one for each client"
@@ -116,7 +116,7 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._partner_id = ""
         self._common: _Attributes = {}
         self._server: _Attributes = {}
-        # Private, as no public name gives the variable of the current context.
+        # OpenTelemetry has no public name for the context variable of the current context, so a private one is read.
         self.origin = _variable_of(getattr(contexts, "_RUNTIME_CONTEXT", None))
         self._duration = meter.create_histogram(
             "retailrocket.client.request.duration",
@@ -132,14 +132,15 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         )
 
     def opened(self, client: ObservedClient) -> None:
-        """Start to read the client's counters.
+        """Register the client, so that its counters are read for the metrics.
 
         Raises:
-            ConfigurationError: the observer has a client already.
+            ConfigurationError: the observer already belongs to a client.
         """
         if self._client is not None:
             raise ConfigurationError("an observer belongs to one client: make another one for this client")
-        # Its counters are read as long as this object lives; the client keeps the observer, and so this object.
+        # The client refers to this observer, and the observer to `ObservedClient`. So the counters are read as long as
+        # the client exists.
         self._client = client
         self._partner_id = client.partner_id
         self._common = {_PARTNER: client.partner_id}
@@ -151,12 +152,12 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._readings.add(client)
 
     def tracked(self) -> SpanContext | None:
-        """Return the context of the current span if it is sampled; a link to any other span would lead nowhere."""
+        """Return the current span's context; None if the span is not sampled, as a link to it would lead nowhere."""
         context = trace.get_current_span().get_span_context()
         return context if context.trace_flags & _SAMPLED else None
 
     def request_began(self, request: ObservedRequest) -> _Begun:
-        """Start a span, and suppress other instrumentations."""
+        """Start a span for the request, and suppress other instrumentations until `request_ended`."""
         attributes: _Attributes = {
             "http.request.method": "POST",
             "url.template": request.path,
@@ -172,14 +173,15 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         pages = (context for context in request.tracked if isinstance(context, SpanContext))
         links = [Link(context) for context in itertools.islice(pages, _MOST_LINKS)]
         span = self._tracer.start_span(f"POST {request.path}", around, SpanKind.CLIENT, attributes, links)
-        # A connection that the request opens keeps this context, so it holds nothing else of the caller's.
+        # A connection that the request opens stores this context, so the context must not contain other objects of the
+        # caller.
         inside = trace.set_span_in_context(span, _NO_PARENT)
         self._batch.record(request.events, self._common, inside)
         self._readings.sent(self._partner_id, request.size)
         return _Begun(span, inside, contexts.attach(inside), time.perf_counter(), request.path)
 
     def request_ended(self, begun: object, *, status: int | None, failure: str | None) -> None:
-        """End the span."""
+        """End the span of the request, and record the duration."""
         if not isinstance(begun, _Begun):
             return
         took = time.perf_counter() - begun.at
@@ -197,17 +199,17 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._duration.record(took, attributes, begun.inside)
 
     def settled(self, names: Mapping[str, int], outcome: Outcome) -> None:
-        """Count events."""
+        """Count the events that got an outcome."""
         reason = outcome.reason if isinstance(outcome, Abandoned | Dropped) else None
         status = outcome.status if isinstance(outcome, Abandoned | Rejected) else None
         self._readings.settled(self._partner_id, names, type(outcome).__name__.lower(), reason, status)
 
 
 class _Readings:
-    """The observable instruments of one meter provider, and the counters behind them, for all of its clients.
+    """Counts events and bytes of all clients of one meter provider, and reports them when the provider asks.
 
-    An SDK keeps one instrument of each name, with the callback of its first maker. Counting here is also much faster
-    than counting in an SDK.
+    All clients share the instruments, because an SDK uses only the first callback of each instrument name. Counting
+    here is also much faster than counting in an SDK.
     """
 
     _of_providers: ClassVar[WeakKeyDictionary[object, _Readings]] = WeakKeyDictionary()
@@ -216,7 +218,7 @@ class _Readings:
 
     def __init__(self, meter: Meter) -> None:
         self._lock = threading.Lock()
-        # By `id`, as two clients of one shop are equal.
+        # The key is the `id`, because two clients of the same shop are equal.
         self._clients: WeakValueDictionary[int, ObservedClient] = WeakValueDictionary()
         self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -236,7 +238,7 @@ class _Readings:
 
     @classmethod
     def of(cls, provider: MeterProvider | None, meter: Meter) -> _Readings:
-        """Return the readings of a provider; None means the application's provider, which may be set later."""
+        """Return the one `_Readings` of a provider; None means the application's provider, which may be set later."""
         with cls._making:
             if provider is None or provider is metrics.get_meter_provider():
                 if cls._of_the_application is None:
@@ -247,19 +249,19 @@ class _Readings:
             return cls._of_providers[provider]
 
     def add(self, client: ObservedClient) -> None:
-        """Read the counters of a client, too, as long as it lives."""
+        """Include the counters of a client in the metrics for as long as the client exists."""
         with self._lock:
             self._clients[id(client)] = client
 
     def sent(self, partner_id: str, size: int) -> None:
-        """Count the bytes of a request."""
+        """Count the bytes of a request's body."""
         with self._lock:
             self._bytes[partner_id] += size
 
     def settled(
         self, partner_id: str, names: Mapping[str, int], outcome: str, reason: str | None, status: int | None
     ) -> None:
-        """Count events."""
+        """Count events that got an outcome."""
         with self._lock:
             for name, count in names.items():
                 self._events[partner_id, name, outcome, reason, status] += count
@@ -287,7 +289,7 @@ class _Readings:
                 stats = client.stats()
                 if stats is not None:
                     found[client.partner_id].append(value(stats))
-            # Clients of one shop have the same attributes, so their values are combined into one series.
+            # Clients of the same shop have the same attributes, so their values are combined into one.
             return [Observation(combine(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
 
         return read
@@ -303,7 +305,7 @@ _KEYS: Final = (
 
 
 def _variable_of(runtime: object) -> ContextVar[Any] | None:
-    """Return the variable that holds the current context of OpenTelemetry; None if it is kept elsewhere.
+    """Return the context variable that holds OpenTelemetry's current context; None if the context is stored elsewhere.
 
     The same context object always has the same span, so the variable serves as `Observer.origin`.
     """

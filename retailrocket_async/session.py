@@ -1,4 +1,4 @@
-"""The visitor's session in a cookie of the shop: the part that all frameworks share.
+"""Stores the visitor's session id in a cookie of the shop. The framework modules build on this.
 
 Request handlers use `session_id` of `retailrocket_async.fastapi`, `.starlette`, `.asgi` or `.aiohttp`.
 """
@@ -17,12 +17,12 @@ _YEAR: Final = 365 * 24 * 60 * 60
 
 
 class Session:
-    """The session of one request: the one in its cookie, or a new one that is created on the first use of `id`.
+    """The visitor's session in one request: read from the cookie, or created on the first use of `id`.
 
     Args:
         name: the cookie's name.
-        value: the cookie's value; None if the request has no such cookie. A value that is not a session id by the API's
-            rule, 1-50 ASCII letters and digits, is ignored.
+        value: the cookie's value; None if the request has no such cookie. A value that is not a
+            valid session id (1-50 ASCII letters and digits) is ignored.
     """
 
     __slots__ = ("_id", "_name", "_new")
@@ -34,16 +34,16 @@ class Session:
 
     @property
     def id(self) -> str:
-        """The session id, for `session_external_id`; created on the first use if the cookie has none."""
+        """The session id, for `session_external_id`; created on the first use if the cookie has no valid id."""
         if self._id is None:
             self._id, self._new = new_session_id(), True
         return self._id
 
     def set_cookie(self, *, https: bool) -> str | None:
-        """Return the header ``Set-Cookie`` of a new session on the first call; otherwise None.
+        """Return the value of ``Set-Cookie`` if the session is new and this is the first call, otherwise None.
 
         Args:
-            https: whether the request came over TLS; the browser then sends the cookie only over TLS.
+            https: whether the request came over TLS. If so, the browser will send the cookie only over TLS.
         """
         if not self._new:
             return None
@@ -53,10 +53,10 @@ class Session:
 
 
 def checked_cookie_name(name: str) -> str:
-    """Return `name` if it can be a cookie's name.
+    """Return `name` if it is a valid name of a cookie.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: `name` is not valid.
     """
     if type(name) is not str or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigurationError(f"name must be a cookie's name: ASCII letters, digits, - and _, not {name!r}")
@@ -64,7 +64,7 @@ def checked_cookie_name(name: str) -> str:
 
 
 def _is_session_id(value: str) -> bool:
-    # Checked by constructing an event, so that the rule for ids exists once.
+    # The check constructs an event, so that the rule for session ids is written in one place only.
     try:
         CategoryView(session_external_id=value, category_id=0)
     except EventValidationError:

@@ -1,4 +1,4 @@
-"""Retail Rocket in a Starlette application.
+"""Connects the client to a Starlette application.
 
 ::
 
@@ -16,9 +16,9 @@
         middleware=[Middleware(SessionCookie)],
     )
 
-In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. The client is in the
-lifespan's state under the name of its `RetailRocket`. So mounted applications find it as well, and
-``request.state.tracking`` is the same client. Needs the extra ``starlette``.
+In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) as browser: ...``. The client is stored
+in the lifespan's state under the name of its `RetailRocket`. So mounted applications can use the client too, and
+``request.state.tracking`` is the same client. This module needs the extra ``starlette``.
 """
 
 from __future__ import annotations
@@ -47,33 +47,34 @@ A = TypeVar("A")
 
 
 class RetailRocket(Anywhere):
-    """One shop's client in one Starlette application.
+    """Creates and closes one shop's client with a Starlette application, and returns the client to request handlers.
 
-    It takes the arguments of `retailrocket_async.application.RetailRocket`; `name` is the client's name in the
+    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is the key of the client in the
     lifespan's state.
     """
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:  # noqa: ARG002 - Starlette's
-        """The application's lifespan: creates the client, puts it into the state, and closes it within `grace`.
+        """The lifespan for Starlette: creates the client, and closes the client within `grace` seconds at the end.
 
-        Inside another lifespan: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
+        To use it inside a lifespan of your own: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
         """
         async with self.opened() as client:
             yield lifespan_state(self.name, client)
 
     def lifespan_with(self, own: Lifespan[A]) -> StatefulLifespan[A]:
-        """Return a lifespan that runs the application's own lifespan inside this one, with the state of both.
+        """Return a lifespan that runs the application's own lifespan inside `lifespan`, with the state of both.
 
-        The client exists before the application's own lifespan begins, and until after it has ended. For several shops:
+        The client is created before the application's own lifespan begins, and closed after that has ended. For several
+        shops:
         ``one.lifespan_with(other.lifespan)``.
 
         Args:
             own: a function that takes the application and returns an async context manager, as in Starlette.
 
         Raises:
-            ConfigurationError: `own` is not such a function; or, when the application starts, its state has the name of
-                this client already.
+            ConfigurationError: `own` is not such a function. Raised when the application starts: the state of `own`
+                already has an entry with the name of this client.
         """
         if not callable(own) or inspect.isasyncgenfunction(own) or inspect.iscoroutinefunction(own):
             raise ConfigurationError("own must return an async context manager: put @asynccontextmanager above it")
@@ -108,7 +109,7 @@ class RetailRocket(Anywhere):
 
 
 def session_id(connection: HTTPConnection) -> str:
-    """Return the visitor's session id: the one in the request's cookie, or a new one.
+    """Return the visitor's session id, from the request's cookie or newly created.
 
     Raises:
         UsageError: the application lacks the middleware `SessionCookie`.

@@ -1,1 +1,1 @@
-"""The public client, and its handle for other threads."""
+"""The public client, and a handle through which other threads use the client."""

@@ -1,4 +1,4 @@
-"""The arguments of a client: reads them from the environment, and checks those that no other class checks."""
+"""Reads arguments of a client from the environment, and checks the arguments that no other class checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retailrocket_async._spool.spool import SqliteSpool
 
 
 def add_environment(options: dict[str, Any]) -> None:
-    """Add to keywords of a client those that are missing and that the environment has.
+    """Add the missing API key, partner id and base URL to `options` from environment variables.
 
     Raises:
         ConfigurationError: a required variable is missing.
@@ -28,7 +28,7 @@ def add_environment(options: dict[str, Any]) -> None:
         options["base_url"] = os.environ["RETAILROCKET_BASE_URL"]
 
 
-def check_arguments(  # noqa: PLR0913 - those of the client
+def check_arguments(  # noqa: PLR0913 - the arguments of the client
     *,
     rate_limit: object,
     limiter: object,
@@ -40,10 +40,10 @@ def check_arguments(  # noqa: PLR0913 - those of the client
     on_outcome: object,
     on_state_change: object,
 ) -> None:
-    """Check the arguments of `AsyncTrackingClient`, each and together.
+    """Check the arguments of `AsyncTrackingClient`, each alone and in combination.
 
     Raises:
-        ConfigurationError: an argument that cannot work; the message says what to write instead.
+        ConfigurationError: an argument cannot work; the message says what to write instead.
     """
     for name, value, kind in (
         ("batching", batching, Batching),

@@ -1,4 +1,4 @@
-"""Builds the engine of a client: in memory, or with a spool on disk."""
+"""Builds the engine, which delivers the events of a client: with events in memory only, or in a spool on disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_engine(  # noqa: PLR0913 - the parts of an engine
     on_state_change: StateHook | None,
     watch: Watch | None,
 ) -> Engine:
-    """Return an engine that has not started; the arguments are those of the client, checked."""
+    """Return an engine that has not started yet; the arguments are those of the client, already checked."""
     make_dispatcher = functools.partial(
         Dispatcher,
         batching=batching,
@@ -48,7 +48,7 @@ def build_engine(  # noqa: PLR0913 - the parts of an engine
     )
     if spool is None:
         return make_dispatcher(limiter=limiter, buffer=buffer, retry=retry)
-    # The forwarder bounds the events that are in memory, so the buffer needs no bound of its own.
+    # The spool's forwarder limits how many events are in memory, so the buffer needs no limit.
     unbounded = Buffer(max_age=buffer.max_age, max_bytes=1 << 50)
     return SpooledDispatcher(
         spool,
@@ -56,7 +56,7 @@ def build_engine(  # noqa: PLR0913 - the parts of an engine
         lambda keep, leased: make_dispatcher(
             limiter=leased(limiter),
             buffer=unbounded,
-            # An outage ends no event that is on disk.
+            # Events on disk are retried until the outage ends, however long that takes.
             retry=attrs.evolve(retry, outlast=True),
             keep=keep,
         ),

@@ -1,4 +1,4 @@
-"""The part of the client that handles no events: it starts, flushes and closes the engine, and reports its counters."""
+"""The part of the client that handles no single event: start, flush, close and counters of the engine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import CloseReport, Stats
 
 DEFAULT_CLOSE_TIMEOUT: Final = 15.0
-"""Seconds; half of the time that process managers commonly give a process to end."""
+"""Seconds: half of the time that process managers usually let a process stop."""
 
 
 class Lifecycle(Uncopyable):
-    """Starts, flushes and closes an engine, and warns if it is not closed."""
+    """Starts, flushes and closes the engine of a client, and warns if the client is garbage-collected unclosed."""
 
     _instead = "make a client in each process, e.g. with AsyncTrackingClient.from_env()"
 
-    # Defaults for `__repr__` of a client whose constructor raised.
+    # `__repr__` reads these values even if the constructor raised an error.
     _base_url = ""
     _partner_id = ""
 
@@ -31,25 +31,26 @@ class Lifecycle(Uncopyable):
         self._engine = engine
 
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - raises an error of its own
-        """Return when every event tracked before this call has its outcome.
+        """Wait until every event that was tracked before this call has an outcome.
 
         Args:
-            timeout: seconds; default None, as long as it takes. `RetryPolicy` bounds each batch's time.
+            timeout: seconds; default None: no limit. `RetryPolicy` limits the time of each batch.
 
         Raises:
-            FlushTimeoutError: the time passed first; the events stay in the client and go on being sent.
+            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
             WrongLoopError: as `track`.
         """
         await self._engine.flush(checked_timeout(timeout))
 
     async def aclose(self, timeout: float | None = DEFAULT_CLOSE_TIMEOUT) -> CloseReport:  # noqa: ASYNC109 - a deadline
-        """Refuse new events, flush, close; the one deadline covers buffer, limiter, retries and requests.
+        """Refuse new events, deliver the remaining events, and close the client.
 
-        Events that have no outcome when the deadline passes, or when this call is cancelled, become `Dropped` (never
-        sent) or `Abandoned` (sent, unanswered). Another call returns the same report.
+        The time-out includes waiting for the rate limiter, and retries. If the time-out passes, or this call is
+        cancelled, the events without an outcome become `Dropped` (never sent) or `Abandoned` (sent, but not
+        confirmed); with a spool, `Kept`. Another call of this method returns the same report.
 
         Args:
-            timeout: seconds; default 15. None waits as long as the retries take.
+            timeout: seconds; default 15. None waits until all retries have ended.
 
         Raises:
             WrongLoopError: as `track`.
@@ -70,7 +71,7 @@ class Lifecycle(Uncopyable):
         await self.aclose()
 
     def __del__(self) -> None:
-        # None if the constructor raised.
+        # The attribute is missing if the constructor raised an error.
         engine: Engine | None = getattr(self, "_engine", None)
         if engine is not None and engine.started and not engine.closed:
             engine.loses("the client was garbage-collected")

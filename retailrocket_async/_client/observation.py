@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, base_url: str) -> Watch | None:
-    """Call the observer's `opened`, and return the `Watch` that makes the later calls; None without an observer.
+    """Call `Observer.opened`; return the `Watch` that calls the other methods, or None without an observer.
 
     Args:
-        observer: the user's.
-        client: counts the errors of the observer, and gives it the counters.
+        observer: the user's observer, or None.
+        client: the client that the observer follows. It counts the observer's errors.
         partner_id: the shop's public id.
-        base_url: where the client's requests go.
+        base_url: the base URL of the client's requests.
 
     Raises:
-        ConfigurationError: not an observer, or as `Watch`.
+        ConfigurationError: `observer` is not an `Observer`, or `Watch` refuses it.
     """
     if observer is None:
         return None
@@ -35,7 +35,7 @@ def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, 
     def failed(name: str, error: BaseException) -> None:
         alive = reference()
         if alive is not None:
-            alive._engine.hook_failed(name, error)  # noqa: SLF001 - of the same package
+            alive._engine.hook_failed(name, error)  # noqa: SLF001 - the same package
 
     watch = Watch(observer, failed)
     watch.opened(ObservedClient(partner_id=partner_id, base_url=base_url, stats=_WeakStats(client)))
@@ -43,7 +43,7 @@ def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, 
 
 
 class _WeakStats:
-    """Returns a client's counters while the client is alive; returns None after it was unpickled."""
+    """A function that returns a client's counters; None if the client no longer exists, or after unpickling."""
 
     def __init__(self, client: Lifecycle | None = None) -> None:
         self._client = None if client is None else weakref.ref(client)

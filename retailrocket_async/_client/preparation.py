@@ -1,4 +1,4 @@
-"""Prepares events in their caller's thread: calls `before_send`, encodes them and checks their size."""
+"""Prepares events in the thread of their caller: calls `before_send`, encodes the events and checks their size."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class DirectRequest(NamedTuple):
-    """A request that is sent without waiting in the queue.
+    """A request of `send` or `send_batch`, which does not wait in the queue.
 
     Attributes:
         path: the endpoint, relative to the base URL.
-        body: JSON.
-        names: the names of its events.
+        body: the JSON to send.
+        names: the names of the events in the request.
     """
 
     path: str
@@ -42,10 +42,13 @@ class Preparation:
     """Prepares a caller's event for the engine: calls `before_send`, encodes the event and checks its size.
 
     Args:
-        engine: counts the errors of `before_send`, and the events that it drops.
+        engine: counts the errors of `before_send` and the events that `before_send` drops.
         codec: encodes events.
-        batching: bounds the size of an event and of a direct request.
-        before_send: the user's function; None for none.
+        batching: limits the size of an event and of a direct request.
+        before_send: the user's function, or None.
+
+    Attributes:
+        max_bytes: the largest size of an encoded event in bytes.
     """
 
     def __init__(
@@ -59,11 +62,11 @@ class Preparation:
         self._before_send = before_send
 
     def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
-        """Return the event to send in place of `event`, or the receipt of an event that `before_send` drops.
+        """Call `before_send`; return the event to send, or a settled receipt if `before_send` drops the event.
 
         Args:
-            event: the caller's.
-            report: whether `on_outcome` gets a dropped event; False if the caller gets an error.
+            event: the event that the caller tracks.
+            report: whether to pass a dropped event to `on_outcome`; False if the caller gets an error instead.
         """
         chosen, error = self._call_before_send(event)
         if error is not None:
@@ -74,7 +77,7 @@ class Preparation:
         """Return the envelope of an event.
 
         Raises:
-            EventValidationError: not an event of this package, or larger than `Batching.max_bytes`.
+            EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
         """
         envelope = self._encode(event)
         if len(envelope) > self.max_bytes:
@@ -82,11 +85,11 @@ class Preparation:
         return envelope
 
     def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
-        """Raise the error of an event that is larger than `Batching.max_bytes`."""
+        """Raise the error for an event that is larger than `Batching.max_bytes`."""
         raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
 
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
-        """Return the name and envelope of the event to send, or the receipt of an event that `before_send` drops."""
+        """Return the name and JSON of the event to send, or a settled receipt if `before_send` drops the event."""
         chosen = self.chosen(event)
         return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
 
@@ -108,11 +111,11 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events, too many, or too large ones; or as `encoded`.
-            DroppedError: `before_send` dropped all of them.
+            EventValidationError: there are no events or too many events, or they are too large; or as `encoded`.
+            DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events
-        # An iterable with too many events is refused before all of them are made, or encoded.
+        # Read one event more than allowed, so a long iterable is refused without reading it to its end.
         given = list(itertools.islice(events, max_events + 1))
         if not 1 <= len(given) <= max_events:
             rule = f"must hold 1 to {max_events} events (Batching.max_events); track_many takes any number"
@@ -131,8 +134,8 @@ class Preparation:
         """Prepare an event in any thread; return the coroutine function that accepts it in the client's event loop.
 
         Args:
-            event: the caller's.
-            watch: calls the observer's `tracked` in this thread; None without an observer.
+            event: the event that the caller tracks.
+            watch: calls `Observer.tracked` in this thread; None without an observer.
         """
         chosen, error = self._call_before_send(event)
         envelope = self.encoded(event if chosen is None else chosen)
@@ -154,8 +157,8 @@ class Preparation:
         return accept
 
     def _call_before_send(self, event: Event) -> tuple[Event | None, BaseException | None]:
-        """Return what `before_send` makes of an event, and what it raised; if it raised, the event stays as it is."""
-        # The encoder refuses a value that is not an event.
+        """Return the result and the error of `before_send`; after an error the result is the unchanged event."""
+        # A value that is not an event is passed on: the encoder will refuse it.
         if self._before_send is None or not isinstance(event, Event):
             return event, None
         try:

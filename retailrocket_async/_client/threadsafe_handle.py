@@ -1,4 +1,4 @@
-"""A client's handle for other threads: each call runs in the client's event loop, while its thread waits."""
+"""Lets other threads use a client: each call runs in the client's event loop while the calling thread waits."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 _PART: Final = 100
-"""Events of a list that one call into the loop accepts: a call into the loop costs about as much as ten events."""
+"""Number of events that one call into the event loop accepts. Such a call costs as much as accepting ten events."""
 
 _Accept: TypeAlias = "Callable[[], Coroutine[Any, Any, Receipt]]"
 _Part: TypeAlias = "list[_Accept]"
 
 
 class ThreadsafeHandle(Uncopyable):
-    """Tracks events from threads other than the event loop's own; `AsyncTrackingClient.threadsafe` makes it.
+    """Tracks events from threads other than the event loop's thread; `AsyncTrackingClient.threadsafe` returns a handle.
 
-    Any number of threads may share one. Every call blocks its thread until the loop has answered, so a full buffer
-    slows callers down as it does with `AsyncTrackingClient.track`. Events are checked and encoded in the calling
-    thread, and `before_send` runs there. The events of one thread are accepted in the order of its calls.
+    Any number of threads may share one handle. Every call blocks its thread until the event loop has answered, so a
+    full buffer slows callers down, as it does with `AsyncTrackingClient.track`. Events are checked and encoded in the
+    calling thread, and `before_send` runs in that thread. The events of one thread are accepted in the order of its
+    calls.
 
-    The loop must go on running in its own thread; while something blocks the loop, callers wait. After gevent's
-    ``monkey.patch_all()`` that thread is a greenlet, and the loop must be asyncio's own. The client is closed in the
-    loop; after that the handle raises `ClientClosedError`.
+    The loop must keep running in its own thread; while something blocks the loop, callers wait. After gevent's
+    ``monkey.patch_all()`` that thread is a greenlet, and the loop must be asyncio's own loop. Close the client in its
+    loop; the handle then raises `ClientClosedError`.
     """
 
     _instead = "share it between threads; another process needs a client, and a handle, of its own"
@@ -57,15 +58,15 @@ class ThreadsafeHandle(Uncopyable):
         """Accept one event for delivery, and return its receipt; blocks while the buffer is full.
 
         Args:
-            event: what happened.
-            timeout: seconds to wait for room; default None, as long as it takes.
+            event: the event, e.g. `View(...)`.
+            timeout: seconds to wait for room in the buffer; default None: no limit.
 
         Raises:
-            HandleTimeoutError: the time passed first; the event was not accepted, and will not be.
-            BufferFullError: the buffer is full, and ``overflow="raise"``.
-            EventValidationError: not an event of this package, or larger than `Batching.max_bytes`.
+            HandleTimeoutError: the time-out passed first; the event was not accepted and will not be sent.
+            BufferFullError: the buffer is full and `Buffer.overflow` is ``"raise"``.
+            EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
             ClientClosedError: the client is closed, or was closed while this call waited.
-            WrongLoopError: this is the loop's own thread, which would wait for itself; the loop does not run, or
+            WrongLoopError: this is the loop's own thread, which would wait for itself; or the loop is not running, or
                 ended while this call waited; or the process was forked.
         """
         [receipt] = self.track_many((event,), timeout)
@@ -74,14 +75,14 @@ class ThreadsafeHandle(Uncopyable):
     def track_many(self, events: Iterable[Event], timeout: float | None = None) -> list[Receipt]:
         """Accept events one after the other, blocking while the buffer is full; return their receipts in order.
 
-        If one of them raises an error, the events before it stay accepted.
+        If one event raises an error, the events before that event stay accepted.
 
         Args:
             events: any iterable; the calling thread iterates over it.
-            timeout: seconds for all events together; default None, as long as it takes.
+            timeout: seconds for all events together; default None: no limit.
 
         Raises:
-            HandleTimeoutError: the time passed first; its `accepted` says how many events had been accepted.
+            HandleTimeoutError: the time-out passed first; the error's `accepted` is the number of accepted events.
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         deadline = Deadline(timeout)
@@ -98,14 +99,14 @@ class ThreadsafeHandle(Uncopyable):
         return receipts
 
     def wait(self, receipt: Receipt, timeout: float | None = None) -> Outcome:
-        """Block until the receipt's event has its outcome, and return it.
+        """Block until the receipt's event has an outcome, and return the outcome.
 
         Args:
-            receipt: what `track` returned.
-            timeout: seconds; default None, as long as it takes. `RetryPolicy` bounds each batch's time.
+            receipt: the receipt that `track` returned.
+            timeout: seconds; default None: no limit. `RetryPolicy` limits the time of each batch.
 
         Raises:
-            HandleTimeoutError: the time passed first; the event goes on being sent.
+            HandleTimeoutError: the time-out passed first; the client continues to send the event.
             WrongLoopError: as `track`.
         """
         deadline = Deadline(timeout)
@@ -118,13 +119,13 @@ class ThreadsafeHandle(Uncopyable):
             raise HandleTimeoutError(f"no outcome within {timeout} s; the event goes on being sent") from None
 
     def flush(self, timeout: float | None = None) -> None:
-        """Block until every event tracked before this call has its outcome.
+        """Block until every event that was tracked before this call has an outcome.
 
         Args:
-            timeout: seconds; default None, as long as it takes. `RetryPolicy` bounds each batch's time.
+            timeout: seconds; default None: no limit. `RetryPolicy` limits the time of each batch.
 
         Raises:
-            FlushTimeoutError: the time passed first; the events stay in the client and go on being sent.
+            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
             WrongLoopError: as `track`.
         """
         deadline = Deadline(timeout)
@@ -135,7 +136,7 @@ class ThreadsafeHandle(Uncopyable):
             raise FlushTimeoutError(f"not flushed within {timeout} s; the events go on being sent") from None
 
     def _parts_of(self, events: Iterable[Event]) -> Iterator[_Part]:
-        """Prepare the events, and yield them in parts; raise an error only after the part with the events before it."""
+        """Prepare the events and yield them in parts. If one fails, first yield the events before it."""
         size = _PART if isinstance(events, Sequence) else 1
         remaining, failure = iter(events), None
         while True:
@@ -143,7 +144,7 @@ class ThreadsafeHandle(Uncopyable):
             try:
                 for event in itertools.islice(remaining, size):
                     part.append(self._prepare(event))
-            except BaseException as error:  # the iterable is the caller's, and may raise anything
+            except BaseException as error:  # the caller's iterable may raise anything
                 if is_interrupt(error):
                     raise
                 failure = error
@@ -153,15 +154,15 @@ class ThreadsafeHandle(Uncopyable):
                 try:
                     raise failure
                 finally:
-                    # The error holds this frame, so this frame must not hold the error.
+                    # The error's traceback refers to this frame, so the variable would make a reference cycle.
                     del failure
             if len(part) < size:
                 return
 
     def _check(self, *, accepting: bool = False) -> None:
-        """Raise an error if the loop can never answer."""
+        """Raise an error if the event loop cannot answer a call from this thread."""
         if self._engine.affinity.loop is not self._loop:
-            # Only a fork changes the loop, and `enter` raises the error that says so.
+            # Only a fork resets the client's loop. `enter` then raises the error for a fork.
             self._engine.affinity.enter()
         if _runs_here(self._loop):
             raise WrongLoopError(
@@ -169,8 +170,8 @@ class ThreadsafeHandle(Uncopyable):
                 + _under_gevent()
             )
         if accepting:
-            # The loop checks this too. Checked here, a handle of a closed client raises this error even if the loop
-            # has ended.
+            # The event loop checks this too. With the check here, the handle of a closed client raises
+            # `ClientClosedError` even if the loop has ended.
             self._engine.intake.check_open()
         if not self._loop.is_running():
             raise loop_ended()
@@ -178,7 +179,7 @@ class ThreadsafeHandle(Uncopyable):
 
 async def _accept(part: _Part, receipts: list[Receipt]) -> None:
     for accept in part:
-        receipts.append(await accept())  # noqa: PERF401 - the receipts so far count if a later event fails
+        receipts.append(await accept())  # noqa: PERF401 - the caller needs the receipts so far if an event fails
 
 
 async def _outcome_of(receipt: Receipt) -> Outcome:
@@ -186,13 +187,13 @@ async def _outcome_of(receipt: Receipt) -> Outcome:
 
 
 def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether this is the thread in which the loop runs."""
-    # gevent makes greenlets of threads. All of them see the loop as running, but only one of them runs it.
+    """Whether `loop` runs in this thread."""
+    # gevent replaces threads by greenlets. All greenlets see the loop as running, but only one of them runs the loop.
     return running_loop() is loop and getattr(loop, "_thread_id", None) in (None, threading.get_ident())
 
 
 def _under_gevent() -> str:
-    """Return advice for a process whose threads are greenlets of gevent; ``""`` for other processes."""
+    """Return advice to append to an error if gevent has replaced threads by greenlets, otherwise ``""``."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("threading"):
         return ""

@@ -1,4 +1,4 @@
-"""The client: builds its engine, prepares events, and hands them to the engine."""
+"""The client: builds the engine that delivers events, prepares each event, and passes the event to the engine."""
 
 from __future__ import annotations
 
@@ -36,56 +36,62 @@ if TYPE_CHECKING:
 
 
 class AsyncTrackingClient(EventMethods, Lifecycle):
-    """Tracks the behaviour of a shop's visitors.
+    """Sends the events of a shop's visitors to the tracking API.
 
-    Events are checked and encoded in the caller's task, and wait in a bounded buffer. They leave in `visitorEvents`
-    batches under the shop's request limit, are retried if a retry can help, and get exactly one outcome each.
+    Events are checked and encoded in the caller's task, and wait in a buffer of limited size. The client sends them in
+    `visitorEvents` batches, keeps the shop's request limit, and retries a failed request if a retry can help. Each
+    event gets exactly one outcome.
 
-    One client belongs to one event loop and one process: create it where they start (an application's lifespan, a
-    worker's main coroutine) and close it where they end. Nothing is opened or started before the first use.
+    One client belongs to one event loop and one process. Create the client where the application starts (its lifespan,
+    a worker's main coroutine) and close the client where the application ends. Nothing is opened or started before the
+    first use.
 
-    While ``RETAILROCKET_TEST_MODE`` is set in the environment, and not to ``0``, `base_url` must be on this host.
+    While the environment variable ``RETAILROCKET_TEST_MODE`` is set to anything but ``0``, `base_url` must be on this
+    host.
 
     Args:
         api_key: the shop's secret key, or a function that returns it. A function is called before the first request,
-            and again when the API answers 401; a coroutine function in the event loop, any other in a thread. It has
-            10 s, and sees none of its callers' context variables. The key is sent to `base_url` and goes nowhere else.
+            and again when the API answers 401. A coroutine function is called in the event loop, any other function in
+            a thread, both in an empty context. The function must return within 10 s. The key is sent to `base_url` and
+            nowhere else.
         partner_id: the shop's public id.
-        base_url: where the API is; default ``https://apptracking.retailrocket.net/1.0/``.
-        http_client: a caller's own `httpx.AsyncClient`. It may be shared, and is never closed by the client; its
-            transports, proxies, headers and event hooks apply, its `auth`, `params`, `timeout` and redirects do not.
-            Default: a client of our own, with a connection for each request in flight, renewed after 5 minutes, and
-            the proxies of the environment, read as httpx reads them.
-        http2: offer HTTP/2 on our own client (extra ``http2``); default False: with HTTP/1.1 uploads cost less and
-            idle connections close without a lost request.
-        rate_limit: the request limit; default `RateLimit()`, 50 a second; None lifts it. Not together with `limiter`.
-        limiter: a `Limiter` in place of the built-in one, e.g. one that several clients of a shop share.
-        batching: how events are coalesced; default `Batching()`.
-        buffer: how much may wait; default `Buffer()`.
-        retry: how long a failed request is tried; default `RetryPolicy()`.
-        spool: a `SqliteSpool`: events are on disk before `track` returns, and survive crashes, deploys and outages;
-            default None: events are in memory alone. The bounds of the spool replace those of `buffer`, and `retry`
-            outlasts every outage. The client begins to deliver what is in the spool with ``async with``, or the first
-            event.
-        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts, `read` being the time from
-            the end of the request to the status; default 10.
-        timestamp_precision: ``"seconds"`` (default), ``"milliseconds"`` or ``"microseconds"`` on the wire.
-        before_send: a quick function, called with each event in the caller's task. It returns the event to send,
-            changed or not (to strip personal data, say), or None to drop the event. It sees the caller's context
-            variables. If it raises, the event is sent as it was given.
-        on_outcome: called with a list of up to 1,000 `UndeliveredEvent`, buffered events that ended undelivered; one
-            call at a time. A coroutine function runs in the event loop, any other in a thread of its own; neither sees
-            the context variables of the callers that tracked the events.
-        on_state_change: called with a `StateChange` when sending is halted (wrong key, shop or address), when the API
-            is down, and when requests go out again; called as `on_outcome` is. An error that a hook raises is counted
-            (`Stats.hook_errors`) and logged once.
-        observer: an `Observer` that sees every request and every outcome, e.g. that of `retailrocket_async.otel`;
-            default None. Its docstrings say which context its methods see.
-        allow_insecure_http: allow plain ``http://`` to other hosts than this one, and an `http_client` that does not
-            verify TLS certificates: anyone between the two hosts can read the key then; default False.
+        base_url: the URL of the API; default ``https://apptracking.retailrocket.net/1.0/``.
+        http_client: your own `httpx.AsyncClient`. It may be shared with other code, and this client never closes it.
+            Its transports, proxies, headers and event hooks are used; its `auth`, `params`, `timeout` and redirects are
+            not. Default None: this client opens its own connections, one per request in flight, and replaces each
+            after 5 minutes. They use the proxies of the environment, read as httpx reads them.
+        http2: whether to offer HTTP/2 if there is no `http_client` (extra ``http2``); default False, because HTTP/1.1
+            needs less CPU for uploads, and no request is lost when an idle connection is closed.
+        rate_limit: the request limit; default `RateLimit()`, 50 requests a second; None for no limit. Cannot be
+            combined with `limiter`.
+        limiter: a `Limiter` that replaces the built-in limiter, e.g. a limiter that several clients of a shop share.
+        batching: how events are collected into batches; default `Batching()`.
+        buffer: how many events may wait, and what happens if the buffer is full; default `Buffer()`.
+        retry: how often and how long a failed request is retried; default `RetryPolicy()`.
+        spool: a `SqliteSpool`, which stores events on disk before `track` returns, so that events survive crashes,
+            deploys and outages. Default None: events are in memory only. With a spool, the spool's limits replace those
+            of `buffer`, and retries continue for as long as an outage lasts. The client starts to deliver the events in
+            the spool at ``async with``, or at the first event.
+        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts; default 10. In an
+            `httpx.Timeout`, `read` is the time from the end of the request to the status line.
+        timestamp_precision: the precision of timestamps that are sent: ``"seconds"`` (default), ``"milliseconds"`` or
+            ``"microseconds"``.
+        before_send: a quick function that is called with each event, in the caller's task and context. It returns the
+            event to send, which may be a changed copy (for example without personal data), or None to drop the event.
+            If the function raises an error, the original event is sent.
+        on_outcome: a function that is called with a list of up to 1,000 `UndeliveredEvent`: buffered events that were
+            not delivered. There is one call at a time. A coroutine function runs in the event loop, any other function
+            in a separate thread. The context variables of the callers that tracked the events are not set.
+        on_state_change: a function that is called with a `StateChange` when sending is halted (wrong key, shop or
+            address), when the API is down, and when requests are sent normally again; called in the same way as
+            `on_outcome`. If a hook raises an error, the client counts it (`Stats.hook_errors`) and logs the first one.
+        observer: an `Observer`, whose methods are called for every request and every outcome, e.g. the observer of
+            `retailrocket_async.otel`; default None.
+        allow_insecure_http: whether to allow plain ``http://`` to other hosts than this one, and an `http_client` that
+            does not verify TLS certificates; default False, because anyone on the network could then read the key.
 
     Raises:
-        ConfigurationError: an argument that cannot work; the message says what to write instead.
+        ConfigurationError: an argument cannot work; the message says what to write instead.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
@@ -113,7 +119,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         try:
             credentials = Credentials(api_key, partner_id)
         finally:
-            # An error keeps this frame alive, and some tools print its variables.
+            # The traceback of an error refers to this frame, and some tools print the variables of frames.
             del api_key
         check_arguments(
             rate_limit=rate_limit,
@@ -133,7 +139,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         if not allow_insecure_http:
             check_verified(http_client, self._base_url)
         self._partner_id = credentials.partner_id
-        # Building a codec takes ten milliseconds, so the clients of a process share it.
+        # Building a codec takes ten milliseconds, so all clients of the process share one codec per precision.
         self._codec = (_codec if type(timestamp_precision) is str else Codec)(timestamp_precision)
         transport = HttpxTransport(
             credentials,
@@ -144,7 +150,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             http2=http2,
         )
         self._watch = watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
-        # None also if the observer does not override `tracked`.
+        # `_marking` is None if no event gets a mark: there is no observer, or it does not override `tracked`.
         self._marking = self._watch if self._watch is not None and self._watch.marks else None
         engine = build_engine(
             credentials=credentials,
@@ -161,45 +167,45 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         super().__init__(engine)
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
-        # For `track`, which is called for every event.
+        # `track` is called for every event, so it reads these parts from attributes of its own.
         self._intake = engine.intake
         self._encode = self._codec.encode
         self._most_bytes = self._preparation.max_bytes
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:  # noqa: ANN401 - the constructor's keywords
-        """Return a client configured by the environment.
+        """Return a client that is configured by environment variables.
 
         Reads ``RETAILROCKET_API_KEY``, ``RETAILROCKET_PARTNER_ID`` and, if it is set, ``RETAILROCKET_BASE_URL``.
 
         Args:
-            options: further keywords of the constructor; they win over the environment.
+            options: keyword arguments of the constructor; they take precedence over the environment.
 
         Raises:
-            ConfigurationError: a variable is missing, or as the constructor.
+            ConfigurationError: a variable is missing, or the constructor refuses an argument.
         """
         try:
             add_environment(options)
             return cls(**options)
         finally:
-            # An error keeps this frame alive, which must not hold the key.
+            # The traceback of an error refers to this frame, so remove the key from its variables.
             options.clear()
 
     async def track(self, event: Event) -> Receipt:
         """Accept one event for delivery, and return its receipt; waits only while the buffer is full.
 
-        `Buffer.overflow` chooses another behaviour for a full buffer. Once the event is accepted, cancelling this call
+        Set `Buffer.overflow` for another behaviour of a full buffer. Once the event is accepted, cancelling this call
         does not cancel the delivery.
 
         Raises:
-            BufferFullError: the buffer is full, and ``overflow="raise"``.
-            EventValidationError: not an event of this package, or larger than `Batching.max_bytes`.
+            BufferFullError: the buffer is full and `Buffer.overflow` is ``"raise"``.
+            EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
         if self._before_send is not None:
             return await self._accept(event)
-        # The same as `Intake.accept` and `Preparation.encoded`, without a coroutine and a call more for each event.
+        # This repeats `Intake.accept` and `Preparation.encoded`, which saves a coroutine and a call for each event.
         intake, envelope = self._intake, self._encode(event)
         if len(envelope) > self._most_bytes:
             self._preparation.refuse_size(event, envelope)
@@ -210,14 +216,14 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
                 self._marking.note(receipt)
             return receipt
         if (watch := self._marking) is not None:
-            # The same as `Watch.note`, without a call more for each event.
+            # This repeats `Watch.note`, which saves a call for each event.
             try:
                 if watch.origin() is watch.before:
                     receipt.mark = watch.kept
                 else:
                     watch.note(receipt)
             except RecursionError:
-                # The event is accepted all the same, without a mark.
+                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
                 pass
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
@@ -229,8 +235,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Call it from a coroutine or callback of the client's event loop.
 
         Raises:
-            BufferFullError: the buffer is full, or other calls wait for room in it, and `Buffer.overflow` drops no
-                event.
+            BufferFullError: the buffer is full or other calls wait for room in it, and `Buffer.overflow` is not set
+                to drop events.
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         preparation = self._preparation
@@ -239,17 +245,17 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             return chosen
         receipt = self._intake.accept_nowait(chosen, preparation.encoded(chosen))
         if self._marking is not None:
-            try:  # noqa: SIM105 - suppress() is one more call
+            try:  # noqa: SIM105 - `suppress` would cost another call
                 self._marking.note(receipt)
             except RecursionError:
-                # The caller has hardly any stack left. The event is accepted all the same, without a mark.
+                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
                 pass
         return receipt
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
         """Accept events one after the other, waiting while the buffer is full; return their receipts in order.
 
-        If one of them raises an error, the events before it stay accepted.
+        If one event raises an error, the events before that event stay accepted.
 
         Args:
             events: any iterable or async iterable.
@@ -262,22 +268,22 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     async def track_envelopes(
         self, envelopes: Sequence[bytes], *, allow_custom: bool = False
     ) -> list[Receipt | EventValidationError]:
-        """Accept the events that envelopes describe, in order, waiting while the buffer is full.
+        """Accept events that are given as JSON, in order, waiting while the buffer is full.
 
-        Use it for events that are JSON already, from a broker for example. It costs less than half of decoding and
-        tracking one event after the other.
+        Use this method for events that are already JSON, for example from a message broker. It takes less than half of
+        the time of decoding and tracking each event.
 
         Args:
-            envelopes: UTF-8 JSON of an object with one key each, e.g. ``b'{"view":{...}}'``.
-            allow_custom: accept an unknown event name as a `CustomEvent`; default False.
+            envelopes: UTF-8 JSON texts, each of one object with one key, the event's name, e.g. ``b'{"view":{...}}'``.
+            allow_custom: whether to accept an unknown event name as a `CustomEvent`; default False.
 
         Returns:
-            For each envelope the receipt of its event, or the error that says what is wrong with it. Fewer if the
-            client was closed meanwhile, its buffer was full with ``overflow="raise"``, or its spool failed: the
-            remaining envelopes are not accepted.
+            For each envelope the receipt of its event, or an error that says what is wrong with the envelope. The list
+            is shorter than `envelopes` if the client was closed meanwhile, the buffer was full with
+            ``overflow="raise"``, or the spool failed; the remaining envelopes were not accepted.
 
         Raises:
-            BufferFullError, ClientClosedError, WrongLoopError: as `track`, if no event is accepted.
+            BufferFullError, ClientClosedError, WrongLoopError: as `track`, if no event was accepted.
         """
         reader = EnvelopeReader(self._codec, allow_custom, self._most_bytes)
         if self._before_send is None:
@@ -287,9 +293,9 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return results
 
     async def send(self, event: Event) -> Delivered:
-        """Send one event in a request of its own, to its own endpoint; return when the API has accepted it.
+        """Send one event immediately, in a request to the event's endpoint; return when the API has accepted it.
 
-        The request passes the limiter and is retried like a batch. Cancelling this call cancels the request.
+        The request waits for the rate limiter and is retried like a batch. Cancelling this call cancels the request.
 
         Raises:
             DeliveryError: the event was not delivered; the subclass says why.
@@ -298,22 +304,22 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return await self._engine.send(*self._preparation.request_of(event))
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
-        """Send events in one `visitorEvents` request of their own; return when the API has accepted them all.
+        """Send events immediately, in one `visitorEvents` request; return when the API has accepted the request.
 
         Args:
             events: 1 to `Batching.max_events` events, together no larger than `Batching.max_bytes`.
 
         Raises:
-            EventValidationError: there are none, too many, or too large events; or as `track`.
+            EventValidationError: there are no events or too many events, or they are too large; or as `track`.
             DeliveryError: the events were not delivered; the subclass says why.
             ClientClosedError, WrongLoopError: as `track`.
         """
         return await self._engine.send(*self._preparation.batch_request_of(events))
 
     def threadsafe(self) -> ThreadsafeHandle:
-        """Return a handle for other threads: a sync Django view, a Celery task, a thread of a pool.
+        """Return a handle for other threads, for example for a sync Django view, a Celery task or a thread pool.
 
-        Call it in the client's event loop; the handle may be passed to any number of threads.
+        Call this in the client's event loop; the handle may be passed to any number of threads.
 
         Raises:
             WrongLoopError: as `track`.
@@ -321,10 +327,10 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return ThreadsafeHandle(self._engine, self._prepared)
 
     async def _accept(self, event: Event) -> Receipt:
-        """Accept one event with `before_send`."""
+        """Accept one event of a client that has a `before_send` function."""
         chosen = self._preparation.chosen(event)
         if isinstance(chosen, Receipt):
-            # Otherwise a caller whose events are all dropped would never yield to other tasks.
+            # Without this, a caller whose events are all dropped would never let other tasks run.
             await self._intake.let_others_run()
             return chosen
         receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))
@@ -333,7 +339,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return receipt
 
     def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
-        # A method of the client, so that a handle keeps the client alive.
+        # A bound method of the client, so a handle keeps the client in memory.
         return self._preparation.deferred(event, self._watch)
 
 

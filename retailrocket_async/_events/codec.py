@@ -1,13 +1,13 @@
-"""Events as bytes, and bytes as events: the API's JSON, both ways.
+"""Encodes events as the API's JSON, and decodes that JSON.
 
 ::
 
-    Event  --encode-->  b'{"view":{"sessionExternalId":...}}'   an envelope: what `visitorEvents` holds a list of
+    Event  --encode-->  b'{"view":{"sessionExternalId":...}}'   an envelope; `visitorEvents` takes a list of them
     Event  --encode_bare-->  b'{"sessionExternalId":...}'       the body of the event's own endpoint
     envelopes  --join-->  b'[{"view":...},{"search":...}]'      the body of `visitorEvents`
     object from JSON  --from_wire-->  Event                     files and brokers
 
-cattrs generates the two functions of each event class once, at construction of the codec; orjson makes the bytes.
+When a codec is constructed, cattrs generates two conversion functions for each event class; orjson writes the bytes.
 Source: API document, "Events" and "Batches".
 """
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 TimestampPrecision: TypeAlias = Literal["seconds", "milliseconds", "microseconds"]
-"""How finely `timestamp` goes on the wire; the API document shows whole seconds only."""
+"""The precision of the `timestamp` that is sent; the API document shows whole seconds only."""
 
 BATCH_PATH = "visitorEvents"
 """The batch endpoint, relative to the base URL."""
 
 
 _FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data"}
-"""Fields that hold any JSON, where no validator finds an integer that orjson has made a float."""
+"""Fields that may contain any JSON. Their validator cannot notice an integer that orjson has turned into a float."""
 
 _MAYBE_LONG = re.compile(rb"[0-9]{19}")
 _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
@@ -50,24 +50,24 @@ _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 _ESCAPED_COLON = rb"\u003"
-"""How the escape of a colon begins, like that of other characters."""
+"""The start of an escaped colon (``\\u003a``); some other characters have the same start."""
 
 _WRITTEN_ANEW = 64 * 1024
-"""Bytes of a text up to which it is encoded again to count its keys: orjson takes 50 times as much memory for that."""
+"""Largest text, in bytes, that is encoded again to count its keys; orjson takes 50 times as much memory for that."""
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
-"""Fields of a type that cattrs would convert value by value, and orjson encodes as it is."""
+"""Fields that are passed to orjson unchanged; cattrs would convert them value by value, which is slow."""
 
 
 class Codec:
-    """Turns events into the API's JSON and back; it keeps no state, so many clients may share one.
+    """Converts events to the API's JSON and back. A codec has no state, so many clients may share one codec.
 
     Args:
         timestamp_precision: ``"seconds"`` (default: the only documented pattern), ``"milliseconds"`` or
-            ``"microseconds"``. Finer parts are cut off, not rounded, so no event moves into the future.
+            ``"microseconds"``. Finer digits are cut off, not rounded, so that no timestamp is moved into the future.
 
     Raises:
-        ConfigurationError: another `timestamp_precision`.
+        ConfigurationError: `timestamp_precision` is none of these values.
     """
 
     def __init__(self, timestamp_precision: TimestampPrecision = "seconds") -> None:
@@ -87,7 +87,7 @@ class Codec:
         self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
     def __reduce__(self) -> tuple[type[Codec], tuple[TimestampPrecision]]:
-        # A pickle cannot hold the generated functions, so unpickling builds another codec with the same precision.
+        # The generated functions cannot be pickled, so unpickling builds a new codec with the same precision.
         return type(self), (self.timestamp_precision,)
 
     def encode(self, event: Event) -> bytes:
@@ -102,7 +102,7 @@ class Codec:
         return encoder(event)
 
     def encode_bare(self, event: Event) -> bytes:
-        """Return the event object alone, the body of the event's own endpoint.
+        """Return the event's JSON without its name: the body of a request to the event's own endpoint.
 
         Raises:
             EventValidationError: `event` is not an event of this package.
@@ -124,11 +124,12 @@ class Codec:
 
         Args:
             envelope: plain JSON values, as `to_wire` returns them.
-            allow_custom: read an unknown event name as a `CustomEvent`; default False, as a mistyped name would
-                become one.
+            allow_custom: whether to decode an unknown event name as a `CustomEvent`; default False, because a
+                mistyped name would become a custom event.
 
         Raises:
-            EventValidationError: not an envelope, an unknown event, an unknown or missing field, or a broken rule.
+            EventValidationError: `envelope` is not an envelope, its event or a field is unknown, a required field is
+                missing, or a value breaks a rule.
         """
         members = _plain(envelope)
         if members is None or len(members) != 1:
@@ -155,10 +156,10 @@ class Codec:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
         An integer of more than 64 bits is refused in every field but `price` and `quantity`, which may be fractions.
-        An object that has a key twice is refused at any depth: readers of JSON differ in which value they take.
+        An object that has a key twice is refused at any depth: JSON parsers differ in which of the values they use.
 
         Raises:
-            EventValidationError: not JSON, or as `from_wire`.
+            EventValidationError: `data` is not JSON, or as `from_wire`.
         """
         try:
             envelope = orjson.loads(data)
@@ -174,10 +175,10 @@ class Codec:
         return event
 
     def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
-        """Check an envelope; return the name of its event, the visitor, and the envelope to send.
+        """Check an envelope; return the event's name, the visitor's session id, and the envelope to send.
 
-        The visitor is ``""`` if the event names none. The envelope to send is `data` itself if it may be sent as it is,
-        otherwise this codec encodes the event again.
+        The session id is ``""`` if the event has none. The envelope to send is `data` if it can be sent unchanged,
+        otherwise the event as this codec encodes it.
 
         Raises:
             EventValidationError: as `decode`.
@@ -213,23 +214,23 @@ class Codec:
             return on_wire
         if field == "timestamp" and self.timestamp_precision == "milliseconds":
             return lambda moment: cast("datetime", moment).isoformat(timespec="milliseconds")
-        # With None cattrs reads a plain value straight from the attribute, without a call.
+        # If the hook is None, cattrs reads the attribute without calling a function, which is faster.
         return _as_is if field in _NOT_PLAIN else None
 
 
 def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
-    """Return the function that makes the envelopes of one event class; it holds what it needs, so that it is fast."""
+    """Return the function that encodes events of one class; it uses only local variables, which is fast."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
     def encode(event: Any) -> bytes:  # noqa: ANN401 - of the one class
-        # The sum is a copy, which saves memory: an object that orjson returns keeps some 4 KB alive.
+        # The concatenation makes a copy. That saves memory: an object that orjson returns occupies some 4 KB.
         return head + dumps(to_object(event), None, option) + b"}"
 
     return encode
 
 
 def label_of(envelope: bytes) -> tuple[str, str]:
-    """Return the name of the event in an envelope, and its visitor, ``""`` if it names none."""
+    """Return the event's name and the visitor's session id, ``""`` if the event has none."""
     members: dict[str, dict[str, Any]] = orjson.loads(envelope)
     [(name, fields)] = members.items()
     return name, str(fields.get("sessionExternalId", ""))
@@ -242,12 +243,12 @@ def name_of(envelope: bytes) -> str:
 
 
 def join(envelopes: Iterable[bytes]) -> bytes:
-    """Return the body of `visitorEvents` that holds `envelopes`, in order."""
+    """Return the body of a `visitorEvents` request with `envelopes`, in order."""
     return b"[%b]" % b",".join(envelopes)
 
 
 def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any], Event]:
-    # Values are passed on unchanged to the validators of the class: cattrs would turn "1" into 1.
+    # Pass values unchanged to the validators of the class, because cattrs would convert "1" to 1.
     overrides: dict[str, Any] = {
         field.name: override(
             rename=camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
@@ -259,8 +260,8 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
 
 
 def _plain(value: object) -> dict[object, object] | None:
-    """Return a dict, or the members of an instance of a subclass as a dict; None for any other value."""
-    # Only the type and dict's own method are used, as methods of the object may raise anything.
+    """Return `value` if it is a dict, a plain copy if it is of a subclass of dict, and None otherwise."""
+    # Call no method of a subclass, because it may raise anything.
     if not issubclass(type(value), dict):
         return None
     members = cast("dict[object, object]", value)
@@ -268,9 +269,9 @@ def _plain(value: object) -> dict[object, object] | None:
 
 
 def _has_long_integer(data: bytes | str) -> bool:
-    """Whether JSON holds an integer of more than 64 bits.
+    """Whether a JSON text contains an integer of more than 64 bits.
 
-    orjson makes the nearest double of it, so that a different id would be recorded.
+    orjson would replace the integer by the nearest double, so the API would record a different id.
     """
     text = data.encode() if isinstance(data, str) else bytes(data)
     if not _MAYBE_LONG.search(text):
@@ -283,19 +284,19 @@ def _has_long_integer(data: bytes | str) -> bool:
 
 
 def _has_key_twice(data: bytes, value: object) -> bool:
-    """Whether an object in a JSON text has a key twice.
+    """Whether an object in a JSON text contains the same key twice.
 
     Args:
         data: the text.
-        value: the text as orjson decodes it, with the last of the values that have the same key.
+        value: the decoded text. If a key occurs twice, orjson keeps the last value.
     """
-    # Encoded again, the value has each key once. A colon stands between a key and its value, or in a string. So if the
-    # number of colons is the same as before, no key was there twice. An escaped colon would be one more.
+    # If `value` is encoded again, each key occurs once. Colons occur only after a key or inside a string. So if the
+    # number of colons is unchanged, no key occurred twice. An escaped colon would be unescaped, and change the number.
     if len(data) <= _WRITTEN_ANEW and _ESCAPED_COLON not in data:
         try:
             written = orjson.dumps(value)
         except orjson.JSONEncodeError:
-            # The value is nested more deeply than orjson encodes.
+            # The value is nested too deeply for the encoder of orjson.
             pass
         else:
             return written != data and written.count(b":") != data.count(b":")
@@ -303,7 +304,7 @@ def _has_key_twice(data: bytes, value: object) -> bool:
 
 
 def _count_keys(value: object) -> int:
-    """Return how many keys the objects in a JSON value have, all together."""
+    """Return the total number of keys of all objects in a JSON value."""
     count, left = 0, [value]
     while left:
         each = left.pop()
@@ -317,7 +318,7 @@ def _count_keys(value: object) -> int:
 
 
 def _key_twice(data: bytes) -> str:
-    """Return the rule that a JSON text with a key twice breaks, naming the key."""
+    """Return the error message for a JSON text that contains a key twice; it names the key."""
     found: list[str] = []
 
     def collect(pairs: list[tuple[str, object]]) -> None:
@@ -338,7 +339,7 @@ def _structured_as_is(value: object, _: object) -> object:
 
 
 def _moment(value: object, _: object) -> object:
-    # Only printable text, because Python ignores everything after a NUL.
+    # Other text is refused, because `datetime.fromisoformat` ignores everything after a NUL character.
     if type(value) is str and value.isprintable():
         try:
             return datetime.fromisoformat(value)

@@ -1,4 +1,4 @@
-"""Checks many envelopes at once, and keeps the result of each in its place."""
+"""Checks a list of envelopes (events as JSON), and returns the results in the same order."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 Examined: TypeAlias = "tuple[str, str, bytes] | EventValidationError"
-"""The name, the visitor and the bytes to send of one event; or the error of an envelope that holds none."""
+"""The event's name, the visitor's session id and the bytes to send; or the error if the envelope is not valid."""
 
 
 BRACKETS: Final = 2
-"""Bytes of a batch's body beside its events and the commas between them."""
+"""Bytes of the two square brackets around the events of a batch."""
 
 
 def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
-    """Return the error of an event, or a batch, of `size` bytes if `Batching.max_bytes` is `max_bytes`."""
+    """Return the error for an event or batch whose `size` in bytes is above `max_bytes` (`Batching.max_bytes`)."""
     return EventValidationError(name, "", f"must be at most {max_bytes} bytes of JSON (Batching.max_bytes)", size)
 
 
 @attrs.frozen
 class EnvelopeReader:
-    """Checks the envelopes of one call.
+    """Checks and decodes envelopes with the same settings.
 
     Attributes:
         codec: decodes an envelope.
-        allow_custom: whether an unknown event name makes a `CustomEvent`; see `Codec.decode`.
-        max_bytes: bytes of one event at most.
+        allow_custom: whether an unknown event name is decoded as a `CustomEvent`.
+        max_bytes: the largest allowed size of one event in bytes.
     """
 
     codec: Codec
@@ -43,7 +43,7 @@ class EnvelopeReader:
     max_bytes: int
 
     def examine(self, envelopes: Sequence[bytes]) -> list[Examined]:
-        """Return, for each envelope, what it holds or what is wrong with it."""
+        """Return, for each envelope, its event's name, session id and bytes, or the error if it is not valid."""
         results: list[Examined] = []
         examined, allow_custom, max_bytes = self.codec.examined, self.allow_custom, self.max_bytes
         for data in envelopes:
@@ -71,8 +71,8 @@ def merged(examined: Sequence[Examined], receipts: Iterable[Receipt]) -> Iterato
     """Yield a receipt for each event and the error of each other envelope, up to the first event without a receipt.
 
     Args:
-        examined: what `EnvelopeReader.examine` returned.
-        receipts: those of the events, in order; fewer if only the first events were accepted.
+        examined: the result of `EnvelopeReader.examine`.
+        receipts: the receipts of the valid events, in order; fewer if only the first events were accepted.
     """
     remaining = iter(receipts)
     for each in examined:

@@ -1,6 +1,6 @@
-"""One typed method per event of the API, each of which calls `track`.
+"""Defines one typed method per event of the API; each method calls `track`.
 
-They are a class of their own, so that any class with a `track` can have them.
+The methods are in a separate base class, so that any class with a method `track` can inherit them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class EventMethods(ABC):
-    """The typed methods of a client; each makes its event and passes it to `track`.
+    """Adds one method per event to a class; each method constructs its event and passes the event to `track`.
 
-    All of them take keywords only, check them by the API's contract, and return the event's `Receipt`. They raise the
-    errors of the event's class and of `track`. `timestamp` defaults to now.
+    The methods take keyword arguments only, check them by the API's rules, and return the event's `Receipt`. They raise
+    the errors of the event's class and of `track`. `timestamp` defaults to now.
     """
 
     __slots__ = ()

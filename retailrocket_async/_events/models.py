@@ -1,11 +1,11 @@
 """The events of a shop: one frozen class for each event of the API, checked at construction.
 
-Every class is one event of the API document, section "Events": its fields in snake_case, checked by the document's
-rules. A broken rule raises one `EventValidationError` that names the event, the field, the rule and, unless it is
-personal data, the value.
+Every class is one event of the API document, section "Events". The fields have snake_case names and are checked by the
+document's rules. If a value breaks a rule, the constructor raises an `EventValidationError` that names the event, the
+field, the rule and, unless the value is personal data, the value.
 
-`timestamp` is the moment of the visitor's act, an aware `datetime`; default now, in UTC, at construction. The server's
-clock would be wrong, because an event may wait in a buffer.
+`timestamp` is the time at which the visitor acted, an aware `datetime`; default: now, in UTC, at construction. The time
+at which the server gets the event would be wrong, because an event may wait in a buffer.
 """
 
 import re
@@ -45,7 +45,7 @@ from retailrocket_async._interrupt import is_interrupt
 
 
 def utc_now() -> datetime:
-    """Return this moment as an aware datetime in UTC: the default of every `timestamp`."""
+    """Return the current time as an aware datetime in UTC: the default of every `timestamp`."""
     return datetime.now(UTC)
 
 
@@ -67,7 +67,7 @@ class VisitorEvent(Event):
 
     Attributes:
         session_external_id: the visitor's device or browser, 1-50 ASCII letters and digits; see `new_session_id`.
-        timestamp: the moment of the act, an aware datetime; default now, in UTC; kept with a fixed
+        timestamp: when the visitor acted, an aware datetime; default now, in UTC. Its time zone is replaced by a fixed
             offset. Sent in whole seconds by default.
     """
 
@@ -104,7 +104,7 @@ class GroupView(StockEvent):
 
     Attributes:
         group_id: the group's id in the feed, int64.
-        product_ids: the ids of its products, 1 to 100,000, int64 each; any sequence, kept as a tuple.
+        product_ids: the ids of the group's products, 1 to 100,000, int64 each; any sequence, stored as a tuple.
     """
 
     wire_name: ClassVar[str] = "groupView"
@@ -131,8 +131,8 @@ class Order(StockEvent):
     Attributes:
         product_id: the product's id in the feed, int64.
         quantity: pieces (or kilograms, metres, ...) bought, above 0; int, float or Decimal.
-        price: of **one** unit, discounts taken off, 0 or more; int, float or Decimal. Amounts are compared as the
-            JSON numbers that are sent, so ``Decimal("9.90")`` equals ``9.9`` here.
+        price: the price of **one** unit after discounts, 0 or more; int, float or Decimal. Two orders are compared by
+            the JSON numbers that are sent, so ``Decimal("9.90")`` equals ``9.9``.
         transaction: the order's number in the shop, 1-50 characters, the same for all lines of one order.
     """
 
@@ -183,7 +183,7 @@ class SetContact(StockEvent):
     contact_external_id: str = attrs.field(validator=identifier)
     email: str | None = attrs.field(default=None, validator=email)
     phone: str | None = attrs.field(default=None, validator=phone)
-    # A dict has no hash, so it is left out. Equal events still have equal hashes.
+    # A dict has no hash, so the hash of an event ignores this field. Equal events still have equal hashes.
     custom_data: dict[str, Json] | None = attrs.field(
         default=None, converter=frozen_object, validator=optional_json_object, hash=False
     )
@@ -270,7 +270,7 @@ EVENT_TYPES: dict[str, type[VisitorEvent]] = {
         ImpressionContentClicked,
     )
 }
-"""The documented events by their wire names."""
+"""The documented event classes by the event's name in the API."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,49}", re.ASCII)
 
@@ -286,12 +286,12 @@ def _custom_name(event: "CustomEvent", field: "attrs.Attribute[str]", value: str
 
 @attrs.frozen(kw_only=True)
 class CustomEvent(Event):
-    """An event that this package does not know yet; only its name, and that its fields are JSON, are checked.
+    """An event of the API that this package has no class for. Checked: its name, and that its fields are JSON.
 
     Attributes:
-        name: the event's name as the API spells it: 1-50 ASCII letters and digits, a letter first; none of the
-            documented events.
-        fields: the event object as it goes on the wire, with the API's own names of fields, within the bounds of
+        name: the event's name as the API spells it: 1-50 ASCII letters and digits, a letter first; not the
+            name of a documented event.
+        fields: the event's JSON object as it is sent, with the field names of the API and the same limits as
             `custom_data`; copied at construction. No timestamp is added.
     """
 
@@ -301,7 +301,7 @@ class CustomEvent(Event):
     @property
     def event_name(self) -> str:
         """The event's name as the API spells it."""
-        # An error about the name asks for it, when the name may be of any type.
+        # An error about a wrong name also reads this property, so the name may be of any type.
         return self.name if type(self.name) is str and _NAME.fullmatch(self.name) else "CustomEvent"
 
 
@@ -360,14 +360,14 @@ def _each(lines: Iterable[object]) -> Iterator[object]:
     try:
         return iter(lines)
     except BaseException as error:
-        # A basket comes from a visitor's page: it may be null, or raise anything.
+        # A basket comes from a visitor's page, so it may be None, or raise anything.
         if is_interrupt(error):
             raise
         raise EventValidationError("order", "lines", f"must be an iterable, not {type(lines).__name__}") from None
 
 
 def _line(given: object, place: str) -> dict[Any, Any]:
-    """Return a copy of a line: a caller's mapping may raise, have no end, or change between two readings."""
+    """Return a copy of a line, because a caller's mapping may raise, be endless, or change between two reads."""
     try:
         if isinstance(given, Mapping):
             members = cast("Mapping[object, object]", given)
@@ -383,8 +383,8 @@ def _line(given: object, place: str) -> dict[Any, Any]:
 def new_session_id() -> str:
     """Return a fresh `session_external_id`: a random GUID without hyphens, 32 letters and digits.
 
-    Keep it with the device or browser, in a cookie of a year for example: it stays the same when the visitor logs in
-    or out.
+    Store the id on the device or in the browser, for example in a cookie that lasts a year. The id must stay the same
+    when the visitor logs in or out.
     Source: API document, "Fields", `sessionExternalId`.
     """
     return uuid.uuid4().hex

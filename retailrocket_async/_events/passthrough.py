@@ -1,7 +1,7 @@
-"""Finds envelopes that may be sent as they are, without making events of them.
+"""Finds envelopes (events as JSON) that can be sent unchanged, without being decoded into event objects.
 
-Most envelopes from a broker were written by a program like this one: complete, valid, and in the API's spelling. To
-check that costs a third of decoding and encoding them again. The rules are the validators of the event classes.
+Most envelopes from a message broker are complete, valid and spelled as the API spells them. Checking that takes a third
+of the time of decoding and encoding them again. The checks are the validators of the event classes.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 _WHOLE_SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)
 
 _MOMENTS = 4_096
-"""Timestamps whose check is cached: events of the same second come together."""
+"""Number of timestamps whose check is cached; many events in a row have the same timestamp in seconds."""
 
 _Rule: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
 
 
 class _Name(NamedTuple):
-    """The part of an event that a validator needs."""
+    """Stands for an event in calls of validators, which only read the event's name."""
 
     event_name: str
 
 
 class _Plan(NamedTuple):
-    """The fields that an event's object may and must have.
+    """The allowed and the required fields of one event, with the validator of each field.
 
     Attributes:
-        name: the event's name, for the rules.
-        rules: the rule of each allowed field, by the field's name on the wire.
-        required: names on the wire of the required fields.
+        name: holds the event's name, for the validators.
+        rules: the validator and the attrs field of each allowed field, by the field's JSON name.
+        required: the JSON names of the required fields.
     """
 
     name: _Name
@@ -52,17 +52,17 @@ class _Plan(NamedTuple):
 
 
 class Passthrough:
-    """Decides whether an envelope may be sent as it is."""
+    """Decides whether an envelope can be sent unchanged."""
 
     def __init__(self) -> None:
         whole = lru_cache(_MOMENTS)(_are_whole_seconds)
         self._plans = {name: _plan(name, cls, whole) for name, cls in EVENT_TYPES.items()}
 
     def label_of(self, envelope: Any) -> tuple[str, str] | None:  # noqa: ANN401 - any JSON
-        """Return name and visitor of a valid event in the API's spelling; None for an envelope that must be decoded.
+        """Return the event's name and session id if the envelope can be sent unchanged; None if it must be decoded.
 
         Args:
-            envelope: plain JSON values.
+            envelope: the envelope as plain JSON values.
         """
         members = cast("dict[str, Any]", envelope)
         if type(members) is not dict or len(members) != 1:
@@ -83,7 +83,7 @@ class Passthrough:
 
 
 def camel(snake: str) -> str:
-    """Return the name on the wire of a field."""
+    """Return the JSON name of a field, e.g. ``"productId"`` for ``"product_id"``."""
     first, *rest = snake.split("_")
     return first + "".join(map(str.capitalize, rest))
 

@@ -1,7 +1,8 @@
-"""The rules of the contract, one attrs validator each, for the fields of the events.
+"""Checks the fields of events by the rules of the API; each rule is one attrs validator.
 
-The accepted case comes first in every rule and costs a comparison or two: the rules run at the caller's line, for
-every event. Types are exact: a `bool` is no integer, and a subclass of `str` may not be what it prints.
+The validators run for every event, in the caller's code, so each checks the valid case first, in one or two
+comparisons. Types must match exactly: a `bool` is not accepted as an int, nor a subclass of `str`, which may print
+another text than its value.
 Source: API document, "Fields".
 """
 
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     import attrs
 
 Number: TypeAlias = int | float | Decimal
-"""What `price` and `quantity` take."""
+"""The types of `price` and `quantity`."""
 
 if TYPE_CHECKING:
     Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 else:
-    # With its module, so that `typing.get_type_hints` of an event finds the name.
+    # The module is given so that `typing.get_type_hints` of an event can resolve the name.
     _JSON = ForwardRef("Json", module=__name__)
     Json = bool | int | float | str | list[_JSON] | dict[str, _JSON] | None
-"""A JSON value, as `custom_data` and `CustomEvent.fields` hold it."""
+"""A JSON value, as in `custom_data` and `CustomEvent.fields`."""
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
@@ -40,13 +41,14 @@ MAX_DEPTH = 32
 """Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
 
 MAX_VALUES = 5_000
-"""Values that they may hold, nested ones included: checking more would block the event loop."""
+"""Number of values in `custom_data` or `CustomEvent.fields`, including nested values. Checking more would block the
+event loop."""
 
 MAX_IDS = 100_000
-"""Ids that `product_ids` may hold, for the same reason: a lazy sequence such as a `range` may have billions."""
+"""Number of ids in `product_ids`. A `range` may have billions; checking them would block the event loop."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
-"""Fields whose values appear in no message, as they are or may hold personal data."""
+"""Fields whose values are never shown in a message, because they are or may contain personal data."""
 
 _MINUTE = timedelta(minutes=1)
 _E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
@@ -60,7 +62,7 @@ class Named(Protocol):
 
 
 def fail(event: Named, field: str, rule: str, value: object) -> NoReturn:
-    """Raise the error for a broken `rule`, withholding the value of personal fields."""
+    """Raise the error for a value that breaks `rule`; the error does not contain the values of personal fields."""
     if field not in PERSONAL:
         raise EventValidationError(event.event_name, field, rule, value)
     raise EventValidationError(event.event_name, field, f"{rule}{_why_not(value, rule)}")
@@ -118,7 +120,7 @@ def quantity(event: Named, field: attrs.Attribute[Number], value: Number) -> Non
 
 
 def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> None:
-    # UTC first: it is the default, and any other zone costs a call.
+    # Check for UTC first: UTC is the default, and any other zone needs a call.
     zone = value.tzinfo if type(value) is datetime else None
     if zone is UTC or (type(zone) is timezone and not zone.utcoffset(None) % _MINUTE):
         return
@@ -127,8 +129,8 @@ def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> N
 
 
 def email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
-    # The contract says only "string". One "@" with text on both sides finds swapped arguments. A stricter rule would
-    # refuse addresses that work.
+    # The API document says only "string". This check finds swapped arguments. A stricter check would refuse addresses
+    # that work.
     if value is None:
         return
     if type(value) is str and len(value) <= 254 and _encodable(value):
@@ -156,16 +158,16 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
 
 
 def _why_not(value: object, rule: str) -> str:
-    """Return what a message may say about a personal value: its type, or that it has no UTF-8 form."""
-    # `type`, because `isinstance` believes an object that lies about its class.
+    """Return a hint why a personal value is wrong that does not show the value: its type, or a lone surrogate."""
+    # `type` is used because an object can make `isinstance` return a wrong answer.
     if not issubclass(type(value), str):
         return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
     return "" if _encodable(cast("str", value)) else "; it contains a lone surrogate"
 
 
 def _unlike(value: object) -> str:
-    """Return the type of a value for the end of a message; "" for a plain number, text or datetime."""
-    # A subclass is named too, as some print like the str that is required: Django's SafeString, for one.
+    """Return ", not <type>" for the end of a message; "" if the value is a plain number, str or datetime."""
+    # Subclasses of str are named too, because some look like a plain str when printed, e.g. Django's SafeString.
     kind = type(value)
     plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
     return "" if plain else f", not {type_name(value)}"
@@ -183,10 +185,10 @@ def _encodable(text: str) -> bool:
 
 
 def on_wire(value: Number) -> int | float:
-    """Return `value` as the JSON number that is sent: whole numbers without a fraction, the rest as a double.
+    """Return `value` as the number that is sent in JSON: an int if it is whole, otherwise a float.
 
-    An early edition of the API document asks for an integer `quantity`, so `Decimal("2.00")` goes out as ``2``.
-    A value that no double can hold gives infinity or NaN.
+    An early edition of the API document asks for an integer `quantity`, so `Decimal("2.00")` is sent as ``2``.
+    If a float cannot represent the value, the result is infinity or NaN.
     """
     if type(value) is int:
         return value if INT64_MIN <= value <= INT64_MAX else math.inf
@@ -198,11 +200,11 @@ def on_wire(value: Number) -> int | float:
 
 
 class _NotJson(Exception):  # noqa: N818 - never leaves this module
-    """A value that JSON cannot hold; the field's validator turns it into the public error.
+    """A value is not allowed in JSON; the field's validator converts this to an `EventValidationError`.
 
     Args:
-        path: where in the field the value is.
-        rule: the rule that it breaks.
+        path: the position of the value in the field, e.g. ``".*[2]"``.
+        rule: the rule that the value breaks.
     """
 
     def __init__(self, path: str, rule: str) -> None:
@@ -215,7 +217,7 @@ _NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
 
 
 def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson
-    """Return a deep copy of a JSON object, or the fault that its validator raises as the public error."""
+    """Return a deep copy of a JSON object, or the `_NotJson` that its validator will raise as a public error."""
     if value is None:
         return None
     try:
@@ -233,14 +235,14 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
 def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> Json:
     """Return a deep copy of `value` made of plain JSON values, or raise `_NotJson`.
 
-    It is a copy because the event is frozen and the caller's object is not. `orjson` does not make it, as that writes
-    NaN as null and dates as strings.
+    The event must not change when the caller changes the object, so the object is copied. orjson is not used for the
+    copy, because orjson would write NaN as null and dates as strings.
 
     Args:
-        value: the value.
-        path: where in the field the value is.
+        value: the value to copy.
+        path: the position of the value in the field, for errors.
         depth: the level of nesting.
-        left: yields once for each value that is still allowed.
+        left: an iterator with one item for each value that is still allowed.
     """
     if next(left, None) is None:
         raise _NotJson("", f"must hold at most {MAX_VALUES:,} values")
@@ -250,7 +252,7 @@ def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> J
         raise _NotJson("", f"must not be nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         members = cast("Mapping[object, object]", value)
-        # A key may be personal data itself, so the path does not name it.
+        # A key may be personal data, so the path contains "*" instead of the key.
         return {
             _frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1, left) for key, item in members.items()
         }
@@ -283,9 +285,9 @@ def _frozen_scalar(value: object, path: str) -> Json:
 
 
 def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
-    """Return a sequence of ids as a tuple; return any other value unchanged, for the validator to refuse.
+    """Return a sequence of ids as a tuple; return any other value unchanged, so that the validator refuses it.
 
-    A sequence may have no end, so at most one id more than allowed is read, which the validator refuses too.
+    A sequence may be endless, so at most one id more than allowed is read; the validator refuses the longer tuple.
     """
     try:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
@@ -297,11 +299,12 @@ def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
 
 
 def fixed_moment(value: datetime) -> datetime:
-    """Return an aware datetime as a plain one with a fixed offset; return any other value unchanged, to be refused.
+    """Return an aware datetime as a plain datetime with a fixed offset; return any other value unchanged.
 
-    Subclasses (pandas, pendulum, freezegun) and zones are the caller's code. That code runs here, once, and never in
-    the encoder: `orjson` refuses subclasses, and ends the whole process if a zone raises. A fixed offset also keeps
-    moments in the repeated hour of daylight saving equal to themselves after they were on the wire (PEP 495).
+    The validator refuses other values. Subclasses of datetime (pandas, pendulum, freezegun) and time zones are the
+    caller's code, which must run here and not in the encoder: orjson refuses subclasses, and ends the whole process if
+    a time zone raises. A fixed offset is also unambiguous in the hour that is repeated when daylight saving ends, so a
+    decoded event equals the original (PEP 495).
     """
     try:
         if type(value) is datetime and type(value.tzinfo) is timezone:

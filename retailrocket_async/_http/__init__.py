@@ -1,1 +1,1 @@
-"""One request to the tracking API, and what its answer means."""
+"""Sends one request to the tracking API, and interprets the answer."""

@@ -1,4 +1,4 @@
-"""A timer that lets the event loop read its sockets before it judges that an answer is late."""
+"""A time-out timer that first lets the event loop read answers that have already arrived."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TURNS: Final = 64
-"""Turns of the event loop between the alarm's time and its call; each turn reads the sockets.
+"""Number of event loop iterations between the alarm's time and its call; each iteration reads the sockets.
 
-A request takes about ten turns from the first byte of its answer to the last."""
+A request takes about ten iterations from the first byte of its answer to the last."""
 
 
 class Alarm:
     """Calls a function at a given loop time, but not before the loop has read its sockets.
 
-    The function runs in an empty context, as the loop keeps a cancelled timer, and its context, until its time.
+    The function runs in an empty context, because the loop stores a cancelled timer with its context until its time.
 
     Args:
-        at: the loop time.
-        call: the function.
+        at: the loop time (seconds) at which the alarm is due.
+        call: the function to call.
     """
 
     def __init__(self, at: float, call: Callable[[], object]) -> None:
@@ -31,7 +31,7 @@ class Alarm:
         self._handle: asyncio.Handle = self._loop.call_at(at, self._ring, _TURNS, context=contextvars.Context())
 
     def cancel(self) -> None:
-        """Never call the function."""
+        """Cancel the alarm: the function will not be called."""
         self._handle.cancel()
 
     def _ring(self, turns: int) -> None:

@@ -1,4 +1,4 @@
-"""The base URL: checks that it is one, and that the key may be sent there."""
+"""Checks that the base URL is valid and that the API key may be sent to its host."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from retailrocket_async._runtime.setting_text import has_blanks, has_surrogates
 
 DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 TEST_MODE: Final = "RETAILROCKET_TEST_MODE"
-"""An environment variable: while it is set, and not to 0, a client sends to this host alone."""
+"""Environment variable: while it is set to anything but 0, a client sends requests to this host only."""
 
 _MAX_URL: Final = 8_000
-"""Characters that every server should take (RFC 9110, 4.1). Above 65,536, with the path, httpx raises."""
+"""Length in characters that every server should accept (RFC 9110, 4.1); httpx raises an error above 65,536."""
 
 
 def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     """Return `base_url` with a slash at its end, after checking that the key may be sent there.
 
     Args:
-        base_url: the caller's.
+        base_url: the URL that the caller gave.
         allow_insecure: allow plain ``http://`` to other hosts than this one.
 
     Raises:
@@ -34,7 +34,7 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
     """
     complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
     if complaint:
-        # An error keeps this frame alive, and the URL may hold credentials.
+        # The traceback of an error refers to this frame, and the URL may contain credentials.
         del base_url
         raise ConfigurationError(complaint)
     text = str(httpx.URL(base_url))
@@ -42,7 +42,7 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
 
 
 def _unreadable(base_url: object) -> str | None:
-    """Return what is wrong with a value that is not a URL; None if it is one."""
+    """Return what is wrong with the value, or None if it is a URL."""
     # httpx strips white space, or encodes it into the path of every request.
     blanks = "base_url must not hold white space or control characters, nor their encoded forms: strip() it"
     if isinstance(base_url, str) and has_surrogates(base_url):
@@ -61,7 +61,7 @@ def _unreadable(base_url: object) -> str | None:
 
 
 def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
-    """Return the rule that a base URL breaks; None if it breaks none."""
+    """Return the rule that a base URL breaks, or None if it is valid."""
     if unreadable := _unreadable(base_url):
         return unreadable
     url = httpx.URL(base_url)
@@ -70,7 +70,7 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
         return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
     if port is not None and not 1 <= port <= 65_535:
         return "base_url must have a port from 1 to 65535, or none"
-    # Searched in the text: an empty query or fragment, too, would swallow the path that is appended.
+    # Search the text, to find an empty query or fragment too: the appended path would become a part of it.
     if "?" in text or "#" in text or url.userinfo:
         return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
     if len(text.removesuffix("/")) >= _MAX_URL:

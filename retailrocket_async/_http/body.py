@@ -1,4 +1,4 @@
-"""The body of a request, which follows the steps of the request."""
+"""The body of a request; it also records which step the request has reached."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ if TYPE_CHECKING:
 
 
 class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this package
-    """Ends a request that was withdrawn before it was written."""
+    """Raised inside httpcore to end a request that was withdrawn before its body was written."""
 
 
 class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
-    """Ends a request that httpcore is about to send again, because the server says that it has not processed it."""
+    """Raised inside httpcore to end a request that httpcore would send again, as the server did not process it."""
 
 
 class Body(httpx.AsyncByteStream):
-    """A request's body, which knows how far the request has come.
+    """The body of a request; it also records which step the request has reached.
 
     Args:
-        content: the bytes.
-        on_written: called once they are written.
-        once: whether to refuse that httpcore sends the body a second time: each request needs a permit of its own.
+        content: the bytes to send.
+        on_written: called once, when the bytes are written.
+        once: whether to raise an error if httpcore sends the body a second time, because each request needs its own
+            permit of the rate limiter.
 
     Attributes:
-        on_written: called once the body is written; None if nobody waits for that any more.
-        length: bytes.
+        on_written: called when the body is written; None if nothing has to be called any more.
+        length: the size of the body in bytes.
         taken: whether the body was handed to the connection, so that the API may get it.
-        step: the step of the request before that: ``"wait"`` (for a connection of the pool), ``"connect"``,
+        step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
-        opened: the network stream that the request has opened, as long as nothing else would close it.
+        opened: the network stream that the request has opened, while nothing else is responsible for closing it.
     """
 
     def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:
@@ -55,7 +56,7 @@ class Body(httpx.AsyncByteStream):
             self.on_written()
 
     def withdraw(self) -> None:
-        """Let the request end before it is written, and call `on_written` no more."""
+        """Make the request end before its body is written, and no longer call `on_written`."""
         self._withdrawn = True
         self.on_written = None
 
@@ -66,7 +67,7 @@ class Body(httpx.AsyncByteStream):
             raise NotProcessed
 
     async def follow(self, event: str, info: dict[str, Any]) -> None:
-        """Note a step of httpcore, whose extension ``trace`` calls this.
+        """Record a step of the request; httpcore's extension ``trace`` calls this method.
 
         Raises:
             Withdrawn: the request was withdrawn; raised only at the one step that leaves httpcore's pool in order.

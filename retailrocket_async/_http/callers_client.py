@@ -1,7 +1,7 @@
-"""What can be seen of a caller's own HTTP client.
+"""Reads settings of an `http_client` that the caller passes.
 
-httpx has no public names for it, so this reads private attributes. If they are missing, because the client or its
-transport is of another make, the answer is "not known".
+httpx has no public names for these settings, so private attributes are read. If an attribute is missing, for example
+because the client has a transport of another library, the setting is unknown.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def check_verified(http_client: object, base_url: str) -> None:
-    """Refuse a caller's client that would send the key to a server that only claims to be `base_url`.
+    """Refuse a caller's client that does not verify TLS certificates, as it may send the key to an attacker's server.
 
-    A transport that is not of httpx cannot be checked, and passes.
+    A transport that is not from httpx cannot be checked and is accepted.
 
     Raises:
         ConfigurationError: TLS verification is off in the transport that the client uses for `base_url`.
@@ -45,7 +45,7 @@ def proxy_address(http_client: object, base_url: str) -> str | None:
 
 
 def unconnected_kind(http_client: object, base_url: str) -> FailureKind:
-    """Return the kind of failure if a request's time is up before a connection was even begun."""
+    """Return the failure of a request whose time-out passes before it has begun to open a connection."""
     return "pool" if isinstance(_transport_for(http_client, base_url), httpx.AsyncHTTPTransport) else "timeout"
 
 

@@ -1,9 +1,9 @@
-"""Our own connections: HTTP clients of one connection each, lent to requests.
+"""Manages our own connections: HTTP clients with one connection each, which requests use in turn.
 
 The pool of httpcore checks every connection before every request, keeps unusable entries after some cancellations, and
-never renews a connection in steady use. Clients of one connection each need no such pool. There are at most as many as
-requests in flight. The connection used last is used first. A connection is closed after any request that did not get a
-whole answer.
+never renews a connection in steady use. HTTP clients with one connection each avoid that. There are at most as many
+connections as requests in flight. The connection that was used last is used next. A connection is closed after any
+request that did not get a complete answer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_AGE: Final = 300.0
-"""Seconds for which a connection is used. A new one is opened then, which finds a changed address of the host."""
+"""Seconds for which a connection is used. Then a new connection is opened, so that a changed DNS entry takes effect."""
 
 KEEPALIVE: Final = 4.0
-"""Seconds for which an idle connection is kept. Common servers close it after 5 s or more, and a request that uses it
-in that moment fails."""
+"""Seconds after which an idle connection is closed. Common servers close an idle connection after 5 s or more, and a
+request that is sent at that moment fails."""
 
 
 @attrs.define(eq=False)
@@ -128,7 +128,7 @@ class Connections:
         if channel in self._open:
             self._open.remove(channel)
         if not channel.users:
-            # In an empty context: the caller's must not live as long as a connection takes to close.
+            # Use an empty context: the caller's would otherwise stay in memory until the connection is closed.
             closing = contextvars.Context().run(asyncio.get_running_loop().create_task, channel.client.aclose())
             self._closing.add(closing)
             closing.add_done_callback(self._closed)
@@ -136,7 +136,7 @@ class Connections:
     def _closed(self, closing: asyncio.Task[None]) -> None:
         self._closing.discard(closing)
         if not closing.cancelled():
-            # Retrieved, or asyncio would log it. No caller needs to know.
+            # Retrieve the error, because asyncio would otherwise log it. No caller needs it.
             closing.exception()
 
     def _sweep_at(self, moment: float) -> None:

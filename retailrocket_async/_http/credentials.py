@@ -25,11 +25,11 @@ ApiKey: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 """The key, or a function that returns it; a function that is not a coroutine function is called in a thread."""
 
 ASK_SECONDS: Final = 10.0
-"""Seconds that a function may take to return the key."""
+"""Seconds within which the function must return the key."""
 
 
 class Credentials:
-    """The shop's key and id, as the query string that every request carries; prints neither key nor query.
+    """Holds the shop's key and id, and makes the query string of every request; its repr shows neither key nor query.
 
     Args:
         api_key: the key, or a function that returns it.
@@ -57,7 +57,7 @@ class Credentials:
             raise ConfigurationError(complaint)
         self.partner_id = partner_id
         self.serial = 0
-        # In a function, as tools that print attributes do not look into one.
+        # The query is hidden in a function, because tools that print attributes do not look inside functions.
         self._query: Callable[[], bytes] = bytes
         self._ask: Callable[[], Callable[[], object]] | None = None
         self._asking: Task[str | None] | None = None
@@ -74,13 +74,13 @@ class Credentials:
         return path + b"?" + self._query()
 
     async def ready(self) -> str | None:
-        """Get the first key if there is none yet; return the name of the error if that failed, else None."""
+        """Get the first key if there is no key yet; return the name of the error if that failed, otherwise None."""
         return None if self.serial else await self._asked()
 
     async def renew(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless it has changed since `serial`.
 
-        Returns whether the key is another one now, and the name of the error if getting it failed.
+        Returns whether the key has changed, and the name of the error if getting the key failed, otherwise None.
         """
         if self.serial != serial:
             return True, None
@@ -135,7 +135,7 @@ class Credentials:
     def _call_ended(self, calling: Task[Callable[[], object]]) -> None:
         self._calling = None
         if not calling.cancelled():
-            # Retrieved, or asyncio would log it if no caller waits any more.
+            # Retrieve the error: asyncio would otherwise log it if no caller waits any more.
             calling.exception()
 
     def _take(self, api_key: object) -> None:

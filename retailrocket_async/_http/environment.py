@@ -35,7 +35,7 @@ _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 """The file names of certificates that OpenSSL finds in a directory."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
-"""Errors of a system without free resources, for which no variable is to blame."""
+"""Error numbers that mean that the system has no free resources, so no environment variable is wrong."""
 
 _LASTING: Final = frozenset({501, 505})
 """Statuses of 500 and above, as answers to CONNECT, that no retry can fix: the host is not a proxy for TLS."""
@@ -53,8 +53,8 @@ class Proxy:
     """The proxy for one address.
 
     Attributes:
-        variable: the variable that names it, as it is spelled in the environment, e.g. ``"https_proxy"``.
-        address: its host and port.
+        variable: the environment variable that names the proxy, as it is spelled, e.g. ``"https_proxy"``.
+        address: the proxy's host and port.
         settings: the proxy as httpx takes it; holds the credentials.
     """
 
@@ -212,7 +212,7 @@ def address_of(url: object) -> str | None:
 
 
 def _fingerprint() -> int:
-    # Only a hash is kept, as the values may hold passwords.
+    # Only a hash is stored, because the values may contain passwords.
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
     return hash((tuple(sorted(getproxies().items())), *map(os.environ.get, names)))
 

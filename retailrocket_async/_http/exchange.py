@@ -1,4 +1,4 @@
-"""One request and its answer, in a task of its own, so that the caller may stop waiting at any moment.
+"""Makes one request in a separate task, so that the caller may stop waiting for the answer at any time.
 
 If a request is cancelled before it is written, httpcore loses its connection: the connection stays in the pool,
 neither idle nor closed. So a request is cancelled only if no connection is lost:
@@ -61,16 +61,16 @@ class _Unanswered(Protocol):
 
 
 class Exchange:
-    """A request in its task; the constructor starts it.
+    """Makes one request in a task, which the constructor starts.
 
     Args:
         client: sends the request.
         request: has `body` as its stream, and time-outs of its own.
         body: its body.
-        serial: `Credentials.serial` of the key that it carries.
-        ends_at: the loop time when its time is up; None for never.
+        serial: `Credentials.serial` of the key in the request.
+        ends_at: the loop time at which the request's time-out passes; None for no time-out.
         unanswered: makes a `Reply` of the exception that ended the request, given whether the body was sent.
-        unconnected: the kind of failure if the time is up before a connection is begun.
+        unconnected: the kind of failure if the time-out passes before the request begins to open a connection.
         expendable: whether `client` is thrown away if the request fails.
         over: called once, when nothing of the request is left, with whether the connection may be used again.
     """
@@ -151,7 +151,7 @@ class Exchange:
             self._detail = "ReadTimeout"
 
     def _overdue(self) -> None:
-        """End the request because its time is up."""
+        """End the request because its time-out has passed."""
         body = self._body
         if not self._answer.done():
             failure, detail = self._lateness()
@@ -187,7 +187,7 @@ class Exchange:
                 if not self._cancelled:
                     raise without_frames(error)  # noqa: B904 - from itself
             elif self._left or self._answer.done():
-                # Ctrl-C, and no caller waits to whom the answer could pass it on.
+                # The error is Ctrl-C, and no caller waits for the answer, so raise the error here.
                 raise without_frames(error)  # noqa: B904 - from itself
             else:
                 self._answer.set_exception(without_frames(error))
@@ -200,7 +200,7 @@ class Exchange:
             # In a function, as tools that print attributes do not look into one: an answer may repeat the key.
             self._start = lambda: start
             if ended and has_leftover(response):
-                # The bytes would be read as the answer to the next request.
+                # Close the connection: the extra bytes would be read as the answer to the next request.
                 await response.extensions["network_stream"].aclose()
                 ended = False
             self._sound = ended
@@ -246,7 +246,7 @@ class Exchange:
             self._alarm.cancel()
             self._alarm = None
         if not task.cancelled():
-            # Retrieved, or asyncio would log it.
+            # Retrieve the error, because asyncio would otherwise log it.
             task.exception()
         # Breaks the reference cycles, so that nothing is left to the garbage collector.
         self._body.withdraw()

@@ -9,7 +9,7 @@ _CODED: Final = ("Encoded header block", "Decoding ")
 """How the records of HTTP/2's header coder begin that print headers in a coded form, which anybody can decode."""
 
 _LOGGERS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
-"""Loggers that may print a secret: HTTP/2's header coder always, the others if an answer repeats what it was sent."""
+"""Loggers that may print a secret: HTTP/2's header coder always, the others if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
@@ -17,7 +17,7 @@ class _NoSecrets(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        # Some servers and proxies repeat what they were sent, in headers or beside the status.
+        # Some servers and proxies repeat the request in their answer, in headers or in the status line.
         return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
 
 

@@ -1,4 +1,4 @@
-"""The reply to one request, and the one table that decides what it means.
+"""The reply to one request, and the table that says what each kind of reply means.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Posts one request by httpx, and returns its reply.
+"""Sends requests with httpx, and returns a reply for each request.
 
 Every failure is returned as a `Reply`. No exception of httpx leaves this package: such an exception holds the request,
 its traceback holds the URL, and the URL holds the key.
@@ -55,7 +55,7 @@ _CLOSING: Final = 0.25
 """Seconds that requests without a waiting caller get at the close, to end without losing a connection of the pool."""
 
 _CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
-"""Failures that may be the proxy's, if there is one."""
+"""Failures that a proxy may have caused."""
 
 _TOO_LATE: Final = "the time of a request is up"
 
@@ -65,7 +65,7 @@ but not read yet."""
 
 
 class Transport(Protocol):
-    """Carries requests; raises nothing but the cancellation of its caller."""
+    """Sends requests. Its methods raise no error except the cancellation of the caller."""
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
         """Send `body` to `path`, relative to the base URL, and return the reply; call `on_sent` once it is written."""
@@ -74,7 +74,7 @@ class Transport(Protocol):
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless it has changed since the request whose `Reply.serial` is `serial`.
 
-        Returns whether the key is another one now, and the name of the error if getting it failed.
+        Returns whether the key has changed, and the name of the error if getting the key failed, otherwise None.
         """
         ...
 

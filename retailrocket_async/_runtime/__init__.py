@@ -1,1 +1,1 @@
-"""What the client needs of asyncio, threads and the process: one event loop, detached tasks, foreign code."""
+"""Helpers for event loops, tasks, threads and processes, and for calling code of the user."""

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def detached(start: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `start` in an empty context, so that the task, timer or thread it starts does not keep the caller's."""
+    """Call `start` in an empty context, so that what it starts does not store the caller's context."""
     return Context().run(start, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""How long a caller waits."""
+"""Checks time-outs, and measures the time that is left until a deadline."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Rules for foreign code, which may raise anything, or call us with hardly any stack left.
+"""Helps to call foreign code, which may raise any error, or call this package with hardly any stack left.
 
 Hooks, observers, limiters, transports, policy functions, mappings, time zones and log handlers are foreign code. An
-error of theirs is caught at the call. Two errors are not theirs and are raised again: the user's Ctrl-C, and the
-cancellation of the running task.
+error that such code raises is caught at the call. Two errors have another origin and are raised again: the user's
+Ctrl-C, and the cancellation of the running task.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FRAMES: Final = 40
 def ends_task(error: BaseException) -> bool:
     """Whether an awaited call raised the user's Ctrl-C, or the cancellation of the running task."""
     if isinstance(error, asyncio.CancelledError):
-        # If this task was not cancelled, a task or future was that the foreign code waited for.
+        # If this task was not cancelled, the foreign code waited for another task that was cancelled.
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0
     return is_interrupt(error)
@@ -32,7 +32,7 @@ def ends_task(error: BaseException) -> bool:
 def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """Whether an error that came out of a user's function in the event loop must be raised again.
 
-    That holds for the cancellation of the task that called the function, for the end of that task's coroutine, and for
+    This means: the cancellation of the task that called the function, the end of that task's coroutine, and
     the error of a signal handler (Ctrl-C). Any other error is the function's own failure, `SystemExit` included.
 
     Args:
@@ -41,7 +41,7 @@ def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """
     match error:
         case asyncio.CancelledError():
-            # Otherwise a task or future was cancelled that the function waited for.
+            # If this task was not cancelled, the function waited for another task or future that was cancelled.
             return task is None or task.cancelling() > 0
         case GeneratorExit():
             # The coroutine is closed from outside, because no loop will run it any more.

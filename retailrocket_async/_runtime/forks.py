@@ -12,7 +12,7 @@ class ForkAware(Protocol):
     """An object that belongs to one process."""
 
     def after_fork(self) -> None:
-        """Give up what belongs to the parent process; called in the child."""
+        """Drop references to loops, threads and locks of the parent process; called in the child process."""
         ...
 
 

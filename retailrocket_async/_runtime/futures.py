@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def set_result(future: asyncio.Future[T], result: T) -> None:
-    """Give a future its result, unless it is done."""
+    """Set the result of a future, unless the future is done."""
     if not future.done():
         future.set_result(result)
 
@@ -23,6 +23,6 @@ def set_done(future: asyncio.Future[None]) -> None:
 
 
 def set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Give a future its error, unless it is done."""
+    """Set the exception of a future, unless the future is done."""
     if not future.done():
         future.set_exception(error)

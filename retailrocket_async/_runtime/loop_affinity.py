@@ -1,4 +1,4 @@
-"""The one event loop, in the one process, that a client belongs to."""
+"""Makes sure that a client is used in one event loop and one process only."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class LoopAffinity:
             # Older task factories do not accept the argument `context`.
             return detached(self.enter().create_task, work)
         except BaseException:
-            # At the recursion limit. Closed, or Python would warn of a coroutine that never ran.
+            # `create_task` can fail, for example at the recursion limit. The coroutine is closed then, because Python
+            # would otherwise warn that it was never awaited.
             work.close()
             raise
 

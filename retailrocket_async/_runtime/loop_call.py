@@ -1,11 +1,11 @@
-"""One call from a thread into an event loop, while the thread waits for the result.
+"""Runs a coroutine in an event loop for another thread, which waits for the result.
 
 ::
 
     thread   post ──┐                                  ┌──▶ result, or error
     loop            └──▶ begin, run the work in a task ─┘
 
-`asyncio.run_coroutine_threadsafe` cannot withdraw a call without losing a result that has just come; this can.
+`asyncio.run_coroutine_threadsafe` may lose a result that has just arrived if a call is cancelled; this module does not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
         if not call.answer.cancel() and not call.answer.done():
             # The loop ended, or a signal's handler raised in this thread: nobody waits for the answer.
             call.post(call.withdraw)
-        # An error holds the frames that it passed, and the call holds the error.
+        # Break a reference cycle: the error's traceback refers to this frame, and `call` refers to the error.
         del call
 
 
@@ -75,14 +75,14 @@ def loop_ended() -> WrongLoopError:
 
 
 class LoopCall(Generic[T]):
-    """A call on its way from a thread to a task of the loop, and back.
+    """Runs a coroutine in a task of the loop, and passes the result to the waiting thread.
 
     Args:
         loop: the loop.
         work: makes the coroutine; it is not called if the call is withdrawn before the loop begins it.
 
     Attributes:
-        answer: gives the thread the result.
+        answer: the future for which the thread waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]]) -> None:

@@ -31,7 +31,7 @@ class Resident(Protocol):
 
 
 class _Tether:
-    """The object that only the timer holds."""
+    """An object to which only the timer refers; it is finalized when the loop drops its timers."""
 
 
 def watch(loop: asyncio.AbstractEventLoop, resident: Resident) -> None:
@@ -41,7 +41,7 @@ def watch(loop: asyncio.AbstractEventLoop, resident: Resident) -> None:
         known = _residents[loop] = weakref.WeakSet()
         tether = _Tether()
         weakref.finalize(tether, _ended, known, "its event loop was closed").atexit = False
-        # In an empty context: the caller's would live as long as the loop.
+        # Use an empty context: the caller's context would otherwise stay in memory as long as the loop.
         loop.call_later(FAR, _nothing, tether, context=contextvars.Context())
     known.add(resident)
 

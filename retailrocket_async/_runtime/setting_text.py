@@ -8,10 +8,10 @@ from retailrocket_async._errors import ConfigurationError, type_name
 
 
 def text_complaint(name: str, value: object, *, spaces: bool = False) -> str | None:
-    """Return the rule that a setting breaks, which must be a text; None if it breaks none.
+    """Return the rule that a text setting breaks, or None if the setting is valid.
 
     Args:
-        name: the name by which the reader of the message knows the setting.
+        name: the setting's name, as the reader of the message knows it.
         value: the setting.
         spaces: whether the text may have ordinary spaces inside, as names of files and keys may.
     """

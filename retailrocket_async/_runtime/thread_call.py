@@ -1,4 +1,4 @@
-"""One call in a new thread.
+"""Runs one function in a new thread.
 
 The threads of `asyncio.to_thread` are few, and may all wait for the client: a sync view that tracks through a
 `ThreadsafeHandle` blocks its thread until there is room in the buffer. The calls that make that room must not need one
@@ -50,7 +50,7 @@ async def call_in_thread(function: Callable[[], T]) -> T:
             error = RuntimeError(type(stop).__name__)
         except BaseException as raised:  # noqa: BLE001 - raised again in the caller's task
             error = raised
-        # A closed loop raises; nobody waits for the result then.
+        # A closed loop raises RuntimeError; nobody waits for the result then.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 

@@ -1,4 +1,4 @@
-"""One thread that makes calls one after the other."""
+"""Runs functions in one thread, one after the other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WorkerThread:
 
         def run() -> None:
             result = function()
-            # A closed loop raises; nobody waits for the result then.
+            # A closed loop raises RuntimeError; nobody waits for the result then.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(set_result, done, result)
 
