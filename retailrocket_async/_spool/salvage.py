@@ -33,7 +33,7 @@ _FREE: Final = 2
 """The first of the five bytes that describe a free page."""
 
 _MOST_BYTES: Final = 64 << 20
-"""Bytes of the largest row that is read; a larger size is taken for damage."""
+"""Largest number of bytes of a row; a row with a larger size counts as damaged."""
 
 
 class Row(NamedTuple):
@@ -190,7 +190,7 @@ _SIZES: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
 
 
 def _row(content: bytes) -> Row | None:
-    """Return the event or the dead letter with this content; None for the row of another table."""
+    """Return the event or the dead letter with this content, or None if the row belongs to another table."""
     end, at = _varint(content, 0)
     kinds: list[int] = []
     while at < end:
@@ -217,7 +217,7 @@ def _integer(kind: int, value: bytes) -> int:
 
 
 def is_envelope(body: bytes) -> bool:
-    """Whether this is JSON of an object, as that of every event is."""
+    """Whether `body` is the JSON of an object; every event is one."""
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Durability: TypeAlias = Literal["commit", "interval"]
-"""When an accepted event is safe from a power cut: before `track` returns, or half a second later."""
+"""When an event is safe from a power cut: when `track` returns (commit), or after half a second (interval)."""
 
 PAGE: Final = 4096
 """Bytes of a page of the database: SQLite's default."""
@@ -32,10 +32,10 @@ _MIGRATIONS: Final = (
 """Statements that turn each version of the schema into the next one; `PRAGMA user_version` counts those that ran."""
 
 _HEADROOM: Final = 1 << 20
-"""Bytes that SQLite may use beyond `max_bytes`: the statements that remove events need room themselves."""
+"""Bytes that SQLite may use beyond `max_bytes`, because the statements that remove events need space, too."""
 
 _CHECKED_ALWAYS: Final = 32 << 20
-"""Bytes of the largest database that is checked for damage whenever it is opened: some 5 ms a MiB."""
+"""Bytes up to which a database is checked for damage whenever it is opened; the check takes some 5 ms per MiB."""
 
 
 def configure(connection: sqlite3.Connection, durability: Durability, max_bytes: int) -> None:
@@ -49,7 +49,8 @@ def configure(connection: sqlite3.Connection, durability: Durability, max_bytes:
     if version > len(_MIGRATIONS):
         raise SpoolError(f"the spool was written by a newer version of this package (schema {version}): upgrade")
     if not version:
-        # It has an effect before the first table only; later it would write to a file that may be damaged.
+        # This setting has an effect only before the first table is created. Later the statement would have no use, and
+        # would write to a file that may be damaged.
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'commit' else 'NORMAL'}")

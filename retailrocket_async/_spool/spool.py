@@ -27,7 +27,7 @@ _LEAST_FREE: Final = 16 << 20
 """Bytes that SQLite's write-ahead log may hold beside the database, see `journal_size_limit` in `schema`."""
 
 _PART: Final = 1000
-"""Events that are read at a time by the methods that list them."""
+"""Number of events that the listing methods read at a time."""
 
 _PART_BYTES: Final = 8 << 20
 """Bytes of their JSON that are read at a time."""
@@ -67,7 +67,7 @@ class SpooledEvent:
 
 @attrs.frozen(kw_only=True)
 class DeadEvent:
-    """A dead letter: an event that was not delivered and will not be, unless somebody replays it.
+    """A dead letter: an event that was not delivered, and is not sent again unless somebody replays it.
 
     Attributes:
         id: its number in the spool.
@@ -75,7 +75,7 @@ class DeadEvent:
         tracked_at: when it was tracked, in seconds since the epoch.
         died_at: when it became a dead letter, in seconds since the epoch.
         reason: why, e.g. ``"rejected: HTTP 400"`` or ``"expired"``.
-        maybe_recorded: whether the API may have recorded it nevertheless.
+        maybe_recorded: whether the API may nevertheless have recorded the event.
     """
 
     id: int
@@ -88,7 +88,7 @@ class DeadEvent:
 
 @attrs.frozen(kw_only=True)
 class SpoolContents:
-    """What is in a spool.
+    """A summary of the content of a spool.
 
     Attributes:
         partner_id: the shop that it belongs to; None if no client has used it yet.
