@@ -222,7 +222,7 @@ def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int)
     """Return the function that encodes events of one class; it uses only local variables, which is fast."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
-    def encode(event: Any) -> bytes:  # noqa: ANN401 - of the one class
+    def encode(event: Any) -> bytes:  # noqa: ANN401 - an event of the class that `to_object` converts
         # The concatenation makes a copy. That saves memory: an object that orjson returns occupies some 4 KB.
         return head + dumps(to_object(event), None, option) + b"}"
 

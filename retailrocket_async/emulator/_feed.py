@@ -49,7 +49,7 @@ class Feed:
             rate[1] += record.status == 429 and record.fault is None
 
     def clear(self) -> None:
-        """Forget the requests. The call of `clear` gets a place of its own, so that readers notice the call."""
+        """Forget the requests. Also advance `last`, as a new request would, so that readers notice that the feed is empty."""
         self._records.clear()
         self._rates.clear()
         self.last += 1

@@ -202,12 +202,13 @@ def test_attempts_are_those_of_the_event() -> None:
 
 
 def test_a_batch_bad_throughout_is_given_up_early() -> None:
-    """If every event is refused, all are rejected after a bounded number of requests, most of them together."""
+    """If every event is refused, the number of requests is bounded: most events are rejected together."""
     reported, engine = outcomes(500, lambda _: 400)
 
     assert all(isinstance(outcome, Rejected) for outcome in reported)
     assert engine.stats().rejected == 500
-    # After the last bad event that was searched for, one remaining part may consist of a single event.
+    # The search stops after MOST_CULPRITS bad events. One of the parts that are left may be a single event, which also
+    # counts as isolated.
     assert sum(outcome.isolated for outcome in reported if isinstance(outcome, Rejected)) <= MOST_CULPRITS + 1
     assert len(engine.transport.requests) <= 2 * (MOST_CULPRITS + 9)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(AsyncTrackingClient):
-    """A subclass of the client, as a test may use."""
+    """A subclass of the client, such as a test may define."""
 
     recorded: list[str]
 

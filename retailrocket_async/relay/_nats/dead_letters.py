@@ -126,7 +126,7 @@ class NatsDeadLetters:
     async def replay(self, most: int) -> int:
         """Publish the oldest dead letters again and remove them; return the number published.
 
-        If removing fails, the next replay does not publish these letters twice. Letters whose bodies were shortened are
+        If removing fails, the next replay does not publish these letters a second time. Letters whose bodies were shortened are
         not published and not removed.
         """
         count = number = 0
