@@ -49,7 +49,7 @@ class Feed:
             rate[1] += record.status == 429 and record.fault is None
 
     def clear(self) -> None:
-        """Forget the requests. Also advance `last`, as a new request would, so that readers notice that the feed is empty."""
+        """Forget the requests, and advance `last` as a new request would, so that readers notice."""
         self._records.clear()
         self._rates.clear()
         self.last += 1

@@ -125,7 +125,7 @@ def codec_of(client: AsyncTrackingClient) -> Any:
 
 
 def httpx_client_of(transport: HttpxTransport, environment: Environment) -> httpx.AsyncClient:
-    """Return an httpx client as `transport` makes a client for these environment variables."""
+    """Return the httpx client that `transport` would create if these environment variables were set."""
     return transport._make_client(environment)
 
 

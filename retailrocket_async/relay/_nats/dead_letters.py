@@ -126,8 +126,8 @@ class NatsDeadLetters:
     async def replay(self, most: int) -> int:
         """Publish the oldest dead letters again and remove them; return the number published.
 
-        If removing fails, the next replay does not publish these letters a second time. Letters whose bodies were shortened are
-        not published and not removed.
+        If removing fails, the next replay does not publish these letters a second time. Letters whose bodies were
+        shortened are not published and not removed.
         """
         count = number = 0
         oldest = True
