@@ -5,8 +5,8 @@ not exist. The probe has the key and the shop's id. The API records nothing, bec
 (400), or before that for its key (401), its shop (403) or its address (404).
 
 The API's contract does not say whether the API checks the key or the body first. So a second probe is sent with a
-made-up key. If the second probe is refused for its key, the API checks the key first, and a 400 for the first probe proves
-that the user's key is right. If the second probe gets a 400 as well, the first 400 proves nothing about the key.
+made-up key. If the second probe is refused for its key, the API checks the key first, and a 400 for the first probe
+proves that the user's key is right. If the second probe gets a 400 as well, the first 400 proves nothing about the key.
 """
 
 import asyncio
