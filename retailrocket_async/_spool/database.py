@@ -1,8 +1,9 @@
-"""One connection to the database of a spool: opened, checked, locked, and used in transactions.
+"""A connection to the database of a spool: opens and checks the file, and runs transactions under a lock.
 
-SQLite itself would let several processes write. But its waiting for locks is neither fair nor short, the first opening
-can fail, and versions before 3.51.3 can damage a file if two connections write and checkpoint at the same moment. An
-own lock around every transaction prevents all of these problems.
+SQLite lets several processes write to one database, but this has three problems. Waiting for SQLite's locks is slow and
+not fair. The first opening of a new database can fail. Versions before 3.51.3 can damage the file if two connections
+write and checkpoint at the same moment. Every transaction is therefore protected by a lock of this package, which
+prevents all three problems.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ if TYPE_CHECKING:
 
 
 class Database:
-    """A connection to the database of a spool, under the write lock that its processes share.
+    """Opens the database of a spool, and runs transactions under the write lock that all processes share.
 
     Args:
         directory: the directory of the spool; created, with its parents, if it does not exist.
-        lease: checked in every transaction, so that a process that has lost the lease writes nothing.
-        durability: see `Durability`.
-        max_bytes: bound of the database.
-        shop: the partner id that the events belong to; None skips the check of the owner.
-        patience: seconds to wait for the lock while another process holds it.
-        system: makes the calls to the system.
-        connect: makes a connection, as `sqlite3.connect`.
+        lease: the right to send the events. Every transaction checks whether another process has taken the lease from
+            this process, so a process that has lost the lease writes nothing.
+        durability: when an event is safe from a power cut; see `Durability`.
+        max_bytes: largest size of the database in bytes; SQLite may use 1 MiB more, to remove events.
+        shop: the partner id of the shop that owns the spool; None to open the spool of any shop.
+        patience: seconds to wait for the write lock while another process holds it.
+        system: makes the calls to the operating system.
+        connect: opens a connection; has the parameters of `sqlite3.connect`.
 
     Attributes:
         unsure: whether the last transaction raised an error although its changes may be in the file.
         generation: number of different files that have been opened at the path; 0 before the first `open`.
 
     Raises:
-        SpoolError: from every method, if the database cannot be used.
+        SpoolError: raised by every method if the database cannot be used.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a spool
@@ -69,7 +71,7 @@ class Database:
         self._connect = connect
         self._lock = FileLock(directory / "write.lock", system)
         self._connection: sqlite3.Connection | None = None
-        # Device and inode of the files that are open; None for one that did not exist yet.
+        # Device and inode of each open file, by its name; None if the file did not exist when the database was opened.
         self._identities: dict[str, tuple[int, int] | None] = {}
         self._suspect = False
         self.unsure = False
@@ -88,7 +90,10 @@ class Database:
 
     @contextmanager
     def explained(self) -> Generator[None]:
-        """Translate what SQLite and the system raise in the block into a `SpoolError`; note damage for `open`."""
+        """Turn errors of SQLite and of the operating system in the block into a `SpoolError`.
+
+        If the error shows that the database is damaged, the next `open` checks the whole database.
+        """
         try:
             with explained(self._directory):
                 yield
@@ -97,20 +102,21 @@ class Database:
             raise
 
     def damaged(self) -> None:
-        """Note that the content is damaged, so that the next `open` checks all of it, however large it is."""
+        """Note that the database is damaged: the next `open` checks the whole database, even if it is large."""
         self._suspect = True
 
     # --- opening and closing ------------------------------------------------------------------------------------------
 
     def open(self, *, create: bool = True) -> None:
-        """Open the database and bring its tables up to date; do nothing if it is open.
+        """Open the database and bring its tables up to date; do nothing if the database is open already.
 
         Args:
-            create: make it if it does not exist; one that this object has had open before is never made again.
+            create: whether to create the database if it does not exist; default True. A database that this object has
+                opened before is never created again.
 
         Raises:
-            SpoolGoneError: it was open before, and is not at its path any more.
-            SpoolDamagedError: it was checked, and is damaged.
+            SpoolGoneError: this object has opened the database before, and the file is not at its path any more.
+            SpoolDamagedError: the check of the database has found damage.
         """
         if self._connection is not None:
             return
@@ -125,7 +131,8 @@ class Database:
         with self.explained():
             try:
                 with self._lock.held(self._patience):
-                    # SQLite may not create the file: one that is removed at this moment would come back empty.
+                    # `mode=rw` keeps SQLite from creating the file. Otherwise SQLite would create an empty database
+                    # if another process removed the file at this moment.
                     connection = self._connect(
                         f"{(self._directory / DATABASE).as_uri()}?mode=rw",
                         uri=True,
@@ -142,11 +149,11 @@ class Database:
                         connection.close()
                         connection = None
                         raise
-                # Without the lock: reading is safe, and takes a moment.
+                # The check only reads, so it needs no lock. Under the lock it would block other processes.
                 if check_for_damage(connection, self._directory, large=self._suspect):
                     self._suspect = False
             except BaseException:
-                # The release of the lock may fail, too.
+                # The connection is open here if the check or the release of the lock has failed.
                 if connection is not None:
                     self._close(connection)
                 raise
@@ -163,10 +170,10 @@ class Database:
         return found.st_dev, found.st_ino
 
     def check_place(self) -> None:
-        """Raise unless the open files are those that other processes find at the path.
+        """Check that the open files are still at their paths, where other processes find them.
 
         Raises:
-            SpoolGoneError: directory or file were removed or replaced.
+            SpoolGoneError: the directory or a file was removed or replaced.
         """
         with self.explained():
             for name, opened in list(self._identities.items()):
@@ -177,21 +184,21 @@ class Database:
                     raise gone(self._directory)
 
     def close(self) -> None:
-        """Close the database, and release the write lock."""
+        """Close the database, and close the file of the write lock."""
         try:
             self.disconnect()
         finally:
             self._lock.release()
 
     def disconnect(self) -> None:
-        """Close the database, which `open` opens again; the file of the write lock stays open."""
+        """Close the database, so that `open` can open it again; the file of the write lock stays open."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with self.explained():
                 self._close(connection)
 
     def _close(self, connection: sqlite3.Connection) -> None:
-        # The last process to close writes: SQLite makes a checkpoint then.
+        # Closing needs the lock, because SQLite writes a checkpoint when the last connection is closed.
         try:
             with self._lock.held(self._patience):
                 connection.close()
@@ -202,14 +209,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Run the block in a transaction, under the write lock; if the block raises, its changes are rolled back.
+        """Run the block in a transaction, under the write lock; roll its changes back if the block raises an error.
 
         Raises:
             SpoolFileFullError: the file or its disk has no space.
             SpoolGoneError: the file is not at its path any more. This is checked before and after the block, because
                 events in a file that no process finds count as not written.
-            LeaseLostError: this process held the lease, and another process has taken it.
-            SpoolBusyError: another process does not release the lock.
+            LeaseLostError: another process has taken the lease from this process.
+            SpoolBusyError: another process has held the write lock for `patience` seconds.
         """
         connection = self.connection
         self.unsure = False
@@ -223,7 +230,7 @@ class Database:
                 self.unsure = True
                 connection.execute("COMMIT")
             except BaseException:
-                # SQLite may have rolled it back itself, as on a full disk.
+                # SQLite itself may have rolled the transaction back already, for example because the disk is full.
                 if connection.in_transaction:
                     with suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")
@@ -234,6 +241,6 @@ class Database:
 
     @contextmanager
     def locked(self) -> Generator[sqlite3.Connection]:
-        """Hold the lock during the block, without a transaction, and yield the connection."""
+        """Hold the write lock during the block, without a transaction, and yield the connection."""
         with self.explained(), self._lock.held(self._patience):
             yield self.connection

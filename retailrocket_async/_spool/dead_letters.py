@@ -1,4 +1,8 @@
-"""The dead letters of a spool: events that were not delivered, kept until somebody looks at them or they expire."""
+"""The dead letters of a spool: events that were not delivered.
+
+A dead letter is kept until somebody replays or purges it, or until it is removed because it is too old or because there
+are too many dead letters.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class DeadRows(NamedTuple):
-    """Dead letters, oldest event first, as columns of equal length.
+    """Dead letters, oldest event first: one list for each column, all of the same length.
 
     Attributes:
-        ids: the ids that they had as waiting events.
-        at: when each was tracked, in seconds since the epoch.
-        died_at: when each became a dead letter, in seconds since the epoch.
-        reasons: why, in a few words; see `reason_of`.
-        maybe_recorded: whether the API may have recorded the event.
-        bodies: the JSON of each.
+        ids: the ids that the events had before they became dead letters.
+        at: when each event was tracked, in seconds since the epoch.
+        died_at: when each event became a dead letter, in seconds since the epoch.
+        reasons: why each event became a dead letter, in a few words; see `reason_of`.
+        maybe_recorded: whether the API may have recorded each event.
+        bodies: the JSON of each event.
     """
 
     ids: list[int]
@@ -40,8 +44,8 @@ class DeadLetters:
 
     Args:
         database: the open database; the writing methods must be called in a transaction of this database.
-        most: largest number of dead letters to keep; the oldest are removed.
-        max_age: seconds after which dead letters are removed.
+        most: largest number of dead letters to keep; if there are more, the oldest are removed.
+        max_age: seconds after which a dead letter is removed.
     """
 
     def __init__(self, database: Database, *, most: int, max_age: float) -> None:
@@ -50,18 +54,18 @@ class DeadLetters:
         self._max_age = max_age
 
     def add(self, ids: Sequence[Range], reason: str, now: float, *, maybe_recorded: bool) -> None:
-        """Copy waiting events to the dead letters, and remove those beyond the bounds.
+        """Copy waiting events to the dead letters; then remove the dead letters that are too old or too many.
 
         Args:
-            ids: the events.
-            reason: why they were not delivered.
+            ids: the ids of the events.
+            reason: why the events were not delivered.
             now: the time, in seconds since the epoch.
-            maybe_recorded: whether the API may have recorded them.
+            maybe_recorded: whether the API may have recorded the events.
         """
         connection = self._database.connection
         for condition, values in conditions(ids):
             connection.execute(
-                "INSERT OR IGNORE INTO dead (id, at, died_at, reason, maybe_recorded, body)"  # noqa: S608 - ours
+                "INSERT OR IGNORE INTO dead (id, at, died_at, reason, maybe_recorded, body)"  # noqa: S608 - no user input
                 f" SELECT id, at, ?, ?, ?, body FROM event WHERE {condition}",
                 (now, reason, maybe_recorded, *values),
             )
@@ -71,27 +75,29 @@ class DeadLetters:
         )
 
     def replay(self, most: int, at: float) -> int:
-        """Make dead letters waiting events again, those that died first; return how many.
+        """Move dead letters back to the waiting events, which are sent; return how many were moved.
+
+        The events that became dead letters first are moved first.
 
         Args:
-            most: dead letters to replay at most.
-            at: the time at which the events count as tracked, in seconds since the epoch.
+            most: largest number of dead letters to move.
+            at: the time that is stored as the time of tracking of the moved events, in seconds since the epoch.
         """
         connection = self._database.connection
         oldest = "SELECT id FROM dead ORDER BY died_at, id LIMIT ?"
         connection.execute(
-            "INSERT INTO event (at, size, body) SELECT ?, length(CAST(body AS BLOB)), body FROM dead"  # noqa: S608 - ours
+            "INSERT INTO event (at, size, body) SELECT ?, length(CAST(body AS BLOB)), body FROM dead"  # noqa: S608 - no user input
             f" WHERE id IN ({oldest}) ORDER BY died_at, id",
             (at, most),
         )
-        return connection.execute(f"DELETE FROM dead WHERE id IN ({oldest})", (most,)).rowcount  # noqa: S608 - ours
+        return connection.execute(f"DELETE FROM dead WHERE id IN ({oldest})", (most,)).rowcount  # noqa: S608 - no user input
 
     def purge(self) -> int:
-        """Remove all dead letters for good; return how many they were."""
+        """Delete all dead letters; return how many were deleted."""
         return self._database.connection.execute("DELETE FROM dead").rowcount
 
     def read(self, after: int, most: int) -> DeadRows:
-        """Return the `most` oldest dead letters after an id."""
+        """Return up to `most` dead letters whose ids are greater than `after`, lowest id first."""
         with self._database.explained():
             found = self._database.connection.execute(
                 "SELECT id, at, died_at, reason, maybe_recorded, CAST(body AS BLOB) FROM dead WHERE id > ?"
@@ -103,7 +109,7 @@ class DeadLetters:
         return DeadRows(ids, at, died_at, reasons, [bool(each) for each in maybe], bodies)
 
     def counts(self) -> dict[str, int]:
-        """Return how many dead letters there are of each reason, the most frequent first; looks at each of them."""
+        """Return the number of dead letters for each reason, the most frequent reason first; reads all dead letters."""
         with self._database.explained():
             reasons = self._database.connection.execute(
                 "SELECT reason, count(*) FROM dead GROUP BY reason ORDER BY 2 DESC"
@@ -112,7 +118,7 @@ class DeadLetters:
 
 
 def reason_of(outcome: Outcome) -> str:
-    """Return why events became dead letters, in a few words, e.g. ``"rejected: HTTP 400"``."""
+    """Return why events with this outcome became dead letters, in a few words, e.g. ``"rejected: HTTP 400"``."""
     match outcome:
         case Rejected(status=status):
             return f"rejected: HTTP {status}"

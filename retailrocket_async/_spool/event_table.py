@@ -1,7 +1,7 @@
 """The events that wait in a spool: added in groups, read in the order of their ids.
 
-Each statement handles many rows at once, because Python releases and takes its global lock for every step of a
-statement. If the event loop's thread is busy, each step costs up to 5 ms.
+Each statement handles many rows at once, because Python releases its global interpreter lock (GIL) for every row that a
+statement returns, and takes the GIL again. If the event loop's thread is busy, this takes up to 5 ms each time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Rows(NamedTuple):
-    """Waiting events, oldest first, as columns of equal length.
+    """Waiting events, oldest first: one list for each column, all of the same length.
 
     Attributes:
-        ids: their ids, rising.
-        at: when each was added, in seconds since the epoch.
-        bodies: the JSON of each.
+        ids: the ids of the events, in ascending order.
+        at: when each event was added, in seconds since the epoch.
+        bodies: the JSON of each event.
     """
 
     ids: list[int]
@@ -36,14 +36,14 @@ class Rows(NamedTuple):
 
 
 class EventTable:
-    """The waiting events of a spool.
+    """Adds, reads and removes the waiting events of a spool: the events that have no outcome yet.
 
     Args:
-        database: the open database; the writing methods need a transaction of it.
-        directory: the directory of the spool, for errors.
+        database: the open database; the writing methods must be called in a transaction of this database.
+        directory: the directory of the spool, for error messages.
 
     Attributes:
-        damaged: ids of damaged events that the last `read` left out.
+        damaged: ids of the damaged events that the last call of `read` left out.
     """
 
     def __init__(self, database: Database, directory: Path) -> None:
@@ -54,11 +54,11 @@ class EventTable:
     # --- writing, in a transaction ------------------------------------------------------------------------------------
 
     def append(self, envelopes: Iterable[bytes], at: float) -> int:
-        """Add events; return the id of the last. Their ids follow one another.
+        """Add events with consecutive ids; return the id of the last event.
 
         Args:
             envelopes: the JSON of each event.
-            at: when they were tracked, in seconds since the epoch.
+            at: when the events were tracked, in seconds since the epoch.
         """
         connection = self._database.connection
         connection.execute(
@@ -70,25 +70,25 @@ class EventTable:
         return int(last)
 
     def remove(self, ids: Sequence[Range]) -> None:
-        """Remove events; ids that do not wait are ignored."""
+        """Remove the events with these ids; an id without a waiting event is ignored."""
         for condition, values in conditions(ids):
-            self._database.connection.execute(f"DELETE FROM event WHERE {condition}", values)  # noqa: S608 - ours
+            self._database.connection.execute(f"DELETE FROM event WHERE {condition}", values)  # noqa: S608 - no user input
 
     def mark_read(self, last: int) -> None:
-        """Record that events up to the id `last` may be in flight to the API; 0 for none."""
+        """Record in the file that events up to the id `last` may be in flight to the API; 0 if no event is."""
         self._database.connection.execute("INSERT OR REPLACE INTO meta VALUES ('read_to', ?)", (last,))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, after: int, most: int, most_bytes: int) -> Rows:
-        """Return the oldest events after an id: at least one if one waits, within both bounds otherwise.
+        """Return the oldest events whose ids are greater than `after`; no events if there are none.
 
-        Events whose JSON is damaged are left out; `damaged` holds their ids.
+        Damaged events are left out; their ids are then in `damaged`.
 
         Args:
             after: the id after which to begin.
-            most: number of events to return at most.
-            most_bytes: bytes of their JSON to return at most.
+            most: largest number of events to return.
+            most_bytes: largest number of bytes of JSON to return. A larger event is returned alone.
         """
         self.damaged = []
         while True:
@@ -100,10 +100,13 @@ class EventTable:
                 return rows
 
     def _read(self, after: int, most: int, most_bytes: int) -> tuple[Rows, int] | None:
-        """Return the sound ones of the oldest events after an id, and the id of the last one; None if none waits."""
+        """Return the oldest events after an id without the damaged events, and the id up to which events were read.
+
+        Return None if no event has an id greater than `after`.
+        """
         connection = self._database.connection
         with self._database.explained():
-            # The column `size` stands before `body`, so that SQLite reads no body here.
+            # SQLite stores the column `size` before the column `body`, so this statement reads no bodies.
             last = connection.execute(
                 "SELECT max(CASE WHEN total <= ? OR total = size THEN id END) FROM"
                 " (SELECT id, size, sum(size) OVER (ORDER BY id) AS total FROM"
@@ -124,7 +127,7 @@ class EventTable:
         if any(second <= first for first, second in itertools.pairwise(numbers)):
             self._database.damaged()
             raise damaged(self._directory, "ids out of order")
-        # JSON on one line has no line feed, and a number has no comma.
+        # These separators are safe: JSON on one line contains no line feed, and a number contains no comma.
         rows = Rows(numbers, [float(each) for each in at.split(",")], bodies.split(b"\n"))
         if "0" in sound or not _is_text(bodies):
             rows = self._without_damage(rows, sound)
@@ -141,13 +144,16 @@ class EventTable:
         return Rows([each[0] for each in good], [each[1] for each in good], [each[2] for each in good])
 
     def read_to(self) -> int:
-        """Return the id up to which events may be in flight to the API, or may have been when a process died."""
+        """Return the id that `mark_read` recorded last; 0 without a record.
+
+        Events up to this id may be in flight, or may have been sent by a process that has died since.
+        """
         with self._database.explained():
             found = self._database.connection.execute("SELECT value FROM meta WHERE name = 'read_to'").fetchone()
             return int(found[0]) if found is not None else 0
 
     def oldest(self, after: int, count: int) -> list[tuple[str, list[int]]]:
-        """Return the `count` oldest events after an id as pairs: an event name, and the ids of this name."""
+        """Return the ids of the `count` oldest events after an id, grouped: pairs of an event name and its ids."""
         found = self._database.connection.execute(
             "SELECT substr(body, 3, instr(substr(body, 3), '\"') - 1) AS name, json_group_array(id)"
             " FROM (SELECT id, body FROM event WHERE id > ? ORDER BY id LIMIT ?) GROUP BY name",
@@ -156,22 +162,26 @@ class EventTable:
         return [(name, json.loads(ids)) for name, ids in found]
 
     def still_waiting(self, ids: Sequence[Range]) -> Sequence[Range]:
-        """Return the ids among `ids` whose events still wait; nearly always these are all of them."""
+        """Return the ids among `ids` whose events still wait.
+
+        Nearly always all of the events still wait. The method therefore counts them first, and reads their ids only if
+        some are missing.
+        """
         connection = self._database.connection
         count = sum(
-            connection.execute(f"SELECT count(*) FROM event WHERE {condition}", values).fetchone()[0]  # noqa: S608 - ours
+            connection.execute(f"SELECT count(*) FROM event WHERE {condition}", values).fetchone()[0]  # noqa: S608 - no user input
             for condition, values in conditions(ids)
         )
         if count == size_of(ids):
             return ids
         found: list[int] = []
         for condition, values in conditions(ids):
-            text = connection.execute(f"SELECT json_group_array(id) FROM event WHERE {condition}", values).fetchone()[0]  # noqa: S608 - ours
+            text = connection.execute(f"SELECT json_group_array(id) FROM event WHERE {condition}", values).fetchone()[0]  # noqa: S608 - no user input
             found += json.loads(text)
         return ranges(found)
 
     def waiting_between(self, first: int, last: int) -> list[int]:
-        """Return the ids from `first` to `last` that wait."""
+        """Return the ids of the waiting events from the id `first` to the id `last`, both included."""
         with self._database.explained():
             text = self._database.connection.execute(
                 "SELECT json_group_array(id) FROM event WHERE id BETWEEN ? AND ?", (first, last)
@@ -179,14 +189,20 @@ class EventTable:
         return list(json.loads(text))
 
     def holds(self, last: int, count: int, at: float) -> bool:
-        """Return whether the group of `count` events that ends with the id `last` is in the file, added at `at`."""
+        """Return whether events that one call of `append` has added are in the file.
+
+        Args:
+            last: the id of the last of these events.
+            count: the number of these events.
+            at: the time that was passed to `append`, in seconds since the epoch.
+        """
         found = self._database.connection.execute(
             "SELECT count(*) FROM event WHERE id BETWEEN ? AND ? AND at = ?", (last - count + 1, last, at)
         )
         return bool(found.fetchone()[0])
 
     def count(self) -> int:
-        """Return the number of waiting events; the time grows with their number."""
+        """Return the number of waiting events; the more events wait, the longer this takes."""
         with self._database.explained():
             [waiting] = self._database.connection.execute("SELECT count(*) FROM event").fetchone()
         return int(waiting)

@@ -1,4 +1,7 @@
-"""Represents ids of events as ranges. Settled events mostly have consecutive ids, so one range replaces hundreds."""
+"""Represents ids of events as ranges.
+
+Events that are settled together mostly have consecutive ids, so one range replaces hundreds of ids.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Range: TypeAlias = tuple[int, int]
-"""The first and the last of ids that follow one another."""
+"""Consecutive ids: the first id and the last id, both included."""
 
 _MOST_STATEMENTS: Final = 8
-"""Ranges that get one SQL condition each; more ranges are turned into one list of ids."""
+"""Largest number of ranges that get an SQL condition each; for more ranges, there is one condition with all ids."""
 
 
 def ranges(ids: Iterable[int]) -> list[Range]:
@@ -32,12 +35,12 @@ def ranges(ids: Iterable[int]) -> list[Range]:
 
 
 def size_of(ids: Iterable[Range]) -> int:
-    """Return how many ids the ranges hold."""
+    """Return how many ids are in the ranges."""
     return sum(last - first + 1 for first, last in ids)
 
 
 def conditions(ids: Sequence[Range]) -> list[tuple[str, tuple[object, ...]]]:
-    """Return SQL conditions, each with its values, that together select the rows with these ids."""
+    """Return SQL conditions, each with its parameters. Together the conditions select the rows with these ids."""
     if len(ids) <= _MOST_STATEMENTS:
         return [("id BETWEEN ? AND ?", span) for span in ids]
     each = [number for first, last in ids for number in range(first, last + 1)]
@@ -45,12 +48,12 @@ def conditions(ids: Sequence[Range]) -> list[tuple[str, tuple[object, ...]]]:
 
 
 def encode_ranges(ids: Sequence[Range]) -> str:
-    """Return ranges as the JSON text that the outcome log holds."""
+    """Return the ranges as JSON, as the outcome log stores them."""
     return json.dumps(ids, separators=(",", ":"))
 
 
 def decode_ranges(text: str) -> list[Range]:
-    """Return the ranges that an entry of the outcome log names; none if its text is damaged."""
+    """Return the ranges that `encode_ranges` has encoded; an empty list if the text is damaged."""
     try:
         return [(int(first), int(last)) for first, last in json.loads(text)]
     except (ValueError, TypeError):
