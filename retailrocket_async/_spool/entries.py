@@ -1,4 +1,4 @@
-"""Events between `track` and the disk: what the writer's thread has taken from its queue and has not written yet."""
+"""The events that the writer's thread has taken from its queue, and has not yet written to the file."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.process_events import SpoolReceipt
 
 Entry: TypeAlias = "tuple[bytes, SpoolReceipt, asyncio.Future[Receipt] | None]"
-"""An event to write: its JSON, its receipt, and the future of its caller; None if the caller does not wait.
+"""An event to write: its JSON, its receipt, and the future that its caller awaits (None if the caller does not wait).
 
-It is a plain tuple because there is one for each event. If the future is cancelled before the event is being written,
-the event is not written.
+Every event needs such an entry, so the entry is a plain tuple, which is fast to create. If the future is cancelled
+before the thread begins to write the event, the event is not written.
 """
 
 _ROW: Final = 32
-"""Bytes that an event takes in the file beside its JSON, roughly."""
+"""Approximate number of bytes that an event takes in the file in addition to its JSON."""
 
 
 def size_of(entries: Sequence[Entry]) -> int:
-    """Return the bytes that events take in the file, roughly."""
+    """Return the approximate number of bytes that events take in the file."""
     return sum([len(entry[0]) for entry in entries]) + _ROW * len(entries)
 
 
 class UnwrittenEntries:
-    """The entries that the thread has taken, in the order in which they came.
+    """Holds the unwritten entries in the order in which they came, and the time at which each entry came.
 
     Attributes:
-        entries: the entries; `stamp` must be called after entries were appended.
+        entries: the entries. The thread appends entries to this list, and calls `stamp` afterwards.
     """
 
     __slots__ = ("_came_at", "entries")
@@ -45,30 +45,30 @@ class UnwrittenEntries:
         return len(self.entries)
 
     def stamp(self, moment: float) -> None:
-        """Note that the entries that were appended since the last call came at `moment`."""
+        """Record `moment`, in seconds of the loop's clock, as the time of all entries appended since the last call."""
         self._came_at += [moment] * (len(self.entries) - len(self._came_at))
 
     def fitting(self, room: int) -> int:
-        """Return how many entries, from the first on, fit in `room` bytes together."""
+        """Return how many entries fit in `room` bytes together, counted from the first entry."""
         if size_of(self.entries) <= room:
             return len(self.entries)
         return sum(total <= room for total in itertools.accumulate(size_of([entry]) for entry in self.entries))
 
     def older_than(self, moment: float) -> int:
-        """Return how many of the first entries came at `moment` or before."""
+        """Return how many entries came at `moment` or before; these are the first entries."""
         return sum(came_at <= moment for came_at in self._came_at)
 
     def remove_first(self, count: int) -> None:
-        """Remove the first entries."""
+        """Remove the first `count` entries."""
         del self.entries[:count], self._came_at[:count]
 
     def discard(self, entries: Iterable[Entry]) -> None:
-        """Remove those of `entries` that are here."""
+        """Remove the given entries; entries that were removed before are ignored."""
         chosen = set(map(id, entries))
         self._keep([number for number, entry in enumerate(self.entries) if id(entry) not in chosen])
 
     def pop_withdrawn(self) -> list[Entry]:
-        """Remove and return the entries whose callers were cancelled."""
+        """Remove and return the entries whose callers have cancelled their futures."""
         gone = [entry for entry in self.entries if entry[2] is not None and entry[2].cancelled()]
         if gone:
             self.discard(gone)

@@ -1,10 +1,10 @@
-"""The file of a spool: its tables, and the changes that concern several of them.
+"""The file of a spool: gives access to its tables, and makes the changes that concern several tables.
 
-Everything is synchronous and belongs to one thread at a time. The directory of a spool holds::
+All methods block, and only one thread at a time may use an object. The directory of a spool contains these files::
 
     events.db (-wal, -shm)    the database
-    write.lock                held around every transaction, by any process
-    drain.lock                held by the process that sends, see `lease`
+    write.lock                locked by a process during each of its transactions
+    drain.lock                locked by the process that sends, see `lease`
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 _RELEASED: Final = 500
-"""Number of pages that one call of `shrink` returns to the file system; this takes some ms."""
+"""Largest number of free pages that one call of `shrink` returns to the file system; this takes some ms."""
 
 _SPARE: Final = 2048
-"""Free pages that the file keeps while events wait: 8 MiB."""
+"""Number of free pages (8 MiB) that `shrink` leaves in the file while events wait."""
 
 _SPARE_WHEN_EMPTY: Final = 128
-"""Free pages that the file keeps while no event waits: enough for the usual traffic of a shop."""
+"""Number of free pages that `shrink` leaves in the file while no event waits: enough for a shop's usual traffic."""
 
 _PURGED: Final = 10_000
-"""Events that `purge` reads at a time."""
+"""Number of events that `purge` removes at a time."""
 
 
 class Settlement(NamedTuple):
-    """The outcome of some events, to be written.
+    """The outcome of some events, as `SpoolFile.settle` writes it.
 
     Attributes:
-        ids: the events.
-        outcome: the text that `decode_outcome` reads.
-        dead: the reason why they become dead letters; None if they are removed.
-        maybe_recorded: whether the API may have recorded them; for dead letters.
+        ids: the ids of the events.
+        outcome: their outcome, as text from `encode_outcome`.
+        dead: the reason why the events become dead letters; None if the events are only removed.
+        maybe_recorded: whether the API may have recorded the events; stored in dead letters only.
     """
 
     ids: Sequence[Range]
@@ -66,7 +66,7 @@ class Usage(NamedTuple):
 
     Attributes:
         events: number of waiting events; slightly too high if events between the oldest and the newest were settled.
-        bytes: number of bytes in use.
+        bytes: number of bytes of the file that are in use.
         dead: number of dead letters.
         oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
     """
@@ -78,28 +78,28 @@ class Usage(NamedTuple):
 
 
 class SpoolFile:
-    """A connection to a spool.
+    """Opens, reads and changes the file of a spool.
 
     Args:
         directory: the directory of the spool; created, with its parents, if it does not exist.
-        durability: see `Durability`.
-        max_bytes: bound of the database.
-        most_dead: dead letters kept.
-        dead_age: seconds for which they are kept.
-        shop: the partner id that the events belong to; None if it does not matter.
-        patience: seconds to wait for the lock while another process holds it.
+        durability: when an event is safe from a power cut; see `Durability`.
+        max_bytes: largest size of the database in bytes.
+        most_dead: largest number of dead letters to keep.
+        dead_age: seconds after which a dead letter is removed.
+        shop: the partner id of the shop that owns the spool; None to open the spool of any shop.
+        patience: seconds to wait for the write lock while another process holds it.
         lease_timeout: seconds without a heartbeat after which another process may take the lease.
-        system: makes the calls to the system.
-        connect: makes a connection to the database, as `sqlite3.connect`.
+        system: makes the calls to the operating system.
+        connect: opens a connection to the database; has the parameters of `sqlite3.connect`.
 
     Attributes:
-        events: the waiting events.
-        dead: the dead letters.
-        log: the log of outcomes.
-        lease: the right to send the events.
+        events: the table of waiting events.
+        dead: the table of dead letters.
+        log: the log of outcomes, from which each process reads the outcomes of its events.
+        lease: the right to send the events, which one process at a time has.
 
     Raises:
-        SpoolError: from every method, if the file cannot be used.
+        SpoolError: raised by every method if the file cannot be used.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a spool
@@ -139,7 +139,7 @@ class SpoolFile:
         """Open the file; see `Database.open`.
 
         Args:
-            create: make it if it does not exist; default True.
+            create: whether to create the file if it does not exist; default True.
         """
         self._database.open(create=create)
 
@@ -155,30 +155,30 @@ class SpoolFile:
             self.lease.release()
 
     def disconnect(self) -> None:
-        """Close the file; `open` opens it again. If this process holds the lease, it keeps the lease."""
+        """Close the file, so that `open` can open it again. This process keeps the lease if it holds the lease."""
         self._database.disconnect()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Hold the lock and a transaction; see `Database.transaction`."""
+        """Return a context manager that runs its block in a transaction; see `Database.transaction`."""
         return self._database.transaction()
 
     @property
     def unsure(self) -> bool:
-        """Whether the last transaction raised although it may be in the file."""
+        """Whether the last transaction raised an error although its changes may be in the file."""
         return self._database.unsure
 
     @property
     def generation(self) -> int:
-        """How many files there have been at the path, this one included; 0 before the first `open`."""
+        """Number of different files that have been opened at the path; 0 before the first `open`."""
         return self._database.generation
 
     # --- writing, in a transaction ------------------------------------------------------------------------------------
 
     def settle(self, settlement: Settlement, now: float) -> None:
-        """Remove waiting events, or make them dead letters, and log their outcome.
+        """Remove waiting events, or make them dead letters, and add their outcome to the log.
 
-        Events that do not wait any more keep the outcome that is logged: a transaction that raised may be in the file
-        nevertheless, so a settlement may be written twice, and must count once.
+        Events that do not wait any more are ignored, because the log has their outcome already. This happens if the
+        same settlement is written twice, after a transaction that raised an error although it is in the file.
 
         Args:
             settlement: the outcome of the events.
@@ -191,11 +191,11 @@ class SpoolFile:
         self.log.add(waiting, settlement.outcome, now)
 
     def purge(self, after: int, outcome: Callable[[str], str], now: float) -> int:
-        """Remove all events after an id for good; return how many they were.
+        """Remove all waiting events whose ids are greater than `after`; return how many were removed.
 
         Args:
-            after: the id.
-            outcome: returns the text of the outcome of events with a name.
+            after: the id after which to begin.
+            outcome: called with an event name; returns the encoded outcome of the removed events with this name.
             now: the time, in seconds since the epoch.
         """
         count = 0
@@ -213,10 +213,10 @@ class SpoolFile:
             return owner_of(self._database.connection)
 
     def usage(self) -> Usage:
-        """Return the numbers of events, bytes and dead letters in the file, without going through all events."""
+        """Return the numbers of events, bytes and dead letters in the file, without reading all events."""
         connection = self._database.connection
         with self._database.explained():
-            # Sub-selects: min and max in one SELECT would go through the whole table.
+            # `min` and `max` have a SELECT each. In a common SELECT, SQLite would read the whole table.
             low, high, oldest_at, dead = connection.execute(
                 "SELECT (SELECT min(id) FROM event), (SELECT max(id) FROM event),"
                 " (SELECT at FROM event ORDER BY id LIMIT 1), (SELECT count(*) FROM dead)"
@@ -224,7 +224,7 @@ class SpoolFile:
         return Usage(0 if low is None else high - low + 1, self.bytes_used(), dead, oldest_at)
 
     def bytes_used(self) -> int:
-        """Return the bytes of the file that are in use."""
+        """Return the number of bytes of the file that are in use."""
         connection = self._database.connection
         with self._database.explained():
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
@@ -232,7 +232,7 @@ class SpoolFile:
         return int(pages - free) * PAGE
 
     def bytes_free(self) -> int:
-        """Return the bytes that this user may still write to the file system."""
+        """Return the number of bytes that this user may still write to the file system."""
         with self._database.explained():
             found = self._system.statvfs(self._directory)
         return found.f_bavail * found.f_frsize
@@ -240,17 +240,20 @@ class SpoolFile:
     # --- maintenance --------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> None:
-        """Flush committed transactions to the disk, for `durability="interval"`."""
+        """Flush committed transactions to the disk; called at intervals with `durability="interval"`."""
         with self._database.locked() as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def truncate_wal(self) -> None:
-        """Empty SQLite's write-ahead log if the database has room for its content; errors are ignored."""
+        """Copy the content of SQLite's write-ahead log to the database, and empty the log, to free disk space.
+
+        This fails if the disk has no room for the content; errors are ignored.
+        """
         with suppress(SpoolError), self._database.locked() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def shrink(self) -> bool:
-        """Give some free pages back to the file system; return whether there are more to give."""
+        """Return some free pages to the file system. Return False if there were no pages to return."""
         connection = self._database.connection
         with self._database.explained():
             free = connection.execute("PRAGMA freelist_count").fetchone()[0]
@@ -258,11 +261,12 @@ class SpoolFile:
         if free <= (_SPARE_WHEN_EMPTY if empty else _SPARE):
             return False
         with self._database.locked():
-            # A script: `execute` makes one step, which frees one page and leaves the statement open.
+            # `executescript` runs the statement to its end. `execute` would run one step only, which frees one page,
+            # and would leave the statement open.
             connection.executescript(f"PRAGMA incremental_vacuum({_RELEASED})")
         return True
 
 
 def now() -> float:
-    """Return the time of day, in seconds since the epoch: the only clock that the next process shares."""
+    """Return the time of day, in seconds since the epoch. The file uses this clock because all processes share it."""
     return time.time()

@@ -1,4 +1,7 @@
-"""Writes the events and jobs that wait in one transaction, or refuses them; runs in the writer's thread."""
+"""Writes waiting events, and runs waiting jobs, in one transaction, or refuses them.
+
+A job is a function that reads or changes the file. All code of this module runs in the writer's thread.
+"""
 
 from __future__ import annotations
 
@@ -28,29 +31,30 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _LEAST_EVICTED: Final = 500
-"""Events that a full spool with ``overflow="drop_oldest"`` drops together at least."""
+"""Smallest number of events that a full spool with ``overflow="drop_oldest"`` drops at a time, if it has so many."""
 
 
 class GroupCommit:
-    """The events and jobs that wait for the next transaction.
+    """Holds the events and jobs that wait for the next transaction, and writes or refuses them.
 
     Args:
         file: the open file.
-        listener: notified in the loop of events that were written or refused.
+        listener: notified, in the event loop, of events that were written or refused.
         loop: the event loop.
         capacity: computes how many events fit in the spool.
-        log: notified of written jobs.
-        overflow: what a full spool does; see `Buffer.overflow`.
+        log: reads the log of outcomes; notified of jobs that have run.
+        overflow: what happens if the spool is full; see `Buffer.overflow`.
         overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
-        unwritten: the events that wait.
-        jobs: the jobs that wait.
+        unwritten: the events that are not written yet.
+        jobs: the jobs that have not run yet.
         reader: reads the written events for the engine; None if no reader is set.
-        term: number of times that this process has lost the lease, as counted in the thread.
+        term: number of times that this process has lost the lease, as counted in the thread. Jobs of an earlier term
+            are skipped.
         size: number of events and jobs of the last transaction.
-        dirty: whether anything was written since this was last set to False.
-        tight: whether a transaction found the disk full, so that jobs run one by one.
+        dirty: whether a transaction was written since `dirty` was last set to False.
+        tight: whether jobs run one by one, because a transaction failed on a full disk.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators
@@ -71,7 +75,8 @@ class GroupCommit:
         self._log = log
         self._overflow = overflow
         self._overflowed = overflowed
-        # Entries that may be in the file though their transaction raised, the id of the last, and their time.
+        # The last transaction that raised an error but may be in the file: its entries, the id of the last entry, and
+        # the time that was written with them. None if there is no such transaction.
         self._unsure: tuple[list[Entry], int, float] | None = None
         self.unwritten = UnwrittenEntries()
         self.jobs: list[Job] = []
@@ -82,26 +87,30 @@ class GroupCommit:
         self.tight = False
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether any event or job waits."""
         return bool(self.unwritten or self.jobs)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def write(self) -> bool:
-        """Write the jobs and the events that fit; return False if there is no room for the next event.
+        """Run the jobs, and write the events that fit in the spool; return False if there is no room for any event.
+
+        Jobs that have run, or events that were dropped to make room, count as a success: the method returns True.
 
         Raises:
-            SpoolFileFullError: the disk has no room for the transaction.
+            SpoolFileFullError: the file or its disk has no room for the transaction.
         """
         self.jobs = [job for job in self.jobs if job.term in (None, self.term)]
         fitting = self._capacity.fitting(self.unwritten)
         if not fitting and not self.jobs:
             return not self.unwritten or (self._overflow == "drop_oldest" and self._evict())
-        # Events that do not fit wait for jobs to remove others. On a full disk jobs run one by one: small ones may fit.
+        # Events that do not fit wait until jobs have removed other events. On a full disk, jobs run one by one, because
+        # there may be room for a small job, but not for all jobs together.
         entries, jobs = self.unwritten.entries[:fitting], self.jobs[:1] if self.tight else list(self.jobs)
         self.size = fitting + len(jobs)
         with self._transaction():
-            # Jobs run first: a job that reads must not see the events that the reader is about to claim.
+            # Jobs run before the events are added. Otherwise a job of the reader would read the events that the reader
+            # also claims afterwards.
             results = [job.run(self._file) for job in jobs]
             last, claimed = self._append(entries)
         for job in jobs:
@@ -133,7 +142,7 @@ class GroupCommit:
         self._unsure = None
 
     def _append(self, entries: list[Entry]) -> tuple[int, bool]:
-        """Add events; return the id of the last, and whether the reader claims them."""
+        """Add events to the file; return the id of the last event, and whether the reader has claimed the events."""
         if not entries:
             return 0, False
         at = now()
@@ -142,7 +151,10 @@ class GroupCommit:
         return last, self.reader is not None and self.reader.claims(self._file, last - len(entries) + 1, last)
 
     def _evict(self) -> bool:
-        """Write all events, and drop the oldest events that are not in flight; return False if none can be dropped."""
+        """Drop the oldest events of the file that are not in flight, and write all unwritten events.
+
+        Return False if no event can be dropped; nothing is written then.
+        """
         entries = list(self.unwritten.entries)
         events = self._file.events
         with self._transaction():
@@ -167,16 +179,17 @@ class GroupCommit:
         self._capacity.add(entries)
         post(self._loop, functools.partial(self._listener.committed, claimed=claimed), entries, last)
 
-    # --- a transaction that raised, and may be in the file ------------------------------------------------------------
+    # --- transactions that raised an error, but may be in the file ----------------------------------------------------
 
     def forget_unsure(self) -> None:
-        """Forget a transaction that may be in the file: another file is open now."""
+        """Forget the transaction that may be in the file, because another file is open now."""
         self._unsure = None
 
     def resolve_unsure(self) -> None:
-        """Find out whether a transaction that raised is in the file, so that its events are not written twice.
+        """Find out whether a transaction that raised an error is in the file, so that its events are not written twice.
 
-        Events of it that were refused meanwhile are removed; the others count as written.
+        If the transaction is in the file, its events count as written; but events that were refused meanwhile are
+        removed from the file.
         """
         if self._unsure is None:
             return
@@ -200,10 +213,11 @@ class GroupCommit:
     # --- refusing -----------------------------------------------------------------------------------------------------
 
     def refuse_overflow(self, late: float) -> None:
-        """Mark the spool as full, and refuse or drop the events that wait, as `overflow` says.
+        """Mark the spool as full, and refuse or drop the unwritten events, depending on the setting `overflow`.
 
         Args:
-            late: with ``overflow="wait"``, only events that came at this moment or before are refused.
+            late: a time of the loop's clock, in seconds. With ``overflow="wait"``, only events that came at this time
+                or before are refused; later events go on waiting.
         """
         self._capacity.full = True
         if self._overflow == "raise":
@@ -214,30 +228,35 @@ class GroupCommit:
             self.refuse(len(self.unwritten), None)
 
     def refuse_older(self, moment: float, error: SpoolError | SpoolFullError) -> None:
-        """Refuse the events that came at `moment` or before."""
+        """Refuse the unwritten events that came at `moment` (seconds of the loop's clock) or before."""
         self.refuse(self.unwritten.older_than(moment), error)
 
     def refuse(self, count: int, error: SpoolError | SpoolFullError | None) -> None:
-        """Refuse the first `count` events for the reason `error`; None drops them."""
+        """Refuse the first `count` unwritten events: their callers get `error`. If `error` is None, drop them."""
         known = set(map(id, () if self._unsure is None else self._unsure[0]))
         first = self.unwritten.entries[:count]
         certain = [entry for entry in first if id(entry) not in known]
         if certain:
             self._refused(certain, error)
         if len(certain) < len(first):
-            # `resolve_unsure` removes them if the file can be read again.
+            # These events may be in the file; `resolve_unsure` removes them when the file can be read again.
             maybe = SpoolError(f"{error}; the event may be in the spool all the same")
             self._refused([entry for entry in first if id(entry) in known], maybe)
         self.unwritten.remove_first(count)
 
     def refuse_withdrawn(self) -> None:
-        """Drop the events whose callers were cancelled."""
+        """Remove the unwritten events whose callers were cancelled."""
         withdrawn = self.unwritten.pop_withdrawn()
         if withdrawn:
             self._refused(withdrawn, None)
 
     def fail_jobs(self, error: SpoolError, *, keep: bool = False) -> None:
-        """Fail the jobs with a future; `keep` says whether the other jobs stay, to be tried again."""
+        """Remove the jobs whose results somebody awaits, and set `error` as the exception of their futures.
+
+        Args:
+            error: the exception.
+            keep: whether the other jobs stay, to be tried again; default False: they are removed, too.
+        """
         failed = [job.done for job in self.jobs if job.done is not None]
         self.jobs = [job for job in self.jobs if job.done is None] if keep else []
         for done in failed:

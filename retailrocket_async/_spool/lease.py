@@ -1,8 +1,9 @@
-"""The lease of a spool: the one process that holds it sends the spool's events.
+"""The lease of a spool: the right to send the events of the spool, which one process at a time holds.
 
-The holder has locked a file, and renews the lease by a heartbeat, the time of that file's last change. The system
-releases the lock if the holder dies. A holder that is stopped keeps the lock, but its heartbeat stops: after a
-time-out another process replaces the locked file by a new one that it has locked, and holds the lease.
+The holder has locked a file. It renews the lease by a heartbeat: it updates the modification time of this file. If the
+holder dies, the operating system releases the lock. If the holder is only stopped (e.g. by `SIGSTOP`), it still has the
+lock, but its heartbeat stops. After a time-out, another process replaces the file by a new file, which it has locked
+before. From then on this other process holds the lease.
 """
 
 from __future__ import annotations
@@ -23,36 +24,36 @@ LEASE_TIMEOUT: Final = 10.0
 """Seconds without a heartbeat after which another process may take the lease."""
 
 _LOCK: Final = "drain.lock"
-"""The name of the locked file. Earlier versions of this package use it as well, so it cannot change."""
+"""The name of the locked file. Earlier versions of this package use the same name, so the name cannot change."""
 
 
 class SenderLease:
-    """The right of one process to send the events of a spool.
+    """Acquires, renews and releases the right of this process to send the events of a spool.
 
     Args:
         directory: the directory of the spool.
-        timeout: seconds without a heartbeat of the holder after which `acquire` takes the lease from it.
-        system: makes the calls to the system.
+        timeout: seconds without a heartbeat after which `acquire` takes the lease from its holder.
+        system: makes the calls to the operating system.
 
     Attributes:
         timeout: the argument `timeout`, in seconds.
 
     Raises:
-        SpoolError: from every method but `release`, if the directory cannot be used.
+        SpoolError: raised by every method except `release` if the directory cannot be used.
     """
 
     def __init__(self, directory: Path, *, timeout: float = LEASE_TIMEOUT, system: System = SYSTEM) -> None:
         self.timeout = timeout
         self._directory = directory
         self._lock = FileLock(directory / _LOCK, system)
-        # The heartbeat of the other process that was seen last, and when it was first seen.
+        # The last heartbeat of another process that `acquire` has seen, and the time at which it was first seen.
         self._seen: tuple[int, int] | None = None
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take the lease unless another process renews it; return whether this process holds it now.
+        """Take the lease, unless another process holds and renews it; return whether this process holds it now.
 
-        Call it in a transaction, so that only one process takes the lease from a holder that is stopped.
+        Call this method in a transaction, so that only one process takes the lease from a holder that is stopped.
         """
         with explained(self._directory):
             if self._lock.acquire_now():
@@ -67,7 +68,7 @@ class SenderLease:
             return False
 
     def renew(self) -> None:
-        """Show other processes that the holder, this process, is alive.
+        """Renew the lease by a heartbeat, which shows other processes that this process is alive.
 
         Raises:
             LeaseLostError: another process has taken the lease.
@@ -90,9 +91,9 @@ class SenderLease:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds the lease, as far as it knows."""
+        """Whether this process has taken the lease. Another process may have taken it since then, see `check`."""
         return self._lock.owned
 
     def release(self) -> None:
-        """Let another process take the lease; nothing happens if this one does not hold it."""
+        """Release the lease, so that another process can take it; do nothing if this process does not hold it."""
         self._lock.release()
