@@ -1,4 +1,4 @@
-"""The engine of a client with a spool: events go to disk first, and from there to the engine that sends them."""
+"""The engine of a client with a spool: writes events to disk first, then passes them to a second engine that sends."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import CloseReport, Stats
 
 _LOOK: Final = 0.1
-"""Seconds between two checks whether requests still succeed, while a close waits for them."""
+"""Seconds between two checks whether the API still accepts requests, while `aclose` waits for outcomes."""
 
 
 class SpooledDispatcher:
-    """The engine of a client with a spool; the methods are those of `Dispatcher`.
+    """Writes events to a spool, and sends them from there with a second engine; has the methods of `Dispatcher`.
 
     Args:
         spool: the settings of the spool.
-        shop: the partner id.
-        make_engine: makes the engine that sends. It is given a function that may change the outcome of a batch, and
-            one that wraps the limiter.
+        shop: the partner id of the shop.
+        make_engine: makes the engine that sends. The function is called with two functions: the first returns the
+            outcome that the events of a batch get, and the second wraps the limiter.
         batching: the bounds of a batch.
-        once: names of events that are not sent again if they may have been recorded.
-        overflow: what a full spool does.
+        once: names of events that are not sent again if the API may have recorded them.
+        overflow: what happens if the spool is full; see `Buffer.overflow`.
 
     Attributes:
         engine: the engine that sends.
-        intake: accepts events.
+        intake: accepts events into the spool.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root fills it in
@@ -85,21 +85,21 @@ class SpooledDispatcher:
         """Open the spool, and begin to deliver the events in it.
 
         Raises:
-            SpoolError: it cannot be used.
+            SpoolError: the spool cannot be used.
         """
         self.affinity.enter()
         if self._closing is None:
             self.started_writer()
-            assert self._running is not None  # noqa: S101 - it is running now
+            assert self._running is not None  # noqa: S101 - set by `started_writer`
             await self._running.written()
 
     @property
     def writer(self) -> SpoolWriter | None:
-        """The writer of the spool; None before the first use."""
+        """The writer of the spool; None until the client is used for the first time."""
         return None if self._running is None else self._running.writer
 
     def started_writer(self) -> SpoolWriter:
-        """Return the writer of the spool; the first call starts everything.
+        """Return the writer of the spool; the first call starts the writer and the task that feeds the engine.
 
         Raises:
             SpoolError: no thread can be started.
@@ -137,7 +137,7 @@ class SpooledDispatcher:
         track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - for an engine that accepts single events
         prepare: Callable[[Event], tuple[str, bytes] | Receipt],
     ) -> list[Receipt]:
-        """Accept events, written in groups; see `Engine.accept_many`."""
+        """Accept events, and write them to the spool in groups; see `Engine.accept_many`."""
         return await accept_many(events, self.intake, prepare=prepare)
 
     async def accept_envelopes(
@@ -145,13 +145,13 @@ class SpooledDispatcher:
         envelopes: Sequence[bytes],
         reader: EnvelopeReader,
         *,
-        track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - as above
+        track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - as in `accept_many`
     ) -> list[Receipt | EventValidationError]:
-        """Accept the events that envelopes describe, written in groups; see `Engine.accept_envelopes`."""
+        """Accept the events in envelopes, and write them to the spool in groups; see `Engine.accept_envelopes`."""
         return await accept_envelopes(envelopes, reader, self.intake)
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
-        """Send one request past the spool; see `Dispatcher.send`."""
+        """Send one request without writing its events to the spool; see `Dispatcher.send`."""
         self.affinity.enter()
         self.intake.check_open()
         self._ledger.track_direct(len(names))
@@ -166,14 +166,14 @@ class SpooledDispatcher:
         finally:
             self._ledger.settle_direct(outcome, names)
 
-    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - as the Dispatcher's
+    async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - given by `Engine`
         """Return when every event that this process has tracked so far has its outcome.
 
         Args:
-            timeout: seconds; None for no limit.
+            timeout: seconds to wait; None for no limit.
 
         Raises:
-            FlushTimeoutError: some events had no outcome in this time.
+            FlushTimeoutError: some events had no outcome after `timeout` seconds.
             SpoolError: the spool cannot be used.
         """
         loop = self.affinity.enter()
@@ -193,14 +193,18 @@ class SpooledDispatcher:
         try:
             await running.written()
         except SpoolError:
-            # After a close every event has its outcome.
+            # If the client is closing, `aclose` gives every event an outcome, so the error does not matter here.
             if not self.intake.closed:
                 raise
             return
         await running.settled_all()
 
-    async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - as the Dispatcher's
-        """Accept no more events, flush within `timeout` seconds, and leave the rest in the file."""
+    async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - given by `Engine`
+        """Accept no more events, flush for up to `timeout` seconds, and close.
+
+        Events that have no outcome then stay in the file.
+        If a call is cancelled, closing goes on in its own task, but without waiting for further outcomes.
+        """
         self.affinity.enter()
         if self._closing is None:
             self.intake.closed = True
@@ -234,7 +238,10 @@ class SpooledDispatcher:
         return await self.engine.aclose(0.0)
 
     async def _unless_hurried(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Run a coroutine until no time is left, or no request succeeds: the events are safe in the file."""
+        """Await a coroutine, but cancel it if the time-out of `aclose` has passed or the engine cannot send.
+
+        The engine cannot send if its state is not "sending". Cancelling loses no event: all events are in the file.
+        """
         doing = asyncio.ensure_future(coroutine)
         hurrying = asyncio.ensure_future(self._hurry.wait())
         try:
@@ -246,7 +253,7 @@ class SpooledDispatcher:
             await asyncio.wait({doing, hurrying})
 
     def stats(self) -> Stats:
-        """Return a snapshot of the counters, in any thread."""
+        """Return a snapshot of the counters; may be called in any thread."""
         return self._counters() if self.affinity.here() else consistent(self._counters)
 
     def _counters(self) -> Stats:
@@ -261,7 +268,7 @@ class SpooledDispatcher:
         self.engine.nothing_to_lose()
 
     def loses(self, how: str) -> None:
-        """Log, once, how many events are left in the spool; see `Dispatcher.loses`."""
+        """Log how many events are left in the spool; only the first call logs. See `Dispatcher.loses`."""
         self.engine.loses(how)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
@@ -280,5 +287,5 @@ class SpooledDispatcher:
 
     @property
     def closed(self) -> bool:
-        """Whether a close has begun."""
+        """Whether `aclose` was called."""
         return self._closing is not None

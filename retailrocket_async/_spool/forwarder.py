@@ -4,9 +4,9 @@
 
     file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> events of every process
 
-An event that this process has just written goes to the engine without being read if no other event waits before it.
-One process at a time holds the lease; all others try every half second to acquire it. Only a bounded number of events
-(the window) is in memory, even if many more wait in the file.
+If no older event waits in the file, an event that this process has just written is passed to the engine directly,
+without being read from the file. One process at a time holds the lease; every other process tries to acquire the lease
+every half second. Only a bounded number of events (the window) is in memory, even if many more events wait in the file.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer import SpoolWriter
 
 _LEASE_POLL: Final = 0.5
-"""Seconds between two attempts to acquire the lease, and between two attempts after the file failed."""
+"""Seconds between two attempts to acquire the lease, and to wait before the next attempt after an error of the file."""
 
 _READ_POLL: Final = 0.05, 0.25
-"""Seconds between two reads of the file, if it had no more events: the shortest and the longest pause."""
+"""Shortest and longest pause in seconds between two reads of the file while the file has no unread events."""
 
 _LOG_POLL: Final = 0.1
-"""Seconds between two reads of the log of outcomes, while another process sends the events of this one."""
+"""Seconds between two reads of the log of outcomes, while another process sends the events of this process."""
 
 
 class EngineReceipt(Receipt):
-    """The engine's receipt of an event of the file. The caller of `track` has another one, a `SpoolReceipt`.
+    """The receipt that the engine has for an event of the file. The caller of `track` has a separate `SpoolReceipt`.
 
     Attributes:
-        id: the id of the event.
+        id: the id of the event in the file.
         maybe_sent: whether another process may have sent the event.
     """
 
@@ -68,22 +68,23 @@ class EngineReceipt(Receipt):
 
 
 class Forwarder:
-    """Feeds the engine with events of the file, and writes the outcomes that the engine reports.
+    """Passes events of the file to the engine, and has the outcomes that the engine reports written to the file.
 
     Args:
-        writer: runs jobs with the file.
+        writer: calls functions that use the file, in its own thread.
         engine: sends the events.
         window: limits how many events the engine may have at a time.
-        once: names of events that are not sent again if they may have been recorded.
-        keyed: whether the engine orders events by visitor, so that it needs the visitor of each event.
+        once: names of events that are not sent again if the API may have recorded them.
+        keyed: whether the engine keeps the order of each visitor's events, and so needs the visitor of each event.
         max_age: seconds after which an event is not sent any more.
-        lease_validity: seconds after a renewal of the lease for which this process may send.
-        clock: returns the loop's time in seconds, in any thread.
+        lease_validity: number of seconds for which this process may send after it has renewed the lease.
+        clock: returns the loop's time in seconds; called in any thread.
 
     Attributes:
-        reader: the part that runs in the writer's thread.
+        reader: reads the events, in the writer's thread.
         skip_linger: whether batches are sent at once, without waiting until they are full.
-        kept: the ids and outcomes of events that got no answer: they stay in the file, or were lost with the file.
+        kept: ids and outcomes of events that the engine ended without an answer from the API. These events stay in the
+            file, or were lost with the file.
         file_gone: whether the file is not at its path any more, so that its events are lost.
     """
 
@@ -105,11 +106,11 @@ class Forwarder:
         self._once = once
         self._keyed = keyed
         self._max_age = max_age
-        # The time of the last event that was fed: the engine expects events in the order of their times.
+        # The time of the last event that was passed to the engine, which expects events in the order of their times.
         self._came_at = 0.0
-        # Whether events that stay in the file may have been sent by this process.
+        # Whether this process may have sent some of the events that stay in the file.
         self._left_maybe_sent = False
-        # Whether events are given up because another process sends them.
+        # True while `lose` withdraws all events from the engine.
         self._handing_over = False
         self._stopped = False
         self._wake: asyncio.Future[None] | None = None
@@ -122,13 +123,17 @@ class Forwarder:
 
     @property
     def sending(self) -> bool:
-        """Whether this process is the one that sends."""
+        """Whether this process sends the events of the spool."""
         return self.reader.sending
 
     # --- feeding ------------------------------------------------------------------------------------------------------
 
     async def run(self, process_events: ProcessEvents) -> None:
-        """Feed the engine until `stop`; without the lease poll the log, if any of `process_events` has no outcome."""
+        """Pass events to the engine until `stop` is called.
+
+        While another process holds the lease, read the log of outcomes again and again as long as some of
+        `process_events` have no outcome.
+        """
         pause = _READ_POLL[0]
         reader = self.reader
         while not self._stopped:
@@ -143,7 +148,7 @@ class Forwarder:
                     pause = min(pause * 1.5, _READ_POLL[1])
                     await self._sleep(pause)
             except SpoolError:
-                # The writer reports the error, and opens the file again.
+                # The writer reports this error and opens the file again, so this task only has to wait.
                 await self._sleep(_LEASE_POLL)
 
     async def _wait_for_lease(self, process_events: ProcessEvents) -> None:
@@ -156,7 +161,7 @@ class Forwarder:
                 await self._sleep(min(_LOG_POLL, left))
 
     def lease_acquired(self) -> None:
-        """Begin to feed the engine."""
+        """Begin to pass events to the engine, because this process holds the lease now."""
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
@@ -171,7 +176,7 @@ class Forwarder:
         self._wake_up()
 
     def damage_found(self, count: int) -> None:
-        """Log that damaged events became dead letters."""
+        """Log that `count` damaged events became dead letters."""
         self._engine.spool_failed(
             SpoolError(
                 f"{count} event(s) of the spool were damaged on disk, and are dead letters now, with the reason"
@@ -180,20 +185,26 @@ class Forwarder:
         )
 
     def events_read(self, rows: Rows) -> None:
-        """Feed events that were read."""
+        """Pass events that were read from the file to the engine."""
         if self._stopped:
             return
         time, here = now(), self._engine.affinity.now()
         late = time - self._max_age
         for number, at, body in zip(*rows, strict=True):
-            # The clocks of processes differ a little, and may be set back.
+            # The engine must get a time that is not in the future, and not before the previous event's time. The time
+            # in the file may be both, because the clocks of processes differ a little, and may be set back.
             came_at = max(self._came_at, min(here, here - (time - at)))
             self._feed(number, name_of(body), body, came_at, expired=at <= late)
             self._came_at = came_at
         self._fed(len(rows.ids), sum(map(len, rows.bodies)))
 
     def feed_claimed(self, entries: Sequence[Entry], last: int) -> None:
-        """Feed events that this process has just written and claimed; `last` is the id of the last of them."""
+        """Pass events to the engine that this process has just written and claimed; see `SpoolReader.claims`.
+
+        Args:
+            entries: the events; their ids are consecutive.
+            last: the id of the last event.
+        """
         if self._stopped:
             return
         self._came_at = here = max(self._came_at, self._engine.affinity.now())
@@ -218,7 +229,7 @@ class Forwarder:
             self._engine.hurry()
 
     def appended(self) -> None:
-        """Read the file soon, as events were added to it."""
+        """Wake the task that reads the file, because events were added to the file."""
         if self.sending and self._window.is_worth_reading():
             self._wake_up()
 
@@ -239,9 +250,11 @@ class Forwarder:
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Write the outcome of a batch of events of the file, or keep them in the file; return the outcome to report.
+        """Write the outcome of a batch to the file, and return the outcome that the events of the batch get.
 
-        The engine calls it when it ends a batch, before it settles the receipts.
+        If the engine ended the batch because it was closed or cancelled, the events stay in the file and no outcome is
+        written. `Kept` is returned then, or `Abandoned` with the reason "lost" if the file is gone. The engine calls
+        this method when a batch ends, before it settles the receipts.
         """
         receipts = [receipt for receipt in batch.receipts if isinstance(receipt, EngineReceipt)]
         if not receipts:
@@ -268,7 +281,7 @@ class Forwarder:
         dead = None if isinstance(outcome, Delivered) else reason_of(outcome)
         by_name: dict[str, list[int]] = {}
         if isinstance(outcome, Dropped):
-            # Dropped events are counted by their names.
+            # Dropped events are counted by name, so each name gets a settlement of its own.
             for receipt in receipts:
                 by_name.setdefault(receipt.event_name, []).append(receipt.id)
         else:
@@ -281,12 +294,12 @@ class Forwarder:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop feeding the engine."""
+        """Stop passing events to the engine."""
         self._stopped = True
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Make the writer's thread release the lease, after it has written the outcomes that it was given before."""
+        """Let the writer's thread release the lease after it has written all outcomes that it has received so far."""
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -298,7 +311,7 @@ def _release(file: SpoolFile) -> None:
 
 
 def _release_unsent(file: SpoolFile) -> None:
-    """Release the lease, and record that none of the events that wait was sent."""
+    """Release the lease, and record that no waiting event can have been sent."""
     file.events.mark_read(0)
     file.lease.release()
 
@@ -308,7 +321,7 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return `outcome` as it is for events that another process may have sent before."""
+    """Return `outcome`, changed for events that another process may have sent, and so the API may have recorded."""
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)

@@ -24,11 +24,11 @@ _MOST_UNWRITTEN: Final = 10_000
 
 
 class WriterSource(Protocol):
-    """Starts the writer when the first event comes."""
+    """Has the writer of the spool, and starts the writer for the first event."""
 
     @property
     def writer(self) -> SpoolWriter | None:
-        """The writer; None before the first use."""
+        """The writer; None until the writer is started."""
         ...
 
     def started_writer(self) -> SpoolWriter:
@@ -37,16 +37,16 @@ class WriterSource(Protocol):
 
 
 class SpoolIntake:
-    """Accepts events into a spool; see `EventIntake`, whose methods these are.
+    """Passes events to the writer of a spool; has the methods of `EventIntake`.
 
     Args:
-        source: returns the writer, and starts it if necessary.
-        engine: counts and reports events that are dropped before they are written.
-        ledger: counts such events as well.
+        source: returns the writer, and starts the writer if necessary.
+        engine: counts and reports the events that `before_send` drops.
+        ledger: counts all events of the client, also those that `before_send` drops.
 
     Attributes:
-        left_in_a_row: as in `EventIntake`; it never becomes 0, since every event waits for the disk.
-        closed: whether events are refused because a close has begun.
+        left_in_a_row: see `EventIntake`. The value is always 1: every event waits for the disk, so other tasks can run.
+        closed: whether new events are refused, because `aclose` was called.
     """
 
     def __init__(self, source: WriterSource, engine: Dispatcher, ledger: SpoolLedger) -> None:
@@ -58,18 +58,18 @@ class SpoolIntake:
         self.left_in_a_row = 1
         self.closed = False
 
-    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:  # noqa: ARG002 - as Intake's
-        """Return None: an event has to wait for the disk."""
+    def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:  # noqa: ARG002 - given by `EventIntake`
+        """Return None, because no event can be accepted without waiting for the disk."""
         return None
 
     def wait_for_room(self, event: Event, envelope: bytes) -> asyncio.Future[Receipt]:
-        """Return the future of the event's receipt, which is done when the event is on disk."""
+        """Pass an event to the writer; return a future that gets the event's receipt when the event is on disk."""
         admitted: asyncio.Future[Receipt] = self._affinity.enter().create_future()
         self._put(event.wire_name or event.event_name, envelope, admitted)
         return admitted
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Return the event's receipt when the event is on disk."""
+        """Write an event, and return its receipt when the event is on disk."""
         return await self.wait_for_room(event, envelope)
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
@@ -85,7 +85,10 @@ class SpoolIntake:
         return self._put(event.wire_name or event.event_name, envelope, None)
 
     async def accept_many(self, events: Sequence[tuple[str, bytes]]) -> list[Receipt]:
-        """Return the receipts of events, given by name and envelope, when all are on disk; they are written together.
+        """Write events together, and return their receipts when all of them are on disk.
+
+        Args:
+            events: the name and the envelope (JSON) of each event.
 
         Raises:
             SpoolError, SpoolFullError: some events were not accepted.
@@ -98,7 +101,14 @@ class SpoolIntake:
     async def accept_group(
         self, events: Sequence[tuple[str, bytes]]
     ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]:
-        """Return the receipts of the events that are on disk, and the error of the first that was not accepted."""
+        """Write events together; return the receipts of the accepted events, and the error that ended the group.
+
+        If an event is not accepted, the events after it are withdrawn, and its error is returned with the receipts of
+        the events before it. The error is None if all events are on disk.
+
+        Args:
+            events: the name and the envelope (JSON) of each event.
+        """
         loop = self._affinity.enter()
         waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in events]
         for (name, envelope), admitted in zip(events, waiting, strict=True):
@@ -106,7 +116,7 @@ class SpoolIntake:
         receipts: list[Receipt] = []
         try:
             for admitted in waiting:
-                receipts.append(await admitted)  # noqa: PERF401 - the receipts so far count if a later one fails
+                receipts.append(await admitted)  # noqa: PERF401 - an error must not lose earlier receipts
         except (SpoolError, SpoolFullError) as error:
             return receipts, error
         finally:
@@ -118,7 +128,13 @@ class SpoolIntake:
         return receipts, None
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
-        """Count an event that `before_send` drops, and return its receipt; `tell` says whether to call `on_outcome`."""
+        """Count an event that `before_send` drops, and return its receipt.
+
+        Args:
+            event: the event.
+            envelope: its JSON.
+            tell: whether `on_outcome` is called for this event.
+        """
         self._affinity.enter()
         self.check_open()
         receipt = self._engine.intake.refuse(event, envelope, tell=tell)
@@ -126,11 +142,11 @@ class SpoolIntake:
         return receipt
 
     async def let_others_run(self) -> None:
-        """Yield to other tasks."""
+        """Let other tasks run once."""
         await asyncio.sleep(0)
 
     def check_open(self) -> None:
-        """Raise `ClientClosedError` if no event is accepted any more."""
+        """Raise `ClientClosedError` if `aclose` was called, so that no event is accepted any more."""
         if self.closed:
             raise ClientClosedError("the client is closed, or is closing, and takes no new events")
 

@@ -1,4 +1,4 @@
-"""Counts the events of a client with a spool, also events that were never in the file, such as direct sends."""
+"""Counts the events of a client with a spool, including events that were never in the file, such as direct sends."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _HIGHEST_ID: Final = 1 << 62
 
 
 class SpoolLedger:
-    """Gives the events of this process their outcomes, and counts them.
+    """Settles the events of this process, and counts them by outcome.
 
     Attributes:
-        process_events: the events of this process in the file.
+        process_events: the events in the file that this process has tracked.
         usage: the numbers of events and bytes in the file, as last measured.
-        failure: why the file cannot be used; None if it can be used.
-        ended: whether the writer's thread has ended by a defect.
+        failure: the error because of which the file cannot be used; None if the file can be used.
+        ended: whether the writer's thread has ended because of a defect in this package.
     """
 
     def __init__(self) -> None:
@@ -43,29 +43,29 @@ class SpoolLedger:
         self.usage = Usage(0, 0, 0, None)
         self.failure: SpoolError | None = None
         self.ended = False
-        # Events that never were in the file: direct sends, and events that were dropped before.
+        # Events that were never in the file: direct sends, and events that were dropped before they were written.
         self._direct = OutcomeCounts()
         self._direct_tracked = 0
 
     # --- events that never were in the file ---------------------------------------------------------------------------
 
     def track_direct(self, count: int) -> None:
-        """Count events that are sent past the file, and have no outcome yet."""
+        """Count events that are sent without being written to the file, and have no outcome yet."""
         self._direct_tracked += count
 
     def settle_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
-        """Count the outcome of events that were sent past the file."""
+        """Count the outcome of events that `track_direct` has counted; `names` has the name of each event."""
         self._direct.add(outcome, len(names), names)
 
     def drop_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
-        """Count events that were dropped before they were in the file."""
+        """Count events that were dropped before they were written to the file; `names` has the name of each event."""
         self.track_direct(len(names))
         self.settle_direct(outcome, names)
 
     # --- events in the file -------------------------------------------------------------------------------------------
 
     def settle_log(self, log: Iterable[LogEntry]) -> None:
-        """Settle events of this process as entries of the log say."""
+        """Settle events of this process with the outcomes in these entries of the log."""
         for entry in log:
             self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
 
@@ -75,15 +75,20 @@ class SpoolLedger:
             self.process_events.settled(ids, outcome)
 
     def settle_unknown(self, waiting: Iterable[int]) -> None:
-        """Settle all events but those in `waiting` as `Abandoned`: the log does not hold their outcomes any more."""
+        """Settle events as `Abandoned`, because the log does not contain their outcomes any more.
+
+        Args:
+            waiting: the ids of the events that still wait. All other events without an outcome are settled.
+        """
         self.process_events.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
 
     def settle_pending(self, settlements: Iterable[tuple[Settlement, bool]], *, file_gone: bool) -> None:
-        """Settle events whose outcomes were passed to the writer, and did not come back in the log.
+        """Settle events whose outcomes were passed to the writer, but were not read from the log yet.
 
         Args:
-            settlements: the outcomes, each with whether it is in the file.
-            file_gone: whether the file is lost; otherwise an event whose outcome is not in it will be sent again.
+            settlements: the outcomes; each comes with a flag that is True if the outcome is in the file.
+            file_gone: whether the file is lost. If it is not lost, an event whose outcome is not in the file will be
+                sent again, so it is settled as `Kept`.
         """
         for settlement, written in settlements:
             outcome, name = decode_outcome(settlement.outcome)
@@ -92,16 +97,17 @@ class SpoolLedger:
             self.process_events.settled(settlement.ids, outcome, name)
 
     def lose(self) -> int:
-        """Settle all events as lost with their file; return how many they were."""
+        """Settle all events without an outcome as lost, because their file is lost; return how many were settled."""
         lost = self.process_events.pending
         self.process_events.forget([], _LOST)
         return lost
 
     def keep(self, sent_to: int | None) -> None:
-        """Settle all events as `Kept`: they stay in the file.
+        """Settle all events without an outcome as `Kept`, because they stay in the file.
 
         Args:
-            sent_to: the id up to which another process may have sent them; None if that is not known.
+            sent_to: the id up to which another process may have sent events; 0 if no event was sent, None if the id is
+                not known.
         """
         if sent_to is None or sent_to > 0:
             self.process_events.settled([(1, sent_to or _HIGHEST_ID)], Kept(maybe_recorded=True))
@@ -114,8 +120,8 @@ class SpoolLedger:
 
         Args:
             engine: the counters of the engine, which counts the events that this process sends.
-            waiting: events that are not written yet.
-            sends: whether this process is the one that sends.
+            waiting: number of events that are not written yet.
+            sends: whether this process sends the events of the spool.
         """
         process_events, direct, usage = self.process_events, self._direct, self.usage
         counts = process_events.counts
