@@ -128,7 +128,7 @@ class SpooledDispatcher:
     def _may_send(self) -> bool:
         return self._running is None or self._running.forwarder.reader.may_send()
 
-    # --- as the Dispatcher --------------------------------------------------------------------------------------------
+    # --- methods of `Dispatcher` --------------------------------------------------------------------------------------
 
     async def accept_many(
         self,

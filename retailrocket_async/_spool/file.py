@@ -36,10 +36,13 @@ _RELEASED: Final = 500
 """Largest number of free pages that one call of `shrink` returns to the file system; this takes some ms."""
 
 _SPARE: Final = 2048
-"""Number of free pages (8 MiB) that `shrink` leaves in the file while events wait."""
+"""While events wait, `shrink` returns pages only if the file has more free pages than this (8 MiB)."""
 
 _SPARE_WHEN_EMPTY: Final = 128
-"""Number of free pages that `shrink` leaves in the file while no event waits: enough for a shop's usual traffic."""
+"""While no event waits, `shrink` returns pages only if the file has more free pages than this.
+
+This number of pages is enough for the usual traffic of a shop.
+"""
 
 _PURGED: Final = 10_000
 """Number of events that `purge` removes at a time."""
@@ -205,7 +208,7 @@ class SpoolFile:
                 count += len(ids)
         return count
 
-    # --- how much there is --------------------------------------------------------------------------------------------
+    # --- sizes and counts ---------------------------------------------------------------------------------------------
 
     def shop(self) -> str | None:
         """Return the partner id that the events belong to; None if no client has used the spool yet."""

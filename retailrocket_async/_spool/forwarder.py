@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer import SpoolWriter
 
 _LEASE_POLL: Final = 0.5
-"""Seconds between two attempts to acquire the lease, and to wait before the next attempt after an error of the file."""
+"""Seconds between two attempts to acquire the lease; also the pause after an error of the file."""
 
 _READ_POLL: Final = 0.05, 0.25
 """Shortest and longest pause in seconds between two reads of the file while the file has no unread events."""
@@ -165,7 +165,7 @@ class Forwarder:
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
-        """Withdraw all events from the engine: another process sends them, or they are lost with the file."""
+        """Withdraw all events from the engine, because another process sends them or because their file is lost."""
         self.reader.sending = False
         self._left_maybe_sent = False
         self._handing_over = True
@@ -191,8 +191,8 @@ class Forwarder:
         time, here = now(), self._engine.affinity.now()
         late = time - self._max_age
         for number, at, body in zip(*rows, strict=True):
-            # The engine must get a time that is not in the future, and not before the previous event's time. The time
-            # in the file may be both, because the clocks of processes differ a little, and may be set back.
+            # The engine must get a time that is neither in the future nor before the previous event's time. A time in
+            # the file may be, because the clocks of processes differ a little, and may be set back.
             came_at = max(self._came_at, min(here, here - (time - at)))
             self._feed(number, name_of(body), body, came_at, expired=at <= late)
             self._came_at = came_at
@@ -291,7 +291,7 @@ class Forwarder:
                 Settlement(ranges(ids), encode_outcome(outcome, name), dead, maybe_sent or outcome.maybe_recorded)
             )
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- stopping -----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Stop passing events to the engine."""
