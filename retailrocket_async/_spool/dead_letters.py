@@ -75,7 +75,7 @@ class DeadLetters:
         )
 
     def replay(self, most: int, at: float) -> int:
-        """Move dead letters back to the waiting events, which are sent; return how many were moved.
+        """Move dead letters back to the waiting events, so that they are sent again; return how many were moved.
 
         The events that became dead letters first are moved first.
 

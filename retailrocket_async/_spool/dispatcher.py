@@ -202,7 +202,7 @@ class SpooledDispatcher:
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - given by `Engine`
         """Accept no more events, flush for up to `timeout` seconds, and close.
 
-        Events that have no outcome then stay in the file.
+        Events that have no outcome after this time stay in the file.
         If a call is cancelled, closing goes on in its own task, but without waiting for further outcomes.
         """
         self.affinity.enter()

@@ -49,7 +49,7 @@ class UnwrittenEntries:
         self._came_at += [moment] * (len(self.entries) - len(self._came_at))
 
     def fitting(self, room: int) -> int:
-        """Return how many entries fit in `room` bytes together, counted from the first entry."""
+        """Return the largest number of entries, counted from the first entry, that together fit in `room` bytes."""
         if size_of(self.entries) <= room:
             return len(self.entries)
         return sum(total <= room for total in itertools.accumulate(size_of([entry]) for entry in self.entries))

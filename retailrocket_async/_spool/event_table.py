@@ -1,7 +1,7 @@
 """The events that wait in a spool: added in groups, read in the order of their ids.
 
 Each statement handles many rows at once, because Python releases its global interpreter lock (GIL) for every row that a
-statement returns, and takes the GIL again. If the event loop's thread is busy, this takes up to 5 ms each time.
+statement returns, and takes the GIL again. If the event loop's thread is busy, taking the GIL lasts up to 5 ms.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class EventTable:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, after: int, most: int, most_bytes: int) -> Rows:
-        """Return the oldest events whose ids are greater than `after`; no events if there are none.
+        """Return the oldest waiting events whose ids are greater than `after`.
 
-        Damaged events are left out; their ids are then in `damaged`.
+        Damaged events are left out; the attribute `damaged` has their ids afterwards.
 
         Args:
             after: the id after which to begin.
@@ -153,7 +153,10 @@ class EventTable:
             return int(found[0]) if found is not None else 0
 
     def oldest(self, after: int, count: int) -> list[tuple[str, list[int]]]:
-        """Return the ids of the `count` oldest events after an id, grouped: pairs of an event name and its ids."""
+        """Return the ids of the `count` oldest events after an id, grouped by the names of the events.
+
+        Each pair is an event name and the ids of the events with this name.
+        """
         found = self._database.connection.execute(
             "SELECT substr(body, 3, instr(substr(body, 3), '\"') - 1) AS name, json_group_array(id)"
             " FROM (SELECT id, body FROM event WHERE id > ? ORDER BY id LIMIT ?) GROUP BY name",

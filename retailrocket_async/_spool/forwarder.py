@@ -192,7 +192,7 @@ class Forwarder:
         late = time - self._max_age
         for number, at, body in zip(*rows, strict=True):
             # The engine must get a time that is neither in the future nor before the previous event's time. A time in
-            # the file may be, because the clocks of processes differ a little, and may be set back.
+            # the file may break this rule, because the clocks of processes differ a little, and may be set back.
             came_at = max(self._came_at, min(here, here - (time - at)))
             self._feed(number, name_of(body), body, came_at, expired=at <= late)
             self._came_at = came_at

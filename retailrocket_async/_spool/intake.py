@@ -32,7 +32,7 @@ class WriterSource(Protocol):
         ...
 
     def started_writer(self) -> SpoolWriter:
-        """Return the writer; the first call starts it."""
+        """Return the writer; the first call starts the writer."""
         ...
 
 
