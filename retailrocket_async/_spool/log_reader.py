@@ -38,8 +38,8 @@ class LogReader:
         """Before the first read, skip the entries that the log already contains.
 
         Args:
-            anew: True if another file is open now; its present entries are then skipped even if the log of the old file
-                was read before.
+            anew: True if another file is open now; the entries in its log are then skipped even if the log of the old
+                file was read before.
         """
         if anew or self._seq is None:
             self._seq = None
@@ -86,7 +86,7 @@ class LogReader:
         return [number for span in spans for number in self._file.events.waiting_between(*span)], log
 
     def caught_up(self, found: tuple[list[int], list[LogEntry]]) -> None:
-        """Note that `catch_up` returned `found`, so the next read begins after it; call this after the transaction."""
+        """Begin the next `read` after the entries that `catch_up` returned; call this after its transaction."""
         _, log = found
         if log:
             self._seq = log[-1].seq

@@ -111,8 +111,8 @@ class SpoolReader:
     def may_send(self) -> bool:
         """Whether requests may be sent; may be called in any thread.
 
-        False if this process sends events of the spool, but has renewed the lease so long ago that another process may
-        hold the lease.
+        False if this process sends events of the spool, but renewed the lease so long ago that another process may hold
+        the lease now.
         """
         return not self.sending or self._clock() - self._renewed_at <= self._lease_validity
 

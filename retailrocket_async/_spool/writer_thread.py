@@ -1,4 +1,4 @@
-"""Runs in the only thread that uses a spool's file, and writes all waiting events in one transaction after the other.
+"""Runs in the only thread that uses a spool's file; writes waiting events in groups, each group in one transaction.
 
 Events that arrive during a transaction are written together in the next transaction (group commit), so a slow disk
 leads to larger groups and not to a long queue. The thread reports to the event loop by scheduling calls in the loop.
@@ -166,7 +166,7 @@ class WriterThread:
     def _goes_on(self) -> bool:
         if not self._stopping:
             return True
-        # If the disk stays full, the waiting outcomes and events cannot be written, so the time is limited. Events whose
+        # If the disk stays full, waiting outcomes and events cannot be written, so the time is limited. Events whose
         # outcome was not written are still in the file, and events that were not written are refused.
         return bool(self._group) and self._clock() < self._ends_at
 
@@ -187,7 +187,7 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """After a defect, make the loop stop sending, and wait until it has stopped: the lease is released afterwards."""
+        """After a defect, make the loop stop sending, and wait until this is done: the lease is released afterwards."""
         if defect is None:
             return
         self._end_reason = SpoolError(
