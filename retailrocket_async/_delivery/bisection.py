@@ -44,7 +44,7 @@ class Bisection:
 
     @property
     def pending(self) -> list[Batch]:
-        """The parts that have not been sent; the last one in the list is sent next."""
+        """The parts that have not been sent; the last part in the list is sent next."""
         return [pending.batch for pending in self._pending]
 
     @property
@@ -74,7 +74,7 @@ class Bisection:
         """Return the part to send next, after the current part got its outcome; None if no part is left.
 
         Args:
-            accepted: number of events in the current part if the API accepted it; None if the API did not.
+            accepted: number of events in the current part if the API accepted the part; None if the API did not.
         """
         if not self._pending:
             return None

@@ -48,7 +48,7 @@ _LEAST = 0.1
 """Least number of seconds between probes."""
 
 _HURRIED = 0.5
-"""Largest number of seconds between probes while the client closes, because a close has little time."""
+"""Largest number of seconds between probes while the client closes, because `aclose` must end within its timeout."""
 
 _DOWN: Final = "the API does not answer: one request at a time is tried until it does"
 _NO_WAY: Final = "the proxy {} gives no connection to the API: one request at a time is tried until it does"
@@ -83,7 +83,7 @@ class CircuitBreaker:
         status: the HTTP status that halted sending; None if sending is not halted, or if a failure halted it.
         failure: the failure that halted sending, e.g. ``"config: SSL_CERT_FILE ..."``; None if sending is not halted,
             or if an HTTP status halted it.
-        refused_at: when a request last got a refusal that halts sending (loop time).
+        refused_at: when the API last refused a request in a way that halts sending (loop time).
         answered_at: when a reply last showed that the API works (loop time); minus infinity before the first.
     """
 
@@ -107,7 +107,7 @@ class CircuitBreaker:
         self._probing = False
         self._probe_at = 0.0
         self._hurried = False
-        # A queue of waiters. It is an OrderedDict because cancelled waiters are removed from the middle.
+        # The queue of waiters is an OrderedDict, because cancelled waiters are removed from the middle.
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._resting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -165,9 +165,9 @@ class CircuitBreaker:
             self._timer = detached(asyncio.get_running_loop().call_at, when, self._wake_one)
 
     def over(self, admission: Admission) -> None:
-        """Note that a request is over; its result may or may not have been passed to `report`."""
+        """Note that a request has ended; call this after every request, also if its reply was passed to `report`."""
         if admission.probe and admission.epoch == self._epoch and self._probing:
-            # The probe ended without a result, for example because it was cancelled.
+            # The probe ended without a reply, for example because its task was cancelled.
             self._probing = False
             self.nudge()
 
@@ -288,13 +288,13 @@ class CircuitBreaker:
         )
 
     def _probe_again(self) -> None:
-        """Set the time of the next probe."""
+        """Allow a new probe, and set the time at which it may be sent."""
         self._probing = False
         if self.state == "halted":
             interval = min(_HALTED_LAST, _HALTED_FIRST * 2.0 ** min(self._probes, 30))
         else:
             longest = min(self._last, self._first * 2.0 ** min(self._probes, 60))
-            interval = longest * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not come back in step
+            interval = longest * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not send probes at the same times
         self._probes += 1
         self._probe_at = self._clock() + (min(interval, _HURRIED) if self._hurried else interval)
         self.nudge()

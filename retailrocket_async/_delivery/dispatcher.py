@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 _CUT_OFF_LOG_DELAY = 1.0
-"""Seconds to wait before events are logged whose tasks other code cancelled. If the loop ends earlier, the record about
-the end of the loop includes these events."""
+"""Seconds between the cancellation of tasks by other code and the log record about the events of these tasks. If the
+loop ends earlier, the record about the end of the loop includes these events."""
 
 _LIMITER_RETRY = 1.0
 """Seconds to wait after the limiter raised an error, before the next permit is requested."""
@@ -106,8 +106,8 @@ class Dispatcher:
         self._affinity = LoopAffinity(self.loses)
         self._lost = False
         self._cut_off = 0
-        # Returns the number of undelivered events in the spool; these survive the end of the process. None without a
-        # spool.
+        # Function that returns the number of undelivered events in the spool; these events survive the end of the
+        # process. None without a spool.
         self.kept_elsewhere: Callable[[], int] | None = None
         self._buffer = EventBuffer(batching, buffer, self._affinity.now)
         self._ledger = Ledger(
@@ -158,8 +158,9 @@ class Dispatcher:
         # batches leaves the buffer in an outage. Only a running request counts against the bound on requests (see
         # `Sender`), so a direct send need not wait for a batch that waits for its retry.
         self._timed = buffer.max_age is not None
-        # With lanes, an event for a busy lane makes no batch due, so the buffer does not ask for the pump. The intake
-        # therefore reports every event, and the pump is started if it has ended.
+        # A lane is a queue of batches in the buffer. A new event in a lane that is busy makes no batch due, so the
+        # buffer does not report that the pump is needed. The intake therefore reports every event, and the pump is
+        # started if it has ended.
         self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
@@ -240,7 +241,7 @@ class Dispatcher:
         raise error_for(outcome)
 
     async def _run_pump(self) -> None:
-        """Take a batch for each permit, until the buffer is empty."""
+        """Take a batch from the buffer for each permit, and send the batch, until the buffer is empty."""
         # Under an eager task factory this code runs before `_pump` is set; without this pause, a second pump would be
         # started.
         if asyncio.current_task() is not self._pump:
@@ -266,7 +267,7 @@ class Dispatcher:
     def _take_off(self, turn: SendSlot) -> None:
         """Take the next batch from the buffer and send it; `turn` is the right to make its request.
 
-        The batch is taken only now, so it could grow while the permit was awaited.
+        The batch is taken after the permit was granted, so that the batch could grow in the meantime.
         """
         batch = self._buffer.take() if self._expiry.expire() else None
         if batch is None:
@@ -320,9 +321,9 @@ class Dispatcher:
             self._ledger.log_once(("cancelled",), logging.ERROR, message, count)
 
     def nothing_to_lose(self) -> None:
-        """From now on log no undelivered events when the client or its loop ends.
+        """From now on, do not log undelivered events when the client or its loop ends.
 
-        Called if nobody expects these events to be delivered.
+        Call this if nobody expects these events to be delivered.
         """
         self._lost = True
 
@@ -588,5 +589,5 @@ class Dispatcher:
         return self.counters() if self._affinity.here() else consistent(self.counters)
 
     def counters(self) -> Stats:
-        """Return the counters; if another thread than the loop's calls this, their sum may be wrong."""
+        """Return the counters; in another thread than the loop's, the sum of the counters may be wrong."""
         return self._ledger.stats(self._buffer, waiting=self.intake.waiting, state=self._breaker.state)

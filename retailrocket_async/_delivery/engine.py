@@ -31,7 +31,7 @@ class EventIntake(Protocol):
     left_in_a_row: int
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
-        """Accept an event at once; return None if there is no space, so that the caller must call `wait_for_room`."""
+        """Accept an event at once; return None if there is no space: the caller must then call `wait_for_room`."""
         ...
 
     def wait_for_room(self, event: Event, envelope: bytes) -> Awaitable[Receipt]:
@@ -87,7 +87,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Prepare the engine before the first event; without this call, the first event does so."""
+        """Prepare the engine before the first event; without this call, the engine is prepared at the first event."""
         ...
 
     async def accept_many(
@@ -147,5 +147,5 @@ class Engine(Protocol):
         ...
 
     def nothing_to_lose(self) -> None:
-        """From now on log no events without an outcome when the client ends: nobody expects their delivery."""
+        """From now on, do not log events without an outcome when the client ends; nobody expects their delivery."""
         ...

@@ -48,7 +48,7 @@ class Expiry:
         ledger: settles events.
         breaker: knows whether sending is halted or the API is down.
         retry: has the limits `max_halt` and `max_elapsed`.
-        max_age: seconds after which an event in the buffer is dropped; None for never.
+        max_age: seconds after which an event in the buffer is dropped; None if events are never dropped for their age.
         renewable: whether a function returns the API key, so that the key may change without help from a person.
         flights: returns all flights.
         end: settles a flight.
@@ -85,7 +85,7 @@ class Expiry:
         self._closed = False
 
     def expire(self, most: int = AT_ONCE) -> bool:
-        """Drop about `most` of the events in the buffer that are too old; return whether all of them are gone now."""
+        """Drop about `most` of the buffer's events that are too old; return whether all such events are gone now."""
         if self._max_age is None:
             return True
         return self._end_buffered(self._affinity.now() - self._max_age, Dropped(reason="expired"), most)
@@ -114,7 +114,7 @@ class Expiry:
     def look(self) -> None:
         """Settle the events that have waited too long.
 
-        If there are more than some `AT_ONCE` of them, the rest is settled after other tasks have run.
+        If there are more than about `AT_ONCE` such events, the rest is settled after other tasks have run.
         """
         if self._end_overdue() or self._closed:
             return
@@ -150,7 +150,7 @@ class Expiry:
         return refusal
 
     def _refused(self, flight: Flight, now: float) -> Outcome:
-        """Return the outcome of a flight that ends because of a halt, although no own request was refused."""
+        """Return the outcome of a flight that ends because of a halt, although none of its own requests was refused."""
         if flight.maybe_recorded:
             return flight.give_up("not_retryable", now)
         return self._refusal(attempts=flight.attempts, elapsed=now - flight.started_at)
@@ -159,11 +159,11 @@ class Expiry:
         """Whether events older than `moment` may be rejected; if the last refusal is not fresh, send a probe first."""
         came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
-            # No event is that old any more, so the answer to the probe does not matter.
+            # No event is older than `moment` any more, so the answer to the probe does not matter.
             self._asked_at = math.inf
             return False
         if self._asked_at < self._breaker.since:
-            # That probe belonged to an earlier halt.
+            # The last probe was requested in an earlier halt, so its answer does not matter.
             self._asked_at = math.inf
         fresh = now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
         if not fresh and math.isinf(self._asked_at):

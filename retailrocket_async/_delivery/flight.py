@@ -28,7 +28,7 @@ class SendSlot:
 
     Args:
         admission: the circuit breaker's admission.
-        permit: the limiter's permit; None if the limiter grants no permit object.
+        permit: the limiter's permit; None if the limiter's `acquire` returns None.
         leave: frees the request slot, and notifies the circuit breaker.
         report_error: called with an error that the permit raised. A user's limiter may raise anything, and such an
             error must not prevent a request from getting its outcome.
@@ -93,10 +93,10 @@ class Flight:
         departed_at: when the last request was sent (loop time).
         turn: the right to make the next or the current request; None while the flight waits.
         on_wire: whether a request is under way.
-        renewals: number of times it was sent again at once because the key had changed.
-        refusal: the outcome that it gets if the cause of the last refusal is not corrected; None if the last attempt
+        renewals: number of times that the flight was sent again at once because the key had changed.
+        refusal: the outcome of the flight if the cause of the last refusal is not corrected; None if the last attempt
             was not refused for key, shop, address, environment or proxy.
-        outcome: the outcome of its last part, once all its events have an outcome; None before.
+        outcome: the outcome of the last part, once all events of the flight have an outcome; None before.
     """
 
     __slots__ = (
@@ -125,7 +125,7 @@ class Flight:
         "whole",
     )
 
-    def __init__(  # noqa: PLR0913 - a record of what it carries
+    def __init__(  # noqa: PLR0913 - a record of its batch or direct send
         self,
         path: str,
         body: bytes,
@@ -243,7 +243,7 @@ class Flight:
             self._bisection = Bisection()
         blames = outcome.status == 400
         if blames:
-            # No attempt recorded any of its events.
+            # A 400 means that the API recorded none of the attempts.
             self._maybe_recorded = False
         self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
         part = self._bisection.divide(self.batch, blames=blames)
@@ -304,13 +304,13 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = self.excused = 0
         self.tried_at = now
-        # Replies to the part before say nothing about this part.
+        # Replies to the previous part say nothing about this part.
         self.on_wire = False
         self._reply = self.refusal = None
         self._pack()
 
     def _pack(self) -> None:
-        assert self.batch is not None  # noqa: S101 - as above
+        assert self.batch is not None  # noqa: S101 - a direct send is never packed again
         self.body = join(self.batch.envelopes)
         self.names = [receipt.event_name for receipt in self.batch.receipts]
 

@@ -28,8 +28,8 @@ _AT_ONCE: Final = 1000
 """Largest number of events in one call of a hook."""
 
 _MOST_CHANGES: Final = 100
-"""Number of changes of state that may wait for the hook. If there are more, the oldest is dropped, because only the
-latest state still matters."""
+"""Number of changes of state that may wait for the hook. If there are more, the oldest change is dropped, because
+the latest state matters most."""
 
 OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
 StateHook: TypeAlias = "Callable[[StateChange], object]"
@@ -67,7 +67,7 @@ class Hooks:
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
         self._queued = 0
         self._task: asyncio.Task[None] | None = None
-        # The thread that runs plain functions; and the call that runs in it: the hook's name, and the call's future.
+        # The thread that runs hooks that are plain functions, and the hook's name and the future of its present call.
         self._thread = WorkerThread("retailrocket-hooks")
         self._begun: tuple[str, asyncio.Future[Callable[[], object]]] | None = None
         self.missed = 0
@@ -111,7 +111,7 @@ class Hooks:
     async def drained(self) -> None:
         """Return when the queue is empty and no hook runs."""
         while self._queue or self._begun is not None or (self._task is not None and not self._task.done()):
-            # Some programs cancel every task when they shut down; another task then continues with the queue.
+            # Some programs cancel every task when they shut down; `_running` then starts another task for the queue.
             await asyncio.wait({self._running()})
 
     def close(self) -> None:
@@ -119,8 +119,8 @@ class Hooks:
         self._thread.close()
 
     def _start(self) -> None:
-        # At the recursion limit no task can be created. The item stays in the queue, and the next task that is created
-        # calls the hook for it.
+        # At the recursion limit no task can be created. The item then stays in the queue, and the next task that is
+        # created calls the hook with this item.
         with suppress(RecursionError):
             self._running()
 

@@ -29,7 +29,7 @@ _FEW = 20
 one caller from dropping all expired events of the buffer."""
 
 _WOKEN_AT_ONCE = 200
-"""Number of waiting callers that are admitted or refused in one step; then the loop runs other tasks, also theirs."""
+"""Number of waiting callers that are admitted or refused in one step; then the loop runs their tasks and all others."""
 
 _FULL = 3
 """Cost, in events, of accepting an event into a full buffer, because another event is evicted and reported."""
@@ -54,13 +54,14 @@ class Intake:
         overflow: what happens if the buffer is full; see `Buffer.overflow`.
         arrived: called with `due_sooner=True` after an event that may make a batch due sooner; if `watched`, also
             called with `due_sooner=False` before every event.
-        expire: drops about the given number of too old events from the buffer; returns whether all are dropped now.
+        expire: drops about the given number of events that are too old; returns whether all such events are dropped
+            now.
         max_age: seconds after which an event is too old; None for never.
 
     Attributes:
         left_in_a_row: number of events that may be accepted before the caller should let other tasks run; if it is 0 or
             less, the caller should do so now.
-        watched: whether `arrived` is called for every event.
+        watched: whether `arrived` is called for every event, and not only for events that may make a batch due sooner.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators
@@ -83,7 +84,7 @@ class Intake:
         self._expire = expire
         self._max_age = math.inf if max_age is None else max_age
         self._arrived = arrived
-        # A queue. It is an OrderedDict because cancelled callers are removed from the middle.
+        # The queue of waiting callers is an OrderedDict, because cancelled callers are removed from the middle.
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._waking: asyncio.Handle | None = None
         self._closed = False
@@ -107,7 +108,7 @@ class Intake:
         waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
         self._waiters[waiter] = None
         try:
-            # The event is accepted as soon as the future has its result, even if this task is cancelled then.
+            # The event is accepted as soon as the future has its result, even if this task is cancelled afterwards.
             return await waiter.admitted
         except asyncio.CancelledError:
             self._waiters.pop(waiter, None)
@@ -122,7 +123,7 @@ class Intake:
             await asyncio.sleep(0)
 
     def accept_nowait(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer; raise `BufferFullError` if its caller would have to wait."""
+        """Put one event in the buffer; raise `BufferFullError` if the caller would have to wait for space."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
             raise self._full()
@@ -212,7 +213,7 @@ class Intake:
 
     def _expire_some(self, size: int) -> None:
         while not self._expire(_FEW):
-            # Waiting callers come first.
+            # Callers that wait already come first, so this call need not make more space.
             if self._waiters or self._buffer.fits(size):
                 return
 

@@ -63,7 +63,7 @@ class Ledger:
         on_state_change: the user's hook for changes of state; None for no hook.
         max_unreported: number of undelivered events that may wait for the hook.
         keep: called with a batch and its outcome before the batch is settled; returns the outcome that its events get.
-            It is a different outcome if the events stay in a spool. None without a spool.
+            If the events stay in a spool, this is another outcome. None without a spool.
         watch: called with the outcome of events; None without an observer.
     """
 
@@ -123,7 +123,7 @@ class Ledger:
         self._splits += part
 
     def uncount_request(self, *, part: bool) -> None:
-        """Take back `count_request`: the request was not made after all."""
+        """Undo a call of `count_request`, because the request was not made after all."""
         self._requested -= 1
         self._splits -= part
 
@@ -196,7 +196,7 @@ class Ledger:
         """
         if self._watch is not None:
             self._watch.settled(names, outcome)
-        # Delivered and kept events need no log record. Events that the user's own `before_send` drops need none either.
+        # No record is logged for delivered and kept events, nor for events that the user's own `before_send` drops.
         match outcome:
             case Delivered() | Kept() | Dropped(reason="before_send"):
                 return

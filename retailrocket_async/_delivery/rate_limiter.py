@@ -1,11 +1,11 @@
 """Keeps the request limit: in any time window of `per` seconds, the *server* sees at most `requests` requests arrive.
 
-A token bucket alone does not keep the limit: `AsyncLimiter(50, 1)` lets 99 requests through in its first second. Two
-parts keep it together:
+A token bucket alone does not keep the limit: `AsyncLimiter(50, 1)` lets 99 requests through in its first second. The
+limiter therefore consists of two parts:
 
 - An aiolimiter bucket with a small burst spreads the permits evenly over time. The burst makes up for timers that fire
   late.
-- Slots count the requests that the server may still count in its current window; there are at most `requests` of them.
+- Slots count the requests that the server may still count in its current window; there are at most `requests` slots.
   A request takes a slot when its permit is granted. The slot is free again `per + jitter` seconds after the body was
   written, or `per` seconds after the answer, whichever is earlier. The time does not run from the grant, so a blocked
   event loop or a slow connection cannot let too many requests arrive together. A request that ended without an answer
@@ -203,7 +203,7 @@ class LocalLimiter(Uncopyable):
         return min(1.0, 1.0 - before_full * _RECOVERY)
 
     def _open_at(self, now: float) -> float:
-        """Return when the next permit may be granted (loop time); infinity if a request must be sent or end first."""
+        """Return when the next permit may be granted (loop time); infinity if a request must first be sent or end."""
         if self.rate_limit is None:
             return self._paused_until
         opens = self._paused_until

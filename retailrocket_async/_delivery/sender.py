@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _RENEWALS: Final = 2
-"""Largest number of times that a flight is sent again at once because the key has changed. It is bounded because the
-user's function may return one wrong key after the other."""
+"""Largest number of times that a flight is sent again at once because the key has changed. The number is bounded, as
+the user's function may return one wrong key after the other."""
 
 _ANYWHERE: Final = frozenset({401, 403, 407})
 """Statuses that mean a refusal on every path. A 404 (wrong address) is missing here because it may concern a single
@@ -129,12 +129,16 @@ class Sender:
         self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Settle the events that must not be sent again; return their outcome if no other events are left."""
+        """Settle the events of `retry.at_most_once` if they may have been recorded, so that they are not sent again.
+
+        Returns:
+            The outcome of these events if the flight is a direct send or has no other events; otherwise None.
+        """
         once = self._retry.once_names
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
             return None
         outcome = flight.give_up("at_most_once", self._affinity.now())
-        # A direct send has one outcome for all its events, so a single event of this kind ends all of it.
+        # A direct send has one outcome for all its events, so one event of this kind settles all its events.
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
@@ -167,7 +171,7 @@ class Sender:
         if reply.verdict is Verdict.THROTTLED:
             self._notify_limiter(lambda: self._limiter.throttled(flight.departed_at))
         if self._is_excused(flight, reply):
-            # An excused attempt still makes the next wait longer.
+            # `flight.tries` still counts the attempt, so the next wait is longer.
             flight.excused += 1
             flight.tried_at = now
         flight.failed_at = now
@@ -347,7 +351,7 @@ class Sender:
     def _notify_limiter(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except BaseException as error:  # noqa: BLE001 - the batch keeps its outcome
+        except BaseException as error:  # noqa: BLE001 - an error of the limiter must not change the outcome
             self.limiter_failed(error)
 
     def limiter_failed(self, error: BaseException) -> None:

@@ -1,7 +1,8 @@
 """Closes a client within one deadline, and returns a report.
 
-Within the deadline the client flushes with all waits and requests, settles the events that are left, calls the hooks
-for these events, and closes the connections. The flush ends early enough to leave time for the other steps.
+Within the deadline the client flushes (with all requests, and the waits between them), settles the events that are
+left, calls the hooks with these events, and closes the connections. The flush ends early enough to leave time for the
+other steps.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class Shutdown:
         """Whether a close has begun."""
         return self._report is not None
 
-    async def close(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - a deadline, of which parts are kept
-        """Close within `timeout` seconds, or join the close that is under way."""
+    async def close(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - a deadline, of which parts are reserved
+        """Close within `timeout` seconds, or wait for the close that is under way."""
         started_at = self._affinity.now()
         ends_at = None if timeout is None else started_at + timeout
         if self._report is not None:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class LogReader:
-    """Reads the log of outcomes from where it stopped last.
+    """Reads the entries of the outcome log that were added since its last read.
 
     Args:
         file: the open file.
-        listener: notified in the loop of entries, and of gaps between them.
+        listener: called in the loop with new entries, and if entries were removed before they were read.
         loop: the event loop.
     """
 
@@ -31,37 +31,43 @@ class LogReader:
         self._listener = listener
         self._loop = loop
         self._seq: int | None = None
-        # Jobs in the file whose log entries were not read yet.
+        # Jobs whose transaction is in the file, but whose log entries were not read back yet.
         self._written: list[Job] = []
 
     def start(self, *, anew: bool) -> None:
-        """Skip the entries that are in the log now, if nothing was read before.
+        """Before the first read, skip the entries that the log already contains.
 
         Args:
-            anew: skip them in any case, as another file is open now.
+            anew: True if another file is open now; the entries in its log are then skipped even if the log of the old
+                file was read before.
         """
         if anew or self._seq is None:
             self._seq = None
             self._seq = self._file.log.last()
 
     def wrote(self, jobs: Sequence[Job]) -> None:
-        """Add jobs that are in the file: the next `read` returns their entries, and marks them as reported."""
+        """Note that the transaction of `jobs` is in the file.
+
+        The next `read` reads the log entries of these jobs, and marks the jobs as reported.
+        """
         self._written += jobs
 
     def read(self) -> None:
-        """Read the log to its end, and notify the loop of new entries."""
+        """Read the log to its end, and pass new entries to the listener in the loop."""
         parts: list[list[LogEntry]] = []
         missed = False
         seq = self._seq or 0
         while part := self._file.log.after(seq):
-            # Numbers follow one another, so a gap means that entries were removed before they were read.
+            # The numbers of entries are consecutive, so a gap means that entries were removed before they were read. An
+            # entry without ids is damaged, so the events of that entry have to be looked up as well.
             missed = missed or part[0].seq != seq + 1 or not all(entry.ids for entry in part)
             seq = part[-1].seq
             parts.append(part)
             if len(part) < self._file.log.part:
                 break
-        # All of it is read before the loop is notified of any. If a read failed after a notification, the settlements
-        # of these entries would still count as pending, and `close` would settle their events a second time.
+        # The whole log is read before the loop gets the first entry. If a read failed after the loop had got some
+        # entries, the settlements of these entries would still count as pending, and `close` would settle their events
+        # a second time.
         self._seq = seq
         self._reported()
         for part in parts:
@@ -70,14 +76,17 @@ class LogReader:
             post(self._loop, self._listener.missed)
 
     def catch_up(self, spans: Sequence[Range]) -> tuple[list[int], list[LogEntry]]:
-        """Return the ids of `spans` that wait, and the entries not read yet; needs a transaction for both."""
+        """Return the ids in `spans` whose events still wait, and the log entries that were not read yet.
+
+        Call this in a transaction, so that both lists describe the same state of the file.
+        """
         log: list[LogEntry] = []
         while more := self._file.log.after(log[-1].seq if log else self._seq or 0):
             log += more
         return [number for span in spans for number in self._file.events.waiting_between(*span)], log
 
     def caught_up(self, found: tuple[list[int], list[LogEntry]]) -> None:
-        """Continue after the entries that `catch_up` returned; call it when its transaction is in the file."""
+        """Begin the next `read` after the entries that `catch_up` returned; call this after its transaction."""
         _, log = found
         if log:
             self._seq = log[-1].seq

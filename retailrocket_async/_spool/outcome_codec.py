@@ -1,4 +1,4 @@
-"""Outcomes as text: the outcome log stores them, and other processes read them."""
+"""Converts outcomes to the text that the outcome log of a spool stores, and converts this text to outcomes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def encode_outcome(outcome: Outcome, name: str = "") -> str:
 
     Args:
         outcome: the outcome of some events.
-        name: the name of these events, if they were dropped: those are counted by name.
+        name: the name of these events if the outcome is `Dropped`, because dropped events are counted by name; default
+            empty.
     """
     return json.dumps([type(outcome).__name__, attrs.asdict(outcome), name])
 
 
 def decode_outcome(text: str) -> tuple[Outcome, str]:
-    """Return the outcome, and the name, that `encode_outcome` was given.
+    """Return the outcome and the name that were passed to `encode_outcome`.
 
-    For a damaged text, or one of a newer version, the outcome is `Abandoned` with the reason ``"untold"``.
+    If the text is damaged, or was written by a newer version of this package, the outcome is `Abandoned` with the
+    reason ``"untold"``.
     """
     try:
         kind, fields, name = json.loads(text)

@@ -1,6 +1,7 @@
-"""The log of outcomes in a spool: the process that sends writes it, and every process reads the outcomes of its events.
+"""Stores outcomes in the database of a spool, so that each process can read the outcomes of its own events.
 
-An entry is kept for ten minutes. A process that reads later finds a gap in the numbers of the entries.
+The process that sends the events adds the entries. An entry is kept for ten minutes. A process that reads the log later
+than that finds a gap in the numbers of the entries.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.id_ranges import Range
 
 _PART: Final = 1000
-"""Number of entries that are read at a time."""
+"""Largest number of entries that are read at a time."""
 
 _KEPT: Final = 600.0
-"""Seconds for which an entry is kept, so that the process that tracked the events reads it."""
+"""Seconds for which an entry is kept; the process that tracked the events should read the entry within this time."""
 
 
 class LogEntry(NamedTuple):
-    """The outcome of some events.
+    """An entry of the log: the outcome of some events.
 
     Attributes:
-        seq: the number of the entry; numbers follow one another.
-        ids: the events; empty if the entry is damaged.
-        outcome: the text that `decode_outcome` reads.
+        seq: the number of the entry; entries are numbered consecutively.
+        ids: the ids of the events; empty if the entry is damaged.
+        outcome: the outcome, as text that `decode_outcome` reads.
     """
 
     seq: int
@@ -38,13 +39,13 @@ class LogEntry(NamedTuple):
 
 
 class OutcomeLog:
-    """The log of outcomes.
+    """Adds entries to the log of outcomes, and reads them.
 
     Args:
-        database: the open database; `add` needs a transaction of it.
+        database: the open database; call `add` only in a transaction of this database.
 
     Attributes:
-        part: entries that `after` returns at most; fewer mean the end of the log.
+        part: largest number of entries that `after` returns; if `after` returns fewer, there are no further entries.
     """
 
     def __init__(self, database: Database) -> None:
@@ -53,11 +54,11 @@ class OutcomeLog:
         self.part = _PART
 
     def add(self, ids: Sequence[Range], outcome: str, now: float) -> None:
-        """Add an entry unless `ids` is empty, and now and then remove old entries.
+        """Add an entry unless `ids` is empty; every few seconds, also remove old entries.
 
         Args:
-            ids: the events.
-            outcome: the text that `decode_outcome` reads.
+            ids: the ids of the events.
+            outcome: their outcome, as text that `decode_outcome` reads.
             now: the time, in seconds since the epoch.
         """
         connection = self._database.connection
@@ -70,7 +71,7 @@ class OutcomeLog:
             connection.execute("DELETE FROM settled WHERE at < ?", (now - _KEPT,))
 
     def after(self, seq: int) -> list[LogEntry]:
-        """Return the entries after the number `seq`, oldest first, `part` of them at most."""
+        """Return at most `part` entries whose numbers are above `seq`, oldest first."""
         with self._database.explained():
             text = self._database.connection.execute(
                 "SELECT json_group_array(json_array(seq, ids, outcome)) FROM"
@@ -80,7 +81,7 @@ class OutcomeLog:
         return [LogEntry(seq, decode_ranges(ids), outcome) for seq, ids, outcome in json.loads(text)]
 
     def last(self) -> int:
-        """Return the number of the last entry that was added; 0 if there was none."""
+        """Return the number of the entry that was added last; 0 if no entry was ever added."""
         with self._database.explained():
             found = self._database.connection.execute(
                 "SELECT seq FROM sqlite_sequence WHERE name = 'settled'"

@@ -1,7 +1,8 @@
-"""The events in a spool that this process has tracked: how many have no outcome yet, and the receipts of their callers.
+"""Counts the events in a spool that this process has tracked, and settles their receipts.
 
-A spool may hold millions of events, so there is a record for each run of ids, not for each event. Receipts are held by
-weak references: most callers drop them immediately.
+A spool may hold millions of events, so there is one record for each run of consecutive ids, not for each event. The
+records have only weak references to receipts, so a receipt uses no memory once its caller drops it. Most callers do
+this immediately.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ if TYPE_CHECKING:
 
 
 _YOUNG: Final = 16
-"""Number of newest runs that are not compacted yet, because callers may still drop the receipts of their events."""
+"""Number of newest runs that are not compacted, because callers often hold the receipts of new events."""
 
 
 class SpoolReceipt(Receipt):
-    """A receipt to which weak references are possible."""
+    """A receipt that supports weak references."""
 
     __slots__ = ("__weakref__",)
 
 
 class _Run:
-    """Events whose ids follow one another.
+    """A run: events of this process whose ids are consecutive.
 
     Args:
-        first: the first id.
+        first: the id of the first event.
         receipts: the receipts of the events, in the order of their ids.
 
     Attributes:
-        first: the first id.
-        last: the last id.
-        left: how many of the events have no outcome.
-        refs: weak references to their receipts; None once nobody holds any of these receipts.
+        first: the id of the first event.
+        last: the id of the last event.
+        left: number of events that have no outcome.
+        refs: weak references to the receipts of the events; None once no caller holds any of these receipts.
     """
 
     __slots__ = ("first", "last", "left", "refs")
@@ -56,14 +57,14 @@ class _Run:
         self.refs: list[weakref.ref[SpoolReceipt]] | None = list(map(weakref.ref, receipts))
 
     def receipts(self, first: int, last: int) -> list[SpoolReceipt]:
-        """Return the receipts of the ids from `first` to `last` that somebody still holds."""
+        """Return the receipts of the ids from `first` to `last`, except receipts that no caller holds any more."""
         if self.refs is None:
             return []
         some = self.refs[first - self.first : last - self.first + 1]
         return [receipt for ref in some if (receipt := ref()) is not None]
 
     def numbered(self) -> list[tuple[int, SpoolReceipt]]:
-        """Return all receipts that somebody still holds, each with its id."""
+        """Return all receipts that a caller still holds, each with the id of its event."""
         return [
             (number, receipt)
             for number, ref in enumerate(self.refs or (), self.first)
@@ -72,12 +73,12 @@ class _Run:
 
 
 class ProcessEvents:
-    """Counts the events of this process by their outcome, settles their receipts, and ends calls of `flush`.
+    """Counts the events of this process by their outcome, settles their receipts, and lets calls of `flush` return.
 
     Attributes:
-        tracked: events that were added.
-        counts: how many of them have which outcome.
-        pending: how many of them have no outcome.
+        tracked: number of events that were added.
+        counts: numbers of these events by outcome.
+        pending: number of these events that have no outcome.
     """
 
     def __init__(self) -> None:
@@ -88,7 +89,12 @@ class ProcessEvents:
         self.pending = 0
 
     def accepted(self, receipts: Sequence[SpoolReceipt], last: int) -> None:
-        """Add events, the last of them with the id `last`."""
+        """Add events that are in the file now.
+
+        Args:
+            receipts: the receipts of the events, in the order of their ids; the ids are consecutive.
+            last: the id of the last event.
+        """
         first = last - len(receipts) + 1
         self.tracked += len(receipts)
         self.pending += len(receipts)
@@ -97,7 +103,10 @@ class ProcessEvents:
             self._compact(len(self._runs) - _YOUNG - 1)
 
     def _compact(self, position: int) -> None:
-        """Drop the references of a run if nobody holds its receipts, and merge it with the run before it."""
+        """Drop the references of the run at `position` if no caller holds its receipts any more.
+
+        If the previous run has no references either, and the ids of both runs are consecutive, merge the two runs.
+        """
         run = self._runs[position]
         if run.refs is not None and not any(ref() is not None for ref in run.refs):
             run.refs = None
@@ -108,14 +117,14 @@ class ProcessEvents:
             del self._runs[position]
 
     def settled(self, ids: Sequence[Range], outcome: Outcome, name: str = "") -> None:
-        """Give an outcome to those of `ids` that are events of this process.
+        """Settle those of the given events that this process has tracked.
 
-        Every event may be settled once only: the runs do not remember which of their events have an outcome.
+        Each event must be settled only once, because the runs do not record which of their events have an outcome.
 
         Args:
-            ids: the events.
-            outcome: their outcome.
-            name: their name, if they were dropped.
+            ids: the ids of the events; they may include events of other processes.
+            outcome: the outcome of the events.
+            name: the name of the events if they were dropped.
         """
         for first, last in ids:
             position = bisect.bisect_left(self._runs, first, key=lambda run: run.last)
@@ -137,7 +146,12 @@ class ProcessEvents:
             flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Give `outcome` to all events but those in `waiting`, since their true outcomes are lost."""
+        """Settle the events that are not in the file any more, but whose true outcomes are not known.
+
+        Args:
+            waiting: the ids of the events that still wait in the file; these events are not settled.
+            outcome: the outcome of all other events that have none.
+        """
         left = sorted(waiting)
         for run in list(self._runs):
             still = left[bisect.bisect_left(left, run.first) : bisect.bisect_right(left, run.last)]
@@ -158,16 +172,16 @@ class ProcessEvents:
                 self._runs.remove(run)
 
     def spans(self) -> list[Range]:
-        """Return ranges that hold all ids without an outcome, and other ids of this process."""
+        """Return ranges of ids with all events that have no outcome, and maybe other events of this process."""
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
-        """Return when every event that was added before this call has its outcome; `finished` is a new future."""
+        """Return when every event that was added before this call has an outcome; `finished` is a new future."""
         if self.pending:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Give `outcome` to all events without one: they stay in the file."""
+        """Settle all events that have no outcome with `outcome`, because they stay in the file."""
         self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []

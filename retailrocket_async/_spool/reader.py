@@ -1,7 +1,8 @@
 """Reads a spool's events for the engine, in the writer's thread, while this process holds the lease.
 
-Ids rise, and the reader's cursor is recorded in the file before any event up to it is sent: after a crash the next
-process knows which events may have been recorded.
+The lease is the right of one process to send the spool's events. The events are read in the order of their ids. Before
+events are sent, the highest of their ids is recorded in the file. After a crash the next process therefore knows which
+events the API may have recorded.
 """
 
 from __future__ import annotations
@@ -25,30 +26,32 @@ if TYPE_CHECKING:
 
 
 class ReaderListener(Protocol):
-    """Is notified by a reader: called in the event loop."""
+    """Receives the reports of a reader; the methods are called in the event loop."""
 
     def lease_acquired(self) -> None:
-        """This process holds the lease, and sends from now on."""
+        """Called when this process has acquired the lease, so that it sends from now on."""
 
     def events_read(self, rows: Rows) -> None:
-        """Events were read, and their ids are recorded as read."""
+        """Called with events that were read from the file; the file records that they may be sent."""
 
     def damage_found(self, count: int) -> None:
-        """Damaged events became dead letters; `count` is their number."""
+        """Called when damaged events became dead letters; `count` is the number of these events."""
 
 
 class SpoolReader:
-    """Reads events in the order of their ids; all methods but `may_send` are called in the writer's thread.
+    """Reads events of the file in the order of their ids, and passes them to the event loop.
+
+    All methods except `may_send` are called in the writer's thread.
 
     Args:
-        listener: notified in the loop.
+        listener: called in the loop with the events that were read; see `ReaderListener`.
         loop: the event loop.
         window: limits how many events the engine may have at a time.
         clock: returns the loop's time in seconds, in any thread.
-        lease_validity: seconds after a renewal of the lease for which no other process can have it.
+        lease_validity: seconds after a renewal of the lease in which no other process can take the lease.
 
     Attributes:
-        read_before: the highest id of the events that another process may have sent.
+        read_before: the id up to which another process may have sent the events.
         sending: whether this process passes events to the engine; set by the loop.
     """
 
@@ -68,7 +71,7 @@ class SpoolReader:
         self._lease_validity = lease_validity
         self._has_lease = False
         self._renewed_at = -math.inf
-        # The id up to which events were read, or claimed without reading.
+        # The id of the last event that was read, or that the engine got without a read (see `claims`).
         self._cursor = 0
         self._damaged = 0
         self.read_before = 0
@@ -77,11 +80,19 @@ class SpoolReader:
     # --- the lease ----------------------------------------------------------------------------------------------------
 
     def acquire_lease(self, file: SpoolFile) -> int | None:
-        """Take the lease if it is free; return the id up to which others may have sent, None without the lease."""
+        """Try to acquire the lease; call this in a transaction.
+
+        Returns:
+            The id up to which another process may have sent events; None if this process does not get the lease.
+        """
         return file.events.read_to() if file.lease.acquire() else None
 
     def lease_acquired(self, read_before: int | None) -> None:
-        """Begin to read unless `read_before`, the result of `acquire_lease`, is None; call it after the transaction."""
+        """Begin to read if `acquire_lease` acquired the lease; call this after its transaction is in the file.
+
+        Args:
+            read_before: the result of `acquire_lease`.
+        """
         if read_before is not None and not self._has_lease:
             self.read_before = read_before
             self._cursor = 0
@@ -90,21 +101,28 @@ class SpoolReader:
             post(self._loop, self._listener.lease_acquired)
 
     def lease_renewed(self, moment: float) -> None:
-        """Note that this process held the lease at `moment`, by the clock."""
+        """Note that this process held the lease at `moment` (loop time)."""
         self._renewed_at = moment
 
     def lease_lost(self) -> None:
-        """Stop reading: another process holds the lease, or another file is open."""
+        """Stop reading, because another process holds the lease or another file is open."""
         self._has_lease = False
 
     def may_send(self) -> bool:
-        """Whether this process surely holds the lease, because it was renewed recently; may be called in any thread."""
+        """Whether requests may be sent; may be called in any thread.
+
+        False if this process sends events of the spool, but renewed the lease so long ago that another process may hold
+        the lease now.
+        """
         return not self.sending or self._clock() - self._renewed_at <= self._lease_validity
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, file: SpoolFile) -> Rows:
-        """Return the next events, record them as read, and make damaged ones dead letters; needs a transaction."""
+        """Return the next events, and record in the file that they may be sent; call this in a transaction.
+
+        Damaged events are not returned: they become dead letters.
+        """
         if not self._has_lease:
             return Rows([], [], [])
         events = file.events
@@ -113,7 +131,7 @@ class SpoolReader:
             events.mark_read(max(rows.ids[-1], self.read_before))
         self._damaged = len(events.damaged)
         for before in (False, True):
-            # A damaged event cannot be sent: the API would refuse its whole batch.
+            # A damaged event cannot be sent, because the API would refuse the whole batch.
             ids = [number for number in events.damaged if (number <= self.read_before) is before]
             if ids:
                 outcome = Abandoned(reason="damaged", maybe_recorded=before, attempts=0)
@@ -121,23 +139,30 @@ class SpoolReader:
         return rows
 
     def was_read(self, rows: Rows) -> None:
-        """Pass the result of `read` to the loop, and move the cursor behind it; call it after that transaction."""
+        """Pass the events that `read` returned to the loop; the next `read` begins after these events.
+
+        Call this after the transaction of `read` is in the file.
+        """
         if self._damaged:
             post(self._loop, self._listener.damage_found, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
-            # Posted here, in the writer's thread, so that events that are written later reach the engine later.
+            # The writer's thread itself posts the events, so events that are written later also reach the engine later.
             post(self._loop, self._listener.events_read, rows)
 
     def claims(self, file: SpoolFile, first: int, last: int) -> bool:
-        """Claim events that are being written, if the engine may get them without a read; return whether it may.
+        """Claim new events: decide that the engine gets them directly, without a read of the file.
 
-        Claimed events are recorded as read; needs a transaction.
+        This is possible if this process sends, all earlier events were read, and the window has space. The file then
+        records that the events may be sent. Call this in the transaction that writes the events.
 
         Args:
             file: the file.
-            first: the id of the first of these events.
-            last: the id of the last.
+            first: the id of the first new event.
+            last: the id of the last new event.
+
+        Returns:
+            Whether the events were claimed.
         """
         if not (self.sending and self._has_lease) or self._cursor != first - 1:
             return False
@@ -147,5 +172,5 @@ class SpoolReader:
         return True
 
     def claimed(self, last: int) -> None:
-        """Move the cursor behind claimed events, the last with the id `last`; call it after their transaction."""
+        """Begin the next `read` after `last`, the last claimed id; call this after the transaction of `claims`."""
         self._cursor = last

@@ -1,4 +1,4 @@
-"""Runs a spool from the first event to the close: owns writer and forwarder, and acts on the writer's reports."""
+"""Runs a spool from the first event to the close: owns its writer and forwarder, and handles the writer's reports."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.spool import SqliteSpool
 
 _CATCH_UP_AGAIN: Final = 0.5
-"""Seconds until `missed` looks up missing outcomes again, after the file could not be read."""
+"""Seconds until `missed` looks up missing outcomes again if the file could not be read."""
 
 _GRACE: Final = 1.0
-"""Seconds that a close waits, possibly beyond its deadline, until the thread has closed the file."""
+"""Largest number of seconds that `end` waits for the thread to close the file, even after the close's deadline."""
 
 
 class RunningSpool:
-    """Connects writer, forwarder, engine and ledger; is the writer's listener, see `WriterListener`.
+    """Connects the writer, the forwarder, the engine and the ledger of a spool.
+
+    The object is also the writer's listener: the writer reports by calling its methods, see `WriterListener`.
 
     Args:
         spool: the settings of the spool.
@@ -42,12 +44,12 @@ class RunningSpool:
         engine: sends the events.
         ledger: counts the events of this process.
         batching: the bounds of a batch.
-        once: names of events that are not sent again if they may have been recorded.
-        overflow: what a full spool does.
+        once: names of events that are not sent again if the API may have recorded them.
+        overflow: what happens if the spool is full; see `Buffer.overflow`.
 
     Attributes:
-        writer: writes events and outcomes.
-        forwarder: feeds the engine.
+        writer: writes events and outcomes to the file.
+        forwarder: passes events from the file to the engine.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators, and the settings of a spool
@@ -78,9 +80,9 @@ class RunningSpool:
             overflowed=_overflowed,
         )
         window = Window(
-            # The events in flight, and as many again to fill the next batches from.
+            # Twice the number of events that can be in flight: the second half waits to fill the next batches.
             2 * batching.max_in_flight * batching.max_events,
-            # At most a quarter of the spool, so that enough events are not in flight, and `drop_oldest` may drop them.
+            # At most a quarter of the spool, because `drop_oldest` drops only events that the engine does not have yet.
             min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
         )
         self.forwarder = Forwarder(
@@ -90,13 +92,14 @@ class RunningSpool:
             once=once,
             keyed=batching.ordered or batching.by_session,
             max_age=spool.max_age,
-            # Half of the lease's time-out, so that a request of the last moment has the other half to end.
+            # Half of the lease's time-out. A request that is sent at the end of this half still has the other half to
+            # end before another process may take the lease.
             lease_validity=file.lease.timeout / 2,
             clock=loop.time,
         )
 
     def start(self) -> None:
-        """Start the thread and the task that feeds the engine.
+        """Start the writer's thread, and the task that passes events to the engine.
 
         Raises:
             SpoolError: no thread can be started.
@@ -107,7 +110,7 @@ class RunningSpool:
     # --- flushing and ending ------------------------------------------------------------------------------------------
 
     async def written(self) -> None:
-        """Return when all events that were accepted are in the file.
+        """Return when all events that were accepted before this call are in the file.
 
         Raises:
             SpoolError: the file cannot be used.
@@ -115,7 +118,10 @@ class RunningSpool:
         await self.writer.submit(lambda _: None)
 
     async def settled_all(self) -> None:
-        """Send without linger, and return when all events of this process that are in the file now have an outcome."""
+        """Return when all events of this process that are in the file now have an outcome.
+
+        Until then, batches are sent without linger, that is without waiting until they are full.
+        """
         affinity, forwarder = self._engine.affinity, self.forwarder
         flushed = affinity.create_task(self._ledger.process_events.flushed(affinity.enter().create_future()))
         try:
@@ -128,9 +134,10 @@ class RunningSpool:
             forwarder.skip_linger = False
 
     async def end(self) -> None:
-        """Release the lease, close the file, and give every event its outcome; call it after the engine was closed."""
+        """Release the lease, close the file, and settle all events; call this after the engine was closed."""
         writer, forwarder = self.writer, self.forwarder
-        # If this process sends, the reader knows which events others may have sent; if not, the file has it recorded.
+        # `_settle_rest` needs the id up to which another process may have sent events. If this process sends, the
+        # reader knows this id; otherwise it is read from the file.
         asked = None if forwarder.sending else writer.submit(lambda file: file.events.read_to())
         sent_to: int | None = forwarder.reader.read_before
         forwarder.release_lease()
@@ -143,7 +150,11 @@ class RunningSpool:
         self._settle_rest(sent_to)
 
     def _settle_rest(self, sent_to: int | None) -> None:
-        """Give every event of this process its outcome, as far as it is known; see `SpoolLedger.keep`."""
+        """Settle every event of this process that has no outcome yet.
+
+        Args:
+            sent_to: the id up to which another process may have sent events; None if this is not known.
+        """
         file_gone = self.forwarder.file_gone
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=file_gone)
         self._settle_kept()
@@ -158,7 +169,7 @@ class RunningSpool:
     # --- the writer's listener ----------------------------------------------------------------------------------------
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Give callers their receipts, and feed the engine."""
+        """Give callers the receipts of written events, and pass the events on to the engine."""
         self.writer.waiting -= len(entries)
         if self._ledger.failure is not None:
             self._file_works()
@@ -172,7 +183,7 @@ class RunningSpool:
             self.forwarder.appended()
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
-        """Raise `error` in the callers that wait; drop the events of other callers."""
+        """Raise `error` in the callers that wait; drop all other events, or all events if `error` is None."""
         self.writer.waiting -= len(entries)
         for envelope, receipt, admitted in entries:
             if admitted is not None and admitted.done():
@@ -180,7 +191,7 @@ class RunningSpool:
             if error is not None and admitted is not None:
                 admitted.set_exception(error)
                 continue
-            # The spool drops events, or this caller does not wait, so that no error can be raised in it.
+            # The full spool drops events, or this caller does not wait, so no error can be raised in the caller.
             dropped = Dropped(reason="overflow")
             self._ledger.drop_direct(dropped, [receipt.event_name])
             self._engine.intake.end(envelope, receipt, dropped)
@@ -188,18 +199,18 @@ class RunningSpool:
                 admitted.set_result(receipt)
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Give events of this process the outcomes in the log."""
+        """Settle events of this process with the outcomes in the log."""
         self._ledger.settle_log(log)
 
     def missed(self) -> None:
-        """Look up which events of this process wait, and end those whose outcomes the log does not hold any more."""
+        """Look up which events of this process still wait in the file, and settle all others."""
         self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:
         if found.cancelled():
             return
         if found.exception() is not None:
-            # The writer reports a gap in the log only once.
+            # The writer reports a gap in the log only once, so the look-up is repeated here.
             if not self.writer.over:
                 self._engine.affinity.call_later(_CATCH_UP_AGAIN, self.missed)
             return
@@ -208,7 +219,7 @@ class RunningSpool:
         self._ledger.settle_unknown(waiting)
 
     def measured(self, usage: Usage) -> None:
-        """Note that the file can be used, and how much is in it."""
+        """Note that the file can be used, and store the numbers of its events and bytes."""
         self._ledger.usage = usage
         self._file_works()
 
@@ -217,21 +228,21 @@ class RunningSpool:
         self.forwarder.file_gone = False
 
     def failed(self, error: SpoolError) -> None:
-        """Note why the file cannot be used, and log it."""
+        """Note why the file cannot be used, and log the reason."""
         self._ledger.failure = error
         self.forwarder.file_gone = isinstance(error, SpoolGoneError)
         self._engine.spool_failed(error)
 
     def lease_lost(self, error: SpoolError) -> None:
-        """Stop sending: another process sends, and writes the outcomes."""
+        """Stop sending, because another process sends now, and writes the outcomes."""
         self.writer.term += 1
-        # Outcomes that were not written are void: the other process sends these events again.
+        # Outcomes that were not written are discarded, because the other process sends these events again.
         self.writer.pop_unsettled()
         self.forwarder.lose()
         self._engine.spool_failed(error)
 
     def replaced(self) -> None:
-        """Give all events of the old file their outcome, and go on with the file in its place."""
+        """Settle all events of the file that was open before, and continue with the file that has replaced it."""
         self.writer.term += 1
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=True)
         self.forwarder.file_gone = True
@@ -247,7 +258,7 @@ class RunningSpool:
         )
 
     def ended(self, error: SpoolError) -> None:
-        """Stop sending: outcomes cannot be written, and another process may take the lease."""
+        """Stop sending, because without the thread no outcome is written, and another process may take the lease."""
         self._ledger.failure, self._ledger.ended = error, True
         self.writer.term += 1
         self.forwarder.stop()

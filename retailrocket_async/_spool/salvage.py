@@ -1,7 +1,8 @@
-"""Reads the sound events of a damaged spool directly from its pages: SQLite stops at the first damaged page.
+"""Reads the undamaged events of a damaged spool directly from the pages of its database file.
 
-The format is https://www.sqlite.org/fileformat2.html. A page that holds rows says where each row begins, so each row is
-read by itself. Free pages hold rows that were removed, and are skipped. Nothing is written.
+SQLite itself would stop at the first damaged page. The format of the file is described at
+https://www.sqlite.org/fileformat2.html. A page that holds rows states where each row begins, so a damaged row does not
+prevent other rows from being read. Free pages are skipped, because they hold removed rows. No file is changed.
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _PAGE: Final = 4096
-"""Bytes of a page: SQLite's default, which a spool has."""
+"""Size of a page in bytes; a spool uses SQLite's default."""
 
 _HEADER: Final = 100
-"""Bytes before the content of the first page."""
+"""Size in bytes of the header at the start of the file, before the content of the first page."""
 
 _ROWS: Final = 0x0D
 """The first byte of a page that holds rows."""
 
 _MAP_ENTRIES: Final = _PAGE // 5
-"""Pages that one page of the pointer map describes, with five bytes for each."""
+"""Number of pages that one page of the pointer map describes, with five bytes for each. The pointer map states
+what each page of the database is used for."""
 
 _FREE: Final = 2
-"""The first of the five bytes that describe a free page."""
+"""Value of the first of these five bytes if the page is free."""
 
 _MOST_BYTES: Final = 64 << 20
-"""Largest number of bytes of a row; a row with a larger size counts as damaged."""
+"""Largest size of a row in bytes; a row that states a larger size counts as damaged."""
 
 
 class Row(NamedTuple):
     """A waiting event or a dead letter.
 
     Attributes:
-        dead: whether it is a dead letter.
-        envelope: its JSON; None if it is damaged.
+        dead: whether the row is a dead letter.
+        envelope: the JSON of the event; None if the row is damaged.
     """
 
     dead: bool
@@ -49,7 +51,9 @@ class Row(NamedTuple):
 
 
 def salvaged(directory: Path) -> Iterator[Row]:
-    """Yield the events and the dead letters in the files, in the order of the first id of each page.
+    """Yield the waiting events and the dead letters of the spool in `directory`.
+
+    The pages are read in the order of the lowest id on each page.
 
     Raises:
         OSError: the files cannot be read.
@@ -63,10 +67,11 @@ def salvaged(directory: Path) -> Iterator[Row]:
 
 
 class _Log:
-    """SQLite's write-ahead log: pages that are committed and not in the database yet.
+    """Reads SQLite's write-ahead log, which holds pages that are committed but not in the database file yet.
 
     Attributes:
-        count: pages of the database after the last committed transaction; None if there is no such transaction.
+        count: number of pages of the database after the last committed transaction in the log; None if the log holds no
+            such transaction.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,13 +91,13 @@ class _Log:
             number, count = struct.unpack(">II", header[:8])
             pending[number] = file.tell()
             if file.seek(_PAGE, 1) and count:
-                # A header with a count belongs to the last page of a transaction.
+                # Only the header of the last page of a transaction has a count, so this transaction is complete.
                 self._at.update(pending)
                 self.count = count
                 pending = {}
 
     def page(self, number: int) -> bytes | None:
-        """Return a page; None if the log does not hold it."""
+        """Return the page with this number; None if the log does not hold this page."""
         if self._file is None or number not in self._at:
             return None
         self._file.seek(self._at[number])
@@ -105,7 +110,7 @@ class _Log:
 
 
 class _Pages:
-    """The pages of a database, and of its write-ahead log."""
+    """Reads the pages of a database: from its write-ahead log if the log holds the page, otherwise from its file."""
 
     def __init__(self, database: BinaryIO, log: _Log) -> None:
         self._database = database
@@ -120,12 +125,12 @@ class _Pages:
         return page.ljust(_PAGE, b"\0")
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows, in the order of the first id of each page."""
+        """Yield all events and dead letters; the pages are read in the order of the lowest id on each page."""
         found: list[tuple[int, int]] = []
         described, free = 0, b""
         for number in range(1, self._count + 1):
             if (number - 2) % (_MAP_ENTRIES + 1) == 0:
-                # A page of the pointer map says which of the pages behind it are free.
+                # This page belongs to the pointer map, and states which of the following pages are free.
                 described, free = number + 1, self._page(number)[0::5][:_MAP_ENTRIES]
                 continue
             page = self._page(number)
@@ -138,7 +143,10 @@ class _Pages:
                     yield row
 
     def _cells(self, page: bytes) -> Iterator[tuple[int, Row | None]]:
-        """Yield the id and the content of each row of a page; None for a row of another table."""
+        """Yield the id and the content of each row of a page; the content is None if the row belongs to another table.
+
+        If a row is damaged, its id is yielded as 0.
+        """
         [count] = struct.unpack_from(">H", page, 3)
         for position in range(8, min(8 + 2 * count, _PAGE), 2):
             try:
@@ -150,7 +158,7 @@ class _Pages:
                 yield 0, Row(dead=False, envelope=None)
 
     def _content(self, page: bytes, at: int, size: int) -> bytes:
-        """Return the content of a row; that of a large row continues in other pages."""
+        """Return the content of a row; the content of a large row continues on other pages."""
         most = _PAGE - 35
         if size > _MOST_BYTES:
             raise ValueError(size)
@@ -173,7 +181,7 @@ class _Pages:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return SQLite's integer of one to nine bytes that begins at `at`, and the position after it."""
+    """Return the integer that begins at `at`, in SQLite's format of one to nine bytes, and the position after it."""
     value = 0
     for number in range(9):
         byte = data[at + number]
@@ -186,7 +194,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 _SIZES: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
-"""Bytes of a value of each of SQLite's first kinds."""
+"""Size of a value in bytes, for each of the first ten kinds of values in SQLite's format."""
 
 
 def _row(content: bytes) -> Row | None:
@@ -202,7 +210,7 @@ def _row(content: bytes) -> Row | None:
         size = _SIZES[kind] if kind < len(_SIZES) else (kind - 12) // 2
         values.append(content[at : at + size])
         at += size
-    # The last column of both tables is the JSON. That of an event follows its size.
+    # The last column of both tables is the JSON. In the table of events, the column before it is the size of the JSON.
     is_event = len(kinds) == 4 and kinds[0] == 0 and kinds[2] < len(_SIZES)
     is_dead = len(kinds) == 6 and kinds[0] == 0
     if not is_event and not is_dead:
@@ -217,7 +225,7 @@ def _integer(kind: int, value: bytes) -> int:
 
 
 def is_envelope(body: bytes) -> bool:
-    """Whether `body` is the JSON of an object; every event is one."""
+    """Whether `body` is a JSON object, as every event is."""
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

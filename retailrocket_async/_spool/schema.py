@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Durability: TypeAlias = Literal["commit", "interval"]
-"""When an event is safe from a power cut: when `track` returns (commit), or after half a second (interval)."""
+"""When an event is safe from a power cut: as soon as `track` returns (commit), or half a second later (interval)."""
 
 PAGE: Final = 4096
-"""Bytes of a page of the database: SQLite's default."""
+"""Size of a page of the database in bytes; a spool uses SQLite's default."""
 
 _MIGRATIONS: Final = (
     """
@@ -29,17 +29,19 @@ _MIGRATIONS: Final = (
     CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     """,
 )
-"""Statements that turn each version of the schema into the next one; `PRAGMA user_version` counts those that ran."""
+"""The statements of each item turn one version of the schema into the next. `PRAGMA user_version` is the number of
+items whose statements have run."""
 
 _HEADROOM: Final = 1 << 20
 """Bytes that SQLite may use beyond `max_bytes`, because the statements that remove events need space, too."""
 
 _CHECKED_ALWAYS: Final = 32 << 20
-"""Bytes up to which a database is checked for damage whenever it is opened; the check takes some 5 ms per MiB."""
+"""Largest size in bytes of a database that is checked for damage whenever it is opened. The check takes some 5 ms per
+MiB, so a larger database is checked only if there are signs of damage."""
 
 
 def configure(connection: sqlite3.Connection, durability: Durability, max_bytes: int) -> None:
-    """Set a new connection up, and bring the tables up to date.
+    """Apply the settings to a new connection, and bring the tables up to date.
 
     Raises:
         SpoolError: a newer version of this package wrote the database.
@@ -49,22 +51,22 @@ def configure(connection: sqlite3.Connection, durability: Durability, max_bytes:
     if version > len(_MIGRATIONS):
         raise SpoolError(f"the spool was written by a newer version of this package (schema {version}): upgrade")
     if not version:
-        # This setting has an effect only before the first table is created. Later the statement would have no use, and
-        # would write to a file that may be damaged.
+        # This setting has an effect only before the first table is created. Later the statement would be useless,
+        # and would write to a file that may be damaged.
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'commit' else 'NORMAL'}")
     connection.execute(f"PRAGMA journal_size_limit={16 << 20}")
     connection.execute(f"PRAGMA max_page_count={(max_bytes + _HEADROOM) // PAGE}")
-    # A damaged page is noticed when it is read, for which SQLite looks at each of its cells.
+    # With this setting SQLite checks the cells of each page that it reads, so a damaged page is noticed.
     connection.execute("PRAGMA cell_size_check=ON")
     for number in range(version, len(_MIGRATIONS)):
-        # One transaction for each version: a crash in the middle leaves the version before.
+        # Each version has its own transaction, so after a crash the tables are still in the previous version.
         connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT")
 
 
 def claim(connection: sqlite3.Connection, shop: str, directory: Path) -> None:
-    """Make `shop`, a partner id, the owner of a database that has none.
+    """Store `shop`, a partner id, as the owner of the database if the database has no owner yet.
 
     Raises:
         SpoolError: the database belongs to another shop.
@@ -76,18 +78,21 @@ def claim(connection: sqlite3.Connection, shop: str, directory: Path) -> None:
 
 
 def owner_of(connection: sqlite3.Connection) -> str | None:
-    """Return the partner id of the shop that a database belongs to; None if no client has used it yet."""
+    """Return the partner id of the shop that owns the database; None if no client has used the database yet."""
     found = connection.execute("SELECT value FROM meta WHERE name = 'shop'").fetchone()
     return None if found is None else str(found[0])
 
 
 def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: bool) -> bool:
-    """Check the database for damage, unless it is large; return whether it was checked.
+    """Check the database for damage; a large database is checked only if `large` is true.
 
     Args:
         connection: an open connection.
         directory: the directory of the spool, for the error.
-        large: whether to check a large database as well.
+        large: whether to check the database even if it has more than 32 MiB.
+
+    Returns:
+        Whether the database was checked.
 
     Raises:
         SpoolDamagedError: the database is damaged.
@@ -102,5 +107,5 @@ def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: 
 
 
 def _decoded(text: bytes) -> str:
-    # An event with damaged text must not keep other events from being read.
+    # Damaged text is replaced and raises no error, because the error would prevent other events from being read.
     return text.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The settings of a spool, and the methods to inspect and repair one."""
+"""The settings of a spool, and methods that inspect and repair a spool."""
 
 import math
 import os
@@ -21,16 +21,17 @@ from retailrocket_async._spool.schema import Durability
 _DAY: Final = 86_400.0
 
 _OLDEST_SQLITE: Final = (3, 38)
-"""The first version that has JSON functions in every build."""
+"""The first version of SQLite that has JSON functions in every build."""
 
 _LEAST_FREE: Final = 16 << 20
-"""Bytes that SQLite's write-ahead log may hold beside the database, see `journal_size_limit` in `schema`."""
+"""Least value of `min_free`: the bytes that SQLite's write-ahead log may use beside the database, see
+`journal_size_limit` in `schema`."""
 
 _PART: Final = 1000
-"""Number of events that the listing methods read at a time."""
+"""Largest number of events that the listing methods read at a time."""
 
 _PART_BYTES: Final = 8 << 20
-"""Bytes of their JSON that are read at a time."""
+"""Largest number of bytes of JSON that the listing methods read at a time."""
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -44,7 +45,7 @@ def _directory(path: PathLike) -> Path:
     try:
         return Path(text).absolute()
     except OSError as error:
-        # The current directory was removed.
+        # This happens if the current directory was removed.
         raise ConfigurationError(
             f"SqliteSpool.path is relative to a directory that is gone: {error.strerror}"
         ) from None
@@ -55,9 +56,9 @@ class SpooledEvent:
     """An event that waits in a spool.
 
     Attributes:
-        id: its number in the spool, rising.
-        envelope: its JSON, one line that ``retailrocket-async send`` reads.
-        tracked_at: when it was tracked, in seconds since the epoch.
+        id: number of the event in the spool; later events have higher numbers.
+        envelope: JSON of the event, as one line that ``retailrocket-async send`` reads.
+        tracked_at: when the event was tracked, in seconds since the epoch.
     """
 
     id: int
@@ -67,14 +68,14 @@ class SpooledEvent:
 
 @attrs.frozen(kw_only=True)
 class DeadEvent:
-    """A dead letter: an event that was not delivered, and is not sent again unless somebody replays it.
+    """A dead letter: an event that was not delivered, and is sent again only if it is replayed.
 
     Attributes:
-        id: its number in the spool.
-        envelope: its JSON, as in `SpooledEvent`.
-        tracked_at: when it was tracked, in seconds since the epoch.
-        died_at: when it became a dead letter, in seconds since the epoch.
-        reason: why, e.g. ``"rejected: HTTP 400"`` or ``"expired"``.
+        id: number of the event in the spool.
+        envelope: JSON of the event, as in `SpooledEvent`.
+        tracked_at: when the event was tracked, in seconds since the epoch.
+        died_at: when the event became a dead letter, in seconds since the epoch.
+        reason: why the event became a dead letter, e.g. ``"rejected: HTTP 400"`` or ``"expired"``.
         maybe_recorded: whether the API may nevertheless have recorded the event.
     """
 
@@ -91,12 +92,12 @@ class SpoolContents:
     """A summary of the content of a spool.
 
     Attributes:
-        partner_id: the shop that it belongs to; None if no client has used it yet.
+        partner_id: the shop that the spool belongs to; None if no client has used the spool yet.
         events: number of waiting events.
-        size: bytes in use.
+        size: number of bytes in use.
         oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
-        dead: numbers of dead letters by reason.
-        sending: whether a process sends the events.
+        dead: number of dead letters for each reason.
+        sending: whether a process sends the events at present.
     """
 
     partner_id: str | None
@@ -109,27 +110,28 @@ class SpoolContents:
 
 @attrs.frozen
 class SqliteSpool:
-    """Stores events on disk until they are delivered: in a directory that the processes of one host share.
+    """Stores events on disk until they are delivered, in a directory that the processes of one host may share.
 
     `track` returns when its event is in the file. From then on the event survives a crash of the process and of the
-    host and, with ``durability="commit"``, a power cut. It leaves the file when it has its outcome; an event that is
-    refused becomes a dead letter. Any number of processes may share a spool. One of them sends at a time, so the host
-    keeps one request limit. A spool belongs to one shop. The key is never written to it. A spool needs Linux, macOS or
-    another system with ``flock``.
+    host and, with ``durability="commit"``, a power cut. The event leaves the file when it has its outcome; an event
+    that is refused becomes a dead letter. Any number of processes may share a spool. Only one of them sends at a time,
+    so all of them together keep one request limit. A spool belongs to one shop. The API key is never written to the
+    spool. A spool needs Linux, macOS or another system with ``flock``.
 
     Args:
-        path: the directory, on a local file system; if it does not exist, it is made for this user alone.
-        durability: ``"commit"`` (default): flushed to the disk before `track` returns. ``"interval"``: flushed every
-            half second, so that a power cut, or the end of a virtual machine, may cost the last moment's events; a
-            crash of the process costs none.
-        max_bytes: bytes that the file may hold, 1 MiB or more; default 1 GiB, some four million events.
-        min_free: bytes of its file system that are left free, 16 MiB or more, as removing events takes room, too;
-            default 64 MiB.
+        path: the directory, on a local file system; if the directory does not exist, it is created, and only this user
+            can read it.
+        durability: ``"commit"`` (default): each event is flushed to the disk before `track` returns. ``"interval"``:
+            events are flushed every half second, so a power cut, or the end of a virtual machine, may lose the events
+            of the last half second; a crash of the process loses no event.
+        max_bytes: largest size of the file in bytes, 1 MiB or more; default 1 GiB, enough for some four million events.
+        min_free: bytes of the file system that the spool leaves free, 16 MiB or more, because removing events needs
+            space, too; default 64 MiB.
         max_age: seconds after which an event becomes a dead letter instead of being sent, above 0; default 7 days.
-        full_timeout: seconds for which `track` waits, if the spool is full or its file cannot be used, before it
-            raises, 0 or more; default 5. A full spool makes `track` wait with ``Buffer(overflow="wait")`` only;
-            ``"raise"``, ``"drop_newest"`` and ``"drop_oldest"`` do what they say.
-        max_dead: dead letters kept, 0 or more; default 100,000; the oldest are removed.
+        full_timeout: seconds that `track` waits before it raises an error if the spool is full or its file cannot be
+            used, 0 or more; default 5. If the spool is full, `track` waits with ``Buffer(overflow="wait")`` only; with
+            ``"raise"``, ``"drop_newest"`` and ``"drop_oldest"`` it raises the error, or drops events, at once.
+        max_dead: largest number of dead letters, 0 or more; default 100,000. If there are more, the oldest are removed.
         dead_age: seconds for which dead letters are kept, above 0; default 30 days.
 
     Raises:
@@ -166,7 +168,7 @@ class SqliteSpool:
     # --- inspection; every method blocks, so call it in a thread if an event loop runs --------------------------------
 
     def stat(self) -> SpoolContents:
-        """Return what is in the spool. This looks at every event, which takes a second for millions of events.
+        """Return a summary of the spool. This counts every event, which takes a second for millions of events.
 
         Raises:
             SpoolError: there is no spool, or it cannot be used.
@@ -187,7 +189,7 @@ class SqliteSpool:
         """Yield the waiting events, oldest first.
 
         Raises:
-            SpoolError: as `stat`.
+            SpoolError: there is no spool, or it cannot be used.
         """
         return (event for event in self._events() if event is not None)
 
@@ -208,7 +210,7 @@ class SqliteSpool:
         """Yield the dead letters, oldest event first.
 
         Raises:
-            SpoolError: as `stat`.
+            SpoolError: there is no spool, or it cannot be used.
         """
         with self._opened() as file:
             after = 0
@@ -222,11 +224,12 @@ class SqliteSpool:
     def export(self, *, dead: bool = False) -> Iterator[bytes | None]:
         """Yield the JSON of each waiting event, oldest first, and None for each damaged one.
 
-        If SQLite cannot read the file any more, its pages are read directly, without a lock and without writing: stop
-        the processes that use the spool before. The events then come in the order of the pages.
+        If the file is damaged and SQLite cannot read it any more, the pages of the file are read directly, without a
+        lock and without writing. Stop the processes that use the spool before you call this. The events are then
+        yielded in the order of the pages.
 
         Args:
-            dead: yield the dead letters, and not the waiting events; default False.
+            dead: whether to yield the dead letters instead of the waiting events; default False.
 
         Raises:
             SpoolError: there is no spool, or its files cannot be read at all.
@@ -243,7 +246,10 @@ class SqliteSpool:
             raise SpoolError(f"the spool in {self.path} cannot be read: {error.strerror}") from None
 
     def _is_readable(self, *, dead: bool) -> bool:
-        """Whether SQLite can read all events: after the first ones it would be too late to read the pages instead."""
+        """Whether SQLite can read all events.
+
+        All events are read before the first is yielded; later it would be too late to read the pages instead.
+        """
         try:
             for _ in self.dead() if dead else self._events():
                 pass
@@ -252,32 +258,34 @@ class SqliteSpool:
         return True
 
     def replay_dead(self, most: int | None = None) -> int:
-        """Make dead letters waiting events again, the oldest dead letters first; return how many.
+        """Turn dead letters back into waiting events, the oldest dead letters first; return their number.
 
         Args:
-            most: dead letters to replay at most; default None, for all.
+            most: largest number of dead letters to replay; default None, for all.
 
         Raises:
-            SpoolError: as `stat`.
+            SpoolError: there is no spool, or it cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.replay(1 << 40 if most is None else most, now())
 
     def purge(self) -> int:
-        """Remove the waiting events for good; return how many. Events that another process has read to send stay.
+        """Remove the waiting events for good; return their number.
+
+        If another process sends at present, the events that it has read already are not removed.
 
         Raises:
-            SpoolError: as `stat`.
+            SpoolError: there is no spool, or it cannot be used.
         """
         with self._opened() as file, file.transaction():
             after = 0 if file.lease.acquire() else file.events.read_to()
             return file.purge(after, lambda name: encode_outcome(Dropped(reason="purged"), name), now())
 
     def purge_dead(self) -> int:
-        """Remove the dead letters for good; return how many.
+        """Remove the dead letters for good; return their number.
 
         Raises:
-            SpoolError: as `stat`.
+            SpoolError: there is no spool, or it cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.purge()
@@ -292,7 +300,7 @@ class SqliteSpool:
             file.close()
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return a connection to the spool that is not open yet; for this package alone."""
+        """Return a connection to the spool, not open yet; only for use inside this package."""
         return SpoolFile(
             self.path,
             durability=self.durability,
@@ -300,6 +308,6 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
-            # A second at least: a transaction of another process is no failure.
+            # At least one second, because another process may hold the lock for a transaction, which is no failure.
             patience=max(1.0, self.full_timeout),
         )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class System:
-    """Calls the operating system: every method does what the function of its name in `os`, `fcntl` or `time` does."""
+    """Calls the operating system; each method makes one call of `os`, `fcntl`, `time` or `pathlib`."""
 
     def stat(self, path: Path) -> os.stat_result:
         """Return the status of a file."""
@@ -30,7 +30,7 @@ class System:
         path.mkdir(mode)
 
     def makedirs(self, path: Path) -> None:
-        """Make a directory and its parents; do nothing if it exists."""
+        """Make a directory and its parents; do nothing if the directory exists."""
         path.mkdir(parents=True, exist_ok=True)
 
     def open(self, path: Path, flags: int, mode: int) -> int:
@@ -38,7 +38,7 @@ class System:
         return os.open(path, flags, mode)
 
     def fchown(self, file: int, user: int, group: int) -> None:
-        """Give an open file to another user."""
+        """Change the owner and the group of an open file."""
         os.fchown(file, user, group)
 
     def close(self, file: int) -> None:
@@ -47,7 +47,7 @@ class System:
 
     def flock(self, file: int, operation: int) -> None:
         """Lock or unlock an open file."""
-        import fcntl  # noqa: PLC0415 - Windows has none
+        import fcntl  # noqa: PLC0415 - Windows has no `fcntl`
 
         fcntl.flock(file, operation)
 
@@ -56,7 +56,7 @@ class System:
         os.utime(file)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file over another one."""
+        """Rename the file `source` to `target`; if `target` exists, it is replaced."""
         source.replace(target)
 
     def read_text(self, path: Path) -> str:
@@ -64,7 +64,7 @@ class System:
         return path.read_text("utf-8", errors="replace")
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Block the calling thread for `seconds`."""
         time.sleep(seconds)
 
 

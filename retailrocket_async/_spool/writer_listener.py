@@ -1,4 +1,4 @@
-"""What a writer reports to the event loop."""
+"""The interface through which a writer's thread reports to the event loop."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ class WriterListener(Protocol):
     """Receives the reports of a writer: its methods are called in the event loop, in the order of the reports."""
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Events are in the file.
+        """Called when events are in the file.
 
         Args:
-            entries: the events.
-            last: the id of the last of them; their ids follow one another.
-            claimed: whether the reader has claimed them, see `SpoolReader.claims`.
+            entries: the events; their ids are consecutive.
+            last: the id of the last event.
+            claimed: whether the engine must get these events now, without a read; see `SpoolReader.claims`.
         """
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
-        """Events were not accepted, for the reason `error`; None if they are dropped."""
+        """Called when events were not accepted; `error` is the reason, or None if the events are to be dropped."""
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Events of any process have an outcome."""
+        """Called with new entries of the outcome log; they may settle events of any process."""
 
     def missed(self) -> None:
-        """Entries of the log were removed before they were read; `SpoolWriter.catch_up` finds their events."""
+        """Called if log entries were removed before they were read; their events must be looked up in the file."""
 
     def measured(self, usage: Usage) -> None:
-        """The file can be used, and this much is in it."""
+        """Called regularly while the file can be used; `usage` says how much the file holds."""
 
     def failed(self, error: SpoolError) -> None:
-        """The file could not be used; the writer tries again."""
+        """Called when the file could not be used; the writer tries again."""
 
     def lease_lost(self, error: SpoolError) -> None:
-        """Another process has taken the lease, and sends from now on."""
+        """Called when another process has taken the lease, so that the other process sends from now on."""
 
     def replaced(self) -> None:
-        """Another file is in the place of the one that was open, whose events are lost."""
+        """Called when another file has replaced the file that was open; the events of the old file are lost."""
 
     def ended(self, error: SpoolError) -> None:
-        """A defect has ended the thread, and nothing is written any more."""
+        """Called when a defect has ended the thread; nothing is written after this."""

@@ -1,8 +1,8 @@
-"""The one thread that uses a spool's file: it writes all events that have come in one transaction, and repeats this.
+"""Runs in the only thread that uses a spool's file; writes waiting events in groups, each group in one transaction.
 
-Events that come during a transaction are written together in the next one (group commit), so a slow disk causes larger
-groups and not a long queue. The thread reports to the event loop by posting calls to it. It never waits for the loop,
-except when the thread ends because of a defect.
+Events that arrive during a transaction are written together in the next transaction (group commit), so a slow disk
+leads to larger groups and not to a long queue. The thread reports to the event loop by scheduling calls in the loop.
+The thread waits for the loop only if a defect ends the thread.
 """
 
 from __future__ import annotations
@@ -41,33 +41,34 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _GROUP: Final = 1000
-"""Events in one transaction at most; the loop needs a millisecond or two to give so many callers their receipts."""
+"""Largest number of events in one transaction. To give 1000 callers their receipts takes the loop one or two ms."""
 
 _GROUP_BYTES: Final = 8 << 20
 
 _SPACING: Final = 0.003
-"""Seconds between two small transactions. Transactions of one event, of a single caller, are not delayed."""
+"""Least number of seconds between two small transactions. After a transaction with one event there is no such pause, so
+a single caller is not delayed."""
 
 _LARGE: Final = 100
-"""Number of events and jobs from which on a transaction counts as large."""
+"""Least number of events and jobs in a large transaction; a transaction with fewer is small."""
 
 _RETRY: Final = 0.05
-"""Seconds between two attempts to write events that wait for room, or for the file."""
+"""Seconds between two attempts to write events that wait for space, or until the file can be used."""
 
 _INTERVAL: Final = 0.5
-"""Seconds between two rounds of maintenance; a power cut loses the events of this time with `durability="interval"`."""
+"""Seconds between rounds of maintenance. With `durability="interval"`, a power cut loses the events of this time."""
 
 _REOPEN: Final = 0.25
-"""Seconds between two attempts to open a file that failed."""
+"""Least number of seconds between two attempts to open the file after an error."""
 
 
 class WriterThread:
-    """The function of the writer's thread, and its state.
+    """Writes events to the file, and runs jobs; its method `run` is the function of the writer's thread.
 
-    The arguments are those of `SpoolWriter`.
+    See `SpoolWriter` for the arguments.
 
     Attributes:
-        queue: receives events and jobs for the thread; the item None asks the thread to end.
+        queue: the events and jobs for the thread; the item None asks the thread to end.
         ended: future that is resolved, in the loop, when the thread has ended.
         capacity: computes how many events fit in the spool.
         log: reads the log of outcomes.
@@ -113,13 +114,13 @@ class WriterThread:
         self._collected_at = self._renews_at = self._maintains_at = 0.0
         self._stopping = False
         self._ends_at = 0.0
-        # Why events and jobs are refused after the end.
+        # The error with which events and jobs are refused after the thread has ended.
         self._end_reason = SpoolError("the spool was closed")
         self._end_reported = threading.Event()
 
     @property
     def reader(self) -> SpoolReader | None:
-        """Reads what is written; None for none. Set it before the thread starts."""
+        """Reads written events for the engine; None if no events are read. Set the reader before the thread starts."""
         return self._group.reader
 
     @reader.setter
@@ -129,7 +130,7 @@ class WriterThread:
     # --- the life of the thread ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Write what comes through `queue`, until it is asked to end or a defect ends it."""
+        """Write the events and run the jobs of `queue`, until the item None arrives or a defect ends the thread."""
         defect: BaseException | None = None
         try:
             while self._step():
@@ -137,13 +138,13 @@ class WriterThread:
         except BaseException as error:  # noqa: BLE001 - without a report callers would wait for ever
             defect = error
         for last in (functools.partial(self._report_defect, defect), self._refuse_all, self._file.close):
-            # An error of one must not keep the others from being called.
+            # All three functions must be called, even if one of them raises an error.
             with suppress(BaseException):
                 last()
         post(self._loop, self.refuse_rest)
 
     def _step(self) -> bool:
-        """Do one round of work; return False at the end. After an error the next round tries again."""
+        """Do one round of work; return False if the thread has to end. After an error the next round tries again."""
         failed: SpoolError | None = None
         try:
             if not self._goes_on():
@@ -157,7 +158,7 @@ class WriterThread:
             if self._stopping and not self._group:
                 return False
             failed = without_frames(error)
-        # Outside the block: the error's frames hold statements that would keep the file open.
+        # Inside the `except` block the frames of the error would still hold SQL statements that keep the file open.
         if failed is not None:
             self._recover(failed)
         return True
@@ -165,7 +166,8 @@ class WriterThread:
     def _goes_on(self) -> bool:
         if not self._stopping:
             return True
-        # If the disk stays full the rest cannot be written: the events are still in the file, or were refused.
+        # If the disk stays full, waiting outcomes and events cannot be written, so the time is limited. Events whose
+        # outcome was not written are still in the file, and events that were not written are refused.
         return bool(self._group) and self._clock() < self._ends_at
 
     def _refuse_all(self) -> None:
@@ -173,7 +175,7 @@ class WriterThread:
         self._group.fail_jobs(self._end_reason)
 
     def refuse_rest(self) -> None:
-        """Note that the thread has ended, and refuse what came too late for it; called in the loop."""
+        """Note that the thread has ended, and refuse the events and jobs that are still queued; called in the loop."""
         if not self.ended.done():
             self.ended.set_result(None)
         while not self.queue.empty():
@@ -185,7 +187,7 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """Make the loop stop sending, and wait until it has: the lease is released after this."""
+        """After a defect, make the loop stop sending, and wait until this is done: the lease is released afterwards."""
         if defect is None:
             return
         self._end_reason = SpoolError(
@@ -205,10 +207,10 @@ class WriterThread:
     # --- collecting ---------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Wait for an item in the queue, and take items up to a full group."""
+        """Wait for an item in the queue; then take items until the queue is empty or the group is full."""
         try:
             self._take(self.queue.get(timeout=_RETRY if self._group else _INTERVAL))
-            # The first item is stored before this wait, which may raise.
+            # The first item is stored already, so it is not lost if this wait raises an error.
             self._wait_for_more()
             entries = self._unwritten.entries
             size = size_of(entries)
@@ -220,7 +222,7 @@ class WriterThread:
             self._unwritten.stamp(self._clock())
 
     def _take(self, item: Entry | Job | None) -> int:
-        """Store an item of the queue; return its bytes if it is an event, else 0."""
+        """Store an item of the queue; return the size of an event in bytes, or 0 for any other item."""
         if type(item) is tuple:
             self._unwritten.entries.append(item)
             return len(item[0])
@@ -232,7 +234,10 @@ class WriterThread:
         return 0
 
     def _wait_for_more(self) -> None:
-        """Wait a moment for more items if the last transaction was small: each costs as much as a hundred events."""
+        """If the last transaction was small, wait a few milliseconds for more items.
+
+        The wait saves transactions: one transaction costs as much as a hundred events.
+        """
         if 1 < self._group.size < _LARGE and (wait := self._collected_at + _SPACING - self._clock()) > 0.0:
             time.sleep(wait)
         self._collected_at = self._clock()
@@ -240,7 +245,7 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write the events and jobs that wait; do the maintenance if none waits or it is due."""
+        """Write the waiting events and jobs; do the maintenance if nothing waits or the maintenance is due."""
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -262,7 +267,7 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """Renew the lease if this process holds it, and let the reader know."""
+        """Renew the lease twice a second if this process holds it, and notify the reader."""
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
@@ -270,7 +275,7 @@ class WriterThread:
             self.reader.lease_renewed(began)
 
     def _lose_lease(self) -> None:
-        """Release the lease and begin a new term: jobs of the old term are skipped."""
+        """Release the lease and begin a new term, so that jobs of the old term are skipped."""
         self._group.term += 1
         if self.reader is not None:
             self.reader.lease_lost()
@@ -295,7 +300,7 @@ class WriterThread:
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _opened(self) -> bool:
-        """Open the file if it is not open; return whether it is."""
+        """Open the file if it is closed; return False if the next attempt to open it is not due yet."""
         if self._is_open:
             return True
         began = self._clock()
@@ -307,7 +312,7 @@ class WriterThread:
             replaced = self._file.generation != self._generation
             if replaced:
                 if self._generation:
-                    # Ids of the old file stand for other events in the new one.
+                    # In the new file, the ids of the old file belong to other events.
                     self._group.forget_unsure()
                     self._lose_lease()
                     post(self._loop, self._listener.replaced)
@@ -319,7 +324,7 @@ class WriterThread:
         return True
 
     def _recover(self, error: SpoolError) -> None:
-        """Handle an error of a step; if that raises as well, wait a moment and open the file again."""
+        """Handle an error of a step; if the handling raises an error, too, wait, and open the file again later."""
         try:
             self._failed(error)
         except BaseException:  # noqa: BLE001 - as in `_step`
@@ -327,11 +332,14 @@ class WriterThread:
             time.sleep(_REOPEN)
 
     def _failed(self, error: SpoolError) -> None:
-        """Report an error, have the file opened again, and refuse the events that waited too long."""
+        """Report an error, and refuse the events that have waited too long.
+
+        The file is closed and opened again later, unless another process only held the lock for too long.
+        """
         ever_open = self._generation > 0
         if not isinstance(error, SpoolBusyError):
             self._is_open = False
-            # A large file that is damaged takes long to open, and other processes need the disk, too.
+            # To open a large damaged file takes long. The pause is longer then, because other processes need the disk.
             self._opens_at = self._clock() + max(_REOPEN, 4 * self._opening_took)
         post(self._loop, self._listener.failed, error)
         if ever_open and not isinstance(error, SpoolDamagedError):
