@@ -1,4 +1,4 @@
-"""The body of a request; it also records which step the request has reached."""
+"""The body of a request. The body also records which step the request has reached."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this p
 
 
 class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
-    """Raised inside httpcore to end a request that httpcore would send again, as the server did not process it."""
+    """Raised inside httpcore to end a request that httpcore would send again because the server did not process it."""
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of a request; it also records which step the request has reached.
+    """The body of a request. The body also records which step the request has reached.
 
     Args:
         content: the bytes to send.
-        on_written: called once, when the bytes are written.
-        once: whether to raise an error if httpcore sends the body a second time, because each request needs its own
+        on_written: called when the bytes are written.
+        once: whether to raise `NotProcessed` if httpcore sends the body a second time. The second request would have no
             permit of the rate limiter.
 
     Attributes:
@@ -33,7 +33,8 @@ class Body(httpx.AsyncByteStream):
         taken: whether the body was handed to the connection, so that the API may get it.
         step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
-        opened: the network stream that the request has opened, while nothing else is responsible for closing it.
+        opened: the network stream that the request has opened, until the TLS handshake is complete or the body is
+            taken; httpcore may fail to close it until then. None at other times.
     """
 
     def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:
@@ -51,12 +52,12 @@ class Body(httpx.AsyncByteStream):
         self.taken = True
         self.opened = None
         yield self._content
-        # The connection asks for the next chunk only after it has written this one.
+        # The connection asks for the next chunk only after it has written `content`.
         if self.on_written is not None:
             self.on_written()
 
     def withdraw(self) -> None:
-        """Make the request end before its body is written, and no longer call `on_written`."""
+        """Make the request end before its body is written, and forget `on_written`."""
         self._withdrawn = True
         self.on_written = None
 
@@ -70,7 +71,8 @@ class Body(httpx.AsyncByteStream):
         """Record a step of the request; httpcore's extension ``trace`` calls this method.
 
         Raises:
-            Withdrawn: the request was withdrawn; raised only at the one step that leaves httpcore's pool in order.
+            Withdrawn: the request was withdrawn. Raised only when httpcore begins to send the headers, because an error
+                at that step leaves httpcore's pool in order.
             NotProcessed: httpcore is about to send the body again.
         """
         name = event.partition(".")[2]

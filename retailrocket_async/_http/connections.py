@@ -1,9 +1,9 @@
-"""Manages our own connections: HTTP clients with one connection each, which requests use in turn.
+"""Manages our own connections: HTTP clients with one connection each, which is used by one request after the other.
 
-The pool of httpcore checks every connection before every request, keeps unusable entries after some cancellations, and
-never renews a connection in steady use. HTTP clients with one connection each avoid that. There are at most as many
-connections as requests in flight. The connection that was used last is used next. A connection is closed after any
-request that did not get a complete answer.
+The pool of httpcore checks every connection before every request, stores unusable connections after some cancellations,
+and never renews a connection in steady use. HTTP clients with one connection each avoid these problems. A new
+connection is opened only if no connection is idle, so there are at most as many connections as requests in flight. The
+connection that was used last is used next. A connection is closed after any request that did not get a complete answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_AGE: Final = 300.0
-"""Seconds for which a connection is used. Then a new connection is opened, so that a changed DNS entry takes effect."""
+"""Seconds for which a connection is used at most. Then a new connection is opened, so that a changed DNS entry takes
+effect."""
 
 KEEPALIVE: Final = 4.0
 """Seconds after which an idle connection is closed. Common servers close an idle connection after 5 s or more, and a
@@ -33,10 +34,10 @@ class Channel:
 
     Attributes:
         client: the client.
-        born_at: the loop time when it was made.
-        users: how many requests use it.
-        retired: whether no further request may use it.
-        idle_since: the loop time when its last request ended, if none uses it.
+        born_at: the loop time (seconds) at which the client was made.
+        users: how many requests use the client now.
+        retired: whether further requests are forbidden to use the client.
+        idle_since: the loop time at which the last request ended; has no meaning while a request uses the client.
     """
 
     client: httpx.AsyncClient
@@ -47,10 +48,10 @@ class Channel:
 
 
 class Connections:
-    """Lends channels to requests, and closes those that are idle, old or broken.
+    """Lends channels (HTTP clients) to requests, and closes the channels that are idle, old or broken.
 
     Args:
-        make: makes an HTTP client, without blocking.
+        make: called to make a new HTTP client; must not block.
         shared: whether one channel carries all requests (HTTP/2).
         max_age: seconds after which no further request uses a channel.
         keepalive: seconds after which an idle channel is closed.
@@ -75,7 +76,7 @@ class Connections:
         self._ended = False
 
     def take(self) -> Channel:
-        """Return a channel for one request; raises the errors of `make`."""
+        """Return a channel for one request. Raises the errors that `make` raises."""
         now = asyncio.get_running_loop().time()
         while self._open:
             channel = self._open[-1]
@@ -94,8 +95,8 @@ class Connections:
         """Take a channel back after a request.
 
         Args:
-            channel: as `take` returned it.
-            sound: whether the request had its whole answer, and no further bytes came.
+            channel: the channel that `take` returned.
+            sound: whether the connection may be used again: the whole answer arrived, and no further bytes after it.
         """
         channel.users -= 1
         now = asyncio.get_running_loop().time()
@@ -115,7 +116,7 @@ class Connections:
             await asyncio.wait(self._closing)
 
     def retire_all(self) -> None:
-        """Let no further request use a channel, and begin to close idle channels."""
+        """Retire all channels: idle channels are closed soon, and other channels when their last request has ended."""
         self._ended = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -128,7 +129,7 @@ class Connections:
         if channel in self._open:
             self._open.remove(channel)
         if not channel.users:
-            # Use an empty context: the caller's would otherwise stay in memory until the connection is closed.
+            # Use an empty context: the caller's context would otherwise stay in memory until the connection is closed.
             closing = contextvars.Context().run(asyncio.get_running_loop().create_task, channel.client.aclose())
             self._closing.add(closing)
             closing.add_done_callback(self._closed)

@@ -1,7 +1,8 @@
-"""The shop's key and id, and the query string they make.
+"""Stores the shop's key and id, and makes the query string from them.
 
-Retail Rocket may change the key at any time, and the old key then stops working (contract, "Requests"). So the key may
-be given as a function. The function is called before the first request, and again when the API refuses the key.
+Retail Rocket may change the key at any time, and the old key then stops working (contract, "Requests"). So the user may
+pass a function that returns the key. The function is called before the first request, and again when the API refuses
+the key.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ASK_SECONDS: Final = 10.0
 
 
 class Credentials:
-    """Holds the shop's key and id, and makes the query string of every request; its repr shows neither key nor query.
+    """Stores the shop's key and id, and makes the query string of every request. The repr does not show the key.
 
     Args:
         api_key: the key, or a function that returns it.
@@ -37,12 +38,12 @@ class Credentials:
 
     Attributes:
         partner_id: the shop's public id.
-        serial: how many different keys there have been, 0 before the first; identifies the key of a request.
-        renewable: whether the key can change, because a function returns it.
+        serial: the number of the present key: 1 for the first key, one more for each different key; 0 without a key.
+        renewable: whether the key can change, because `api_key` is a function.
 
     Raises:
-        ConfigurationError: `api_key` is neither a function nor a str, or one of the two is empty or holds white space
-            or control characters (a key read from a file often ends in a newline).
+        ConfigurationError: `api_key` is neither a function nor a str, or `api_key` or `partner_id` is empty or contains
+            white space or control characters (a key read from a file often ends in a newline).
     """
 
     __slots__ = ("_ask", "_asking", "_calling", "_query", "partner_id", "renewable", "serial")
@@ -52,7 +53,7 @@ class Credentials:
             "partner_id", partner_id
         )
         if complaint:
-            # An error keeps this frame alive, and some tools print its variables.
+            # The error's traceback refers to this frame, and some tools print the variables of frames.
             del api_key, partner_id
             raise ConfigurationError(complaint)
         self.partner_id = partner_id
@@ -64,7 +65,8 @@ class Credentials:
         self._calling: Task[Callable[[], object]] | None = None
         self.renewable = callable(api_key)
         if callable(api_key):
-            # A `functools.partial` prints its arguments.
+            # The user's function is stored inside another function: if it is a `functools.partial`, a tool that prints
+            # attributes would print the arguments of the `partial`, which may be secret.
             self._ask = lambda: api_key
         else:
             self._take(api_key)
@@ -74,13 +76,17 @@ class Credentials:
         return path + b"?" + self._query()
 
     async def ready(self) -> str | None:
-        """Get the first key if there is no key yet; return the name of the error if that failed, otherwise None."""
+        """Get the first key, if there is no key yet.
+
+        Returns the name of the error if getting the key failed, otherwise None.
+        """
         return None if self.serial else await self._asked()
 
     async def renew(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless it has changed since `serial`.
+        """Get the key again, unless it has changed since the request that used the key with the number `serial`.
 
-        Returns whether the key has changed, and the name of the error if getting the key failed, otherwise None.
+        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
+        otherwise None.
         """
         if self.serial != serial:
             return True, None
@@ -90,27 +96,30 @@ class Credentials:
         return self.serial != serial, failure
 
     def close(self) -> None:
-        """Cancel the call of the function that returns the key."""
+        """Cancel the call of the function that returns the key, if such a call is running."""
         for task in (self._asking, self._calling):
             if task is not None:
                 task.cancel()
 
     async def _asked(self) -> str | None:
-        """Call the function, once for all callers that wait; return the name of the error if it failed, else None."""
+        """Call the function that returns the key. Callers that come meanwhile wait for the same call.
+
+        Returns the name of the error if the call failed, otherwise None.
+        """
         if self._asking is None or self._asking.done():
             self._asking = detached(asyncio.create_task, self._ask_now())
         asking = self._asking
         # If one caller is cancelled, the others still get the key.
         await asyncio.wait({asking})
         if asking.cancelled():
-            # Some shutdowns cancel every task, so also the task that calls the function.
+            # Some shutdowns cancel every task, including the task that calls the function.
             return asyncio.CancelledError.__name__
-        # An error such as Ctrl-C has been raised in the other task, so it is only reported here.
+        # An error such as Ctrl-C has been raised in the other task, so only the name of the error is returned here.
         error = asking.exception()
         return asking.result() if error is None else type(error).__name__
 
     async def _ask_now(self) -> str | None:
-        # Neither an error nor a result of the function may leave this method: both may hold a key.
+        # Neither an error nor a result of the user's function may leave this method, because both may contain a key.
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(ASK_SECONDS):
@@ -124,8 +133,8 @@ class Credentials:
     async def _called(self, ask: Callable[[], object]) -> object:
         if inspect.iscoroutinefunction(ask):
             return await ask()
-        # A thread cannot be cancelled. If the last call has not returned, this waits for it instead of making another
-        # call: otherwise a function that hangs would block one more thread each time.
+        # A thread cannot be cancelled. So if an earlier call has not returned yet, wait for that call and do not start
+        # another one. Otherwise a function that hangs would block one more thread each time.
         if self._calling is None:
             self._calling = detached(asyncio.create_task, call_in_thread(captured_call(ask)))
             self._calling.add_done_callback(self._call_ended)
@@ -156,7 +165,7 @@ class Credentials:
 
 
 def _complaint(name: str, value: object) -> str | None:
-    # A subclass may print itself, or be encoded, as another text.
+    # Refuse subclasses of str, because the text of such an object may change when it is printed or encoded.
     if isinstance(value, str) and type(value) is not str:
         return f"{name} must be a plain str, not {type_name(value)}"
     return text_complaint(name, value)

@@ -1,9 +1,10 @@
 """Reads from the environment which proxy and which certificates to use for one address.
 
 httpx reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (each in lower case, too), `SSL_CERT_FILE` and
-`SSL_CERT_DIR`; Python's ssl reads `SSLKEYLOGFILE`. For a bad value they raise an error that looks like a broken
-connection and may hold a proxy's password. So this module reads the variables, by httpx's rules. For a bad value it
-raises an `EnvironmentUnusableError`, which names the variable and what to write, and never shows the value.
+`SSL_CERT_DIR`; Python's ssl reads `SSLKEYLOGFILE`. If a value is bad, httpx and ssl raise errors that look like a
+broken connection and may contain a proxy's password. So this module reads the variables itself, by httpx's rules. If a
+value is bad, this module raises an `EnvironmentUnusableError`. Its message names the variable and says what to write,
+and never shows the value.
 """
 
 from __future__ import annotations
@@ -32,20 +33,24 @@ logger = logging.getLogger("retailrocket_async")
 _PROXY: Final = "write it as http://host:port"
 _SCHEMES: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
-"""The file names of certificates that OpenSSL finds in a directory."""
+"""The pattern of the file names under which OpenSSL finds certificates in a directory, such as ``5ed36f99.0``."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
-"""Error numbers that mean that the system has no free resources, so no environment variable is wrong."""
+"""Error numbers of temporary failures, such as too many open files: they do not mean that a variable is wrong."""
 
 _LASTING: Final = frozenset({501, 505})
-"""Statuses of 500 and above, as answers to CONNECT, that no retry can fix: the host is not a proxy for TLS."""
+"""HTTP statuses of 500 and above. If a proxy answers CONNECT with one of these statuses, a retry cannot help, because
+the host is not a proxy for TLS."""
 
 _PASSING: Final = frozenset({408, 425, 429})
-"""Statuses below 500, as answers to CONNECT, that a retry can fix."""
+"""HTTP statuses below 500. If a proxy answers CONNECT with one of these statuses, a retry may help."""
 
 
 class EnvironmentUnusableError(Exception):
-    """A variable of the environment cannot be used; the message names the variable and what to write, not the value."""
+    """A variable of the environment, or the certificate file of certifi, cannot be used.
+
+    The message names the variable and says what to write; the message never shows the value.
+    """
 
 
 @attrs.frozen
@@ -55,7 +60,7 @@ class Proxy:
     Attributes:
         variable: the environment variable that names the proxy, as it is spelled, e.g. ``"https_proxy"``.
         address: the proxy's host and port.
-        settings: the proxy as httpx takes it; holds the credentials.
+        settings: the proxy for httpx; contains the user and the password.
     """
 
     variable: str
@@ -68,7 +73,7 @@ class Environment:
     """The settings of the environment for one address.
 
     Attributes:
-        context: the certificates to verify by.
+        context: the TLS context; contains the certificates by which servers are verified, or none for an http address.
         proxy: the proxy to use; None for a direct connection.
     """
 
@@ -77,11 +82,12 @@ class Environment:
 
 
 class EnvironmentReader:
-    """Reads the environment for one URL, and again after a variable has changed; may be called in a thread.
+    """Finds the proxy and the certificates for one URL, and reads the environment again if a variable has changed.
 
     Args:
-        url: where requests go.
-        trusted: whether to use the environment; otherwise there is no proxy, and the certificates are certifi's.
+        url: the URL to which requests are sent.
+        trusted: whether to use the proxy and the certificates that the environment names. If False, there is no proxy,
+            and the certificates are certifi's.
     """
 
     def __init__(self, url: str, *, trusted: bool) -> None:
@@ -92,15 +98,17 @@ class EnvironmentReader:
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy that the last `read` found, if any."""
+        """The proxy that the last `read` found; None if there is no proxy, or nothing has been read yet."""
         return None if self._read is None else self._read[1].proxy
 
     def changed(self) -> bool:
-        """Whether a variable has changed since the last `read`; does not block."""
+        """Whether a variable has changed since the last successful `read`; False before that. Does not block."""
         return self._read is not None and self._read[0] != _fingerprint()
 
     def read(self) -> Environment:
-        """Return the settings of the environment; blocks for tens of milliseconds to read the certificates.
+        """Return the settings of the environment.
+
+        Blocks for tens of milliseconds to read the certificates, so call this method in a thread.
 
         Raises:
             EnvironmentUnusableError: a variable cannot be used.
@@ -111,7 +119,7 @@ class EnvironmentReader:
         try:
             environment = self._environment()
         except EnvironmentUnusableError as fault:
-            # Without the frames below, which hold the values: some tools print variables of frames.
+            # Remove the traceback: its frames contain the values, and some tools print the variables of frames.
             raise fault.with_traceback(None) from None
         self._read = fingerprint, environment
         return environment
@@ -120,9 +128,10 @@ class EnvironmentReader:
         url = httpx.URL(self._url)
         proxy = self._proxy_for(url) if self._trusted else None
         if proxy is not None and proxy.settings.url.scheme == "https":
-            # A context of its own, as httpcore sets other protocols on that of the tunnel.
+            # The connection to the proxy needs a separate TLS context, because httpcore changes the protocols (ALPN) of
+            # the context for the connection to the API.
             proxy.settings.ssl_context = _context(trusted=True)
-        # Plain http needs no certificates, so none are read, and a bad variable for them does no harm.
+        # Plain http needs no certificates. So no certificates are read, and a bad `SSL_CERT_FILE` raises no error.
         tls = url.scheme == "https"
         context = _context(trusted=self._trusted) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return Environment(context, proxy)
@@ -132,7 +141,7 @@ class EnvironmentReader:
         entries = [entry.strip() for entry in values.get("no", "").split(",")]
         if "*" in entries:
             return None
-        # An entry of NO_PROXY replaces the proxy of the same addresses, as in httpx.
+        # If NO_PROXY and the variable of a proxy name the same addresses, NO_PROXY wins, as in httpx.
         rules: dict[httpx.URL, Proxy | None] = {}
         for scheme in ("http", "https", "all"):
             if value := values.get(scheme):
@@ -147,8 +156,8 @@ class EnvironmentReader:
         return next((rules[pattern] for pattern in sorted(rules, key=_rank) if _matches(pattern, url)), None)
 
     def _warn(self, unread: list[str]) -> None:
-        """Log, once, the entries of NO_PROXY that cannot be read."""
-        # An entry may be a URL with a password in it.
+        """Log a warning with the entries of NO_PROXY that cannot be read, unless the last warning was the same."""
+        # An entry may be a URL with a password before the @, so only the text after the @ is shown.
         shown = ", ".join(brief(entry.rpartition("@")[2]) for entry in unread)
         if unread and shown != self._warned:
             self._warned = shown
@@ -166,9 +175,10 @@ def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> R
     """Return the reply for a proxy that refused to connect to the API.
 
     Args:
-        answer: the text of httpx's `ProxyError`: the status of the answer to CONNECT, or words of a SOCKS proxy.
-        proxy: the proxy of the environment; None with a caller's own client.
-        address: host and port of the proxy; None if they are not known.
+        answer: the text of httpx's `ProxyError`. The text begins with the status of the answer to CONNECT, or is the
+            message for the answer of a SOCKS proxy.
+        proxy: the proxy that the environment names; None if the caller's own client made the request.
+        address: host and port of the proxy; None if the address is not known.
     """
     where = f"the proxy {address}" if address else "the proxy"
     variable = proxy.variable if proxy is not None else "the proxy of your http_client"
@@ -190,7 +200,12 @@ def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> R
 
 
 def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
-    """Return the message for a proxy that answers 407."""
+    """Return the message for a proxy that answers 407: it tells the user to write credentials into the proxy's URL.
+
+    Args:
+        proxy: the proxy that the environment names; None if the caller's own client made the request.
+        address: host and port of the proxy; None if the address is not known.
+    """
     where = f"the proxy {address}" if address else "the proxy on the way"
     variable = f"{proxy.variable}=" if proxy is not None else "its URL, as "
     scheme = proxy.settings.url.scheme if proxy is not None else "http"
@@ -201,7 +216,7 @@ def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
 
 
 def address_of(url: object) -> str | None:
-    """Return host and port of a proxy's URL, which is of httpx or of httpcore; None if it has no host."""
+    """Return host and port of a proxy's URL (`httpx.URL` or `httpcore.URL`), or None if the URL has no host."""
     host, port, scheme = (getattr(url, name, None) for name in ("host", "port", "scheme"))
     if isinstance(host, bytes) and isinstance(scheme, bytes):
         host, scheme = host.decode("ascii", "replace"), scheme.decode("ascii", "replace")
@@ -212,23 +227,26 @@ def address_of(url: object) -> str | None:
 
 
 def _fingerprint() -> int:
-    # Only a hash is stored, because the values may contain passwords.
+    # Return only a hash, because the values may contain passwords and the result is stored.
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
     return hash((tuple(sorted(getproxies().items())), *map(os.environ.get, names)))
 
 
 def _variable(scheme: str) -> str:
-    """Return the name of the variable for `scheme` as it is spelled; urllib prefers the lower case."""
+    """Return the name of the proxy variable for `scheme`, as the environment spells the name, e.g. ``"https_proxy"``.
+
+    The name in lower case comes first, because urllib prefers the value of that variable.
+    """
     lower = f"{scheme}_proxy"
     for name in (lower, lower.upper(), *os.environ):
         if name.lower() == lower and os.environ.get(name):
             return name
-    # Windows and macOS keep proxies in settings of their own.
+    # No variable is set: on Windows and macOS, urllib also reads the proxy from the settings of the system.
     return f"the system's setting for {lower.upper()}"
 
 
 def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sentence for each rule
-    """Return the proxy that `value` names, or the message that says what is wrong with it."""
+    """Return the proxy that `value` names, or, if `value` is bad, a message that says what is wrong."""
     if not value.isprintable():
         return f"{variable} holds characters that no URL has, such as a line break: {_PROXY}"
     text = value if "://" in value else f"http://{value}"
@@ -252,7 +270,7 @@ def _proxy(variable: str, value: str) -> Proxy | str:  # noqa: PLR0911 - a sente
 
 
 def _pattern(entry: str) -> httpx.URL | None:
-    """Return the URL pattern that httpx makes of an entry of `NO_PROXY`; None if httpx cannot read it."""
+    """Return the URL pattern that httpx makes of an entry of `NO_PROXY`, or None if httpx cannot read the entry."""
     if any(letter.isspace() for letter in entry):
         return None
     if "://" in entry:
@@ -278,14 +296,14 @@ def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], entry
 
 
 def _rank(pattern: httpx.URL) -> tuple[bool, int, int]:
-    """Return the sort key of a rule; the most specific rules come first, as in httpx."""
+    """Return the sort key of a URL pattern. It sorts the most specific patterns first, as httpx does."""
     host = "" if pattern.host == "*" else pattern.host
     scheme = "" if pattern.scheme == "all" else pattern.scheme
     return pattern.port is None, -len(host), -len(scheme)
 
 
 def _matches(pattern: httpx.URL, url: httpx.URL) -> bool:
-    """Whether a rule applies to `url`, as httpx decides it."""
+    """Whether a URL pattern matches `url`, by the rules of httpx."""
     host = pattern.host
     if pattern.scheme not in ("", "all", url.scheme) or pattern.port not in (None, url.port):
         return False
@@ -297,7 +315,14 @@ def _matches(pattern: httpx.URL, url: httpx.URL) -> bool:
 
 
 def _context(*, trusted: bool) -> ssl.SSLContext:
-    """Return a TLS context with the certificates of the environment, or of certifi."""
+    """Return a TLS context with the certificates that the environment names, or else with those of certifi.
+
+    Args:
+        trusted: whether to use the environment; if False, the certificates are certifi's.
+
+    Raises:
+        EnvironmentUnusableError: a variable, or the file of certifi, cannot be used.
+    """
     file = os.environ.get("SSL_CERT_FILE") if trusted else None
     folder = os.environ.get("SSL_CERT_DIR") if trusted and not file else None
     if folder and (complaint := _complaint_of_folder(folder)):
@@ -309,7 +334,7 @@ def _context(*, trusted: bool) -> ssl.SSLContext:
             context = httpx.create_ssl_context(trust_env=False)
         complaint = None if folder or context.cert_store_stats()["x509"] else "holds no certificate"
     except ssl.SSLError:
-        # Caught before `OSError`, which is its base class.
+        # This clause must come before the one for `OSError`, because `OSError` is the base class of `ssl.SSLError`.
         complaint = "holds no certificate in PEM form"
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
@@ -331,7 +356,10 @@ def _context(*, trusted: bool) -> ssl.SSLContext:
 
 
 def _complaint_of_folder(value: str) -> str | None:
-    """Return what is wrong with `SSL_CERT_DIR`, which may name several directories; OpenSSL itself raises no error."""
+    """Return what is wrong with the value of `SSL_CERT_DIR`, or None if a directory in it contains certificates.
+
+    The value may name several directories. OpenSSL itself raises no error for a bad value.
+    """
     advice = "write the path of a directory that `openssl rehash` has prepared, or unset it"
     failure = "names no directory"
     for folder in filter(None, value.split(os.pathsep)):
@@ -361,5 +389,5 @@ def _complaint_of_keylog() -> str | None:
 
 
 def _words(error: Exception) -> str:
-    """Return the system's text of an error, which does not repeat the path."""
+    """Return the system's text for an error, which does not contain the path, or else the name of the error's type."""
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__

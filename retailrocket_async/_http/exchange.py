@@ -1,21 +1,26 @@
 """Makes one request in a separate task, so that the caller may stop waiting for the answer at any time.
 
-If a request is cancelled before it is written, httpcore loses its connection: the connection stays in the pool,
-neither idle nor closed. So a request is cancelled only if no connection is lost:
+If a request is cancelled before its body is written, httpcore loses the connection: the connection stays in the pool,
+but is neither idle nor closed. So a request whose caller stops waiting is often not cancelled but withdrawn: the
+request ends when it has a connection, and before it writes its body.
 
 =========================  =======================================================================================
-the request has            if its caller stops waiting, or its time is up
+state of the request       what happens if the caller stops waiting
 =========================  =======================================================================================
-no connection yet          it is withdrawn: it ends as soon as it has a connection, and writes nothing. If its time
-                           is up it is cancelled. On a client of our own, which is thrown away, it is cancelled too
-a connection being opened  the same, but it is withdrawn on a client of our own too: a cancelled `connect` of anyio
-                           may lose a socket
-begun to write its body    it is cancelled, and httpcore closes the connection
-a status                   it goes on, and reads the rest of the answer for a second, so the connection stays usable
+no connection yet          On the caller's client, the request is withdrawn. On a client of our own, the request is
+                           cancelled, because that client is thrown away after a failed request.
+a connection is opened     The request is withdrawn on any client, because anyio may lose a socket if its `connect`
+                           is cancelled.
+the body is being written  The request is cancelled, and httpcore closes the connection.
+the status has arrived     The request goes on. The rest of the answer is read for at most a second, so that the
+                           connection can be used again.
 =========================  =======================================================================================
 
-No timer ends a request before the event loop has read its sockets (`Alarm`). A process that was stopped, or whose loop
-was blocked, finds the answers that came meanwhile.
+If the request's time-out passes, the request is cancelled, even if that loses a connection. But if the status has
+arrived, the request goes on as described in the table.
+
+Time-outs are timers (`Alarm`) that let the event loop read its sockets first. So if the process was stopped or the loop
+was blocked, answers that arrived meanwhile are still used.
 """
 
 from __future__ import annotations
@@ -41,19 +46,20 @@ if TYPE_CHECKING:
     from retailrocket_async._http.body import Body
 
 _ANSWER_BYTES: Final = 64 * 1024
-"""Bytes of an answer's body that are read to keep the connection usable; the bodies of the API are empty."""
+"""How many bytes of an answer's body are read at most, so that the connection can be used again. The API's bodies are
+empty."""
 
 _ANSWER_START: Final = 4096
-"""Bytes of an answer's body that are kept, for `RetryPolicy.is_throttled`."""
+"""How many bytes of an answer's body are stored at most, for `RetryPolicy.is_throttled`."""
 
 _ANSWER_SECONDS: Final = 1.0
-"""Seconds for which an answer's body is read; the status, which decides, has come before."""
+"""Seconds for which an answer's body is read at most. The status has arrived before the body."""
 
 _LINGER: Final = 30.0
-"""Seconds after which a request is cancelled whose caller stopped waiting, if it has no time-out as a whole."""
+"""Seconds after which a withdrawn request is cancelled if it has no time-out for the request as a whole."""
 
 _REFUSED_STREAM: Final = 7
-"""HTTP/2's code for a stream that the server has not processed (RFC 9113, 8.7)."""
+"""HTTP/2's error code REFUSED_STREAM: the server has not processed the request (RFC 9113, 8.7)."""
 
 
 class _Unanswered(Protocol):
@@ -61,18 +67,20 @@ class _Unanswered(Protocol):
 
 
 class Exchange:
-    """Makes one request in a task, which the constructor starts.
+    """Makes one request in a task. The constructor starts the task.
 
     Args:
-        client: sends the request.
-        request: has `body` as its stream, and time-outs of its own.
-        body: its body.
+        client: the HTTP client that sends the request.
+        request: the request. `body` must be its stream, and no other request may share the dict of its time-outs,
+            because this class changes the dict.
+        body: the request's body.
         serial: `Credentials.serial` of the key in the request.
         ends_at: the loop time at which the request's time-out passes; None for no time-out.
-        unanswered: makes a `Reply` of the exception that ended the request, given whether the body was sent.
+        unanswered: called with the exception that ended the request, and with whether the body was sent; returns the
+            `Reply`.
         unconnected: the kind of failure if the time-out passes before the request begins to open a connection.
-        expendable: whether `client` is thrown away if the request fails.
-        over: called once, when nothing of the request is left, with whether the connection may be used again.
+        expendable: whether `client` is thrown away if the request fails, so that a lost connection does no harm.
+        over: called once, when the task has ended, with this object and with whether the connection may be used again.
     """
 
     def __init__(  # noqa: PLR0913 - a record of what it carries
@@ -113,7 +121,7 @@ class Exchange:
         return self._task
 
     async def reply(self) -> Reply:
-        """Return the reply; raises nothing but the cancellation of its caller, and Ctrl-C."""
+        """Return the reply. Raises only the cancellation of the caller, and Ctrl-C."""
         try:
             reply = await self._answer
         except BaseException:
@@ -122,7 +130,7 @@ class Exchange:
         return attrs.evolve(reply, body=self._start())
 
     def leave(self) -> None:
-        """End the request as soon as that loses no connection: its caller has stopped waiting."""
+        """End the request, because the caller has stopped waiting; the table of this module says in which way."""
         self._left = True
         if self._reply is not None:
             return
@@ -134,7 +142,7 @@ class Exchange:
             self._alarm = Alarm(self._loop.time() + _LINGER, self.cancel)
 
     def cancel(self) -> None:
-        """Cancel the request, even if that loses a connection."""
+        """Cancel the request now, even if httpcore then loses a connection."""
         if not self._cancelled and not self._task.done():
             self._cancelled = True
             self._task.cancel()
@@ -144,8 +152,8 @@ class Exchange:
             self._on_sent()
         read = self._timeouts["read"]
         if self._alarm is None and read is not None:
-            # Takes the read time-out over from httpx, which looks it up before each read: the timer of httpx would end
-            # the request before the loop has read its socket.
+            # An alarm replaces the read time-out of httpx, which httpx looks up before each read. The timer of httpx
+            # could end the request although its answer has arrived, because the loop has not read the socket yet.
             self._timeouts["read"] = None
             self._alarm = Alarm(self._loop.time() + read, self._overdue)
             self._detail = "ReadTimeout"
@@ -173,13 +181,14 @@ class Exchange:
     async def _run(self, client: httpx.AsyncClient, request: httpx.Request) -> None:
         try:
             await self._exchanged(client, request)
-        except Exception as error:  # noqa: BLE001 - only the error's name leaves
+        except Exception as error:  # noqa: BLE001 - the caller gets only the error's name
             if self._reply is None:
                 sent = self._body.taken and not _unprocessed(error)
                 self._reply = attrs.evolve(self._unanswered(error, sent=sent), serial=self._serial)
         except BaseException as error:  # noqa: BLE001 - cancellation and Ctrl-C are raised below
             if self._body.step == "secure" and self._body.opened is not None:
-                # httpcore closes the stream only after an `Exception`.
+                # If the TLS handshake is cancelled, httpcore does not close the stream: it does so only after an
+                # `Exception`.
                 await self._body.opened.aclose()
             if not ends_task(error):
                 self._broken(error)
@@ -197,7 +206,8 @@ class Exchange:
         try:
             self._reply = _read(response, self._serial)
             start, ended = await self._rest(response)
-            # In a function, as tools that print attributes do not look into one: an answer may repeat the key.
+            # The answer may repeat the key. So `start` is stored inside a function, because tools that print attributes
+            # do not look inside functions.
             self._start = lambda: start
             if ended and has_leftover(response):
                 # Close the connection: the extra bytes would be read as the answer to the next request.
@@ -208,7 +218,7 @@ class Exchange:
             await response.aclose()
 
     async def _rest(self, response: httpx.Response) -> tuple[bytes, bool]:
-        """Read the rest of the answer, within bounds, so that its connection can be used again.
+        """Read the rest of the answer, up to a limit of bytes and seconds, so that the connection can be used again.
 
         Returns the start of the body, and whether the body was read to its end.
         """
@@ -222,7 +232,7 @@ class Exchange:
                 if size > _ANSWER_BYTES:
                     return start, False
         except BaseException as error:
-            # Decisions read the status alone, which is there, so the rest of the answer does not matter.
+            # The status has arrived, so a failure to read the rest of the answer is ignored.
             if ends_task(error) and not self._cancelled:
                 raise
             return start, False
@@ -232,7 +242,7 @@ class Exchange:
         return start, True
 
     def _stop_reading(self) -> None:
-        # Closing or returning the connection must not be cancelled.
+        # After the body, the task closes the connection or returns it to the pool, which must not be cancelled.
         if self._reading:
             self.cancel()
 
@@ -248,7 +258,7 @@ class Exchange:
         if not task.cancelled():
             # Retrieve the error, because asyncio would otherwise log it.
             task.exception()
-        # Breaks the reference cycles, so that nothing is left to the garbage collector.
+        # Break the reference cycles, so that the objects are freed without the garbage collector.
         self._body.withdraw()
         self._on_sent = None
         self._over(self, self._sound)
@@ -264,12 +274,12 @@ def _read(response: httpx.Response, serial: int) -> Reply:
 
 
 def _unprocessed(error: BaseException) -> bool:
-    """Whether an HTTP/2 server said that it has not processed the request, so that the events are not recorded."""
+    """Whether an HTTP/2 server reported that it has not processed the request, so that no event is recorded."""
     if isinstance(error, NotProcessed):
         return True
     for argument in getattr(error.__cause__, "args", ()):
-        # Events of h2: `ConnectionTerminated` (GOAWAY), and `StreamReset` below. If GOAWAY names a later stream, it is
-        # httpcore that sends the request again.
+        # `argument` may be an event of h2: `ConnectionTerminated` (GOAWAY) here, or `StreamReset` below. If the server
+        # has processed earlier streams (`last_stream_id` is not 0) but not this one, httpcore sends the request again.
         if getattr(argument, "last_stream_id", None) == 0:
             return True
         if hasattr(argument, "remote_reset") and getattr(argument, "error_code", None) == _REFUSED_STREAM:
@@ -278,11 +288,12 @@ def _unprocessed(error: BaseException) -> bool:
 
 
 _TO_CONNECTION: Final = ("_stream", "_httpcore_stream", "_stream", "_connection")
-"""Private attributes of httpx and httpcore on the way from a response's stream to its HTTP/1.1 connection."""
+"""The private attributes of httpx and httpcore that lead, one after the other, from a response's stream to the HTTP/1.1
+connection."""
 
 
 def has_leftover(response: httpx.Response) -> bool:
-    """Whether bytes came after the end of an HTTP/1.1 response that was read; False if httpx does not show that."""
+    """Whether more bytes arrived after the end of an HTTP/1.1 response; False if the connection cannot be inspected."""
     connection: Any = response.stream
     for name in _TO_CONNECTION:
         connection = getattr(connection, name, None)
@@ -293,9 +304,9 @@ def has_leftover(response: httpx.Response) -> bool:
         return True
     tls = response.extensions["network_stream"].get_extra_info("ssl_object")
     if not isinstance(tls, ssl.SSLObject):
-        # httpcore checks the socket itself before it uses the connection again.
+        # Without TLS, httpcore itself checks the socket for extra bytes before it uses the connection again.
         return False
-    # The socket does not show bytes that were read from it and are not decrypted yet.
+    # With TLS, the check of the socket misses bytes that were read from the socket but are not decrypted yet.
     with suppress(ssl.SSLWantReadError):
         try:
             tls.read(1)

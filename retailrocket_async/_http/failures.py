@@ -1,4 +1,4 @@
-"""The kind of failure that an exception of httpx means."""
+"""Translates an exception of httpx into the kind of failure that a `Reply` states."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _POOL_IS_SHUT: Final = (
     "cannot schedule new futures",
     "Executor shutdown has been called",
-    # Of the module of the thread pools, if it is imported for the first time then.
+    # Raised if the module of the thread pools is imported for the first time after the shutdown.
     "can't register atexit after shutdown",
 )
-"""How the errors of `ThreadPoolExecutor` begin after its end."""
+"""How the messages of the errors begin that `ThreadPoolExecutor` raises after its shutdown."""
 
 _NO_NAMES: Final = "asyncio resolves no more names, as its thread pool is shut down (the main thread has ended?)"
 
@@ -47,7 +47,7 @@ def failure_kind(error: Exception, *, closed: bool) -> FailureKind:  # noqa: PLR
 
 
 def failure_detail(error: Exception) -> str:
-    """Return what a `Reply` says of an exception: the name of its type, or a sentence without the exception's text."""
+    """Return `Reply.detail` for an exception: the name of its type, or a sentence without the exception's text."""
     return _NO_NAMES if _lacks_pool(error) else type(error).__name__
 
 
@@ -57,7 +57,10 @@ def _lacks_pool(error: Exception) -> bool:
 
 
 def _connect_kind(error: BaseException) -> FailureKind:
-    """Return which step of connecting failed. httpx has one class for all steps; the cause of the error shows it."""
+    """Return which step of connecting failed: ``"name"``, ``"tls"`` or ``"connect"``.
+
+    httpx raises the same class of error for all steps, so look for the step in the causes of the error.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, socket.gaierror):

@@ -1,8 +1,8 @@
-"""A URL that shows the credentials to the connection alone.
+"""A URL that shows the key to the connection only.
 
-The key belongs in the query string (API document, "Query"), where everything that prints a URL would print it. Every
-form of a `KeyedURL` that is printed, logged, copied or compared lacks the query. Only `raw_path`, which the connection
-writes to the socket, has it.
+The API expects the key in the query string (API document, "Query"), and everything that prints a URL also prints the
+query. So a `KeyedURL` that is printed, logged, copied or compared has no query. Only `raw_path`, which the connection
+writes to the socket, contains the query.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 
 class KeyedURL(httpx.URL):
-    """The URL of requests with the credentials as they are at its construction.
+    """The URL of requests, with the key that is valid when the object is made; a new key needs a new `KeyedURL`.
 
     Args:
         url: the URL without a query.
-        credentials: the credentials.
+        credentials: the key and the shop's id.
 
     Attributes:
-        serial: `Credentials.serial` at construction.
+        serial: `Credentials.serial` of the key in this URL.
     """
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         super().__init__(url)
         target = credentials.target(super().raw_path)
-        # In a function, as tools that print attributes do not look into one, and pickle refuses it.
+        # The target contains the key. So it is stored inside a function: tools that print attributes do not look inside
+        # functions, and pickle refuses functions.
         self._target: Callable[[], bytes] = lambda: target
         self.serial = credentials.serial
 
@@ -41,5 +42,5 @@ class KeyedURL(httpx.URL):
 
     @property
     def raw(self) -> Any:  # noqa: ANN401 - a class that httpx does not export
-        """Return the parts as older transports read them, without the query: only `raw_path` has it."""
+        """The parts of the URL, as older transports read them, without the query; only `raw_path` has the query."""
         return super().copy_with().raw

@@ -6,23 +6,26 @@ import logging
 from typing import Final
 
 _CODED: Final = ("Encoded header block", "Decoding ")
-"""How the records of HTTP/2's header coder begin that print headers in a coded form, which anybody can decode."""
+"""How the log messages of hpack, HTTP/2's header coder, begin if they contain encoded headers, which anybody can
+decode."""
 
 _LOGGERS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
-"""Loggers that may print a secret: HTTP/2's header coder always, the others if an answer repeats the request."""
+"""Names of the loggers that may print a secret. The loggers of hpack may print it for every request; the other loggers
+print it only if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
-    """Drops the records in which a library prints a request's query or a proxy's password."""
+    """Drops the log records that contain a request's query, in which the key is, or a proxy's password."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        # Some servers and proxies repeat the request in their answer, in headers or in the status line.
+        # Some servers and proxies repeat the request in the headers or the status line of their answer. The libraries
+        # log both.
         return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
 
 
 def filter_secrets() -> None:
-    """Add the filter to the loggers of the HTTP libraries, once."""
+    """Add the filter to the loggers of the HTTP libraries, unless a logger has the filter already."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(present, _NoSecrets) for present in logger.filters):

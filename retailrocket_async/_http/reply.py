@@ -3,7 +3,7 @@
 ::
 
     2xx                              ACCEPTED    recorded
-    400, other 4xx                   REFUSED     not recorded; a retry would be refused too, so there is none
+    400, other 4xx                   REFUSED     not recorded; not retried, because a retry would be refused, too
     401 403 404 405 407, 3xx         BLOCKED     not recorded; every request is refused until key, shop, address or
                                                  proxy is corrected (`Rejected.scope` is "access")
     no answer: config, proxy         BLOCKED     not recorded; no request can be sent until the environment, or the
@@ -17,12 +17,14 @@
     no answer: timeout, broken       TRANSIENT   may be recorded if the body was handed to the connection: retried
     no answer: closed                UNCLEAR     the caller closed its own `http_client`: a retry cannot help
 
-A proxy that refuses to connect to the API (CONNECT, or SOCKS) answers in the API's place. Its 407 is a status like any
-other. Its 408, 425, 429 and 5xx are the failure `connect`, as a retry may help; its 501, 505 and all others are the
-failure `proxy`, as no retry can help.
+If a proxy refuses to connect to the API, the proxy's answer to CONNECT decides. Status 407 has the meaning that the
+table gives. Statuses 408, 425, 429 and 5xx (except 501 and 505) become the failure `connect`, because a retry may help.
+All other statuses become the failure `proxy`, because a retry cannot help. If a SOCKS proxy refuses the user and
+password, the failure is `proxy`; if a SOCKS proxy refuses for another reason, the failure is `connect`.
 
-Only the status counts: the API's bodies are empty, and a client must not depend on them (contract, "Responses").
-A redirect is never followed: its target may be another host, and the key is sent to no other host.
+Apart from `RetryPolicy.is_throttled`, only the status decides, never the body: the API's bodies are empty, and a client
+must not depend on a body (contract, "Responses"). Redirects are never followed: the target may be another host, and the
+key must not be sent to another host.
 """
 
 from __future__ import annotations
@@ -39,13 +41,16 @@ from retailrocket_async._outcome import refusal_of
 FailureKind: TypeAlias = Literal[
     "name", "connect", "tls", "pool", "key", "limiter", "config", "proxy", "timeout", "broken", "closed"
 ]
-"""Why there is no answer, in this order: the host's name is unknown; no connection; no TLS handshake; no free
-connection in the pool; no key; the limiter failed; a variable of the environment cannot be used; a proxy refuses; the
-time was up; the connection broke; the HTTP client is closed."""
+"""The reason why no answer arrived.
+
+In the order of the values: the host's name could not be resolved; no connection could be opened; the TLS handshake
+failed; no connection of the pool was free; the user's function returned no key; the rate limiter failed; a variable of
+the environment cannot be used; a proxy refused; the time-out passed; the connection broke; the HTTP client is closed.
+"""
 
 
 class Verdict(enum.Enum):
-    """The meaning of a reply, by the table of this module."""
+    """The meaning of a reply; the table at the top of this module explains the values."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -62,7 +67,7 @@ _FAILURES: dict[FailureKind | None, Verdict] = {
     "proxy": Verdict.BLOCKED,
     "closed": Verdict.UNCLEAR,
 }
-"""The failures that a retry cannot fix."""
+"""The verdicts of the failures that a retry cannot fix; the verdict of all other failures is `TRANSIENT`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,15 +76,16 @@ class Reply:
 
     Attributes:
         status: the HTTP status; None if no answer arrived.
-        failure: why no answer arrived; None if one did.
-        detail: the name of the underlying error, never its text, which could hold a URL; for `config` and `proxy`, and
-            for a proxy's 407, a sentence that says what to correct; ``""`` with any other answer.
+        failure: why no answer arrived; None if an answer arrived.
+        detail: for the failures `config` and `proxy`, and for a proxy's 407, a sentence that says what to correct. For
+            another failure, the name of the error or a short sentence, never the error's text, which could contain a
+            URL. ``""`` for any other answer.
         sent: whether the body was handed to the connection, so that the API may have read it.
-        retry_after: seconds that the server asked to wait (`Retry-After`), 0 or more; None if it did not.
+        retry_after: seconds that the server asked to wait (`Retry-After`), 0 or more; None if the server did not ask.
         throttled: whether the caller's `RetryPolicy.is_throttled` treats this answer as a 429.
         proxy: host and port of the proxy that failed or refused; None if the proxy is not to blame.
         serial: `Credentials.serial` of the key that the request carried.
-        body: the start of the answer's body, at most 4 KiB; for `is_throttled` alone.
+        body: the start of the answer's body, at most 4 KiB; only `is_throttled` reads it.
     """
 
     status: int | None = None
@@ -94,7 +100,7 @@ class Reply:
 
     @property
     def verdict(self) -> Verdict:
-        """What this reply means, by the table of this module."""
+        """The meaning of this reply, by the table at the top of this module."""
         status = self.status
         if status is None:
             return _FAILURES.get(self.failure, Verdict.TRANSIENT)
@@ -117,24 +123,25 @@ class Reply:
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, 0 or more; None if it is missing or malformed.
+    """Return the seconds that a `Retry-After` header asks for, 0 or more; None if the header is missing or malformed.
 
     Args:
         value: the header: seconds, or an HTTP-date (RFC 9110, 10.2.3).
-        now: the server's time, from its `Date` header if it sent one, so that a wrong clock here does no harm.
+        now: the time of the answer's `Date` header, so that a wrong clock on this machine does not matter; the time of
+            this machine if the answer has no `Date`.
     """
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # Python refuses to parse an int of more than 4,300 digits; a float becomes infinity.
+        # `int` raises an error if the text has more than 4,300 digits; `float` returns infinity.
         return float(text)
     moment = parse_http_date(text)
     return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
 def parse_http_date(value: str | None) -> datetime | None:
-    """Return an HTTP-date as an aware datetime; None if it is missing or malformed."""
+    """Return an HTTP-date as an aware datetime, or None if `value` is missing or malformed."""
     if not value:
         return None
     try:

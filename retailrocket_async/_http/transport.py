@@ -1,7 +1,7 @@
 """Sends requests with httpx, and returns a reply for each request.
 
-Every failure is returned as a `Reply`. No exception of httpx leaves this package: such an exception holds the request,
-its traceback holds the URL, and the URL holds the key.
+Every failure is returned as a `Reply`. No exception of httpx leaves this package, because the exception refers to the
+request, and the URL of the request contains the key.
 """
 
 from __future__ import annotations
@@ -47,56 +47,64 @@ HttpClient: TypeAlias = httpx.AsyncClient
 """A caller's own HTTP client."""
 
 Timeout: TypeAlias = float | httpx.Timeout
-"""Seconds for one request as a whole, or the four time-outs of httpx."""
+"""Seconds for one request as a whole, or an `httpx.Timeout`, which has a time-out for each of four steps."""
 
 DEFAULT_TIMEOUT: Final = 10.0
 
 _CLOSING: Final = 0.25
-"""Seconds that requests without a waiting caller get at the close, to end without losing a connection of the pool."""
+"""Seconds for which `aclose` waits for requests to end by themselves. Then `aclose` cancels the requests, and the
+caller's client may lose connections."""
 
 _CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
-"""Failures that a proxy may have caused."""
+"""Kinds of failure that a proxy may have caused."""
 
 _TOO_LATE: Final = "the time of a request is up"
 
 _UNBOUNDED: Final[dict[str, float | None]] = {"connect": None, "read": None, "write": None, "pool": None}
-"""The time-outs of httpx if the request as a whole has one: the timers of httpx end a request whose answer is there
-but not read yet."""
+"""The time-outs that httpx gets if there is a time-out for the request as a whole: none. A timer of httpx could end a
+request whose answer has arrived but is not read yet."""
 
 
 class Transport(Protocol):
-    """Sends requests. Its methods raise no error except the cancellation of the caller."""
+    """Sends requests. The methods raise no error except the cancellation of the caller."""
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Send `body` to `path`, relative to the base URL, and return the reply; call `on_sent` once it is written."""
+        """Send `body` to `path` and return the reply.
+
+        Args:
+            path: the path, relative to the base URL.
+            body: the bytes to send.
+            on_sent: called when the body is written.
+        """
         ...
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless it has changed since the request whose `Reply.serial` is `serial`.
 
-        Returns whether the key has changed, and the name of the error if getting the key failed, otherwise None.
+        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
+        otherwise None.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close what the transport opened itself."""
+        """Close the connections that the transport opened itself."""
         ...
 
 
 class HttpxTransport:
-    """Sends requests by httpx: over connections of its own, opened at first use, or by the caller's client.
+    """Sends requests with httpx, either over connections of our own, opened at first use, or with the caller's client.
 
     Args:
-        credentials: make the query string.
-        base_url: as `checked_base_url` returns it.
-        timeout: seconds for one request as a whole, or an `httpx.Timeout` for its parts.
-        http_client: the caller's own client, shared and never closed here; None for our own connections.
-        connections: connections of our own HTTP/2 client if the server speaks HTTP/1.1 after all; without HTTP/2 there
-            are as many as requests in flight.
-        http2: whether our own client offers HTTP/2 (extra ``http2``); unused with the caller's client.
+        credentials: the key and the shop's id, from which the query string is made.
+        base_url: the API's address, as `checked_base_url` returns it.
+        timeout: seconds for one request as a whole, or an `httpx.Timeout` with a time-out for each of four steps.
+        http_client: the caller's own client, which is never closed here; None for our own connections.
+        connections: how many connections our own HTTP/2 client may open if the server speaks only HTTP/1.1. Unused
+            without `http2`: then each request in flight has a connection.
+        http2: whether our own client offers HTTP/2, which needs the extra ``http2``; unused with the caller's client.
 
     Raises:
-        ConfigurationError: `http2` is set and its package is not installed, or a bad `timeout` or `http_client`.
+        ConfigurationError: the package for `http2` is not installed, or `timeout` or `http_client` is not valid.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor of keywords
@@ -123,7 +131,7 @@ class HttpxTransport:
         self._connections: Connections | None = None
         self._opening: asyncio.Task[Environment] | None = None
         self._exchanges: set[Exchange] = set()
-        # A proxy of the environment is another host, which could read requests by plain http to this host.
+        # Requests by plain http to this machine use no proxy: a proxy is another host, which could read the requests.
         trusted = base_url.startswith("https:") or not is_loopback(httpx.URL(base_url).host)
         self._environment = EnvironmentReader(base_url, trusted=trusted)
         self._suspected = False
@@ -131,7 +139,7 @@ class HttpxTransport:
         filter_secrets()
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
-        """Send `body` to `path` and return the reply; raises nothing but the cancellation of its caller."""
+        """Send `body` to `path` and return the reply. Raises only the cancellation of the caller, and Ctrl-C."""
         if (failure := await self._credentials.ready()) is not None:
             return Reply(failure="key", detail=failure, sent=False)
         serial = self._credentials.serial
@@ -142,20 +150,21 @@ class HttpxTransport:
                 if self._connections is None:
                     await self._open(ends_at)
             return self._proxied(await self._begin(path, body, on_sent, ends_at).reply())
-        except Exception as error:  # noqa: BLE001 - no request was made; only the error's name leaves
+        except Exception as error:  # noqa: BLE001 - no request was made; the caller gets only the error's name
             return attrs.evolve(self._unanswered(error, sent=False), serial=serial)
         except BaseException as error:  # noqa: BLE001 - cancellation and Ctrl-C are raised below
             if not ends_task(error):
                 return Reply(failure="broken", detail=type(error).__name__, sent=False, serial=serial)
-            # Without the frames below: they hold the URL with the key, and some tools print variables.
+            # Remove the traceback: its frames contain the URL with the key, and some tools print the variables of
+            # frames.
             raise without_frames(error)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless it has changed since `serial`; see `Transport`."""
+        """Get the key again, unless it has changed since the request with this `serial`; see `Transport.renew_key`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
-        """Close our own connections; those of a caller's client stay open."""
+        """Close our own connections. The connections of a caller's client stay open."""
         self._credentials.close()
         if self._opening is not None:
             self._opening.cancel()
@@ -165,14 +174,15 @@ class HttpxTransport:
         try:
             await self._end_exchanges()
         finally:
-            # Even if this call is cancelled. A connection in use is closed when its last request has ended.
+            # Begin to close the connections even if this call is cancelled. A connection in use is closed when its last
+            # request has ended.
             for retired in self._retired:
                 retired.retire_all()
         while self._retired:
             await self._retired.pop().aclose()
 
     async def _end_exchanges(self) -> None:
-        """End all requests, giving them a moment to leave their connections in order."""
+        """End all requests: wait up to `_CLOSING` seconds for the requests to end, then cancel the others."""
         for exchange in self._exchanges:
             exchange.leave()
         try:
@@ -185,7 +195,7 @@ class HttpxTransport:
             await asyncio.wait([exchange.task for exchange in self._exchanges])
 
     def _begin(self, path: str, body: bytes, on_sent: Callable[[], None], ends_at: float | None) -> Exchange:
-        """Start a request, over a connection of our own or by the caller's client."""
+        """Start a request, over a connection of our own or with the caller's client."""
         connections = self._connections
         channel = None if connections is None else connections.take()
 
@@ -218,7 +228,13 @@ class HttpxTransport:
         return exchange
 
     def _unanswered(self, error: Exception, *, sent: bool, client: HttpClient | None = None) -> Reply:
-        """Return the reply for a request that ended in `error`; `client` is the client that made it, if one did."""
+        """Return the reply for a request that ended in `error`.
+
+        Args:
+            error: the exception.
+            sent: whether the body was handed to the connection.
+            client: the HTTP client of the request; None if the error came before a client was used.
+        """
         if isinstance(error, EnvironmentUnusableError):
             return Reply(failure="config", detail=str(error), sent=False)
         if isinstance(error, httpx.ProxyError):
@@ -227,7 +243,7 @@ class HttpxTransport:
         return Reply(failure=kind, detail=failure_detail(error), sent=sent)
 
     def _proxied(self, reply: Reply) -> Reply:
-        """Return `reply`, naming the proxy if the proxy may be to blame."""
+        """Return `reply`, or, if a proxy may be to blame, a copy of the reply that names the proxy."""
         if reply.status != 407 and reply.failure not in _CONNECTING:
             return reply
         self._suspected = True
@@ -241,13 +257,16 @@ class HttpxTransport:
         return attrs.evolve(reply, detail=detail, proxy=address)
 
     def _proxy_address(self) -> str | None:
-        """Return host and port of the proxy of our requests; None if there is none, or it is not known."""
+        """Return host and port of the proxy that requests use, or None if there is no proxy or it is not known."""
         if self._client is None:
             return None if self._environment.proxy is None else self._environment.proxy.address
         return proxy_address(self._client, self._base_url)
 
     def _follow_environment(self) -> None:
-        """Give up our connections if a request could not connect, and a variable of the environment has changed."""
+        """Retire our connections if a request could not connect and a variable of the environment has changed.
+
+        The next request then reads the environment again.
+        """
         suspected, self._suspected = self._suspected, False
         if suspected and self._connections is not None and self._environment.changed():
             # Connections that other requests use are closed when those requests have ended.
@@ -264,19 +283,27 @@ class HttpxTransport:
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(stream.length)
         request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": dict(self._phases)})
-        # The constructor made an `httpx.URL` of it, which lacks the key.
+        # The constructor has replaced `url` by an `httpx.URL`, which lacks the key.
         request.url = url
         return request
 
     async def _open(self, ends_at: float | None) -> None:
-        """Read the environment and prepare our connections, once for all requests that wait for it."""
+        """Read the environment and prepare our connections. Requests that come meanwhile wait for the same task.
+
+        Args:
+            ends_at: the loop time at which the request's time-out passes; None for no time-out.
+
+        Raises:
+            TimeoutError: the request's time-out has passed.
+            EnvironmentUnusableError: a variable of the environment cannot be used.
+        """
         opening = self._opening
         # If the last attempt failed or was cancelled, this request makes another one.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            # In an empty context, as the task outlives the request that happens to be the first.
+            # The task gets an empty context, because it may outlive the request that starts it.
             self._opening = opening = detached(asyncio.create_task, self._read_environment())
         waiting = asyncio.shield(opening)
-        # If this request's time is up, the reading goes on, and the next request waits for the rest of it.
+        # If this request's time is up, the task goes on, and the next request waits for the same task.
         alarm = None if ends_at is None else Alarm(ends_at, functools.partial(waiting.cancel, _TOO_LATE))
         try:
             environment = await waiting
@@ -291,13 +318,13 @@ class HttpxTransport:
             self._connections = Connections(functools.partial(self._make_client, environment), shared=self._http2)
 
     async def _read_environment(self) -> Environment:
-        # In a thread: reading the certificate store takes tens of milliseconds. In one thread at a time: it holds the
-        # interpreter's lock, and many such threads would starve the event loop.
+        # Read in a thread, because reading the certificates takes tens of milliseconds. Only one such thread runs at a
+        # time, because reading holds the interpreter's lock, so many threads would starve the event loop.
         async with _turns_to_open.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             return await call_in_thread(self._environment.read)
 
     def _make_client(self, environment: Environment) -> HttpClient:
-        """Return an HTTP client of one connection, or for HTTP/2; takes less than a millisecond."""
+        """Return an HTTP client with one connection, or for HTTP/2 if `http2` is set; takes less than a millisecond."""
         most = self._most_connections if self._http2 else 1
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE)
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
@@ -315,7 +342,7 @@ class HttpxTransport:
 
 
 class _NoCookies(CookieJar):
-    """Keeps no cookie and reads none: reading a thousand cookies would take longer than the request."""
+    """A cookie jar that ignores all cookies: parsing a thousand cookies would take longer than the request."""
 
     def extract_cookies(self, response: object, request: object) -> None:
         pass
@@ -325,7 +352,7 @@ _turns_to_open: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
 
 
 def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
-    """Return the seconds for a request as a whole, if there is such a bound, and the time-outs of httpx."""
+    """Return the time-out for a request as a whole (seconds, or None if there is none), and the time-outs for httpx."""
     if isinstance(timeout, httpx.Timeout):
         return None, timeout.as_dict()
     if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
@@ -334,5 +361,6 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
 
 
 async def _forget_target(response: httpx.Response) -> None:
-    # httpx parses a redirect's target even if it does not follow it, and raises an error if it is not a URL.
+    # httpx parses the target of a redirect even if the redirect is not followed, and raises an error if the target is
+    # not a URL.
     response.headers.pop("Location", None)

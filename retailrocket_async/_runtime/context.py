@@ -1,7 +1,8 @@
 """Starts tasks, timers and threads in an empty context.
 
-Tasks, timers and callbacks keep a copy of the context in which they are created. The caller's context may hold the
-objects of one visitor's request. So work that outlives a call must not keep the caller's context, nor show it to hooks.
+Tasks, timers and callbacks store a copy of the context in which they are created. The caller's context may contain the
+objects of one visitor's request. So work that outlives a call must not store the caller's context, and hooks must not
+see that context.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ T = TypeVar("T")
 
 
 def detached(start: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `start` in an empty context, so that what it starts does not store the caller's context."""
+    """Call `start` in an empty context, and return what `start` returns.
+
+    A task, timer or thread that `start` creates then does not store the caller's context.
+    """
     return Context().run(start, *args, **kwargs)
 
 
 @asynccontextmanager
 async def timeout_at(when: float | None) -> AsyncGenerator[None]:
-    """Limit the time of a block, as `asyncio.timeout_at` does, without keeping the caller's context until `when`.
+    """Limit the time of a block, as `asyncio.timeout_at` does, but without storing the caller's context until `when`.
 
     Args:
         when: the deadline (loop time); None for no deadline.
@@ -41,11 +45,11 @@ async def timeout_at(when: float | None) -> AsyncGenerator[None]:
 
 @contextmanager
 def changes_of(context: Context, since: Context) -> Generator[None]:
-    """Set, for the block, the context variables that code has changed in another context.
+    """Give context variables, within the block, the values that some code has given them in another context.
 
     Args:
         context: the context in which the code has run.
-        since: a copy of it from before the code ran.
+        since: a copy of `context` from before the code ran.
     """
     changed = [(variable, value) for variable, value in context.items() if _differs(since, variable, value)]
     tokens = [(variable, variable.set(value)) for variable, value in changed]

@@ -9,13 +9,13 @@ from retailrocket_async._errors import ConfigurationError
 
 
 def checked_timeout(timeout: float | None) -> float | None:
-    """Return a time-out that a caller gave.
+    """Check a time-out that a caller gave, and return it unchanged.
 
     Args:
         timeout: seconds; None for no time-out.
 
     Raises:
-        ConfigurationError: not a number of seconds, 0 or more.
+        ConfigurationError: `timeout` is neither None nor a number of seconds, 0 or more.
     """
     if timeout is None or (type(timeout) in (int, float) and timeout >= 0):
         return timeout
@@ -23,13 +23,13 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 class Deadline:
-    """The moment up to which a thread waits, by `time.monotonic`.
+    """The moment until which a thread waits, measured with `time.monotonic`.
 
     Args:
         timeout: seconds from now; None for no deadline.
 
     Raises:
-        ConfigurationError: as `checked_timeout`.
+        ConfigurationError: `timeout` is not valid; see `checked_timeout`.
     """
 
     def __init__(self, timeout: float | None) -> None:

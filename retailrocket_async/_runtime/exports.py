@@ -1,9 +1,10 @@
-"""Lets public classes and functions report the package they are imported from as their module.
+"""Sets `__module__` of public classes and functions to the package from which users import them.
 
-A repr, a traceback and a pickle then name `retailrocket_async`, not the private file that may be renamed.
+A repr, a traceback and a pickle then name `retailrocket_async`, and not the private file, which may be renamed.
 
-`typing.get_type_hints` looks up annotations that are strings in the module that a class reports. So a file with public
-attrs classes has no ``from __future__ import annotations``: its annotations are objects.
+`typing.get_type_hints` looks up annotations that are strings in the module that `__module__` names. Names of the
+private file are missing there. So a file with public attrs classes has no ``from __future__ import annotations``: the
+annotations are then objects, not strings.
 """
 
 from __future__ import annotations

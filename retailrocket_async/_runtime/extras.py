@@ -1,4 +1,4 @@
-"""Names the extra to install if an optional library is missing."""
+"""Tells users which extra to install if an optional library is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class needing:  # noqa: N801 - read as a statement: with needing("redis"): import redis
-    """Name the extra to install if an import in this block fails.
+    """A context manager that tells users which extra to install if an import in its block fails.
 
     ::
 
@@ -22,7 +22,8 @@ class needing:  # noqa: N801 - read as a statement: with needing("redis"): impor
 
     Raises:
         ImportError: a library is missing (`ModuleNotFoundError`), or lacks a name that newer versions have; the message
-            says what to install. The error of a missing module of this package is not changed: that is a defect.
+            says what to install. If a module of this package is missing, the error is not changed, because the package
+            itself is defective then.
     """
 
     def __init__(self, extra: str) -> None:
@@ -46,7 +47,7 @@ class needing:  # noqa: N801 - read as a statement: with needing("redis"): impor
 
 
 def installed(library: str) -> bool:
-    """Whether a library can be imported, without importing it."""
+    """Whether a library is installed; does not import the library."""
     try:
         return find_spec(library) is not None
     except ImportError:

@@ -1,4 +1,4 @@
-"""Helps to call foreign code, which may raise any error, or call this package with hardly any stack left.
+"""Helpers for calling foreign code, which may raise any error and may call this package close to the recursion limit.
 
 Hooks, observers, limiters, transports, policy functions, mappings, time zones and log handlers are foreign code. An
 error that such code raises is caught at the call. Two errors have another origin and are raised again: the user's
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import logging
 
 _FRAMES: Final = 40
-"""Stack frames that a change of our own state needs at most, without the foreign code that it calls."""
+"""How many stack frames this package needs at most to change its own state, not counting foreign code."""
 
 
 def ends_task(error: BaseException) -> bool:
-    """Whether an awaited call raised the user's Ctrl-C, or the cancellation of the running task."""
+    """Whether an error of an awaited call is the user's Ctrl-C or the cancellation of the running task."""
     if isinstance(error, asyncio.CancelledError):
         # If this task was not cancelled, the foreign code waited for another task that was cancelled.
         task = asyncio.current_task()
@@ -30,10 +30,11 @@ def ends_task(error: BaseException) -> bool:
 
 
 def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether an error that came out of a user's function in the event loop must be raised again.
+    """Whether an error that a user's function raised in the event loop must be raised again.
 
-    This means: the cancellation of the task that called the function, the end of that task's coroutine, and
-    the error of a signal handler (Ctrl-C). Any other error is the function's own failure, `SystemExit` included.
+    Three errors must be raised again: the cancellation of the task that called the function, `GeneratorExit` if that
+    task's coroutine is closed, and the error of a signal handler (Ctrl-C). Any other error, even `SystemExit`, is a
+    failure of the function.
 
     Args:
         error: the error that was caught.
@@ -44,23 +45,23 @@ def must_pass(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
             # If this task was not cancelled, the function waited for another task or future that was cancelled.
             return task is None or task.cancelling() > 0
         case GeneratorExit():
-            # The coroutine is closed from outside, because no loop will run it any more.
+            # The task's coroutine is closed from outside, because no loop will run the task any more.
             return task is None or running_task() is not task
         case _:
             return is_interrupt(error)
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Return the error without its cause, its context and the frames below, which may hold a secret.
+    """Remove the cause, the context and the traceback of an error, and return the error.
 
-    Some tools print the variables of frames.
+    The removed parts may contain a secret: a traceback refers to frames, and some tools print the variables of frames.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def write_log(logger: logging.Logger, level: int, message: str, *args: object) -> bool:
-    """Write a log record; return whether the application's log handlers and filters raised no error."""
+    """Write a log record. Return False if a log handler or filter of the application raised an error, else True."""
     try:
         logger.log(level, message, *args)
     except BaseException as error:
@@ -71,9 +72,9 @@ def write_log(logger: logging.Logger, level: int, message: str, *args: object) -
 
 
 def ensure_stack() -> None:
-    """Raise RecursionError if the stack has no room for a change of our own state.
+    """Raise RecursionError if too few stack frames are left to change the state of this package.
 
-    Call it before the change: a RecursionError in the middle would leave the change half done.
+    Call this function before a change: a RecursionError in the middle would leave the change half done.
     """
     _descend(_FRAMES)
 

@@ -1,4 +1,7 @@
-"""Notifies objects in a child process after a fork: the loops, threads and locks of the parent do not work there."""
+"""Notifies objects in the child process after a fork.
+
+The parent's loops, threads and locks do not work in the child.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Final, Protocol
 
 
 class ForkAware(Protocol):
-    """An object that belongs to one process."""
+    """An object that must be notified in the child process after a fork."""
 
     def after_fork(self) -> None:
         """Drop references to loops, threads and locks of the parent process; called in the child process."""
@@ -27,7 +30,7 @@ def watch_forks(thing: ForkAware) -> None:
 
 @functools.cache
 def _register() -> None:
-    """Register one handler for all objects, with the first of them: Python has no way to unregister it."""
+    """Register one fork handler for all objects, at the first call only: Python cannot unregister a fork handler."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
 

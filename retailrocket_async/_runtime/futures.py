@@ -17,7 +17,7 @@ def set_result(future: asyncio.Future[T], result: T) -> None:
 
 
 def set_done(future: asyncio.Future[None]) -> None:
-    """Wake the waiter of a future without a value, unless the future is done."""
+    """Set the result of a future to None, which wakes the waiting task, unless the future is done."""
     if not future.done():
         future.set_result(None)
 

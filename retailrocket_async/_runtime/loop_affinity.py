@@ -21,11 +21,11 @@ class LoopAffinity:
     """Binds a client to the event loop of its first use, and to one process.
 
     Args:
-        ended: called once when the loop is closed, or the process ends, in any thread, with the start of a sentence
-            that says which. Never called in a forked child.
+        ended: called in any thread when the loop is closed or the process ends. The argument is the start of a sentence
+            that says what ended, e.g. ``"its event loop was closed"``. Never called in a forked child.
 
     Attributes:
-        loop: the loop; None before the first use and after a fork.
+        loop: the client's event loop; None before the first use and after a fork.
     """
 
     def __init__(self, ended: Callable[[str], None] | None = None) -> None:
@@ -35,10 +35,12 @@ class LoopAffinity:
         watch_forks(self)
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop if it is the client's own; the first call makes it the client's.
+        """Check that the running event loop is the client's loop, and return the loop.
+
+        The first call makes the running loop the client's loop.
 
         Raises:
-            WrongLoopError: no loop runs in this thread, another one does, or the process was forked.
+            WrongLoopError: no loop runs in this thread, another loop runs, or the client was made before a fork.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -64,7 +66,7 @@ class LoopAffinity:
         return loop
 
     def loop_ended(self, how: str) -> None:
-        """Call `ended`; see `loop_end.watch`."""
+        """Call `ended`, except in a forked child; see `loop_end.watch`."""
         if self._ended is not None and not self._forked:
             self._ended(how)
 
@@ -80,7 +82,7 @@ class LoopAffinity:
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in a task of the client's loop, in an empty context."""
         try:
-            # Older task factories do not accept the argument `context`.
+            # Do not pass the argument `context` to `create_task`, because older task factories do not accept it.
             return detached(self.enter().create_task, work)
         except BaseException:
             # `create_task` can fail, for example at the recursion limit. The coroutine is closed then, because Python
@@ -93,6 +95,6 @@ class LoopAffinity:
         return detached(self.enter().call_later, seconds, callback)
 
     def after_fork(self) -> None:
-        """Forget the loop in a forked child: it belongs to the parent process."""
+        """Forget the loop in a forked child, because the loop belongs to the parent process."""
         self.loop = None
         self._forked = True

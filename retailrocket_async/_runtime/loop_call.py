@@ -5,7 +5,8 @@
     thread   post ──┐                                  ┌──▶ result, or error
     loop            └──▶ begin, run the work in a task ─┘
 
-`asyncio.run_coroutine_threadsafe` may lose a result that has just arrived if a call is cancelled; this module does not.
+If a call is cancelled, `asyncio.run_coroutine_threadsafe` may lose a result that has just arrived. This module does not
+lose such a result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHECK_EVERY: Final = 0.5
-"""Seconds after which a waiting thread checks that the loop still runs; a loop that ends in order answers by itself."""
+"""Interval, in seconds, at which a waiting thread checks that the loop still runs. The check is for a loop that stops
+without cancelling its tasks: if the task is cancelled, the thread gets an error at once."""
 
 
 class TimeIsUpError(Exception):
@@ -33,16 +35,16 @@ class TimeIsUpError(Exception):
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline) -> T:
-    """Run work in an event loop of another thread; return what it returns, or raise what it raises.
+    """Run a coroutine in an event loop of another thread; return what the coroutine returns, or raise what it raises.
 
     Args:
-        loop: the loop.
-        work: makes the coroutine; it is not called if the call is withdrawn before the loop begins it.
-        deadline: how long to wait.
+        loop: the event loop.
+        work: called in the loop to make the coroutine; not called if the call is withdrawn first.
+        deadline: until when to wait.
 
     Raises:
-        TimeIsUpError: the deadline passed first; the work had no effect, and will have none.
-        WrongLoopError: the loop ended first.
+        TimeIsUpError: the deadline passed before the work was done. The work had no effect, and will have no effect.
+        WrongLoopError: the loop ended before the work was done.
     """
     call = LoopCall(loop, work)
     late = False
@@ -52,23 +54,25 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
             if not loop.is_running():
                 raise loop_ended()
             if late and call.answer.cancel():
-                # Something blocks the loop: it has not begun the work.
+                # The loop has not begun the work, because something blocks the loop.
                 raise TimeIsUpError
             if deadline.passed():
-                # From here on the loop decides whether the work is withdrawn, or was done in the same moment.
+                # The loop withdraws the work, unless the work is done by then. The answer says which of both happened,
+                # so wait for the answer without a deadline.
                 late, deadline = True, Deadline(None)
                 call.post(call.withdraw)
         return call.answer.result()
     finally:
         if not call.answer.cancel() and not call.answer.done():
-            # The loop ended, or a signal's handler raised in this thread: nobody waits for the answer.
+            # The loop ended, or a signal handler raised an error in this thread. Withdraw the work, because no thread
+            # waits for the answer any more.
             call.post(call.withdraw)
         # Break a reference cycle: the error's traceback refers to this frame, and `call` refers to the error.
         del call
 
 
 def loop_ended() -> WrongLoopError:
-    """Return the error of a call into a loop that does not run."""
+    """Return the error for a call into an event loop that does not run."""
     return WrongLoopError(
         "the client's event loop does not run, or has just ended: nothing is accepted or sent without it"
     )
@@ -78,8 +82,8 @@ class LoopCall(Generic[T]):
     """Runs a coroutine in a task of the loop, and passes the result to the waiting thread.
 
     Args:
-        loop: the loop.
-        work: makes the coroutine; it is not called if the call is withdrawn before the loop begins it.
+        loop: the event loop.
+        work: called in the loop to make the coroutine; not called if the call is withdrawn first.
 
     Attributes:
         answer: the future for which the thread waits.
@@ -95,12 +99,15 @@ class LoopCall(Generic[T]):
     # --- in the thread ---
 
     def post(self, step: Callable[[], None]) -> None:
-        """Have the loop call `begin` or `withdraw`; a closed loop calls nothing, which the waiting thread notices."""
+        """Have the loop call `step`, which is `begin` or `withdraw`.
+
+        A closed loop does not call `step`; the waiting thread notices by itself that the loop does not run.
+        """
         with suppress(RuntimeError):
             detached(self._loop.call_soon_threadsafe, step)
 
     def answered_within(self, seconds: float) -> bool:
-        """Wait for the answer, which may be an error; return whether it has come."""
+        """Wait for the answer, which may be an error, and return whether the answer arrived within `seconds`."""
         try:
             self.answer.exception(seconds)
         except TimeoutError:
@@ -116,7 +123,11 @@ class LoopCall(Generic[T]):
             self._task.add_done_callback(self._end)
 
     def withdraw(self) -> None:
-        """Cancel the work while it waits; if it is about to go on, it has what it waited for, so let it take a step."""
+        """Cancel the work, but only while it waits for a future.
+
+        If the future is done, a cancellation would lose the future's result. So let the work take its next step, and
+        try again.
+        """
         if self._task is None or self._task.done():
             return
         if self._work.waits():
@@ -127,7 +138,7 @@ class LoopCall(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
-            # If `withdraw` did not cancel the task, the end of the loop did, which cancels all tasks.
+            # If `withdraw` did not cancel the task, the shutdown of the loop did: a shutdown cancels all tasks.
             self.answer.set_exception(TimeIsUpError() if self._withdrawn else loop_ended())
         elif (error := task.exception()) is not None:
             self.answer.set_exception(error)
@@ -136,10 +147,10 @@ class LoopCall(Generic[T]):
 
 
 class _WatchedWork(Generic[T]):
-    """Runs work, and knows the future that it waits for, so that it can be cancelled while it waits and only then.
+    """Runs a coroutine, and records for which future the coroutine waits.
 
-    If a task is cancelled after its future is done, and before its next step, the future's result is lost. Here that
-    would be the receipt of an event that was accepted.
+    The coroutine is cancelled only while it waits. If a task is cancelled after its future is done, but before the
+    task's next step, the future's result is lost. Here the lost result would be the receipt of an accepted event.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -162,7 +173,7 @@ class _WatchedWork(Generic[T]):
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             finally:
-                # Before the error leaves: it holds this frame, which must not hold the error.
+                # Drop the reference to the error: an error refers to this frame, so both would form a reference cycle.
                 thrown = None
             try:
                 yield self._waits_for

@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     import asyncio
 
 FAR: Final = 1e9
-"""Seconds until the timer, thirty years: it never fires."""
+"""Delay of the timer in seconds: thirty years, so the timer never fires."""
 
 
 class Resident(Protocol):
-    """An object that has work in an event loop."""
+    """An object that uses an event loop, and must be notified when the loop ends."""
 
     def loop_ended(self, how: str) -> None:
         """Handle the end of the loop or the process; called in any thread.
 
         Args:
-            how: what ended, as the start of a sentence.
+            how: the start of a sentence that says what ended, e.g. ``"the process ended"``.
         """
         ...
 
 
 class _Tether:
-    """An object to which only the timer refers; it is finalized when the loop drops its timers."""
+    """An object to which only the timer refers, so the object is finalized when the loop drops its timers."""
 
 
 def watch(loop: asyncio.AbstractEventLoop, resident: Resident) -> None:
-    """Call `resident.loop_ended`, while it is alive, when `loop` is closed or the process ends, whatever is first."""
+    """Call `resident.loop_ended` when `loop` is closed, and when the process ends, as long as `resident` is alive."""
     known = _residents.get(loop)
     if known is None:
         known = _residents[loop] = weakref.WeakSet()
@@ -52,7 +52,7 @@ _residents: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.W
 
 
 def _nothing(tether: _Tether) -> None:
-    """Do nothing; the timer needs a function."""
+    """Do nothing. The timer needs a function to call, and refers to `tether` as the function's argument."""
 
 
 def _ended(residents: weakref.WeakSet[Resident], how: str) -> None:
@@ -65,6 +65,6 @@ def _process_ends() -> None:
         _ended(residents, "the process ended")
 
 
-# Registered at import, so that it runs after the handlers of the application, which may close the client, and before
-# the handler of `logging`, which ends the log.
+# Exit handlers run in reverse order. This handler is registered at import, so it runs after the application's handlers,
+# which may close the client, and before the handler of `logging`, which shuts the log down.
 atexit.register(_process_ends)

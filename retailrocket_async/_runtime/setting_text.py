@@ -1,4 +1,4 @@
-"""Checks settings that are texts, with messages that never show the text: it may be a secret."""
+"""Checks settings that are strings. The messages never show the value, because the value may be a secret."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def text_complaint(name: str, value: object, *, spaces: bool = False) -> str | N
     """Return the rule that a text setting breaks, or None if the setting is valid.
 
     Args:
-        name: the setting's name, as the reader of the message knows it.
-        value: the setting.
-        spaces: whether the text may have ordinary spaces inside, as names of files and keys may.
+        name: the setting's name for the message, as the user spells it.
+        value: the setting's value.
+        spaces: whether the text may contain ordinary spaces, though not at its ends, for example in a file name.
     """
     if not isinstance(value, str):
         return f"{name} must be a str that is not empty, not {type_name(value)}"
@@ -28,28 +28,28 @@ def text_complaint(name: str, value: object, *, spaces: bool = False) -> str | N
 
 
 def has_surrogates(text: str) -> bool:
-    """Whether a text has a lone surrogate, which cannot be encoded."""
+    """Whether a text contains a lone surrogate, a character that UTF-8 cannot encode."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def has_blanks(text: str) -> bool:
-    """Whether a text has white space or a control character."""
+    """Whether a text contains white space or a control character."""
     return " " in text or not text.isprintable()
 
 
 def check_texts(*, spaces: bool = False, **settings: object) -> None:
-    """Check that settings are texts that are not empty and have no white space or control characters.
+    """Check that settings are strings that are not empty and contain no white space or control characters.
 
     Args:
-        spaces: as of `text_complaint`.
-        settings: the settings by their names.
+        spaces: whether the texts may contain ordinary spaces; see `text_complaint`.
+        settings: the values of the settings, by name.
 
     Raises:
-        ConfigurationError: one of them breaks a rule.
+        ConfigurationError: a setting breaks one of these rules.
     """
     for name, value in settings.items():
         if complaint := text_complaint(name, value, spaces=spaces):
-            # An error keeps this frame alive, and some tools print its variables.
+            # The error's traceback refers to this frame, and some tools print the variables of frames.
             del settings, value
             _refuse(complaint)
 

@@ -1,8 +1,9 @@
 """Runs one function in a new thread.
 
-The threads of `asyncio.to_thread` are few, and may all wait for the client: a sync view that tracks through a
-`ThreadsafeHandle` blocks its thread until there is room in the buffer. The calls that make that room must not need one
-of these threads. The new thread is a daemon, so a call that never returns does not keep the process from ending.
+`asyncio.to_thread` is not used, because it has few threads, and all of them may be waiting for the client: a sync view
+that tracks through a `ThreadsafeHandle` blocks its thread until the buffer has room. The calls that make room must not
+wait for one of these threads. The new thread is a daemon, so a call that never returns does not keep the process from
+ending.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ T = TypeVar("T")
 
 
 async def call_in_thread(function: Callable[[], T]) -> T:
-    """Call `function` in a new thread; return what it returns, or raise what it raises.
+    """Call `function` in a new thread; return what the function returns, or raise what it raises.
 
-    If no thread can be started, the function is called in the event loop: while the interpreter shuts down, Python 3.12
-    and newer start no thread.
+    If no thread can be started, the function is called in the event loop. This happens while the interpreter shuts
+    down, because Python 3.12 and newer start no thread then.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -46,7 +47,7 @@ async def call_in_thread(function: Callable[[], T]) -> T:
         try:
             result = context.run(function)
         except StopIteration as stop:
-            # A future refuses this type of error.
+            # A future does not accept a `StopIteration`.
             error = RuntimeError(type(stop).__name__)
         except BaseException as raised:  # noqa: BLE001 - raised again in the caller's task
             error = raised
@@ -62,17 +63,17 @@ async def call_in_thread(function: Callable[[], T]) -> T:
 
 
 def captured_call(function: Callable[..., T], *arguments: object) -> Callable[[], Callable[[], T]]:
-    """Return a function for a thread that calls `function` and captures its result or error: it never raises.
+    """Return a wrapper of `function` that can be called in a thread and never raises an error.
 
-    It returns another function, which returns the result or raises the error. The error has no traceback, as the frames
-    of a traceback hold variables.
+    The wrapper calls `function` with `arguments`. The wrapper returns another function, which returns the result or
+    raises the error. The error has no traceback, because the frames of a traceback contain variables.
     """
 
     def call() -> Callable[[], T]:
         try:
             result = function(*arguments)
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's task
-            # The method of `BaseException`, as the error's class may override it.
+            # Call the method of `BaseException`, because the error's class may override `with_traceback`.
             raised = BaseException.with_traceback(error, None)
             return lambda: _raise(raised)
         return lambda: result

@@ -1,4 +1,4 @@
-"""Makes objects that belong to one process refuse to be copied or pickled."""
+"""Prevents objects that belong to one process from being copied or pickled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 class Uncopyable:
-    """A base class that refuses `copy`, `deepcopy` and `pickle`, and so `multiprocessing`, which pickles.
+    """A base class whose objects cannot be copied or pickled.
+
+    So the objects cannot be passed to another process by `multiprocessing`, which pickles them.
 
     Attributes:
-        _instead: what to do instead, as the end of the error's message.
+        _instead: the end of the error's message, which says what to do instead.
     """
 
     __slots__ = ()

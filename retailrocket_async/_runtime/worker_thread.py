@@ -25,9 +25,9 @@ _Calls: TypeAlias = "SimpleQueue[Callable[[], None] | None]"
 class WorkerThread:
     """Makes calls in one thread, one after the other; the first call starts the thread.
 
-    `ThreadPoolExecutor` accepts no work after the main thread has ended, when an event loop in another thread may
-    still run. The thread is a daemon, so an idle one does not keep the process from ending. At exit, the interpreter
-    waits for the calls that the thread was given.
+    `ThreadPoolExecutor` is not used, because it accepts no work after the main thread has ended, although an event loop
+    in another thread may still run. The thread is a daemon, so an idle thread does not keep the process from ending. At
+    exit, the interpreter waits until the thread has made all calls that it was given.
 
     Args:
         name: the thread's name.
@@ -39,7 +39,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Call `function`, which must not raise, in the thread; return the future of its result.
+        """Call `function` in the thread, and return the future of its result. `function` must not raise an error.
 
         Raises:
             RuntimeError: no thread can be started: the interpreter shuts down, or the system has no thread left.
@@ -58,7 +58,7 @@ class WorkerThread:
         return done
 
     def close(self) -> None:
-        """End the thread after the calls that it was given."""
+        """End the thread as soon as it has made all calls that it was given; a later `call` starts a new thread."""
         if self._calls is not None:
             self._calls.put(None)
             self._calls = None
@@ -76,7 +76,7 @@ class WorkerThread:
 
 def _work(calls: _Calls, before: threading.Thread | None) -> None:
     if before is not None:
-        # The thread before a `close` may still make its last calls.
+        # The earlier thread, which `close` has ended, may still be making its last calls: wait for them.
         before.join()
     at_exit = functools.partial(_finish, calls, threading.current_thread())
     atexit.register(at_exit)
@@ -88,7 +88,7 @@ def _work(calls: _Calls, before: threading.Thread | None) -> None:
 
 
 def _made_next(calls: _Calls) -> bool:
-    # In a function of its own, so that no variable keeps a call while the thread waits for the next one.
+    # This is a separate function, so that no variable refers to a call while the thread waits for the next call.
     call = calls.get()
     if call is None:
         return False
@@ -97,6 +97,6 @@ def _made_next(calls: _Calls) -> bool:
 
 
 def _finish(calls: _Calls, thread: threading.Thread) -> None:
-    """Wait until the thread has made its calls; in a forked child, which lacks the thread, do not wait."""
+    """Wait until the thread has made its calls. A forked child lacks the thread, so `join` returns at once there."""
     calls.put(None)
     thread.join()
