@@ -113,10 +113,10 @@ class SqliteSpool:
     """Stores events on disk until they are delivered, in a directory that the processes of one host may share.
 
     `track` returns when its event is in the file. From then on the event survives a crash of the process and, with
-    ``durability="commit"``, a crash of the host and a power cut. The event leaves the file when it has its outcome; an event
-    that is refused becomes a dead letter. Any number of processes may share a spool. Only one of them sends at a time,
-    so all of them together keep one request limit. A spool belongs to one shop. The API key is never written to the
-    spool. A spool needs Linux, macOS or another system with ``flock``.
+    ``durability="commit"``, a crash of the host and a power cut. The event leaves the file when it has its outcome; an
+    event that is refused becomes a dead letter. Any number of processes may share a spool. Only one of them sends at a
+    time, so all of them together keep one request limit. A spool belongs to one shop. The API key is never written to
+    the spool. A spool needs Linux, macOS or another system with ``flock``.
 
     Args:
         path: the directory, on a local file system; if the directory does not exist, it is created, and only this user
