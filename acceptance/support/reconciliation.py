@@ -105,8 +105,8 @@ def reconcile(outcomes: bytes, names: bytes, report: Report) -> Reconciliation:
     """Compare the reported outcomes with the server's report.
 
     Args:
-        outcomes: a `Reported` for each event, at the index of its number.
-        names: the index in `NAMES` of each event's name, at the index of its number.
+        outcomes: byte n is the `Reported` code of event number n.
+        names: byte n is the position in `NAMES` of the name of event number n.
         report: what the server recorded.
     """
     size = max(len(outcomes), len(report.counts))

@@ -67,7 +67,7 @@ def test_undelivered_events_are_reported() -> None:
 
 
 def test_difference_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If there is a difference, the demo prints it and exits with status 1."""
+    """If recorded events differ from those that were sent, the demo prints the difference and exits with 1."""
     monkeypatch.setattr(_demo, "differences", lambda *_: iter(["1 view went missing"]))
     result = run_command("demo", "--events", "20")
 

@@ -785,7 +785,7 @@ def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> No
     coder, decoder = hpack.Encoder(), hpack.Decoder()
     headers = [(":path", f"/1.0/view?apiKey={KEY}&partnerId=partner"), ("x-other", "value")]
     block = coder.encode(headers)
-    # A server may repeat the query in a redirect, so the decoder is given the same headers.
+    # A redirect may repeat the query with its key, and the decoder logs what it decodes.
     assert headers == decoder.decode(block)
     # The coder logs the entries that are removed when its table shrinks.
     coder.header_table_size = 50

@@ -75,7 +75,7 @@ async def test_a_start_that_fails_is_told_to_the_server(
 
 
 def test_without_the_lifespan_there_is_no_client() -> None:
-    """If no lifespan was run, asking for the client raises an error that names it."""
+    """If no lifespan was run, asking for the client raises an error with the name that `RetailRocket` was given."""
     rocket = RetailRocket(name="other")
 
     for ask in (rocket.client, rocket.threadsafe):

@@ -223,7 +223,7 @@ def test_the_current_context_is_told_by_its_variable() -> None:
 
 @pytest.mark.parametrize("variable", [None, ContextVar[Any]("without"), ContextVar[Any]("another", default=None)])
 def test_what_does_not_hold_the_current_context_is_not_taken(variable: ContextVar[Any] | None) -> None:
-    """If the current context is in no known variable, None is returned, so the span is looked up for every event."""
+    """If no variable with the current context is found, the observer looks up the span for every event."""
     assert _variable_of(SimpleNamespace(_current_context=variable)) is None
     assert _variable_of(SimpleNamespace()) is None
 

@@ -709,7 +709,7 @@ async def test_one_slow_command_is_no_outage(
 
 
 async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServer) -> None:
-    """If the API asks for a pause, it also holds for the share that a process sends during an outage."""
+    """If the API asks for a pause while Redis is down, requests that are sent without Redis wait, too."""
     limiter = RedisLimiter(redis, RateLimit(per=0.1))
     await take(limiter)
     redis_server.kill()
