@@ -20,8 +20,9 @@ class Batch:
         size: number of bytes of the request body with these events.
         opened_at: when the batch was opened for its first event (seconds on the buffer's clock). An event that had to
             wait for space may have been tracked earlier.
-        generation: number of flushes that had begun when the batch was opened. The batch may still grow after the next
-            flush has begun, and that flush waits for all its events; so many flushes do not make many small batches.
+        generation: number of flushes that had begun when the batch was opened. After the next flush has begun, new
+            events may still be added to the batch, and that flush waits for these events, too. So frequent flushes do
+            not make many small batches.
         opened_in: the generations of all batches that were merged into this batch; empty for a part of a batch.
         lanes: keys of the lanes that the events came from (see `buffer`); empty for a part of a batch.
         attempts: number of requests with these events before the batch was divided.

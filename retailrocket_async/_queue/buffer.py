@@ -52,7 +52,7 @@ class EventBuffer:
     Args:
         batching: largest size of a batch, and whether visitors' events keep their order.
         buffer: bounds of the number and of the bytes of all waiting events.
-        clock: returns the time in seconds; only differences matter.
+        clock: returns the time in seconds; only the difference between two times matters.
 
     Attributes:
         cap: the current limit of a request body; see `BodyLimit`.
@@ -72,11 +72,11 @@ class EventBuffer:
         self._ranks = buffer.ranks()
         self.cap = BodyLimit(batching.max_bytes)
         self._lanes: dict[Hashable, Lane] = {}
-        # All waiting batches, oldest first, with the time of their first event. Unlike a dict, an OrderedDict has a
-        # constant cost at its front.
+        # All waiting batches, oldest first, with the time of their first event. Unlike a dict, an OrderedDict finds and
+        # removes its first entry in constant time.
         self._order: OrderedDict[Batch, float] = OrderedDict()
-        # A heap of the batches by the time of their first event, for `max_age`. It may still contain batches that have
-        # left the buffer.
+        # A heap of the batches by the time of their first event, for `max_age`. The heap may still contain batches that
+        # have left the buffer.
         self._ages: list[tuple[float, int, Batch]] = []
         self._opened = itertools.count()
         self._busy: set[Hashable] = set()
@@ -89,8 +89,9 @@ class EventBuffer:
         self._urgent_batches = 0
         # A lower bound of the times at which ready batches were opened.
         self._oldest_ready = math.inf
-        # The batch that `grow` appends to; the numbers of events and bytes up to which `grow` may append; and how many
-        # of its events and bytes are included in the counters.
+        # `_growing` is the batch that `grow` appends to. `_full_events` and `_full_size` are the sizes up to which
+        # `grow` may fill this batch. `_counted_events` and `_counted_size` say how much of the batch is included in the
+        # counters.
         self._growing: Batch | None = None
         self._full_events = self._full_size = 0
         self._counted_events = self._counted_size = 0
@@ -138,7 +139,9 @@ class EventBuffer:
         return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
 
     def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
-        """Append one event to the current batch if that opens, fills and makes due no batch; return whether it does.
+        """Append one event to the current batch, if nothing else has to be done; return whether the event was appended.
+
+        Other work has to be done if a batch must be opened, or if the event may make a batch due.
 
         This is the fast path for nearly every event; even the counters are updated later, by `end_growth`. Every other
         change of the buffer disables the fast path until `append` enables it again.
@@ -166,7 +169,8 @@ class EventBuffer:
         self._counted_events, self._counted_size = events, size
         most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
         most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
-        # The event that makes a batch due must go through `append`. If a batch is due already, there is no such event.
+        # The event that makes a batch due must go through `append`. If a batch is due already, no further event makes
+        # it due.
         if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
             most_events = min(most_events, self._max_events - self._ready_events - 1)
             most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
@@ -204,7 +208,8 @@ class EventBuffer:
             envelope: the JSON of the event.
             receipt: the receipt of the event.
             lane: key of its lane, see `lane_of`.
-            came_at: when the event was tracked, if it had to wait for space; not before the last event. Default now.
+            came_at: when the event was tracked, if the event had to wait for space; must not be earlier than the time
+                of the event that was appended last. Default: now.
             growth: number of events that `grow` may then append to the same batch; default any number.
         """
         self.end_growth()
@@ -339,7 +344,8 @@ class EventBuffer:
             # The loop works on a copy because taking a batch changes the dict. The dict has at most `_LANES` entries.
             misses, opened_at = 0, batch.opened_at
             for lane, batches in list(self._ready.items()):
-                # While sending is halted, old events are rejected by batches, so a batch must not mix old and new ones.
+                # While sending is halted, all events of a batch are rejected together when they have become too old, so
+                # a batch must not contain both old and new events.
                 alike = not self._short_batches or abs(batches.first.opened_at - opened_at) <= _SHORT_BATCH_SPAN
                 if alike and self._fit_together(batch, batches.first):
                     self._take_from(lane, batch)
@@ -363,7 +369,7 @@ class EventBuffer:
         return became_ready
 
     def begin_flush(self) -> int:
-        """Make all waiting batches due now; return the generation of the newest of them."""
+        """Make all waiting batches due now; return the generation of the newest batch."""
         self.generation += 1
         self._urgent_batches = self._ready_batches
         return self.generation - 1
@@ -396,7 +402,7 @@ class EventBuffer:
 
     def oldest_age(self) -> float:
         """Return the age of the oldest waiting event in seconds; 0 if no event waits."""
-        # Another thread may read this while the loop's thread changes the batches.
+        # Another thread may call this method while the loop's thread changes the batches.
         with suppress(RuntimeError, IndexError):
             for oldest in self._order:
                 came_at = oldest.times[0] if self._timed else oldest.opened_at
@@ -406,7 +412,10 @@ class EventBuffer:
     # --- events that leave without being taken ------------------------------------------------------------------------
 
     def make_room(self, size: int, event_name: str) -> Iterator[Batch]:
-        """Evict and yield events, one by one, until an envelope of `size` bytes fits; evict none if it cannot fit."""
+        """Evict and yield events, one by one, until an envelope of `size` bytes fits.
+
+        If the envelope would not fit even after all evictions, evict no event.
+        """
         ranks = self._ranks
         # If the new event cannot fit even after all evictions, it will be dropped, so no other event is evicted.
         if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
@@ -418,7 +427,8 @@ class EventBuffer:
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
         """Remove and yield events that were tracked at `moment` or before, in batches of at most `most` events.
 
-        Without `max_age` the time of each event is not known, so all events of a batch count as old as its oldest one.
+        Without `max_age` the time of each event is not known, so each event of a batch is treated as if it were as old
+        as the oldest event of the batch.
         """
         while (batch := self._oldest_by(moment)) is not None:
             # Called in each round, because code that ran after the last `yield` may have tracked another event.
@@ -484,9 +494,10 @@ class EventBuffer:
         return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
 
     def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
-        """Take the first batch of a lane, and further ones of the lane that fit; merge all into `batch`, if given."""
+        """Take the first batch of a lane and further batches that fit; merge them into `batch` if it is given."""
         batches = self._ready[lane]
-        # The lane becomes busy here. Until `release`, its other batches cannot be taken, so they do not count as ready.
+        # The lane becomes busy here. Until `release` is called, the other batches of the lane cannot be taken, so these
+        # batches do not count as ready.
         if self._exclusive:
             self._count_ready(batches, -1)
         first = self._take_first(batches)
@@ -494,7 +505,8 @@ class EventBuffer:
             batch = first
         else:
             batch.absorb(first)
-        # Batches may be small because events were evicted or because they were closed early; small ones are merged.
+        # A batch may be small because events were evicted or because the batch was closed early. Small batches are
+        # merged.
         while not self.short_batches and batches and self._fit_together(batch, batches.first):
             batch.absorb(self._take_first(batches))
         if self._exclusive:

@@ -1,7 +1,7 @@
 """Chooses the events to evict if the buffer is full.
 
-An order is worth more to a shop than the impression of a banner. So the least valuable events are dropped first, and
-among equal ones the oldest.
+An order is worth more to a shop than the impression of a banner. So the least valuable events are dropped first; among
+events of equal value, the oldest is dropped first.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Overflow: TypeAlias = Literal["wait", "raise", "drop_newest", "drop_oldest", "sh
 
 
 class Ranking(Mapping[str, int]):
-    """An immutable mapping that can be copied and pickled, which `MappingProxyType` cannot.
+    """An immutable mapping of names to ranks. Unlike `MappingProxyType`, this mapping can be copied and pickled.
 
     Args:
-        ranks: its content, copied.
+        ranks: the ranks by name; the mapping is copied.
     """
 
     __slots__ = ("_ranks",)
@@ -88,7 +88,7 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
 
 
 class Ranks:
-    """Keeps the waiting events by rank, and finds the event to evict first: the oldest one of the lowest rank.
+    """Keeps the waiting events by rank, and finds the event to evict first: the oldest event of the lowest rank.
 
     Args:
         ranking: rank of events by wire name; empty if all events have the same rank.

@@ -1,4 +1,4 @@
-"""A lane: the waiting batches of one visitor, of some visitors, or of all."""
+"""A lane: the waiting batches of one visitor, of some visitors, or of all visitors."""
 
 from __future__ import annotations
 

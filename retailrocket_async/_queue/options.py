@@ -26,10 +26,10 @@ class Batching:
         by_session: whether a batch holds events of one visitor only; default False. One edition of the API document
             describes the batch endpoint in this way. With True, each visitor costs at least one request. Implies
             `ordered`.
-        ordered: never have a visitor's events in two batches in flight at once; default True, as the API demands it
-            (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked, also
-            after retries. While a batch waits for its retry, later events of its visitors wait, too. Visitors share 512
-            lanes, so for each visitor in the batch, the events of one in 512 other visitors may also wait.
+        ordered: never have a visitor's events in two batches in flight at once; default True, because the API demands
+            this (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked,
+            also after retries. While a batch waits for its retry, later events of its visitors wait, too. Visitors
+            share 512 lanes, so for each visitor in the batch, the events of one in 512 other visitors may also wait.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -57,21 +57,22 @@ class Batching:
 class Buffer:
     """Bounds of the events that wait for a permit; `track` waits as soon as one bound is reached.
 
-    Events in flight are not included: at most `Batching.max_in_flight` batches.
+    Events in flight (at most `Batching.max_in_flight` batches) are not included.
 
     Attributes:
         max_events: largest number of events, 1 or more; default 100,000, as many as can be sent in four seconds.
         max_bytes: largest number of bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
         overflow: what happens to a new event if the buffer is full. ``"wait"`` (default): `track` waits for space, in
-            order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both raise it. ``"drop_newest"``: the new
-            event is dropped. ``"drop_oldest"``: the oldest events are dropped. ``"shed"``: the least valuable events
-            are dropped, the oldest of them first; the new event is dropped if it is the least valuable, or larger than
-            all events that are not worth more. A dropped event is `Dropped` with reason ``"overflow"``, counted in
-            `Stats.dropped_by` and handed to `on_outcome`.
-        ranking: values of events by wire name, for ``"shed"``; the lowest are dropped first; default
+            order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both methods raise this error.
+            ``"drop_newest"``: the new event is dropped. ``"drop_oldest"``: the oldest events are dropped. ``"shed"``:
+            the least valuable events are dropped, the oldest of them first; the new event is dropped if all waiting
+            events are more valuable, or if dropping all events that are not more valuable would not make enough space.
+            A dropped event is `Dropped` with reason ``"overflow"``, counted in `Stats.dropped_by` and handed to
+            `on_outcome`.
+        ranking: values of events by wire name, for ``"shed"``; events of the lowest value are dropped first; default
             `DEFAULT_RANKING`. An event without a value counts as 1, like a view in `DEFAULT_RANKING`.
-        max_age: seconds after the call of `track` from which an event is dropped instead of sent or sent again, above
-            0; default None: no event is too old, as each carries its time.
+        max_age: age in seconds, counted from the call of `track`, from which an event is dropped and not sent (again),
+            above 0; default None: even old events are sent, because each event carries its time.
 
     Raises:
         ConfigurationError: a value outside its range.
