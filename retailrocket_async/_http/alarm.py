@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 _TURNS: Final = 64
 """Number of event loop iterations between the alarm's time and its call; each iteration reads the sockets.
 
-A request takes about ten iterations from the first byte of its answer to the last."""
+The loop needs about ten iterations to read an answer from the first byte to the last."""
 
 
 class Alarm:
     """Calls a function at a given loop time, but not before the loop has read its sockets.
 
-    The function runs in an empty context, because the loop stores a cancelled timer with its context until its time.
+    The function runs in an empty context, because the loop keeps a cancelled timer and its context in memory until the
+    time of the timer.
 
     Args:
         at: the loop time (seconds) at which the alarm is due.

@@ -14,7 +14,7 @@ from retailrocket_async._runtime.setting_text import has_blanks, has_surrogates
 
 DEFAULT_BASE_URL: Final = "https://apptracking.retailrocket.net/1.0/"
 TEST_MODE: Final = "RETAILROCKET_TEST_MODE"
-"""Environment variable: while it is set to anything but 0, a client sends requests to this host only."""
+"""Environment variable: while its value is anything but 0 or empty, clients send requests only to this machine."""
 
 _MAX_URL: Final = 8_000
 """Length in characters that every server should accept (RFC 9110, 4.1); httpx raises an error above 65,536."""
@@ -25,7 +25,7 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
 
     Args:
         base_url: the URL that the caller gave.
-        allow_insecure: allow plain ``http://`` to other hosts than this one.
+        allow_insecure: whether to allow plain ``http://`` to other machines than this one.
 
     Raises:
         ConfigurationError: not an absolute http(s) URL; more than 8,000 characters, the slash at the end counted; a
@@ -70,7 +70,8 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
         return f"base_url must begin with https:// and name a host, like {DEFAULT_BASE_URL}"
     if port is not None and not 1 <= port <= 65_535:
         return "base_url must have a port from 1 to 65535, or none"
-    # Search the text, to find an empty query or fragment too: the appended path would become a part of it.
+    # Search the text, because an empty query or fragment must also be found: a path that is appended after a "?" or "#"
+    # would become a part of the query or fragment.
     if "?" in text or "#" in text or url.userinfo:
         return "base_url must have no query, fragment or user: credentials are api_key, partner_id"
     if len(text.removesuffix("/")) >= _MAX_URL:

@@ -33,8 +33,8 @@ class Body(httpx.AsyncByteStream):
         taken: whether the body was handed to the connection, so that the API may get it.
         step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
-        opened: the network stream that the request has opened, until the TLS handshake is complete or the body is
-            taken; httpcore may fail to close it until then. None at other times.
+        opened: the network stream that the request has opened. None before a stream is opened, and again as soon as the
+            TLS handshake is complete or the body is taken. Before that, httpcore may fail to close the stream.
     """
 
     def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:

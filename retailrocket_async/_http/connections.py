@@ -96,7 +96,7 @@ class Connections:
 
         Args:
             channel: the channel that `take` returned.
-            sound: whether the connection may be used again: the whole answer arrived, and no further bytes after it.
+            sound: whether the connection may be used again: the whole answer arrived, and no bytes after the answer.
         """
         channel.users -= 1
         now = asyncio.get_running_loop().time()
@@ -116,7 +116,7 @@ class Connections:
             await asyncio.wait(self._closing)
 
     def retire_all(self) -> None:
-        """Retire all channels: idle channels are closed soon, and other channels when their last request has ended."""
+        """Retire all channels: begin to close idle channels; a channel in use is closed after its last request."""
         self._ended = True
         if self._sweep is not None:
             self._sweep.cancel()

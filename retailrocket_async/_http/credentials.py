@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from asyncio import Task
 
 ApiKey: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
-"""The key, or a function that returns it; a function that is not a coroutine function is called in a thread."""
+"""The key, or a function that returns the key; a function that is not a coroutine function is called in a thread."""
 
 ASK_SECONDS: Final = 10.0
 """Seconds within which the function must return the key."""
@@ -33,7 +33,7 @@ class Credentials:
     """Stores the shop's key and id, and makes the query string of every request. The repr does not show the key.
 
     Args:
-        api_key: the key, or a function that returns it.
+        api_key: the key, or a function that returns the key.
         partner_id: the shop's public id.
 
     Attributes:
@@ -83,7 +83,7 @@ class Credentials:
         return None if self.serial else await self._asked()
 
     async def renew(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless it has changed since the request that used the key with the number `serial`.
+        """Get the key again, unless the key has changed since the request that used the key number `serial`.
 
         Returns whether the key has changed since that request, and the name of the error if getting the key failed,
         otherwise None.

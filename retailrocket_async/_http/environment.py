@@ -73,7 +73,8 @@ class Environment:
     """The settings of the environment for one address.
 
     Attributes:
-        context: the TLS context; contains the certificates by which servers are verified, or none for an http address.
+        context: the TLS context; contains the certificates by which servers are verified, or no certificates for an
+            http address.
         proxy: the proxy to use; None for a direct connection.
     """
 
@@ -102,7 +103,7 @@ class EnvironmentReader:
         return None if self._read is None else self._read[1].proxy
 
     def changed(self) -> bool:
-        """Whether a variable has changed since the last successful `read`; False before that. Does not block."""
+        """Whether a variable has changed since the last successful `read`; False before the first. Does not block."""
         return self._read is not None and self._read[0] != _fingerprint()
 
     def read(self) -> Environment:
@@ -296,7 +297,7 @@ def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], entry
 
 
 def _rank(pattern: httpx.URL) -> tuple[bool, int, int]:
-    """Return the sort key of a URL pattern. It sorts the most specific patterns first, as httpx does."""
+    """Return the sort key of a URL pattern. The key sorts the most specific patterns first, as httpx does."""
     host = "" if pattern.host == "*" else pattern.host
     scheme = "" if pattern.scheme == "all" else pattern.scheme
     return pattern.port is None, -len(host), -len(scheme)

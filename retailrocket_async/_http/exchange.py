@@ -130,7 +130,7 @@ class Exchange:
         return attrs.evolve(reply, body=self._start())
 
     def leave(self) -> None:
-        """End the request, because the caller has stopped waiting; the table of this module says in which way."""
+        """End the request, because the caller has stopped waiting; the table at the top of this module says how."""
         self._left = True
         if self._reply is not None:
             return
@@ -187,8 +187,8 @@ class Exchange:
                 self._reply = attrs.evolve(self._unanswered(error, sent=sent), serial=self._serial)
         except BaseException as error:  # noqa: BLE001 - cancellation and Ctrl-C are raised below
             if self._body.step == "secure" and self._body.opened is not None:
-                # If the TLS handshake is cancelled, httpcore does not close the stream: it does so only after an
-                # `Exception`.
+                # If the TLS handshake is cancelled, httpcore does not close the stream, because httpcore closes the
+                # stream only after an `Exception`, which a cancellation is not.
                 await self._body.opened.aclose()
             if not ends_task(error):
                 self._broken(error)

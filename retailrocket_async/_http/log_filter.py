@@ -10,8 +10,8 @@ _CODED: Final = ("Encoded header block", "Decoding ")
 decode."""
 
 _LOGGERS: Final = ("hpack.hpack", "hpack.table", "httpcore.http11", "httpcore.http2", "httpx")
-"""Names of the loggers that may print a secret. The loggers of hpack may print it for every request; the other loggers
-print it only if an answer repeats the request."""
+"""Names of the loggers that may print a secret. The loggers of hpack may print a secret for every request; the other
+loggers print a secret only if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
@@ -20,7 +20,7 @@ class _NoSecrets(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
         # Some servers and proxies repeat the request in the headers or the status line of their answer. The libraries
-        # log both.
+        # log the headers and the status line.
         return "apiKey" not in message and "basic " not in message.lower() and not message.startswith(_CODED)
 
 

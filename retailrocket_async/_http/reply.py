@@ -72,7 +72,7 @@ _FAILURES: dict[FailureKind | None, Verdict] = {
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """The answer to one request, or the reason why there is none.
+    """The answer to one request, or the reason why no answer arrived.
 
     Attributes:
         status: the HTTP status; None if no answer arrived.

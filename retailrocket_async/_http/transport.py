@@ -61,8 +61,8 @@ _CONNECTING: Final = frozenset({"name", "connect", "tls", "proxy"})
 _TOO_LATE: Final = "the time of a request is up"
 
 _UNBOUNDED: Final[dict[str, float | None]] = {"connect": None, "read": None, "write": None, "pool": None}
-"""The time-outs that httpx gets if there is a time-out for the request as a whole: none. A timer of httpx could end a
-request whose answer has arrived but is not read yet."""
+"""The time-outs that httpx gets if there is a time-out for the request as a whole: httpx itself then has no time-out. A
+timer of httpx could end a request whose answer has arrived but is not read yet."""
 
 
 class Transport(Protocol):
@@ -79,7 +79,7 @@ class Transport(Protocol):
         ...
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless it has changed since the request whose `Reply.serial` is `serial`.
+        """Get the key again, unless the key has changed since the request whose `Reply.serial` is `serial`.
 
         Returns whether the key has changed since that request, and the name of the error if getting the key failed,
         otherwise None.
@@ -160,7 +160,7 @@ class HttpxTransport:
             raise without_frames(error)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless it has changed since the request with this `serial`; see `Transport.renew_key`."""
+        """Get the key again, unless the key has changed since the request with this `serial`; see `Transport`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
@@ -303,7 +303,7 @@ class HttpxTransport:
             # The task gets an empty context, because it may outlive the request that starts it.
             self._opening = opening = detached(asyncio.create_task, self._read_environment())
         waiting = asyncio.shield(opening)
-        # If this request's time is up, the task goes on, and the next request waits for the same task.
+        # If the time-out of this request passes, the task `opening` goes on, and the next request waits for that task.
         alarm = None if ends_at is None else Alarm(ends_at, functools.partial(waiting.cancel, _TOO_LATE))
         try:
             environment = await waiting
