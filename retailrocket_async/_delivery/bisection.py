@@ -57,7 +57,7 @@ class Bisection:
 
         Args:
             batch: the refused batch, or the refused part of a batch.
-            blames: True if the API refused it for a bad event; False if the API refused it for its size.
+            blames: True if the API refused the batch for a bad event; False if the API refused the batch for its size.
         """
         if len(batch) == 1 or self.given_up:
             self._culprits += 1
@@ -74,7 +74,8 @@ class Bisection:
         """Return the part to send next, after the current part got its outcome; None if no part is left.
 
         Args:
-            accepted: number of events in the current part if the API accepted the part; None if the API did not.
+            accepted: number of events in the current part if the API accepted the part; None if the part has
+                another outcome.
         """
         if not self._pending:
             return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Result = Receipt | EventValidationError
 
 PART: Final = 250
-"""Number of envelopes that are accepted before other tasks may run; accepting them takes a millisecond or two."""
+"""Number of envelopes that are accepted before other tasks may run; accepting 250 events takes a millisecond or two."""
 
 
 async def accept_envelopes(
@@ -61,7 +61,7 @@ async def track_one_by_one(
     """Track the events of envelopes one after the other, and append the result of each to `results`.
 
     Args:
-        envelopes: the JSON of each event; or, for an envelope that was found invalid before, its error.
+        envelopes: the JSON of each event; if an envelope was already found invalid, its error stands in its place.
         reader: decodes the envelopes.
         results: the results of all earlier envelopes of the same call; extended in place.
         track: accepts one event.

@@ -172,7 +172,7 @@ class CircuitBreaker:
             self.nudge()
 
     def hold(self, admission: Admission) -> None:
-        """Let no other request become the probe, because the same batch or direct send is about to be sent again."""
+        """Let no other request become the probe, because the events of this probe are about to be sent again."""
         if admission.probe and admission.epoch == self._epoch:
             self._probing = True
             self.nudge()
@@ -197,7 +197,7 @@ class CircuitBreaker:
         elif self.state != "halted" or (conclusive and reply.verdict is not Verdict.THROTTLED):
             self._answered()
         else:
-            # The answer does not prove that key and address are right.
+            # The answer does not prove that the cause of the halt is corrected.
             self._probe_again()
 
     def refusal(self, *, attempts: int = 0, elapsed: float = 0.0) -> Rejected | Abandoned | None:
@@ -218,7 +218,8 @@ class CircuitBreaker:
     def counted_from(self, moment: float) -> float:
         """Return the time from which `retry.max_elapsed` counts for a flight that began at `moment` (loop time).
 
-        Excludes time spent halted, and time spent down if `retry.outlast` is set.
+        Time in the state `halted` is not counted. If `retry.outlast` is set, time in the state `down` is not counted
+        either.
         """
         return self._clock() if self.state in self._excused else max(moment, self._restored_at)
 
@@ -251,7 +252,7 @@ class CircuitBreaker:
             self._become("down", _advice(reply), status=reply.status, failure=_failure_of(reply))
 
     def _is_past(self, reply: Reply) -> bool:
-        """Whether a failed request shows that the cause of the halt is corrected, because it failed at a later step."""
+        """Whether the request failed at a later step than the halt's cause, which shows that the cause is corrected."""
         if self.failure is None:
             return False
         return reply.status is not None or (self.failure.startswith("config:") and reply.failure != "key")

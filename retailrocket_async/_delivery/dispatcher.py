@@ -64,8 +64,8 @@ _LIMITER_RETRY = 1.0
 """Seconds to wait after the limiter raised an error, before the next permit is requested."""
 
 _MAX_UNREPORTED = 10_000
-"""Smallest length of the queue of undelivered events for the hook. The queue is at least this long because large
-batches may be in flight even if the buffer is small."""
+"""Least capacity, in events, of the queue of undelivered events for the hook. The capacity is at least this large
+because large batches may be in flight even if the buffer is small."""
 
 
 class Dispatcher:
@@ -81,8 +81,8 @@ class Dispatcher:
         on_outcome: called with buffered events that were not delivered; None for no hook.
         on_state_change: called when sending is halted, when the API is down, and when requests are sent again; None for
             no hook.
-        keep: called when events end that are also stored in a spool; returns the outcome that they get. None without a
-            spool.
+        keep: called with a batch whose events are also stored in a spool, and with its outcome, before the batch is
+            settled; returns the outcome that the events get. None without a spool.
         watch: called for every request and every outcome; None without an observer.
 
     Attributes:
@@ -154,13 +154,14 @@ class Dispatcher:
             expire=self._expiry.expire,
             max_age=buffer.max_age,
         )
-        # A batch counts as in flight until it is settled, also while it waits for a retry, so only a bounded number of
-        # batches leaves the buffer in an outage. Only a running request counts against the bound on requests (see
-        # `Sender`), so a direct send need not wait for a batch that waits for its retry.
+        # A batch counts as in flight until the batch is settled, also while the batch waits for a retry. The number of
+        # batches in flight is bounded, so in an outage all further events stay in the buffer. Only a running request
+        # counts against the bound on requests (see `Sender`), so a direct send need not wait for a batch that waits for
+        # its retry.
         self._timed = buffer.max_age is not None
         # A lane is a queue of batches in the buffer. A new event in a lane that is busy makes no batch due, so the
-        # buffer does not report that the pump is needed. The intake therefore reports every event, and the pump is
-        # started if it has ended.
+        # buffer does not report that the pump is needed. The intake therefore reports every event to `_arrived`, which
+        # starts the pump if the pump has ended.
         self._watchful = self.intake.watched = self._timed or batching.ordered or batching.by_session
         self._max_in_flight = batching.max_in_flight
         self._batches = 0
@@ -303,8 +304,8 @@ class Dispatcher:
         # the flight, because a task may be cancelled before it starts.
         if flight.outcome is None:
             if self.kept_elsewhere is None and self._affinity.loop is not None:
-                # The record is written a second later. If the loop ends before, `loses` counts these events, so that
-                # one record names all events that are lost.
+                # The record is written a second later. If the loop ends before that, `loses` includes these events in
+                # its count, so that a single record counts all lost events.
                 self._ledger.quiet = True
                 self._cut_off += flight.count
                 self._affinity.call_later(_CUT_OFF_LOG_DELAY, self._log_cut_off)
@@ -482,7 +483,8 @@ class Dispatcher:
         else:
             self._batches -= 1
             self._buffer.release(flight.whole)
-            # A flush waits for whole batches: the batch is over when its last part is settled.
+            # A flush waits for whole batches. So only this part gets the generations of the batch, and the flush counts
+            # the batch as settled when this part is settled.
             flight.batch.opened_in = flight.opened_in
             for part, its_outcome in [(flight.batch, outcome), *flight.waiting_parts(outcome)]:
                 if part is not flight.batch:

@@ -24,8 +24,8 @@ class EventIntake(Protocol):
     """Accepts single events.
 
     Attributes:
-        left_in_a_row: number of events that may still be accepted before the caller must let other tasks run. If it is
-            0 or less, the caller awaits `let_others_run`.
+        left_in_a_row: number of events that may still be accepted before the caller must let other tasks run. If the
+            number is 0 or less, the caller awaits `let_others_run`.
     """
 
     left_in_a_row: int
@@ -119,7 +119,7 @@ class Engine(Protocol):
         ...
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
-        """Send one request without queuing its events behind others; see `AsyncTrackingClient.send`."""
+        """Send one request without first storing its events in a queue; see `AsyncTrackingClient.send`."""
         ...
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109 - raises an error of its own

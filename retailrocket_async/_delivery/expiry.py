@@ -6,7 +6,7 @@ Three waits have a time limit:
 - events wait for a corrected key, shop or address for at most `RetryPolicy.max_halt`;
 - while the API is down, a batch waits for at most `RetryPolicy.max_elapsed`.
 
-A timer checks these limits. The timer runs only while one of them may be reached.
+A timer checks these limits. The timer runs only while a limit may be reached.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _EVERY: Final = 0.25
-"""Seconds between two checks; events may be settled this much later than the limit."""
+"""Seconds between two checks; an event may be settled this many seconds after its limit."""
 
 _FRESH: Final = 5.0
-"""Seconds for which a refusal counts as fresh, but at most a quarter of `max_halt`. While the last refusal is fresh,
-overdue events are rejected without another request."""
+"""Seconds for which a refusal counts as fresh; a quarter of `max_halt` if that is shorter. While the last refusal is
+fresh, overdue events are rejected without another request."""
 
 _LAST_CHANCE: Final = 2.0
 """Seconds to wait for the answer to the last probe; overdue events are rejected after that time."""
@@ -91,12 +91,12 @@ class Expiry:
         return self._end_buffered(self._affinity.now() - self._max_age, Dropped(reason="expired"), most)
 
     def arrived(self) -> None:
-        """Start the timer if it is needed; called when an event was accepted, or before a request is made."""
+        """Start the timer if a limit may be reached; called when an event was accepted, or before a request is made."""
         if self._timer is None and self._bounded():
             self.watch()
 
     def watch(self) -> None:
-        """Start the timer, unless it runs."""
+        """Start the timer, unless the timer is already running."""
         if self._timer is None and not self._closed:
             self._timer = self._affinity.call_later(_EVERY, self._tick)
 
@@ -123,7 +123,7 @@ class Expiry:
         self._timer = self._affinity.call_later(0.0, self._tick)
 
     def _end_overdue(self) -> bool:
-        """Settle about `AT_ONCE` of the events that have waited too long; return whether all are settled now."""
+        """Settle about `AT_ONCE` of the events that have waited too long; return whether none of them is left."""
         now = self._affinity.now()
         if not self.expire():
             return False
@@ -198,8 +198,8 @@ class Expiry:
             return math.inf
         closing = self._affinity.now() - self._closing_since
         if self._renewable and self._breaker.status == 401 and closing < self._retry.max_halt:
-            # The function may return a new key at any time, so events wait without limit. During a close they wait for
-            # `max_halt` only, because a close without a deadline must end, too.
+            # The function may return a new key at any time, so events wait without limit. During a close the events
+            # wait for `max_halt` seconds only, because even a close without a deadline must end.
             return math.inf
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 

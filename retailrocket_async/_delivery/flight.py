@@ -76,17 +76,18 @@ class Flight:
     attributes describe the current part.
 
     Attributes:
-        path: path of its requests, relative to the base URL.
-        body: the body of its requests.
+        path: path of the flight's requests, relative to the base URL.
+        body: the body of the flight's requests.
         names: names of the events in the body, as the API spells them.
         started_at: when the batch left the buffer, or when `send` was called (loop time).
-        opened_in: the generations of all batches that were merged into its batch; see `Batch.opened_in`.
+        opened_in: the generations of all batches that were merged into the flight's batch; see `Batch.opened_in`.
         whole: the batch as it left the buffer; None for a direct send.
         batch: the current part of the batch; None for a direct send.
         landed: future that gets the outcome of a direct send; None for a batch.
-        context: a copy of the context of the caller of `send`, until the flight has its outcome; None for a batch.
+        context: a copy of the context of the caller of `send`; None for a batch, or if the flight has its outcome.
         attempts: number of requests made so far with the events of this part.
-        tries: number of attempts since the last division, plus failures of the limiter; the retry policy limits it.
+        tries: number of attempts since the last division, plus failures of the limiter; the retry policy limits this
+            number.
         excused: number of tries that the retry policy does not count.
         tried_at: start of the time that the retry policy counts (loop time).
         failed_at: when the last attempt with a retryable failure ended (loop time); minus infinity before the first.
@@ -94,8 +95,8 @@ class Flight:
         turn: the right to make the next or the current request; None while the flight waits.
         on_wire: whether a request is under way.
         renewals: number of times that the flight was sent again at once because the key had changed.
-        refusal: the outcome of the flight if the cause of the last refusal is not corrected; None if the last attempt
-            was not refused for key, shop, address, environment or proxy.
+        refusal: the outcome that the flight will get if nobody corrects the cause of the last refusal in time; None if
+            the last attempt was not refused for key, shop, address, environment or proxy.
         outcome: the outcome of the last part, once all events of the flight have an outcome; None before.
     """
 
@@ -163,7 +164,7 @@ class Flight:
 
     @property
     def divided(self) -> bool:
-        """Whether the batch was divided, so that the flight carries only a part of it."""
+        """Whether the batch was divided, so that the flight carries only a part of the batch."""
         return self._bisection is not None
 
     def depart(self, now: float) -> None:
@@ -292,7 +293,7 @@ class Flight:
         return [(part, _as_for(part, outcome)) for part in reversed(parts)]
 
     def take_out(self, positions: Collection[int]) -> Batch:
-        """Remove and return the events at `positions`, because they have an outcome; all others stay in flight."""
+        """Remove and return the events at `positions`, which have an outcome; the other events stay in flight."""
         assert self.batch is not None  # noqa: S101 - a direct send has one outcome
         taken, self.batch = self.batch.parted(positions)
         if self.batch:

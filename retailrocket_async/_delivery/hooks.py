@@ -63,11 +63,13 @@ class Hooks:
         self._on_state_change = on_state_change
         self._most = most
         self._failed = failed
-        # Each item is a change of state, or a list of undelivered events; events in a row share a list.
+        # Each item is a change of state, or a list of undelivered events; events that arrive with no change of state
+        # between them share a list.
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
         self._queued = 0
         self._task: asyncio.Task[None] | None = None
-        # The thread that runs hooks that are plain functions, and the hook's name and the future of its present call.
+        # `_thread` runs the hooks that are plain functions. `_begun` is the call that this thread runs now: the name of
+        # the hook, and the future of the call.
         self._thread = WorkerThread("retailrocket-hooks")
         self._begun: tuple[str, asyncio.Future[Callable[[], object]]] | None = None
         self.missed = 0
@@ -79,7 +81,7 @@ class Hooks:
 
     @property
     def calling(self) -> bool:
-        """Whether the current code was called by a hook, because it runs in the task that calls the hooks."""
+        """Whether a hook called the current code: true if the code runs in the task that calls the hooks."""
         return self._task is not None and self._task is asyncio.current_task()
 
     def notify_outcomes(self, events: list[UndeliveredEvent]) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _FEW = 20
-"""Cost, in events, of the expired events that one call drops at a time to make space for its own event. The bound keeps
-one caller from dropping all expired events of the buffer."""
+"""About how many expired events are dropped in one step to make space for a new event. After each step, the caller
+checks whether the new event fits, so that one caller does not drop all expired events of the buffer."""
 
 _WOKEN_AT_ONCE = 200
 """Number of waiting callers that are admitted or refused in one step; then the loop runs their tasks and all others."""
@@ -36,7 +36,7 @@ _FULL = 3
 
 _YIELD_EVERY = 250
 """Number of events accepted in a row before the caller's task lets other tasks run. Each KiB of JSON counts as one more
-event. Accepting them takes about a millisecond."""
+event. Accepting 250 events takes about a millisecond."""
 
 
 class _Arrived(Protocol):
@@ -59,8 +59,8 @@ class Intake:
         max_age: seconds after which an event is too old; None for never.
 
     Attributes:
-        left_in_a_row: number of events that may be accepted before the caller should let other tasks run; if it is 0 or
-            less, the caller should do so now.
+        left_in_a_row: number of events that may be accepted before the caller should let other tasks run; if the number
+            is 0 or less, the caller should let them run now.
         watched: whether `arrived` is called for every event, and not only for events that may make a batch due sooner.
     """
 
@@ -92,7 +92,7 @@ class Intake:
         self.watched = False
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
-        """Put one event in the buffer; if the buffer is full, wait in order, or do what `overflow` says."""
+        """Put one event in the buffer; if the buffer is full, do what `overflow` says, for example wait in order."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
             return await self.wait_for_room(event, envelope)
@@ -169,7 +169,10 @@ class Intake:
         return receipts
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
-        """Put an event of the spool in the buffer, even if the buffer is full: the spool limits the number itself."""
+        """Put an event of the spool in the buffer, even if the buffer is full.
+
+        The spool itself limits the number of its events in the buffer.
+        """
         if self.watched:
             self._arrived(due_sooner=False)
         if self._buffer.grow(envelope, receipt):
@@ -257,7 +260,7 @@ class Intake:
         return receipt
 
     def admit_waiters(self) -> None:
-        """Accept the events of waiting callers, in their order, as long as they fit.
+        """Accept the events of waiting callers, in the order of the calls, as long as the next event fits.
 
         If there are many callers, other tasks run after every `_WOKEN_AT_ONCE` of them.
         """

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 AT_ONCE: Final = 500
-"""Number of events that are settled before other tasks may run; settling them takes a millisecond or two."""
+"""Number of events that are settled before other tasks may run; settling 500 events takes a millisecond or two."""
 
 _name_of = operator.attrgetter("event_name")
 
@@ -54,7 +54,7 @@ class Ledger:
         hooks: calls the user's hooks.
         tracked: number of events tracked. `Intake.accept_now` adds to it directly, because that method runs for every
             event and a call of `count_tracked` would cost time. All other code calls `count_tracked`.
-        undelivered: the events that were not delivered since `keep_undelivered` was called.
+        undelivered: the events that got another outcome than `Delivered` or `Kept` after `keep_undelivered` was called.
         quiet: True while the caller itself logs the events that it settles, so that the ledger must not log them.
 
     Args:
@@ -117,7 +117,7 @@ class Ledger:
         """Count a request that is about to be made.
 
         Args:
-            part: whether it carries a part of a batch that was divided.
+            part: whether the request carries a part of a batch that was divided.
         """
         self._requested += 1
         self._splits += part
@@ -131,7 +131,7 @@ class Ledger:
         """Count how a request ended.
 
         Args:
-            kind: its HTTP status, or the name of its failure.
+            kind: the HTTP status of the answer, or the name of the failure.
             retry: whether the request was a retry.
         """
         self._requests[kind] += 1
@@ -159,7 +159,7 @@ class Ledger:
         self.end(envelope, receipt, Dropped(reason=reason), notify=notify)
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, notify: bool = True) -> None:
-        """Settle an event that was never in the buffer; `notify` says whether the hook gets it if it is undelivered."""
+        """Settle an event that was never in the buffer; report an undelivered event to the hook if `notify` is true."""
         batch = Batch(0.0, 0, None)
         batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
         self.close_batch(batch, outcome, notify=notify)
@@ -170,8 +170,8 @@ class Ledger:
         Args:
             outcome: the outcome of the events.
             count: number of events.
-            opened_in: the generations of the batches that held them.
-            names: names of the events; read only if they are dropped, or if there is an observer.
+            opened_in: the generations of the batches that held the events.
+            names: names of the events; read only if the events are dropped, or if there is an observer.
         """
         self._announce(outcome, count, self._count(outcome, count, opened_in, names))
 
@@ -192,7 +192,7 @@ class Ledger:
     def _announce(self, outcome: Outcome, count: int, names: Iterable[str]) -> None:
         """Pass settled events to the observer and the log.
 
-        Both run code of users, so all counters must be up to date before this call.
+        The observer and the log's handlers are code of users, so all counters must be up to date before this call.
         """
         if self._watch is not None:
             self._watch.settled(names, outcome)
@@ -230,7 +230,7 @@ class Ledger:
             self._hook_errors += 1
 
     def stats(self, buffer: EventBuffer, *, waiting: int, state: State) -> Stats:
-        """Return the counters, with those of the buffer."""
+        """Return the counters of this ledger and of the buffer."""
         return Stats(
             tracked=self.tracked,
             delivered=self._counts.delivered,
@@ -281,7 +281,7 @@ class Ledger:
             self._log(level, "sending is %s: %s (%s)", change.state, change.advice, cause)
 
     def hook_failed(self, name: str, error: BaseException) -> None:
-        """Count an error of a hook, and log the first one."""
+        """Count an error of a hook, and log the first error of each hook."""
         self._hook_errors += 1
         self.log_once(
             ("hook", name), logging.ERROR, "%s raised %s; it goes on being called", name, type(error).__name__

@@ -58,15 +58,15 @@ class RateLimit:
 
     Attributes:
         requests: largest number of requests in any window of `per` seconds, 1 or more; default 50 (API document,
-            "Limits"). The shop's account manager can raise this limit. All processes of a shop share it, so configure a
-            part of the limit in each process.
+            "Limits"). The shop's account manager can raise this limit. All processes of a shop share this limit, so
+            configure a part of the limit in each process.
         per: length of the window in seconds, above 0; default 1.
         burst: number of requests that may be sent at once after a time without requests, 1 to `requests`; default a
             tenth of `requests`, at least 1. The default makes up for timers that fire late, and is small enough not to
             overload the server.
-        jitter: largest difference between the network's delays, in seconds, with which the limit is still kept, 0 or
-            more; default 0.025. A larger value is safer but slower: about `requests / (per + jitter)` requests a second
-            are made, which is 97.5 % of the limit by default, and more if answers come back within `jitter` seconds.
+        jitter: seconds, 0 or more, by which the network's delays of two requests may differ while the limit is still
+            kept; default 0.025. A larger value is safer but slower: about `requests / (per + jitter)` requests a second
+            are made, which is 97.5 % of the limit by default, and more if answers arrive within `jitter` seconds.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -118,7 +118,10 @@ class Limiter(Protocol):
         ...
 
     def pause_until(self, deadline: float) -> None:
-        """Grant no permit before `deadline` (seconds on the event loop's clock); keep a later deadline if set."""
+        """Grant no permit before `deadline` (seconds on the event loop's clock).
+
+        If several calls set deadlines, the latest deadline counts.
+        """
         ...
 
     def throttled(self, sent_at: float) -> None:
@@ -176,7 +179,10 @@ class LocalLimiter(Uncopyable):
             return slot
 
     def pause_until(self, deadline: float) -> None:
-        """Grant no permit before `deadline` (loop time), but pause for at most 60 s; keep a later deadline if set."""
+        """Grant no permit before `deadline` (loop time), at most 60 s from now.
+
+        If several calls set deadlines, the latest deadline counts.
+        """
         now = self._bind().time()
         self._paused_until = max(self._paused_until, min(deadline, now + MAX_PAUSE))
 
@@ -244,8 +250,8 @@ class LocalLimiter(Uncopyable):
         self._bucket: AsyncLimiter | None = None
         self._drawn = False
         self._woken = None
-        # The clocks of two loops may differ by any amount. A closed loop sends nothing, so no slot and no pause may
-        # last longer than one that begins now.
+        # The clocks of two loops may differ by any amount. A closed loop sends nothing, so no old slot and no old pause
+        # may last longer than a slot or a pause that begins now.
         now = loop.time()
         self._paused_until = min(self._paused_until, now + MAX_PAUSE)
         self._granted_at = min(self._granted_at, now)
@@ -266,7 +272,7 @@ class _Slot:
         self._clock = clock
         self._changed = changed
         self._limit = limit
-        # The request is not sent yet, so the server may receive it at any later time.
+        # The request is not sent yet, so the server may receive the request at any later time.
         self.expires = math.inf
 
     def sent(self) -> None:

@@ -28,25 +28,25 @@ class RetryPolicy:
         max_attempts: largest number of requests for one batch or direct send, 1 or more; default 20. With the default
             waits, 20 attempts take minutes, so in an outage `max_elapsed` usually ends the retries first.
         max_elapsed: seconds from the first attempt after which no further attempt is planned, 0 or more; default 300,
-            because a restart of the API or a failover takes minutes. An attempt that was planned before may still wait
-            for its permit.
+            because a restart of the API or a failover takes minutes. An attempt that was planned earlier may still wait
+            for its permit after that time.
         initial_backoff: upper limit, in seconds, of the random wait before the second attempt; default 0.5, a third of
             the time that the API takes to answer a batch. The lower limit of every random wait is 0.
         max_backoff: largest upper limit of the random waits, in seconds; default 30. The upper limit doubles with every
             attempt until it reaches this value.
         at_most_once: events, by class or wire name, that are not sent again once they may have been recorded, e.g.
-            ``(Order,)`` for a shop that counts revenue by orders; default none, so every event is sent at least once.
-            Such an event is then `Abandoned` with reason ``"at_most_once"``; the other events of its batch are sent
-            again. A direct send that contains such an event is not sent again at all.
-        max_halt: seconds, 0 or more, that events wait until a person corrects a wrong key, a forbidden shop or a wrong
-            address (401, 403, 404 and the like) before they are `Rejected`, or the environment or a proxy before they
-            are `Abandoned`; default 30. A last request checks first whether the cause remains, so up to 2.5 s more may
-            pass. If `api_key` is a function and the answer is 401, events wait for a new key without limit, and during
-            a close for `max_halt` seconds.
-        is_throttled: function that decides whether an answer means "too many requests", as a 429 does. It is called
-            with the status of an answer that is not 2xx and the start of its body (bytes, at most 4 KiB), and runs in
-            the event loop. The API does not document how it refuses too many requests, so it may answer 403 or 503.
-            Default None: only 429 has this meaning.
+            ``(Order,)`` for a shop that counts revenue by orders; default: no events, so every event is sent at least
+            once. Such an event is then `Abandoned` with reason ``"at_most_once"``; the other events of its batch are
+            sent again. A direct send that contains such an event is not sent again at all.
+        max_halt: seconds, 0 or more, that events wait for a person to correct the cause of a halt; default 30. If the
+            cause is a wrong key, a forbidden shop or a wrong address (401, 403, 404 and the like), the events are then
+            `Rejected`. If the cause is the environment or a proxy, the events are then `Abandoned`. Before that, a last
+            request checks whether the cause remains, so up to 2.5 s more may pass. If `api_key` is a function and the
+            answer is 401, events wait for a new key without limit, and during a close for `max_halt` seconds.
+        is_throttled: function that decides whether an answer means "too many requests", as a 429 does. The function is
+            called with the status of an answer that is not 2xx and the start of its body (bytes, at most 4 KiB), and
+            runs in the event loop. The API does not document how it refuses too many requests, so it may answer 403 or
+            503. Default None: only 429 has this meaning.
         outlast: wait for the end of an outage, or for a corrected key, shop or address, without limit; default False.
             `max_attempts` and `max_elapsed` then count only while other requests are answered, answers of 429 never
             count, and `max_halt` does not apply. Use this if a spool or a broker stores the events until they have an
@@ -90,14 +90,16 @@ class RetryPolicy:
             reply: the reply to the last attempt.
             attempt: the number of that attempt, 1 or more.
             elapsed: seconds since the first attempt began.
-            excused: number of attempts that do not count against `max_attempts`; they still make the wait longer.
+            excused: number of attempts that do not count against `max_attempts`; these attempts still make the wait
+                longer.
         """
         if reply.verdict not in (Verdict.TRANSIENT, Verdict.THROTTLED):
             return None
-        # tenacity expects a record of the past attempts. It is built here, so no loop and no clock are needed.
+        # tenacity expects a record of the past attempts. The record is made here from the arguments, so no loop and no
+        # clock are needed.
         past = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
-        # With more than about a thousand doublings, tenacity's power of two overflows; it then returns `max_backoff`,
-        # even if `initial_backoff` is 0.
+        # With more than about a thousand doublings, tenacity's power of two overflows; tenacity then returns
+        # `max_backoff`, even if `initial_backoff` is 0.
         past.attempt_number = min(attempt, 1000)
         past.start_time, past.outcome_timestamp = 0.0, elapsed
         wait = tenacity.wait_random_exponential(multiplier=self.initial_backoff, max=self.max_backoff)(past)

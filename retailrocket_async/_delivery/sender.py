@@ -60,8 +60,10 @@ class Sender:
         transport: makes the requests.
         at_once: largest number of requests under way at the same time.
         max_age: seconds after which an event is not sent again; None for never.
-        part_over: settles events of a flight whose other events are still to be sent.
-        blocked: called when a batch was refused for key, shop, address, environment or proxy.
+        part_over: called with a flight, some of its events and their outcome; settles these events. The other events of
+            the flight are still to be sent.
+        blocked: called when a batch was refused for key, shop, address, environment or proxy; settles the events that
+            have waited too long for a correction.
         watch: called for every request; None without an observer.
     """
 
@@ -109,7 +111,8 @@ class Sender:
             if admission is not None and not again:
                 self._report(flight, admission, reply)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
-                # The flight waits for its next send slot like all others, until `blocked` or `Expiry` settles it.
+                # The batch will be sent again when the flight gets its next send slot, unless the flight has waited too
+                # long: then `Expiry`, which `self._blocked` calls, settles the flight.
                 flight.tries -= 1
                 self._blocked()
                 again = True
@@ -122,14 +125,14 @@ class Sender:
 
     def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
         batches = flight.path == BATCH_PATH
-        # If a wrong address of the batches halted sending, an answer from another endpoint does not prove that the
-        # address is correct now.
+        # If sending was halted because the address of the batch endpoint is wrong (e.g. a 404), an answer from another
+        # endpoint does not prove that the address of the batch endpoint is correct now.
         conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
         anywhere = reply.status is None or reply.status in _ANYWHERE
         self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Settle the events of `retry.at_most_once` if they may have been recorded, so that they are not sent again.
+        """Settle the events of `retry.at_most_once` that the API may have recorded; these events are not sent again.
 
         Returns:
             The outcome of these events if the flight is a direct send or has no other events; otherwise None.
@@ -163,8 +166,8 @@ class Sender:
         """Wait before the next attempt; return the outcome if the retry policy allows no further attempt."""
         now = self._affinity.now()
         if reply.retry_after is not None:
-            # The wait is bounded like the limiter's pause: if a server asks for a day, this must not end the retries
-            # because `max_elapsed` would be exceeded.
+            # The wait is at most `MAX_PAUSE` seconds, like the limiter's pause. Without this bound, a server that asks
+            # for a wait of a day would end the retries, because the wait would exceed `max_elapsed`.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
             self._notify_limiter(lambda: self._limiter.pause_until(now + pause))
@@ -186,13 +189,14 @@ class Sender:
         return flight.outcome
 
     def _is_excused(self, flight: Flight, reply: Reply) -> bool:
-        """Whether a failed attempt does not count: `retry.outlast` is set, and the failure belongs to an outage."""
+        """Whether a failed attempt is not counted: `retry.outlast` is set, and the failure is part of an outage."""
         if not self._retry.outlast:
             return False
         if reply.verdict is Verdict.THROTTLED or reply.failure == "limiter" or self._breaker.state != "sending":
             return True
         # An outage may have begun although the state is still `sending`, because the state changes after several
-        # failures only. If another request was answered meanwhile, there is no outage and this batch itself is bad.
+        # failures only. If another request was answered since the previous failure of this flight, there is no outage,
+        # and this flight itself is the cause of the failure.
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
@@ -208,7 +212,8 @@ class Sender:
                 if ends_task(error):
                     raise
                 self.limiter_failed(error)
-                # No attempt was made, but this counts as a try; otherwise a broken limiter would be asked for ever.
+                # No attempt was made, but the limiter's failure counts as a try. Otherwise the flight would ask a
+                # broken limiter for ever.
                 flight.tries += 1
                 return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
         turn = flight.turn
@@ -240,7 +245,8 @@ class Sender:
             return turn.admission, reply
         kind = reply.status if reply.status is not None else str(reply.failure)
         self._ledger.count_reply(kind, retry=flight.attempts > 1)
-        # The body of the answer is dropped, because it may repeat the request with its key and is not needed any more.
+        # The body of the answer is dropped, because the body is not needed any more and may repeat the request with its
+        # key.
         return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
 
     def _uncount(self, flight: Flight, reply: Reply) -> None:
@@ -290,7 +296,7 @@ class Sender:
         return attrs.evolve(reply, throttled=True) if throttled else reply
 
     async def _renewed_for(self, flight: Flight, admission: Admission | None, reply: Reply) -> bool:
-        """After a refusal for the key, get the key again; return whether it changed, so the flight is sent at once."""
+        """After a 401, get the key again; return whether the key has changed, so that the flight can be sent again."""
         self._refused_serial = reply.serial
         if admission is None or flight.renewals >= _RENEWALS:
             return False
@@ -312,7 +318,7 @@ class Sender:
         return changed
 
     async def next_turn(self) -> SendSlot:
-        """Wait for the right to make one request, and return it; errors that the limiter raises are raised here."""
+        """Wait for the right to make one request, and return this right. Raises the errors that the limiter raises."""
         while True:
             # The request slot is acquired before the permit. In the other order, requests that already have permits
             # could wait for slots and would then be sent all at once.
@@ -328,7 +334,7 @@ class Sender:
                 turn = SendSlot(admission, permit, functools.partial(self._leave, admission), self.limiter_failed)
                 if self._breaker.still_admits(admission):
                     return turn
-                # The state has changed while the permit was awaited.
+                # The state of the breaker has changed while this method waited for the permit.
                 turn.end()
             else:
                 self._leave(None)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import Stats
 
 _GRACE: Final = 0.5
-"""Seconds to wait for connections to close after all events are settled; after that they close in the background."""
+"""Seconds to wait, after all events are settled, until the connections are closed. Connections that need more time
+close in the background."""
 
 _HOOK_TIME: Final = 0.1
 """Seconds reserved for the hooks that get the leftover events (those that have no outcome after the flush)."""
@@ -35,7 +36,7 @@ _DROP_TIME: Final = 5e-6
 """Seconds reserved for settling each leftover event, including the time in which other tasks run."""
 
 _PIECES: Final = 5
-"""Number of pieces of leftover events from whose times the speed of settling is estimated."""
+"""Number of pieces of leftover events: the speed of settling is estimated from the times of this many last pieces."""
 
 _SETTLING: Final = 0.25
 """Largest fraction of the timeout that is reserved for settling leftover events."""
@@ -45,7 +46,7 @@ _ENDING: Final = 0.1
 
 
 class Shutdown:
-    """Closes a client: flushes, settles the events that are left, and disconnects. Further calls join the first.
+    """Closes a client: flushes, settles the events that are left, and disconnects. Further calls wait for the first.
 
     Args:
         affinity: the loop that the client belongs to.
@@ -119,7 +120,7 @@ class Shutdown:
         return report
 
     async def _join(self, report: asyncio.Future[CloseReport], ends_at: float | None) -> CloseReport:
-        """Wait for the close that is under way; if this caller's deadline is earlier, settle all events then."""
+        """Wait for the close that is under way; if this caller's deadline passes first, settle all events at once."""
         try:
             async with timeout_at(ends_at):
                 return await asyncio.shield(report)
@@ -140,7 +141,7 @@ class Shutdown:
         """Settle all events that have no outcome; let other tasks run between pieces as long as time allows.
 
         Other tasks may take any time. So the speed of settling is measured, and as soon as the remaining events need
-        all the time until the deadline, they are settled without letting other tasks run.
+        all the time until the deadline, these events are settled without letting other tasks run.
         """
         now = self._affinity.now
         leftovers, spent, began = self._leftovers(), 0, now()
