@@ -1,4 +1,4 @@
-"""Finds the events for which the API refuses a batch, by sending halves of it.
+"""Finds the events for which the API refuses a batch, by sending halves of the batch.
 
 The API answers 400 to a batch as a whole and never names the bad event (contract, "Responses"). So a refused batch is
 halved. The left half is sent first. If the API refuses the left half too, that half is divided further, until each bad

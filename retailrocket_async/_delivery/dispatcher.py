@@ -401,8 +401,8 @@ class Dispatcher:
             self._kick()
 
     def _pump_ended(self, _: asyncio.Task[None]) -> None:
-        # Some programs cancel every task when they shut down. The intake must report the next event, so that this event
-        # starts another pump.
+        # Some programs cancel every task when they shut down. The intake must report the next event to `_arrived`,
+        # which then starts another pump.
         self.intake.watched = True
 
     def _kick(self) -> None:

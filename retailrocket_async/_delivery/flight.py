@@ -256,7 +256,7 @@ class Flight:
     def fit(self, size: int, now: float) -> None:
         """If the batch has more than `size` bytes, carry only a first part that fits.
 
-        The server has refused such large bodies before.
+        The server may refuse larger bodies: `size` is the present limit of `BodyLimit`.
         """
         if self.batch is None or self.batch.size <= size or len(self.batch) == 1:
             return

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Flush:
     """Counts down the batches or events that one call of `flush` waits for.
 
-    The items are numbered in the order in which they came: batches by generation (see `EventBuffer`), events of a spool
-    by their ids.
+    The batches or events are numbered in the order of their arrival: batches by generation (see `EventBuffer`), events
+    of a spool by their ids.
 
     Args:
         last: the highest number that the call waits for.

@@ -52,10 +52,10 @@ class Ledger:
 
     Attributes:
         hooks: calls the user's hooks.
-        tracked: number of events tracked. `Intake.accept_now` adds to it directly, because that method runs for every
-            event and a call of `count_tracked` would cost time. All other code calls `count_tracked`.
+        tracked: number of events tracked. `Intake.accept_now` adds to this number directly, because that method runs
+            for every event and a call of `count_tracked` would cost time. All other code calls `count_tracked`.
         undelivered: the events that got another outcome than `Delivered` or `Kept` after `keep_undelivered` was called.
-        quiet: True while the caller itself logs the events that it settles, so that the ledger must not log them.
+        quiet: True while the caller itself logs the events that the caller settles; the ledger then does not log them.
 
     Args:
         affinity: the loop that the client belongs to.

@@ -15,11 +15,11 @@ limiter therefore consists of two parts:
 A pause (`Retry-After`) is a deadline that can only move later: an answer cannot shorten the pause that another answer
 has demanded.
 
-If the server still answers 429, its limit is lower than ours, or other programs use a part of it. All 429 answers to
-requests that were sent before the end of an incident belong to that incident. Each incident pauses all requests, and
-the pauses of incidents in a row grow. Each incident also slows down the sending of requests once; the pace recovers
-slowly. So a stream of 429 answers never causes more requests, and the limiter adapts to a limit that is lower than
-configured.
+If the server still answers 429, the server's limit is lower than ours, or other programs use a part of the limit. All
+429 answers to requests that were sent before the end of an incident belong to that incident. Each incident pauses all
+requests, and the pauses of incidents in a row grow. Each incident also slows down the sending of requests once; the
+pace recovers slowly. So a stream of 429 answers never causes more requests, and the limiter adapts to a limit that is
+lower than configured.
 """
 
 import asyncio
@@ -99,8 +99,8 @@ class Permit(Protocol):
         """Report that the request is over; called exactly once, last.
 
         Args:
-            answered: whether the server answered, so that it has surely counted the request. False if the request
-                failed or was cancelled, because the request may then still be on its way.
+            answered: whether the server answered, which proves that the server has counted the request. False if the
+                request failed or was cancelled, because the request may then still be on its way.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Decides whether and when a failed request is tried again; `_http.reply` says which failures may be retried.
 
-The library tenacity makes the decision; only this module uses it. The waits are exponential with full jitter, and the
-number of attempts and the elapsed time are limited. The caller passes the elapsed time, so no code here sleeps or
+The library tenacity makes the decision; only this module uses tenacity. The waits are exponential with full jitter, and
+the number of attempts and the elapsed time are limited. The caller passes the elapsed time, so no code here sleeps or
 reads a clock.
 """
 
@@ -34,7 +34,7 @@ class RetryPolicy:
             the time that the API takes to answer a batch. The lower limit of every random wait is 0.
         max_backoff: largest upper limit of the random waits, in seconds; default 30. The upper limit doubles with every
             attempt until it reaches this value.
-        at_most_once: events, by class or wire name, that are not sent again once they may have been recorded, e.g.
+        at_most_once: events, by class or wire name, that are not sent again if the API may have recorded them, e.g.
             ``(Order,)`` for a shop that counts revenue by orders; default: no events, so every event is sent at least
             once. Such an event is then `Abandoned` with reason ``"at_most_once"``; the other events of its batch are
             sent again. A direct send that contains such an event is not sent again at all.
@@ -45,12 +45,12 @@ class RetryPolicy:
             answer is 401, events wait for a new key without limit, and during a close for `max_halt` seconds.
         is_throttled: function that decides whether an answer means "too many requests", as a 429 does. The function is
             called with the status of an answer that is not 2xx and the start of its body (bytes, at most 4 KiB), and
-            runs in the event loop. The API does not document how it refuses too many requests, so it may answer 403 or
-            503. Default None: only 429 has this meaning.
+            runs in the event loop. It is not documented how the API refuses too many requests, so the API may answer
+            403 or 503. Default None: only 429 has this meaning.
         outlast: wait for the end of an outage, or for a corrected key, shop or address, without limit; default False.
             `max_attempts` and `max_elapsed` then count only while other requests are answered, answers of 429 never
             count, and `max_halt` does not apply. Use this if a spool or a broker stores the events until they have an
-            outcome, because the buffer stays bounded and takes no new events when it is full.
+            outcome, because the buffer stays bounded, and a full buffer takes no new events.
 
     Raises:
         ConfigurationError: a value outside its range.

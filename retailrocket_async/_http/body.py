@@ -30,7 +30,7 @@ class Body(httpx.AsyncByteStream):
     Attributes:
         on_written: called when the body is written; None if nothing has to be called any more.
         length: the size of the body in bytes.
-        taken: whether the body was handed to the connection, so that the API may get it.
+        taken: whether the body was handed to the connection, so that the API may receive the body.
         step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
         opened: the network stream that the request has opened. None before a stream is opened, and again as soon as the
@@ -52,7 +52,7 @@ class Body(httpx.AsyncByteStream):
         self.taken = True
         self.opened = None
         yield self._content
-        # The connection asks for the next chunk only after it has written `content`.
+        # The connection asks for the next chunk only after the connection has written `content`.
         if self.on_written is not None:
             self.on_written()
 

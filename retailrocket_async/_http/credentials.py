@@ -1,4 +1,4 @@
-"""Stores the shop's key and id, and makes the query string from them.
+"""Stores the shop's key and id, and makes the query string from key and id.
 
 Retail Rocket may change the key at any time, and the old key then stops working (contract, "Requests"). So the user may
 pass a function that returns the key. The function is called before the first request, and again when the API refuses

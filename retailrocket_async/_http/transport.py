@@ -300,7 +300,7 @@ class HttpxTransport:
         opening = self._opening
         # If the last attempt failed or was cancelled, this request makes another one.
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            # The task gets an empty context, because it may outlive the request that starts it.
+            # The new task gets an empty context, because the task may outlive the request that starts the task.
             self._opening = opening = detached(asyncio.create_task, self._read_environment())
         waiting = asyncio.shield(opening)
         # If the time-out of this request passes, the task `opening` goes on, and the next request waits for that task.

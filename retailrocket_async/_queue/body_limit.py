@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 LEAST: Final = 1024
-"""Smallest limit in bytes. A single event is sent even if it is larger."""
+"""Smallest limit in bytes. A single event is sent even if the event is larger."""
 
 _STEP: Final = 8
 """Divisor for a step up: each step raises the limit by an eighth of its value."""

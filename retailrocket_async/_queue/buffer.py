@@ -417,7 +417,8 @@ class EventBuffer:
         If the envelope would not fit even after all evictions, evict no event.
         """
         ranks = self._ranks
-        # If the new event cannot fit even after all evictions, it will be dropped, so no other event is evicted.
+        # If the new event cannot fit even after all evictions, the new event will be dropped, so no waiting event is
+        # evicted.
         if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
