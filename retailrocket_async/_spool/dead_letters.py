@@ -75,13 +75,13 @@ class DeadLetters:
         )
 
     def replay(self, most: int, at: float) -> int:
-        """Move dead letters back to the waiting events, so that they are sent again; return how many were moved.
+        """Turn dead letters back into waiting events, which are sent again; return how many were turned back.
 
-        The events that became dead letters first are moved first.
+        The events that became dead letters first are turned back first.
 
         Args:
-            most: largest number of dead letters to move.
-            at: the new time of tracking of the moved events, in seconds since the epoch.
+            most: largest number of dead letters to turn back.
+            at: the new time of tracking of these events, in seconds since the epoch.
         """
         connection = self._database.connection
         oldest = "SELECT id FROM dead ORDER BY died_at, id LIMIT ?"

@@ -27,7 +27,7 @@ _NETWORK: Final = frozenset(
 
 
 def prepare(directory: Path, system: System, *, create: bool) -> None:
-    """Check the directory; if `create` is true, first create it and the database file, private to this user.
+    """Check the directory. If `create` is true, also create the directory and the database file, for this user only.
 
     Raises:
         SpoolError: the directory is missing, belongs to another user, can be read by other users, or is on a network

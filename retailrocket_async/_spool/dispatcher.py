@@ -82,7 +82,7 @@ class SpooledDispatcher:
     # --- the spool ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the spool, and begin to deliver the events in it.
+        """Open the spool, and begin to deliver the events in the spool.
 
         Raises:
             SpoolError: the spool cannot be used.

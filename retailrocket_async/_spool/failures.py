@@ -1,7 +1,7 @@
 """The errors of a spool: one class for each kind of failure that the spool's own code handles differently.
 
-All classes are subclasses of `SpoolError`, the only one of these classes that users of the package know. Errors
-of SQLite and of the system are translated here into sentences that say what happened, to which spool, and what to do.
+All classes are subclasses of `SpoolError`, the only one of these classes that users of the package know. Errors of
+SQLite and of the system are translated here into sentences that say what happened, to which spool, and what to do.
 """
 
 from __future__ import annotations

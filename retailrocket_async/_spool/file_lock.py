@@ -41,7 +41,7 @@ class FileLock:
     the lock (see `is_current`).
 
     Args:
-        path: the file. If the file does not exist, it is created, and only this user can open it. It is never removed.
+        path: the file. If the file does not exist, it is created for this user alone. The file is never removed.
         system: makes the calls to the operating system.
 
     Attributes:

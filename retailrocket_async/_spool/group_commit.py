@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _LEAST_EVICTED: Final = 500
-"""Number of events that a full spool with ``overflow="drop_oldest"`` drops at least at a time, unless it has fewer."""
+"""Least number of events that a full spool with ``overflow="drop_oldest"`` drops at a time, if so many can be
+dropped."""
 
 
 class GroupCommit:

@@ -43,14 +43,14 @@ class SpoolLedger:
         self.usage = Usage(0, 0, 0, None)
         self.failure: SpoolError | None = None
         self.ended = False
-        # Events that were never in the file: direct sends, and events that were dropped before they were written.
+        # Events that were never in the file: direct sends, and events that were dropped unwritten.
         self._direct = OutcomeCounts()
         self._direct_tracked = 0
 
     # --- events that never were in the file ---------------------------------------------------------------------------
 
     def track_direct(self, count: int) -> None:
-        """Count `count` events that are sent without being written to the file, and that have no outcome yet."""
+        """Count events that are sent without being written to the file, and that have no outcome yet."""
         self._direct_tracked += count
 
     def settle_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
@@ -103,7 +103,7 @@ class SpoolLedger:
         return lost
 
     def keep(self, sent_to: int | None) -> None:
-        """Settle all events without an outcome as `Kept`, because they stay in the file.
+        """Settle all events without an outcome as `Kept`, because these events stay in the file.
 
         Args:
             sent_to: the id up to which another process may have sent events; 0 if no event was sent, None if the id is

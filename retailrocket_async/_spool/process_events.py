@@ -181,7 +181,7 @@ class ProcessEvents:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Settle all events that have no outcome with `outcome`, because they stay in the file."""
+        """Settle all events that have no outcome with `outcome`, because these events stay in the file."""
         self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []

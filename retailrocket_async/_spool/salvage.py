@@ -1,8 +1,8 @@
 """Reads the undamaged events of a damaged spool directly from the pages of its database file.
 
 SQLite itself would stop at the first damaged page. The format of the file is described at
-https://www.sqlite.org/fileformat2.html. Each page of rows states where its rows begin, so if one row is
-damaged, the other rows can still be read. Free pages are skipped, because their rows were removed. No file is changed.
+https://www.sqlite.org/fileformat2.html. Each page of rows states where its rows begin, so if one row is damaged, the
+other rows can still be read. Free pages are skipped, because their rows were removed. No file is changed.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class SqliteSpool:
         """Return a summary of the spool. Every event is counted; for millions of events this takes a second.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file:
             waiting, dead = file.events.count(), file.dead.counts()
@@ -190,7 +190,7 @@ class SqliteSpool:
         """Yield the waiting events, oldest first.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         return (event for event in self._events() if event is not None)
 
@@ -211,7 +211,7 @@ class SqliteSpool:
         """Yield the dead letters, oldest event first.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file:
             after = 0
@@ -225,8 +225,8 @@ class SqliteSpool:
     def export(self, *, dead: bool = False) -> Iterator[bytes | None]:
         """Yield the JSON of each waiting event, oldest first, and None for each damaged event.
 
-        If the file is damaged and SQLite cannot read it any more, the pages of the file are read directly, without a
-        lock and without writing. In this case the events are yielded in the order of the pages. Stop the processes
+        If the file is damaged and SQLite cannot read the file any more, its pages are read directly, without
+        a lock and without writing. In this case the events are yielded in the order of the pages. Stop the processes
         that use the spool before you call this method.
 
         Args:
@@ -266,7 +266,7 @@ class SqliteSpool:
             most: largest number of dead letters to replay; default None, for all.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.replay(1 << 40 if most is None else most, now())
@@ -277,7 +277,7 @@ class SqliteSpool:
         If a process sends at present, the events that this process has already read from the spool are not deleted.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             after = 0 if file.lease.acquire() else file.events.read_to()
@@ -287,7 +287,7 @@ class SqliteSpool:
         """Delete the dead letters; return the number of deleted dead letters.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.purge()

@@ -101,7 +101,7 @@ class SpoolWriter:
             ) from None
 
     def put(self, entry: Entry) -> None:
-        """Pass an event to the thread, which writes it as soon as possible."""
+        """Let the thread write an event as soon as possible."""
         self.waiting += 1
         self._queue.put(entry)
         if self._ended.done():
@@ -138,7 +138,7 @@ class SpoolWriter:
         self._put_job(Job(run, term=self.term if with_lease else None))
 
     def poll_log(self) -> None:
-        """Let the thread read the log of outcomes, because other processes may have written to it."""
+        """Let the thread read the log of outcomes, because other processes may have added outcomes."""
         self.submit_until_done(_nothing)
 
     def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[LogEntry]]]:
@@ -157,7 +157,7 @@ class SpoolWriter:
         return self._ended.done()
 
     def join(self) -> None:
-        """Wait for the thread if it has announced its end."""
+        """Wait for the end of the thread if the thread has announced this end."""
         if self._ended.done():
             self._thread.join()
 

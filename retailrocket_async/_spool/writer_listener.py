@@ -29,7 +29,7 @@ class WriterListener(Protocol):
         """Called when events were not accepted; `error` is the reason, or None if the events are to be dropped."""
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Called with new entries of the outcome log; they may settle events of any process."""
+        """Called with new entries of the outcome log, which have outcomes of events of any process."""
 
     def missed(self) -> None:
         """Called if log entries were removed unread or are damaged: the listener looks up the events in the file."""

@@ -247,7 +247,7 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write the waiting events, and run the waiting jobs. Do the maintenance if idle or due."""
+        """Write the waiting events, and run the waiting jobs. Do maintenance if it is due or nothing waits."""
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -269,7 +269,7 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """Renew the lease twice a second if this process holds it, and notify the reader."""
+        """If this process holds the lease, renew the lease twice a second, and notify the reader."""
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
