@@ -10,7 +10,7 @@
         └─▶ forwarder ◀── ReaderListener ─┴─ reader ◀────── event_table ──────┘
                  └─▶ the engine of _delivery
 
-Each event is written to the file first. The process that holds the lease reads it and passes it to its engine, which
-sends it. The engine's outcome goes through forwarder and writer to the log in the file; the process that tracked the
-event reads the outcome there.
+Each event is written to the file first. The process that holds the lease (the right to send) reads the event from the
+file, and the engine of this process sends the event. The forwarder passes the outcome to the writer, which writes the
+outcome to the log in the file. The process that tracked the event reads the outcome from the log.
 """

@@ -1,4 +1,4 @@
-"""Accepts many events into a spool in groups, because waiting for the disk after each single event would be slow."""
+"""Accepts many events into a spool in groups, because to wait for the disk after every single event would be slow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.intake import SpoolIntake
 
 _GROUP: Final = 500
-"""Number of events that are written together."""
+"""Largest number of events in a group."""
 
 
 async def accept_many(
@@ -34,7 +34,7 @@ async def accept_many(
     Args:
         events: the events.
         intake: writes a group of events.
-        prepare: returns the name and the envelope of an event, or the receipt of an event that `before_send` drops.
+        prepare: returns the name and the envelope (JSON) of an event; if `before_send` drops the event, its receipt.
     """
     receipts: list[Receipt] = []
     group: list[tuple[str, bytes]] = []
@@ -61,7 +61,7 @@ async def accept_many(
             for event in events:
                 await take(event)
     except EventValidationError:
-        # The events before the invalid one are accepted.
+        # The events before the invalid event are accepted.
         await write()
         raise
     await write()

@@ -1,4 +1,4 @@
-"""Computes how many more bytes a spool may use, from its own bound and the space that must stay free on its disk."""
+"""Computes how many more bytes a spool may use, from its largest size and the space that must stay free on its disk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Capacity:
     """Computes how many of the unwritten events fit in the spool.
 
     Args:
-        file: the open file, which is measured.
+        file: the open file of the spool.
         max_bytes: largest size of the file in bytes.
-        min_free: number of bytes that must stay free on its file system.
+        min_free: number of bytes that must stay free on the file system of the file.
 
     Attributes:
-        full: whether there was no space for the next event; also read in the event loop.
+        full: whether the spool had no space for the next event at the last check. The event loop reads this, too.
     """
 
     def __init__(self, file: SpoolFile, *, max_bytes: int, min_free: int) -> None:
@@ -41,12 +41,12 @@ class Capacity:
         self._used, self._written = self._file.bytes_used(), 0
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Add the bytes of written entries to the estimate of the used bytes, until the next measurement."""
+        """Add the size of written entries to the estimate of the used bytes; `measure` replaces the estimate."""
         self.full = False
         self._written += size_of(entries)
 
     def fitting(self, unwritten: UnwrittenEntries) -> int:
-        """Return how many of the unwritten entries, from the first on, fit in the spool."""
+        """Return how many unwritten entries, counted from the first entry, fit in the spool."""
         if not unwritten:
             return 0
         if self._written > _MEASURED or self.full:

@@ -33,9 +33,9 @@ class Database:
     Args:
         directory: the directory of the spool; created, with its parents, if it does not exist.
         lease: the right to send the events. Every transaction checks whether another process has taken the lease from
-            this process, so a process that has lost the lease writes nothing.
+            this process, and fails in this case. A process that has lost the lease therefore writes nothing.
         durability: when an event is safe from a power cut; see `Durability`.
-        max_bytes: largest size of the database in bytes; SQLite may use 1 MiB more, to remove events.
+        max_bytes: largest size of the database in bytes; SQLite may use 1 MiB more when it removes events.
         shop: the partner id of the shop that owns the spool; None to open the spool of any shop.
         patience: seconds to wait for the write lock while another process holds it.
         system: makes the calls to the operating system.
@@ -71,7 +71,8 @@ class Database:
         self._connect = connect
         self._lock = FileLock(directory / "write.lock", system)
         self._connection: sqlite3.Connection | None = None
-        # Device and inode of each open file, by its name; None if the file did not exist when the database was opened.
+        # Maps the name of each open file to its device and inode, or to None if the file did not exist when the
+        # database was opened.
         self._identities: dict[str, tuple[int, int] | None] = {}
         self._suspect = False
         self.unsure = False
@@ -149,7 +150,7 @@ class Database:
                         connection.close()
                         connection = None
                         raise
-                # The check only reads, so it needs no lock. Under the lock it would block other processes.
+                # The check only reads, so the lock is not needed. A check under the lock would block other processes.
                 if check_for_damage(connection, self._directory, large=self._suspect):
                     self._suspect = False
             except BaseException:
@@ -213,8 +214,8 @@ class Database:
 
         Raises:
             SpoolFileFullError: the file or its disk has no space.
-            SpoolGoneError: the file is not at its path any more. This is checked before and after the block, because
-                events in a file that no process finds count as not written.
+            SpoolGoneError: the file is not at its path any more. The path is checked before and after the
+                block, because events in a file that no process finds count as not written.
             LeaseLostError: another process has taken the lease from this process.
             SpoolBusyError: another process has held the write lock for `patience` seconds.
         """
@@ -226,7 +227,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                # From here on the changes may be in the file even if an error is raised.
+                # If COMMIT raises an error, the changes may be in the file all the same.
                 self.unsure = True
                 connection.execute("COMMIT")
             except BaseException:

@@ -1,7 +1,7 @@
 """The dead letters of a spool: events that were not delivered.
 
-A dead letter is kept until somebody replays or purges it, or until it is removed because it is too old or because there
-are too many dead letters.
+A dead letter stays in the spool until a user replays or purges the dead letter. Dead letters that are too old are
+removed, and if there are too many dead letters, the oldest are removed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DeadLetters:
         self._max_age = max_age
 
     def add(self, ids: Sequence[Range], reason: str, now: float, *, maybe_recorded: bool) -> None:
-        """Copy waiting events to the dead letters; then remove the dead letters that are too old or too many.
+        """Copy waiting events to the dead letters; then remove old dead letters, as the arguments of the class say.
 
         Args:
             ids: the ids of the events.
@@ -75,13 +75,13 @@ class DeadLetters:
         )
 
     def replay(self, most: int, at: float) -> int:
-        """Move dead letters back to the waiting events, so that they are sent again; return how many were moved.
+        """Turn dead letters back into waiting events, which are sent again; return how many were turned back.
 
-        The events that became dead letters first are moved first.
+        The events that became dead letters first are turned back first.
 
         Args:
-            most: largest number of dead letters to move.
-            at: the time that is stored as the time of tracking of the moved events, in seconds since the epoch.
+            most: largest number of dead letters to turn back.
+            at: the new time of tracking of these events, in seconds since the epoch.
         """
         connection = self._database.connection
         oldest = "SELECT id FROM dead ORDER BY died_at, id LIMIT ?"
@@ -109,7 +109,7 @@ class DeadLetters:
         return DeadRows(ids, at, died_at, reasons, [bool(each) for each in maybe], bodies)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of dead letters for each reason, the most frequent reason first; reads all dead letters."""
+        """Read all dead letters, and return their number for each reason, the most frequent reason first."""
         with self._database.explained():
             reasons = self._database.connection.execute(
                 "SELECT reason, count(*) FROM dead GROUP BY reason ORDER BY 2 DESC"

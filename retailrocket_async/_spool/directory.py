@@ -23,14 +23,15 @@ _NETWORK: Final = frozenset(
     {"afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs"}
     | {"lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
 )
-"""Linux's names of network file systems, whose locks do not work between hosts."""
+"""Names that Linux gives to network file systems. File locks on these file systems do not work between hosts."""
 
 
 def prepare(directory: Path, system: System, *, create: bool) -> None:
-    """Check the directory; if `create` is true, first create it and the database file, private to this user.
+    """Check the directory. If `create` is true, also create the directory and the database file, for this user only.
 
     Raises:
-        SpoolError: the directory is missing, another user's, readable by others, or on a network file system.
+        SpoolError: the directory is missing, belongs to another user, can be read by other users, or is on a network
+            file system.
     """
     with explained(directory):
         if create:
@@ -48,15 +49,16 @@ def prepare(directory: Path, system: System, *, create: bool) -> None:
             )
         if (kind := _network_file_system(directory, system)) is not None:
             raise SpoolError(f"the spool in {directory} would be on {kind}: locks need a file system of this host")
-        # Made here with its mode; SQLite gives the same mode to its other files. An existing file is not opened:
-        # closing it would drop the locks that this process has on it.
+        # The database file is created here, so that only this user can read the file. SQLite gives the same mode to its
+        # other files. An existing file is not opened here, because to close the file again would release all locks that
+        # this process has on the file.
         if create and not exists(directory / DATABASE, system):
             with suppress(FileExistsError):
                 system.close(open_private(directory / DATABASE, os.O_CREAT | os.O_EXCL | os.O_RDWR, system))
 
 
 def _network_file_system(directory: Path, system: System) -> str | None:
-    """Return the kind of network file system that `directory` is on; None if it is on none that is recognised."""
+    """Return the kind of network file system that `directory` is on, or None if no known kind is found."""
     try:
         lines = system.read_text(Path("/proc/self/mountinfo")).splitlines()
     except OSError:
@@ -65,7 +67,7 @@ def _network_file_system(directory: Path, system: System) -> str | None:
 
 
 def network_mount(lines: Iterable[str], path: Path) -> str | None:
-    """Return the kind of network file system that `path` is on; None for any other kind.
+    """Return the kind of network file system that `path` is on, or None if `path` is not on a network file system.
 
     Args:
         lines: Linux's list of mounts, ``/proc/self/mountinfo``.

@@ -1,4 +1,4 @@
-"""The engine of a client with a spool: writes events to disk first, then passes them to a second engine that sends."""
+"""The engine of a client with a spool: writes events to disk; a second engine sends the events later."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _LOOK: Final = 0.1
 
 
 class SpooledDispatcher:
-    """Writes events to a spool, and sends them from there with a second engine; has the methods of `Dispatcher`.
+    """Writes events to a spool, and sends these events with a second engine; has the methods of `Dispatcher`.
 
     Args:
         spool: the settings of the spool.
         shop: the partner id of the shop.
-        make_engine: makes the engine that sends. The function is called with two functions: the first returns the
-            outcome that the events of a batch get, and the second wraps the limiter.
+        make_engine: makes the engine that sends. `make_engine` gets two functions as arguments. The first function
+            returns the outcome that the events of a batch get. The second function wraps the limiter.
         batching: the bounds of a batch.
         once: names of events that are not sent again if the API may have recorded them.
         overflow: what happens if the spool is full; see `Buffer.overflow`.
@@ -82,7 +82,7 @@ class SpooledDispatcher:
     # --- the spool ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the spool, and begin to deliver the events in it.
+        """Open the spool, and begin to deliver the events in the spool.
 
         Raises:
             SpoolError: the spool cannot be used.
@@ -137,7 +137,7 @@ class SpooledDispatcher:
         track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - for an engine that accepts single events
         prepare: Callable[[Event], tuple[str, bytes] | Receipt],
     ) -> list[Receipt]:
-        """Accept events, and write them to the spool in groups; see `Engine.accept_many`."""
+        """Accept events, and write the events to the spool in groups; see `Engine.accept_many`."""
         return await accept_many(events, self.intake, prepare=prepare)
 
     async def accept_envelopes(
@@ -147,7 +147,7 @@ class SpooledDispatcher:
         *,
         track: Callable[[Event], Awaitable[Receipt]],  # noqa: ARG002 - as in `accept_many`
     ) -> list[Receipt | EventValidationError]:
-        """Accept the events in envelopes, and write them to the spool in groups; see `Engine.accept_envelopes`."""
+        """Accept events as envelopes, and write the events to the spool in groups; see `Engine.accept_envelopes`."""
         return await accept_envelopes(envelopes, reader, self.intake)
 
     async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
@@ -193,7 +193,7 @@ class SpooledDispatcher:
         try:
             await running.written()
         except SpoolError:
-            # If the client is closing, `aclose` gives every event an outcome, so the error does not matter here.
+            # If the client is closing, `aclose` settles every event in the end, so the error does not matter here.
             if not self.intake.closed:
                 raise
             return
@@ -202,8 +202,8 @@ class SpooledDispatcher:
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - given by `Engine`
         """Accept no more events, flush for up to `timeout` seconds, and close.
 
-        Events that have no outcome after this time stay in the file.
-        If a call is cancelled, closing goes on in its own task, but without waiting for further outcomes.
+        Events that have no outcome after this time stay in the file. If a call of `aclose` is cancelled, a separate
+        task goes on to close the client, but does not wait for further outcomes.
         """
         self.affinity.enter()
         if self._closing is None:
@@ -238,7 +238,7 @@ class SpooledDispatcher:
         return await self.engine.aclose(0.0)
 
     async def _unless_hurried(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Await a coroutine, but cancel it if the time-out of `aclose` has passed or the engine cannot send.
+        """Await a coroutine, but cancel the coroutine if the time-out of `aclose` has passed or the engine cannot send.
 
         The engine cannot send if its state is not "sending". Cancelling loses no event: all events are in the file.
         """

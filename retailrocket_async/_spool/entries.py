@@ -1,4 +1,4 @@
-"""The events that the writer's thread has taken from its queue, and has not yet written to the file."""
+"""Holds the events that the writer's thread has taken from its queue, but has not written to the file yet."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.process_events import SpoolReceipt
 
 Entry: TypeAlias = "tuple[bytes, SpoolReceipt, asyncio.Future[Receipt] | None]"
-"""An event to write: its JSON, its receipt, and the future that its caller awaits (None if the caller does not wait).
+"""An event to write: its JSON, its receipt, and the future that the caller awaits (None if the caller does not wait).
 
 Every event needs such an entry, so the entry is a plain tuple, which is fast to create. If the future is cancelled
 before the thread begins to write the event, the event is not written.
 """
 
 _ROW: Final = 32
-"""Approximate number of bytes that an event takes in the file in addition to its JSON."""
+"""Approximate number of bytes that the file needs for an event in addition to the event's JSON."""
 
 
 def size_of(entries: Sequence[Entry]) -> int:
-    """Return the approximate number of bytes that events take in the file."""
+    """Return the approximate number of bytes that the file needs for these events."""
     return sum([len(entry[0]) for entry in entries]) + _ROW * len(entries)
 
 
 class UnwrittenEntries:
-    """Holds the unwritten entries in the order in which they came, and the time at which each entry came.
+    """Holds the unwritten entries in the order of their arrival, and the time of arrival of each entry.
 
     Attributes:
-        entries: the entries. The thread appends entries to this list, and calls `stamp` afterwards.
+        entries: the entries. The writer's thread appends entries to this list, and calls `stamp` afterwards.
     """
 
     __slots__ = ("_came_at", "entries")
@@ -45,7 +45,7 @@ class UnwrittenEntries:
         return len(self.entries)
 
     def stamp(self, moment: float) -> None:
-        """Record `moment`, in seconds of the loop's clock, as the time of all entries appended since the last call."""
+        """Record `moment` (seconds of the loop's clock) as the time of arrival of all entries without such a time."""
         self._came_at += [moment] * (len(self.entries) - len(self._came_at))
 
     def fitting(self, room: int) -> int:
@@ -55,7 +55,7 @@ class UnwrittenEntries:
         return sum(total <= room for total in itertools.accumulate(size_of([entry]) for entry in self.entries))
 
     def older_than(self, moment: float) -> int:
-        """Return how many entries came at `moment` or before; these are the first entries."""
+        """Return how many entries, counted from the first entry, arrived at `moment` or before."""
         return sum(came_at <= moment for came_at in self._came_at)
 
     def remove_first(self, count: int) -> None:

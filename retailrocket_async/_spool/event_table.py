@@ -1,7 +1,7 @@
-"""The events that wait in a spool: added in groups, read in the order of their ids.
+"""The table of the events that wait in a spool. Events are added in groups, and read in the order of their ids.
 
-Each statement handles many rows at once, because Python releases its global interpreter lock (GIL) for every row that a
-statement returns, and takes the GIL again. If the event loop's thread is busy, taking the GIL lasts up to 5 ms.
+The SQL statements put many events into each row that they return. For every row, Python releases its global interpreter
+lock (GIL) and takes the GIL again. If the event loop's thread is busy, taking the GIL lasts up to 5 ms.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class EventTable:
             self._database.connection.execute(f"DELETE FROM event WHERE {condition}", values)  # noqa: S608 - no user input
 
     def mark_read(self, last: int) -> None:
-        """Record in the file that events up to the id `last` may be in flight to the API; 0 if no event is."""
+        """Record in the file that events up to the id `last` may be in flight to the API; 0: no event is in flight."""
         self._database.connection.execute("INSERT OR REPLACE INTO meta VALUES ('read_to', ?)", (last,))
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ class EventTable:
     def read(self, after: int, most: int, most_bytes: int) -> Rows:
         """Return the oldest waiting events whose ids are greater than `after`.
 
-        Damaged events are left out; the attribute `damaged` has their ids afterwards.
+        Damaged events are left out; afterwards the attribute `damaged` contains the ids of the damaged events.
 
         Args:
             after: the id after which to begin.
             most: largest number of events to return.
-            most_bytes: largest number of bytes of JSON to return. A larger event is returned alone.
+            most_bytes: largest number of bytes of JSON to return. An event that is larger is returned alone.
         """
         self.damaged = []
         while True:
@@ -100,7 +100,7 @@ class EventTable:
                 return rows
 
     def _read(self, after: int, most: int, most_bytes: int) -> tuple[Rows, int] | None:
-        """Return the oldest events after an id without the damaged events, and the id up to which events were read.
+        """Read the oldest events after an id; return those that are not damaged, and the id of the last event read.
 
         Return None if no event has an id greater than `after`.
         """
@@ -144,7 +144,7 @@ class EventTable:
         return Rows([each[0] for each in good], [each[1] for each in good], [each[2] for each in good])
 
     def read_to(self) -> int:
-        """Return the id that `mark_read` recorded last; 0 without a record.
+        """Return the id that `mark_read` recorded last, or 0 if no id was recorded.
 
         Events up to this id may be in flight, or may have been sent by a process that has died since.
         """
@@ -167,8 +167,8 @@ class EventTable:
     def still_waiting(self, ids: Sequence[Range]) -> Sequence[Range]:
         """Return the ids among `ids` whose events still wait.
 
-        Nearly always all of the events still wait. The method therefore counts them first, and reads their ids only if
-        some are missing.
+        Nearly always all of these events still wait. The method therefore counts the events first, and reads the ids
+        only if some events are missing.
         """
         connection = self._database.connection
         count = sum(
@@ -192,7 +192,7 @@ class EventTable:
         return list(json.loads(text))
 
     def holds(self, last: int, count: int, at: float) -> bool:
-        """Return whether events that one call of `append` has added are in the file.
+        """Return whether the file contains the events that a certain call of `append` has added.
 
         Args:
             last: the id of the last of these events.
@@ -205,7 +205,7 @@ class EventTable:
         return bool(found.fetchone()[0])
 
     def count(self) -> int:
-        """Return the number of waiting events; the more events wait, the longer this takes."""
+        """Return the number of waiting events. The duration grows with the number, because every event is counted."""
         with self._database.explained():
             [waiting] = self._database.connection.execute("SELECT count(*) FROM event").fetchone()
         return int(waiting)

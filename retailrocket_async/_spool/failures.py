@@ -1,7 +1,7 @@
 """The errors of a spool: one class for each kind of failure that the spool's own code handles differently.
 
-All classes are subclasses of `SpoolError`, the class that callers know. Errors of SQLite and of the system are
-translated here into sentences that say what happened, to which spool, and what to do.
+All classes are subclasses of `SpoolError`, the only one of these classes that users of the package know. Errors of
+SQLite and of the system are translated here into sentences that say what happened, to which spool, and what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SpoolFileFullError(SpoolError):
-    """The file, or its disk, has no room for a transaction."""
+    """The file or its disk has no space for a transaction."""
 
 
 class SpoolBusyError(SpoolError):
@@ -27,7 +27,7 @@ class SpoolBusyError(SpoolError):
 
 
 class SpoolGoneError(SpoolError):
-    """The file that was opened is not at its path any more, so what is written to it is lost."""
+    """The open file is not at its path any more, so events that are written to the open file are lost."""
 
 
 class SpoolDamagedError(SpoolError):
@@ -56,7 +56,7 @@ def gone(directory: Path) -> SpoolGoneError:
 
 @contextmanager
 def explained(directory: Path) -> Generator[None]:
-    """Translate what SQLite and the system raise in the block into a `SpoolError` that says what to do."""
+    """Translate errors of SQLite and of the system in the block into a `SpoolError` that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -74,7 +74,7 @@ def explained(directory: Path) -> Generator[None]:
         cause = error.strerror or type(error).__name__
         raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
     except (ValueError, MemoryError, RecursionError) as error:
-        # A path that the system does not accept, or a moment without memory.
+        # The system does not accept the path, for example, or there is no memory at this moment.
         cause = f"{type(error).__name__}: {error}".rstrip(": ")
         raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
 
@@ -82,7 +82,7 @@ def explained(directory: Path) -> Generator[None]:
 def without_frames(error: BaseException) -> SpoolError:
     """Remove the traceback from an error, because its frames hold SQL statements, which keep the file open.
 
-    If the error is not a `SpoolError`, return a `SpoolError` that names its type.
+    Return the error. If the error is not a `SpoolError`, return a `SpoolError` that names the type of the error.
     """
     if not isinstance(error, SpoolError):
         return SpoolError(f"the spool cannot be used: {type(error).__name__}: {error}".rstrip(": "))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 _RELEASED: Final = 500
-"""Largest number of free pages that one call of `shrink` returns to the file system; this takes some ms."""
+"""Largest number of free pages that one call of `shrink` returns to the file system. 500 pages take some ms."""
 
 _SPARE: Final = 2048
 """While events wait, `shrink` returns pages only if the file has more free pages than this (8 MiB)."""
@@ -54,7 +54,7 @@ class Settlement(NamedTuple):
     Attributes:
         ids: the ids of the events.
         outcome: their outcome, as text from `encode_outcome`.
-        dead: the reason why the events become dead letters; None if the events are only removed.
+        dead: the reason why the events become dead letters; None if the events are removed without dead letters.
         maybe_recorded: whether the API may have recorded the events; stored in dead letters only.
     """
 
@@ -68,10 +68,10 @@ class Usage(NamedTuple):
     """The numbers of events and dead letters in the file, and its size.
 
     Attributes:
-        events: number of waiting events; slightly too high if events between the oldest and the newest were settled.
+        events: number of waiting events; also includes settled events whose ids are between the ids of waiting events.
         bytes: number of bytes of the file that are in use.
         dead: number of dead letters.
-        oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
+        oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if no event waits.
     """
 
     events: int
@@ -180,8 +180,8 @@ class SpoolFile:
     def settle(self, settlement: Settlement, now: float) -> None:
         """Remove waiting events, or make them dead letters, and add their outcome to the log.
 
-        Events that do not wait any more are ignored, because the log has their outcome already. This happens if the
-        same settlement is written twice, after a transaction that raised an error although it is in the file.
+        Events that do not wait any more are ignored, because the log contains their outcome already. Such events occur
+        if a settlement is written twice, because the first transaction raised an error although it is in the file.
 
         Args:
             settlement: the outcome of the events.
@@ -216,10 +216,10 @@ class SpoolFile:
             return owner_of(self._database.connection)
 
     def usage(self) -> Usage:
-        """Return the numbers of events, bytes and dead letters in the file, without reading all events."""
+        """Return the numbers of events, bytes and dead letters in the file; quick, because the events are not read."""
         connection = self._database.connection
         with self._database.explained():
-            # `min` and `max` have a SELECT each. In a common SELECT, SQLite would read the whole table.
+            # `min` and `max` have a SELECT each. For a SELECT with both, SQLite would read the whole table.
             low, high, oldest_at, dead = connection.execute(
                 "SELECT (SELECT min(id) FROM event), (SELECT max(id) FROM event),"
                 " (SELECT at FROM event ORDER BY id LIMIT 1), (SELECT count(*) FROM dead)"
@@ -271,5 +271,5 @@ class SpoolFile:
 
 
 def now() -> float:
-    """Return the time of day, in seconds since the epoch. The file uses this clock because all processes share it."""
+    """Return the time, in seconds since the epoch. The file uses this clock, because all processes share the clock."""
     return time.time()

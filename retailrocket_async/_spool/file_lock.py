@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 _SHORT: Final = 0.0005
-"""Seconds by which the pauses between the first attempts grow; a transaction takes about as long."""
+"""Seconds by which each pause between the first attempts is longer than the previous pause; about the duration of a
+transaction."""
 
 _ATTEMPTS: Final = 5
-"""Attempts before a caller waits in the system's queue, which is fair and costs a thread."""
+"""Number of attempts before a caller waits in the system's queue. The queue is fair, but to wait needs a thread."""
 
 _CHANGES: Final = 5
 """Number of times that the file may be replaced during one call; after that the call fails."""
@@ -33,19 +34,19 @@ class LockTimeoutError(OSError):
 
 
 class FileLock:
-    """Locks a file of its own, so that one process at a time holds the lock.
+    """Locks a file that is used only for this purpose, so that one process at a time holds the lock.
 
-    The lock is fair, because a caller that has waited for some ms enters the system's queue. The lock is valid only
-    while the locked file is at `path`: if the file is removed or replaced, its holder has lost the lock (see
-    `is_current`).
+    The lock is fair, because a caller that has waited for some ms enters the queue of the operating system. The lock is
+    valid only while the locked file is at `path`: if the file is removed or replaced, the holder of the lock has lost
+    the lock (see `is_current`).
 
     Args:
-        path: the file; created for this user alone if it does not exist, never removed.
-        system: makes the calls to the system.
+        path: the file. If the file does not exist, it is created for this user alone. The file is never removed.
+        system: makes the calls to the operating system.
 
     Attributes:
-        owned: whether this process has taken the lock by `acquire_now` or `seize`; another process may have replaced
-            the file since.
+        owned: whether this process has taken the lock by `acquire_now` or `seize`. Another process may have replaced
+            the file since then, see `is_current`.
     """
 
     def __init__(self, path: Path, system: System = SYSTEM) -> None:
@@ -61,10 +62,10 @@ class FileLock:
         """Hold the lock during the block.
 
         Args:
-            timeout: seconds to wait for it; default None, without limit.
+            timeout: seconds to wait for the lock; default None, for no limit.
 
         Raises:
-            LockTimeoutError: another process has held it for `timeout` seconds.
+            LockTimeoutError: another process has held the lock for `timeout` seconds.
         """
         self._take(timeout)
         try:
@@ -86,14 +87,15 @@ class FileLock:
             except BaseException:
                 self.release()
                 raise
-            # Other processes lock the file that replaced this one.
+            # Another file has replaced the locked file. Other processes lock the new file; the next attempt does, too.
             self.release()
         raise LockTimeoutError(errno.ETIMEDOUT, f"{self._path.name} is replaced again and again")
 
     def _taken(self, file: int, deadline: float | None) -> bool:
-        import fcntl  # noqa: PLC0415 - Windows has none
+        import fcntl  # noqa: PLC0415 - Windows has no `fcntl`
 
-        # While a thread waits in the queue, this call must not take the lock itself: that thread would release it.
+        # While a thread waits in the queue, this call must not take the lock without the thread, because the thread
+        # would release the lock.
         queued = self._queue is not None and self._queue.pending
         for attempt in range(0 if queued else _ATTEMPTS):
             try:
@@ -107,9 +109,9 @@ class FileLock:
         return self._queue.wait(None if deadline is None else deadline - time.monotonic())
 
     def _unlock(self) -> None:
-        """Release the lock. If the system call fails, close the file instead, which releases the lock as well.
+        """Release the lock. If the system call fails, close the file, because this releases the lock, too.
 
-        No error is raised, because the transaction that the lock protected is committed already.
+        No error is raised, because the transaction under this lock is committed already.
         """
         import fcntl  # noqa: PLC0415 - as above
 
@@ -120,7 +122,7 @@ class FileLock:
                 self.release()
 
     def acquire_now(self) -> bool:
-        """Take the lock unless another process holds it; return whether this process holds it now."""
+        """Take the lock unless another process holds the lock; return whether this process holds the lock now."""
         import fcntl  # noqa: PLC0415 - as above
 
         for _ in range(_CHANGES):
@@ -142,9 +144,9 @@ class FileLock:
         return False
 
     def seize(self) -> None:
-        """Take the lock from a process that is stopped: replace the file that it has locked by a new, locked one.
+        """Take the lock from a stopped process: replace the file that this process has locked by a new, locked file.
 
-        Callers make sure that one process at a time does this, by another lock.
+        Call this method only under another lock, so that one process at a time replaces the file.
         """
         import fcntl  # noqa: PLC0415 - as above
 
@@ -160,7 +162,7 @@ class FileLock:
         self._file, self.owned = file, True
 
     def is_current(self) -> bool:
-        """Whether the file that is open is the one at `path`."""
+        """Whether the open file is still the file at `path`."""
         if self._file is None:
             return False
         try:
@@ -171,7 +173,7 @@ class FileLock:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def heartbeat(self) -> None:
-        """Show other processes that the holder is alive; see `last_heartbeat`."""
+        """Show other processes that this process is alive; see `last_heartbeat`."""
         if self._file is not None:
             self._system.touch(self._file)
 
@@ -181,10 +183,10 @@ class FileLock:
         return found.st_ino, found.st_mtime_ns
 
     def release(self) -> None:
-        """Release the lock and close its file; nothing happens if the lock is not held."""
+        """Release the lock and close its file; do nothing if the file is not open."""
         file, self._file, self.owned = self._file, None, False
         queue, self._queue = self._queue, None
-        # A thread that waits for the lock closes the file when it has it.
+        # If a thread still waits for the lock, the thread closes the file afterwards.
         if file is not None and (queue is None or queue.leave()):
             self._close(file)
 
@@ -208,25 +210,25 @@ class FileLock:
 
 
 class _Queue:
-    """Waits for a lock with a time-out: a thread makes the system's call, which has no time-out itself."""
+    """Waits for a lock with a time-out: the system call has no time-out, so a separate thread makes the call."""
 
     def __init__(self, file: int, system: System) -> None:
         self._file = file
         self._system = system
         self._changed = threading.Condition()
-        # Whether the thread waits, whether the caller waits for it, whether the caller has left for good, and whether
-        # the thread took the lock for the caller.
+        # _asked: the thread waits for the lock. _wanted: the caller waits for the thread. _left: the caller has called
+        # `leave`. _taken: the thread has taken the lock for the caller.
         self._asked = self._wanted = self._left = self._taken = False
         self._error: BaseException | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether the thread waits for the lock, or releases it."""
+        """Whether the thread waits for the lock or releases the lock."""
         with self._changed:
             return self._asked
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the lock for `timeout` seconds, None for no limit; return whether this process holds it now."""
+        """Wait for the lock for `timeout` seconds (None: no limit); return whether this process holds the lock now."""
         with self._changed:
             self._wanted = True
             if not self._asked:
@@ -243,7 +245,7 @@ class _Queue:
         return taken
 
     def leave(self) -> bool:
-        """Leave the queue for good.
+        """Note that the caller never waits for the lock again.
 
         Returns:
             True if the caller has to close the file; False if a thread still waits for the lock, because that thread
@@ -254,7 +256,7 @@ class _Queue:
             return not self._asked
 
     def _run(self) -> None:
-        import fcntl  # noqa: PLC0415 - Windows has none
+        import fcntl  # noqa: PLC0415 - Windows has no `fcntl`
 
         error: BaseException | None = None
         try:
@@ -267,7 +269,7 @@ class _Queue:
                 self._taken, self._error = error is None, error
                 self._changed.notify_all()
                 return
-            # The caller does not wait any more.
+            # The caller does not wait any more, so the thread itself releases the lock.
             with suppress(OSError):
                 if self._left:
                     self._system.close(self._file)
@@ -276,7 +278,10 @@ class _Queue:
 
 
 def open_private(path: Path, flags: int, system: System = SYSTEM) -> int:
-    """Open a file and return its descriptor; a new file is private, and the directory's owner's if root opens it."""
+    """Open a file and return its descriptor. Only this user can open a new file.
+
+    If root creates the file, the owner of the directory becomes the owner of the file.
+    """
     new = not exists(path, system)
     file = system.open(path, flags, 0o600)
     if new and os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""Passes events from a spool's file to the engine while this process holds the lease, and writes their outcomes.
+"""Passes events from a spool's file to the engine while this process holds the lease, and writes the outcomes.
 
 ::
 
@@ -52,7 +52,7 @@ _LOG_POLL: Final = 0.1
 
 
 class EngineReceipt(Receipt):
-    """The receipt that the engine has for an event of the file. The caller of `track` has a separate `SpoolReceipt`.
+    """The receipt that the engine uses for an event of the file. The caller of `track` gets a separate `SpoolReceipt`.
 
     Attributes:
         id: the id of the event in the file.
@@ -71,21 +71,21 @@ class Forwarder:
     """Passes events of the file to the engine, and has the outcomes that the engine reports written to the file.
 
     Args:
-        writer: calls functions that use the file, in its own thread.
+        writer: calls functions that use the file, in the writer's thread.
         engine: sends the events.
         window: limits how many events the engine may have at a time.
         once: names of events that are not sent again if the API may have recorded them.
-        keyed: whether the engine keeps the order of each visitor's events, and so needs the visitor of each event.
-        max_age: seconds after which an event is not sent any more.
+        keyed: whether the engine needs the visitor of each event, to keep the order of each visitor's events.
+        max_age: seconds after which an event expires, that is, is not sent any more.
         lease_validity: number of seconds for which this process may send after it has renewed the lease.
         clock: returns the loop's time in seconds; called in any thread.
 
     Attributes:
         reader: reads the events, in the writer's thread.
         skip_linger: whether batches are sent at once, without waiting until they are full.
-        kept: ids and outcomes of events that the engine ended without an answer from the API. These events stay in the
-            file, or were lost with the file.
-        file_gone: whether the file is not at its path any more, so that its events are lost.
+        kept: ids and outcomes of events that the engine settled without an answer from the API. These events stay in
+            the file, or were lost with the file.
+        file_gone: whether the file is not at its path any more. The events in the file are lost then.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators, and the settings of a spool
@@ -106,7 +106,7 @@ class Forwarder:
         self._once = once
         self._keyed = keyed
         self._max_age = max_age
-        # The time of the last event that was passed to the engine, which expects events in the order of their times.
+        # The time of the last event that was passed to the engine. The engine expects events in the order of time.
         self._came_at = 0.0
         # Whether this process may have sent some of the events that stay in the file.
         self._left_maybe_sent = False
@@ -148,7 +148,7 @@ class Forwarder:
                     pause = min(pause * 1.5, _READ_POLL[1])
                     await self._sleep(pause)
             except SpoolError:
-                # The writer reports this error and opens the file again, so this task only has to wait.
+                # The writer reports the error and opens the file again, so this task only waits.
                 await self._sleep(_LEASE_POLL)
 
     async def _wait_for_lease(self, process_events: ProcessEvents) -> None:
@@ -165,7 +165,7 @@ class Forwarder:
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
-        """Withdraw all events from the engine, because another process sends them or because their file is lost."""
+        """Withdraw all events from the engine, because another process sends them or the file is lost."""
         self.reader.sending = False
         self._left_maybe_sent = False
         self._handing_over = True
@@ -191,7 +191,7 @@ class Forwarder:
         time, here = now(), self._engine.affinity.now()
         late = time - self._max_age
         for number, at, body in zip(*rows, strict=True):
-            # The engine must get a time that is neither in the future nor before the previous event's time. A time in
+            # The engine must get a time that is neither in the future nor before the previous event's time. Times in
             # the file may break this rule, because the clocks of processes differ a little, and may be set back.
             came_at = max(self._came_at, min(here, here - (time - at)))
             self._feed(number, name_of(body), body, came_at, expired=at <= late)
@@ -199,7 +199,7 @@ class Forwarder:
         self._fed(len(rows.ids), sum(map(len, rows.bodies)))
 
     def feed_claimed(self, entries: Sequence[Entry], last: int) -> None:
-        """Pass events to the engine that this process has just written and claimed; see `SpoolReader.claims`.
+        """Pass events that this process has just written and claimed to the engine; see `SpoolReader.claims`.
 
         Args:
             entries: the events; their ids are consecutive.
@@ -252,9 +252,9 @@ class Forwarder:
     def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
         """Write the outcome of a batch to the file, and return the outcome that the events of the batch get.
 
-        If the engine ended the batch because it was closed or cancelled, the events stay in the file and no outcome is
-        written. `Kept` is returned then, or `Abandoned` with the reason "lost" if the file is gone. The engine calls
-        this method when a batch ends, before it settles the receipts.
+        The engine calls this method before it settles the receipts of a batch. If the batch was not sent because the
+        engine was closed or cancelled, no outcome is written, and the events stay in the file. The method then returns
+        `Kept`, or `Abandoned` with the reason "lost" if the file is gone.
         """
         receipts = [receipt for receipt in batch.receipts if isinstance(receipt, EngineReceipt)]
         if not receipts:
@@ -281,7 +281,7 @@ class Forwarder:
         dead = None if isinstance(outcome, Delivered) else reason_of(outcome)
         by_name: dict[str, list[int]] = {}
         if isinstance(outcome, Dropped):
-            # Dropped events are counted by name, so each name gets a settlement of its own.
+            # Dropped events are counted by name, so there is a separate settlement for each name.
             for receipt in receipts:
                 by_name.setdefault(receipt.event_name, []).append(receipt.id)
         else:
@@ -299,7 +299,7 @@ class Forwarder:
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Let the writer's thread release the lease after it has written all outcomes that it has received so far."""
+        """Let the writer's thread write all outcomes that it was passed so far, and then release the lease."""
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -311,7 +311,7 @@ def _release(file: SpoolFile) -> None:
 
 
 def _release_unsent(file: SpoolFile) -> None:
-    """Release the lease, and record that no waiting event can have been sent."""
+    """Record in the file that no waiting event was sent, and release the lease."""
     file.events.mark_read(0)
     file.lease.release()
 
@@ -321,7 +321,7 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return `outcome`, changed for events that another process may have sent, and so the API may have recorded."""
+    """Return `outcome`, changed for events that another process may have sent and the API may have recorded."""
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)

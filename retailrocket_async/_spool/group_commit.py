@@ -1,4 +1,4 @@
-"""Writes waiting events, and runs waiting jobs, in one transaction, or refuses them.
+"""Writes waiting events and runs waiting jobs in one transaction; refuses events that cannot be written.
 
 A job is a function that reads or changes the file. All code of this module runs in the writer's thread.
 """
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _LEAST_EVICTED: Final = 500
-"""Smallest number of events that a full spool with ``overflow="drop_oldest"`` drops at a time, if it has so many."""
+"""Least number of events that a full spool with ``overflow="drop_oldest"`` drops at a time, if so many can be
+dropped."""
 
 
 class GroupCommit:
-    """Holds the events and jobs that wait for the next transaction, and writes or refuses them.
+    """Holds the events and jobs that wait for the next transaction; writes or refuses the events, and runs the jobs.
 
     Args:
         file: the open file.
@@ -50,8 +51,8 @@ class GroupCommit:
         unwritten: the events that are not written yet.
         jobs: the jobs that have not run yet.
         reader: reads the written events for the engine; None if no reader is set.
-        term: number of times that this process has lost the lease, as counted in the thread. Jobs of an earlier term
-            are skipped.
+        term: number of times that this process has lost the lease, as counted in the writer's thread. A job of an
+            earlier term is skipped.
         size: number of events and jobs of the last transaction.
         dirty: whether a transaction was written since `dirty` was last set to False.
         tight: whether jobs run one by one, because a transaction failed on a full disk.
@@ -75,8 +76,8 @@ class GroupCommit:
         self._log = log
         self._overflow = overflow
         self._overflowed = overflowed
-        # The last transaction that raised an error but may be in the file: its entries, the id of the last entry, and
-        # the time that was written with them. None if there is no such transaction.
+        # Describes the last transaction that raised an error but may be in the file: its entries, the id of the last
+        # entry, and the time that was passed to `EventTable.append`. None if there is no such transaction.
         self._unsure: tuple[list[Entry], int, float] | None = None
         self.unwritten = UnwrittenEntries()
         self.jobs: list[Job] = []
@@ -95,7 +96,7 @@ class GroupCommit:
     def write(self) -> bool:
         """Run the jobs, and write the events that fit in the spool; return False if there is no room for any event.
 
-        Jobs that have run, or events that were dropped to make room, count as a success: the method returns True.
+        The method also returns True if jobs have run, or if events were dropped to make room.
 
         Raises:
             SpoolFileFullError: the file or its disk has no room for the transaction.
@@ -104,13 +105,13 @@ class GroupCommit:
         fitting = self._capacity.fitting(self.unwritten)
         if not fitting and not self.jobs:
             return not self.unwritten or (self._overflow == "drop_oldest" and self._evict())
-        # Events that do not fit wait until jobs have removed other events. On a full disk, jobs run one by one, because
-        # there may be room for a small job, but not for all jobs together.
+        # Events that do not fit go on waiting, because jobs may remove other events from the file. On a full disk, jobs
+        # run one by one, because there may be room for a small job, but not for all jobs together.
         entries, jobs = self.unwritten.entries[:fitting], self.jobs[:1] if self.tight else list(self.jobs)
         self.size = fitting + len(jobs)
         with self._transaction():
-            # Jobs run before the events are added. Otherwise a job of the reader would read the events that the reader
-            # also claims afterwards.
+            # Jobs run before the events are added. Otherwise the engine would get events twice: a job of the reader
+            # would read the new events, and the reader would claim the same events afterwards.
             results = [job.run(self._file) for job in jobs]
             last, claimed = self._append(entries)
         for job in jobs:
@@ -186,10 +187,10 @@ class GroupCommit:
         self._unsure = None
 
     def resolve_unsure(self) -> None:
-        """Find out whether a transaction that raised an error is in the file, so that its events are not written twice.
+        """Find out whether a transaction that raised an error is in the file, so that no event is written twice.
 
-        If the transaction is in the file, its events count as written; but events that were refused meanwhile are
-        removed from the file.
+        If the transaction is in the file, events that were refused since then are removed from the file, and all other
+        events of the transaction are treated as written.
         """
         if self._unsure is None:
             return
@@ -216,8 +217,8 @@ class GroupCommit:
         """Mark the spool as full, and refuse or drop the unwritten events, depending on the setting `overflow`.
 
         Args:
-            late: a time of the loop's clock, in seconds. With ``overflow="wait"``, only events that came at this time
-                or before are refused; later events go on waiting.
+            late: a time of the loop's clock, in seconds. With ``overflow="wait"``, only events that arrived at this
+                time or before are refused; events that arrived later go on waiting.
         """
         self._capacity.full = True
         if self._overflow == "raise":
@@ -228,11 +229,11 @@ class GroupCommit:
             self.refuse(len(self.unwritten), None)
 
     def refuse_older(self, moment: float, error: SpoolError | SpoolFullError) -> None:
-        """Refuse the unwritten events that came at `moment` (seconds of the loop's clock) or before."""
+        """Refuse the unwritten events that arrived at `moment` (seconds of the loop's clock) or before."""
         self.refuse(self.unwritten.older_than(moment), error)
 
     def refuse(self, count: int, error: SpoolError | SpoolFullError | None) -> None:
-        """Refuse the first `count` unwritten events: their callers get `error`. If `error` is None, drop them."""
+        """Refuse the first `count` unwritten events: the callers get `error`. If `error` is None, drop these events."""
         known = set(map(id, () if self._unsure is None else self._unsure[0]))
         first = self.unwritten.entries[:count]
         certain = [entry for entry in first if id(entry) not in known]
@@ -255,7 +256,7 @@ class GroupCommit:
 
         Args:
             error: the exception.
-            keep: whether the other jobs stay, to be tried again; default False: they are removed, too.
+            keep: whether jobs whose results nobody awaits stay, to be tried again; default False: all jobs are removed.
         """
         failed = [job.done for job in self.jobs if job.done is not None]
         self.jobs = [job for job in self.jobs if job.done is None] if keep else []

@@ -1,4 +1,4 @@
-"""Represents ids of events as ranges.
+"""Represents ids of events as ranges of consecutive ids.
 
 Events that are settled together mostly have consecutive ids, so one range replaces hundreds of ids.
 """
@@ -15,7 +15,7 @@ Range: TypeAlias = tuple[int, int]
 """Consecutive ids: the first id and the last id, both included."""
 
 _MOST_STATEMENTS: Final = 8
-"""Largest number of ranges that get an SQL condition each; for more ranges, there is one condition with all ids."""
+"""Largest number of ranges that get one SQL condition per range. For more ranges, one condition lists all ids."""
 
 
 def ranges(ids: Iterable[int]) -> list[Range]:
@@ -40,7 +40,7 @@ def size_of(ids: Iterable[Range]) -> int:
 
 
 def conditions(ids: Sequence[Range]) -> list[tuple[str, tuple[object, ...]]]:
-    """Return SQL conditions, each with its parameters. Together the conditions select the rows with these ids."""
+    """Return pairs of an SQL condition and its parameters. Together the conditions select the rows with these ids."""
     if len(ids) <= _MOST_STATEMENTS:
         return [("id BETWEEN ? AND ?", span) for span in ids]
     each = [number for first, last in ids for number in range(first, last + 1)]

@@ -1,4 +1,4 @@
-"""Accepts events into a spool: an event is accepted when it is on disk."""
+"""Accepts events into a spool: an event is accepted as soon as the event is on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_UNWRITTEN: Final = 10_000
 
 
 class WriterSource(Protocol):
-    """Has the writer of the spool, and starts the writer for the first event."""
+    """Provides the writer of the spool, and starts the writer for the first event."""
 
     @property
     def writer(self) -> SpoolWriter | None:
@@ -41,11 +41,11 @@ class SpoolIntake:
 
     Args:
         source: returns the writer, and starts the writer if necessary.
-        engine: counts and reports the events that `before_send` drops.
+        engine: the engine that sends; also counts and reports the events that `before_send` drops.
         ledger: counts all events of the client, also those that `before_send` drops.
 
     Attributes:
-        left_in_a_row: see `EventIntake`. The value is always 1: every event waits for the disk, so other tasks can run.
+        left_in_a_row: see `EventIntake`. The value is always 1: other tasks can run while an event waits for the disk.
         closed: whether new events are refused, because `aclose` was called.
     """
 
@@ -76,7 +76,7 @@ class SpoolIntake:
         """Pass an event to the writer and return its receipt; the event is written to the disk soon after.
 
         Raises:
-            SpoolFullError: the spool is full, or too many events wait for the disk.
+            SpoolFullError: the spool is full, or 10,000 or more events wait for the disk.
         """
         self._affinity.enter()
         writer = self._source.writer
@@ -103,8 +103,8 @@ class SpoolIntake:
     ) -> tuple[list[Receipt], SpoolError | SpoolFullError | None]:
         """Write events together; return the receipts of the accepted events, and the error that ended the group.
 
-        If an event is not accepted, the events after it are withdrawn, and its error is returned with the receipts of
-        the events before it. The error is None if all events are on disk.
+        If an event is not accepted, all later events of the group are withdrawn. The method then returns the receipts
+        of the earlier events, and the error of the refused event. The error is None if all events are on disk.
 
         Args:
             events: the name and the envelope (JSON) of each event.
@@ -120,8 +120,8 @@ class SpoolIntake:
         except (SpoolError, SpoolFullError) as error:
             return receipts, error
         finally:
-            # After an error, or a cancellation of this call, the other events are withdrawn. Their errors are
-            # retrieved, so that asyncio does not log them.
+            # After an error, or a cancellation of this call, the remaining events are withdrawn. If a remaining event
+            # was refused, its error is retrieved, because asyncio would otherwise log the error.
             for admitted in waiting[len(receipts) :]:
                 if not admitted.cancel() and not admitted.cancelled():
                     admitted.exception()
@@ -132,7 +132,7 @@ class SpoolIntake:
 
         Args:
             event: the event.
-            envelope: its JSON.
+            envelope: the JSON of the event.
             tell: whether `on_outcome` is called for this event.
         """
         self._affinity.enter()
@@ -146,7 +146,7 @@ class SpoolIntake:
         await asyncio.sleep(0)
 
     def check_open(self) -> None:
-        """Raise `ClientClosedError` if `aclose` was called, so that no event is accepted any more."""
+        """Raise `ClientClosedError` if `aclose` was called, because no event is accepted after this call."""
         if self.closed:
             raise ClientClosedError("the client is closed, or is closing, and takes no new events")
 

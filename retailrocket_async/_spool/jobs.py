@@ -1,4 +1,4 @@
-"""Jobs for the writer's thread: functions that read or change the file, other than adding events."""
+"""Jobs for the writer's thread: functions that read or change the file. New events are written without jobs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ class Job:
     """A function that the writer's thread runs in a transaction, together with other jobs and unwritten events.
 
     Args:
-        run: the function, called in the thread; called again if the transaction fails.
-        done: future that gets the result of `run`, in the loop. With None nobody waits, and the job is tried until it
-            succeeds.
-        then: called with the result in the thread, once the transaction is in the file.
-        term: the lease term in which the job is valid: it is skipped in a later one; None for always.
+        run: the function, called in the writer's thread; called again if the transaction fails.
+        done: future that gets the result of `run`, in the loop. None if nobody waits for the result; the job is then
+            tried again until the transaction succeeds.
+        then: called with the result, in the writer's thread, once the transaction is in the file; None for no call.
+        term: the lease term (see `GroupCommit.term`) in which the job is valid; in a later term the job is skipped.
+            None if the job is always valid.
 
     Attributes:
         written: whether the transaction is in the file.
-        reported: whether the loop was notified of all log entries that the transaction wrote.
+        reported: whether the event loop was notified of all log entries that the transaction wrote.
     """
 
     __slots__ = ("done", "reported", "run", "term", "then", "written")
@@ -45,19 +46,19 @@ class Job:
 
 
 class PendingSettlements:
-    """The settlements that the thread was given, and whose entries in the log were not read back yet."""
+    """Holds the settlements that were passed to the writer's thread and whose log entries were not read back yet."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Settlement, Job]] = deque()
 
     def add(self, settlement: Settlement, job: Job) -> None:
-        """Add a settlement that `job` writes, and remove those whose entries were read back."""
+        """Add a settlement that `job` writes, and remove old settlements whose log entries were read back."""
         while self._pending and self._pending[0][1].reported:
             self._pending.popleft()
         self._pending.append((settlement, job))
 
     def pop_all(self) -> list[tuple[Settlement, bool]]:
-        """Return the pending settlements, each with whether it is in the file; and forget them."""
+        """Remove and return the pending settlements, each with a flag that is True if the settlement is in the file."""
         left = [(settlement, job.written) for settlement, job in self._pending if not job.reported]
         self._pending.clear()
         return left

@@ -1,9 +1,9 @@
 """The lease of a spool: the right to send the events of the spool, which one process at a time holds.
 
-The holder has locked a file. It renews the lease by a heartbeat: it updates the modification time of this file. If the
-holder dies, the operating system releases the lock. If the holder is only stopped (e.g. by `SIGSTOP`), it still has the
-lock, but its heartbeat stops. After a time-out, another process replaces the file by a new file, which it has locked
-before. From then on this other process holds the lease.
+The holder of the lease has locked a file, and renews the lease by a heartbeat: the holder updates the modification time
+of the file. If the holder dies, the operating system releases the lock. If the holder is only stopped (e.g. by
+`SIGSTOP`), the file stays locked, but the heartbeat stops. After a time-out, another process creates and locks a new
+file, and replaces the old file by the new file. From then on the other process holds the lease.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SenderLease:
 
     Args:
         directory: the directory of the spool.
-        timeout: seconds without a heartbeat after which `acquire` takes the lease from its holder.
+        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds it.
         system: makes the calls to the operating system.
 
     Attributes:
@@ -46,12 +46,13 @@ class SenderLease:
         self.timeout = timeout
         self._directory = directory
         self._lock = FileLock(directory / _LOCK, system)
-        # The last heartbeat of another process that `acquire` has seen, and the time at which it was first seen.
+        # `_seen` is the value of `last_heartbeat` when `acquire` last failed. `_seen_at` is the time at which `acquire`
+        # first read this value.
         self._seen: tuple[int, int] | None = None
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take the lease, unless another process holds and renews it; return whether this process holds it now.
+        """Take the lease unless another process holds and renews the lease; return whether this process holds it now.
 
         Call this method in a transaction, so that only one process takes the lease from a holder that is stopped.
         """
@@ -91,9 +92,9 @@ class SenderLease:
 
     @property
     def held(self) -> bool:
-        """Whether this process has taken the lease. Another process may have taken it since then, see `check`."""
+        """Whether this process has taken the lease. See `check`: another process may have taken the lease since."""
         return self._lock.owned
 
     def release(self) -> None:
-        """Release the lease, so that another process can take it; do nothing if this process does not hold it."""
+        """Release the lease, so that another process can take the lease; do nothing if the lease is not held."""
         self._lock.release()

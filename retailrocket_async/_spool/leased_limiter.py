@@ -1,4 +1,4 @@
-"""Keeps a process that was stopped from sending after another one has taken the lease of its spool."""
+"""Prevents a process that was stopped from sending events after another process has taken the lease of the spool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LeasedLimiter:
 
     Args:
         limiter: grants the permits.
-        may_send: returns True if no other process can hold the lease; called when a permit is granted.
+        may_send: returns True if no other process can hold the lease; called after the limiter has granted a permit.
     """
 
     def __init__(self, limiter: Limiter, may_send: Callable[[], bool]) -> None:
@@ -27,7 +27,7 @@ class LeasedLimiter:
         self._may_send = may_send
 
     async def acquire(self) -> Permit | None:
-        """Wait for a permit, and until this process may send."""
+        """Wait for a permit of the limiter; then wait until this process may send, and return the permit."""
         permit = await self._limiter.acquire()
         try:
             while not self._may_send():  # noqa: ASYNC110 - the thread of the spool finds out

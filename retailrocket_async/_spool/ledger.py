@@ -1,4 +1,4 @@
-"""Counts the events of a client with a spool, including events that were never in the file, such as direct sends."""
+"""Counts the events of a client with a spool, including events that are sent without being written to the file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SpoolLedger:
         process_events: the events in the file that this process has tracked.
         usage: the numbers of events and bytes in the file, as last measured.
         failure: the error because of which the file cannot be used; None if the file can be used.
-        ended: whether the writer's thread has ended because of a defect in this package.
+        ended: whether a defect in this package has ended the writer's thread.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class SpoolLedger:
         self.usage = Usage(0, 0, 0, None)
         self.failure: SpoolError | None = None
         self.ended = False
-        # Events that were never in the file: direct sends, and events that were dropped before they were written.
+        # Events that were never in the file: direct sends, and events that were dropped unwritten.
         self._direct = OutcomeCounts()
         self._direct_tracked = 0
 
     # --- events that never were in the file ---------------------------------------------------------------------------
 
     def track_direct(self, count: int) -> None:
-        """Count events that are sent without being written to the file, and have no outcome yet."""
+        """Count events that are sent without being written to the file, and that have no outcome yet."""
         self._direct_tracked += count
 
     def settle_direct(self, outcome: Outcome, names: Sequence[str]) -> None:
@@ -65,12 +65,12 @@ class SpoolLedger:
     # --- events in the file -------------------------------------------------------------------------------------------
 
     def settle_log(self, log: Iterable[LogEntry]) -> None:
-        """Settle events of this process with the outcomes in these entries of the log."""
+        """Settle events of this process with the outcomes in the entries `log`."""
         for entry in log:
             self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
 
     def settle_kept(self, kept: Iterable[tuple[list[Range], Kept | Abandoned]]) -> None:
-        """Settle events that the engine ended without an answer from the API; see `Forwarder.kept`."""
+        """Settle events that the engine settled without an answer from the API; see `Forwarder.kept`."""
         for ids, outcome in kept:
             self.process_events.settled(ids, outcome)
 
@@ -86,9 +86,9 @@ class SpoolLedger:
         """Settle events whose outcomes were passed to the writer, but were not read from the log yet.
 
         Args:
-            settlements: the outcomes; each comes with a flag that is True if the outcome is in the file.
-            file_gone: whether the file is lost. If it is not lost, an event whose outcome is not in the file will be
-                sent again, so it is settled as `Kept`.
+            settlements: the outcomes, each with a flag that is True if the outcome is in the file.
+            file_gone: whether the file is lost. If the file is not lost, events whose outcomes are not in the file will
+                be sent again, so these events are settled as `Kept`.
         """
         for settlement, written in settlements:
             outcome, name = decode_outcome(settlement.outcome)
@@ -97,13 +97,13 @@ class SpoolLedger:
             self.process_events.settled(settlement.ids, outcome, name)
 
     def lose(self) -> int:
-        """Settle all events without an outcome as lost, because their file is lost; return how many were settled."""
+        """Settle all events without an outcome as lost, because the file is lost; return the number of these events."""
         lost = self.process_events.pending
         self.process_events.forget([], _LOST)
         return lost
 
     def keep(self, sent_to: int | None) -> None:
-        """Settle all events without an outcome as `Kept`, because they stay in the file.
+        """Settle all events without an outcome as `Kept`, because these events stay in the file.
 
         Args:
             sent_to: the id up to which another process may have sent events; 0 if no event was sent, None if the id is

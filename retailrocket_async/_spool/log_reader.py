@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class LogReader:
-    """Reads the entries of the outcome log that were added since its last read.
+    """Reads the entries of the outcome log that were added since the last call of `read`.
 
     Args:
         file: the open file.
-        listener: called in the loop with new entries, and if entries were removed before they were read.
+        listener: called in the loop with new entries, and also if some entries were removed unread.
         loop: the event loop.
     """
 
@@ -38,8 +38,8 @@ class LogReader:
         """Before the first read, skip the entries that the log already contains.
 
         Args:
-            anew: True if another file is open now; the entries in its log are then skipped even if the log of the old
-                file was read before.
+            anew: True if another file is open now. All entries in the log of the new file are then skipped, even if
+                the log of the old file was read before.
         """
         if anew or self._seq is None:
             self._seq = None
@@ -58,8 +58,8 @@ class LogReader:
         missed = False
         seq = self._seq or 0
         while part := self._file.log.after(seq):
-            # The numbers of entries are consecutive, so a gap means that entries were removed before they were read. An
-            # entry without ids is damaged, so the events of that entry have to be looked up as well.
+            # The numbers of entries are consecutive, so a gap means that some entries were removed unread. An entry
+            # without ids is damaged. In both cases the listener must look up the events in the file.
             missed = missed or part[0].seq != seq + 1 or not all(entry.ids for entry in part)
             seq = part[-1].seq
             parts.append(part)
@@ -76,9 +76,9 @@ class LogReader:
             post(self._loop, self._listener.missed)
 
     def catch_up(self, spans: Sequence[Range]) -> tuple[list[int], list[LogEntry]]:
-        """Return the ids in `spans` whose events still wait, and the log entries that were not read yet.
+        """Return the ids in `spans` of events that still wait, and the log entries that were not read yet.
 
-        Call this in a transaction, so that both lists describe the same state of the file.
+        Call this method in a transaction, so that both lists describe the same state of the file.
         """
         log: list[LogEntry] = []
         while more := self._file.log.after(log[-1].seq if log else self._seq or 0):
@@ -86,7 +86,10 @@ class LogReader:
         return [number for span in spans for number in self._file.events.waiting_between(*span)], log
 
     def caught_up(self, found: tuple[list[int], list[LogEntry]]) -> None:
-        """Begin the next `read` after the entries that `catch_up` returned; call this after its transaction."""
+        """Let the next `read` begin after the entries that `catch_up` returned.
+
+        Call this method after the transaction of `catch_up` is in the file.
+        """
         _, log = found
         if log:
             self._seq = log[-1].seq

@@ -1,4 +1,4 @@
-"""Converts outcomes to the text that the outcome log of a spool stores, and converts this text to outcomes."""
+"""Converts outcomes to the text that the outcome log of a spool stores, and converts this text back to outcomes."""
 
 from __future__ import annotations
 

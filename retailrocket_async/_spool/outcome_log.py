@@ -1,7 +1,7 @@
 """Stores outcomes in the database of a spool, so that each process can read the outcomes of its own events.
 
-The process that sends the events adds the entries. An entry is kept for ten minutes. A process that reads the log later
-than that finds a gap in the numbers of the entries.
+The process that sends the events adds the entries. An entry is removed after ten minutes. A process that has not read
+the entry by then notices a gap in the numbers of the entries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.id_ranges import Range
 
 _PART: Final = 1000
-"""Largest number of entries that are read at a time."""
+"""Largest number of entries that one call of `after` returns."""
 
 _KEPT: Final = 600.0
 """Seconds for which an entry is kept; the process that tracked the events should read the entry within this time."""
@@ -39,13 +39,13 @@ class LogEntry(NamedTuple):
 
 
 class OutcomeLog:
-    """Adds entries to the log of outcomes, and reads them.
+    """Adds entries to the log of outcomes, and reads entries.
 
     Args:
         database: the open database; call `add` only in a transaction of this database.
 
     Attributes:
-        part: largest number of entries that `after` returns; if `after` returns fewer, there are no further entries.
+        part: largest number of entries that `after` returns. If `after` returns fewer, the log has no further entries.
     """
 
     def __init__(self, database: Database) -> None:

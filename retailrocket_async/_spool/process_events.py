@@ -1,8 +1,8 @@
 """Counts the events in a spool that this process has tracked, and settles their receipts.
 
 A spool may hold millions of events, so there is one record for each run of consecutive ids, not for each event. The
-records have only weak references to receipts, so a receipt uses no memory once its caller drops it. Most callers do
-this immediately.
+records have only weak references to receipts, so a receipt uses no memory once the caller drops the receipt. Most
+callers drop receipts immediately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _YOUNG: Final = 16
-"""Number of newest runs that are not compacted, because callers often hold the receipts of new events."""
+"""Number of newest runs that are not compacted, because callers often still hold the receipts of new events."""
 
 
 class SpoolReceipt(Receipt):
@@ -44,7 +44,7 @@ class _Run:
     Attributes:
         first: the id of the first event.
         last: the id of the last event.
-        left: number of events that have no outcome.
+        left: number of events in the run that have no outcome.
         refs: weak references to the receipts of the events; None once no caller holds any of these receipts.
     """
 
@@ -57,7 +57,7 @@ class _Run:
         self.refs: list[weakref.ref[SpoolReceipt]] | None = list(map(weakref.ref, receipts))
 
     def receipts(self, first: int, last: int) -> list[SpoolReceipt]:
-        """Return the receipts of the ids from `first` to `last`, except receipts that no caller holds any more."""
+        """Return the receipts of the ids from `first` to `last`, without the receipts that no caller holds any more."""
         if self.refs is None:
             return []
         some = self.refs[first - self.first : last - self.first + 1]
@@ -103,9 +103,9 @@ class ProcessEvents:
             self._compact(len(self._runs) - _YOUNG - 1)
 
     def _compact(self, position: int) -> None:
-        """Drop the references of the run at `position` if no caller holds its receipts any more.
+        """Drop the references of the run at `position` if no caller holds receipts of the run any more.
 
-        If the previous run has no references either, and the ids of both runs are consecutive, merge the two runs.
+        If the previous run has no references either, and the run begins with the next id, merge the two runs.
         """
         run = self._runs[position]
         if run.refs is not None and not any(ref() is not None for ref in run.refs):
@@ -122,7 +122,7 @@ class ProcessEvents:
         Each event must be settled only once, because the runs do not record which of their events have an outcome.
 
         Args:
-            ids: the ids of the events; they may include events of other processes.
+            ids: the ids of the events; events of other processes may be among these events.
             outcome: the outcome of the events.
             name: the name of the events if they were dropped.
         """
@@ -146,11 +146,11 @@ class ProcessEvents:
             flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Settle the events that are not in the file any more, but whose true outcomes are not known.
+        """Settle the events that are not in the file any more, and whose true outcomes are not known.
 
         Args:
             waiting: the ids of the events that still wait in the file; these events are not settled.
-            outcome: the outcome of all other events that have none.
+            outcome: the outcome for all other events that have no outcome yet.
         """
         left = sorted(waiting)
         for run in list(self._runs):
@@ -172,7 +172,7 @@ class ProcessEvents:
                 self._runs.remove(run)
 
     def spans(self) -> list[Range]:
-        """Return ranges of ids with all events that have no outcome, and maybe other events of this process."""
+        """Return ranges of ids with all events that have no outcome; the ranges may include settled events."""
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
@@ -181,7 +181,7 @@ class ProcessEvents:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Settle all events that have no outcome with `outcome`, because they stay in the file."""
+        """Settle all events that have no outcome with `outcome`, because these events stay in the file."""
         self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []

@@ -1,8 +1,8 @@
 """Reads a spool's events for the engine, in the writer's thread, while this process holds the lease.
 
 The lease is the right of one process to send the spool's events. The events are read in the order of their ids. Before
-events are sent, the highest of their ids is recorded in the file. After a crash the next process therefore knows which
-events the API may have recorded.
+events are sent, the highest id of these events is recorded in the file. If this process crashes, the process that sends
+next therefore knows which events the API may have recorded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class ReaderListener(Protocol):
     """Receives the reports of a reader; the methods are called in the event loop."""
 
     def lease_acquired(self) -> None:
-        """Called when this process has acquired the lease, so that it sends from now on."""
+        """Called when this process has acquired the lease, and so sends the events from now on."""
 
     def events_read(self, rows: Rows) -> None:
-        """Called with events that were read from the file; the file records that they may be sent."""
+        """Called with events that were read from the file. The file already records that these events may be sent."""
 
     def damage_found(self, count: int) -> None:
         """Called when damaged events became dead letters; `count` is the number of these events."""
@@ -51,7 +51,7 @@ class SpoolReader:
         lease_validity: seconds after a renewal of the lease in which no other process can take the lease.
 
     Attributes:
-        read_before: the id up to which another process may have sent the events.
+        read_before: the highest id that another process may have sent.
         sending: whether this process passes events to the engine; set by the loop.
     """
 
@@ -71,7 +71,7 @@ class SpoolReader:
         self._lease_validity = lease_validity
         self._has_lease = False
         self._renewed_at = -math.inf
-        # The id of the last event that was read, or that the engine got without a read (see `claims`).
+        # The id of the last event that was read from the file, or was passed to the engine directly (see `claims`).
         self._cursor = 0
         self._damaged = 0
         self.read_before = 0
@@ -83,12 +83,14 @@ class SpoolReader:
         """Try to acquire the lease; call this in a transaction.
 
         Returns:
-            The id up to which another process may have sent events; None if this process does not get the lease.
+            The highest id that another process may have sent; None if this process did not get the lease.
         """
         return file.events.read_to() if file.lease.acquire() else None
 
     def lease_acquired(self, read_before: int | None) -> None:
-        """Begin to read if `acquire_lease` acquired the lease; call this after its transaction is in the file.
+        """Begin to read if `acquire_lease` acquired the lease.
+
+        Call this method after the transaction of `acquire_lease` is in the file.
 
         Args:
             read_before: the result of `acquire_lease`.
@@ -101,7 +103,7 @@ class SpoolReader:
             post(self._loop, self._listener.lease_acquired)
 
     def lease_renewed(self, moment: float) -> None:
-        """Note that this process held the lease at `moment` (loop time)."""
+        """Note that this process held the lease at `moment`, in seconds of the loop's clock."""
         self._renewed_at = moment
 
     def lease_lost(self) -> None:
@@ -119,9 +121,9 @@ class SpoolReader:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, file: SpoolFile) -> Rows:
-        """Return the next events, and record in the file that they may be sent; call this in a transaction.
+        """Return the next events, and record in the file that these events may be sent; call this in a transaction.
 
-        Damaged events are not returned: they become dead letters.
+        Damaged events are not returned, but become dead letters.
         """
         if not self._has_lease:
             return Rows([], [], [])
@@ -147,14 +149,15 @@ class SpoolReader:
             post(self._loop, self._listener.damage_found, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
-            # The writer's thread itself posts the events, so events that are written later also reach the engine later.
+            # The writer's thread also reports newly written events to the loop by `post`, so all events reach the
+            # engine in the order of their ids.
             post(self._loop, self._listener.events_read, rows)
 
     def claims(self, file: SpoolFile, first: int, last: int) -> bool:
-        """Claim new events: decide that the engine gets them directly, without a read of the file.
+        """Claim new events: decide that the engine gets these events directly, without a read of the file.
 
-        This is possible if this process sends, all earlier events were read, and the window has space. The file then
-        records that the events may be sent. Call this in the transaction that writes the events.
+        Events can be claimed if this process sends, all earlier events were read, and the window has space. The file
+        then records that the events may be sent. Call this method in the transaction that writes the events.
 
         Args:
             file: the file.
@@ -172,5 +175,5 @@ class SpoolReader:
         return True
 
     def claimed(self, last: int) -> None:
-        """Begin the next `read` after `last`, the last claimed id; call this after the transaction of `claims`."""
+        """Let the next `read` begin after `last`, the last claimed id; call this after the transaction of `claims`."""
         self._cursor = last

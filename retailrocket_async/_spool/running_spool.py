@@ -1,4 +1,4 @@
-"""Runs a spool from the first event to the close: owns its writer and forwarder, and handles the writer's reports."""
+"""Runs a spool from the first event to `aclose`: owns its writer and forwarder, and handles the writer's reports."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ _CATCH_UP_AGAIN: Final = 0.5
 """Seconds until `missed` looks up missing outcomes again if the file could not be read."""
 
 _GRACE: Final = 1.0
-"""Largest number of seconds that `end` waits for the thread to close the file, even after the close's deadline."""
+"""Largest number of seconds that `end` waits for the writer's thread to close the file, even if the time-out of
+`aclose` has passed."""
 
 
 class RunningSpool:
     """Connects the writer, the forwarder, the engine and the ledger of a spool.
 
-    The object is also the writer's listener: the writer reports by calling its methods, see `WriterListener`.
+    A `RunningSpool` is also the writer's listener: the writer reports by calling its methods, see `WriterListener`.
 
     Args:
         spool: the settings of the spool.
-        file: the file.
+        file: the file of the spool.
         engine: sends the events.
         ledger: counts the events of this process.
         batching: the bounds of a batch.
@@ -80,7 +81,7 @@ class RunningSpool:
             overflowed=_overflowed,
         )
         window = Window(
-            # Twice the number of events that can be in flight: the second half waits to fill the next batches.
+            # Twice the number of events that can be in flight. The second half of these events fills the next batches.
             2 * batching.max_in_flight * batching.max_events,
             # At most a quarter of the spool, because `drop_oldest` drops only events that the engine does not have yet.
             min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
@@ -92,8 +93,8 @@ class RunningSpool:
             once=once,
             keyed=batching.ordered or batching.by_session,
             max_age=spool.max_age,
-            # Half of the lease's time-out. A request that is sent at the end of this half still has the other half to
-            # end before another process may take the lease.
+            # Half of the lease's time-out. If a request is sent at the end of this half, the other half is left for the
+            # answer. Only then may another process take the lease.
             lease_validity=file.lease.timeout / 2,
             clock=loop.time,
         )
@@ -120,7 +121,7 @@ class RunningSpool:
     async def settled_all(self) -> None:
         """Return when all events of this process that are in the file now have an outcome.
 
-        Until then, batches are sent without linger, that is without waiting until they are full.
+        During this call, batches are sent at once, even if the batches are not full.
         """
         affinity, forwarder = self._engine.affinity, self.forwarder
         flushed = affinity.create_task(self._ledger.process_events.flushed(affinity.enter().create_future()))
@@ -137,7 +138,7 @@ class RunningSpool:
         """Release the lease, close the file, and settle all events; call this after the engine was closed."""
         writer, forwarder = self.writer, self.forwarder
         # `_settle_rest` needs the id up to which another process may have sent events. If this process sends, the
-        # reader knows this id; otherwise it is read from the file.
+        # reader knows this id; otherwise the id is read from the file.
         asked = None if forwarder.sending else writer.submit(lambda file: file.events.read_to())
         sent_to: int | None = forwarder.reader.read_before
         forwarder.release_lease()
@@ -153,7 +154,7 @@ class RunningSpool:
         """Settle every event of this process that has no outcome yet.
 
         Args:
-            sent_to: the id up to which another process may have sent events; None if this is not known.
+            sent_to: the id up to which another process may have sent events; None if the id is not known.
         """
         file_gone = self.forwarder.file_gone
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=file_gone)
@@ -169,7 +170,7 @@ class RunningSpool:
     # --- the writer's listener ----------------------------------------------------------------------------------------
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Give callers the receipts of written events, and pass the events on to the engine."""
+        """Return the receipts of written events to the callers that wait, and let the engine get the events."""
         self.writer.waiting -= len(entries)
         if self._ledger.failure is not None:
             self._file_works()
@@ -183,7 +184,10 @@ class RunningSpool:
             self.forwarder.appended()
 
     def refused(self, entries: Sequence[Entry], error: SpoolError | SpoolFullError | None) -> None:
-        """Raise `error` in the callers that wait; drop all other events, or all events if `error` is None."""
+        """Raise `error` in the callers that wait, and drop the events of callers that do not wait.
+
+        If `error` is None, drop the events of all callers.
+        """
         self.writer.waiting -= len(entries)
         for envelope, receipt, admitted in entries:
             if admitted is not None and admitted.done():
@@ -191,7 +195,7 @@ class RunningSpool:
             if error is not None and admitted is not None:
                 admitted.set_exception(error)
                 continue
-            # The full spool drops events, or this caller does not wait, so no error can be raised in the caller.
+            # There is no error, or the caller does not wait and cannot get the error, so the event is dropped.
             dropped = Dropped(reason="overflow")
             self._ledger.drop_direct(dropped, [receipt.event_name])
             self._engine.intake.end(envelope, receipt, dropped)
@@ -203,7 +207,7 @@ class RunningSpool:
         self._ledger.settle_log(log)
 
     def missed(self) -> None:
-        """Look up which events of this process still wait in the file, and settle all others."""
+        """Look up which events of this process still wait in the file, and settle all other events of this process."""
         self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:
@@ -228,13 +232,13 @@ class RunningSpool:
         self.forwarder.file_gone = False
 
     def failed(self, error: SpoolError) -> None:
-        """Note why the file cannot be used, and log the reason."""
+        """Store the reason why the file cannot be used, and log the reason."""
         self._ledger.failure = error
         self.forwarder.file_gone = isinstance(error, SpoolGoneError)
         self._engine.spool_failed(error)
 
     def lease_lost(self, error: SpoolError) -> None:
-        """Stop sending, because another process sends now, and writes the outcomes."""
+        """Stop sending, because another process sends the events now and writes their outcomes."""
         self.writer.term += 1
         # Outcomes that were not written are discarded, because the other process sends these events again.
         self.writer.pop_unsettled()
@@ -242,7 +246,7 @@ class RunningSpool:
         self._engine.spool_failed(error)
 
     def replaced(self) -> None:
-        """Settle all events of the file that was open before, and continue with the file that has replaced it."""
+        """Settle all events of the old file, and continue with the file that has replaced the old file."""
         self.writer.term += 1
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=True)
         self.forwarder.file_gone = True
@@ -258,7 +262,7 @@ class RunningSpool:
         )
 
     def ended(self, error: SpoolError) -> None:
-        """Stop sending, because without the thread no outcome is written, and another process may take the lease."""
+        """Stop sending: without the writer's thread no outcome is written, and another process may take the lease."""
         self._ledger.failure, self._ledger.ended = error, True
         self.writer.term += 1
         self.forwarder.stop()

@@ -1,8 +1,8 @@
 """Reads the undamaged events of a damaged spool directly from the pages of its database file.
 
 SQLite itself would stop at the first damaged page. The format of the file is described at
-https://www.sqlite.org/fileformat2.html. A page that holds rows states where each row begins, so a damaged row does not
-prevent other rows from being read. Free pages are skipped, because they hold removed rows. No file is changed.
+https://www.sqlite.org/fileformat2.html. Each page of rows states where its rows begin, so if one row is damaged, the
+other rows can still be read. Free pages are skipped, because their rows were removed. No file is changed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _PAGE: Final = 4096
 """Size of a page in bytes; a spool uses SQLite's default."""
 
 _HEADER: Final = 100
-"""Size in bytes of the header at the start of the file, before the content of the first page."""
+"""Size in bytes of the header at the start of the database file."""
 
 _ROWS: Final = 0x0D
 """The first byte of a page that holds rows."""
 
 _MAP_ENTRIES: Final = _PAGE // 5
-"""Number of pages that one page of the pointer map describes, with five bytes for each. The pointer map states
-what each page of the database is used for."""
+"""Number of pages that one page of the pointer map describes, with five bytes for each page. The pointer map states for
+each page of the database what the page contains."""
 
 _FREE: Final = 2
-"""Value of the first of these five bytes if the page is free."""
+"""The first of the five bytes that describe a page in the pointer map has this value if the page is free."""
 
 _MOST_BYTES: Final = 64 << 20
 """Largest size of a row in bytes; a row that states a larger size counts as damaged."""
@@ -67,11 +67,11 @@ def salvaged(directory: Path) -> Iterator[Row]:
 
 
 class _Log:
-    """Reads SQLite's write-ahead log, which holds pages that are committed but not in the database file yet.
+    """Reads SQLite's write-ahead log. The log contains committed pages that are not in the database file yet.
 
     Attributes:
-        count: number of pages of the database after the last committed transaction in the log; None if the log holds no
-            such transaction.
+        count: number of pages of the database after the last committed transaction in the log; None if the log contains
+            no committed transaction.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,13 +91,13 @@ class _Log:
             number, count = struct.unpack(">II", header[:8])
             pending[number] = file.tell()
             if file.seek(_PAGE, 1) and count:
-                # Only the header of the last page of a transaction has a count, so this transaction is complete.
+                # A count above 0 marks the last page of a transaction, so this transaction is complete.
                 self._at.update(pending)
                 self.count = count
                 pending = {}
 
     def page(self, number: int) -> bytes | None:
-        """Return the page with this number; None if the log does not hold this page."""
+        """Return the page with this number, or None if the page is not in the log."""
         if self._file is None or number not in self._at:
             return None
         self._file.seek(self._at[number])
@@ -110,7 +110,7 @@ class _Log:
 
 
 class _Pages:
-    """Reads the pages of a database: from its write-ahead log if the log holds the page, otherwise from its file."""
+    """Reads the pages of a database: from the write-ahead log if the page is in the log, otherwise from the file."""
 
     def __init__(self, database: BinaryIO, log: _Log) -> None:
         self._database = database
@@ -181,7 +181,7 @@ class _Pages:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the integer that begins at `at`, in SQLite's format of one to nine bytes, and the position after it."""
+    """Return the integer at `at`, in SQLite's format of one to nine bytes, and the position after the integer."""
     value = 0
     for number in range(9):
         byte = data[at + number]
@@ -194,7 +194,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 _SIZES: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
-"""Size of a value in bytes, for each of the first ten kinds of values in SQLite's format."""
+"""Item n is the size in bytes of a value of kind n in SQLite's format; kinds from 12 on are binary data and texts."""
 
 
 def _row(content: bytes) -> Row | None:
@@ -210,7 +210,7 @@ def _row(content: bytes) -> Row | None:
         size = _SIZES[kind] if kind < len(_SIZES) else (kind - 12) // 2
         values.append(content[at : at + size])
         at += size
-    # The last column of both tables is the JSON. In the table of events, the column before it is the size of the JSON.
+    # The last column of both tables is the JSON. In the table of events, column 3 is the size of the JSON.
     is_event = len(kinds) == 4 and kinds[0] == 0 and kinds[2] < len(_SIZES)
     is_dead = len(kinds) == 6 and kinds[0] == 0
     if not is_event and not is_dead:
@@ -225,7 +225,7 @@ def _integer(kind: int, value: bytes) -> int:
 
 
 def is_envelope(body: bytes) -> bool:
-    """Whether `body` is a JSON object, as every event is."""
+    """Return whether `body` is a JSON object. Every undamaged event is a JSON object."""
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

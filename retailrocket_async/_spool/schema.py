@@ -1,4 +1,4 @@
-"""The tables of a spool's database, and the settings of every connection to it."""
+"""The tables of a spool's database, and the settings of every connection to the database."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _MIGRATIONS: Final = (
     CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     """,
 )
-"""The statements of each item turn one version of the schema into the next. `PRAGMA user_version` is the number of
-items whose statements have run."""
+"""The statements of item n turn version n of the schema into version n + 1; version 0 has no tables. The version of a
+database is stored as `PRAGMA user_version`."""
 
 _HEADROOM: Final = 1 << 20
 """Bytes that SQLite may use beyond `max_bytes`, because the statements that remove events need space, too."""
@@ -51,8 +51,8 @@ def configure(connection: sqlite3.Connection, durability: Durability, max_bytes:
     if version > len(_MIGRATIONS):
         raise SpoolError(f"the spool was written by a newer version of this package (schema {version}): upgrade")
     if not version:
-        # This setting has an effect only before the first table is created. Later the statement would be useless,
-        # and would write to a file that may be damaged.
+        # This setting has an effect only before the first table is created. If tables exist, the statement would be
+        # useless, and would write to a file that may be damaged.
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'commit' else 'NORMAL'}")
@@ -84,7 +84,7 @@ def owner_of(connection: sqlite3.Connection) -> str | None:
 
 
 def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: bool) -> bool:
-    """Check the database for damage; a large database is checked only if `large` is true.
+    """Check the database for damage; a database of more than 32 MiB is checked only if `large` is true.
 
     Args:
         connection: an open connection.
@@ -92,7 +92,7 @@ def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: 
         large: whether to check the database even if it has more than 32 MiB.
 
     Returns:
-        Whether the database was checked.
+        True if the database was checked.
 
     Raises:
         SpoolDamagedError: the database is damaged.

@@ -24,7 +24,7 @@ _OLDEST_SQLITE: Final = (3, 38)
 """The first version of SQLite that has JSON functions in every build."""
 
 _LEAST_FREE: Final = 16 << 20
-"""Least value of `min_free`: the bytes that SQLite's write-ahead log may use beside the database, see
+"""Least value of `min_free`: the bytes that SQLite's write-ahead log may use in addition to the database, see
 `journal_size_limit` in `schema`."""
 
 _PART: Final = 1000
@@ -95,7 +95,7 @@ class SpoolContents:
         partner_id: the shop that the spool belongs to; None if no client has used the spool yet.
         events: number of waiting events.
         size: number of bytes in use.
-        oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if none waits.
+        oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if no event waits.
         dead: number of dead letters for each reason.
         sending: whether a process sends the events at present.
     """
@@ -113,14 +113,14 @@ class SqliteSpool:
     """Stores events on disk until they are delivered, in a directory that the processes of one host may share.
 
     `track` returns when its event is in the file. From then on the event survives a crash of the process and, with
-    ``durability="commit"``, a crash of the host and a power cut. The event leaves the file when it has its outcome; an
-    event that is refused becomes a dead letter. Any number of processes may share a spool. Only one of them sends at a
-    time, so all of them together keep one request limit. A spool belongs to one shop. The API key is never written to
-    the spool. A spool needs Linux, macOS or another system with ``flock``.
+    ``durability="commit"``, a crash of the host and a power cut. An event is removed from the file when the event
+    has its outcome; an undelivered event becomes a dead letter. Any number of processes may share a spool. Only one of
+    these processes sends at a time, so all of them together keep one request limit. A spool belongs to one shop. The
+    API key is never written to the spool. A spool needs Linux, macOS or another system with ``flock``.
 
     Args:
-        path: the directory, on a local file system; if the directory does not exist, it is created, and only this user
-            can read it.
+        path: the directory, on a local file system. If the directory does not exist, a directory is created that only
+            this user can read.
         durability: ``"commit"`` (default): each event is flushed to the disk before `track` returns. ``"interval"``:
             events are flushed every half second, so a power cut, or the end of a virtual machine, may lose the events
             of the last half second; a crash of the process loses no event.
@@ -129,9 +129,10 @@ class SqliteSpool:
             space, too; default 64 MiB.
         max_age: seconds after which an event becomes a dead letter instead of being sent, above 0; default 7 days.
         full_timeout: seconds that `track` waits before it raises an error if the spool is full or its file cannot be
-            used, 0 or more; default 5. If the spool is full, `track` waits with ``Buffer(overflow="wait")`` only; with
-            ``"raise"``, ``"drop_newest"`` and ``"drop_oldest"`` it raises the error, or drops events, at once.
-        max_dead: largest number of dead letters, 0 or more; default 100,000. If there are more, the oldest are removed.
+            used, 0 or more; default 5. If the spool is full, `track` waits with ``Buffer(overflow="wait")`` only. With
+            ``"raise"``, `track` raises the error at once; with ``"drop_newest"`` and ``"drop_oldest"``, events are
+            dropped at once.
+        max_dead: largest number of dead letters, 0 or more; default 100,000. Above this number, the oldest are removed.
         dead_age: seconds for which dead letters are kept, above 0; default 30 days.
 
     Raises:
@@ -168,10 +169,10 @@ class SqliteSpool:
     # --- inspection; every method blocks, so call it in a thread if an event loop runs --------------------------------
 
     def stat(self) -> SpoolContents:
-        """Return a summary of the spool. This counts every event, which takes a second for millions of events.
+        """Return a summary of the spool. Every event is counted; for millions of events this takes a second.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file:
             waiting, dead = file.events.count(), file.dead.counts()
@@ -189,12 +190,12 @@ class SqliteSpool:
         """Yield the waiting events, oldest first.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         return (event for event in self._events() if event is not None)
 
     def _events(self) -> Iterator[SpooledEvent | None]:
-        """Yield the waiting events, and None for each damaged one."""
+        """Yield the waiting events, oldest first, and None for each damaged event."""
         with self._opened() as file:
             after = 0
             while True:
@@ -210,7 +211,7 @@ class SqliteSpool:
         """Yield the dead letters, oldest event first.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file:
             after = 0
@@ -222,17 +223,17 @@ class SqliteSpool:
                     )
 
     def export(self, *, dead: bool = False) -> Iterator[bytes | None]:
-        """Yield the JSON of each waiting event, oldest first, and None for each damaged one.
+        """Yield the JSON of each waiting event, oldest first, and None for each damaged event.
 
-        If the file is damaged and SQLite cannot read it any more, the pages of the file are read directly, without a
-        lock and without writing. Stop the processes that use the spool before you call this. The events are then
-        yielded in the order of the pages.
+        If the file is damaged and SQLite cannot read the file any more, its pages are read directly, without
+        a lock and without writing. In this case the events are yielded in the order of the pages. Stop the processes
+        that use the spool before you call this method.
 
         Args:
             dead: whether to yield the dead letters instead of the waiting events; default False.
 
         Raises:
-            SpoolError: there is no spool, or its files cannot be read at all.
+            SpoolError: there is no spool, or the files of the spool cannot be read at all.
         """
         if self._is_readable(dead=dead):
             for event in self.dead() if dead else self._events():
@@ -246,9 +247,10 @@ class SqliteSpool:
             raise SpoolError(f"the spool in {self.path} cannot be read: {error.strerror}") from None
 
     def _is_readable(self, *, dead: bool) -> bool:
-        """Whether SQLite can read all events.
+        """Return whether SQLite can read all events.
 
-        All events are read before the first is yielded; later it would be too late to read the pages instead.
+        `export` must know this before it yields the first event. If SQLite failed in the middle, `export` could not
+        read the pages instead, because the events that were yielded before would be yielded again.
         """
         try:
             for _ in self.dead() if dead else self._events():
@@ -258,34 +260,34 @@ class SqliteSpool:
         return True
 
     def replay_dead(self, most: int | None = None) -> int:
-        """Turn dead letters back into waiting events, the oldest dead letters first; return their number.
+        """Turn dead letters back into waiting events, the oldest dead letters first; return the number of these events.
 
         Args:
             most: largest number of dead letters to replay; default None, for all.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.replay(1 << 40 if most is None else most, now())
 
     def purge(self) -> int:
-        """Remove the waiting events for good; return their number.
+        """Delete the waiting events; return the number of deleted events.
 
-        If another process sends at present, the events that it has read already are not removed.
+        If a process sends at present, the events that this process has already read from the spool are not deleted.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             after = 0 if file.lease.acquire() else file.events.read_to()
             return file.purge(after, lambda name: encode_outcome(Dropped(reason="purged"), name), now())
 
     def purge_dead(self) -> int:
-        """Remove the dead letters for good; return their number.
+        """Delete the dead letters; return the number of deleted dead letters.
 
         Raises:
-            SpoolError: there is no spool, or it cannot be used.
+            SpoolError: there is no spool, or the spool cannot be used.
         """
         with self._opened() as file, file.transaction():
             return file.dead.purge()
@@ -300,7 +302,7 @@ class SqliteSpool:
             file.close()
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return a connection to the spool, not open yet; only for use inside this package."""
+        """Return an object for the file of the spool, which is not open yet; only for use inside this package."""
         return SpoolFile(
             self.path,
             durability=self.durability,
@@ -308,6 +310,6 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
-            # At least one second, because another process may hold the lock for a transaction, which is no failure.
+            # At least one second, because another process may hold the lock during a transaction; this is no failure.
             patience=max(1.0, self.full_timeout),
         )

@@ -1,4 +1,4 @@
-"""The calls that a spool makes to the operating system, in one class, so that tests can make these calls fail."""
+"""Collects the calls of a spool to the operating system in one class, so that tests can let these calls fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class System:
         path.mkdir(mode)
 
     def makedirs(self, path: Path) -> None:
-        """Make a directory and its parents; do nothing if the directory exists."""
+        """Make a directory and missing parent directories; do nothing if the directory exists."""
         path.mkdir(parents=True, exist_ok=True)
 
     def open(self, path: Path, flags: int, mode: int) -> int:
@@ -42,7 +42,7 @@ class System:
         os.fchown(file, user, group)
 
     def close(self, file: int) -> None:
-        """Close a descriptor."""
+        """Close an open file."""
         os.close(file)
 
     def flock(self, file: int, operation: int) -> None:
@@ -52,11 +52,11 @@ class System:
         fcntl.flock(file, operation)
 
     def touch(self, file: int) -> None:
-        """Set the time of the last change of an open file to now."""
+        """Set the access time and the modification time of an open file to the present time."""
         os.utime(file)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename the file `source` to `target`; if `target` exists, it is replaced."""
+        """Rename the file `source` to `target`; an existing file `target` is replaced."""
         source.replace(target)
 
     def read_text(self, path: Path) -> str:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 READ_EVENTS: Final = 500
-"""Events that are read from the file at a time: feeding them takes the loop a millisecond."""
+"""Largest number of events that are read from the file at a time. 500 events take the event loop 1 ms."""
 
 _READ_BYTES: Final = 1 << 20
-"""Bytes of their JSON that are read at a time."""
+"""Largest number of bytes of JSON that are read from the file at a time."""
 
 
 class Window:
     """Counts the events that were read from the file and have no outcome yet.
 
-    The loop changes the counts. The writer's thread reads them, and may read them a moment late.
+    The event loop changes the counts. The writer's thread reads the counts, and may read slightly outdated values.
 
     Args:
-        most: events at most.
-        most_bytes: bytes of their JSON at most; the last event may exceed it.
+        most: largest number of events.
+        most_bytes: largest number of bytes of the events' JSON. The event that reaches this number may exceed it.
     """
 
     __slots__ = ("_bytes", "_events", "_most", "_most_bytes")
@@ -29,23 +29,23 @@ class Window:
         self._events = self._bytes = 0
 
     def add(self, events: int, size: int) -> None:
-        """Note that events went to the engine; `size` is in bytes."""
+        """Add events that were passed to the engine; `size` is the number of bytes of their JSON."""
         self._events += events
         self._bytes += size
 
     def remove(self, events: int, size: int) -> None:
-        """Note that events of the engine have an outcome; `size` is in bytes."""
+        """Remove events that have an outcome; `size` is the number of bytes of their JSON."""
         self._events -= events
         self._bytes -= size
 
     def fits(self, events: int) -> bool:
-        """Whether there is space for this number of further events."""
+        """Return whether there is space for `events` further events."""
         return self._most - self._events >= events
 
     def is_worth_reading(self) -> bool:
-        """Whether there is space for enough events to make a read of the file worthwhile."""
+        """Return whether there is space for so many events that a read of the file is worthwhile."""
         return self.fits(min(READ_EVENTS, self._most // 2)) and self._bytes < self._most_bytes
 
     def next_read(self) -> tuple[int, int]:
-        """Return how many events, and how many bytes of their JSON, to read at most."""
+        """Return the largest number of events, and of bytes of JSON, for the next read."""
         return min(READ_EVENTS, self._most - self._events), min(_READ_BYTES, max(1, self._most_bytes - self._bytes))

@@ -30,21 +30,21 @@ class SpoolWriter:
     """Writes events and outcomes to a spool, in a thread of its own.
 
     Args:
-        file: the file, which the thread alone uses from now on.
+        file: the file of the spool; from now on only the thread may use the file.
         listener: called in the loop with the results of the thread's work; see `WriterListener`.
         loop: the event loop.
-        clock: returns the time in seconds; called in the thread.
-        overflow: what a full spool does; see `Buffer.overflow`.
+        clock: returns the loop's time in seconds; called in the thread.
+        overflow: what happens if the spool is full; see `Buffer.overflow`.
         max_bytes: largest size of the file in bytes.
-        min_free: number of bytes that must stay free on its file system.
+        min_free: number of bytes that must stay free on the file system of the file.
         patience: seconds for which an event waits while the spool is full or its file cannot be used.
-        flushes: whether the thread flushes to the disk twice a second, because commits do not flush.
+        flushes: whether the thread flushes the file to the disk twice a second, because commits do not.
         overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
-        waiting: number of events that were passed to `put` and are neither written nor refused.
-        capacity: knows whether the spool was full when it was last checked.
-        term: number of times that this process has lost the lease, as counted in the loop.
+        waiting: number of events that were passed to `put` and are neither written nor refused yet.
+        capacity: computes how many events fit in the spool; `capacity.full` says whether the spool was full at last.
+        term: number of times that this process has lost the lease, as counted in the event loop.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a writer
@@ -101,27 +101,27 @@ class SpoolWriter:
             ) from None
 
     def put(self, entry: Entry) -> None:
-        """Pass an event to the thread, which writes it as soon as possible."""
+        """Let the thread write an event as soon as possible."""
         self.waiting += 1
         self._queue.put(entry)
         if self._ended.done():
             self._work.refuse_rest()
 
     def settle(self, settlement: Settlement) -> None:
-        """Pass the outcome of events to the thread, which writes it unless this process loses the lease before."""
+        """Let the thread write the outcome of events; nothing is written if this process loses the lease before."""
         job = Job(lambda file: file.settle(settlement, now()), term=self.term)
         self._settlements.add(settlement, job)
         self._put_job(job)
 
     def pop_unsettled(self) -> list[tuple[Settlement, bool]]:
-        """Remove and return the settlements not yet read back from the log, each with whether it is in the file."""
+        """Remove and return the settlements that were not read back yet; see `PendingSettlements.pop_all`."""
         return self._settlements.pop_all()
 
     def submit(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Let the thread call a function with the file, after all earlier jobs; return the future of its result.
+        """Let the thread call a function with the file, after all earlier jobs; return a future of the result.
 
         Args:
-            run: the function, called in the thread, in a transaction; again if the transaction fails.
+            run: the function, called in the thread, in a transaction; called again if the transaction fails.
             then: called with the result, in the thread, once the transaction is in the file; default None.
         """
         done: asyncio.Future[T] = self._loop.create_future()
@@ -133,21 +133,21 @@ class SpoolWriter:
 
         Args:
             run: the function, called in the thread, in a transaction.
-            with_lease: whether the call is skipped if this process loses the lease before; default False.
+            with_lease: whether the call is skipped if this process loses the lease before the call; default False.
         """
         self._put_job(Job(run, term=self.term if with_lease else None))
 
     def poll_log(self) -> None:
-        """Let the thread read the log of outcomes, because other processes may have written to it."""
+        """Let the thread read the log of outcomes, because other processes may have added outcomes."""
         self.submit_until_done(_nothing)
 
     def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[LogEntry]]]:
-        """Return a future of two lists, read in one transaction: ids in `spans` that wait, and new log entries."""
+        """Let the thread read two lists in one transaction: the ids in `spans` that wait, and the new log entries."""
         log = self._work.log
         return self.submit(lambda _: log.catch_up(spans), log.caught_up)
 
     def stop(self) -> asyncio.Future[None]:
-        """Let the thread finish all submitted work, close the file, and end; return a future that is resolved then."""
+        """Let the thread finish all submitted work, close the file and end; return a future of the thread's end."""
         self._queue.put(None)
         return self._ended
 
@@ -157,7 +157,7 @@ class SpoolWriter:
         return self._ended.done()
 
     def join(self) -> None:
-        """Wait for the thread if it has announced its end."""
+        """Wait for the end of the thread if the thread has announced this end."""
         if self._ended.done():
             self._thread.join()
 
@@ -168,4 +168,4 @@ class SpoolWriter:
 
 
 def _nothing(_: SpoolFile) -> None:
-    """Do nothing. The thread reads the log after every job, so this job makes it do so."""
+    """Do nothing. After every job the thread reads the log, so this job lets the thread read the log."""

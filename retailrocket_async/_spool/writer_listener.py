@@ -29,22 +29,22 @@ class WriterListener(Protocol):
         """Called when events were not accepted; `error` is the reason, or None if the events are to be dropped."""
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Called with new entries of the outcome log; they may settle events of any process."""
+        """Called with new entries of the outcome log, which have outcomes of events of any process."""
 
     def missed(self) -> None:
-        """Called if log entries were removed before they were read; their events must be looked up in the file."""
+        """Called if log entries were removed unread or are damaged: the listener looks up the events in the file."""
 
     def measured(self, usage: Usage) -> None:
-        """Called regularly while the file can be used; `usage` says how much the file holds."""
+        """Called regularly while the file can be used; `usage` has the numbers of events and bytes in the file."""
 
     def failed(self, error: SpoolError) -> None:
         """Called when the file could not be used; the writer tries again."""
 
     def lease_lost(self, error: SpoolError) -> None:
-        """Called when another process has taken the lease, so that the other process sends from now on."""
+        """Called when another process has taken the lease; the other process sends the events from now on."""
 
     def replaced(self) -> None:
         """Called when another file has replaced the file that was open; the events of the old file are lost."""
 
     def ended(self, error: SpoolError) -> None:
-        """Called when a defect has ended the thread; nothing is written after this."""
+        """Called when a defect has ended the writer's thread; nothing is written any more."""

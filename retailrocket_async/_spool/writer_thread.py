@@ -1,4 +1,4 @@
-"""Runs in the only thread that uses a spool's file; writes waiting events in groups, each group in one transaction.
+"""The code of the only thread that uses a spool's file: writes waiting events in groups, one transaction per group.
 
 Events that arrive during a transaction are written together in the next transaction (group commit), so a slow disk
 leads to larger groups and not to a long queue. The thread reports to the event loop by scheduling calls in the loop.
@@ -41,22 +41,23 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.writer_listener import WriterListener
 
 _GROUP: Final = 1000
-"""Largest number of events in one transaction. To give 1000 callers their receipts takes the loop one or two ms."""
+"""Largest number of events in one transaction. To return receipts to 1000 callers takes the loop one or two ms."""
 
 _GROUP_BYTES: Final = 8 << 20
 
 _SPACING: Final = 0.003
-"""Least number of seconds between two small transactions. After a transaction with one event there is no such pause, so
-a single caller is not delayed."""
+"""Least number of seconds between two small transactions. After a transaction with one event there is no pause, so a
+single caller is not delayed."""
 
 _LARGE: Final = 100
 """Least number of events and jobs in a large transaction; a transaction with fewer is small."""
 
 _RETRY: Final = 0.05
-"""Seconds between two attempts to write events that wait for space, or until the file can be used."""
+"""Seconds between two attempts to write events, while the spool is full or its file cannot be used."""
 
 _INTERVAL: Final = 0.5
-"""Seconds between rounds of maintenance. With `durability="interval"`, a power cut loses the events of this time."""
+"""Seconds between two rounds of maintenance. With `durability="interval"`, each round flushes the file to the disk, so
+a power cut loses the events of this time at most."""
 
 _REOPEN: Final = 0.25
 """Least number of seconds between two attempts to open the file after an error."""
@@ -120,7 +121,7 @@ class WriterThread:
 
     @property
     def reader(self) -> SpoolReader | None:
-        """Reads written events for the engine; None if no events are read. Set the reader before the thread starts."""
+        """Reads written events for the engine; None if no events are read. Set before the thread starts."""
         return self._group.reader
 
     @reader.setter
@@ -144,7 +145,7 @@ class WriterThread:
         post(self._loop, self.refuse_rest)
 
     def _step(self) -> bool:
-        """Do one round of work; return False if the thread has to end. After an error the next round tries again."""
+        """Do one round of work; return False if the thread has to end. After an error, the next round tries again."""
         failed: SpoolError | None = None
         try:
             if not self._goes_on():
@@ -158,7 +159,8 @@ class WriterThread:
             if self._stopping and not self._group:
                 return False
             failed = without_frames(error)
-        # Inside the `except` block the frames of the error would still hold SQL statements that keep the file open.
+        # `_recover` is called outside the `except` block. Inside the block, the frames of the error would still hold
+        # SQL statements, which keep the file open.
         if failed is not None:
             self._recover(failed)
         return True
@@ -187,7 +189,7 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """After a defect, make the loop stop sending, and wait until this is done: the lease is released afterwards."""
+        """After a defect, let the loop stop sending, and wait for this, because the lease is released afterwards."""
         if defect is None:
             return
         self._end_reason = SpoolError(
@@ -222,7 +224,7 @@ class WriterThread:
             self._unwritten.stamp(self._clock())
 
     def _take(self, item: Entry | Job | None) -> int:
-        """Store an item of the queue; return the size of an event in bytes, or 0 for any other item."""
+        """Store an item of the queue; return its size in bytes if the item is an event, otherwise 0."""
         if type(item) is tuple:
             self._unwritten.entries.append(item)
             return len(item[0])
@@ -245,7 +247,7 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write the waiting events and jobs; do the maintenance if nothing waits or the maintenance is due."""
+        """Write the waiting events, and run the waiting jobs. Do maintenance if it is due or nothing waits."""
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -267,7 +269,7 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """Renew the lease twice a second if this process holds it, and notify the reader."""
+        """If this process holds the lease, renew the lease twice a second, and notify the reader."""
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
@@ -324,7 +326,7 @@ class WriterThread:
         return True
 
     def _recover(self, error: SpoolError) -> None:
-        """Handle an error of a step; if the handling raises an error, too, wait, and open the file again later."""
+        """Call `_failed` for an error of a step. If `_failed` fails, wait; a later step opens the file again."""
         try:
             self._failed(error)
         except BaseException:  # noqa: BLE001 - as in `_step`
@@ -334,12 +336,12 @@ class WriterThread:
     def _failed(self, error: SpoolError) -> None:
         """Report an error, and refuse the events that have waited too long.
 
-        The file is closed and opened again later, unless another process only held the lock for too long.
+        The file is closed and opened again later, except if another process has only held the lock for too long.
         """
         ever_open = self._generation > 0
         if not isinstance(error, SpoolBusyError):
             self._is_open = False
-            # To open a large damaged file takes long. The pause is longer then, because other processes need the disk.
+            # To open a large damaged file takes long, and slows other processes on the disk. The pause is longer then.
             self._opens_at = self._clock() + max(_REOPEN, 4 * self._opening_took)
         post(self._loop, self._listener.failed, error)
         if ever_open and not isinstance(error, SpoolDamagedError):
