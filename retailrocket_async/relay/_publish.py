@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
 _BATCH = 500
-"""Messages that are published in one round trip."""
+"""Default number of messages that are published in one round trip."""
 
 
 @runtime_checkable
@@ -42,8 +42,10 @@ async def publish_envelopes(
 
     Raises:
         ConfigurationError: `batch` is out of range.
-        EventValidationError: an element of `events` is no event. The batches before it are published.
-        Exception: an error of the broker's library. The earlier batches are published, and possibly a part of this one.
+        EventValidationError: an element of `events` is not a valid event. The batches before the element's batch are
+            published.
+        Exception: an error of the broker's library. The earlier batches are published, and possibly a part of the batch
+            in which the error occurred.
     """
     if type(batch) is not int or batch < 1:
         raise ConfigurationError(f"batch must be an int of 1 or more, not {batch!r}")
