@@ -85,7 +85,7 @@ class RedisLimiter(Uncopyable):
         await self._bind().ping()
 
     def pause_until(self, deadline: float) -> None:
-        """Grant no permits in any process before `deadline`. A running pause that ends after `deadline` stays unchanged.
+        """Grant no permits in any process before `deadline`. A pause that ends after `deadline` stays unchanged.
 
         Args:
             deadline: the end of the pause, on the event loop's clock. A deadline more than 60 s from now is reduced to

@@ -56,7 +56,7 @@ After this time the process cancels the reservation.
 """
 
 _ATTEMPTS: Final = 3
-"""Largest number of reservations for one request. A process uses the last reservation even if the process woke too late.
+"""Largest number of reservations for one request. A process uses the last one even if the process woke too late.
 
 Otherwise a process with a slow event loop would never send.
 """

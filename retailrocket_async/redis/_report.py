@@ -11,7 +11,8 @@ class Report(NamedTuple):
 
     Attributes:
         pause: whether the process has begun a pause that was not reported to Redis yet.
-        refused_at: when the last request was sent that the API refused with a 429; None if there was none.
+        refused_at: when the last request was sent that the API refused with a 429; None if the API has refused no
+            request since the last report.
         counted: numbers of requests, each with the time by which the API has counted the request, or None if the
             request will never be sent.
     """

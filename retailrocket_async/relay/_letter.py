@@ -102,7 +102,7 @@ def letter_of(message: Message, limit: int) -> Letter:
 
 
 def may_be_replayed(letter: DeadLetter) -> bool:
-    """Return whether a dead letter contains the whole message. A shortened body is no valid event."""
+    """Return whether a dead letter contains the whole message. A shortened body is not a valid event."""
     return letter.size is None
 
 

@@ -25,7 +25,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
 
     After the time-out the call is cancelled, and gets up to three more seconds to return. The call runs in a separate
     task. So the relay is not blocked if a library swallows the cancellation, and the relay is not cancelled if a
-    library raises `CancelledError` without a reason.
+    library raises `CancelledError` although nothing cancelled the call.
 
     Raises:
         TimeoutError: the call took longer than `timeout` seconds.
