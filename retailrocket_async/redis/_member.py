@@ -50,7 +50,7 @@ _MAX_PAUSE: Final = 60.0
 """Longest pause in seconds. `LocalLimiter` has the same limit."""
 
 _STALE: Final = 0.1
-"""How long after its reserved moment a process may still send, as a part of the window's length.
+"""How long after the reserved moment a process may still send, as a part of the window's length.
 
 After this time the process cancels the reservation.
 """
@@ -296,7 +296,7 @@ class Member:
         """
         now = self._loop.time()
         # If the command fails, the pause is reported again. Refusals and counted requests are not reported again,
-        # because they are soon out of date.
+        # because the times in these reports are soon out of date.
         report = self._pending.take()
         pause = self._paused_until - now
         try:
@@ -323,8 +323,8 @@ class Member:
         """Return the generation of Redis's data, as far as this process knows; None if a loss of data does not matter.
 
         A loss does not matter in two cases. Either Redis may have deleted the keys because they were not used for a
-        long time. Or this process sends its share of the limit because of an outage of Redis: before it began to do so,
-        the process has waited until its earlier requests had left the window.
+        long time. Or this process sends its share of the limit because of an outage of Redis: before the first request
+        of the outage, the process has waited until its earlier requests had left the window.
         """
         shares = self._outage is not None and self._outage.local is not None
         return None if shares or now > self._answered_at + MEMORY else self.generation

@@ -23,9 +23,9 @@ The part is below 1, because the processes do not begin to use their shares of t
 
 
 def share(rate_limit: RateLimit, replicas: int) -> RateLimit:
-    """Return the limit for one process. If `replicas` processes use this limit, they together keep `rate_limit`."""
-    # The number of requests is rounded down, so that all processes together keep the limit even if all of them send at
-    # the same moment.
+    """Return the limit for one process: `replicas` processes with this limit together do not exceed `rate_limit`."""
+    # The number of requests is rounded down, so that all processes together keep `rate_limit` even if all send at the
+    # same moment.
     requests = max(1, rate_limit.requests // replicas)
     interval = rate_limit.per * replicas / (_MARGIN * rate_limit.requests)
     return RateLimit(requests=requests, per=max(rate_limit.per, requests * interval), burst=1, jitter=rate_limit.jitter)

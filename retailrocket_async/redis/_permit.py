@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from retailrocket_async import Permit, RateLimit
 
 REPORT_WITHIN: Final = 0.25
-"""Part of the window's length. A delayed request is reported to Redis this long after its reserved moment."""
+"""Part of the window's length. If this time after the reserved moment a request was not sent, Redis gets a report."""
 
 _TOLERATED: Final = 0.005
-"""Seconds after its reserved moment up to which a request is not reported as late."""
+"""Seconds. A request that is sent at most this long after the reserved moment is not reported as late."""
 
 _UNSENT: Final = 30.0
 """Seconds for which Redis goes on counting a request that was not sent in time.

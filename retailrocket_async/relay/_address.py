@@ -78,7 +78,7 @@ class Address(NamedTuple):
 
     Attributes:
         rest: the address without the relay's options.
-        options: the names and values of those of the relay's options that the address contains.
+        options: the names and values of the relay's options, without options that are not in the address.
     """
 
     rest: str
@@ -133,7 +133,7 @@ class Address(NamedTuple):
         return value == "yes"
 
     def split(self, library: str) -> SplitResult:
-        """Split `rest` into its parts and return them. Used if the broker's library reads no options from an address.
+        """Return the parts of `rest`. Used for brokers whose library reads no options from an address.
 
         Args:
             library: the broker's name, for the error's message.

@@ -23,14 +23,14 @@ A broker that refuses a letter as too large does not say what its limit is.
 """
 
 _SMALL = 1024
-"""A body of this many bytes or fewer is not shortened. If its letter is too large, a shorter body would not help."""
+"""A body of at most this many bytes is not shortened, because the body is not what makes the letter too large."""
 
 
 class Letter(NamedTuple):
     """The body of a dead letter, possibly shortened.
 
     Attributes:
-        body: the message's body, or the beginning of it.
+        body: the message's body, or the beginning of the body.
         size: bytes of the whole body if `body` was shortened; else None.
         sha256: digest of the whole body in hexadecimal if `body` was shortened; else ``""``.
     """
@@ -97,7 +97,7 @@ def letter_of(message: Message, limit: int) -> Letter:
     body = message.body
     if len(body) <= limit:
         return Letter(body)
-    # Size and digest describe the body of this message, even if that body was itself shortened earlier.
+    # Size and digest describe the body of this message, even if the body is the shortened body of an earlier letter.
     return Letter(body[: max(0, limit)], len(body), hashlib.sha256(body).hexdigest())
 
 
@@ -112,7 +112,7 @@ async def publish_letters(
     publish: Callable[[Sequence[Attempt]], Awaitable[Sequence[object]]],
     is_too_large: Callable[[object], bool],
 ) -> list[tuple[Attempt, object]]:
-    """Publish messages as dead letters; if the broker refuses a letter as too large, shorten its body and try again.
+    """Publish messages as dead letters; if the broker refuses a letter as too large, publish a shortened letter.
 
     Args:
         dead: the messages, each with its reason.

@@ -39,7 +39,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
         late = not calling.done()
         if late:
             await _cancel(calling)
-    # A call may return a result although it was cancelled. The result is used, because it may contain messages.
+    # A cancelled call may still return a result. The result is used, because the result may contain messages.
     if late and (not calling.done() or calling.cancelled()):
         raise TimeoutError(f"no answer within {timeout:g} s")
     if calling.cancelled():

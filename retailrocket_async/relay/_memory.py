@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class _Entry:
-    """A message in the stream, and its lease.
+    """A message in the stream, and the message's lease.
 
     Attributes:
         id: the number of the message in the stream, as text.
@@ -103,8 +103,8 @@ class MemorySource(Uncopyable):
         self._stream = stream
         self._store = stream._store  # noqa: SLF001 - the two classes share it
         self._name = name
-        # The ids of the messages that this source handed out. If the stream has further pending messages with this
-        # source's name as owner, they were handed out before the relay was restarted.
+        # The ids of the messages that this source handed out. All other pending messages with this source's name as
+        # owner were handed out before the relay was restarted.
         self._out: set[str] = set()
 
     async def open(self) -> None:
@@ -135,7 +135,7 @@ class MemorySource(Uncopyable):
             pending.pop(message.id, None)
         for message, reason in dead:
             self._out.discard(message.id)
-            # If the message is not pending any more, it was settled before, so its dead letter exists already.
+            # A message that is not pending any more was settled earlier, so the dead letter exists already.
             if pending.pop(message.id, None) is not None:
                 self._store.dead.append(
                     DeadLetter(

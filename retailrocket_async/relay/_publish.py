@@ -36,7 +36,7 @@ async def publish_envelopes(
     Args:
         publisher: the broker to publish to, e.g. ``RedisStream(redis, "events")``.
         events: events, or encoded envelopes, e.g. ``b'{"view":{...}}'``; any iterable, read batch by batch. Envelopes
-            are published unchecked; the relay checks them.
+            are published unchecked; the relay checks the envelopes.
         codec: encodes the events; default `Codec()`.
         batch: messages in one round trip, 1 or more; default 500.
 

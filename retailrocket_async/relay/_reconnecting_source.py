@@ -33,7 +33,7 @@ logger = logging.getLogger("retailrocket_async")
 
 
 class ReconnectingSource:
-    """Calls a source; turns errors and time-outs into return values, and logs when failures begin and when they end.
+    """Calls a source; turns errors and time-outs into return values, and logs when failures begin and end.
 
     A `ConfigurationError` of the source is raised, not turned into a return value. `lag` raises all errors.
 

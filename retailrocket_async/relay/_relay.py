@@ -121,8 +121,8 @@ class Relay(Uncopyable):
         without an outcome to the broker, and closes client and source.
 
         Returns:
-            True if all messages with an outcome are settled. False if the broker failed during the shutdown and did not
-            confirm all of them: the broker hands out the unconfirmed messages again, and their events are delivered
+            True if all messages with an outcome are settled. False if the broker failed during the shutdown and some
+            messages are not settled: the broker hands out these messages again, and delivered events are delivered
             twice.
 
         Raises:
@@ -278,7 +278,7 @@ class Relay(Uncopyable):
                 await self._window.open[0][1]
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep for `seconds`, or until the relay is stopped; if it is already stopped, for at most half a second."""
+        """Sleep for `seconds` or until the relay is stopped; at most half a second if the relay is stopped already."""
         if self._stopping.is_set():
             await asyncio.sleep(min(seconds, _IDLE))
             return

@@ -1,8 +1,8 @@
 """The protocol between the relay and a broker: messages, dead letters, and the methods of a source.
 
 A source hands out messages. While a relay works on a message, the message is leased: no other relay gets it. The broker
-removes a message only after the relay has settled it. A message that was handed out and not settled is handed out
-again, to the same relay or to another one. So every message is delivered at least once.
+removes a message only after the relay has settled the message. If a message is not settled, the broker hands out the
+message again, to the same relay or to another one. So every message is delivered at least once.
 """
 
 from collections.abc import Sequence

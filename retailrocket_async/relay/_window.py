@@ -34,7 +34,7 @@ _THOROUGH = 0.25
 """Seconds after which `sweep` checks all open messages again."""
 
 _REASON = 500
-"""Largest number of characters of a dead letter's reason. The reason may quote the message, so it could be long."""
+"""Largest number of characters of a dead letter's reason, which may quote the message and be long."""
 
 
 class Window:

@@ -116,7 +116,7 @@ class KafkaCluster:
 
 
 def _sticky() -> Any:
-    """Return a new assignor class. It distributes a group's partitions among the members, and moves few of them.
+    """Return a new assignor class, which distributes a group's partitions and moves as few partitions as possible.
 
     aiokafka stores the last assignment in the class itself, so every consumer needs a separate class.
     """
@@ -188,7 +188,7 @@ def visitor_of(envelope: bytes) -> bytes | None:
 
 
 def aiokafka() -> Any:
-    """Import ``aiokafka`` and return the module. The import is slow, so it happens only when the module is needed.
+    """Import ``aiokafka`` and return the module. The import is slow, so the module is imported only when needed.
 
     Raises:
         ConfigurationError: ``aiokafka`` is not installed.

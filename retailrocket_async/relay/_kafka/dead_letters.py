@@ -107,7 +107,7 @@ class KafkaDeadLetters:
     async def purge(self, most: int) -> int:
         """Mark the oldest dead letters, at most `most`, as purged; return the number of letters marked.
 
-        For each partition, the offset after its last purged letter is committed, so purged letters are not listed
+        For each partition, the offset after the last purged letter is committed, so purged letters are not listed
         again.
         """
         async with self._oldest(most) as (letters, commit):

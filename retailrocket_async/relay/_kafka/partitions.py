@@ -1,4 +1,4 @@
-"""The partitions that the consumer group has assigned to a source, and the offsets up to which they are settled."""
+"""The partitions that the consumer group has assigned to a source, and which of their messages are settled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Place:
 
 
 class Partitions:
-    """Stores the partitions of one source, each with its watermark, which says which messages are settled.
+    """Stores the partitions of one source, and for each partition a `Watermark`: which messages are settled.
 
     Args:
         cluster: the cluster.

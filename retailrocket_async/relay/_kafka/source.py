@@ -271,8 +271,8 @@ class KafkaSource(Uncopyable):
         except BaseException as error:
             if _is_cancelled():
                 raise
-            # The error is not raised, because it would end aiokafka's task that keeps this member in the group, and no
-            # further messages would arrive. `fetch` raises it through `Partitions.check`.
+            # The error is not raised here, because an error would end aiokafka's task that keeps this member in the
+            # group, and no further messages would arrive. The next `fetch` raises an error instead.
             self._partitions.assignment_failed(error)
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:

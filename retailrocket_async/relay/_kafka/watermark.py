@@ -80,9 +80,9 @@ class Watermark:
         """The settled messages above `settled_below`, as text, e.g. ``"settled above: 2 5 1 3"``.
 
         The numbers are lengths of runs from `settled_below` on: first of messages that are not settled, then of settled
-        messages, and so on. If the text would be too long, it does not contain the highest messages, and the next
-        reader treats them as not settled. The same is true of messages that an earlier reader has settled and that were
-        not read since.
+        messages, and so on. The text leaves out the highest messages if it would be too long, and messages that an
+        earlier reader has settled and this reader has not reached. The next reader treats messages that are left out
+        as not settled.
         """
         bounds = [*self._open, self.position]
         runs: list[int] = []

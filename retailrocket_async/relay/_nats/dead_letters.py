@@ -21,7 +21,7 @@ _HEADER_BYTES = 4096
 """Largest size of a dead letter's headers in bytes."""
 
 _LONGEST_REASON = 2000
-"""Largest number of characters of a dead letter's reason, counted after its conversion to ASCII."""
+"""Largest number of characters of a dead letter's reason, counted after the reason's conversion to ASCII."""
 
 _HEADERS = LetterHeaders("Retailrocket-Message-Id", "Retailrocket-Reason", "Retailrocket-Size", "Retailrocket-Sha256")
 _DEDUPLICATE = "Nats-Msg-Id"
@@ -126,8 +126,8 @@ class NatsDeadLetters:
     async def replay(self, most: int) -> int:
         """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        If these letters cannot be removed, the next replay does not publish them a second time. Letters whose bodies
-        were shortened are neither published nor removed.
+        If published letters cannot be removed, the next replay does not publish these letters a second time. Letters
+        whose bodies were shortened are neither published nor removed.
         """
         count = number = 0
         oldest = True

@@ -82,7 +82,7 @@ class Inbox:
         if self._subscription is None:
             client = cast("Any", self._connection.client)
             self._subscription = await client.subscribe(client.new_inbox(), cb=self._receive)
-        # The last request is forgotten, because it may have gone to another server or consumer.
+        # The last request is forgotten, because another server or consumer may have received the request.
         self.requested, self._refusal = 0, None
 
     async def unsubscribe(self) -> None:
@@ -162,7 +162,8 @@ class Inbox:
                 # The relay still works on the message, so only the subject for the acknowledgement is replaced.
                 self.held[place] = message.reply
             elif place in self._settled:
-                # The message was settled before, but the server lost the acknowledgement, e.g. because it was killed.
+                # The message was settled before, but the server lost the acknowledgement, e.g. because the server was
+                # killed.
                 await self._connection.client.publish(message.reply, ACK)
             else:
                 self.arrived[place] = message

@@ -33,8 +33,8 @@ class NatsSource(Uncopyable):
     """Reads messages from a JetStream stream through a durable pull consumer.
 
     Any number of relays may share the consumer: each message is handed to one of the relays. `open` creates the stream,
-    the consumer and the stream of dead letters if they are missing. If `open` creates the stream, it is stored on disk,
-    and the server removes each message from the stream as soon as the message is settled.
+    the consumer and the stream of dead letters if they are missing. If `open` creates the stream, the server stores the
+    stream on disk, and removes each message as soon as the message is settled.
 
     A message's id is its number in the stream, e.g. ``"1742"``.
 

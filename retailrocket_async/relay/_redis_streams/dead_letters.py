@@ -114,7 +114,8 @@ class RedisDeadLetters:
     async def _after(self, start: str, most: int) -> list[DeadLetter]:
         """Return the oldest dead letters whose ids are not below `start`, at most `most`.
 
-        If `start` begins with ``"("``, the letter with exactly this id is left out.
+        If `start` is ``"-"``, begin with the first letter. If `start` begins with ``"("``, the letter with exactly this
+        id is left out.
         """
         entries: list[tuple[bytes, Mapping[bytes, bytes]]] = []
         if most > 0:

@@ -17,9 +17,9 @@ If the entry was removed from the stream, the second item is None in place of th
 """
 
 _FIRST_MOMENT = 10**12
-"""An entry's id begins with a time in milliseconds since the epoch. A time below this one, in 2001, is not a real time.
+"""Lowest time at the beginning of an entry's id that is used as time of publication, in milliseconds since the epoch.
 
-Then the producer chose the id.
+The value is in the year 2001. If the time is lower, the id does not come from the server's clock.
 """
 
 

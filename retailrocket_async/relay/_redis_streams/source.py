@@ -73,14 +73,16 @@ class RedisStreamSource(Uncopyable):
         redis: a `redis.asyncio.Redis` for one server, or for Sentinel's master, with ``decode_responses=False``;
             `aclose` closes the client. A Redis Cluster is refused.
         stream: the stream's key.
-        group: the consumer group; if the group is missing, `open` creates it, starting at the stream's first entry.
+        group: the consumer group. If the group is missing, `open` creates a group that starts at the stream's first
+            entry.
         name: the relay's consumer name. Use the same name after a restart: the relay then gets its unsettled entries at
             once. With another name, these entries are handed out only after `lease`. Two relays that run at the same
             time need different names, because otherwise each relay also gets the entries of the other one.
         dead: the key of the stream of dead letters; default ``"<stream>:dead"``.
         lease: seconds, 0.1 or more, for which an entry must be idle before another relay may claim it; default 60.
         delete_settled: delete entries from the stream when they are acknowledged. Default False: entries stay until the
-            stream is trimmed, because other groups may have to read them. Use True if the stream has only one group.
+            stream is trimmed, because other groups may have to read the entries. Use True if the stream has only one
+            group.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -109,8 +111,8 @@ class RedisStreamSource(Uncopyable):
         self.lease: float | None = float(lease)
         self._idle = round(lease * 1000)
         self._redis = cast("Any", redis)
-        # A second client with the same connections. It returns answers as the server sends them, because redis-py's
-        # conversion takes longer than reading the answer.
+        # A second client with the same connections. The second client returns answers as the server sends them, because
+        # redis-py's conversion of an answer takes longer than reading the answer.
         self._raw = cast("Any", Redis)(connection_pool=redis.connection_pool)
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             self._raw.set_response_callback(command, _unconverted)
