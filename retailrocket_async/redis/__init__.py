@@ -1,4 +1,4 @@
-"""One request limit for all processes of a shop, which share the limit through Redis.
+"""One request limit for all processes of a shop; the processes share the limit through Redis.
 
 Needs the extra `redis`::
 

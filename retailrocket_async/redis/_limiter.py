@@ -33,12 +33,12 @@ class RedisLimiter(Uncopyable):
         name: the name of the shared limit, 1 to 200 characters without braces; default ``"shop"``. If several shops use
             one Redis, each shop needs a different name, e.g. its partner id.
         replicas: the largest number of processes that share the limit, 1 or more; used only while Redis does not
-            answer. Default None: the largest number that Redis counted in the last minute.
+            answer. Default None: the largest number of processes that Redis counted in the last minute.
         on_unreachable: what the limiter does while Redis does not answer or refuses commands. ``"share"`` (default):
             each process sends at most 0.9 × `rate_limit` / `replicas`; if Redis has never answered and `replicas` is
             None, nothing is sent, because the number of processes is unknown. ``"wait"``: nothing is sent.
             ``"raise"``: `acquire` raises, and the client retries according to its retry policy.
-        timeout: seconds that a command may take, connecting included, above 0; default 0.25.
+        timeout: seconds, above 0, that a command to Redis may take, including the time to connect; default 0.25.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -79,16 +79,17 @@ class RedisLimiter(Uncopyable):
         """Check that Redis answers, so that a wrong address or password is found before the first event.
 
         Raises:
-            RedisUnreachableError: Redis does not answer within `timeout`, or refuses the command; the message names
-                the kind of error.
+            RedisUnreachableError: Redis does not answer within `timeout`, or refuses the command. The error's message
+                contains the type of the original error.
         """
         await self._bind().ping()
 
     def pause_until(self, deadline: float) -> None:
-        """Grant no permits in any process before `deadline`; a pause that ends later is not shortened.
+        """Grant no permits in any process before `deadline`. A pause that ends after `deadline` stays unchanged.
 
         Args:
-            deadline: the end of the pause, on the event loop's clock; at most 60 s from now, or it is reduced to that.
+            deadline: the end of the pause, on the event loop's clock. A deadline more than 60 s from now is reduced to
+                60 s from now.
         """
         self._bind().pause_until(deadline)
 
@@ -96,8 +97,8 @@ class RedisLimiter(Uncopyable):
         """Pause and slow down all processes, because the API refused a request with a 429.
 
         Args:
-            sent_at: when the request was sent, on the event loop's clock. If it was sent before the last refusal, it
-                counts as part of the same incident and does not slow down the processes again.
+            sent_at: when the request was sent, on the event loop's clock. If the request was sent before the last
+                refusal, the two refusals count as one incident, and the processes are not slowed down again.
         """
         self._bind().throttled(sent_at)
 

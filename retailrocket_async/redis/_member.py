@@ -1,13 +1,14 @@
-"""Represents this process among the processes that share a limit; belongs to one event loop.
+"""Gets permits from Redis for one process among the processes that share a limit, on one event loop.
 
 Before each request, the process reserves a moment in Redis and waits until this moment. A script in Redis reserves the
-moment in one atomic step. The script returns a duration, so the hosts' clocks may differ. The script spaces the moments
-evenly. It also checks that no window contains too many requests: like `LocalLimiter`, it uses the times by which the
-API has certainly counted each request. A process reports these times with its next reservation, so a permit costs one
-command. Only a request that is later than its reservation may need a separate report.
+moment in one atomic step. The script returns the seconds until the moment, so the hosts' clocks may differ. The script
+spaces the moments evenly. The script also checks that no window contains too many requests. For this check the script
+uses, like `LocalLimiter`, the times by which the API has certainly counted each request. A process reports these times
+with its next reservation, so a permit costs one command. A separate report is needed only if a request is sent later
+than at its reserved moment.
 
-A process has one reservation at a time. If the process misses the moment, because it woke too late or a pause began,
-it cancels the reservation and makes another one.
+A process has one reservation at a time. If the process misses the moment, because the process woke too late or a pause
+began, the process cancels the reservation and makes another one.
 """
 
 from __future__ import annotations
@@ -46,26 +47,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 _MAX_PAUSE: Final = 60.0
-"""Longest pause in seconds; the same as in `LocalLimiter`."""
+"""Longest pause in seconds. `LocalLimiter` has the same limit."""
 
 _STALE: Final = 0.1
-"""Part of the window by which a process may be late for its reservation without cancelling it."""
+"""How long after the reserved moment a process may still send, as a part of the window's length.
+
+After this time the process cancels the reservation.
+"""
 
 _ATTEMPTS: Final = 3
-"""Number of reservations after which a process sends although it is late.
+"""Largest number of reservations for one request. A process uses the last one even if the process woke too late.
 
 Otherwise a process with a slow event loop would never send.
 """
 
 _PROCESSES_FOR: Final = 60.0
-"""Seconds for which the largest number of processes that Redis has counted is used."""
+"""Seconds for which `Member.processes` keeps its value if Redis counts fewer processes later."""
 
 _TEMPORARY: Final = (BusyLoadingError, ClusterDownError, MasterDownError, OutOfMemoryError, TryAgainError)
 """Errors which show that the address and password are right, but that Redis cannot serve for a while."""
 
 
 class RedisUnreachableError(RetailRocketError, ConnectionError):
-    """Redis does not answer, or refuses commands. The message names the kind of error.
+    """Redis does not answer, or refuses commands. The message contains the type of the original error.
 
     Raised by `RedisLimiter.ping`, and by `RedisLimiter.acquire` with ``on_unreachable="raise"``.
     """
@@ -77,12 +81,13 @@ class Member:
     The arguments are those of `RedisLimiter`, and `before`.
 
     Args:
-        before: the limiter's member on an earlier event loop, which is closed now; None if there was none.
+        before: the limiter's `Member` on an earlier event loop, which is closed now; None if the limiter has not been
+            used on another event loop.
 
     Attributes:
         generation: a number that identifies the data in Redis, see `Answer`; None before the first answer.
         processes: largest number of processes that Redis counted in the last minute.
-        reached: whether Redis has ever answered, which shows that its address, user and password are right.
+        reached: whether Redis has ever answered. An answer shows that the address, user and password are right.
     """
 
     def __init__(  # noqa: PLR0913 - the arguments of the limiter
@@ -107,7 +112,7 @@ class Member:
         self._waiting = 0
         self._reserving: asyncio.Task[Reservation | None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        # If a waiting call is cancelled, the next waiting call uses its reservation and its local permit.
+        # If a waiting call is cancelled, its reservation and its local permit stay here for the next waiting call.
         self._reservation: Reservation | None = None
         self._local_permit: Permit | None = None
         self._outage: Outage | None = None
@@ -168,8 +173,8 @@ class Member:
     async def _confirm(self, outage: Outage) -> None:
         """Send Redis one more command before the first request of an outage is permitted.
 
-        Perhaps only one command took too long. The other processes then still use the whole limit through Redis, and a
-        request of this process's own share would exceed the limit.
+        Perhaps only one command took too long, and Redis still works. In this case the other processes use the whole
+        limit, and a request that this process sends without Redis would exceed the limit.
         """
         if not outage.is_over:
             self._report_now()
@@ -208,7 +213,7 @@ class Member:
             if self._reservation is None:
                 if self._reserving is None:
                     self._reserving = detached(loop.create_task, self._reserve())
-                # If this call is cancelled, the task goes on, and the next call uses its reservation.
+                # If this call is cancelled, the task continues, and the next call uses the task's reservation.
                 await asyncio.wait([self._reserving])
                 reserving, self._reserving = self._reserving, None
                 attempts += 1
@@ -216,7 +221,7 @@ class Member:
                 if self._reservation is None:
                     return None
             reservation = self._reservation
-            # The loop checks again after each sleep, because a pause may have begun meanwhile.
+            # The time is checked again after each sleep, because a pause may have begun during the sleep.
             while (wait := max(reservation.at, self._paused_until) - loop.time()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(wait)
             self._reservation = None
@@ -244,8 +249,8 @@ class Member:
         Args:
             number: the request's number.
             counted_by: the time on the event loop's clock; None if the request will never be sent.
-            late: whether this time is later than Redis assumes. If True, the report is sent soon, even if there is no
-                reservation to send it with.
+            late: whether this time is later than Redis assumes. If True, the report is sent within a quarter of the
+                window, even if this process makes no reservation.
         """
         self._pending.add_request(number, counted_by, late=late)
         if late:
@@ -261,12 +266,12 @@ class Member:
             self._report_now()
 
     def _report_now(self) -> None:
-        """Start a task that sends the report without a reservation, unless such a task is running."""
+        """Start a task that sends the report without making a reservation, unless a task of this kind is running."""
         if self._reporting is None or self._reporting.done():
             self._reporting = detached(self._loop.create_task, self._report_all())
 
     async def _report_all(self) -> None:
-        # If urgent reports were added while a command was running, another command is needed.
+        # If urgent reports were added while the command was running, another command has to send them.
         while await self._command(None) is not None and self._pending.is_urgent:
             pass
 
@@ -283,14 +288,15 @@ class Member:
     # --- commands ---
 
     async def _command(self, reserve: int | None, *, is_ping: bool = False) -> Answer | None:
-        """Send Redis one command with the whole report; return its answer, or None if Redis does not answer.
+        """Send Redis one command with the whole report; return the answer, or None if Redis does not answer.
 
         Args:
             reserve: the number of the request to reserve a moment for; None to reserve no moment.
             is_ping: whether a failure begins an outage even if no call waits for a permit.
         """
         now = self._loop.time()
-        # If the command fails, only a pause is reported again, because all other reports are soon out of date.
+        # If the command fails, the pause is reported again. Refusals and counted requests are not reported again,
+        # because the times in these reports are soon out of date.
         report = self._pending.take()
         pause = self._paused_until - now
         try:
@@ -305,8 +311,8 @@ class Member:
         except (RedisError, RedisClusterException, OSError) as error:
             if report.pause:
                 self._pending.add_pause()
-            # If no call waits, the failure is ignored: the caller may have closed the Redis client. If Redis is really
-            # unreachable, the next call of `acquire` notices it.
+            # If no call waits for a permit, the failure is ignored, because the caller may have closed the Redis
+            # client. If Redis is really unreachable, the next call of `acquire` fails to reach Redis, too.
             if is_ping or reserve is not None or self._waiting or self._outage is not None:
                 self._failed(error)
             return None
@@ -314,9 +320,12 @@ class Member:
         return answer
 
     def _expected_generation(self, now: float) -> int | None:
-        """Return the generation that Redis must have if it has not lost its data; None if a loss does not matter."""
-        # A loss does not matter if Redis may have deleted the keys because they were not used, or if this process sends
-        # its own share: it has then already waited until its earlier requests had left the window.
+        """Return the generation of Redis's data, as far as this process knows; None if a loss of data does not matter.
+
+        A loss does not matter in two cases. Either Redis may have deleted the keys because they were not used for a
+        long time. Or this process sends its share of the limit because of an outage of Redis: before the first request
+        of the outage, the process has waited until its earlier requests had left the window.
+        """
         shares = self._outage is not None and self._outage.local is not None
         return None if shares or now > self._answered_at + MEMORY else self.generation
 
@@ -349,14 +358,15 @@ class Member:
 
     def _begin_outage(self, now: float) -> Outage:
         if self._on_unreachable != "share" or not (self.reached or self._replicas):
-            # If Redis was never reached, the number of processes is unknown.
+            # If Redis was never reached and `replicas` is None, the number of processes is unknown.
             local = None
             consequence = "nothing is sent until it does"
         else:
             replicas = self._replicas or self.processes
             limit = share(self.rate_limit, replicas)
             local = LocalLimiter(limit)
-            # Other processes may have used up the limit in the current window, so wait until the window has passed.
+            # Other processes may have used up the limit in the current window, so the process first waits until the
+            # window has passed.
             local.pause_until(max(self._paused_until, now + self.rate_limit.per + self.rate_limit.jitter))
             rate = limit.requests / limit.per
             consequence = f"this process sends {rate:.3g} requests a second until it does, as one of {replicas}"
@@ -370,9 +380,9 @@ class Member:
 
 
 def _kind(error: Exception) -> str:
-    """Return an error's type and, if there is one, the code in the server's answer, e.g. READONLY.
+    """Return an error's type and, if the server has answered with a code, the code, e.g. READONLY.
 
-    The rest of the error's text is not shown, because it may contain the address and password.
+    The rest of the error's text is left out, because the text may contain the address and password.
     """
     code = re.match(r"[A-Z]{3,}\b", str(error))
     return f"{type(error).__name__}: {code[0]}" if code else type(error).__name__

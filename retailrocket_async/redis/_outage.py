@@ -10,21 +10,22 @@ PROBE: Final = 0.5
 """Seconds between two probes of a Redis that does not answer. Each probe may last as long as the limiter's timeout."""
 
 _SETTLE: Final = 2.0
-"""Minimum number of seconds for which both limits apply after Redis is back.
+"""Minimum number of seconds after Redis is back for which a request needs both the shared and the local permit.
 
-In this time all other processes have sent a probe, too.
+All other processes send a probe in this time, so all processes then use the shared limit again.
 """
 
 _MARGIN: Final = 0.9
 """The part of the limit that all processes together use during an outage.
 
-It is below 1, because the processes do not change to their shares at the same moment.
+The part is below 1, because the processes do not begin to use their shares of the limit at the same moment.
 """
 
 
 def share(rate_limit: RateLimit, replicas: int) -> RateLimit:
-    """Return the limit for one process, with which `replicas` processes together keep `rate_limit` without Redis."""
-    # The number is rounded down, so that the sum keeps the limit even if all processes send at the same moment.
+    """Return the limit for one process: `replicas` processes with this limit together do not exceed `rate_limit`."""
+    # The number of requests is rounded down, so that all processes together keep `rate_limit` even if all send at the
+    # same moment.
     requests = max(1, rate_limit.requests // replicas)
     interval = rate_limit.per * replicas / (_MARGIN * rate_limit.requests)
     return RateLimit(requests=requests, per=max(rate_limit.per, requests * interval), burst=1, jitter=rate_limit.jitter)
@@ -48,7 +49,8 @@ class Outage:
         self.local = local
         self.probed_at = now
         self.confirmed = False
-        # Both limits apply until the requests that other processes sent without Redis have left the window.
+        # Seconds after Redis is back for which both limits apply: until the requests that other processes sent without
+        # Redis have left the window.
         self._settle = 0.0 if local is None else max(_SETTLE, _SETTLE / 2 + per)
         self._back_since: float | None = None
 
@@ -58,7 +60,7 @@ class Outage:
         return self._back_since is not None
 
     def failed(self, now: float) -> None:
-        """Record that Redis did not answer another command."""
+        """Record that one more command got no answer from Redis."""
         self.probed_at = now
         self.confirmed = True
         self._back_since = None

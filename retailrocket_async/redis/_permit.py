@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from retailrocket_async import Permit, RateLimit
 
 REPORT_WITHIN: Final = 0.25
-"""If a request is late by this part of the window, the process reports the delay to Redis."""
+"""Part of the window's length. If this time after the reserved moment a request was not sent, Redis gets a report."""
 
 _TOLERATED: Final = 0.005
-"""Seconds by which a request may be late without being reported as late."""
+"""Seconds. A request that is sent at most this long after the reserved moment is not reported as late."""
 
 _UNSENT: Final = 30.0
-"""Seconds for which Redis counts a request that was not sent yet.
+"""Seconds for which Redis goes on counting a request that was not sent in time.
 
 The time is limited, because the request's process may have died.
 """
@@ -37,7 +37,7 @@ class Reservation(NamedTuple):
 
 
 class Reporter(Protocol):
-    """Takes the reports of permits."""
+    """Receives the reports of permits; `Member` implements this protocol."""
 
     rate_limit: RateLimit
 
@@ -52,7 +52,8 @@ class SharedPermit:
     Args:
         reporter: receives the report.
         reservation: the request's number and moment.
-        local: a permit of the process's own limiter, which receives the same calls; None if there is none.
+        local: a permit of the limiter that the process uses during an outage of Redis and shortly after; None at other
+            times. Calls of `sent` and `done` are passed on to this permit.
     """
 
     __slots__ = ("_at", "_counted_by", "_local", "_loop", "_number", "_reporter", "_unsent")
@@ -82,7 +83,7 @@ class SharedPermit:
         self._unsent.cancel()
         if by >= self._counted_by:
             return
-        # Without a report, Redis assumes that the request was sent at the reserved moment.
+        # Redis assumes that the request was sent at the reserved moment, until a report says otherwise.
         late = math.isinf(self._counted_by) and by > self._at + self._reporter.rate_limit.jitter + _TOLERATED
         self._counted_by = by
         self._reporter.report(self._number, by, late=late)

@@ -10,8 +10,9 @@ class Report(NamedTuple):
     """The report that a process sends to Redis with the next command. All times are on the event loop's clock.
 
     Attributes:
-        pause: whether the process has a pause that it has not reported to Redis.
-        refused_at: when the last request was sent that the API refused with a 429; None if there was none.
+        pause: whether the process has begun a pause that was not reported to Redis yet.
+        refused_at: when the last request was sent that the API refused with a 429; None if the API has refused no
+            request since the last report.
         counted: numbers of requests, each with the time by which the API has counted the request, or None if the
             request will never be sent.
     """
@@ -25,7 +26,7 @@ class PendingReport:
     """Collects reports until the next command sends them to Redis.
 
     Attributes:
-        late: whether a report says that a request is counted later than Redis assumes.
+        late: True if at least one of the collected requests is counted at a later time than Redis assumes.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class PendingReport:
         self._pause = True
 
     def add_refusal(self, sent_at: float) -> None:
-        """Add to the report that the API refused a request, sent at `sent_at`, with a 429."""
+        """Add a refusal to the report: the API answered the request that was sent at `sent_at` with a 429."""
         self._refused_at = max(self._refused_at, sent_at)
 
     def add_request(self, number: int, counted_by: float | None, *, late: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs the script in Redis that takes a process's reports and reserves the moment of its next request."""
+"""Runs the script in Redis that receives a process's reports and reserves the moment of the process's next request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from retailrocket_async import RateLimit
 
 _REMEMBERED: Final = 60.0
-"""Seconds after its last command for which a process counts as one of the processes that share the limit."""
+"""Seconds without a command after which a process no longer counts among the processes that share the limit."""
 
 MEMORY: Final = 180.0
 """Minimum number of seconds for which Redis keeps the keys after a command.
 
-No pause is longer, and after a refusal the rate needs less time to recover.
+Every pause is shorter than this time, and after a refusal the full rate is reached again before this time has passed.
 """
 
 
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     Attributes:
         wait: seconds until the reserved moment; below 0 if no moment was reserved.
-        pause: seconds until the end of the pause that all processes observe; 0 if there is none.
+        pause: seconds until the end of the pause that applies to all processes; 0 if no pause is running.
         processes: how many processes share the limit.
         generation: a number that identifies the data in Redis. If the number changes, Redis has lost its data.
     """
@@ -80,10 +80,11 @@ class ReserveScript:
             generation: the generation in the last answer; None before the first answer, or if a loss of Redis's data
                 does not matter.
             pause: seconds for which no process may send; None if no new pause is reported.
-            refused: seconds since the last request was sent that the API refused with a 429; None if there was none.
+            refused: seconds since the last request was sent that the API refused with a 429; None if the API has
+                refused no request since the last report.
             reserve: the number of the request to reserve a moment for; None to reserve no moment.
-            counted: numbers of requests, each with the seconds until the API has counted the request: below 0 if the
-                request is counted already, None if it will never be sent.
+            counted: numbers of requests, each with the seconds until the API has counted the request. The seconds are
+                below 0 if the request is counted already, and None if the request will never be sent.
 
         Raises:
             redis.RedisError: Redis refuses the command, or cannot be reached.
@@ -101,8 +102,8 @@ class ReserveScript:
         try:
             answer = await self._evaluate(arguments)
         except RedisConnectionError:
-            # The pooled connection may be left from before a restart of the server. The second attempt opens a new
-            # connection, and fails only if the server cannot be reached.
+            # The connection from the pool may be older than the last restart of the server, and is then broken. The
+            # second attempt opens a new connection, and fails only if the server cannot be reached.
             answer = await self._evaluate(arguments)
         wait, paused, processes, known = answer
         return Answer(wait / 1e6, paused / 1e6, processes, known)
@@ -111,7 +112,7 @@ class ReserveScript:
         try:
             answer: list[int] = await self._redis.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
         except NoScriptError:
-            # The server was restarted, or its scripts were flushed. `EVAL` runs the script and loads it again.
+            # The server was restarted, or its scripts were flushed. `EVAL` loads the script again and runs the script.
             answer = await self._redis.eval(self._script, len(self._keys), *self._keys, *arguments)
         return answer
 

@@ -1,4 +1,5 @@
--- In one atomic step, takes one process's report about its requests and reserves the moment of its next request.
+-- In one atomic step, stores one process's report about its requests, and reserves the moment of the process's next
+-- request.
 --
 -- All times in arguments and results are durations in microseconds, so only the Redis server's clock is used.
 --
@@ -9,7 +10,7 @@
 --       command for which a process counts, 8 the generation that the process knows, 9 pause, 10 time since a refused
 --       request was sent, 11 the id of the request to reserve a moment for; then pairs of a request's id and the time
 --       until the API has counted the request (below 0: already counted; empty: the request will never be sent).
---       Each of 8 to 11 may be empty.
+--       Each of the arguments 8 to 11 may be empty.
 -- Returns  the time until the reserved moment (-1: no moment was reserved, because argument 11 was empty, or too many
 --       permitted requests were not sent yet), the time until the end of the pause, the number of processes, the
 --       generation
@@ -23,7 +24,7 @@ local now = time[1] * 1000000 + time[2]
 
 -- generation: when these keys were created; seen: the time of the last command; next: when the next request is due;
 -- open: the end of the pause; over: the end of the last incident, i.e. series of refusals; slow: when the full rate is
--- reached again; penalty: the length of the last pause for an incident. LocalLimiter stores the last five, too.
+-- reached again; penalty: the length of the last pause for an incident. LocalLimiter stores the last five fields, too.
 local fields = {'generation', 'seen', 'next', 'open', 'over', 'slow', 'penalty'}
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
 local state = {}
@@ -70,7 +71,7 @@ if refused then
 end
 
 -- The generation has changed, so this server is new or has lost its data. Wait until the requests that were permitted
--- before have left the window.
+-- before the change have left the window.
 if known and known ~= state.generation then
   state.open = math.max(state.open, state.generation + per + jitter)
 end
@@ -91,7 +92,8 @@ local wait = -1
 if reserve ~= '' then
   local ahead = pace() < 1 and 0 or burst - 1
   local at = math.max(now, state.open, state.next - ahead * interval)
-  -- Even intervals alone do not keep the limit if there are bursts or late requests, so count the requests, too.
+  -- The script also counts the requests, because even intervals alone do not keep the limit if processes send bursts,
+  -- or send requests later than at the reserved moments.
   local count, unsent = redis.call('ZCARD', KEYS[2]), false
   if count >= requests then
     local oldest = tonumber(redis.call('ZRANGE', KEYS[2], count - requests, count - requests, 'WITHSCORES')[2])

@@ -1,7 +1,7 @@
 """The relay: reads events that services publish to a broker, and delivers them to the API.
 
-The broker stores every message until its event has an outcome. So no event is lost if a relay stops or crashes, but an
-event may be delivered twice. The relay calls every broker through the protocol `Source`.
+The broker stores every message until the message's event has an outcome. So no event is lost if a relay stops or
+crashes, but an event may be delivered twice. The relay calls every broker through the protocol `Source`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _LAZY = {
     "health_app": "_health",
     "serving_health": "_health",
 }
-"""The module of each name that needs an extra; the module, and with it the library, is imported at the first use."""
+"""The module of each name that needs an extra. Module and library are imported when the name is first used."""
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class or a function

@@ -1,6 +1,6 @@
-"""Reads a broker's address, which names the broker and contains options, and hides the password in log messages.
+"""Reads a broker's address and the options in the address, and hides the password in log messages.
 
-The part behind the question mark contains options of the relay and options of the broker's library. `Address.parse`
+The part after the question mark contains options of the relay and options of the broker's library. `Address.parse`
 removes the relay's options, here ``stream`` and ``group``::
 
     redis://:secret@redis:6379/0?stream=events&group=relay&socket_keepalive=yes
@@ -51,7 +51,7 @@ def source_from_url(url: str, *, name: str) -> Source:
 
     Args:
         url: ``redis://...``, ``kafka://...`` or ``nats://...``; see the source's `from_url` for its options.
-        name: the relay's name at the broker; see the source.
+        name: the relay's name at the broker; see the argument `name` of the source's `from_url`.
 
     Raises:
         ConfigurationError: the address is invalid, or the broker's library is not installed. The error's message does
@@ -67,7 +67,7 @@ def source_from_url(url: str, *, name: str) -> Source:
         raise ConfigurationError(
             f'this source needs {kind.library}, which is not installed: pip install "retailrocket-async[{kind.extra}]"'
         )
-    # Only the library of this broker is imported, because each import takes a good part of a second.
+    # Only the library of this broker is imported, because the import of a library takes a good part of a second.
     relay: Any = importlib.import_module("retailrocket_async.relay")
     source: Source = getattr(relay, kind.source).from_url(url, name=name)
     return source
@@ -78,7 +78,7 @@ class Address(NamedTuple):
 
     Attributes:
         rest: the address without the relay's options.
-        options: the values of the relay's options by name; contains only options that the address contains.
+        options: the names and values of the relay's options, without options that are not in the address.
     """
 
     rest: str
@@ -93,7 +93,7 @@ class Address(NamedTuple):
             names: the names of the relay's options.
 
         Raises:
-            ConfigurationError: `url` is no address, or one of the relay's options is empty or occurs twice.
+            ConfigurationError: `url` is not an address, or one of the relay's options is empty or occurs twice.
         """
         try:
             parts = urlsplit(url)
@@ -114,7 +114,7 @@ class Address(NamedTuple):
         """Return the value of an option in seconds, or `default` if the address does not contain the option.
 
         Raises:
-            ConfigurationError: the value is no number.
+            ConfigurationError: the value is not a number.
         """
         try:
             return float(self.options.get(name, default))
@@ -122,7 +122,7 @@ class Address(NamedTuple):
             raise ConfigurationError(f"in the source's address {name} must be seconds") from None
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """Return True if an option is ``yes``, False if it is ``no``, `default` if the address does not contain it.
+        """Return True for the value ``yes``, False for ``no``, `default` if the address does not contain the option.
 
         Raises:
             ConfigurationError: the value is neither ``yes`` nor ``no``.
@@ -133,13 +133,13 @@ class Address(NamedTuple):
         return value == "yes"
 
     def split(self, library: str) -> SplitResult:
-        """Return the parts of `rest`, for a broker whose library reads no options from an address.
+        """Return the parts of `rest`. Used for brokers whose library reads no options from an address.
 
         Args:
             library: the broker's name, for the error's message.
 
         Raises:
-            ConfigurationError: the address contains an option that is not one of the relay's.
+            ConfigurationError: the address contains an option that is not one of the relay's options.
         """
         parts = urlsplit(self.rest)
         if parts.query or parts.fragment:

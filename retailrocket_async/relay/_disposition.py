@@ -1,4 +1,4 @@
-"""Decides what the relay does with a message once the message's event has an outcome."""
+"""Decides what the relay does with a message after the message's event has got an outcome."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Disposition(NamedTuple):
     Attributes:
         kind: ``"delivered"``: acknowledge the message. ``"filtered"``: acknowledge the message, because `before_send`
             dropped its event. ``"dead"``: store the message as a dead letter, because no attempt will succeed.
-            ``"retry"``: track the event again, or return the message to the broker if the relay is stopping, because
-            nothing is wrong with the event.
+            ``"retry"``: nothing is wrong with the event, so track the event again, or return the message to the broker
+            if the relay is stopping.
         cause: the first word of `reason`, under which dead letters are counted; ``""`` unless `kind` is ``"dead"``.
         reason: one line that says why the message is a dead letter; ``""`` unless `kind` is ``"dead"``.
     """
@@ -35,8 +35,8 @@ def disposition_of(outcome: Outcome) -> Disposition:  # noqa: PLR0911 - a table
         case Delivered():
             return Disposition("delivered")
         case Rejected(scope="access"):
-            # The API refused the key, the shop or the address. It would refuse every other event, too, so the event
-            # itself is not to blame.
+            # The API refused the key, the shop or the address. The API would refuse every other event, too, so nothing
+            # is wrong with this event.
             return Disposition("retry")
         case Rejected(status=status):
             return Disposition("dead", "rejected", f"rejected: HTTP {status}")

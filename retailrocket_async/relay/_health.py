@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._relay import Relay
 
 _GRACE = 1.0
-"""Seconds that the server waits at the end for requests that it is still answering."""
+"""Seconds that the server, when it stops, waits for requests that are still being answered."""
 
 
 def health_app(relay: Relay, client: AsyncTrackingClient) -> Starlette:

@@ -1,7 +1,7 @@
 """Writes dead letters: shortens a body that is too large for the broker, and writes reason, size and digest as headers.
 
 A dead letter is a message with a reason, so a dead letter is larger than its message. If the letter would exceed the
-broker's limit, it contains only the beginning of the message, and the size and a digest of the whole message.
+broker's limit, the letter contains only the beginning of the message, and the size and a digest of the whole message.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ A broker that refuses a letter as too large does not say what its limit is.
 """
 
 _SMALL = 1024
-"""Bytes; a body of this size or less is not shortened, because it cannot be the reason why a letter is too large."""
+"""A body of at most this many bytes is not shortened, because the body is not what makes the letter too large."""
 
 
 class Letter(NamedTuple):
     """The body of a dead letter, possibly shortened.
 
     Attributes:
-        body: the message's body, or the beginning of it.
+        body: the message's body, or the beginning of the body.
         size: bytes of the whole body if `body` was shortened; else None.
         sha256: digest of the whole body in hexadecimal if `body` was shortened; else ``""``.
     """
@@ -44,7 +44,7 @@ class LetterHeaders(NamedTuple):
     """The names of a dead letter's headers at one broker.
 
     Attributes:
-        message_id, reason, size, sha256: name of the header that contains the attribute of this name of `DeadLetter`.
+        message_id, reason, size, sha256: name of the header for the attribute of the same name of `DeadLetter`.
     """
 
     message_id: str
@@ -97,12 +97,12 @@ def letter_of(message: Message, limit: int) -> Letter:
     body = message.body
     if len(body) <= limit:
         return Letter(body)
-    # Size and digest are those of this message. The message may itself be the shortened body of an earlier one.
+    # Size and digest describe the body of this message, even if the body is the shortened body of an earlier letter.
     return Letter(body[: max(0, limit)], len(body), hashlib.sha256(body).hexdigest())
 
 
 def may_be_replayed(letter: DeadLetter) -> bool:
-    """Return whether a dead letter contains the whole message. A shortened body is no valid event."""
+    """Return whether a dead letter contains the whole message. A shortened body is not a valid event."""
     return letter.size is None
 
 
@@ -112,7 +112,7 @@ async def publish_letters(
     publish: Callable[[Sequence[Attempt]], Awaitable[Sequence[object]]],
     is_too_large: Callable[[object], bool],
 ) -> list[tuple[Attempt, object]]:
-    """Publish messages as dead letters, and shorten the bodies of those that the broker refuses as too large.
+    """Publish messages as dead letters; if the broker refuses a letter as too large, publish a shortened letter.
 
     Args:
         dead: the messages, each with its reason.
@@ -124,8 +124,8 @@ async def publish_letters(
         For each message the last attempt and the broker's answer.
 
     Raises:
-        Exception: the first failure that is not about the size, or a refusal for the size that a shorter body would
-            not avoid.
+        Exception: the first failure that has another reason than the letter's size; or the broker refuses a letter as
+            too large, and a shorter body would not help.
     """
     kept: list[tuple[Attempt, object]] = []
     left: list[Attempt] = [Attempt(message, reason, limit) for message, reason in dead]

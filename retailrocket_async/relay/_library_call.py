@@ -15,7 +15,7 @@ _UNWIND = 1.0
 """Seconds to wait for a cancelled call to return before the call is cancelled again."""
 
 _CANCELS = 3
-"""How often a call is cancelled at most. A library may swallow the first cancellation and go on waiting."""
+"""Largest number of times that a call is cancelled. A library may swallow the first cancellation and go on waiting."""
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -23,12 +23,13 @@ logger = logging.getLogger("retailrocket_async")
 async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  # noqa: ASYNC109 - see below
     """Return the result of a call of a broker's library; raise if the call takes longer than `timeout` seconds.
 
-    A call that is cancelled gets up to three more seconds. The call runs in its own task. So a library that swallows a
-    cancellation cannot block the relay, and a library that raises `CancelledError` by itself does not cancel the relay.
+    After the time-out the call is cancelled, and gets up to three more seconds to return. The call runs in a separate
+    task. So the relay is not blocked if a library swallows the cancellation, and the relay is not cancelled if a
+    library raises `CancelledError` although nothing cancelled the call.
 
     Raises:
         TimeoutError: the call took longer than `timeout` seconds.
-        ConnectionError: the library raised an error that is no `Exception`.
+        ConnectionError: the library raised an error that is not an `Exception`, e.g. `CancelledError`.
         Exception: the error that the library raised.
     """
     calling = asyncio.create_task(call)
@@ -38,7 +39,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
         late = not calling.done()
         if late:
             await _cancel(calling)
-    # A call may return a result although it was cancelled. The result is used, because it may contain messages.
+    # A cancelled call may still return a result. The result is used, because the result may contain messages.
     if late and (not calling.done() or calling.cancelled()):
         raise TimeoutError(f"no answer within {timeout:g} s")
     if calling.cancelled():
@@ -50,7 +51,7 @@ async def result_of(call: Coroutine[Any, Any, Any], timeout: float) -> object:  
 
 
 async def _cancel(calling: asyncio.Task[Any]) -> None:
-    """Cancel a call, up to `_CANCELS` times; if the call still runs then, log an error and leave it running."""
+    """Cancel a call, up to `_CANCELS` times. If the call is still running then, log an error and stop waiting."""
     calling.add_done_callback(retrieve_error)
     try:
         for _ in range(_CANCELS):

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class _Entry:
-    """A message in the stream, and its lease.
+    """A message in the stream, and the message's lease.
 
     Attributes:
         id: the number of the message in the stream, as text.
         body: the envelope.
         published_at: when the message was published, in seconds since the epoch.
-        owner: the name of the source that the message was last handed to; ``""`` if there is none.
+        owner: the name of the source that last handed out the message; ``""`` if the message was never handed out, or
+            was released.
         until: when the lease ends, in seconds on the event loop's clock.
         deliveries: how often the message was handed out.
     """
@@ -102,8 +103,8 @@ class MemorySource(Uncopyable):
         self._stream = stream
         self._store = stream._store  # noqa: SLF001 - the two classes share it
         self._name = name
-        # The ids of the messages that this source handed out. Other pending messages under the same name were handed
-        # out before the relay was restarted.
+        # The ids of the messages that this source handed out. All other pending messages with this source's name as
+        # owner were handed out before the relay was restarted.
         self._out: set[str] = set()
 
     async def open(self) -> None:
@@ -134,7 +135,7 @@ class MemorySource(Uncopyable):
             pending.pop(message.id, None)
         for message, reason in dead:
             self._out.discard(message.id)
-            # A message that is not pending was settled before, so its dead letter exists already.
+            # A message that is not pending any more was settled earlier, so the dead letter exists already.
             if pending.pop(message.id, None) is not None:
                 self._store.dead.append(
                     DeadLetter(
@@ -164,7 +165,7 @@ class MemorySource(Uncopyable):
         return Lag(waiting=len(self._store.waiting), pending=len(self._store.pending))
 
     async def aclose(self) -> None:
-        """Forget which messages were handed out. Their leases do not end early."""
+        """Forget which messages were handed out. The messages' leases do not end early."""
         self._out.clear()
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
@@ -172,20 +173,20 @@ class MemorySource(Uncopyable):
         return list(itertools.islice(self._store.dead, most))
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, at most `most`, and remove them; return their number."""
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published."""
         letters = await self.list_dead(most)
         await self._stream.publish([letter.body for letter in letters])
         return await self.purge_dead(len(letters))
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters, at most `most`; return their number."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         count = min(most, len(self._store.dead))
         for _ in range(count):
             self._store.dead.popleft()
         return count
 
     def _foreign(self) -> list[_Entry]:
-        """Return the pending messages that were handed out by other sources, or before a restart."""
+        """Return the pending messages that other sources handed out, or this source before a restart."""
         return [entry for entry in self._store.pending.values() if entry.id not in self._out]
 
     def _take(self, most: int, now: float) -> list[Message]:

@@ -24,7 +24,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("sending", "down", "halted")
 
 _LAG_TIMEOUT = 2.0
-"""Seconds to wait until the broker reports the lag; after them the metrics are sent without the lag."""
+"""Seconds to wait until the broker reports the lag. After this time the metrics are sent without the lag."""
 
 _Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retailrocket_async import Event
 
 _BATCH = 500
-"""Messages that are published in one round trip."""
+"""Default number of messages that are published in one round trip."""
 
 
 @runtime_checkable
@@ -36,14 +36,16 @@ async def publish_envelopes(
     Args:
         publisher: the broker to publish to, e.g. ``RedisStream(redis, "events")``.
         events: events, or encoded envelopes, e.g. ``b'{"view":{...}}'``; any iterable, read batch by batch. Envelopes
-            are published unchecked; the relay checks them.
+            are published unchecked; the relay checks the envelopes.
         codec: encodes the events; default `Codec()`.
         batch: messages in one round trip, 1 or more; default 500.
 
     Raises:
         ConfigurationError: `batch` is out of range.
-        EventValidationError: an element of `events` is no event. The batches before it are published.
-        Exception: an error of the broker's library. The earlier batches are published, and possibly a part of this one.
+        EventValidationError: an element of `events` is not a valid event. The batches before the element's batch are
+            published.
+        Exception: an error of the broker's library. The earlier batches are published, and possibly a part of the batch
+            in which the error occurred.
     """
     if type(batch) is not int or batch < 1:
         raise ConfigurationError(f"batch must be an int of 1 or more, not {batch!r}")

@@ -1,4 +1,4 @@
-"""Calls a relay's source: logs failures, waits between two attempts to connect, and limits the time of every call."""
+"""Calls a relay's source; logs failures, waits between two attempts to connect, and limits the time of every call."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Lag, Message, Source
 
 _TIMEOUT = 30.0
-"""Seconds to wait for an answer; after them the call counts as failed, even if the broker's library still waits."""
+"""Seconds to wait for an answer. After this time the call has failed, even if the broker's library is still waiting."""
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
-"""Seconds between two attempts to connect: after the first failure, and the upper limit."""
+"""Shortest and longest time between two attempts to connect, in seconds."""
 
 _FAILED = object()
 
 _SETTLE_DEAD = "settle_dead"
-"""The name under which failures to store dead letters are recorded."""
+"""The key under which `ReconnectingSource` records that dead letters cannot be stored."""
 
 logger = logging.getLogger("retailrocket_async")
 
 
 class ReconnectingSource:
-    """Calls a source; turns errors and time-outs into return values, and logs when failures begin and when they end.
+    """Calls a source; turns errors and time-outs into return values, and logs when failures begin and end.
 
-    Exceptions: every call raises `ConfigurationError` if the source does, and `lag` raises all errors.
+    A `ConfigurationError` of the source is raised, not turned into a return value. `lag` raises all errors.
 
     Args:
         source: the source.
@@ -50,7 +50,8 @@ class ReconnectingSource:
         self._closed = False
         self.connected = False
         self.failures = 0
-        # The error of each kind of call whose last attempt failed. If a call of another kind succeeds, the error stays.
+        # For each method of the source whose last call failed: the method's name and the error. An entry is removed
+        # only when a call of the same method succeeds or is not needed any more.
         self._failing: dict[str, str] = {}
         self._failures_in_a_row = 0
         self._last_failure = "not yet"
@@ -81,13 +82,16 @@ class ReconnectingSource:
         Raises:
             ConfigurationError: the source finds a wrong setting when it connects.
         """
-        # If only dead letters cannot be stored, there is no sleep: `settle_dead` has its own backoff.
+        # If storing dead letters is the only call that fails, there is no sleep here, because `settle_dead` waits.
         if self._failures_in_a_row and self._failing.keys() != {_SETTLE_DEAD}:
             await sleep(_backoff(self._failures_in_a_row))
         self.connected = await self._call("open", self._source.open()) is not _FAILED
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message] | None:
-        """Return up to `most` messages, an empty sequence after `wait` seconds, or None if the call fails."""
+        """Return up to `most` messages, or an empty sequence if no message arrives within `wait` seconds.
+
+        If the call fails, return None.
+        """
         found = await self._call("fetch", self._source.fetch(most, wait), wait + _TIMEOUT)
         return None if found is _FAILED else cast("Sequence[Message]", found)
 
@@ -98,11 +102,11 @@ class ReconnectingSource:
     async def settle_dead(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
         """Store messages as dead letters; return whether the broker has confirmed that they are stored.
 
-        After a failure, calls return False without calling the broker, for up to 5 seconds.
+        After a failure this method returns False without calling the broker, for up to 5 seconds.
 
         Args:
             dead: the messages, each with its reason.
-            at_once: call the broker even if an earlier call has failed a moment ago.
+            at_once: call the broker even if these seconds have not passed.
         """
         loop = asyncio.get_running_loop()
         if not at_once and loop.time() < self._settle_dead_at:
@@ -123,14 +127,14 @@ class ReconnectingSource:
         return await self._call("release", self._source.release(messages), timeout) is not _FAILED
 
     async def lag(self) -> Lag:
-        """Return how far the relay is behind.
+        """Return how many messages are not settled yet.
 
         Raises:
             Exception: an error of the broker's library.
             ConnectionError: the source is closed.
         """
         if self._closed:
-            # A library may connect again to read the lag, and nothing would close that connection.
+            # The broker's library might connect again to read the lag, and nothing would close the new connection.
             raise ConnectionError("the relay has ended, and is not connected to its broker")
         return cast("Lag", await result_of(self._source.lag(), _TIMEOUT))
 

@@ -2,8 +2,8 @@
 
 `Window` stores the messages and their states; this module calls the broker and the client. A message leaves the window
 only when the broker has confirmed that the message is settled. So if the relay crashes, the broker still has every
-message whose event was not delivered. An event that was delivered, but whose message was not settled, is delivered
-twice.
+message whose event was not delivered. If an event was delivered and the relay crashes before the message is settled,
+the event is delivered twice.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ class Relay(Uncopyable):
         source: the broker; the relay opens and closes the source.
         client: delivers the events. The client must not be used elsewhere; the relay closes it. Configure it with
             ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
-        batch: messages in one fetch, 1 or more; default 500.
+        batch: largest number of messages in one fetch, 1 or more; default 500.
         window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000, enough for
             4,000 events a second if a batch takes 1.5 s. With a smaller window the client sends fewer events a second.
             After a crash at most `window` events are delivered twice.
-        window_bytes: total size in bytes of these messages at which the relay stops fetching, 1 or more; default 16
-            MiB. The last fetch may exceed the size.
+        window_bytes: total size in bytes of the messages that are fetched and not settled, at which the relay stops
+            fetching, 1 or more; default 16 MiB. The last fetch may exceed this size.
         grace: seconds, 0 or more, to go on delivering fetched messages after `stop` was called; default 25.
-        allow_custom: deliver events of unknown names, too; default False: they become dead letters.
-        trouble: a function that `unready` calls; returns one line if events cannot be delivered for a reason that the
-            relay does not know, e.g. because a limiter was never reached, else None. The function must not block and
-            not raise. Default None: no function.
+        allow_custom: deliver events of unknown names, too; default False: events of unknown names become dead letters.
+        trouble: a function for `unready`, which reports a problem that the relay itself does not see, e.g. that the
+            limiter's Redis was never reached. The function returns one line that describes the problem, or None, and
+            must not block and not raise. Default None: no function.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -117,12 +117,13 @@ class Relay(Uncopyable):
         """Deliver events until `stop` is called or this call is cancelled; then shut down.
 
         During the shutdown no messages are fetched. The relay goes on delivering fetched messages for `grace` seconds
-        (not after a cancellation). It then settles the messages that have an outcome, returns the others to the broker,
-        and closes client and source.
+        (not after a cancellation). The relay then settles the messages that have an outcome, returns the messages
+        without an outcome to the broker, and closes client and source.
 
         Returns:
-            True if all messages with an outcome are settled. False if the broker failed during the shutdown: the broker
-            hands out some of these messages again, and their events are delivered twice.
+            True if all messages with an outcome are settled. False if the broker failed during the shutdown and some
+            messages are not settled: the broker hands out these messages again, and delivered events are delivered
+            twice.
 
         Raises:
             ConfigurationError: the source finds a wrong setting when it connects, e.g. that a stream's key holds
@@ -163,7 +164,7 @@ class Relay(Uncopyable):
     def unready(self) -> str | None:
         """One line that says why the relay delivers nothing, for a readiness probe; None if the relay works.
 
-        None also during an outage of the API, because another relay could not deliver events either.
+        During an outage of the API the value is None, too, because another relay could not deliver events either.
         """
         if self._stopping.is_set():
             return "stopping"
@@ -178,7 +179,7 @@ class Relay(Uncopyable):
         return self._window.stats(broker_failures=self._source.failures, connected=self._source.trouble is None)
 
     async def lag(self) -> Lag:
-        """Ask the broker how far the relay is behind.
+        """Ask the broker how many messages are not settled yet.
 
         Raises:
             Exception: an error of the broker's library.
@@ -203,7 +204,7 @@ class Relay(Uncopyable):
                 await self._sleep(_BUSY)
 
     async def _exchange(self) -> bool:
-        """Connect, settle and fetch if each is needed; return False if a call of the broker failed."""
+        """Connect, settle and fetch, each only if needed; return False if a call of the broker failed."""
         if not self._source.connected:
             await self._source.connect(self._sleep)
             if not self._source.connected:
@@ -218,8 +219,8 @@ class Relay(Uncopyable):
     def _may_track(self) -> bool:
         """Return whether events may be passed to the client.
 
-        While the client is down or halted, events are passed only if the client has no other event: the client needs
-        an event to find out whether the API works again.
+        While the client is down or halted, events are passed only if the client has no event of the relay any more,
+        because the client needs an event to find out whether the API works again.
         """
         return not self._stopping.is_set() and (not self._window.open or self._client.stats().state == "sending")
 
@@ -253,9 +254,10 @@ class Relay(Uncopyable):
             return
 
     async def _settle(self, *, at_end: bool = False) -> bool:
-        """Settle the messages that have an outcome; return False if the broker did not confirm the delivered ones.
+        """Settle the messages that have an outcome; return False if acknowledging `Window.done` failed.
 
-        If the broker cannot store dead letters, they stay in the window, and later messages are delivered meanwhile.
+        If the broker cannot store dead letters, their messages stay in the window, and the relay goes on delivering
+        other messages.
         """
         window = self._window
         if not window.done:
@@ -276,7 +278,7 @@ class Relay(Uncopyable):
                 await self._window.open[0][1]
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep for `seconds`, or until the relay is stopped; if it is already stopped, for at most half a second."""
+        """Sleep for `seconds` or until the relay is stopped; at most half a second if the relay is stopped already."""
         if self._stopping.is_set():
             await asyncio.sleep(min(seconds, _IDLE))
             return
@@ -297,7 +299,7 @@ class Relay(Uncopyable):
     # --- at the end ---
 
     async def _end(self, working: asyncio.Task[None], extending: asyncio.Task[None]) -> None:
-        """Close the client, settle messages that have an outcome, return the others to the broker, and disconnect."""
+        """Close the client, settle messages with an outcome, return the rest to the broker, and disconnect."""
         try:
             # `aclose(0)` gives every event an outcome. If the client is already closed, the call does nothing.
             await self._client.aclose(0)

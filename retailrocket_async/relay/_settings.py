@@ -21,14 +21,15 @@ class RelaySettings:
 
     Attributes:
         source: the broker's address, e.g. ``redis://redis:6379/0?stream=events``; may contain a password.
-        name: the relay's name at the broker; default the host's name. Use the same name whenever the process is
-            restarted: the relay then gets its unsettled messages again. Two relays on one host need different names.
-        batch: messages in one fetch; default 500.
+        name: the relay's name at the broker; default the host's name. Use the same name again when the process is
+            restarted, so that the relay gets its unsettled messages again. Two relays on one host need different names.
+        batch: largest number of messages in one fetch, 1 or more; default 500.
         window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000.
-        window_bytes: total size in bytes of these messages at which the relay stops fetching; default 16 MiB.
+        window_bytes: total size in bytes of the messages that are fetched and not settled, at which the relay stops
+            fetching, 1 or more; default 16 MiB.
         rate: requests a second, 0 or more; default 50. 0 means no limit.
-        limiter: address of a Redis through which all processes of the shop share the limit; default None: the limit
-            applies to this process alone.
+        limiter: address of a Redis through which all processes of the shop share the limit of requests; default None:
+            the limit applies to this process alone.
         limiter_replicas: the largest number of processes that share the limit, 1 or more; used while the limiter's
             Redis does not answer. Default None: the largest number that Redis counted in the last minute.
         limiter_on_unreachable: what the limiter does while its Redis does not answer: ``"share"`` (default), ``"wait"``
@@ -84,7 +85,7 @@ class RelaySettings:
 
     @property
     def buffer(self) -> Buffer:
-        """The client's buffer settings: the buffer has room for the whole window, so the relay never waits for room."""
+        """The client's buffer settings. The buffer has room for the whole window, so the relay never waits for room."""
         return Buffer(
             max_events=self.window + self.batch,
             max_bytes=2 * self.window_bytes + self.batch * Batching().max_bytes,

@@ -1,8 +1,8 @@
 """The protocol between the relay and a broker: messages, dead letters, and the methods of a source.
 
 A source hands out messages. While a relay works on a message, the message is leased: no other relay gets it. The broker
-removes a message only after the relay has settled it. A message that was handed out and not settled is handed out
-again, to this relay or to another one. So every message is delivered at least once.
+removes a message only after the relay has settled the message. If a message is not settled, the broker hands out the
+message again, to the same relay or to another one. So every message is delivered at least once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import attrs
 # The class is not frozen, because that would double the time to create an instance, and every event needs one.
 @attrs.define(kw_only=True, eq=False)
 class Message:
-    """A message of a broker, which contains one event as an envelope. Do not change its attributes.
+    """A message of a broker. The message contains one event as an envelope. Do not change the attributes.
 
     Attributes:
         id: the broker's id of the message, as text for people and logs, e.g. ``"1700000000000-0"`` or ``"3:1742"``.
@@ -39,7 +39,7 @@ class DeadLetter:
     Attributes:
         id: the id of the dead letter at the broker.
         message_id: the broker's id of the original message.
-        body: the message's body, or the beginning of it if the whole body was too large for the broker.
+        body: the message's body, or the beginning of the body if the whole body was too large for the broker.
         reason: one line that says why the message will not be delivered, e.g. ``"rejected: HTTP 400"`` or
             ``"undecodable: must be JSON"``; contains no secret.
         died_at: when the message became a dead letter, in seconds since the epoch.
@@ -58,11 +58,13 @@ class DeadLetter:
 
 @attrs.frozen(kw_only=True)
 class Lag:
-    """Says how far the relays of a broker are behind.
+    """The numbers of messages that were published and not settled yet.
 
     Attributes:
-        waiting: number of messages that the broker has not handed out yet; None if the broker does not report it.
-        pending: number of messages that were handed out and not settled; None if the broker does not report it.
+        waiting: number of messages that the broker has not handed out yet; None if the broker does not report this
+            number.
+        pending: number of messages that were handed out and not settled; None if the broker does not report this
+            number.
     """
 
     waiting: int | None = None
@@ -71,10 +73,11 @@ class Lag:
 
 @runtime_checkable
 class Source(Protocol):
-    """The methods of a broker that a relay calls. One task at a time calls them, except `extend` and `lag`.
+    """The methods through which a relay calls a broker.
 
-    If a method raises, the relay logs that the broker failed (once per outage), waits, and calls the method again. A
-    message counts as settled only after `settle` has returned.
+    The relay calls one method at a time; only `extend` and `lag` may be called while another method is running. If a
+    method raises, the relay logs that the broker failed (once per outage), waits, and calls the method again. A message
+    counts as settled only after `settle` has returned.
 
     Attributes:
         lease: seconds after which a message that was neither settled nor extended may be handed to another relay;
@@ -84,14 +87,17 @@ class Source(Protocol):
     lease: float | None
 
     async def open(self) -> None:
-        """Connect, and create group, consumer and dead-letter store if they are missing; called after each failure."""
+        """Connect, and create group, consumer and dead-letter store if they are missing.
+
+        Called at the start, and again after each failed call of another method.
+        """
         ...
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, oldest first, or an empty sequence if none arrives within `wait` seconds.
 
-        Messages come first that were handed to this relay before a restart, or whose lease has expired. If the call is
-        cancelled, no message is lost: the broker hands out again the messages that the call did not return.
+        Messages that were handed to this relay before a restart, and messages whose lease has expired, come first. If
+        the call is cancelled, no message is lost: the broker hands out the messages of this call again.
         """
         ...
 
@@ -100,28 +106,28 @@ class Source(Protocol):
 
         Args:
             done: messages that are not needed any more.
-            dead: messages to store as dead letters, each with the reason. A message is stored as a dead letter before
-                it is acknowledged, or in the same step. So a message is always in the stream or among the dead letters.
+            dead: messages to store as dead letters, each with the reason. The dead letter must be stored before the
+                message is acknowledged, or in the same step, so that the message cannot be lost.
         """
         ...
 
     async def extend(self, messages: Sequence[Message]) -> None:
         """Extend the leases of messages that are not settled yet.
 
-        Called each time a third of `lease` has passed, or every 20 s if `lease` is None. Also called with no messages,
-        because a source may have to send heartbeats to the broker while nothing is fetched.
+        Called each time a third of `lease` has passed, or every 20 s if `lease` is None. Also called if there are no
+        messages, because a source may have to send heartbeats to the broker while the relay fetches nothing.
         """
         ...
 
     async def release(self, messages: Sequence[Message]) -> None:
         """Return messages to the broker, so that another relay can fetch them soon; called once, during the shutdown.
 
-        The method may do nothing: the broker hands out the messages again after their lease.
+        The method may do nothing: the broker hands out the messages again when their leases have expired.
         """
         ...
 
     async def lag(self) -> Lag:
-        """Return how far the relay is behind."""
+        """Return how many messages are not settled yet."""
         ...
 
     async def aclose(self) -> None:
@@ -140,7 +146,7 @@ class DeadLetters(Protocol):
     async def replay_dead(self, most: int) -> int:
         """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        A letter whose body was shortened is not published and not removed.
+        A letter whose body was shortened is neither published nor removed.
         """
         ...
 

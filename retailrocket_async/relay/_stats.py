@@ -19,8 +19,8 @@ class RelayStats:
         filtered: messages that were not sent, because the client's `before_send` dropped the event.
         dead: messages that became dead letters, by the first word of the reason, e.g. ``{"undecodable": 2}``.
         released: messages that were returned to the broker during the shutdown.
-        maybe_duplicates: messages among `delivered` that the API may have recorded before: they had been handed out
-            before, or the event was sent twice because an answer was lost.
+        maybe_duplicates: messages among `delivered` that the API may have recorded before: the message had been handed
+            out before, or the event was sent twice because an answer was lost.
         in_hand: messages that were handed out and have no outcome yet.
         unsettled: messages that have an outcome and are not settled yet.
         size: bytes of the messages that are in hand or unsettled.

@@ -1,4 +1,4 @@
-"""Adds a timestamp to events that have none: the time at which the message was published."""
+"""Adds a timestamp to events without one. The timestamp is the time at which the event's message was published."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Timestamps:
-    """Adds timestamps to envelopes whose events have none.
+    """Adds timestamps to envelopes whose events have no timestamp.
 
     Args:
-        allow_custom: whether events of unknown names are accepted; they get no timestamp.
+        allow_custom: whether events of unknown names are accepted. Events of unknown names get no timestamp.
     """
 
     def __init__(self, *, allow_custom: bool) -> None:
@@ -27,14 +27,15 @@ class Timestamps:
         self._allow_custom = allow_custom
 
     def envelope_of(self, message: Message) -> bytes:
-        """Return the message's envelope; if its event has no timestamp, with the time of publication as timestamp.
+        """Return the message's envelope. If the event has no timestamp, add the time of publication as timestamp.
 
-        The time of the visitor's action is unknown, but the time of publication is nearer to it than the current time.
+        The time of the visitor's action is unknown, and the time of publication is closer to the action than the
+        current time.
         """
         if b'"timestamp"' in message.body or message.published_at is None:
             return message.body
-        # A body that is no valid event is returned unchanged: the client reports the error. `published_at` may be no
-        # valid time either, if the producer chose the message's id.
+        # If the body is not a valid event, the body is returned unchanged, and the client reports the error. If the
+        # producer chose the message's id, `published_at` may be an invalid time, and the body is returned unchanged.
         with suppress(ValueError, OverflowError, OSError):
             event = self._codec.decode(message.body, allow_custom=self._allow_custom)
             if not isinstance(event, CustomEvent):

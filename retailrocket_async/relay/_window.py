@@ -1,4 +1,4 @@
-"""Stores and counts the messages that the broker has handed out and the relay has not settled, and limits their number.
+"""Stores, counts and limits the messages that the broker has handed out and the relay has not settled yet.
 
 ::
 
@@ -34,7 +34,7 @@ _THOROUGH = 0.25
 """Seconds after which `sweep` checks all open messages again."""
 
 _REASON = 500
-"""Largest number of characters of a dead letter's reason. The reason may quote the message, so it could be long."""
+"""Largest number of characters of a dead letter's reason, which may quote the message and be long."""
 
 
 class Window:
@@ -42,7 +42,7 @@ class Window:
 
     Args:
         messages: largest number of messages.
-        size: largest total size of their bodies in bytes; the last fetch may exceed the size.
+        size: largest total size of the messages' bodies in bytes; the last fetch may exceed this size.
 
     Attributes:
         held: messages that wait to be tracked, or to be returned to the broker.
@@ -81,7 +81,8 @@ class Window:
     def has_room(self, batch: int) -> bool:
         """Return whether there is room for `batch` messages, or for half a window if that is less.
 
-        A small fetch costs as much time as a large one, so the relay does not fetch while there is less room.
+        A fetch of few messages takes as much time as a fetch of many, so the relay fetches only if there is this much
+        room.
         """
         most = min(self._max_messages, self._max_size // self._typical)
         return self.room >= max(1, min(batch, most // 2))
@@ -112,7 +113,8 @@ class Window:
         Args:
             results: the result of tracking each message, in the order of `held`.
         """
-        # The messages are moved one by one. So if `results` raises, every message still has exactly one state.
+        # The messages are moved one by one, so every message is in exactly one state even if iterating over `results`
+        # raises.
         for result in results:
             message = self.held.popleft()
             if isinstance(result, EventValidationError):
@@ -124,11 +126,12 @@ class Window:
         """Move open messages that have an outcome to their next state.
 
         Events get their outcomes in about the order of the messages. So after many messages without an outcome, few
-        later messages have one, and a quick sweep stops there. Checking the whole window for every batch would take as
-        much time as the HTTP requests.
+        later messages have an outcome, and a quick sweep stops after these many messages. Checking the whole window for
+        every batch would take as much time as the HTTP requests.
 
         Args:
-            thorough: check all open messages. If False (default), all are checked only every `_THOROUGH` seconds.
+            thorough: check all open messages. If False (default), the sweep is a quick one, except every `_THOROUGH`
+                seconds.
         """
         now = time.monotonic()
         stop_after: float = _UNCHANGED

@@ -22,9 +22,9 @@ ANSWER = 10.0
 """Seconds to wait for an answer of the cluster."""
 
 _LONGEST_KEY = 1024
-"""Largest size of a message's key in bytes. The size is limited because a message's size includes the key.
+"""Largest size of a message's key in bytes. No valid event has a longer `sessionExternalId`.
 
-No valid event has a longer `sessionExternalId`.
+The size is limited because the key adds to the message's size, which Kafka limits.
 """
 
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -87,11 +87,11 @@ class KafkaCluster:
         }
 
     def producer(self) -> Any:
-        """Return a producer whose messages all in-sync replicas confirm, and whose retries write no message twice."""
+        """Return a producer. All in-sync replicas confirm a message, and a retry does not write a message twice."""
         return aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that commits no offsets by itself and skips messages of aborted transactions.
+        """Return a consumer that commits offsets only when told to, and skips messages of aborted transactions.
 
         The consumer starts at the committed offset, or at the oldest message if no offset was committed.
         """
@@ -116,9 +116,9 @@ class KafkaCluster:
 
 
 def _sticky() -> Any:
-    """Return an assignor class, which assigns partitions to a group's members and moves as few partitions as possible.
+    """Return a new assignor class, which distributes a group's partitions and moves as few partitions as possible.
 
-    aiokafka stores the last assignment in the class itself, so every consumer needs its own class.
+    aiokafka stores the last assignment in the class itself, so every consumer needs a separate class.
     """
     assignor = importlib.import_module("aiokafka.coordinator.assignors.sticky.sticky_assignor").StickyPartitionAssignor
     return type("Sticky", (assignor,), {})
@@ -130,8 +130,8 @@ async def start(client: Any) -> None:
     try:
         await asyncio.shield(starting)
     except BaseException:
-        # A cancelled `client.start()` would leave connections open. So it is not cancelled: it returns or raises after
-        # aiokafka's own time-outs.
+        # If `client.start()` were cancelled, connections would stay open. So this code waits until `client.start()`
+        # returns, or raises because one of aiokafka's time-outs has passed.
         await asyncio.wait({starting})
         await (client.close() if hasattr(client, "close") else client.stop())
         raise
@@ -139,8 +139,8 @@ async def start(client: Any) -> None:
 
 async def stop(client: Any) -> None:
     """Stop a client, and close its connections, even if this call is cancelled."""
-    # `client.stop()` runs in its own task, because aiokafka may raise the CancelledError of one of its own tasks before
-    # it has closed its connections.
+    # `client.stop()` runs in a separate task. It may raise the CancelledError of one of aiokafka's tasks, with some
+    # connections still open, and this error must not look like a cancellation of this call.
     stopping = asyncio.ensure_future(client.stop())
     try:
         await asyncio.wait({stopping})
@@ -171,7 +171,7 @@ async def send_each(producer: Any, topic: str, messages: Iterable[tuple[bytes, M
     sent: list[Any] = []
     for body, headers in messages:
         future = await producer.send(topic, body, key=visitor_of(body), headers=list(headers.items()))
-        # If this call is cancelled, the future is never awaited, and asyncio would log its error.
+        # If this call is cancelled, nothing awaits the future, and asyncio would log the future's error.
         future.add_done_callback(retrieve_error)
         sent.append(future)
     return await asyncio.gather(*sent, return_exceptions=True)
@@ -188,7 +188,7 @@ def visitor_of(envelope: bytes) -> bytes | None:
 
 
 def aiokafka() -> Any:
-    """Import ``aiokafka`` and return the module. It is imported only when needed, because the import is slow.
+    """Import ``aiokafka`` and return the module. The import is slow, so the module is imported only when needed.
 
     Raises:
         ConfigurationError: ``aiokafka`` is not installed.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HEADERS = LetterHeaders("retailrocket-message-id", "retailrocket-reason", "retailrocket-size", "retailrocket-sha256")
 
 _LARGEST = 1024 * 1024 - 16 * 1024
-"""Largest body of a dead letter in bytes: aiokafka's `max_request_size` less room for key, headers and batch."""
+"""Largest body of a dead letter in bytes: aiokafka's `max_request_size` minus space for key, headers and batch."""
 
 
 class KafkaDeadLetters:
@@ -29,8 +29,9 @@ class KafkaDeadLetters:
     Args:
         cluster: the cluster.
         topic: the topic of dead letters.
-        source_topic: the topic to which `replay` publishes them.
-        group: a consumer group for the dead letters; letters below its committed offset were replayed or purged.
+        source_topic: the topic to which `replay` publishes dead letters.
+        group: the consumer group whose committed offsets say which dead letters were replayed or purged: all letters
+            below the committed offset of their partition.
     """
 
     def __init__(self, cluster: KafkaCluster, topic: str, *, source_topic: str, group: str) -> None:
@@ -50,7 +51,7 @@ class KafkaDeadLetters:
         producer = self._cluster.producer()
         await start(producer)
         self._producer = producer
-        # This call fails if the topic is missing, so the error is not first found by the first dead letter.
+        # This call fails if the topic is missing, so the error is found now and not by the first dead letter.
         async with asyncio.timeout(ANSWER):
             await producer.partitions_for(self._topic)
 
@@ -72,8 +73,8 @@ class KafkaDeadLetters:
         await self.open()
         async with asyncio.timeout(ANSWER):
             answers = await send_each(self._producer, self._topic, [_message(each) for each in attempts])
-        # A refused message leaves a gap in the producer's sequence numbers, after which the cluster would refuse all
-        # later messages. So the next `open` starts a new producer.
+        # A refused message leaves a gap in the producer's sequence numbers, and the cluster would refuse all messages
+        # after the gap. So the next `open` starts a new producer.
         self._producer_failed = any(_is_too_large(answer) for answer in answers)
         return answers
 
@@ -83,9 +84,10 @@ class KafkaDeadLetters:
             return letters
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again, and commit the offsets behind them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, to the source's topic; return the number published.
 
-        Letters whose bodies were shortened are not published. They are moved to the end of the topic of dead letters.
+        Then commit offsets, so that these letters are not listed again. Letters whose bodies were shortened are not
+        published; they are moved to the end of the topic of dead letters.
         """
         async with self._oldest(most) as (letters, commit):
             whole: list[tuple[bytes, dict[str, bytes]]] = [
@@ -103,14 +105,21 @@ class KafkaDeadLetters:
             return len(whole)
 
     async def purge(self, most: int) -> int:
-        """Commit the offsets behind the oldest dead letters, so that they are not listed again; return their number."""
+        """Mark the oldest dead letters, at most `most`, as purged; return the number of letters marked.
+
+        For each partition, the offset after the last purged letter is committed, so purged letters are not listed
+        again.
+        """
         async with self._oldest(most) as (letters, commit):
             await commit()
             return len(letters)
 
     @asynccontextmanager
     async def _oldest(self, most: int) -> AsyncGenerator[tuple[list[DeadLetter], Any]]:
-        """Yield the oldest dead letters, and a function that commits the offsets behind them."""
+        """Yield the oldest dead letters, and a function that marks these letters as replayed or purged.
+
+        The function commits, for each partition, the offset after the last of these letters.
+        """
         kafka = aiokafka()
         await self.open()
         consumer = self._cluster.consumer(self._group)
@@ -121,7 +130,7 @@ class KafkaDeadLetters:
                 partitions = [kafka.TopicPartition(self._topic, number) for number in sorted(numbers)]
                 consumer.assign(partitions)
                 queues = [await _read(consumer, partition, most) for partition in partitions]
-            # Merge the partitions by time; within a partition the order stays the same.
+            # The letters of all partitions are merged by time. Letters of one partition stay in their order.
             records = list(islice(heapq.merge(*queues, key=lambda record: record.timestamp), most))
             offsets = {kafka.TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
 
@@ -136,7 +145,7 @@ class KafkaDeadLetters:
 
 
 async def _read(consumer: Any, partition: Any, most: int) -> list[Any]:
-    """Return the messages of a partition from the committed offset on, at most `most`."""
+    """Return the oldest messages of a partition, at most `most`, beginning at the committed offset."""
     end = (await consumer.end_offsets([partition]))[partition]
     found: list[Any] = []
     while len(found) < most and await consumer.position(partition) < end:
@@ -166,5 +175,5 @@ def _dead_letter(record: Any) -> DeadLetter:
 
 
 def _is_too_large(answer: object) -> bool:
-    """Return whether an answer refuses a letter as too large. A cluster's or topic's limit may be below aiokafka's."""
+    """Return whether an answer refuses a letter as too large. The topic's limit may be lower than aiokafka's limit."""
     return isinstance(answer, aiokafka().errors.MessageSizeTooLargeError)

@@ -1,4 +1,4 @@
-"""The partitions that the consumer group has assigned to a source, and the offsets up to which they are settled."""
+"""The partitions that the consumer group has assigned to a source, and which of their messages are settled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Place:
     Attributes:
         partition: the message's partition.
         offset: the message's offset in the partition.
-        watermark: the partition's watermark when the message was read. If the partition has another watermark now, the
-            partition was lost or is read again.
+        watermark: the partition's `Watermark` object when the message was read. If the partition has another object
+            now, the partition was assigned to another relay meanwhile, or is read again.
     """
 
     partition: Any
@@ -33,7 +33,7 @@ class Place:
 
 
 class Partitions:
-    """Stores the partitions of one source, each with its watermark, which says which messages are settled.
+    """Stores the partitions of one source, and for each partition a `Watermark`: which messages are settled.
 
     Args:
         cluster: the cluster.
@@ -44,12 +44,12 @@ class Partitions:
         self._cluster = cluster
         self._group = group
         self._watermarks: dict[Any, Watermark] = {}
-        # The error with which the last assignment failed; None if it succeeded.
+        # The error with which the last assignment failed; None if the last assignment succeeded.
         self._failure: str | None = None
         self._committing = asyncio.Lock()
 
     def watermark(self, partition: Any) -> Watermark | None:
-        """Return the watermark of a partition, or None if the partition has none yet."""
+        """Return the watermark of a partition, or None if the partition has no watermark yet."""
         return self._watermarks.get(partition)
 
     @property
@@ -58,12 +58,12 @@ class Partitions:
         return sum(watermark.pending for watermark in self._watermarks.values())
 
     def hand_out(self, record: Any) -> Message | None:
-        """Return a record as a message, or None if the message was settled before its partition was read again."""
+        """Return a record as a message, or None if an earlier reader of the partition has settled the message."""
         partition = aiokafka().TopicPartition(record.topic, record.partition)
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
-            # Either this is the partition's first record, or the log was truncated, so that old offsets are used again
-            # for new messages.
+            # Either this is the partition's first record, or the partition's log was truncated, and new messages have
+            # the offsets of removed ones.
             watermark = self._watermarks[partition] = Watermark(record.offset)
         if not watermark.hand_out(record.offset):
             return None
@@ -88,7 +88,7 @@ class Partitions:
         """Commit the offsets of partitions that have changed.
 
         Args:
-            member: returns the source's consumer, or raises `ConnectionError` if there is none.
+            member: returns the source's consumer, or raises `ConnectionError` if the source is not connected.
         """
         errors = aiokafka().errors
         async with self._committing:
@@ -101,8 +101,8 @@ class Partitions:
                 return
             counts = {watermark: watermark.changes for watermark in changed.values()}
             offsets = {partition: (watermark.settled_below, watermark.note) for partition, watermark in changed.items()}
-            # During a rebalance the group refuses commits. The watermarks still know which messages are settled, so the
-            # next call commits the offsets of the partitions that this source still has.
+            # During a rebalance the group refuses commits. The watermarks still record which messages are settled, so
+            # the next call commits the offsets of the partitions that this source has then.
             with suppress(errors.CommitFailedError, errors.IllegalStateError):
                 async with asyncio.timeout(ANSWER):
                     await member().commit(offsets)
@@ -117,9 +117,9 @@ class Partitions:
     async def assign(self, consumer: Any, partitions: set[Any]) -> None:
         """Take over the partitions that a rebalance has assigned.
 
-        Partitions that the source lost are forgotten. In a partition that the source keeps, reading continues at the
-        current position; otherwise all messages in flight would be read again whenever a relay joins or leaves. In a
-        new partition, reading skips the messages that the last owner has settled.
+        Partitions that the source lost are forgotten. In a partition that the source already had, reading continues at
+        the current position; otherwise all unsettled messages would be read again whenever a relay joins or leaves the
+        group. In a new partition, messages that the last owner has settled are skipped.
 
         Args:
             consumer: the source's consumer; None if the consumer was stopped.
@@ -140,7 +140,8 @@ class Partitions:
                 elif watermark is not None and offset <= watermark.position:
                     consumer.seek(partition, watermark.position)
                 elif offset >= 0:
-                    # The partition is new, or another relay had the partition meanwhile and settled more messages.
+                    # Either the partition is new to this source, or another relay had the partition meanwhile and has
+                    # settled more messages.
                     self._watermarks[partition] = Watermark(offset, note, was_committed=True)
         finally:
             consumer.resume(*(partitions & consumer.assignment()))
@@ -154,7 +155,7 @@ class Partitions:
         self._failure = f"{type(error).__name__}: {error}"
 
     def check(self) -> None:
-        """Raise if the last assignment failed, because messages read after that may be settled already.
+        """Raise if the last assignment failed, because messages that were read afterwards may be settled already.
 
         Raises:
             ConnectionError: the committed offsets could not be read.

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 _REBALANCE = 1.0
-"""Seconds by which a fetch may take longer than `wait` while the group is being rebalanced."""
+"""Seconds that a fetch may take in addition to `wait`, because a poll takes longer during a rebalance of the group."""
 
 _SILENCE = 5.0
-"""Seconds without a message after which a request checks that the cluster answers; also that request's time-out."""
+"""Seconds without a message after which a request checks that the cluster answers; also the request's time-out."""
 
 
 class KafkaSource(Uncopyable):
@@ -38,9 +38,9 @@ class KafkaSource(Uncopyable):
     left the group, other members read its partitions again, from the oldest message that was not settled.
 
     The topic for dead letters must exist, unless the cluster creates topics by itself. If the topic has one partition,
-    the dead letters are in order. A dead letter is marked as replayed or purged by committing the offset behind it for
-    the group ``"<group>-dead"``; Kafka deletes the letter when the topic's retention time is over. After a crash, or a
-    failure of the cluster, a dead letter may be stored twice, with the same `message_id`.
+    the dead letters are in order. To mark dead letters as replayed or purged, the source commits the offset after the
+    last of them for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention time is
+    over. After a crash, or a failure of the cluster, a dead letter may be stored twice, with the same `message_id`.
 
     A message's id is its partition and offset, e.g. ``"3:1742"``.
 
@@ -100,7 +100,7 @@ class KafkaSource(Uncopyable):
 
         Args:
             url: the address: ``kafka://`` or, with TLS, ``kafkas://``; one or more brokers, separated by commas; the
-                topic's name. Options behind the question mark: ``group``, ``dead`` (the argument `dead_topic`),
+                topic's name. Options after the question mark: ``group``, ``dead`` (the argument `dead_topic`),
                 ``sasl`` and ``session_timeout`` (seconds). User and password are read from the address or, better,
                 from the environment variables ``RETAILROCKET_RELAY_USER`` and ``RETAILROCKET_RELAY_PASSWORD``.
             name: see the constructor.
@@ -151,14 +151,14 @@ class KafkaSource(Uncopyable):
         self._failed = False
 
     async def _check_cluster(self) -> None:
-        """Send a request to the cluster, because aiokafka does not report a lost connection: it only tries again.
+        """Check that the cluster answers a request. aiokafka does not report a lost connection, but tries to reconnect.
 
         Raises:
             ConnectionError: no broker answers within `_SILENCE` seconds.
         """
         try:
             async with asyncio.timeout(_SILENCE):
-                # A request for metadata needs an answer even if no partition is assigned to this source.
+                # The cluster answers a request for metadata even if no partition is assigned to this source.
                 await self._member()._client.fetch_all_metadata()  # noqa: SLF001 - `topics` may answer from a cache
         except (TimeoutError, aiokafka().errors.KafkaError) as error:
             raise ConnectionError(f"no broker of {self._cluster.servers} answers") from error
@@ -204,7 +204,8 @@ class KafkaSource(Uncopyable):
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
         """Publish the dead letters, then commit the offsets of all settled messages.
 
-        Messages are skipped if their partition belongs to another relay now: that relay reads and settles them.
+        Messages are skipped if their partition belongs to another relay now, because the other relay reads and settles
+        these messages.
         """
         ours = [(message, reason) for message, reason in dead if self._partitions.has(message)]
         if ours:
@@ -215,8 +216,8 @@ class KafkaSource(Uncopyable):
     async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - there is no lease
         """Poll the cluster without reading messages, so that this relay stays a member of the group.
 
-        If a member does not poll for five minutes, it leaves the group, and other members read its partitions. If a
-        fetch is running, no poll is needed, because the fetch polls.
+        A member that does not poll for five minutes leaves the group, and other members read its partitions. If a fetch
+        is running, the fetch polls, so this method does not.
         """
         if not self._polling.locked():
             async with self._polling:
@@ -224,7 +225,7 @@ class KafkaSource(Uncopyable):
                 paused = consumer.assignment()
                 consumer.pause(*paused)
                 try:
-                    # During a rebalance a poll takes longer, and a poll is not needed then.
+                    # A poll takes longer during a rebalance, and is not needed then, so the time-out is ignored.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_REBALANCE):
                             await consumer.getmany(timeout_ms=0)
@@ -238,7 +239,7 @@ class KafkaSource(Uncopyable):
         await self._partitions.commit(self._member)
 
     async def lag(self) -> Lag:
-        """Return how far this relay is behind, counting only the partitions that are assigned to this relay."""
+        """Return how many messages are not settled in the partitions that are assigned to this relay."""
         async with asyncio.timeout(ANSWER):
             consumer = self._member()
             partitions = consumer.assignment()
@@ -270,8 +271,8 @@ class KafkaSource(Uncopyable):
         except BaseException as error:
             if _is_cancelled():
                 raise
-            # If the error were raised, it would end aiokafka's task that keeps this member in the group, and no further
-            # messages would arrive.
+            # The error is not raised here, because an error would end aiokafka's task that keeps this member in the
+            # group, and no further messages would arrive. The next `fetch` raises an error instead.
             self._partitions.assignment_failed(error)
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
@@ -279,26 +280,30 @@ class KafkaSource(Uncopyable):
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again, then commit the offsets behind them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, to the source's topic; return the number published.
 
-        Letters whose bodies were shortened are not published. They are moved to the end of the topic of dead letters.
+        Then commit offsets, so that these letters are not listed again. Letters whose bodies were shortened are not
+        published; they are moved to the end of the topic of dead letters.
         """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Commit the offsets behind the oldest dead letters, so that they are not listed again; return their number."""
+        """Mark the oldest dead letters, at most `most`, as purged; return the number of letters marked.
+
+        Purged letters are not listed again. Kafka deletes the letters when the topic's retention time is over.
+        """
         return await self._letters.purge(most)
 
 
 def _listener(source: KafkaSource) -> Any:
-    """Return a listener that tells a source about assigned partitions.
+    """Return a listener that passes newly assigned partitions to a source.
 
     The class is defined in the function, because its base class exists only if ``aiokafka`` is installed.
     """
 
     class Listener(aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
         def on_partitions_revoked(self, revoked: set[Any]) -> None:
-            """Do nothing: `on_partitions_assigned` finds out which partitions were lost."""
+            """Do nothing: `Partitions.assign` finds out which partitions were lost."""
 
         async def on_partitions_assigned(self, assigned: set[Any]) -> None:
             await source.assigned(assigned)
@@ -307,6 +312,6 @@ def _listener(source: KafkaSource) -> Any:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the current task itself was cancelled. aiokafka may raise CancelledError although it was not."""
+    """Return whether the current task was cancelled. aiokafka may raise CancelledError in a task that was not."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

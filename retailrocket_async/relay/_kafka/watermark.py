@@ -1,4 +1,4 @@
-"""Computes up to which offset a partition may be committed, although its messages are settled in any order."""
+"""Computes which offset of a partition may be committed, although the partition's messages are settled in any order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Watermark:
     """Records which messages of one partition were handed out and which of them are settled.
 
     Kafka stores one offset per partition for a consumer group: all messages below the offset are settled. So the
-    committed offset must not be above the lowest message that is not settled. With the offset Kafka stores a note, a
-    short text. Here the note lists the settled messages above the offset, so that the partition's next reader skips
-    them.
+    committed offset must not be above the lowest message that is not settled. Together with the offset Kafka stores a
+    note, a short text. This class uses the note to list the settled messages above the offset, so that the partition's
+    next reader skips these messages.
 
     Args:
         start: the committed offset, or the offset of the first message that is handed out.
@@ -25,7 +25,7 @@ class Watermark:
 
     Attributes:
         position: the offset at which reading continues: one above the highest offset that was handed out.
-        changes: how often the state has changed. If the number has not changed, no commit is needed.
+        changes: how often the state has changed. A commit is needed only if this number is above `committed`.
         committed: the value of `changes` at the last commit.
         was_committed: whether the group has ever committed an offset of this partition.
     """
@@ -40,10 +40,10 @@ class Watermark:
         self._settled_before = deque(_ranges(start, note))
 
     def hand_out(self, offset: int) -> bool:
-        """Record that the message at `offset` was read; return whether to hand it out.
+        """Record that the message at `offset` was read; return True if the message has to be handed out.
 
-        Call the method with rising offsets; gaps are allowed. A message that an earlier reader settled is not handed
-        out again.
+        Call the method with rising offsets; gaps are allowed. A message that an earlier reader has settled is not
+        handed out again.
         """
         self.position = offset + 1
         while self._settled_before and self._settled_before[0].stop <= offset:
@@ -72,16 +72,17 @@ class Watermark:
 
     @property
     def settled_below(self) -> int:
-        """The offset that may be committed: every message below it that was handed out is settled."""
+        """The offset that may be committed: every message below this offset that was handed out is settled."""
         return next(iter(self._open), self.position)
 
     @property
     def note(self) -> str:
         """The settled messages above `settled_below`, as text, e.g. ``"settled above: 2 5 1 3"``.
 
-        The numbers are lengths of runs, alternately of messages that are not settled and of messages that are. If the
-        text would be too long, the highest messages are left out, i.e. count as not settled. Messages that an earlier
-        reader settled, and that were not read since, are left out, too.
+        The numbers are lengths of runs from `settled_below` on: first of messages that are not settled, then of settled
+        messages, and so on. The text leaves out the highest messages if it would be too long, and messages that an
+        earlier reader has settled and this reader has not reached. The next reader treats messages that are left out
+        as not settled.
         """
         bounds = [*self._open, self.position]
         runs: list[int] = []
@@ -98,7 +99,7 @@ class Watermark:
 
 
 def _ranges(start: int, note: str) -> list[range]:
-    """Return the ranges of offsets that a note lists as settled; an empty list if the note is not a valid one."""
+    """Return the ranges of offsets that a note lists as settled, or an empty list if the note is not valid."""
     if not note.startswith(_MARK):
         return []
     try:

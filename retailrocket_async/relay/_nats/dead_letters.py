@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import DeadLetter, Message
 
 _CHUNK = 500
-"""Number of dead letters that are read, published again and removed at a time."""
+"""Largest number of dead letters that `replay` reads, publishes and removes in one step."""
 
 _HEADER_BYTES = 4096
 """Largest size of a dead letter's headers in bytes."""
 
 _LONGEST_REASON = 2000
-"""Largest number of characters of a dead letter's reason, counted after its conversion to ASCII."""
+"""Largest number of characters of a dead letter's reason, counted after the reason's conversion to ASCII."""
 
 _HEADERS = LetterHeaders("Retailrocket-Message-Id", "Retailrocket-Reason", "Retailrocket-Size", "Retailrocket-Sha256")
 _DEDUPLICATE = "Nats-Msg-Id"
-"""The header by which JetStream recognizes a message that is published twice."""
+"""The header with which JetStream recognizes a message that is published twice."""
 
 _TOO_LARGE = 10054
 """JetStream's error code for a message that is larger than its stream allows."""
@@ -78,9 +78,9 @@ class NatsDeadLetters:
         return f"{self._stream}:{self._durable}:{message.id}:{moment}"
 
     async def _keep_again(self, duplicate: Any, attempt: Attempt) -> None:
-        """Publish a dead letter that the server refused as a duplicate, if the first letter does not exist any more.
+        """Publish a dead letter that the server refused as a duplicate, if the stream does not contain the letter.
 
-        A replay or a purge may have removed the first letter.
+        A replay or a purge may have removed the letter that was published first.
         """
         body, headers = self._letter(attempt)
         letter_id = headers.pop(_DEDUPLICATE)
@@ -103,7 +103,7 @@ class NatsDeadLetters:
         return await self._after(0, most)
 
     async def _after(self, number: int, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters with a larger number than `number`, at most `most`."""
+        """Return the oldest dead letters whose number in the stream is above `number`, at most `most`."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         stream = self._connection.jetstream
@@ -124,10 +124,10 @@ class NatsDeadLetters:
         return letters
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        If removing fails, the next replay does not publish these letters a second time. Letters whose bodies were
-        shortened are not published and not removed.
+        If published letters cannot be removed, the next replay does not publish these letters a second time. Letters
+        whose bodies were shortened are neither published nor removed.
         """
         count = number = 0
         oldest = True
@@ -150,7 +150,7 @@ class NatsDeadLetters:
         return f"{self.name}:{letter.id}:{round(letter.died_at * 1_000_000)}"
 
     async def purge(self, most: int) -> int:
-        """Remove the oldest dead letters, at most `most`; return their number."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         letters = await self.oldest(most)
         await self._remove(letters, oldest=True)
         return len(letters)
@@ -160,7 +160,7 @@ class NatsDeadLetters:
 
         Args:
             letters: the letters to remove.
-            oldest: whether the stream contains no other letter that is older than the last of these.
+            oldest: True if the stream contains no further letter that is older than the last of `letters`.
         """
         stream = self._connection.jetstream
         if letters and oldest:

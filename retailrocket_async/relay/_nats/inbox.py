@@ -1,6 +1,7 @@
-"""Fetches messages from a pull consumer: requests messages, and receives them on the source's own inbox subject.
+"""Fetches messages from a pull consumer: requests messages, and receives them on an inbox subject of the source.
 
-A received message is in `arrived` until the relay fetches it, then in `held` until it is settled.
+A received message is in `Inbox.arrived` until the relay fetches the message, then in `Inbox.held` until the message is
+settled.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 _GAP = 0.02
 """Seconds without a new message after which a fetch returns the messages that have arrived.
 
-The server sends the messages of one request in a quick burst, so a pause means that no more will follow soon.
+The server sends the messages of one request in a quick burst, so after a pause no further messages will follow soon.
 """
 
 _REMEMBERED = 20_000
-"""Number of settled messages whose ids are stored, to recognize them if the server hands them out again."""
+"""Number of the last settled messages that are recognized if the server hands them out again."""
 
 ACK = b"+ACK"
 _EXPIRED = "408"
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
 
 class Inbox:
-    """Requests messages for one source, and stores those that are not settled.
+    """Requests messages for one source, and stores the received messages that are not settled.
 
     Args:
         connection: the source's connection.
@@ -74,14 +75,14 @@ class Inbox:
         """Subscribe to the inbox subject, unless this connection has subscribed before.
 
         Args:
-            anew: whether the connection is new, so that an old subscription is not valid any more.
+            anew: True if the connection is new; an earlier subscription is not valid any more then.
         """
         if anew:
             self._subscription = None
         if self._subscription is None:
             client = cast("Any", self._connection.client)
             self._subscription = await client.subscribe(client.new_inbox(), cb=self._receive)
-        # The last request is forgotten, because it may have gone to another server or consumer.
+        # The last request is forgotten, because another server or consumer may have received the request.
         self.requested, self._refusal = 0, None
 
     async def unsubscribe(self) -> None:
@@ -96,7 +97,7 @@ class Inbox:
         self._news.set()
 
     def forget(self) -> None:
-        """Forget all messages that are not settled. The server hands them out again when their leases expire."""
+        """Forget all messages that are not settled. The server hands out a message again when its lease expires."""
         self.held.clear()
         self.arrived.clear()
 
@@ -108,7 +109,7 @@ class Inbox:
         """
         clock = asyncio.get_running_loop().time
         end = clock() + wait
-        # Wait for the first message, and after it as long as further messages follow quickly.
+        # Wait for the first message, then go on waiting while further messages arrive within `_GAP` seconds.
         while len(self.arrived) < most and (self.requested or not self.arrived):
             if not self.requested:
                 await self.request(most, end - clock())
@@ -127,11 +128,12 @@ class Inbox:
         return [self._hand_out(place) for place in sorted(self.arrived)[:most]]
 
     async def request(self, most: int, wait: float) -> None:
-        """Request `most` messages. The server sends those that exist or are published within `wait` seconds."""
+        """Request `most` messages. The server sends messages that exist, or that are published in `wait` seconds."""
         client = self._connection.client
         if self._subscription is None:
             raise ConnectionError("NATS can be asked for messages only after `open`")
-        # A fetch with a shorter wait returns before the server has answered; the next fetch returns these messages.
+        # A shorter wait could end before the server has answered. If the fetch returns earlier than the server answers,
+        # the next fetch returns the messages.
         wait = max(wait, 0.1)
         self.requested = most
         self._answer_until = asyncio.get_running_loop().time() + wait + ANSWER
@@ -150,17 +152,18 @@ class Inbox:
         )
 
     async def _receive(self, message: Msg) -> None:
-        """Handle an answer of the server, which is a message or a status."""
+        """Handle an answer of the server. The answer is a message or a status."""
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self.requested = max(0, self.requested - 1)
             place = Place(message.metadata.sequence.stream, message.metadata.timestamp.timestamp())
             if place in self.held:
-                # The message's lease expired while the connection was down. The relay still works on the message, so
-                # only the subject for the acknowledgement is replaced.
+                # The message's lease expired while the connection was down, so the server has sent the message again.
+                # The relay still works on the message, so only the subject for the acknowledgement is replaced.
                 self.held[place] = message.reply
             elif place in self._settled:
-                # The message was settled before, but the server lost the acknowledgement, e.g. because it was killed.
+                # The message was settled before, but the server lost the acknowledgement, e.g. because the server was
+                # killed.
                 await self._connection.client.publish(message.reply, ACK)
             else:
                 self.arrived[place] = message

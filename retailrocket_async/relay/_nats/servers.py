@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("retailrocket_async")
 
 ANSWER = 5.0
-"""Seconds to wait for an answer of the server."""
+"""Seconds to wait for an answer of a NATS server."""
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +77,10 @@ class NatsServers:
         return cls(urls=tuple(urls), user=user, password=password, tls=tls, name=name)
 
     async def connect(self, on_disconnect: Callable[[], None]) -> Client:
-        """Connect. The connection reconnects by itself, and calls `on_disconnect` each time the connection is lost.
+        """Connect, and return nats-py's client, which reconnects by itself.
+
+        Args:
+            on_disconnect: called each time the connection is lost.
 
         Raises:
             ConnectionError: no server answers within `ANSWER` seconds.
@@ -131,7 +134,7 @@ class NatsServers:
 
 
 class NatsConnection:
-    """The connection of a source to its NATS servers. It can be opened again after it was closed.
+    """The connection of a source to its NATS servers. A closed connection can be opened again.
 
     Args:
         servers: the servers to connect to.
@@ -145,8 +148,8 @@ class NatsConnection:
         """Connect, unless the connection is open already; return True if a new connection was made."""
         if self._client is not None and not self._client.is_closed:
             return False
-        # The new connection is assigned without another await, so a cancellation cannot leave a connection open that
-        # nothing closes.
+        # There is no `await` between the return of `connect` and the assignment. So a cancellation cannot leave an open
+        # connection that nothing closes.
         self._client = await self.servers.connect(on_disconnect)
         return True
 

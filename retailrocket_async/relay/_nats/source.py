@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _DUPLICATES = 3600.0
-"""Seconds within which the stream of dead letters recognizes a letter that is published twice."""
+"""Seconds after the first publication in which the stream of dead letters recognizes the second one as a duplicate."""
 
 _NAK, _PROGRESS, _TERM = b"-NAK", b"+WPI", b"+TERM"
 
@@ -32,9 +32,9 @@ _NAK, _PROGRESS, _TERM = b"-NAK", b"+WPI", b"+TERM"
 class NatsSource(Uncopyable):
     """Reads messages from a JetStream stream through a durable pull consumer.
 
-    Any number of relays may share the consumer: each message is handed to one of them. `open` creates the stream, the
-    consumer and the stream of dead letters if they are missing. A stream that `open` creates is stored on disk, and
-    removes each message as soon as the message is settled.
+    Any number of relays may share the consumer: each message is handed to one of the relays. `open` creates the stream,
+    the consumer and the stream of dead letters if they are missing. If `open` creates the stream, the server stores the
+    stream on disk, and removes each message as soon as the message is settled.
 
     A message's id is its number in the stream, e.g. ``"1742"``.
 
@@ -102,7 +102,7 @@ class NatsSource(Uncopyable):
 
         Args:
             url: the address: ``nats://`` or, with TLS, ``tls://``; one or more servers, separated by commas; the
-                stream's name. Options behind the question mark: ``subject``, ``durable``, ``dead``, ``ack_wait``
+                stream's name. Options after the question mark: ``subject``, ``durable``, ``dead``, ``ack_wait``
                 (seconds) and ``create`` (``yes`` or ``no``); see the constructor. User and password are read from the
                 address or, better, from the environment variables ``RETAILROCKET_RELAY_USER`` and
                 ``RETAILROCKET_RELAY_PASSWORD``.
@@ -196,20 +196,21 @@ class NatsSource(Uncopyable):
         self._inbox.settled([*done, *(message for message, _ in dead)])
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend the leases of `messages`, and of messages that were received and not fetched yet."""
+        """Extend the leases of `messages`, and of all messages that were received and not fetched yet."""
         held, arrived = self._inbox.held, self._inbox.arrived
         replies = [held[message.handle] for message in messages if message.handle in held]
         replies += [message.reply for message in arrived.values()]
         await _answer(self._connection.client, [(reply, _PROGRESS) for reply in replies])
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Return `messages`, and messages that were received and not fetched yet, to the server.
+        """Return to the server: `messages`, and all messages that were received and not fetched yet.
 
-        Other relays get the messages at once; servers of version 2.9 hand out some of them only when their leases
-        expire. No further messages can be fetched until the next `open`.
+        The server hands out the messages to other relays at once; a server of version 2.9 hands out some messages only
+        when their leases expire. No further messages can be fetched until the next `open`.
         """
         client, held, arrived = self._connection.client, self._inbox.held, self._inbox.arrived
-        # Otherwise the server could hand the messages out again to this relay's last request.
+        # Without `unsubscribe`, the server could send the messages to this relay again, as an answer to its last
+        # request.
         await self._inbox.unsubscribe()
         places = [message.handle for message in messages if message.handle in held]
         replies = [held[place] for place in places] + [message.reply for message in arrived.values()]
@@ -219,12 +220,12 @@ class NatsSource(Uncopyable):
             held.pop(place, None)
 
     async def lag(self) -> Lag:
-        """Return how far all relays that share this consumer are behind."""
+        """Return how many messages are not settled, for all relays that share this consumer together."""
         info = await self._connection.jetstream.consumer_info(self._stream, self._durable)
         return Lag(waiting=info.num_pending, pending=info.num_ack_pending)
 
     async def aclose(self) -> None:
-        """Disconnect. The server hands out messages that were not settled again when their leases expire."""
+        """Disconnect. If messages are not settled, the server hands them out again when their leases expire."""
         self._inbox.forget()
         await self._connection.aclose()
 
@@ -233,14 +234,14 @@ class NatsSource(Uncopyable):
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        Letters whose bodies were shortened are not published and not removed.
+        Letters whose bodies were shortened are neither published nor removed.
         """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters, at most `most`; return their number."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         return await self._letters.purge(most)
 
 
@@ -255,8 +256,8 @@ async def _answer(client: Client, answers: Iterable[tuple[str, bytes]]) -> None:
 async def _confirm(client: Client, answers: Sequence[tuple[str, bytes]]) -> None:
     """Send an answer for each message, and return when the server has processed all answers.
 
-    The server processes the answers of one connection in order. So waiting for the confirmation of the last answer is
-    enough, which takes one round trip.
+    The server processes the answers of one connection in order. So only the last answer needs a confirmation, and the
+    call takes one round trip.
     """
     if answers:
         await _answer(client, answers[:-1])

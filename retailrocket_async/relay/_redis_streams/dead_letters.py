@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import DeadLetter, Message
 
 CHUNK = 500
-"""Largest number of entries in one command. A command with so many entries blocks the server for 1 to 2 ms."""
+"""Largest number of entries in one command. A command with 500 entries blocks the server for 1 to 2 ms."""
 
 _CHUNK_BYTES = 8 * 1024 * 1024
-"""Largest size of the letters in one command in bytes; a single letter may be larger.
+"""Largest total size in bytes of the bodies in one command. A larger body is sent in a command with no other body.
 
 The size is limited because the server keeps the whole command in memory.
 """
@@ -29,9 +29,10 @@ _ALWAYS_TAKEN = 512 * 1024
 
 _HEADERS = LetterHeaders("message_id", "reason", "size", "sha256")
 
-# Redis does not roll a failed script back, so the letter is added before the entry is acknowledged. An entry that is
-# not pending is skipped: a relay has stored its letter before. If the entry cannot be acknowledged, the letter is
-# removed, and the next attempt adds it again.
+# Redis does not undo the first commands of a script that fails. So the script adds the letter first and acknowledges
+# the entry second: the message is not lost if the script fails in between. If an entry is not pending, the script skips
+# the entry, because a relay has already stored the letter. If the entry cannot be acknowledged, the script removes the
+# letter, and the next attempt adds the letter again.
 _KEEP = """
 local pending = {}
 for i = 4, #ARGV, 5 do
@@ -75,11 +76,12 @@ class RedisDeadLetters:
     async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
         """Store messages as dead letters and acknowledge them.
 
-        If the server refuses bodies as too large, they are shortened. A server whose `proto-max-bulk-len` was lowered
-        disconnects a client that sends a longer body; sometimes only the client's next command fails.
+        If the server refuses bodies as too large, they are shortened. A server with a low `proto-max-bulk-len`
+        disconnects a client that sends a longer body. Sometimes the client notices this only at its next command, so
+        the shortened bodies are sent up to two times.
 
         Args:
-            dead: the messages, each with its reason; no more than fit one command, see `chunks_by_size`.
+            dead: the messages, each with its reason: one of the lists that `chunks_by_size` yields.
         """
         longest = max(len(message.body) for message, _ in dead)
         limits = [longest, _ALWAYS_TAKEN, _ALWAYS_TAKEN] if longest > _ALWAYS_TAKEN else [longest]
@@ -110,7 +112,11 @@ class RedisDeadLetters:
         return await self._after("-", most)
 
     async def _after(self, start: str, most: int) -> list[DeadLetter]:
-        """Return the oldest dead letters from the id `start` on, at most `most`; ``"("`` before the id excludes it."""
+        """Return the oldest dead letters whose ids are not below `start`, at most `most`.
+
+        If `start` is ``"-"``, begin with the first letter. If `start` begins with ``"("``, the letter with exactly this
+        id is left out.
+        """
         entries: list[tuple[bytes, Mapping[bytes, bytes]]] = []
         if most > 0:
             entries = await self._redis.xrange(self._name, min=start, count=most)
@@ -129,10 +135,10 @@ class RedisDeadLetters:
         ]
 
     async def replay(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are not
-        published and not removed.
+        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are neither
+        published nor removed.
         """
         count, start = 0, "-"
         while letters := await self._after(start, min(CHUNK, most - count)):
@@ -148,7 +154,7 @@ class RedisDeadLetters:
         return count
 
     async def purge(self, most: int) -> int:
-        """Remove the oldest dead letters, at most `most`; return their number."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         count = 0
         while letters := await self.oldest(min(CHUNK, most - count)):
             count += await self._redis.xdel(self._name, *(letter.id for letter in letters))
@@ -156,7 +162,7 @@ class RedisDeadLetters:
 
 
 def chunks_by_size(dead: Sequence[tuple[Message, str]]) -> Iterator[Sequence[tuple[Message, str]]]:
-    """Split dead messages, without changing their order, into lists that fit one command."""
+    """Split messages, without changing their order, into lists that can be stored with one command each."""
     chunk: list[tuple[Message, str]] = []
     size = 0
     for message, reason in dead:

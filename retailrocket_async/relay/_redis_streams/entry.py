@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Entry: TypeAlias = "Sequence[Any]"
-"""An entry: its id, and a list of its fields' names and values in turn, or None if the entry was removed."""
+"""An entry: first its id, then a list in which each field's name is followed by the field's value.
+
+If the entry was removed from the stream, the second item is None in place of the list.
+"""
 
 _FIRST_MOMENT = 10**12
-"""The lowest id, in milliseconds since the epoch, that can come from the server's clock. It is in the year 2001."""
+"""Lowest time at the beginning of an entry's id that is used as time of publication, in milliseconds since the epoch.
+
+The value is in the year 2001. If the time is lower, the id does not come from the server's clock.
+"""
 
 
 def message_of(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:

@@ -1,9 +1,9 @@
 """The source of a relay that reads from Redis Streams.
 
-For each relay, the consumer group in Redis stores the pending entries: those that were handed out and not acknowledged,
-each with its idle time. A relay reads its own pending entries first, then entries of other relays that have been idle
-for longer than the lease, then new entries. While a relay works on an entry, it resets the entry's idle time, so that
-no other relay claims the entry.
+For each relay, the consumer group in Redis stores the relay's pending entries, i.e. the entries that were handed out to
+the relay and not acknowledged. Each pending entry has an idle time. A relay first reads the relay's pending entries,
+then pending entries of other relays that have been idle for longer than the lease, then new entries. While a relay
+works on an entry, the relay resets the entry's idle time, so that no other relay claims the entry.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import DeadLetter, Message
 
 # Sets the idle time of entries that this relay still owns. An entry that another relay has claimed is skipped. The
-# script checks and claims in one step, because otherwise another relay could claim the entry in between.
+# script checks and claims in one step, because otherwise another relay could claim the entry between check and claim.
 _TOUCH = """
 local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0'}
 for i = 4, #ARGV do
@@ -51,7 +51,8 @@ for _, option in ipairs({'IDLE', ARGV[3], 'JUSTID'}) do claim[#claim + 1] = opti
 return #redis.call(unpack(claim))
 """
 
-# The ids are passed as one text, because one argument per id would take longer than the rest of the command.
+# The ids are passed as one text, separated by spaces. Passing one argument per id would take longer than the rest of
+# the command.
 _SETTLE = """
 local ids = {}
 for id in string.gmatch(ARGV[3], '%S+') do ids[#ids + 1] = id end
@@ -72,14 +73,16 @@ class RedisStreamSource(Uncopyable):
         redis: a `redis.asyncio.Redis` for one server, or for Sentinel's master, with ``decode_responses=False``;
             `aclose` closes the client. A Redis Cluster is refused.
         stream: the stream's key.
-        group: the consumer group; if the group is missing, `open` creates it, starting at the stream's first entry.
-        name: the relay's consumer name. A restarted relay with the same name gets its unsettled entries at once; with
-            another name they are handed out only after `lease`. So use the same name after a restart. Two relays that
-            run at the same time need different names, because otherwise each gets the other's entries.
+        group: the consumer group. If the group is missing, `open` creates a group that starts at the stream's first
+            entry.
+        name: the relay's consumer name. Use the same name after a restart: the relay then gets its unsettled entries at
+            once. With another name, these entries are handed out only after `lease`. Two relays that run at the same
+            time need different names, because otherwise each relay also gets the entries of the other one.
         dead: the key of the stream of dead letters; default ``"<stream>:dead"``.
         lease: seconds, 0.1 or more, for which an entry must be idle before another relay may claim it; default 60.
         delete_settled: delete entries from the stream when they are acknowledged. Default False: entries stay until the
-            stream is trimmed, because other groups may have to read them. Use True if the stream has only one group.
+            stream is trimmed, because other groups may have to read the entries. Use True if the stream has only one
+            group.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -108,8 +111,8 @@ class RedisStreamSource(Uncopyable):
         self.lease: float | None = float(lease)
         self._idle = round(lease * 1000)
         self._redis = cast("Any", redis)
-        # A second client with the same connections. It returns answers as the server sends them, because redis-py's
-        # conversion takes longer than reading the answer.
+        # A second client with the same connections. The second client returns answers as the server sends them, because
+        # redis-py's conversion of an answer takes longer than reading the answer.
         self._raw = cast("Any", Redis)(connection_pool=redis.connection_pool)
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             self._raw.set_response_callback(command, _unconverted)
@@ -118,9 +121,10 @@ class RedisStreamSource(Uncopyable):
         self._touch = self._redis.register_script(_TOUCH)
         self._settle = self._redis.register_script(_SETTLE)
         self._letters = RedisDeadLetters(self._redis, dead, stream=stream, group=group, delete=delete_settled)
-        # The ids that were handed out and not settled. If the own pending entries are read again, these are skipped.
+        # The ids of entries that were handed out and not settled. When this relay's pending entries are read again,
+        # entries with these ids are skipped.
         self._handed_out: set[bytes] = set()
-        # The id after which own pending entries are read next; None if all were read.
+        # The id after which this relay's pending entries are read next; None if all of them were read.
         self._own: bytes | None = b"0-0"
         # The id from which entries of other relays are claimed next, and the time of the next claim on the event loop's
         # clock.
@@ -132,7 +136,7 @@ class RedisStreamSource(Uncopyable):
         """Return a source for an address, e.g. ``redis://:secret@redis:6379/0?stream=events&group=relay``.
 
         Args:
-            url: the address; it begins with ``redis://``, ``rediss://`` or ``unix://``. Options behind the question
+            url: the address, beginning with ``redis://``, ``rediss://`` or ``unix://``. Options after the question
                 mark: ``stream`` (required), ``group`` (default ``relay``), ``dead``, ``lease`` (seconds) and
                 ``delete_settled`` (``yes`` or ``no``), see the constructor. Other options are passed to redis-py.
             name: see the constructor.
@@ -147,8 +151,8 @@ class RedisStreamSource(Uncopyable):
         lease = address.seconds("lease", 60)
         delete = address.flag("delete_settled", default=False)
         try:
-            # redis-py must not retry: if the answer to a read is lost, a second read returns other entries, and the
-            # relay would not know that the first ones were handed out, too.
+            # redis-py must not retry a read. If the answer to the first read is lost, the second read returns other
+            # entries, and the relay would not know that the entries of the first read were handed out, too.
             redis: Any = cast("Any", Redis).from_url(
                 address.rest, socket_connect_timeout=5, socket_timeout=10, protocol=2, retry=Retry(NoBackoff(), 0)
             )
@@ -209,13 +213,13 @@ class RedisStreamSource(Uncopyable):
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
         """Return 1 to `most` messages, or an empty list if none arrives within `wait` seconds.
 
-        Own pending entries from before a restart come first, then entries of other relays whose leases have expired,
-        then new entries.
+        The relay's pending entries from before a restart come first, then pending entries of other relays whose leases
+        have expired, then new entries.
         """
         most = min(most, CHUNK)
         own, self._own = self._own, b"0-0"
         # If this call fails or is cancelled, an answer with entries may be lost. So `_own` stays at the beginning until
-        # the call succeeds, and the next call reads the own pending entries again.
+        # the call succeeds, and after a failure the next call reads this relay's pending entries again.
         messages, own = await self._fetch_own(most, own)
         if not messages and asyncio.get_running_loop().time() >= self._claim_at:
             messages = await self._claim(most)
@@ -248,7 +252,10 @@ class RedisStreamSource(Uncopyable):
         self._handed_out.difference_update(message.handle for message in messages)
 
     async def lag(self) -> Lag:
-        """Return how far the group is behind; `waiting` is None with Redis 6, or if entries were deleted."""
+        """Return how many messages of the group are not settled. `waiting` is None with Redis 6.
+
+        `waiting` is also None if entries were deleted from the stream.
+        """
         for group in await self._redis.xinfo_groups(self._stream):
             if group["name"] == self._group.encode():
                 return Lag(waiting=group.get("lag"), pending=group["pending"])
@@ -265,23 +272,23 @@ class RedisStreamSource(Uncopyable):
         return await self._letters.oldest(most)
 
     async def replay_dead(self, most: int) -> int:
-        """Publish the oldest dead letters again and remove them; return the number published.
+        """Publish the oldest dead letters again, at most `most`, then remove them; return the number published.
 
-        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are not
-        published and not removed.
+        Up to 500 letters are published and removed in one transaction. Letters whose bodies were shortened are neither
+        published nor removed.
         """
         return await self._letters.replay(most)
 
     async def purge_dead(self, most: int) -> int:
-        """Remove the oldest dead letters, at most `most`; return their number."""
+        """Remove the oldest dead letters, at most `most`; return the number removed."""
         return await self._letters.purge(most)
 
     # --- entries ---
 
     async def _fetch_own(self, most: int, own: bytes | None) -> tuple[list[Message], bytes | None]:
-        """Return own pending entries with ids above `own` that are not handed out yet, and the id to continue from.
+        """Read this relay's pending entries with ids above `own`; return new messages and the id to continue from.
 
-        The id is None if all own pending entries were read.
+        Entries that this source has already handed out are skipped. The id is None if all pending entries were read.
         """
         while own is not None:
             entries = await self._read(own, most)
@@ -308,7 +315,7 @@ class RedisStreamSource(Uncopyable):
                 return messages
 
     async def _read(self, after: bytes | str, most: int, *block: object) -> list[Entry]:
-        """Return own pending entries with ids above `after`, or new entries if `after` is ``">"``."""
+        """Return this relay's pending entries with ids above `after`, or new entries if `after` is ``">"``."""
         answer: Any = await self._raw.execute_command(
             "XREADGROUP", "GROUP", self._group, self._name, "COUNT", most, *block, "STREAMS", self._stream, after
         )
@@ -328,7 +335,8 @@ class RedisStreamSource(Uncopyable):
             write_log(logger, logging.ERROR, text, len(trimmed))
             await self._redis.xack(self._stream, self._group, *trimmed)
         messages = [message_of(id_, fields, deliveries) for id_, fields in new if fields]
-        # The ids are recorded last: if the call is cancelled earlier, the caller does not get the messages.
+        # The ids are recorded last. If the call is cancelled earlier, the caller does not get the messages, so their
+        # ids must not be recorded.
         self._handed_out.update([message.handle for message in messages])
         return messages
 

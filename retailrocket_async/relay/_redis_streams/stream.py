@@ -29,9 +29,10 @@ class RedisStream(Uncopyable):
         redis: a `redis.asyncio.Redis`; this class never closes the client.
         stream: the stream's key.
         max_len: approximate largest number of entries in the stream, 1 or more; default None: no limit. Redis removes
-            the oldest entries without notice, even if they were not delivered, so events are lost if a relay is far
-            behind. Use `max_len` only to protect the server's memory, with a value far above the number of entries that
-            an outage can add. To remove delivered entries use `delete_settled` of `RedisStreamSource`.
+            the oldest entries without notice, even if they were not delivered. So events are lost if more than
+            `max_len` entries wait for delivery. Use `max_len` only to protect the server's memory, with a value far
+            above the number of entries that an outage can add. To remove delivered entries use `delete_settled` of
+            `RedisStreamSource`.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -57,7 +58,7 @@ def check_client(redis: object) -> None:
     """Check that `redis` is a client of a single server.
 
     Raises:
-        ConfigurationError: `redis` is a client of a Redis Cluster, or no client of redis-py's asyncio side.
+        ConfigurationError: `redis` is a client of a Redis Cluster, or not a `redis.asyncio.Redis`.
     """
     if isinstance(redis, RedisCluster):
         raise ConfigurationError(NO_CLUSTER)
