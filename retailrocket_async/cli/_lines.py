@@ -2,12 +2,12 @@
 
 An input may mix two kinds of lines:
 
-- an envelope begins with ``{``: ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
+- a line that begins with ``{`` is an envelope, i.e. an event's name and fields as JSON:
+  ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
 - any other line is a row of the clickstream, if the clickstream's header is somewhere above the line.
 
-So a file of rejects can be sent like any other file: it contains envelopes of undelivered events, and bad rows below a
-header.
-Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
+So a file of rejects, which contains envelopes of undelivered events, and bad rows below a header, can be sent like any
+other file. Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._reading import Chunk
 
 MAX_LINE = 1024 * 1024
-"""Largest line in bytes, twice the largest event. A longer line is from a file without line breaks or a binary file."""
+"""Largest line in bytes, twice the largest event. A longer line shows a file without line breaks or a binary file."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")
@@ -69,7 +69,7 @@ class Lines:
 
     Attributes:
         source: the input's name.
-        number: the number of the line parsed last; 0 before the first.
+        number: the number of the line that was parsed last; 0 before the first line.
     """
 
     def __init__(self, source: str, clickstream: Clickstream, *, allow_custom: bool) -> None:
@@ -86,7 +86,7 @@ class Lines:
 
     def feed(self, data: bytes) -> Generator[Event | BadLine]:
         """Yield an event or a bad line for each line that ends in `data`; store the start of the next line."""
-        # `_rest` is a bytearray, because appending to `bytes` would copy a long line once for each piece.
+        # `_rest` is a bytearray. If it were `bytes`, each appended piece would copy the whole line so far.
         self._rest += data
         if b"\n" in data:
             *lines, rest = bytes(self._rest).split(b"\n")
