@@ -140,7 +140,7 @@ def _print(findings: Findings) -> int:
 
 
 def describe_clock(skew: Skew | None) -> str:
-    """Return a sentence that says how far this machine's clock is wrong; it may ask the user to set the clock."""
+    """Return a sentence about the error of this machine's clock. If the error is large, the sentence asks to set the clock."""
     if skew is None:
         return "not compared: the API's answers have no Date header"
     if skew.least <= 0.0 <= skew.most:
@@ -223,7 +223,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
-            # A check uses two clients, and both log the warning. Without this set the warning would be printed twice.
+            # A check uses two clients, and both log the warning. `_printed` prevents that the warning is printed twice.
             self._printed.add(message)
             print_err(f"warning: {message}")
 

@@ -33,7 +33,7 @@ _LISTED = 20
 """Largest number of bad lines that are printed. Further bad lines are only counted; ``--dry-run`` prints all."""
 
 _YIELD_EVERY = 200
-"""Number of bad lines after which other tasks of the event loop can run. For good lines, `track` lets other tasks run."""
+"""After this many bad lines, other tasks of the event loop can run. At good lines, `track` lets those tasks run."""
 
 _REFRESH = 0.1
 """Seconds between two updates of the progress bar."""
@@ -133,7 +133,7 @@ class Delivery:
             self._reader.stop()
             closing = asyncio.create_task(client.aclose(self._drain))
             await _first_of(closing, self._hurry.wait())
-            # If `aclose` is cancelled, every event gets its outcome immediately. The next `aclose` returns the report.
+            # If `aclose` is cancelled, every event gets an outcome immediately. The next `aclose` returns the report.
             closing.cancel()
             report = await client.aclose(0)
         drawing.cancel()

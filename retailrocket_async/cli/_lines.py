@@ -6,8 +6,9 @@ An input may mix two kinds of lines:
   ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
 - any other line is a row of the clickstream, if the clickstream's header is somewhere above the line.
 
-So a file of rejects, which contains envelopes of undelivered events, and bad rows below a header, can be sent like any
-other file. Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
+So a file of rejects can be sent like any other file: a file of rejects contains envelopes of undelivered events, and
+bad rows below a header.
+Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")
 _MAX_ENVELOPE = Batching().max_bytes - 2
 _SURELY_SMALL = _MAX_ENVELOPE // 8
-"""If a line has at most this many bytes, its event is surely small enough: encoding enlarges JSON at most eightfold."""
+"""The event of a line of at most this many bytes is surely small enough: encoding enlarges JSON at most eightfold."""
 
 
 @attrs.frozen

@@ -22,7 +22,7 @@ _MAX_SECONDS = 4.0
 """Largest number of seconds for measuring the limit."""
 
 _WINDOW = 1.0
-"""Length in seconds of the window in which the API counts requests, according to its documentation."""
+"""Length in seconds of the window in which, by the API's documentation, the API counts requests."""
 
 
 @attrs.frozen
@@ -137,7 +137,7 @@ class Skew:
     def of(cls, answers: Sequence[Answer]) -> "Skew | None":
         """Return the bounds that follow from all answers; None if no answer has a `Date`, or the answers disagree.
 
-        The API wrote the `Date`, in whole seconds, at some time between the start of the request and the answer's arrival.
+        The API wrote the `Date`, in whole seconds, at some time between sending the request and receiving the answer.
         """
         dated = [(answer, answer.date) for answer in answers if answer.date is not None]
         if not dated:

@@ -165,7 +165,7 @@ class Source:
             file.close()
 
     def _other_than(self, file: BinaryIO) -> BinaryIO | None:
-        """Open the file at the path if it replaced `file`, or if `file` was truncated; otherwise return None."""
+        """Open the path if another file is there than `file`, or if `file` was truncated; otherwise return None."""
         try:
             there = cast("BinaryIO", self._path.open("rb", buffering=0))
         except FileNotFoundError:
@@ -224,7 +224,7 @@ class Reader:
             yield chunk
 
     def stop(self) -> None:
-        """Make `chunks` end, even if it waits for a read that may never return."""
+        """Make `chunks` end, even if `chunks` waits for a read that may never return."""
         self._stopped = True
         self._free.release()
         self._chunks.put_nowait(None)

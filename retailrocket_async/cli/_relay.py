@@ -1,4 +1,4 @@
-"""``relay``: delivers the messages of a broker to the API until it is stopped."""
+"""``relay``: delivers the messages of a broker to the API until a signal stops the command."""
 
 import asyncio
 import logging

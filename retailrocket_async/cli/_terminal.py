@@ -55,8 +55,9 @@ _OPTIONS = {
 def print_out(text: str) -> bool:
     """Print a line on the standard output, with control characters written as escapes.
 
-    If the output cannot be written, because its reader has ended or the disk is full, no error is raised: the command's
-    work and exit status do not depend on its output. The same applies to all functions in this module.
+    If the output cannot be written, because the program that reads the output has ended or the disk is full, no error
+    is raised: the work and the exit status of a command do not depend on the output. No function of this module raises
+    such an error.
 
     Returns:
         Whether the line could be printed.
@@ -215,7 +216,7 @@ class Meter:
             TextColumn("{task.fields[rate]}", markup=False),
             *([TaskProgressColumn(), TimeRemainingColumn(compact=True)] if total is not None else []),
         ]
-        # `show` draws the bar. rich's own thread is not used, because it would interrupt the event loop's work.
+        # `show` draws the bar. rich's own thread is not used, because the thread would interrupt the event loop's work.
         self._bar = Progress(
             *columns,
             console=console,

@@ -26,8 +26,8 @@ class Feed:
     how many requests the reader has missed.
 
     Attributes:
-        run: a random word for this feed. An earlier emulator on the same port has another word, so a place with its run
-            shows which emulator the place is from.
+        run: a random word for this feed. An earlier emulator on the same port has another word, so the run
+            shows which emulator a place is from.
         last: the place of the newest entry; 0 if there is no entry yet.
         cleared: the place of the last `clear`; 0 if `clear` was never called.
     """
@@ -65,7 +65,7 @@ class Feed:
         """Return the number of arrivals in each of the last 60 seconds; seconds without an arrival are left out.
 
         Each entry is the second (since 1970), the number of arrivals, and the number of arrivals over the limit. A
-        request is counted when its answer is decided.
+        request is counted when the request's answer is decided.
         """
         return [(second, arrived, over) for second, (arrived, over) in sorted(self._rates.items())]
 

@@ -25,7 +25,7 @@ _GRACE: Final = 5.0
 
 
 class EmulatorError(Exception):
-    """The emulator's process did not start, or its control side refused a request."""
+    """The emulator's process did not start, or the emulator's control side refused a request."""
 
 
 @attrs.frozen
@@ -165,7 +165,7 @@ def emulator_process(
         startup_timeout: the most seconds to wait until the emulator listens; default 30.0.
 
     Raises:
-        EmulatorError: the emulator did not start; its messages are on the standard error.
+        EmulatorError: the emulator did not start; the standard error shows why.
     """
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     settings = Settings() if settings is None else settings
@@ -206,7 +206,7 @@ def _root(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 def end(process: subprocess.Popen[str], grace: float) -> None:
-    """Terminate *process*; kill *process* if it still runs after *grace* seconds."""
+    """Terminate *process*; kill *process* if *process* still runs after *grace* seconds."""
     process.terminate()
     try:
         process.wait(grace)

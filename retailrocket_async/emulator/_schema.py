@@ -193,7 +193,7 @@ def check_event(name: str, event: object, *, allow_unknown: bool = False) -> lis
     Args:
         name: the event's name, such as ``view``.
         event: the decoded body.
-        allow_unknown: accept an event with an undocumented name without a check of its fields; default False.
+        allow_unknown: accept an event with an undocumented name without checking the fields; default False.
     """
     tails = _tails(name, event, allow_unknown=allow_unknown)
     return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
@@ -217,7 +217,7 @@ def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noq
 
     Args:
         batch: the decoded body. A valid body is an array of envelopes that is not empty.
-        allow_unknown: accept events with undocumented names without a check of their fields; default False.
+        allow_unknown: accept events with undocumented names without checking the fields; default False.
     """
     if type(batch) is not list:
         return [f"body{_not_a('an array', batch)[0]}"]

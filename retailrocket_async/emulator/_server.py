@@ -47,7 +47,7 @@ async def running_emulator(
         OSError: the emulator cannot listen on the address.
     """
     emulator = Emulator(Settings() if settings is None else settings)
-    # uvicorn's Server is not used, because it waits in steps of 0.1 s, and a test suite starts hundreds of emulators.
+    # uvicorn's Server is not used, because Server waits in steps of 0.1 s, and a test run starts hundreds of emulators.
     config = Config(
         app_of(emulator),
         http=_wire.WireProtocol,

@@ -64,7 +64,7 @@ class Settings:
         partner_id: the only `partnerId` that is accepted; default ``"dev-partner"``.
         limit: the most requests that are admitted in any window of *per* seconds, default 50; None for no limit.
         per: the length of the window in seconds, default 1.0.
-        latency: seconds between recording a request and answering it, default 0.0.
+        latency: seconds between recording and answering a request, default 0.0.
         arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before the request is counted,
             as a network would delay the request; default 0.0.
         seed: the seed of the random numbers for these delays and for the faults; None (default) for a random seed.

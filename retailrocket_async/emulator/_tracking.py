@@ -1,7 +1,7 @@
 """The API of the emulator: judges and answers requests, or fails on purpose.
 
 The statuses that depend only on the head of a request (404, 405, 401, 403, 429) are decided on arrival, in one step
-without an await. So the limit counts requests in the order of their arrival, however long it takes to receive the
+without an await. So the limit counts requests in the order of arrival, however long it takes to receive the
 bodies. The time of arrival is the time at which the head was read, so the time of arrival is right even if the event
 loop is busy before this step. A fault is chosen after this step and replaces the answer; the limit also counts
 requests with a fault.

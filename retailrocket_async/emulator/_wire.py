@@ -88,7 +88,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def abort(transport: asyncio.Transport) -> None:
-    """Close the connection immediately, without sending the data in its write buffer."""
+    """Close the connection immediately, without sending the data in the write buffer."""
     transport.abort()
 
 

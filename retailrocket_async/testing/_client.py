@@ -291,7 +291,8 @@ class RecordingClient(AsyncTrackingClient):
         return accept_and_record
 
     def __del__(self) -> None:
-        # The base class warns about lost events. A recording client does not warn, because a test may leave it open.
+        # The base class warns about lost events. A recording client does not warn, because a test need not close a
+        # client.
         pass
 
     def __repr__(self) -> str:
