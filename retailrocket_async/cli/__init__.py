@@ -6,8 +6,8 @@
                                  :                    :
                                  :... bad lines ......:... undelivered events ...> _rejects
 
-Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. The commands use only the
-package's public names.
+Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. The commands use only the package's
+public names.
 """
 
 from __future__ import annotations

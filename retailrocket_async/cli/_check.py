@@ -140,7 +140,7 @@ def _print(findings: Findings) -> int:
 
 
 def describe_clock(skew: Skew | None) -> str:
-    """Return a sentence about the error of this machine's clock. If the error is large, the sentence asks to set the clock."""
+    """Return a sentence about the error of this machine's clock, with the advice to set the clock if needed."""
     if skew is None:
         return "not compared: the API's answers have no Date header"
     if skew.least <= 0.0 <= skew.most:

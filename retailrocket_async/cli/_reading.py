@@ -51,8 +51,8 @@ class Chunk:
         source: the input.
         data: the decompressed bytes; empty in the last chunk.
         position: number of bytes read so far, counted as stored, i.e. before decompressing.
-        failure: in the last chunk, why the rest of the input could not be read, or None if everything was read. In all
-            other chunks None.
+        failure: in the last chunk, why the rest of the input could not be read, or None if everything was read;
+            always None in the other chunks.
     """
 
     source: Source

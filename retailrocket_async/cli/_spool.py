@@ -120,8 +120,8 @@ def export(
 ) -> None:
     """Write events as JSON lines that `send` accepts, the oldest first; damaged events are skipped.
 
-    The events stay in the spool. If the spool is damaged, the readable events are written; stop all
-    processes that use the spool first.
+    The events stay in the spool. If the spool is damaged, the readable events are written; before that, stop
+    all processes that use the spool.
     """
     if output is None and sys.stdout.isatty():
         fail("events hold personal data and are not printed on a terminal: name a file with --output, or use a pipe")
