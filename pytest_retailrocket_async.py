@@ -1,7 +1,7 @@
 """The pytest plugin of retailrocket-async: fixtures, and an ini option that keeps a test run away from the real API.
 
 pytest imports this module in every run, even if no test uses a fixture. Importing the package and httpx takes a good
-part of a second, so this module is not a part of the package, and imports the package only in the fixtures.
+part of a second. So this module is outside of the package, and only the fixtures import the package.
 """
 
 from __future__ import annotations

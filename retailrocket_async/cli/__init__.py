@@ -6,8 +6,8 @@
                                  :                    :
                                  :... bad lines ......:... undelivered events ...> _rejects
 
-Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. Like any other program, the commands use
-only the package's public names.
+Needs the extra ``cli``; `demo` and `emulate` also need the extra ``emulator``. The commands use only the package's
+public names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EXTRA = ("typer", "rich")
 
 
 def main() -> None:
-    """Run the command line with the arguments of the process, and exit with its status."""
+    """Run the command line with the arguments of the process, and exit with the status of the command."""
     missing = [name for name in _EXTRA if not installed(name)]
     if missing:
         sys.stderr.write(

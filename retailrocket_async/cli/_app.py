@@ -21,7 +21,7 @@ app = typer.Typer(
     name="retailrocket-async",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    # typer's tracebacks would show the values of local variables, and one of them is the key.
+    # typer's tracebacks would show the values of local variables, and one of these values is the key.
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
@@ -59,7 +59,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Accept the options before the command's name, e.g. ``--version``, which their callbacks handle."""
+    """Accept the options before the command's name, e.g. ``--version``. Each option has a callback that handles it."""
 
 
 for _module, _command in (

@@ -1,11 +1,11 @@
 """``check``: tests the credentials, the address, the latency and the clock, without recording an event.
 
 Every endpoint of the API records events. So the check sends a probe: a batch of one envelope whose event's name does
-not exist. The probe has the key and the shop's id. The API records nothing, because it refuses the probe: for its body
-(400), or before that for its key (401), its shop (403) or its address (404).
+not exist. The probe has the key and the shop's id. The API records nothing, because the API refuses the probe: for the
+body (400) or, if the API checks these first, for the key (401), the shop (403) or the address (404).
 
 The API's contract does not say whether the API checks the key or the body first. So a second probe is sent with a
-made-up key. If the second probe is refused for its key, the API checks the key first, and a 400 for the first probe
+made-up key. If the second probe is refused for the key, the API checks the key first, and a 400 for the first probe
 proves that the user's key is right. If the second probe gets a 400 as well, the first 400 proves nothing about the key.
 """
 
@@ -64,7 +64,7 @@ _PROBES = 5
 """Number of further requests to measure the latency."""
 
 _LARGE_SKEW = 2.0
-"""If the clock is wrong by this number of seconds or more, the user is asked to set it."""
+"""If the clock is wrong by this number of seconds or more, the user is asked to set the clock."""
 
 
 def check(  # noqa: PLR0913 - one for each option
@@ -80,7 +80,7 @@ def check(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Say whether the key, the shop's id and the address work together, and if not, what to correct.
 
-    If they do, say how long an answer takes and whether this machine's clock is right.
+    If all three are right, say how long an answer takes and whether this machine's clock is right.
     """
     with reporting_errors(), _warnings():
         key, shop = credentials(partner_id)
@@ -108,8 +108,8 @@ class Findings:
         verdict: the result as a sentence.
         works: whether the key, the shop and the address work together.
         latency: how long answers took; None if `works` is False.
-        skew: how far this machine's clock differs from the API's; None if `works` is False, or if the answers' `Date`
-            headers are missing or contradict each other.
+        skew: the difference between this machine's clock and the API's clock; None if `works` is False,
+            or if the answers' `Date` headers are missing or contradict each other.
         limit: the measured request limit; None without ``--limit``.
     """
 
@@ -140,7 +140,7 @@ def _print(findings: Findings) -> int:
 
 
 def describe_clock(skew: Skew | None) -> str:
-    """Return a sentence that says how far this machine's clock is wrong and, if necessary, to set it."""
+    """Return a sentence about the error of this machine's clock, with the advice to set the clock if needed."""
     if skew is None:
         return "not compared: the API's answers have no Date header"
     if skew.least <= 0.0 <= skew.most:
@@ -205,7 +205,7 @@ async def _findings(key: str, client_of: Callable[..., AsyncTrackingClient], bas
 
 @contextmanager
 def _warnings() -> Generator[None]:
-    """Print the package's warnings about entries of `NO_PROXY` that it ignores; print no other log records."""
+    """Print the package's warnings about entries of `NO_PROXY` that the package ignores; print no other log records."""
     log, handler = logging.getLogger("retailrocket_async"), _Warnings()
     # The command prints all other errors itself. This handler prevents Python from printing log records, too.
     log.addHandler(handler)
@@ -223,7 +223,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
-            # A check uses two clients, and both log the warning, so it is printed only once.
+            # A check uses two clients, and both log the warning. `_printed` prevents that the warning is printed twice.
             self._printed.add(message)
             print_err(f"warning: {message}")
 
@@ -237,8 +237,8 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
     """
     outcome = await _probe(client)
     if isinstance(outcome, Abandoned) and (outcome.failure or "").startswith("tls:"):
-        # An environment variable for certificates may be wrong. httpx does not say which variable, but a client without
-        # the argument `http_client` does.
+        # An environment variable for certificates may be wrong. The error of httpx does not name the variable, but the
+        # error of a client without the argument `http_client` does.
         async with stranger:
             explained = await _probe(stranger)
         if isinstance(explained, Abandoned) and explained.reason == "halted":

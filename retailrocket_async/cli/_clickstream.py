@@ -6,7 +6,8 @@
     1430622120563,683727,view,422926,
 
 `view`, `addtocart` and `transaction` become `View`, `AddToBasket` and `Order`. The visitor's id becomes the session id;
-the timestamp is in milliseconds UTC. The clickstream has no prices and quantities, so all orders get the same ones.
+the timestamp is in milliseconds UTC. The clickstream has no prices and quantities, so all orders get the same price and
+quantity.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HEADER = b"timestamp,visitorid,event,itemid,transactionid"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_DIGITS = 19
-"""Number of digits of the largest int64. Longer numbers are refused before `int`, which may raise another error."""
+"""Number of digits of the largest int64. Longer numbers are refused first, because `int` may raise another error."""
 
 
 class Clickstream:

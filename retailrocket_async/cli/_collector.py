@@ -7,14 +7,14 @@ from contextlib import contextmanager
 _YOUNG = 20_000
 """Number of new objects after which the garbage collector runs; Python's default is 700.
 
-A relay creates tens of thousands of short-lived objects. They are not in reference cycles, so they are freed without
-the collector, and a collection after every 700 of them would find nothing.
+A relay creates tens of thousands of short-lived objects. These objects are not in reference cycles, so Python frees
+them without the collector. A collection after every 700 new objects would find nothing to free.
 """
 
 
 @contextmanager
 def sparing_collector() -> Generator[None]:
-    """While the block runs, let the garbage collector run rarely, and only check objects created in the block.
+    """While the block runs, let the garbage collector run rarely, and check only objects created in the block.
 
     The objects of imported modules live as long as the process. Checking these tens of thousands of objects would block
     the event loop for some 40 ms.

@@ -1,4 +1,4 @@
-"""Sends inputs: reads them, tracks their events, and closes the client in order, also after a signal.
+"""Sends inputs: reads the inputs, tracks the events, and closes the client properly, also after a signal.
 
 ::
 
@@ -33,7 +33,7 @@ _LISTED = 20
 """Largest number of bad lines that are printed. Further bad lines are only counted; ``--dry-run`` prints all."""
 
 _YIELD_EVERY = 200
-"""Number of bad lines after which other tasks of the event loop can run; `track` lets them run between events."""
+"""After this many bad lines, other tasks of the event loop can run. At good lines, `track` lets those tasks run."""
 
 _REFRESH = 0.1
 """Seconds between two updates of the progress bar."""
@@ -44,15 +44,15 @@ class Result:
     """The result of sending the inputs.
 
     Attributes:
-        events: events that the client accepted, one for each good line.
-        bad: lines that are not an event.
-        unreadable: inputs that could not be read completely.
+        events: the number of events that the client accepted, one for each good line.
+        bad: the number of lines that are not an event.
+        unreadable: the number of inputs that could not be read completely.
         stopped_at: the last line read, as ``FILE:LINE``, if reading stopped early; None if everything was read.
-        interrupted_by: the number of the signal that interrupted the command; None if none did.
+        interrupted_by: the number of the signal that interrupted the command; None if no signal did.
         hopeless: whether the command stopped by itself, because no event was delivered and further attempts would fail
             for the same reason.
         reasons: the number of undelivered events for each reason.
-        maybe_recorded: undelivered events that the API may have recorded nevertheless.
+        maybe_recorded: the number of undelivered events that the API may have recorded nevertheless.
         stats: the client's final counters.
         elapsed: seconds that the command took.
     """
@@ -87,7 +87,7 @@ class Delivery:
         lines_of: creates the parser for an input's lines.
         rejects: writes bad lines and undelivered events to the file of rejects.
         meter: draws the progress bar, and prints lines above the bar.
-        drain: seconds, after an interruption, to go on delivering events that were read before.
+        drain: the most seconds after an interruption in which events that were already read are still delivered.
         first: the number of the first line to send.
     """
 
@@ -133,7 +133,7 @@ class Delivery:
             self._reader.stop()
             closing = asyncio.create_task(client.aclose(self._drain))
             await _first_of(closing, self._hurry.wait())
-            # If `aclose` is cancelled, every event gets its outcome immediately. The next `aclose` returns the report.
+            # If `aclose` is cancelled, every event gets an outcome immediately. The next `aclose` returns the report.
             closing.cancel()
             report = await client.aclose(0)
         drawing.cancel()
@@ -226,7 +226,7 @@ class Delivery:
         while True:
             stats = self._client.stats()
             settled = stats.tracked - stats.pending - stats.in_flight
-            # The progress is the share of the bytes whose events have an outcome.
+            # The bar shows the bytes whose events have an outcome, estimated from the number of these events.
             done = self._bytes * settled / max(1, stats.tracked)
             self._meter.show(done, settled, time.monotonic() - begun)
             await asyncio.sleep(_REFRESH)

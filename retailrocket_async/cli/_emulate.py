@@ -1,4 +1,4 @@
-"""``emulate``: serves the emulator on a port until it is interrupted."""
+"""``emulate``: serves the emulator on a port until a signal stops the command."""
 
 import asyncio
 import os
@@ -73,7 +73,7 @@ def emulate(  # noqa: PLR0913 - one for each option
         try:
             asyncio.run(serve(settings, host, port, ready))
         except OSError as error:
-            if emulators:  # the emulator listened on the port before, so the error has another cause
+            if emulators:  # the emulator already listens, so the error has another cause
                 raise
             fail_to_listen(host, port, error, "--port")
         for emulator in emulators:
@@ -90,6 +90,6 @@ def _announce(emulator: "RunningEmulator") -> None:
     print_out("")
     print_out(f"export {BASE_URL}={emulator.url}")
     print_out(f"export {PARTNER_ID}={settings.partner_id}")
-    # A key from the environment is secret, so it is not printed; the development key is public.
+    # A key from the environment is secret, so such a key is not printed; the development key is public.
     given = bool(os.environ.get(API_KEY))
     print_out(f"# {API_KEY}: as it is set here" if given else f"export {API_KEY}={settings.api_key}")

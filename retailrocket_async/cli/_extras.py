@@ -18,7 +18,7 @@ def needing(extra: str, *libraries: str, what: str = "this command") -> Generato
 
     Args:
         extra: the extra that installs the libraries, or several extras separated by commas.
-        libraries: the modules that the extra installs. If another module is missing, its error is raised.
+        libraries: the modules that the extra installs. If another module is missing, the ModuleNotFoundError is raised.
         what: the subject of the sentence; default ``"this command"``.
     """
     try:

@@ -2,11 +2,12 @@
 
 An input may mix two kinds of lines:
 
-- an envelope begins with ``{``: ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
+- a line that begins with ``{`` is an envelope, i.e. an event's name and fields as JSON:
+  ``{"view": {"sessionExternalId": "...", "productId": 1}}``;
 - any other line is a row of the clickstream, if the clickstream's header is somewhere above the line.
 
-So a file of rejects can be sent like any other file: it contains envelopes of undelivered events, and bad rows below a
-header.
+So a file of rejects can be sent like any other file: a file of rejects contains envelopes of undelivered events, and
+bad rows below a header.
 Blank lines, a byte order mark and repeated headers (of concatenated files) are skipped. Lines end in LF or CR LF.
 """
 
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._reading import Chunk
 
 MAX_LINE = 1024 * 1024
-"""Largest line in bytes, twice the largest event. A longer line is from a file without line breaks or a binary file."""
+"""Largest line in bytes, twice the largest event. A longer line shows a file without line breaks or a binary file."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")
 _MAX_ENVELOPE = Batching().max_bytes - 2
 _SURELY_SMALL = _MAX_ENVELOPE // 8
-"""If a line has at most this many bytes, its event is surely small enough: encoding enlarges JSON at most eightfold."""
+"""The event of a line of at most this many bytes is surely small enough: encoding enlarges JSON at most eightfold."""
 
 
 @attrs.frozen
@@ -69,7 +70,7 @@ class Lines:
 
     Attributes:
         source: the input's name.
-        number: the number of the line parsed last; 0 before the first.
+        number: the number of the line that was parsed last; 0 before the first line.
     """
 
     def __init__(self, source: str, clickstream: Clickstream, *, allow_custom: bool) -> None:
@@ -86,7 +87,7 @@ class Lines:
 
     def feed(self, data: bytes) -> Generator[Event | BadLine]:
         """Yield an event or a bad line for each line that ends in `data`; store the start of the next line."""
-        # `_rest` is a bytearray, because appending to `bytes` would copy a long line once for each piece.
+        # `_rest` is a bytearray. If it were `bytes`, each appended piece would copy the whole line so far.
         self._rest += data
         if b"\n" in data:
             *lines, rest = bytes(self._rest).split(b"\n")

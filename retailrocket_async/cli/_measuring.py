@@ -13,7 +13,7 @@ import httpx
 _BEGUN = "retailrocket_begun"
 
 _CONCURRENT = 16
-"""Number of requests in flight while the limit is measured: enough for 150 a second if an answer takes 100 ms."""
+"""Number of requests in flight while the limit is measured: enough for 150 requests a second if each takes 100 ms."""
 
 _MAX_REQUESTS = 500
 """Largest number of requests for measuring the limit."""
@@ -22,7 +22,7 @@ _MAX_SECONDS = 4.0
 """Largest number of seconds for measuring the limit."""
 
 _WINDOW = 1.0
-"""Length in seconds of the window in which the API counts requests, according to its documentation."""
+"""Length in seconds of the window in which, by the API's documentation, the API counts requests."""
 
 
 @attrs.frozen
@@ -57,10 +57,11 @@ class Answers:
     def http_client(self, base_url: str) -> httpx.AsyncClient | None:
         """Return a client whose answers are recorded; None if httpx cannot use the environment's proxy settings.
 
-        In the second case use the package's own client, which ignores the unreadable setting or says what is wrong.
+        If None, use the package's own client, which ignores the unreadable setting or says what is wrong.
         """
         try:
-            # As in the package's own client, http:// to this host uses no proxy, because a proxy could read the key.
+            # A proxy could read the key of an http:// request. So http:// requests to this host use no proxy, as in the
+            # package's own client.
             url = httpx.URL(base_url)
             trusted = url.scheme == "https" or not _is_this_host(url.host)
             return httpx.AsyncClient(
@@ -122,7 +123,7 @@ class Latency:
 
 @attrs.frozen
 class Skew:
-    """Bounds for the seconds by which this machine's clock is ahead of the API's; negative if it is behind.
+    """Bounds for the seconds by which this machine's clock is ahead of the API's clock; negative if this clock is slow.
 
     Attributes:
         least: the lower bound.
@@ -136,7 +137,7 @@ class Skew:
     def of(cls, answers: Sequence[Answer]) -> "Skew | None":
         """Return the bounds that follow from all answers; None if no answer has a `Date`, or the answers disagree.
 
-        The API wrote the `Date`, in whole seconds, at some moment between the request and the answer.
+        The API wrote the `Date`, in whole seconds, at some time between sending the request and receiving the answer.
         """
         dated = [(answer, answer.date) for answer in answers if answer.date is not None]
         if not dated:
@@ -151,10 +152,10 @@ class Limit:
     """The result of a burst of requests.
 
     Attributes:
-        taken: number of requests accepted within the last second before the first 429; all requests without a 429.
-        seconds: the time in which these requests were sent and answered.
+        taken: number of requests accepted in the last second before the first 429; without a 429, of all requests.
+        seconds: the time in which the requests of `taken` were sent and answered.
         refused: whether a request was answered with 429.
-        retry_after: the header `Retry-After` of the first 429; None if it is missing.
+        retry_after: the header `Retry-After` of the first 429; None if there is no 429, or no such header.
     """
 
     taken: int

@@ -51,7 +51,8 @@ class Chunk:
         source: the input.
         data: the decompressed bytes; empty in the last chunk.
         position: number of bytes read so far, counted as stored, i.e. before decompressing.
-        failure: in the last chunk, why the rest of the input could not be read, or None if all was read; else None.
+        failure: in the last chunk, why the rest of the input could not be read, or None if everything was read;
+            always None in the other chunks.
     """
 
     source: Source
@@ -65,7 +66,7 @@ class Source:
 
     Args:
         path: the file; ``-`` for the standard input. If the file cannot be read, the command exits with a sentence.
-        follow: at the end of the file, wait for appended data, without end; also read files that replace the file.
+        follow: at the end of the file, wait for appended data and never stop; also read files that replace the file.
 
     Attributes:
         name: the name for messages.
@@ -110,7 +111,7 @@ class Source:
             end = size if size >= 0 else None
             data, self._begin = self._begin[:end], self._begin[len(self._begin[:end]) :]
             return data
-        # None does not mean the end: another program made the pipe non-blocking, and the pipe is empty now.
+        # None does not mean the end of the input: another program made the pipe non-blocking, and the pipe is empty.
         while (more := cast("bytes | None", self._file.read(size))) is None:
             select.select([self._file], [], [])
         self.position += len(more)
@@ -118,7 +119,7 @@ class Source:
 
     def _opened(self) -> AbstractContextManager[BinaryIO]:
         # The file is unbuffered. So a read returns the bytes that a slow pipe contains, without waiting for more, and
-        # no lock is held when the interpreter exits.
+        # the thread holds no lock of a buffer when the interpreter exits.
         if self._is_stdin:
             return nullcontext(cast("BinaryIO", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
         return cast("BinaryIO", self._path.open("rb", buffering=0))
@@ -138,13 +139,14 @@ class Source:
                 yield data
 
     def _followed(self) -> Generator[Chunk]:
-        """Yield the file's content, then appended data, and the content of every file that replaces it; never end."""
+        """Yield the file's content, then appended data, and every file that replaces the file; never end."""
         file = cast("BinaryIO", self._path.open("rb", buffering=0))
         ended = True
         try:
             while True:
                 other = self._other_than(file)
-                # Read after checking for a replacement, so that data appended before the replacement is not missed.
+                # The old file is read again after the check for a new file, so that data that was appended before the
+                # replacement is not missed.
                 while data := file.read(_CHUNK):
                     if not self.position and data.startswith(_GZIP):
                         raise OSError(errno.EINVAL, "it is gzipped, and what is compressed cannot be followed")
@@ -157,17 +159,17 @@ class Source:
                 file.close()
                 file = other
                 if not ended:
-                    # This line break ends the old file's last line if it has none.
+                    # This line break ends the old file's last line if that line has no line break.
                     yield Chunk(self, b"\n", self.position)
         finally:
             file.close()
 
     def _other_than(self, file: BinaryIO) -> BinaryIO | None:
-        """Open the file at the path if it replaced `file`, or if `file` was truncated; otherwise return None."""
+        """Open the path if another file is there than `file`, or if `file` was truncated; otherwise return None."""
         try:
             there = cast("BinaryIO", self._path.open("rb", buffering=0))
         except FileNotFoundError:
-            # The file was moved away, and its replacement does not exist yet.
+            # The file was moved away, and the new file does not exist yet.
             return None
         new, old = os.fstat(there.fileno()), os.fstat(file.fileno())
         if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino) or new.st_size < file.tell():
@@ -177,7 +179,7 @@ class Source:
 
 
 def _check_readable(path: Path) -> None:
-    # The file is not opened, because the writer of a named pipe would notice.
+    # The file is not opened here: if the file is a named pipe, opening and closing would disturb the writer.
     try:
         path.stat()
     except OSError as error:
@@ -212,7 +214,7 @@ class Reader:
         self._stopped = False
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
-        """Yield the chunks of all inputs, until there are no more or `stop` is called."""
+        """Yield the chunks of all inputs, until all inputs are read or `stop` is called."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), name="reader", daemon=True).start()
         while (chunk := await self._chunks.get()) is not None and not self._stopped:
@@ -222,13 +224,13 @@ class Reader:
             yield chunk
 
     def stop(self) -> None:
-        """Make `chunks` end, even if it waits for a read that may never return."""
+        """Make `chunks` end, even if `chunks` waits for a read that may never return."""
         self._stopped = True
         self._free.release()
         self._chunks.put_nowait(None)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        # An error is passed to the event loop, because otherwise it would look like the end of the input.
+        # An error is passed to the event loop, because otherwise an error would look like the end of the input.
         last: Exception | None = None
         try:
             for chunk in itertools.chain.from_iterable(source.chunks() for source in self._sources):

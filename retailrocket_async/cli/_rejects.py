@@ -1,7 +1,7 @@
 """The file of rejects: bad lines and undelivered events, in a form that `send` accepts again.
 
-Undelivered events are written as envelopes, one JSON line each; bad lines as they were, to be corrected by hand. The
-clickstream's header is written above its first bad row, so that `send` can parse the rows.
+Undelivered events are written as envelopes, one JSON line each. Bad lines are written as they were read, to be
+corrected by hand. The clickstream's header is written above the first bad row, so that `send` can parse the rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rejects:
 
     Attributes:
         lines: how many lines were written.
-        failure: why the file is incomplete; None if it is complete.
+        failure: why the file is incomplete; None if the file is complete.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -63,7 +63,7 @@ class Rejects:
             self._trying(self._file.flush)
 
     def close(self) -> None:
-        """Close the file, and remove it if this object created it and it is empty."""
+        """Close the file, and remove the file if this object created it and wrote nothing."""
         if self._file is not None:
             self._trying(self._file.close)
         if self._created and not self.lines and self.path is not None:

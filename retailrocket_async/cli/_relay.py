@@ -1,4 +1,4 @@
-"""``relay``: delivers the messages of a broker to the API until it is stopped."""
+"""``relay``: delivers the messages of a broker to the API until a signal stops the command."""
 
 import asyncio
 import logging
@@ -174,7 +174,8 @@ def relay(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Deliver the events that services publish to Redis Streams, Kafka or NATS.
 
-    Run it as a service. It runs until SIGTERM or Ctrl-C, through restarts of the broker and outages of the API.
+    Run this command as a service. It runs until SIGTERM or Ctrl-C, also through restarts of the broker and outages
+    of the API.
     """
     with reporting_errors():
         _serving_health()
@@ -213,7 +214,7 @@ def relay(  # noqa: PLR0913 - one for each option
 
 
 def open_source(source: str, name: str) -> Source:
-    """Return a source for the option ``--source``, not opened yet; without it exit with a sentence and status 2."""
+    """Return an unopened source for the option ``--source``; without the option, exit with a sentence and status 2."""
     return source_from_url(_given(source), name=name or _UNSET.name)
 
 
@@ -279,7 +280,7 @@ class _Limit:
 
     Attributes:
         options: the client's keyword argument for the limit, ``rate_limit`` or ``limiter``.
-        trouble: one line that says why the limiter grants no permits, so that nothing is sent; None if it grants them.
+        trouble: one line that says why the limiter grants no permits, so that nothing is sent; None without trouble.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - keywords of the client
@@ -287,7 +288,7 @@ class _Limit:
         self.trouble: str | None = None
 
     async def reach(self, limiter: Any) -> None:  # noqa: ANN401 - an extra
-        """Ping the limiter's Redis until it answers for the first time. The limiter itself handles later outages."""
+        """Ping the limiter's Redis until Redis answers for the first time. The limiter itself handles later outages."""
         from retailrocket_async.redis import RedisUnreachableError  # noqa: PLC0415 - an extra
 
         while True:
@@ -303,7 +304,7 @@ class _Limit:
 
 @asynccontextmanager
 async def _limit(settings: RelaySettings, shop: str) -> AsyncGenerator[_Limit]:
-    """Yield the limit of the settings, and close its Redis client when the block ends."""
+    """Yield the limit of the settings, and close the limiter's Redis client when the block ends."""
     if settings.limiter is None:
         yield _Limit(rate_limit=RateLimit(requests=settings.rate) if settings.rate else None)
         return

@@ -43,7 +43,7 @@ def list_(
 ) -> None:
     """Print the oldest dead letters, one line of JSON each: id, message, reason, time, and the envelope as it was.
 
-    If the broker could not store the whole envelope, the line has the start of it, its full size and its SHA-256.
+    If the broker could not store the whole envelope, the line has the envelope's start, full size and SHA-256.
     """
     letters = _call(source, name, lambda dead: dead.list_dead(most))
     for letter in letters:
@@ -64,9 +64,9 @@ def list_(
 
 
 def replay(*, source: SourceUrl = "", name: RelayName = "", most: _Most = None, everything: _All = False) -> None:
-    """Publish dead letters again, the oldest first, and remove each once it is published.
+    """Publish dead letters again, the oldest first, and remove each letter once it is published.
 
-    They become dead letters again unless the cause was corrected. Shortened dead letters are not published.
+    The messages become dead letters again unless the cause was corrected. Shortened dead letters are not published.
     """
     count = _how_many(most, everything)
     print_err(f"{_call(source, name, lambda dead: dead.replay_dead(count)):,} dead letters published again")

@@ -1,4 +1,4 @@
-"""Prints the result of ``send``: a table, what went wrong, and what to do about it."""
+"""Prints the result of ``send``: a table, what went wrong, and what the user can do about the problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report(result: Result, rejects: Rejects, *, watched: bool = False, as_json: 
     Args:
         result: the result.
         rejects: the file of rejects.
-        watched: whether the input was followed with ``--watch``, which normally ends with an interruption.
+        watched: whether the input was followed with ``--watch``, so that an interruption is the normal end.
         as_json: print one line of JSON on the standard output instead of the table. Sentences are still printed on the
             standard error.
     """

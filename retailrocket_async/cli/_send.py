@@ -26,9 +26,9 @@ from retailrocket_async.cli._terminal import AsJson, Meter, fail, reporting_erro
 from retailrocket_async.cli._validation import validate
 
 _BUFFER = Buffer(max_events=25_000)
-"""The client's buffer: as many events as the default limit sends in a second.
+"""The client's buffer: as many events as the default request limit allows in a second.
 
-So every batch is full, and at the end only few events are left to send.
+The buffer is large enough to fill every batch, and small enough that at the end only few events are left to send.
 """
 
 EPILOG = """
@@ -112,9 +112,9 @@ def send(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Send events from files, or from the standard input, and report how many were delivered.
 
-    The memory that it needs does not depend on the input's size. After Ctrl-C it delivers the events already read, and
-    reports; a second Ctrl-C stops it immediately. If the API refuses the first events for a lasting reason, such as a
-    wrong key, it stops by itself.
+    The size of the input does not change how much memory the command needs. After Ctrl-C the command delivers the
+    events already read, and reports; a second Ctrl-C stops the command immediately. If the API refuses the first events
+    for a lasting reason, such as a wrong key, the command stops by itself.
     """
     with reporting_errors():
         if files.count(Path(STDIN)) > 1:

@@ -63,7 +63,7 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation."
 
 @app.command(epilog=EPILOG)
 def stat(spool: _Spool, *, as_json: AsJson = False) -> None:
-    """Print how many events wait, since when, and how many dead letters there are, by reason."""
+    """Print how many events wait, since when, and the number of dead letters for each reason."""
     with _reporting_spool_errors():
         found = SqliteSpool(spool).stat()
     if as_json:
@@ -120,7 +120,8 @@ def export(
 ) -> None:
     """Write events as JSON lines that `send` accepts, the oldest first; damaged events are skipped.
 
-    The events stay in the spool. If the spool is damaged, what can be read is written; stop its processes before that.
+    The events stay in the spool. If the spool is damaged, the readable events are written; before that, stop
+    all processes that use the spool.
     """
     if output is None and sys.stdout.isatty():
         fail("events hold personal data and are not printed on a terminal: name a file with --output, or use a pipe")
@@ -194,7 +195,7 @@ def _list(events: "Iterable[_Stored]", describe: "Callable[[_Stored], str]", lim
             print_err(f"... and more: --limit prints them (it is {limit})")
             return
         if not print_out(line):
-            # The program that reads the output has ended, as `head` does.
+            # The program that reads the output, such as `head`, has ended.
             return
 
 

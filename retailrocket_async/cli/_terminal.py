@@ -1,4 +1,4 @@
-"""Prints sentences, tables and the progress bar; without a terminal, as plain text."""
+"""Prints sentences, tables and the progress bar; prints plain text if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ _OPTIONS = {
 def print_out(text: str) -> bool:
     """Print a line on the standard output, with control characters written as escapes.
 
-    If the output cannot be written, because its reader has ended or the disk is full, no error is raised: the command's
-    work and exit status do not depend on its output. The same applies to all functions in this module.
+    If the output cannot be written, because the program that reads the output has ended or the disk is full, no error
+    is raised: the work and the exit status of a command do not depend on the output. No function of this module raises
+    such an error.
 
     Returns:
         Whether the line could be printed.
@@ -70,7 +71,7 @@ def print_err(text: str) -> None:
 
 
 def print_result(text: str) -> None:
-    """Print a line on the standard output or, if that cannot be written, on the standard error."""
+    """Print a line on the standard output or, if the standard output cannot be written, on the standard error."""
     if not print_out(text):
         print_err(text)
 
@@ -97,11 +98,12 @@ def _write(text: str, *, err: bool = False) -> bool:
 
 
 def _stop_writing(out: TextIO, error: OSError) -> None:
-    """Write nothing more to `out`; report the error, unless the program that reads it has ended (as `head` does)."""
+    """Write nothing more to `out`; report the error, unless the program that reads `out` has ended (as `head` does)."""
     _unwritable.add(out)
     if error.errno != errno.EPIPE and out is not sys.stderr:
         print_err(f"error: the standard output cannot be written: {error.strerror or error}")
-    # The interpreter flushes the stream at exit, which would fail again, so redirect the stream to the null device.
+    # The interpreter flushes the stream at exit. The flush would fail again, so the stream is redirected to the null
+    # device.
     with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a file
         os.dup2(nowhere.fileno(), out.fileno())
 
@@ -145,7 +147,7 @@ def exiting_on_errors() -> Generator[None]:
 
 
 def _described(error: BaseException) -> str:
-    """Describe an unexpected error by its type, the operating system's message if it has one, and the line of code."""
+    """Describe an unexpected error: the type, the operating system's message if there is one, and the line of code."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     name = type(error).__name__
@@ -203,7 +205,7 @@ class Meter:
 
     Args:
         what: the words in front of the bar.
-        total: the amount of work, in any unit; None if it is not known, so that no remaining time is shown.
+        total: the amount of work, in any unit; None if the amount is not known. Then no remaining time is shown.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -214,12 +216,12 @@ class Meter:
             TextColumn("{task.fields[rate]}", markup=False),
             *([TaskProgressColumn(), TimeRemainingColumn(compact=True)] if total is not None else []),
         ]
-        # `show` draws the bar. rich's own thread is not used, because it would interrupt the event loop's work.
+        # `show` draws the bar. rich's own thread is not used, because the thread would interrupt the event loop's work.
         self._bar = Progress(
             *columns,
             console=console,
             auto_refresh=False,
-            # With True, rich would print the standard output on the standard error while the bar is shown.
+            # With True, rich would print lines for the standard output on the standard error while the bar is shown.
             redirect_stdout=False,
             redirect_stderr=False,
             transient=True,
@@ -242,7 +244,7 @@ class Meter:
             self._bar.update(self._task, completed=done, rate=rate, refresh=True)
 
     def print_out(self, text: str) -> bool:
-        """Print a line on the standard output, on a terminal above the bar; return whether the line was printed."""
+        """Print a line on the standard output (on a terminal: above the bar); return whether the line was printed."""
         out = cast("TextIO | None", sys.stdout)
         if self._bar.disable or out is None or not out.isatty():
             return print_out(text)

@@ -25,8 +25,8 @@ class Validation:
     """The result of a dry run.
 
     Attributes:
-        events: lines that are an event.
-        bad: lines that are no event, plus inputs that could not be read completely.
+        events: the number of lines that are an event.
+        bad: the number of lines that are no event, plus the number of inputs that could not be read completely.
     """
 
     events: int = 0

@@ -1,9 +1,10 @@
 """A strict stand-in for Retail Rocket's tracking API, for development and tests.
 
-The emulator checks every request by the API's contract and answers as the API does, with a status and ``{}``. Its
-control side, ``/_control/``, reports which requests and events arrived, which were refused and why. A browser that
-opens the emulator's address shows these requests on a live page. On demand the emulator fails in every way in which a
-network or a server fails. The emulator and the client share no code, so a mistake in the client is not repeated here.
+The emulator checks every request by the API's contract and answers as the API does, with a status and ``{}``.
+The emulator's control side, ``/_control/``, reports which requests and events arrived, which were refused and why. A
+browser that opens the emulator's address shows these requests on a live page. On demand the emulator fails in every
+way in which a network or a server fails. The emulator shares no code with the client, so the emulator refuses a wrong
+request even if the client's code considers the request right.
 
 In the current event loop::
 

@@ -47,15 +47,17 @@ def _announce(emulator: RunningEmulator) -> None:
 
 
 def _await_end(loop: asyncio.AbstractEventLoop, serving: asyncio.Future[None]) -> None:
-    # Reads with os.read: a read of sys.stdin would still hold its lock when the interpreter shuts down.
+    # The thread reads with os.read. A read of sys.stdin would hold the lock of sys.stdin, also while the interpreter
+    # shuts down, and the interpreter then needs this lock.
     while os.read(0, 4096):
         pass
     loop.call_soon_threadsafe(serving.cancel)
 
 
 if __name__ == "__main__":
-    # Imported modules live as long as the process. Each garbage collection would look at their tens of thousands of
-    # objects and stop the event loop meanwhile, so requests within the limit would be counted too late and refused.
+    # The objects of imported modules live as long as the process. Each garbage collection would check these tens of
+    # thousands of objects and stop the event loop meanwhile. Requests that waited would then arrive together, so
+    # requests within the limit would be refused.
     gc.collect()
     gc.freeze()
     main()

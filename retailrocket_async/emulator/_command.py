@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["API_KEY", "arguments_of", "parser", "settings_of"]
 
 API_KEY: Final = "RETAILROCKET_EMULATOR_API_KEY"
-"""The environment variable that has the key if no argument has it. Every user of the machine can read arguments."""
+"""The environment variable with the key, used without ``--api-key``. Every user of the machine can read arguments."""
 
 _NONE: Final = "none"
 _SECRET: Final = "api_key"  # noqa: S105 - the name of the setting

@@ -7,21 +7,21 @@ request                    answer or effect
                            ``total_events``, ``refused``, ``over_limit``, ``worst_window``, ``bytes``
 ``GET events``             accepted events, oldest first: ``seq``, ``request``, ``name``, ``fields``; filtered
                            by the parameters ``name``, ``session``, ``after`` (a ``seq``) and ``limit``
-``GET requests``           the last requests, at most 1,000 or ``limit``: ``number``, ``time``, ``method``,
-                           ``path``, ``query`` (without the key), ``content_type``, ``status``, ``events``,
-                           ``bytes``, ``body``, ``reasons``, ``fault``
+``GET requests``           the last requests, at most ``limit``, and never more than 1,000: ``number``,
+                           ``time``, ``method``, ``path``, ``query`` (without the key), ``content_type``,
+                           ``status``, ``events``, ``bytes``, ``body``, ``reasons``, ``fault``
 ``GET refused``            like ``GET requests``, but refused requests only
-``GET stream``             all of the above live, as server-sent events; see `_stream`
+``GET stream``             requests and counters as they change, as server-sent events; see `_stream`
 ``POST reset``             forget all requests and events, the window and the faults
 ``GET faults``             the pending faults
-``POST faults``            append a JSON array of faults, all or none of them; see `Fault`
+``POST faults``            append the faults of a JSON array, or no fault if one of them is wrong; see `Fault`
 ``DELETE faults``          remove the pending faults
-``PATCH settings``         change some of the settings in `CHANGEABLE`, given as a JSON object; answers all
-                           settings except the key
+``PATCH settings``         change settings: the body is a JSON object with some of the names in `CHANGEABLE`;
+                           the answer has all settings except the key
 =========================  ==================================================================================
 
-An invalid request is answered 400 with ``{"error": "..."}``. A request that a browser sends for another site's page is
-answered 403.
+An invalid request is answered 400 with ``{"error": "..."}``. A request that a browser sends on behalf of a
+page of another site is answered 403; see `_origin`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def control_routes(emulator: Emulator) -> list[Route]:
 
 
 class _Control:
-    """Has one method for each route, which takes a request and returns JSON-ready data."""
+    """Handles the requests of the control side: one method for each route.
+
+    A method takes a request, and returns JSON-ready data; `stream` returns the whole response.
+    """
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator

@@ -41,7 +41,8 @@ class Emulator:
         self.faults = FaultScript(self._random)
         self.feed = Feed()
         self._stopping = asyncio.Event()
-        # Reported times follow the monotonic clock, so their differences stay right even if the wall clock is changed.
+        # Reported times are computed from the monotonic clock, so the time between two reported times is right even if
+        # the wall clock is changed.
         self._epoch = time.time() - time.monotonic()
         self._latest = 0.0
 
@@ -50,7 +51,7 @@ class Emulator:
         return time.monotonic()
 
     def arrival(self, read_at: float | None) -> float:
-        """Return the time on the window's clock at which a request arrived; never earlier than the last arrival.
+        """Return the time on the window's clock at which a request arrived, at least the time of the last arrival.
 
         Args:
             read_at: when the request's head was read, on the window's clock; None for the current time.
@@ -77,7 +78,7 @@ class Emulator:
         return not self._stopping.is_set()
 
     def configure(self, /, **changes: object) -> None:
-        """Change settings at run time: all of *changes*, or none if one of them is wrong.
+        """Change settings at run time. If one of *changes* is wrong, no setting is changed.
 
         Args:
             changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and

@@ -22,8 +22,8 @@ FaultKind = Literal[
     "garbage",
 ]
 
-# Whether a request with a fault of this kind is recorded in spite of the fault. For the kinds in _CHOICE this is only
-# the default of *record*.
+# For each kind: whether a request with such a fault is recorded in spite of the fault. For the kinds in _CHOICE, a
+# fault's *record* replaces this value.
 _RECORDS: Final[dict[str, bool]] = {
     "close_after": True,
     "close_before": False,
@@ -87,14 +87,14 @@ class Fault:
     ``status``         an answer with *status*; the request is not recorded (with *record*: recorded first)
     ``latency``        the usual answer; the request is judged, recorded and answered *seconds* later
     ``reset_before``   the connection is reset (TCP RST), and the request is not recorded
-    ``reset_after``    the request is recorded, then the connection is reset: the answer is lost
+    ``reset_after``    the request is recorded, then the connection is reset without an answer
     ``close_before``   the connection is closed (TCP FIN) without an answer, and the request is not recorded
     ``close_after``    the request is recorded, then the connection is closed without an answer
     ``close_idle``     the usual answer; the connection is closed (TCP FIN) when the next request begins to arrive,
                        and that request is neither recorded nor counted
     ``stall``          no answer until the client gives up (with *record*: recorded first)
-    ``truncate``       the request is recorded; the answer's head announces 100 bytes, and only a few follow
-    ``garbage``        bytes that are not HTTP, then a close (with *record*: recorded first)
+    ``truncate``       the request is recorded; the answer's head announces 100 bytes, but only a few bytes follow
+    ``garbage``        bytes that are not HTTP; then the connection is closed (with *record*: recorded first)
     =================  =====================================================================================
 
     "Recorded" means that the request is judged as usual, so an invalid request is recorded as refused.
@@ -109,8 +109,9 @@ class Fault:
             Answers with status 204 and 304 have no body.
         seconds: delay before the fault takes effect, for every kind; default 0.0. Kind ``latency`` needs more than 0.
         times: the number of requests that the fault applies to, default 1; None for an unlimited number.
-        path: apply only to requests with this path, such as ``/1.0/visitorEvents``; None (default) for any.
-        contains: apply only to requests with this text in the body; None (default) for any.
+        path: the fault applies only to requests with this path, such as ``/1.0/visitorEvents``; None (default) for all
+            requests.
+        contains: the fault applies only to requests with this text in the body; None (default) for all requests.
         probability: the chance that a matching request fails, 0 to 1; default 1.0.
         record: whether the request is recorded, for kinds ``status``, ``stall`` and ``garbage`` only;
             default None, not recorded.
@@ -156,7 +157,7 @@ class Fault:
         return attrs.asdict(self)
 
     def fits(self, path: str, body: bytes) -> bool:
-        """Whether the fault applies to a request with *path* and *body*."""
+        """Return whether the fault can apply to a request with *path* and *body*; *probability* is not considered."""
         if self.path is not None and self.path != path:
             return False
         return self.contains is None or self.contains.encode() in body

@@ -23,7 +23,7 @@ class _Pending:
 
 
 class FaultScript:
-    """Holds the pending faults, in order. A request gets the first fault that fits the request, and no other.
+    """Holds the pending faults, in order. A request gets only the first fault that fits the request.
 
     Args:
         random: the source of random numbers for faults with a *probability*.
@@ -54,7 +54,7 @@ class FaultScript:
         return None
 
     def pending(self) -> list[Fault]:
-        """Return the pending faults; the *times* of each fault is the number of requests left."""
+        """Return the pending faults. *times* of a fault is the number of requests that the fault still applies to."""
         return [attrs.evolve(pending.fault, times=pending.left) for pending in self._pending]
 
     def clear(self) -> None:

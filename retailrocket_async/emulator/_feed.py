@@ -26,8 +26,8 @@ class Feed:
     how many requests the reader has missed.
 
     Attributes:
-        run: a random word for this feed. It tells the places of this feed from those of an earlier emulator on the same
-            port, which has another word.
+        run: a random word for this feed. An earlier emulator on the same port has another word, so the run
+            shows which emulator a place is from.
         last: the place of the newest entry; 0 if there is no entry yet.
         cleared: the place of the last `clear`; 0 if `clear` was never called.
     """
@@ -45,18 +45,18 @@ class Feed:
         if record.method == "POST" and record.path.startswith(PREFIX):
             rate = self._rate(int(record.time))
             rate[0] += 1
-            # If the request has a fault, its 429 comes from the script and not from the limit.
+            # If a request with a fault is answered 429, the 429 comes from the fault and not from the limit.
             rate[1] += record.status == 429 and record.fault is None
 
     def clear(self) -> None:
-        """Forget the requests, and advance `last` as a new request would, so that readers notice."""
+        """Forget the requests, and increase `last` by 1 as a new request does, so that readers get a message."""
         self._records.clear()
         self._rates.clear()
         self.last += 1
         self.cleared = self.last
 
     def after(self, place: int) -> tuple[int, list[RequestRecord]]:
-        """Return the requests after *place*: how many were dropped already, and those still held, oldest first."""
+        """Return the number of requests after *place* that are no longer stored, and the stored ones, oldest first."""
         place = max(place, self.cleared)
         before = self.last - len(self._records)
         return max(0, before - place), list(islice(self._records, max(0, place - before), None))
@@ -65,7 +65,7 @@ class Feed:
         """Return the number of arrivals in each of the last 60 seconds; seconds without an arrival are left out.
 
         Each entry is the second (since 1970), the number of arrivals, and the number of arrivals over the limit. A
-        request is counted when its answer is decided.
+        request is counted when the request's answer is decided.
         """
         return [(second, arrived, over) for second, (arrived, over) in sorted(self._rates.items())]
 
@@ -75,5 +75,6 @@ class Feed:
             newest = max(self._rates)
             for old in [held for held in self._rates if held < newest - _SECONDS]:
                 del self._rates[old]
-        # If a request is answered more than a minute after its arrival, its second is no longer stored.
+        # If a request is answered more than a minute after the request's arrival, the second of the arrival is no
+        # longer stored. The request is then counted in a list that is thrown away.
         return self._rates.get(second, [0, 0])

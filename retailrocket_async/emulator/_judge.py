@@ -1,7 +1,7 @@
 """Judges a request: decides whether the request is accepted, or refused with a status and reasons.
 
-The checks are made in this order, named by the status of a refusal: 404, 405, 401, 403, 413, 400. The caller checks the
-limit (429) between 403 and 413.
+The checks are made in the order 404, 405, 401, 403, 413, 400, where each check is named by the status of a refusal. The
+caller checks the limit (429) after `judge_head` (404 to 403) and before `judge_body` (413 and 400).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX", "Events", "Refusal", "events_of", "judge_body", "judge_head"]
 
 PREFIX: Final = "/1.0/"
-"""The path of the API's resources."""
+"""The path before the name of each resource of the API."""
 
 _BATCH: Final = "visitorEvents"
 _UNKNOWN_NAME: Final = re.compile("[A-Za-z][A-Za-z0-9]*")
@@ -74,7 +74,7 @@ def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusa
 
 
 def events_of(path: str, data: Any) -> Events:  # noqa: ANN401 - any JSON value
-    """Return the events of an accepted request, from its *path* and *data*, its decoded body."""
+    """Return the events of an accepted request from the request's *path* and *data*, the decoded body."""
     name = path.removeprefix(PREFIX)
     envelopes = data if name == _BATCH else [{name: data}]
     return [pair for envelope in envelopes for pair in envelope.items()]

@@ -18,9 +18,9 @@ __all__ = ["Ledger"]
 
 # The accepted events of one request: the number of the first event, the number of events, the number of the request,
 # the path of the request, and its body. The body is stored as bytes, and parsed again when a caller asks for events.
-# With 200,000 events as objects, each garbage collection would stop the event loop so long that requests within the
-# limit are counted too late and refused. For the same reason a parcel is a plain tuple: the garbage collector does not
-# track a tuple that holds only numbers, strings and bytes.
+# With 200,000 events as objects, each garbage collection would stop the event loop for a long time. Requests that
+# arrive meanwhile would be counted together, so requests within the limit would be refused. For the same reason a
+# parcel is a plain tuple: the garbage collector does not check a tuple that contains only numbers, strings and bytes.
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
@@ -30,8 +30,9 @@ _BODY: Final = 65_536
 class Ledger:
     """Keeps the latest events and requests, and counts all of them.
 
-    `open` is called when a request arrives, `close` when its answer is decided. If a request is opened before `clear`
-    and closed after `clear`, the request is not counted, so that requests of one test do not appear in the next test.
+    `open` is called when a request arrives, and `close` when the request's answer is decided. If a request is
+    opened before `clear` and closed after `clear`, the request is not counted, so that requests of one test do not
+    appear in the next test.
 
     Args:
         keep: how many accepted events are stored, default 200,000; the oldest are dropped first.
@@ -68,7 +69,7 @@ class Ledger:
         return record
 
     def read(self, record: RequestRecord, body: bytes, size: int) -> None:
-        """Record the *body* of a request, and *size*, the length in bytes that the body had before it was cut."""
+        """Record the *body* of a request, and *size*, the length in bytes of the body before any cut."""
         record.body, record.size = body[:_BODY], size
         if record in self._open:
             self._bytes += size
@@ -126,7 +127,8 @@ class Ledger:
             after: only events with a higher `seq`; default 0.
             limit: the most events to return, the oldest first; None (default) for all.
         """
-        # Requests are dropped as a whole, so some events of the oldest request may exceed the bound `keep`.
+        # Parcels are dropped as a whole, so the oldest parcel may contain events that are older than the last `keep`
+        # events. These events are left out here.
         after = max(after, self._accepted - self._keep)
         wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (
@@ -141,15 +143,15 @@ class Ledger:
         return list(islice(found, limit))
 
     def requests(self, limit: int | None = None) -> list[RequestRecord]:
-        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last requests, oldest first: at most *limit*, and never more than 1,000."""
         return _last(self._requests, limit)
 
     def refused(self, limit: int | None = None) -> list[RequestRecord]:
-        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last refused requests, oldest first: at most *limit*, and never more than 1,000."""
         return _last(self._refused, limit)
 
     def body(self, record: RequestRecord) -> bytes:
-        """Return the whole body of a recent accepted request. For other requests, return the part in the record."""
+        """Return the whole body of a recent accepted request; for any other request, the part in *record*."""
         if record.events and record.size > len(record.body):
             for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
                 if number == record.number and isinstance(held, bytes):
@@ -174,7 +176,7 @@ class Ledger:
         }
 
     def clear(self) -> None:
-        """Forget all requests and events; the numbers of both start at 1 again."""
+        """Forget all requests and events. The numbers of later requests and events start at 1 again."""
         for held in (self._parcels, self._requests, self._refused, self._open, self._names, self._statuses):
             held.clear()
         self._arrived = self._accepted = self._refusals = self._bytes = 0
@@ -186,9 +188,10 @@ def _last_seq(parcel: _Parcel) -> int:
 
 
 def _may_hold(parcel: _Parcel, texts: Sequence[bytes]) -> bool:
-    """Return whether *parcel* may have an event with all of *texts*. If not, the body need not be parsed."""
+    """Return whether *parcel* may have an event with all of *texts*. If False, the body need not be parsed."""
     *_, path, held = parcel
-    # With a backslash, JSON can write one text in several ways, so the search for the bytes proves nothing.
+    # With backslashes, JSON can write the same text in several ways. So if the body has a backslash, an event may have
+    # the text although the text's bytes are not in the body.
     return not isinstance(held, bytes) or b"\\" in held or all(text in held or text in path.encode() for text in texts)
 
 

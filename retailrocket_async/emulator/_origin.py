@@ -1,7 +1,7 @@
 """Refuses requests that a browser sends to the control side on behalf of a page of another site.
 
 Any site that a developer has open can make the browser send requests to this machine. A browser names the site in a
-header. Other programs do not send this header, so their requests are answered.
+header. Programs that are not browsers do not send this header, so requests from such programs are answered.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def refusal(request: Request) -> str | None:
     """Return the reason for which *request* is refused, or None if the request may be answered."""
     host = request.headers.get("host", "")
     if _serves_loopback(request) and not _names_this_machine(host):
-        # If the name of a foreign site resolves to this machine (DNS rebinding), the browser takes the emulator for a
-        # part of that site.
+        # The name of a foreign site may resolve to this machine (DNS rebinding). A browser would then consider the
+        # emulator as a part of the foreign site, and let the site's pages read the answers.
         return "the Host must be an IP address, localhost or a name without dots"
     if request.method == "GET":
         # A GET changes nothing, and a browser does not let a page of another site read the answer.
@@ -34,10 +34,10 @@ def refusal(request: Request) -> str | None:
 def _is_of_this_page(request: Request, host: str) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        # A page cannot forge this header. The header is right behind a proxy, too, where the name in the page's origin
-        # differs from the Host.
+        # A page cannot forge this header. If a proxy is in front of the emulator, the page's origin may differ from the
+        # Host, but this header is still right.
         return site in ("same-origin", "none")
-    # Older browsers do not send Sec-Fetch-Site, and no browser sends it to a plain http address of another machine.
+    # Older browsers do not send Sec-Fetch-Site, and no browser sends it to an http:// address of another machine.
     return request.headers.get("origin") in (None, f"{request.scope['scheme']}://{host}")
 
 

@@ -21,7 +21,8 @@ _TYPES: Final = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-# The browser loads nothing from another host, runs nothing inline, and lets no script turn text into markup.
+# By this policy, the browser loads nothing from another host, runs no inline scripts, and does not let a script turn
+# text into markup.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -31,7 +32,8 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # The next emulator on the same port may be a newer version of the package with other files.
+    # The next emulator on the same port may belong to another version of the package, with other files, so the browser
+    # must ask again before a cached file is used.
     "Cache-Control": "no-cache",
 }
 

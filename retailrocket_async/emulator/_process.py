@@ -25,7 +25,7 @@ _GRACE: Final = 5.0
 
 
 class EmulatorError(Exception):
-    """The emulator's process did not start, or its control side refused a request."""
+    """The emulator's process did not start, or the emulator's control side refused a request."""
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class EmulatorProcess(Address):
         return self.settings.partner_id
 
     def stats(self) -> dict[str, Any]:
-        """Return the counters; see ``GET stats`` of the control side."""
+        """Return the counters, as ``GET /_control/stats`` does."""
         stats: dict[str, Any] = self._call("GET", "stats")
         return stats
 
@@ -73,11 +73,11 @@ class EmulatorProcess(Address):
         return self._list("events", wanted)
 
     def requests(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last requests, oldest first: at most *limit*, and never more than 1,000."""
         return self._list("requests", {"limit": limit})
 
     def refused(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last refused requests, oldest first: at most *limit*, and never more than 1,000."""
         return self._list("refused", {"limit": limit})
 
     def reset(self) -> None:
@@ -104,7 +104,7 @@ class EmulatorProcess(Address):
         return self._list("faults")
 
     def add_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
-        """Append *faults* to the script: all of them, or none if one is wrong.
+        """Append *faults* to the script. If one of *faults* is wrong, no fault is appended.
 
         Raises:
             EmulatorError: one of *faults* is not a valid fault.
@@ -119,7 +119,7 @@ class EmulatorProcess(Address):
     def configure(self, /, **changes: object) -> dict[str, Any]:
         """Change settings at run time, and return all settings except the key.
 
-        Either all of *changes* take effect, or none if one of them is wrong.
+        If one of *changes* is wrong, no setting is changed.
 
         Args:
             changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
@@ -165,12 +165,13 @@ def emulator_process(
         startup_timeout: the most seconds to wait until the emulator listens; default 30.0.
 
     Raises:
-        EmulatorError: the emulator did not start; its messages are on the standard error.
+        EmulatorError: the emulator did not start; the standard error shows why.
     """
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--until-stdin-closes"]
     settings = Settings() if settings is None else settings
     command += [f"--host={host}", f"--port={port}", *arguments_of(settings, with_key=False)]
-    # The new process gets this process's module path, so that a checkout that is not installed is found as well.
+    # The new process gets this process's module path, so that the new process finds the package even if the package
+    # is not installed.
     path = os.pathsep.join(path for path in sys.path if path)
     # The key goes into the environment, because every user of the machine can read the arguments of a process.
     environment = os.environ | {"PYTHONPATH": path, API_KEY: settings.api_key}
@@ -205,7 +206,7 @@ def _root(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 def end(process: subprocess.Popen[str], grace: float) -> None:
-    """Terminate *process*; kill *process* if it still runs after *grace* seconds."""
+    """Terminate *process*; kill *process* if *process* still runs after *grace* seconds."""
     process.terminate()
     try:
         process.wait(grace)

@@ -13,7 +13,7 @@ class EventRecord:
 
     Attributes:
         seq: the event's number in order of acceptance, from 1.
-        request: the number of the request that had the event.
+        request: the number of the request that contained the event.
         name: the event's name.
         fields: the event object as it was received.
     """
@@ -39,7 +39,7 @@ class RequestRecord:
         path: the path, without the query.
         query: the query's parameters without the key.
         content_type: the Content-Type header; None if the request had no such header.
-        status: the status of the answer; None if there is no answer, or no answer yet.
+        status: the status of the answer; None if the request was not answered, or is not answered yet.
         events: how many of the request's events were accepted.
         size: the length of the body in bytes.
         body: the body's first 65,536 bytes.

@@ -80,9 +80,9 @@ class RunningEmulator(Address):
         return self.ledger.events(name, session, after, limit)
 
     def requests(self, limit: int | None = None) -> list[RequestRecord]:
-        """Return the last requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last requests, oldest first: at most *limit*, and never more than 1,000."""
         return self.ledger.requests(limit)
 
     def refused(self, limit: int | None = None) -> list[RequestRecord]:
-        """Return the last refused requests, at most 1,000 or *limit*, oldest first."""
+        """Return the last refused requests, oldest first: at most *limit*, and never more than 1,000."""
         return self.ledger.refused(limit)

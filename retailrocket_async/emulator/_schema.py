@@ -1,11 +1,11 @@
-"""The rules for the fields of each event as tables, and the strict check of a request's body by these tables.
+"""Checks the body of a request strictly, by tables with the rules for the fields of each event.
 
-A check returns the mistakes in a body as a list of reasons, at most a thousand; the list is empty if the body is valid.
+A check returns the mistakes in a body as a list of reasons, at most 1,000; the list is empty if the body is valid.
 Each reason begins with the path of the wrong value::
 
     [3].view.productId: must be an integer, not a string
 
-Types are exact: neither a JSON ``true`` nor ``2.0`` is an integer.
+The type of a value must be exact: neither ``true`` nor ``2.0`` is accepted as an integer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import attrs
 
 __all__ = ["EVENTS", "check_batch", "check_event"]
 
-# The ends of reasons, without the path of the value: ": must be ...", or "[1]: must be ..." for an item of a list. The
-# path is added only if there is a reason, so that the check of a valid event creates no strings.
+# Reasons without the path of the value at the beginning: ": must be ...", or "[1]: must be ..." for an item of a list.
+# The path is added only if there is a reason, so that the check of a valid event creates no strings.
 _Tails: TypeAlias = Iterable[str]
 _Rule: TypeAlias = Callable[[object], _Tails]
 
@@ -186,14 +186,14 @@ def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
 
 
 def check_event(name: str, event: object, *, allow_unknown: bool = False) -> list[str]:
-    """Return the mistakes in *event* as a body of ``POST /1.0/<name>``, at most a thousand reasons.
+    """Return the mistakes in *event*, the body of a ``POST /1.0/<name>``, as a list of at most 1,000 reasons.
 
-    The paths in the reasons start at the event.
+    The path in each reason starts at the event, as in ``productId``.
 
     Args:
         name: the event's name, such as ``view``.
         event: the decoded body.
-        allow_unknown: accept an event with an undocumented name without a check of its fields; default False.
+        allow_unknown: accept an event with an undocumented name without checking the fields; default False.
     """
     tails = _tails(name, event, allow_unknown=allow_unknown)
     return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
@@ -213,11 +213,11 @@ def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[
 
 
 def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noqa: ANN401 - any JSON value
-    """Return the mistakes in *batch* as a body of ``POST /1.0/visitorEvents``, at most a thousand reasons.
+    """Return the mistakes in *batch*, the body of a ``POST /1.0/visitorEvents``, as at most 1,000 reasons.
 
     Args:
         batch: the decoded body. A valid body is an array of envelopes that is not empty.
-        allow_unknown: accept events with undocumented names without a check of their fields; default False.
+        allow_unknown: accept events with undocumented names without checking the fields; default False.
     """
     if type(batch) is not list:
         return [f"body{_not_a('an array', batch)[0]}"]
@@ -228,5 +228,5 @@ def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noq
 
 
 def _first(reasons: Iterator[str]) -> list[str]:
-    """Return the first thousand reasons. For a body of millions of wrong values, all reasons would take a gigabyte."""
+    """Return the first 1,000 reasons: all reasons for a body of millions of wrong values would take a gigabyte."""
     return [*islice(reasons, _REASONS), *(["... and more"] if next(reasons, None) else [])]

@@ -36,7 +36,7 @@ async def running_emulator(
     """Serve an emulator in the current event loop while the block runs.
 
     Signal handlers and loggers are not changed, and any number of emulators may run side by side. At the end of the
-    block every connection is closed and every pending answer is dropped.
+    block every connection is closed, and requests that are not answered yet get no answer.
 
     Args:
         settings: how the emulator behaves; None (default) for ``Settings()``.
@@ -47,7 +47,7 @@ async def running_emulator(
         OSError: the emulator cannot listen on the address.
     """
     emulator = Emulator(Settings() if settings is None else settings)
-    # uvicorn's Server is not used, because it waits in steps of 0.1 s, and a test suite starts hundreds of emulators.
+    # uvicorn's Server is not used, because Server waits in steps of 0.1 s, and a test run starts hundreds of emulators.
     config = Config(
         app_of(emulator),
         http=_wire.WireProtocol,
@@ -108,7 +108,7 @@ async def serve(
     port: int = 0,
     ready: Callable[[RunningEmulator], object] | None = None,
 ) -> None:
-    """Serve an emulator until cancelled, or until SIGINT or SIGTERM if this is the main thread.
+    """Serve an emulator until this task is cancelled or, in the main thread, until SIGINT or SIGTERM.
 
     Args:
         settings: how the emulator behaves; None (default) for ``Settings()``.
@@ -129,7 +129,7 @@ async def serve(
 
 @contextmanager
 def _signalled(stop: asyncio.Event) -> Generator[None]:
-    """Set *stop* on SIGINT and SIGTERM while the block runs; the earlier handlers are restored at its end."""
+    """Set *stop* on SIGINT and SIGTERM while the block runs; restore the earlier handlers when the block ends."""
     # Only the main thread may set signal handlers.
     main = threading.current_thread() is threading.main_thread()
     loop = asyncio.get_running_loop()
@@ -137,7 +137,7 @@ def _signalled(stop: asyncio.Event) -> Generator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    # signal.signal works on every platform and returns the earlier handler; loop.add_signal_handler does neither.
+    # signal.signal works on every platform and returns the earlier handler; loop.add_signal_handler does not.
     before = {number: signal.signal(number, handle) for number in _SIGNALS if main}
     try:
         yield

@@ -26,7 +26,7 @@ def _flag(_: "Settings", attribute: "attrs.Attribute[bool]", value: object) -> N
 
 
 def _whole(least: int | None, *, optional: bool = False) -> Callable[["Settings", "attrs.Attribute[Any]", Any], None]:
-    """Return a validator for an integer of at least *least*. The validator refuses a bool, although it is an int."""
+    """Return a validator for an integer of at least *least*. The validator refuses bools, although a bool is an int."""
 
     def check(_: "Settings", attribute: "attrs.Attribute[Any]", value: object) -> None:
         if optional and value is None:
@@ -57,18 +57,18 @@ def _field(default: Any, check: Callable[..., None], text: str) -> Any:  # noqa:
 class Settings:
     """Says how an emulator behaves. Every field has a default, and is checked at construction.
 
-    The default key and shop are published, so they protect nothing; use them in development only.
+    Everybody knows the default key and shop id, so use the defaults in development only.
 
     Attributes:
         api_key: the only `apiKey` that is accepted; default ``"dev-api-key"``.
         partner_id: the only `partnerId` that is accepted; default ``"dev-partner"``.
-        limit: requests admitted in any window of *per* seconds, default 50; None for no limit.
+        limit: the most requests that are admitted in any window of *per* seconds, default 50; None for no limit.
         per: the length of the window in seconds, default 1.0.
-        latency: seconds between recording a request and answering it, default 0.0.
-        arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before it is counted, as
-            by a network; default 0.0.
+        latency: seconds between recording and answering a request, default 0.0.
+        arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before the request is counted,
+            as a network would delay the request; default 0.0.
         seed: the seed of the random numbers for these delays and for the faults; None (default) for a random seed.
-        max_body_bytes: a longer body is refused with 413; default 8,388,608 bytes (8 MiB).
+        max_body_bytes: the most bytes of a body, default 8,388,608 (8 MiB); a longer body is refused with 413.
         allow_unknown_events: accept events of any name, with any fields; default False.
         forbidden: answer 403 to every request with the right key; default False.
         keep: how many accepted events are stored in memory, default 200,000; the oldest are dropped first.

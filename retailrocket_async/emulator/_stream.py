@@ -8,19 +8,19 @@ key              value
 ===============  ============================================================================================
 ``requests``     requests whose answer is decided, in the order of the answers, as in ``GET requests``, but with
                  up to 512 KiB of an accepted body; ``cut`` says whether a part of the body is missing
-``missed``       how many requests before these the reader has missed, because the reader was too slow or
-                 connected too late
+``missed``       how many requests before those in ``requests`` the reader has missed, because the reader
+                 was too slow or connected too late
 ``rates``        for each second of the last minute: the second (since 1970), the number of arrivals, and the
                  number of arrivals over the limit
 ``stats``        the counters
-``reset``        true: all earlier messages are void
+``reset``        true: the reader must forget everything from earlier messages
 ``faults``       the pending faults
 ``settings``     the settings, without the key
 ===============  ============================================================================================
 
 A message's id names the last request in the message. A reader that reconnects sends this id as the header
-``Last-Event-ID`` or the parameter ``after``, and gets the later requests. If another emulator made the id, the reader
-gets all requests, and ``reset``.
+``Last-Event-ID`` or the parameter ``after``, and gets the later requests. If the id is from another emulator, the
+reader gets all stored requests, and ``reset``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
-# The most bytes of bodies in one message. Such a message blocks the event loop for two or three milliseconds.
+# The most bytes of bodies in one message. Writing a message of this size blocks the event loop for two or three
+# milliseconds.
 _BODY: Final = 512 * 1024
 _REQUESTS: Final = 200
 _RETRY: Final = b"retry: 1000\n\n"
@@ -54,7 +55,7 @@ async def stream(
     Args:
         emulator: the emulator.
         last_id: the id of the last message that the reader has received; None (default) for a new reader.
-        interval: the least seconds between two messages; default 0.1.
+        interval: the smallest number of seconds between two messages; default 0.1.
         keep_alive: seconds without a message after which a comment is sent; default 15.0.
     """
     watch = _Watch(emulator, last_id)
@@ -67,7 +68,8 @@ async def stream(
         elif silent >= keep_alive:
             silent = 0.0
             yield _ALIVE
-        # The stream polls and is not notified of requests, so that a request costs the same with and without readers.
+        # The stream asks for changes at intervals. A notification for each request would make requests slower while a
+        # reader is connected.
         if not await emulator.pause(interval):
             return
         silent += interval

@@ -1,9 +1,10 @@
-"""The API of the emulator: judges a request and answers the request, or fails on purpose.
+"""The API of the emulator: judges and answers requests, or fails on purpose.
 
 The statuses that depend only on the head of a request (404, 405, 401, 403, 429) are decided on arrival, in one step
-without an await. So the limit counts requests in the order of their arrival, however long their bodies take. A request
-arrives when its head is read, so a busy event loop does not delay the time of arrival. A fault is chosen after this
-step and replaces the answer; the limit still counts the request.
+without an await. So the limit counts requests in the order of arrival, however long it takes to receive the
+bodies. The time of arrival is the time at which the head was read, so the time of arrival is right even if the event
+loop is busy before this step. A fault is chosen after this step and replaces the answer; the limit also counts
+requests with a fault.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class TrackingApi:
     """The ASGI application that answers requests to ``/1.0/`` and to every path without a route.
 
     Args:
-        emulator: the state of the emulator; its settings are applied, and its ledger records the requests.
+        emulator: the state of the emulator, with the settings to apply and the ledger that records the requests.
     """
 
     def __init__(self, emulator: Emulator) -> None:
@@ -46,7 +47,7 @@ class TrackingApi:
         if jitter and not await emulator.pause(jitter):
             await _drop(scope, receive)
             return
-        # After a random delay, the request counts as arriving now, and not when its head was read.
+        # After a random delay, the time of arrival is now, and not the time at which the head was read.
         record, refusal = self._arrive(scope, None if jitter else _wire.read_at(scope))
         status: int | None = None
         try:
@@ -95,10 +96,10 @@ class TrackingApi:
         return await self._fail(fault, settled, scope, receive, send)
 
     async def _read(self, record: RequestRecord, receive: Receive) -> bytes | None:
-        """Read the whole body, and return its first bytes: at most one byte more than `max_body_bytes` allows.
+        """Read the whole body, and return the first bytes of the body: at most `max_body_bytes` + 1 bytes.
 
-        Return None if the client disconnected. A body that is too large is read to its end as well, because a client
-        that is still sending would not see the 413.
+        Return None if the client disconnected. A body that is too large is read completely as well, because a client
+        that is still sending would not read the 413.
         """
         kept, size = bytearray(), 0
         most = self._emulator.settings.max_body_bytes + 1
@@ -178,7 +179,7 @@ async def _answer(send: Send, status: int, fault: Fault | None = None) -> None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the connection is closed, because an ASGI application may return without an answer only then."""
+    """Wait until the connection is closed. An ASGI application may return without an answer only after that."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

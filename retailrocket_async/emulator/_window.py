@@ -10,9 +10,9 @@ __all__ = ["SlidingWindow"]
 class SlidingWindow:
     """Counts requests in the window ``(t - per, t]``, exactly: without averages or fixed buckets.
 
-    The methods take the current time as an argument, in seconds of a clock that never goes back, so the times of
-    successive calls never decrease. The window excludes its old end: two requests exactly *per* seconds apart are never
-    in the same window.
+    The methods take the current time as an argument, in seconds of a clock that never goes back. The time of a call
+    must not be earlier than the time of the call before. The window does not contain the moment ``t - per``: two
+    requests exactly *per* seconds apart are never in the same window.
 
     Args:
         per: the length of the window in seconds, above 0.
@@ -36,7 +36,7 @@ class SlidingWindow:
         return self._over_limit
 
     def arrive(self, now: float) -> None:
-        """Count an arrival at *now*, whether it is admitted or not."""
+        """Count a request that arrives at *now*, whether the request is admitted or not."""
         self._forget(self._arrivals, now)
         self._arrivals.append(now)
         self._worst = max(self._worst, len(self._arrivals))

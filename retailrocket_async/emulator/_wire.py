@@ -18,7 +18,8 @@ __all__ = ["WireProtocol", "abort", "close_on_reuse", "cut", "read_at", "reset",
 _KEY: Final = "retailrocket_async.emulator.transport"
 _READ_AT: Final = "retailrocket_async.emulator.read_at"
 
-# The value of SO_LINGER for zero seconds: closing the socket then drops unsent data, and sends the peer an RST.
+# The value of SO_LINGER for zero seconds. With this value, closing the socket drops unsent data, and sends the peer a
+# TCP RST.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
@@ -26,7 +27,7 @@ class WireProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol, with access to the connection of a request.
 
     Attributes:
-        closes_on_reuse: whether the next request closes the connection instead of being handled.
+        closes_on_reuse: True if the connection is closed, without handling the request, when the next request arrives.
     """
 
     closes_on_reuse = False
@@ -35,12 +36,12 @@ class WireProtocol(H11Protocol):
         """Store the new connection in the state that the scope of every request contains."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, _KEY: transport}
-        # Set here and not in uvicorn's Config: Config would remove the handlers of uvicorn's access logger, which the
-        # tested application may use.
+        # The access log is switched off here and not in uvicorn's Config. Config would remove the handlers of uvicorn's
+        # access logger, and the tested application may use this logger.
         self.access_log = False
 
     def handle_events(self) -> None:
-        """Handle received data. The scope of each request gets the time at which the request's head was complete."""
+        """Handle received data, and store the current time in the scope of a request whose head is now complete."""
         if self.closes_on_reuse and self.conn.trailing_data[0]:
             self.transport.close()
             return
@@ -55,7 +56,7 @@ class WireProtocol(H11Protocol):
 
 
 def transport_of(scope: MutableMapping[str, Any]) -> asyncio.Transport:
-    """Return the connection of the request of *scope*.
+    """Return the connection of the request that *scope* describes.
 
     Raises:
         RuntimeError: the application is not served by `WireProtocol`.
@@ -67,7 +68,7 @@ def transport_of(scope: MutableMapping[str, Any]) -> asyncio.Transport:
 
 
 def read_at(scope: MutableMapping[str, Any]) -> float | None:
-    """Return when the head of the request of *scope* was read, on the clock of `time.monotonic`.
+    """Return the `time.monotonic` at which the head of the request that *scope* describes was read.
 
     Return None if the application is not served by `WireProtocol`.
     """
@@ -76,7 +77,7 @@ def read_at(scope: MutableMapping[str, Any]) -> float | None:
 
 
 def close_on_reuse(transport: asyncio.Transport) -> None:
-    """Close the connection with a TCP FIN when the next request begins to arrive on it."""
+    """Close the connection with a TCP FIN when the next request begins to arrive on this connection."""
     cast("WireProtocol", transport.get_protocol()).closes_on_reuse = True
 
 
@@ -87,7 +88,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def abort(transport: asyncio.Transport) -> None:
-    """Close the connection immediately, without sending the data in its write buffer."""
+    """Close the connection immediately, without sending the data in the write buffer."""
     transport.abort()
 
 

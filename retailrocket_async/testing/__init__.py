@@ -1,4 +1,4 @@
-"""Tools for the tests of a shop: a client that sends nothing, and records the events that the shop tracks.
+"""Tools for the tests of a shop: a client that uses no network, and records the events that the shop tracks.
 
 ::
 

@@ -14,14 +14,14 @@ class InMemoryApi:
     """Answers the requests of an HTTP client inside the process, without a network.
 
     Attributes:
-        faults: the pending faults, in order; a request gets the first fault that fits the request.
+        faults: the pending faults, in order; only the first fault that fits a request applies to the request.
     """
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
 
     def http_client(self) -> httpx.AsyncClient:
-        """Return an HTTP client whose requests this object answers. It opens no connections, and need not be closed."""
+        """Return an HTTP client whose requests this object answers. This client has no connections to close."""
         return httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:

@@ -47,21 +47,22 @@ AT_ONCE: Final = Batching(linger=0)
 IMPATIENT: Final = RetryPolicy(max_attempts=5, initial_backoff=0, max_backoff=0, max_halt=0.2)
 """The retries of the recording client: no waits between attempts, and at most 5 attempts.
 
-After five failures in a row the client would consider the API as down, so there are no more attempts.
+After five failures in a row, the client considers the API as down and waits, so a sixth attempt would take time.
 """
 
 
 class RecordingClient(AsyncTrackingClient):
     """An `AsyncTrackingClient` for tests: sends nothing out of the process, and records every event that is tracked.
 
-    A recording client validates events, returns receipts, bounds its buffer and closes exactly as the real client. Its
+    A recording client validates events, returns receipts, bounds its buffer and closes exactly as the real client. The
     requests go to an API in memory, which accepts every request unless `fail_with` was called. A recording client needs
     no credentials, has no request limit, and does not wait. Like the real client, a recording client belongs to one
-    event loop, so make a new client for each test. It need not be closed.
+    event loop, so make a new client for each test. A recording client need not be closed.
 
-    An event is recorded when the call that tracks the event returns, whatever the method and the thread. An event of
-    `send` or `send_batch` is recorded when it is sent. The recorded event is the event that `before_send` returns. An
-    event is not recorded if `before_send` drops the event, or if the call raises a `UsageError` or a `BufferFullError`.
+    An event is recorded when the call that tracks the event returns, whatever the method and the thread. The events of
+    `send` and `send_batch` are recorded when they are sent. The recorded event is the event that `before_send` returns.
+    An event is not recorded if `before_send` drops the event, or if the call raises a `UsageError` or
+    a `BufferFullError`.
 
     All arguments have the same meaning as for `AsyncTrackingClient`; only `http_client` is missing.
 
@@ -132,7 +133,7 @@ class RecordingClient(AsyncTrackingClient):
             observer=observer,
             allow_insecure_http=allow_insecure_http,
         )
-        # If undelivered events are left at the end of a test, they must not be reported as lost; see also `__del__`.
+        # A test may end before all events are delivered. These events must not be reported as lost; see also `__del__`.
         self._engine.nothing_to_lose()
 
     # --- what was tracked ---------------------------------------------------------------------------------------------
@@ -195,18 +196,19 @@ class RecordingClient(AsyncTrackingClient):
     def fail_with(
         self, kind: FaultKind | None = None, *, rejected: type[Event] | str | None = None, **facts: Any
     ) -> None:
-        """Make requests fail from now on. Each call adds a fault; a request gets the first fault that fits the request.
+        """Make requests fail from now on. Each call adds a fault. Only the first fault that fits a request applies.
 
         Retries and time-outs take no time. Only after a refusal of the key, the shop or the address (401, 403, 404)
-        does the client wait: a quarter of a second, seldom two seconds, before it rejects the first event, and up to a
-        tenth of a second before each further request.
+        does the client wait: a quarter of a second, seldom two seconds, before the client rejects the first event, and
+        up to a tenth of a second before each further request.
 
         Args:
             kind: how the requests fail. ``"status"`` (default): the answer has the status `status`. ``"connect"``:
                 there is no connection. ``"reset_after"``: the connection breaks before the answer arrives.
                 ``"stall"``: no answer arrives before the time-out.
-            rejected: a class of events, e.g. `Order`, or its wire name. The API refuses events of this class with 400,
-                and accepts the other events of the batch. No other argument may be given together with `rejected`.
+            rejected: a class of events, e.g. `Order`, or its wire name. The API refuses requests with such an event
+                with 400, so the client rejects these events, and delivers the other events of the batch. No other
+                argument may be given together with `rejected`.
             facts: further arguments. ``status``: 200 to 599, default 503. ``times``: how many requests fail, default 1;
                 None for all further requests. ``contains``: only requests with this text in the body fail; default
                 None, all requests.
@@ -243,7 +245,8 @@ class RecordingClient(AsyncTrackingClient):
 
     async def track_many(self, events: Iterable[Event] | AsyncIterable[Event]) -> list[Receipt]:
         """Track events as `AsyncTrackingClient.track_many` does, and record each event."""
-        # Events are tracked one by one, because with a spool the client's own `track_many` does not call `track`.
+        # Events are tracked one by one, because `track` records them. With a spool, the base class's `track_many` does
+        # not call `track`.
         if isinstance(events, AsyncIterable):
             return [await self.track(event) async for event in events]
         return [await self.track(event) for event in events]
@@ -262,7 +265,7 @@ class RecordingClient(AsyncTrackingClient):
     def _sending(self) -> Generator[None]:
         """Record the events that the block sends, before the block awaits the answer.
 
-        Other tasks may track events while the block waits, so a later recording would change the order.
+        Other tasks may track events while the block waits, so recording after the wait would change the order.
         """
         before = len(self._events)
         try:
@@ -288,7 +291,8 @@ class RecordingClient(AsyncTrackingClient):
         return accept_and_record
 
     def __del__(self) -> None:
-        # The base class warns about lost events. A recording client does not, because a test may leave a client open.
+        # The base class warns about lost events. A recording client does not warn, because a test need not close a
+        # client.
         pass
 
     def __repr__(self) -> str:
@@ -309,7 +313,7 @@ class _Unlimited:
 
 
 _chosen: ContextVar[list[Event] | None] = ContextVar("_chosen", default=None)
-"""The list to which the events of the current call are added, as `before_send` returns these events."""
+"""The list to which `before_send` adds the events of the current call; None outside of such a call."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import httpx
 from retailrocket_async import EVENT_TYPES, ConfigurationError, Event
 
 FaultKind: TypeAlias = Literal["status", "connect", "reset_after", "stall"]
-"""How a request fails. The emulator has the same names except ``"connect"``: a running emulator always listens."""
+"""How a request fails. The emulator has all these kinds except ``"connect"``: a running emulator always listens."""
 
 _ERRORS: Final[dict[FaultKind, type[httpx.TransportError]]] = {
     "connect": httpx.ConnectError,
@@ -25,7 +25,7 @@ class Fault:
     """Says how requests fail, and which requests fail; see `RecordingClient.fail_with`.
 
     Attributes:
-        kind: how the requests fail.
+        kind: how the requests fail; see `FaultKind`.
         status: the status of the answer for kind ``"status"``.
         times: the number of requests that still fail; None for an unlimited number.
         contains: the fault applies only to requests with this text in the body; None for all requests.

@@ -1,4 +1,4 @@
-"""Searches the recorded events, and describes the recorded events if an assertion of a test fails."""
+"""Searches recorded events, and writes the error message if an assertion about recorded events fails."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _differences(event: Event, fields: Mapping[str, object]) -> list[str]:
             differing.append(f"no {name}")
             continue
         value = cast("object", getattr(event, name))
-        # An event stores a list of ids as a tuple, so a tuple is compared as a list, too.
+        # An event stores ids as a tuple. A test may give the wanted ids as a list, so both forms are compared.
         if wanted not in (value, _as_list(value)):
             differing.append(f"{name} is {_shown(value)}, not {_shown(wanted)}")
     return differing
@@ -92,7 +92,7 @@ def _as_list(value: object) -> object:
 def _described(event: Event, fields: Mapping[str, object]) -> str:
     """Return a short text for an event.
 
-    The text leaves out fields without a value, and shows the visitor last. It shows the timestamp only if `fields` has
+    The text leaves out fields without a value, and shows the visitor last. The timestamp is shown only if `fields` has
     a wanted timestamp.
     """
     values_by_name = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
