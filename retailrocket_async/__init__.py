@@ -1,7 +1,8 @@
 """The asyncio SDK for Retail Rocket's user-behaviour tracking API.
 
-The client collects events into `visitorEvents` batches, keeps the shop's request limit, and retries a failed request if
-a retry can help. Each event gets exactly one outcome: delivered, rejected, abandoned, dropped or, with a spool, kept.
+The client collects events into `visitorEvents` batches, respects the shop's request limit, and retries a failed request
+if a retry can help. Each event gets exactly one outcome: delivered, rejected, abandoned, dropped or, if the client has
+a spool, kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Defines all errors of this package. The tree groups them by who must act.
+"""Defines all errors of this package. The tree groups the errors by who must act.
 
 ::
 
@@ -9,7 +9,7 @@
     │   ├── UncopyableError             an object of one process was copied or pickled (TypeError)
     │   ├── ClientClosedError           the client was closed before this call         (RuntimeError)
     │   └── WrongLoopError              another event loop, thread or forked process   (RuntimeError)
-    ├── BufferFullError                 the buffer is full: events are tracked faster than they are sent
+    ├── BufferFullError                 the buffer is full: events are tracked faster than sent
     │   └── SpoolFullError              the spool has reached a limit, e.g. of its size
     ├── SpoolError                      the spool's file cannot be used
     ├── FlushTimeoutError               the time-out of `flush` passed                 (TimeoutError)
@@ -60,7 +60,7 @@ class ConfigurationError(UsageError, ValueError):
 
 
 class _Redacted:
-    """The type of `REDACTED`, which stands for a value that must not be shown; None could be the value itself."""
+    """The type of `REDACTED`, which replaces a value that must not be shown; a value may be None, so None cannot."""
 
     def __repr__(self) -> str:
         return "<withheld>"
@@ -74,7 +74,7 @@ REDACTED: Final = _Redacted()
 
 
 class EventValidationError(UsageError, ValueError):
-    """An event breaks the API's contract; raised when the event is constructed, so before it is queued.
+    """An event breaks the API's contract; raised when the event is constructed, so before the event is queued.
 
     Attributes:
         event: the event's name as the API spells it, e.g. ``"addToBasket"`` (str).
@@ -101,7 +101,7 @@ class UncopyableError(UsageError, TypeError):
 
 
 class ClientClosedError(UsageError, RuntimeError):
-    """The client was closed, or is being closed, so it accepts no new events."""
+    """The client was closed, or is being closed, and a closed client accepts no new events."""
 
 
 class WrongLoopError(UsageError, RuntimeError):
@@ -121,7 +121,7 @@ class SpoolError(RetailRocketError):
 
 
 class FlushTimeoutError(RetailRocketError, TimeoutError):
-    """The time-out of `flush` passed; the remaining events stay in the client, which continues to send them."""
+    """The time-out of `flush` passed; the client continues to send the remaining events."""
 
 
 class HandleTimeoutError(RetailRocketError, TimeoutError):
@@ -130,7 +130,7 @@ class HandleTimeoutError(RetailRocketError, TimeoutError):
     `track` and `track_many` did not accept the event that was still waiting for room in the buffer.
 
     Attributes:
-        accepted: how many events the call had accepted before its time-out passed (int).
+        accepted: how many events the call had accepted before the time-out passed (int).
     """
 
     def __init__(self, message: str, accepted: int = 0) -> None:
@@ -147,7 +147,7 @@ class DeliveryError(RetailRocketError):
     Attributes:
         outcome: the outcome of the event (`Rejected`, `Abandoned`, `Dropped` or `Kept`).
         status: the HTTP status of the last attempt; None if no answer arrived (int | None).
-        attempts: how many requests carried the event (int).
+        attempts: how many requests contained the event (int).
         elapsed: seconds from the first attempt to the last answer (float).
         maybe_recorded: whether the API may have recorded the event (bool).
     """
@@ -201,15 +201,15 @@ class NoAnswerError(AbandonedError):
 
 
 class HaltedError(AbandonedError):
-    """Nothing can be sent: an environment variable cannot be used, or a proxy refuses; the message says which one."""
+    """Nothing can be sent: an environment variable is wrong, or a proxy refuses; the message says what to correct."""
 
 
 class DroppedError(DeliveryError):
-    """The event was never sent: the buffer was full, it was too old, `before_send` dropped it, or the client closed."""
+    """The event was never sent; `Dropped.reason` says why, e.g. because the buffer was full."""
 
 
 class KeptError(DeliveryError):
-    """The client was closed before it delivered the event; the event is in the spool, and the next client sends it."""
+    """The client was closed before delivery; the event is in the spool, and the next client sends the event."""
 
 
 class _Brief(reprlib.Repr):
@@ -220,7 +220,8 @@ class _Brief(reprlib.Repr):
         self.maxlong = 40
 
     def repr_int(self, x: int, level: int) -> str:
-        # Printing an int takes time quadratic in its digits, and Python refuses more than 4,300 of them.
+        # The time to print an int grows with the square of its number of digits, and Python refuses to print more than
+        # 4,300 digits.
         if x.bit_length() > 256:
             return f"an int of {x.bit_length()} bits"
         return super().repr_int(x, level)
@@ -230,10 +231,13 @@ _repr = _Brief().repr
 
 
 def brief(value: object) -> str:
-    """Return the start of a value's repr; safe for any value, because values come from visitors and may be hostile."""
+    """Return the start of a value's repr, about 200 characters.
+
+    Values come from visitors and may be hostile, so an error that a value's repr raises is caught.
+    """
     try:
         text = _repr(value)
-    except BaseException as error:  # reprlib goes by a class's name, and any class may be called "list"
+    except BaseException as error:  # reprlib chooses a method by the name of the class, e.g. "list"
         if is_interrupt(error):
             raise
         return f"<{type(value).__name__}>"
@@ -252,7 +256,7 @@ def type_name(value: object) -> str:
 
 
 def brief_names(names: Iterable[object]) -> str:
-    """Return the first eight of `names` as a text, sorted and each shortened by `brief`."""
+    """Return the first eight of `names` as one text, sorted; `brief` shortens each name."""
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 

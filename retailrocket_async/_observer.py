@@ -7,7 +7,7 @@
             `-> request_ended()
     outcome --> settled()
 
-A client without an observer calls none of this.
+A client without an observer calls none of these methods.
 """
 
 from collections import Counter
@@ -30,8 +30,8 @@ class ObservedClient:
 
     Attributes:
         partner_id: the shop's public id.
-        base_url: the base URL of the client's requests; it does not contain the key.
-        stats: a function that returns the client's counters, as `AsyncTrackingClient.stats` does. It returns None if
+        base_url: the base URL of the client's requests; the base URL does not contain the key.
+        stats: a function that returns the client's counters, as `AsyncTrackingClient.stats` does. The result is None if
             the client no longer exists, or if this object was unpickled.
     """
 
@@ -65,16 +65,16 @@ class ObservedRequest:
 
 
 class Observer:
-    """Base class of observers: a client calls its methods at every step. Override those you need; they do nothing here.
+    """Base class of observers: the client calls the methods below. Override any of them; the defaults do nothing.
 
     The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. The
     methods must be quick, because the client waits for them. If a method raises an error, the client counts the error
-    (`Stats.hook_errors`), logs the first one, and continues. Use each observer for one client only.
+    (`Stats.hook_errors`), logs the first error, and continues. Use each observer for one client only.
 
     Attributes:
-        origin: a context variable with a default value; default None. Set it if the result of `tracked` depends on
-            nothing but this variable. The client then calls `tracked` only if the variable's value is another object
-            than it was for the previous event, and otherwise uses the previous mark, which is faster.
+        origin: a context variable with a default value; default None. Set `origin` if the result of `tracked`
+            depends on this variable only. If the variable then has the same object as its value for two events in a
+            row, the second event may get the mark of the first event without a call of `tracked`, which is faster.
     """
 
     origin: ContextVar[Any] | None = None
@@ -93,7 +93,7 @@ class Observer:
     def request_began(self, request: ObservedRequest) -> object:  # noqa: ARG002 - for subclasses
         """Handle the start of a request; return any object, which is passed to `request_ended`.
 
-        Called in the task that makes the request, right before it is sent. A context variable that this method
+        Called in the task that makes the request, right before the request is sent. A context variable that this method
         sets stays set until `request_ended` has been called, and is not visible to other requests.
         """
         return None
@@ -114,7 +114,7 @@ class Observer:
 
         Args:
             names: the number of events by event name, as the API spells the name.
-            outcome: their outcome.
+            outcome: the outcome of these events.
         """
 
 
@@ -122,7 +122,7 @@ _NOWHERE: Final = object()
 
 
 class Watch:
-    """Calls the methods of a user's observer, and catches the errors that they raise.
+    """Calls the methods of a user's observer, and catches the errors that these methods raise.
 
     Args:
         observer: the user's observer.
@@ -130,8 +130,8 @@ class Watch:
 
     Attributes:
         marks: whether the observer overrides `tracked`.
-        origin: returns the current value of `Observer.origin`. If that is None, returns a new object each time, so
-            `tracked` is called for every event.
+        origin: a function that returns the current value of the context variable `Observer.origin`. If there is no such
+            variable, the function returns a new object each time, so `tracked` is called for every event.
         before: the value of `origin` for the previous event.
         kept: the mark of the previous event.
 
@@ -165,7 +165,7 @@ class Watch:
             return _Raised(error)
 
     def note(self, receipt: Receipt) -> None:
-        """Get the mark of an event and store it in the receipt; called in the event loop, in the caller's task."""
+        """Store the mark of an event in the receipt; called in the event loop, in the caller's task."""
         origin = self.origin()
         if origin is not self.before:
             try:
@@ -188,9 +188,10 @@ class Watch:
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
         """Call `Observer.request_began`; return its result, for `ended`. `receipts` is None for a direct send."""
         if receipts is not None:
-            # Forget the last event's context: otherwise it would stay in memory until another event is tracked.
+            # Forget the last event's context and mark. Otherwise both would stay in memory until the next event is
+            # tracked.
             self.before, self.kept = _NOWHERE, None
-        # The receipts are searched only if there was ever a mark. There is none, for example, if no span is sampled.
+        # Search the receipts only if any event has ever had a mark. No event has a mark if, e.g., no span is sampled.
         marks = _marks(receipts or ()) if self._kept_any else ()
         request = ObservedRequest(
             path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
@@ -232,8 +233,8 @@ def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
     """Return the marks in the receipts, each object once and without None."""
     last = None
     try:
-        # Events with the same mark usually follow each other. So it is fastest to skip a mark that equals the previous
-        # one, and to remove the few remaining duplicates below.
+        # Events with the same mark usually follow each other. So the fastest way is to skip each mark that is the same
+        # object as the mark before, and to remove the few remaining duplicates below.
         kept = [last := receipt.mark for receipt in receipts if receipt.mark is not last]
     except AttributeError:
         # A receipt has no attribute `mark` if its event has no mark.

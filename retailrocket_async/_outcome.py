@@ -1,4 +1,4 @@
-"""The outcomes of an event; each event gets exactly one.
+"""Defines the outcomes of an event; each event gets exactly one outcome.
 
 ::
 
@@ -19,7 +19,7 @@ class Delivered:
 
     Attributes:
         status: the HTTP status, 200-299.
-        attempts: number of requests that contained the event, 1 or more; direct sends and batches count alike.
+        attempts: number of requests that contained the event, 1 or more; a request is a batch or a direct send.
         elapsed: seconds from the first attempt to the answer.
         maybe_duplicate: True if the event may be recorded twice, because an earlier attempt got no clear answer.
     """
@@ -39,7 +39,7 @@ RejectionScope: TypeAlias = Literal["event", "access"]
 
 
 class Refusal(NamedTuple):
-    """What it means that the API, or a proxy, refuses a request with a certain HTTP status.
+    """The meaning of an HTTP status with which the API, or a proxy, refuses a request.
 
     Attributes:
         scope: see `Rejected.scope`.
@@ -80,8 +80,8 @@ class Rejected:
         attempts: number of requests that contained the event; 0 if the event was never sent, because the API refused
             earlier requests for the key, the shop or the address.
         elapsed: seconds from the first attempt to the answer.
-        isolated: True if the event itself was refused: it was alone in its request, or the API refuses the key, the
-            shop or the address. False if the event's batch was refused and the client stopped looking for the bad
+        isolated: True if the event itself was refused: no other event was in the request, or the API refuses the key,
+            the shop or the address. False if the event's batch was refused and the client stopped looking for the bad
             events, so this event may be valid.
     """
 
@@ -173,11 +173,11 @@ class Dropped:
 
 @attrs.frozen(kw_only=True)
 class Kept:
-    """The client was closed before it delivered the event; the event is in the spool, and the next client sends it.
+    """The client was closed before delivery; the event is in the spool, and the next client sends the event.
 
     Attributes:
         maybe_recorded: True if this process sent the event and the API may have recorded it. The next client sends the
-            event again in any case.
+            event, whether this attribute is True or False.
         attempts: number of requests of this process that contained the event.
     """
 

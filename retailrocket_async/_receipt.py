@@ -23,8 +23,8 @@ class Receipt(Uncopyable):
     """The result of `track`: await it to get the outcome of the event.
 
     ``await receipt`` returns the event's `Outcome` and never raises for a failed delivery. Any number of tasks may
-    await the same receipt; cancelling one task cancels neither the delivery nor the other tasks. A receipt need not be
-    awaited: Python does not warn, and the event is delivered all the same.
+    await the same receipt; cancelling one of these tasks cancels neither the delivery nor another task. A receipt need
+    not be awaited: the event is delivered anyway, and Python gives no warning.
 
     Attributes:
         event_name: the event's name as the API spells it, e.g. ``"view"`` (str).
@@ -40,7 +40,7 @@ class Receipt(Uncopyable):
     def __init__(self, event_name: str) -> None:
         self.event_name = event_name
         self._outcome: Outcome | None = None
-        # Thousands of tasks may await one receipt. A dict removes a waiter in constant time and preserves their order.
+        # Thousands of tasks may await one receipt. A dict removes a waiter in constant time and preserves the order.
         self._waiters: dict[asyncio.Future[None], None] | None = None
 
     @property
@@ -59,12 +59,12 @@ class Receipt(Uncopyable):
                 self._waiters = {}
             self._waiters[waiter] = None
             try:
-                # Check again: if `settle` runs in another thread, it may have set the outcome meanwhile.
+                # Check again, because `settle` may have set the outcome meanwhile in another thread.
                 if self._outcome is None:
                     yield from waiter
             finally:
-                # If this wait was cancelled, remove its waiter. Otherwise a caller that polls with a time-out would add
-                # one more waiter each time.
+                # If this wait was cancelled, the waiter is removed here. Otherwise a caller that polls with a time-out
+                # would add one more waiter each time.
                 if self._waiters is not None:
                     self._waiters.pop(waiter, None)
         assert self._outcome is not None  # noqa: S101 - `settle` sets the outcome before it wakes a waiter
@@ -86,7 +86,7 @@ class Receipt(Uncopyable):
 
 
 def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
-    """Set the outcome of receipts that have none yet, and wake the tasks that await those receipts."""
+    """Set the outcome of each receipt without an outcome, and wake the tasks that await those receipts."""
     here: asyncio.AbstractEventLoop | None = None
     for receipt in receipts:
         if receipt._outcome is not None:
@@ -95,7 +95,7 @@ def settle(receipts: Iterable[Receipt], outcome: Outcome) -> None:
         if receipt._waiters is not None:
             waiters, receipt._waiters = receipt._waiters, None
             here = here or running_loop()
-            # Iterate over a copy, because another thread may add a waiter now. That waiter sees the outcome itself.
+            # Iterate over a copy, because another thread may add a waiter now. `__await__` then finds the outcome.
             for waiter in list(waiters):
                 _wake(waiter, here)
 

@@ -1,4 +1,4 @@
-"""What a client reports: its counters, changes of its state, undelivered events, and a summary when it is closed."""
+"""What a client reports: counters, changes of the state, undelivered events, and a summary when the client closes."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ class SpoolStats:
         events: number of waiting events, of all processes; a little too high if events were sent out of order.
         size: bytes that the spool uses on disk.
         dead: number of dead letters: events that were not delivered and are stored for inspection.
-        oldest_age: seconds since the oldest waiting event was tracked; 0 if none waits.
+        oldest_age: seconds since the oldest waiting event was tracked; 0 if no event waits.
         failure: why the spool cannot be used now, as a sentence; None if the spool works. The client retries until the
             spool works. But if `Stats.state` is ``"halted"`` as well, a defect of this package has ended the retries,
             and nothing is sent.
@@ -77,8 +77,9 @@ class Stats:
         splits: number of requests that were sent to find the bad events in a refused batch.
         kept: left in the spool when the client closed.
         spool: counters of the spool; None without a spool. With a spool, the counters above count the events that this
-            process has tracked, even if another process sends them. But `requests` and `retries` count this process's
-            own requests, and `pending_bytes` and `oldest_age` describe the events that this process will send next.
+            process has tracked, even if another process sends these events. But `requests` and `retries` count this
+            process's own requests, and `pending_bytes` and `oldest_age` describe the events that this process will send
+            next.
     """
 
     tracked: int = 0
@@ -105,25 +106,26 @@ class Stats:
 
 
 _READS: Final = 100
-"""How often `consistent` reads the counters at most, if another thread keeps changing them."""
+"""The largest number of readings in one call of `consistent`, if another thread keeps changing the counters."""
 
 _SOON: Final = 10
-"""After each of so many first readings, `consistent` only lets other threads run; later it sleeps for `_PAUSE`."""
+"""After each of the first 10 readings, `consistent` only lets other threads run; later, `consistent` sleeps."""
 
 _PAUSE: Final = 0.0005
-"""Seconds that `consistent` sleeps between two readings."""
+"""Seconds that `consistent` sleeps between two readings, from the 11th reading on."""
 
 
 def consistent(read: Callable[[], Stats]) -> Stats:
     """Return counters that belong to one moment, although the event loop's thread may be changing them.
 
     The counters are read until two readings are equal and satisfy the equation of `Stats`. Most counters only grow, so
-    nothing has changed between two such readings. Unlike a lock or a version number, this method costs the event loop
-    no time per event. It takes at most 50 ms. If the loop is stopped in the middle of a change for longer than that,
-    `in_flight` is corrected so that the equation is true.
+    nothing has changed between two equal readings. Unlike a lock or a version number, this method costs the event loop
+    no time per event. A call takes at most 50 ms. If the loop is stopped in the middle of a change for longer than
+    50 ms, `in_flight` is corrected so that the equation is true.
 
     Args:
-        read: returns the current counters. It must read the counters of ended events before those of waiting events.
+        read: a function that returns the current counters. The function must read the counters of ended events before
+            those of waiting events.
     """
     last: Stats | None = None
     for turn in range(_READS):
@@ -149,7 +151,7 @@ def _adds_up(stats: Stats) -> bool:
 
 
 def _counts(stats: Stats) -> Stats:
-    # Ages and waiting times change all the time, so they are left out of the comparison.
+    # Ages and waiting times change all the time, so the comparison ignores ages and waiting times.
     return attrs.evolve(stats, oldest_age=0.0, limiter_wait=0.0, spool=None)
 
 
@@ -160,7 +162,7 @@ class StateChange:
     Attributes:
         state: the new state, as in `Stats.state`.
         previous: the state before; the same as `state` if only the reason has changed.
-        status: the HTTP status that caused the change; None if there was none.
+        status: the HTTP status that caused the change; None if the change has another cause.
         failure: why no answer arrived, e.g. ``"connect: ConnectError"``; None if an answer arrived.
         advice: what the change means and what to do, as a sentence.
         lasted: seconds that the previous state had lasted.
@@ -180,9 +182,9 @@ class UndeliveredEvent:
 
     Attributes:
         event_name: the event's name as the API spells it.
-        envelope: the event as UTF-8 JSON, as it was or would have been sent; may be written as one line of a file for
-            ``retailrocket-async send``.
-        outcome: the event's outcome, which says why it was not delivered.
+        envelope: the event as UTF-8 JSON, exactly as the client sent or would have sent the event. The JSON may be
+            written as one line of a file for ``retailrocket-async send``.
+        outcome: the event's outcome, which says why the event was not delivered.
     """
 
     event_name: str
@@ -191,7 +193,7 @@ class UndeliveredEvent:
 
     @property
     def event(self) -> Event:
-        """The event, decoded from `envelope`; its timestamp has only the precision that was sent."""
+        """The event, decoded from `envelope`; the timestamp has the precision that was sent, e.g. seconds."""
         return _reader().decode(self.envelope, allow_custom=True)
 
     @property
@@ -218,7 +220,7 @@ class CloseReport:
     Attributes:
         stats: the final counters; no event is pending or in flight any more.
         undelivered: the buffered events that were not delivered during the close, oldest first. Events that failed
-            before the close are not included, because there may be any number of them; `on_outcome` got those.
+            before the close are not included, because their number has no limit; `on_outcome` got those events.
         elapsed: seconds that the close took.
         error: why sending was halted, e.g. an `AuthenticationError`; None if sending was not halted.
     """

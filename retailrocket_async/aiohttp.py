@@ -15,8 +15,8 @@
     app.cleanup_ctx.append(rocket.cleanup_ctx)  # before other entries: the first entry is closed last
     add_session_cookie(app)
 
-The client is stored in the application under `RetailRocket.key`, so sub-applications can use it too. In a test, start
-the application inside ``with rocket.using(RecordingClient()) as recorded: ...``. This module needs the extra
+The client is stored in the application under `RetailRocket.key`, so sub-applications can use the client too. In a test,
+start the application inside ``with rocket.using(RecordingClient()) as recorded: ...``. This module needs the extra
 ``aiohttp``.
 """
 
@@ -46,8 +46,7 @@ _SESSION: Final = RequestKey("retailrocket_session", Session)
 class RetailRocket(Anywhere):
     """Creates and closes one shop's client with an aiohttp application, and returns the client to request handlers.
 
-    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is used in error
-    messages.
+    The arguments are those of `retailrocket_async.application.RetailRocket`; `name` is used in error messages.
     """
 
     @cached_property
@@ -56,7 +55,10 @@ class RetailRocket(Anywhere):
         return web.AppKey(self.name, AsyncTrackingClient)
 
     async def cleanup_ctx(self, app: web.Application) -> AsyncGenerator[None]:
-        """Create the client when the application starts, and close the client within `grace` seconds when it ends."""
+        """Create the client when the application starts, and close the client when the application ends.
+
+        The client is closed within `grace` seconds.
+        """
         async with self.opened() as client:
             app[self.key] = client
             yield
@@ -65,7 +67,7 @@ class RetailRocket(Anywhere):
         """Return the client of the request's application, or of its parent application.
 
         Raises:
-            UsageError: `RetailRocket.cleanup_ctx` was appended to the `cleanup_ctx` list of neither application.
+            UsageError: `RetailRocket.cleanup_ctx` was not appended to `cleanup_ctx` of the application or its parent.
         """
         client = request.config_dict.get(self.key)
         if client is None:

@@ -1,4 +1,6 @@
-"""Creates and closes the client of an application. The framework modules build on this; other programs use it directly.
+"""Creates and closes the client of an application.
+
+The framework modules are built on this module; a program without a framework uses this module directly.
 
 ::
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["RetailRocket"]
 
 DEFAULT_GRACE = 15.0
-"""Seconds, as in `AsyncTrackingClient.aclose`: half of the time that process managers usually let a process stop."""
+"""The default of `grace` in seconds, as in `AsyncTrackingClient.aclose`: half of the time that process managers usually
+give a process to stop."""
 
 C = TypeVar("C", bound=AsyncTrackingClient)
 
@@ -43,7 +46,7 @@ class RetailRocket(Uncopyable):
         make: a function that returns the client; called in the event loop whenever the application starts. Default
             `AsyncTrackingClient.from_env`, which takes the key and the shop from the environment.
         name: the client's name in the application, a Python identifier; default ``"tracking"``. If an application
-            serves several shops, each needs a name of its own.
+            serves several shops, each client needs a different name.
         grace: seconds to deliver the remaining events when the application ends; default 15. Choose less than the time
             after which the process manager kills the process.
         options: keyword arguments for `make`, for example those of `AsyncTrackingClient`.
@@ -99,8 +102,8 @@ class RetailRocket(Uncopyable):
     def using(self, client: C) -> Generator[C]:
         """Make an application that starts inside this block use the given client; for tests.
 
-        The application closes the client when the application ends, because only its event loop can close the client.
-        So pass a new client for each start.
+        The application closes the client when the application ends, because the client must be closed in the
+        application's event loop. So pass a new client for each start.
 
         Args:
             client: a client that has not been used, e.g. ``retailrocket_async.testing.RecordingClient()``.

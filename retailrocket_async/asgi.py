@@ -1,4 +1,4 @@
-"""Connects the client to an ASGI application of any framework, for example Django, which has no lifespan of its own.
+"""Connects the client to an ASGI application of any framework, for example Django, which handles no lifespan.
 
 ::
 
@@ -11,7 +11,8 @@
 
     app = SessionCookie(rocket.around(get_asgi_application()))
 
-The client is stored in the lifespan's state, so mounted applications can use it too. This module needs no extra.
+The client is stored in the lifespan's state, so mounted applications can use the client too. This module needs no
+extra.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class RetailRocket(Anywhere):
         client cannot be created, the server gets ``lifespan.startup.failed`` and ends.
 
         Args:
-            app: an ASGI application without a lifespan of its own; it gets no lifespan events.
+            app: an ASGI application that does not handle the lifespan; `app` gets no lifespan events.
         """
 
         async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,8 +129,8 @@ class SessionCookie:
     """ASGI middleware that stores the visitor's session id in a cookie.
 
     The cookie lasts one year and is HttpOnly, SameSite=Lax and, with https, Secure. If a visitor has no session yet,
-    the first call of `session_id` creates a session, and the response to that request sets the cookie, also if it is an
-    error response. A websocket sets the cookie when it is accepted, so call `session_id` before `accept`.
+    the first call of `session_id` creates a session, and the response to that request sets the cookie, also if the
+    response is an error. A websocket gets the cookie when `accept` is called, so call `session_id` before `accept`.
 
     Args:
         app: the ASGI application.
@@ -165,7 +166,7 @@ class SessionCookie:
         await self._app(scope, receive, send_with_cookie)
 
     def _cookie(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        # `http.cookies` is not used: it returns no cookie at all if one cookie is malformed.
+        # `http.cookies` is not used, because that module returns no cookie at all if one cookie is malformed.
         for name, value in headers:
             if name == b"cookie" and (found := self._pattern.search(value.decode("latin-1"))):
                 return found[1].strip()

@@ -18,7 +18,7 @@ In a test: ``with rocket.using(RecordingClient()) as recorded, TestClient(app) a
 extra ``fastapi``.
 """
 
-# FastAPI reads the annotations of dependencies at run time.
+# FastAPI reads the annotations of dependencies at run time, so the imports below are needed at run time.
 from typing import Annotated, TypeAlias
 
 from retailrocket_async import AsyncTrackingClient, ThreadsafeHandle

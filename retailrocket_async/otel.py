@@ -1,4 +1,6 @@
-"""Records OpenTelemetry metrics of a client, and a span per request that links to the spans that tracked its events.
+"""Records OpenTelemetry metrics and spans of a client.
+
+Each request gets one span, with links to the spans in which the events of the request were tracked.
 
 ::
 
@@ -6,7 +8,7 @@
 
 Only the OpenTelemetry API is needed (extra ``otel``); nothing is recorded unless the application has set up an SDK. The
 API key is in no attribute, because the URL, which contains the key, is not recorded. Instrumentations of HTTP clients
-are suppressed for these requests: they would record each request a second time, with the URL.
+are suppressed for these requests, because such an instrumentation would record each request again, with the URL.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ _NAME: Final = "retailrocket_async"
 _PARTNER: Final = "retailrocket.partner.id"
 
 _MOST_LINKS: Final = 128
-"""Number of links that a span gets at most. This is the SDK's default limit; the SDK drops the first links above it."""
+"""The largest number of links of a span. The SDK's default limit is the same; if there are more links, the SDK drops
+the first links."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""Histogram boundaries in seconds, as the semantic conventions recommend them for the duration of HTTP requests."""
+"""Histogram boundaries in seconds, as the semantic conventions recommend for the duration of HTTP requests."""
 
 _EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 
@@ -86,7 +89,7 @@ _Attributes: TypeAlias = "dict[str, str | int]"
 
 
 class _Begun(NamedTuple):
-    """The span and the start time of a request in flight; `request_began` returns it and `request_ended` gets it."""
+    """The span and the start time of a request in flight, passed from `request_began` to `request_ended`."""
 
     span: Span
     inside: contexts.Context
@@ -96,7 +99,7 @@ class _Begun(NamedTuple):
 
 
 class OpenTelemetryObserver(Observer, Uncopyable):
-    """Records metrics and spans of one client; the telemetry page of the documentation lists their names.
+    """Records metrics and spans of one client; the telemetry page of the documentation lists the names.
 
     Args:
         tracer_provider: gets the spans; default the application's global provider.
@@ -116,7 +119,7 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._partner_id = ""
         self._common: _Attributes = {}
         self._server: _Attributes = {}
-        # OpenTelemetry has no public name for the context variable of the current context, so a private one is read.
+        # OpenTelemetry has no public name for the context variable of the current context, so read a private one.
         self.origin = _variable_of(getattr(contexts, "_RUNTIME_CONTEXT", None))
         self._duration = meter.create_histogram(
             "retailrocket.client.request.duration",
@@ -139,8 +142,8 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         """
         if self._client is not None:
             raise ConfigurationError("an observer belongs to one client: make another one for this client")
-        # The client refers to this observer, and the observer to `ObservedClient`. So the counters are read as long as
-        # the client exists.
+        # `_Readings` refers to the `ObservedClient` only weakly. The client refers to this observer, and this observer
+        # to the `ObservedClient`. So the counters are read as long as the client exists.
         self._client = client
         self._partner_id = client.partner_id
         self._common = {_PARTNER: client.partner_id}
@@ -152,7 +155,10 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         self._readings.add(client)
 
     def tracked(self) -> SpanContext | None:
-        """Return the current span's context; None if the span is not sampled, as a link to it would lead nowhere."""
+        """Return the current span's context, or None if the span is not sampled.
+
+        A span that is not sampled is not stored, so a link to that span would lead nowhere.
+        """
         context = trace.get_current_span().get_span_context()
         return context if context.trace_flags & _SAMPLED else None
 
@@ -168,7 +174,8 @@ class OpenTelemetryObserver(Observer, Uncopyable):
         }
         if request.attempt > 1:
             attributes["http.request.resend_count"] = request.attempt - 1
-        # A batch has no parent span. A direct send has the span of the caller that waits for it.
+        # The parent span of a direct send is the caller's span, because the caller waits for the request. A batch has
+        # no parent span.
         around = _suppressed(contexts.get_current()) if request.direct else _NO_PARENT
         pages = (context for context in request.tracked if isinstance(context, SpanContext))
         links = [Link(context) for context in itertools.islice(pages, _MOST_LINKS)]
@@ -206,10 +213,10 @@ class OpenTelemetryObserver(Observer, Uncopyable):
 
 
 class _Readings:
-    """Counts events and bytes of all clients of one meter provider, and reports them when the provider asks.
+    """Counts events and bytes of all clients of one meter provider, and reports the counts when the provider asks.
 
     All clients share the instruments, because an SDK uses only the first callback of each instrument name. Counting
-    here is also much faster than counting in an SDK.
+    in this class is also much faster than counting in an SDK.
     """
 
     _of_providers: ClassVar[WeakKeyDictionary[object, _Readings]] = WeakKeyDictionary()
@@ -289,7 +296,7 @@ class _Readings:
                 stats = client.stats()
                 if stats is not None:
                     found[client.partner_id].append(value(stats))
-            # Clients of the same shop have the same attributes, so their values are combined into one.
+            # Clients of the same shop have the same attributes, so combine the values of these clients into one.
             return [Observation(combine(values), {_PARTNER: partner_id}) for partner_id, values in found.items()]
 
         return read

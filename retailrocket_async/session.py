@@ -1,4 +1,4 @@
-"""Stores the visitor's session id in a cookie of the shop. The framework modules build on this.
+"""Stores the visitor's session id in a cookie of the shop. The framework modules build on this module.
 
 Request handlers use `session_id` of `retailrocket_async.fastapi`, `.starlette`, `.asgi` or `.aiohttp`.
 """

@@ -65,16 +65,15 @@ class RetailRocket(Anywhere):
     def lifespan_with(self, own: Lifespan[A]) -> StatefulLifespan[A]:
         """Return a lifespan that runs the application's own lifespan inside `lifespan`, with the state of both.
 
-        The client is created before the application's own lifespan begins, and closed after that has ended. For several
-        shops:
-        ``one.lifespan_with(other.lifespan)``.
+        The client is created before the application's own lifespan begins, and closed after the application's own
+        lifespan has ended. For several shops: ``one.lifespan_with(other.lifespan)``.
 
         Args:
             own: a function that takes the application and returns an async context manager, as in Starlette.
 
         Raises:
-            ConfigurationError: `own` is not such a function. Raised when the application starts: the state of `own`
-                already has an entry with the name of this client.
+            ConfigurationError: `own` is not such a function. Also raised when the application starts, if the
+                state of `own` already has an entry with the name of this client.
         """
         if not callable(own) or inspect.isasyncgenfunction(own) or inspect.iscoroutinefunction(own):
             raise ConfigurationError("own must return an async context manager: put @asynccontextmanager above it")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from retailrocket_async._stats import CloseReport, Stats
 
 DEFAULT_CLOSE_TIMEOUT: Final = 15.0
-"""Seconds: half of the time that process managers usually let a process stop."""
+"""The default time-out of `aclose` in seconds: half of the time that process managers usually give a process
+to stop."""
 
 
 class Lifecycle(Uncopyable):

@@ -19,12 +19,12 @@ def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, 
 
     Args:
         observer: the user's observer, or None.
-        client: the client that the observer follows. It counts the observer's errors.
+        client: the client that the observer follows, and that counts the observer's errors.
         partner_id: the shop's public id.
         base_url: the base URL of the client's requests.
 
     Raises:
-        ConfigurationError: `observer` is not an `Observer`, or `Watch` refuses it.
+        ConfigurationError: `observer` is not an `Observer`, or `Watch` refuses the observer.
     """
     if observer is None:
         return None
@@ -43,7 +43,7 @@ def watch_for(observer: Observer | None, client: Lifecycle, *, partner_id: str, 
 
 
 class _WeakStats:
-    """A function that returns a client's counters; None if the client no longer exists, or after unpickling."""
+    """Returns a client's counters when called, or None if the client no longer exists or this object was unpickled."""
 
     def __init__(self, client: Lifecycle | None = None) -> None:
         self._client = None if client is None else weakref.ref(client)

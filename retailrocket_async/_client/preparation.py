@@ -111,11 +111,11 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events or too many events, or they are too large; or as `encoded`.
+            EventValidationError: there are no events or too many events, or the batch is too large; or as `encoded`.
             DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events
-        # Read one event more than allowed, so a long iterable is refused without reading it to its end.
+        # Read one event more than allowed, so a long iterable is refused without being read to its end.
         given = list(itertools.islice(events, max_events + 1))
         if not 1 <= len(given) <= max_events:
             rule = f"must hold 1 to {max_events} events (Batching.max_events); track_many takes any number"
@@ -131,7 +131,7 @@ class Preparation:
         return DirectRequest(BATCH_PATH, body, [event.event_name for event in chosen])
 
     def deferred(self, event: Event, watch: Watch | None) -> Callable[[], Coroutine[Any, Any, Receipt]]:
-        """Prepare an event in any thread; return the coroutine function that accepts it in the client's event loop.
+        """Prepare an event in any thread; return a coroutine function that accepts the event in the loop.
 
         Args:
             event: the event that the caller tracks.
@@ -158,7 +158,7 @@ class Preparation:
 
     def _call_before_send(self, event: Event) -> tuple[Event | None, BaseException | None]:
         """Return the result and the error of `before_send`; after an error the result is the unchanged event."""
-        # A value that is not an event is passed on: the encoder will refuse it.
+        # A value that is not an event is returned unchanged: the encoder will refuse that value.
         if self._before_send is None or not isinstance(event, Event):
             return event, None
         try:

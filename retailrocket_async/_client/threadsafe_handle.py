@@ -36,13 +36,13 @@ class ThreadsafeHandle(Uncopyable):
     """Tracks events from threads other than the event loop's thread; `AsyncTrackingClient.threadsafe` returns a handle.
 
     Any number of threads may share one handle. Every call blocks its thread until the event loop has answered, so a
-    full buffer slows callers down, as it does with `AsyncTrackingClient.track`. Events are checked and encoded in the
+    full buffer slows the callers down, as with `AsyncTrackingClient.track`. Events are checked and encoded in the
     calling thread, and `before_send` runs in that thread. The events of one thread are accepted in the order of its
     calls.
 
     The loop must keep running in its own thread; while something blocks the loop, callers wait. After gevent's
-    ``monkey.patch_all()`` that thread is a greenlet, and the loop must be asyncio's own loop. Close the client in its
-    loop; the handle then raises `ClientClosedError`.
+    ``monkey.patch_all()`` the loop's thread is a greenlet, and the loop must be asyncio's own loop. Close the client in
+    the loop; the handle then raises `ClientClosedError`.
     """
 
     _instead = "share it between threads; another process needs a client, and a handle, of its own"
@@ -66,7 +66,7 @@ class ThreadsafeHandle(Uncopyable):
             BufferFullError: the buffer is full and `Buffer.overflow` is ``"raise"``.
             EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
             ClientClosedError: the client is closed, or was closed while this call waited.
-            WrongLoopError: this is the loop's own thread, which would wait for itself; or the loop is not running, or
+            WrongLoopError: called in the loop's own thread, which would wait for itself; or the loop is not running, or
                 ended while this call waited; or the process was forked.
         """
         [receipt] = self.track_many((event,), timeout)
@@ -78,7 +78,7 @@ class ThreadsafeHandle(Uncopyable):
         If one event raises an error, the events before that event stay accepted.
 
         Args:
-            events: any iterable; the calling thread iterates over it.
+            events: any iterable; the calling thread iterates over the iterable.
             timeout: seconds for all events together; default None: no limit.
 
         Raises:
@@ -136,7 +136,7 @@ class ThreadsafeHandle(Uncopyable):
             raise FlushTimeoutError(f"not flushed within {timeout} s; the events go on being sent") from None
 
     def _parts_of(self, events: Iterable[Event]) -> Iterator[_Part]:
-        """Prepare the events and yield them in parts. If one fails, first yield the events before it."""
+        """Prepare the events and yield parts of them. If an event fails, first yield the events before that event."""
         size = _PART if isinstance(events, Sequence) else 1
         remaining, failure = iter(events), None
         while True:
@@ -170,8 +170,8 @@ class ThreadsafeHandle(Uncopyable):
                 + _under_gevent()
             )
         if accepting:
-            # The event loop checks this too. With the check here, the handle of a closed client raises
-            # `ClientClosedError` even if the loop has ended.
+            # `accept` also checks in the event loop whether the client is open. With the check here, the handle of a
+            # closed client raises `ClientClosedError` even if the loop has ended.
             self._engine.intake.check_open()
         if not self._loop.is_running():
             raise loop_ended()
@@ -188,7 +188,7 @@ async def _outcome_of(receipt: Receipt) -> Outcome:
 
 def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether `loop` runs in this thread."""
-    # gevent replaces threads by greenlets. All greenlets see the loop as running, but only one of them runs the loop.
+    # gevent replaces threads by greenlets. All greenlets see the loop as running, but only one greenlet runs the loop.
     return running_loop() is loop and getattr(loop, "_thread_id", None) in (None, threading.get_ident())
 
 

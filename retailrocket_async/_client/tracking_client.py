@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class AsyncTrackingClient(EventMethods, Lifecycle):
     """Sends the events of a shop's visitors to the tracking API.
 
-    Events are checked and encoded in the caller's task, and wait in a buffer of limited size. The client sends them in
-    `visitorEvents` batches, keeps the shop's request limit, and retries a failed request if a retry can help. Each
-    event gets exactly one outcome.
+    Events are checked and encoded in the caller's task, and wait in a buffer of limited size. The client sends the
+    events in `visitorEvents` batches, respects the shop's request limit, and retries a failed request if a retry can
+    help. Each event gets exactly one outcome.
 
     One client belongs to one event loop and one process. Create the client where the application starts (its lifespan,
     a worker's main coroutine) and close the client where the application ends. Nothing is opened or started before the
@@ -50,16 +50,17 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     host.
 
     Args:
-        api_key: the shop's secret key, or a function that returns it. A function is called before the first request,
-            and again when the API answers 401. A coroutine function is called in the event loop, any other function in
-            a thread, both in an empty context. The function must return within 10 s. The key is sent to `base_url` and
-            nowhere else.
+        api_key: the shop's secret key, or a function that returns the key. A function is called before the first
+            request, and again when the API answers 401. A coroutine function is called in the event loop, any other
+            function in a thread, both in an empty context. The function must return within 10 s. The key is sent to
+            `base_url` and nowhere else.
         partner_id: the shop's public id.
         base_url: the URL of the API; default ``https://apptracking.retailrocket.net/1.0/``.
-        http_client: your own `httpx.AsyncClient`. It may be shared with other code, and this client never closes it.
-            Its transports, proxies, headers and event hooks are used; its `auth`, `params`, `timeout` and redirects are
-            not. Default None: this client opens its own connections, one per request in flight, and replaces each
-            after 5 minutes. They use the proxies of the environment, read as httpx reads them.
+        http_client: your own `httpx.AsyncClient`, which may be shared with other code; this client never closes the
+            `http_client`. The transports, proxies, headers and event hooks of the `http_client` are used; its `auth`,
+            `params`, `timeout` and redirects are not used. Default None: this client opens connections, one per request
+            in flight, and replaces each connection after 5 minutes. These connections use the proxies that the
+            environment variables name, in the same way as httpx.
         http2: whether to offer HTTP/2 if there is no `http_client` (extra ``http2``); default False, because HTTP/1.1
             needs less CPU for uploads, and no request is lost when an idle connection is closed.
         rate_limit: the request limit; default `RateLimit()`, 50 requests a second; None for no limit. Cannot be
@@ -76,19 +77,20 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             `httpx.Timeout`, `read` is the time from the end of the request to the status line.
         timestamp_precision: the precision of timestamps that are sent: ``"seconds"`` (default), ``"milliseconds"`` or
             ``"microseconds"``.
-        before_send: a quick function that is called with each event, in the caller's task and context. It returns the
-            event to send, which may be a changed copy (for example without personal data), or None to drop the event.
-            If the function raises an error, the original event is sent.
+        before_send: a quick function that is called with each event, in the caller's task and context. The function
+            returns the event to send, which may be a changed copy (for example without personal data), or None to drop
+            the event. If the function raises an error, the original event is sent.
         on_outcome: a function that is called with a list of up to 1,000 `UndeliveredEvent`: buffered events that were
             not delivered. There is one call at a time. A coroutine function runs in the event loop, any other function
             in a separate thread. The context variables of the callers that tracked the events are not set.
         on_state_change: a function that is called with a `StateChange` when sending is halted (wrong key, shop or
             address), when the API is down, and when requests are sent normally again; called in the same way as
-            `on_outcome`. If a hook raises an error, the client counts it (`Stats.hook_errors`) and logs the first one.
+            `on_outcome`. If a hook raises an error, the client counts the error (`Stats.hook_errors`), and logs the
+            first error.
         observer: an `Observer`, whose methods are called for every request and every outcome, e.g. the observer of
             `retailrocket_async.otel`; default None.
-        allow_insecure_http: whether to allow plain ``http://`` to other hosts than this one, and an `http_client` that
-            does not verify TLS certificates; default False, because anyone on the network could then read the key.
+        allow_insecure_http: whether to allow plain ``http://`` to hosts other than this machine, and an `http_client`
+            that does not verify TLS certificates; default False, because anyone on the network could then read the key.
 
     Raises:
         ConfigurationError: an argument cannot work; the message says what to write instead.
@@ -150,7 +152,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             http2=http2,
         )
         self._watch = watch_for(observer, self, partner_id=self._partner_id, base_url=self._base_url)
-        # `_marking` is None if no event gets a mark: there is no observer, or it does not override `tracked`.
+        # `_marking` is None if no event gets a mark: there is no observer, or `Observer.tracked` is not overridden.
         self._marking = self._watch if self._watch is not None and self._watch.marks else None
         engine = build_engine(
             credentials=credentials,
@@ -167,7 +169,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         super().__init__(engine)
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
-        # `track` is called for every event, so it reads these parts from attributes of its own.
+        # `track` runs for every event, and attributes of the client itself are faster to read.
         self._intake = engine.intake
         self._encode = self._codec.encode
         self._most_bytes = self._preparation.max_bytes
@@ -176,10 +178,10 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     def from_env(cls, **options: Any) -> Self:  # noqa: ANN401 - the constructor's keywords
         """Return a client that is configured by environment variables.
 
-        Reads ``RETAILROCKET_API_KEY``, ``RETAILROCKET_PARTNER_ID`` and, if it is set, ``RETAILROCKET_BASE_URL``.
+        Reads ``RETAILROCKET_API_KEY``, ``RETAILROCKET_PARTNER_ID`` and, if set, ``RETAILROCKET_BASE_URL``.
 
         Args:
-            options: keyword arguments of the constructor; they take precedence over the environment.
+            options: keyword arguments of the constructor, which take precedence over the environment.
 
         Raises:
             ConfigurationError: a variable is missing, or the constructor refuses an argument.
@@ -232,11 +234,11 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     def track_nowait(self, event: Event) -> Receipt:
         """Accept one event for delivery, and return its receipt; never waits.
 
-        Call it from a coroutine or callback of the client's event loop.
+        Call this method from a coroutine or callback of the client's event loop.
 
         Raises:
-            BufferFullError: the buffer is full or other calls wait for room in it, and `Buffer.overflow` is not set
-                to drop events.
+            BufferFullError: the buffer is full, or other calls already wait for room, and `Buffer.overflow` is not
+                set to drop events.
             EventValidationError, ClientClosedError, WrongLoopError: as `track`.
         """
         preparation = self._preparation
@@ -270,8 +272,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     ) -> list[Receipt | EventValidationError]:
         """Accept events that are given as JSON, in order, waiting while the buffer is full.
 
-        Use this method for events that are already JSON, for example from a message broker. It takes less than half of
-        the time of decoding and tracking each event.
+        Use this method for events that are already JSON, for example from a message broker. The method takes
+        less than half of the time of decoding and tracking each event.
 
         Args:
             envelopes: UTF-8 JSON texts, each of one object with one key, the event's name, e.g. ``b'{"view":{...}}'``.
@@ -310,7 +312,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             events: 1 to `Batching.max_events` events, together no larger than `Batching.max_bytes`.
 
         Raises:
-            EventValidationError: there are no events or too many events, or they are too large; or as `track`.
+            EventValidationError: there are no events or too many events, or the batch is too large; or as `track`.
             DeliveryError: the events were not delivered; the subclass says why.
             ClientClosedError, WrongLoopError: as `track`.
         """
@@ -330,7 +332,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         """Accept one event of a client that has a `before_send` function."""
         chosen = self._preparation.chosen(event)
         if isinstance(chosen, Receipt):
-            # Without this, a caller whose events are all dropped would never let other tasks run.
+            # Without this call, a caller whose events are all dropped would never let other tasks run.
             await self._intake.let_others_run()
             return chosen
         receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))
@@ -339,7 +341,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return receipt
 
     def _prepared(self, event: Event) -> Callable[[], Coroutine[Any, Any, Receipt]]:
-        # A bound method of the client, so a handle keeps the client in memory.
+        # This is a method, so a handle, which stores the bound method, keeps the client in memory.
         return self._preparation.deferred(event, self._watch)
 
 

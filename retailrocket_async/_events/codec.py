@@ -50,13 +50,13 @@ _STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 _ESCAPED_COLON = rb"\u003"
-"""The start of an escaped colon (``\\u003a``); some other characters have the same start."""
+"""The start of an escaped colon (``\\u003a``); the escapes of some other characters have the same start."""
 
 _WRITTEN_ANEW = 64 * 1024
-"""Largest text, in bytes, that is encoded again to count its keys; orjson takes 50 times as much memory for that."""
+"""Largest text, in bytes, that is encoded again to count its keys. This takes 50 times as much memory as the text."""
 
 _NOT_PLAIN = frozenset({"stock_id", "email", "phone", "custom_data", "product_ids"})
-"""Fields that are passed to orjson unchanged; cattrs would convert them value by value, which is slow."""
+"""Fields that are passed to orjson unchanged; cattrs would convert their contents value by value, which is slow."""
 
 
 class Codec:
@@ -67,7 +67,7 @@ class Codec:
             ``"microseconds"``. Finer digits are cut off, not rounded, so that no timestamp is moved into the future.
 
     Raises:
-        ConfigurationError: `timestamp_precision` is none of these values.
+        ConfigurationError: `timestamp_precision` is not one of these values.
     """
 
     def __init__(self, timestamp_precision: TimestampPrecision = "seconds") -> None:
@@ -156,7 +156,8 @@ class Codec:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
         An integer of more than 64 bits is refused in every field but `price` and `quantity`, which may be fractions.
-        An object that has a key twice is refused at any depth: JSON parsers differ in which of the values they use.
+        An object that has a key twice is refused at any depth, because some JSON parsers use the first value and some
+        the last.
 
         Raises:
             EventValidationError: `data` is not JSON, or as `from_wire`.
@@ -177,8 +178,8 @@ class Codec:
     def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
         """Check an envelope; return the event's name, the visitor's session id, and the envelope to send.
 
-        The session id is ``""`` if the event has none. The envelope to send is `data` if it can be sent unchanged,
-        otherwise the event as this codec encodes it.
+        The session id is ``""`` if the event has no session id. If `data` can be sent unchanged, the envelope to send
+        is `data`; otherwise this codec encodes the event again.
 
         Raises:
             EventValidationError: as `decode`.
@@ -219,18 +220,19 @@ class Codec:
 
 
 def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
-    """Return the function that encodes events of one class; it uses only local variables, which is fast."""
+    """Return a function that encodes events of one class, and that is fast because it uses only local variables."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
     def encode(event: Any) -> bytes:  # noqa: ANN401 - an event of the class that `to_object` converts
-        # The concatenation makes a copy. That saves memory: an object that orjson returns occupies some 4 KB.
+        # The concatenation makes a copy, which is only as large as needed. The object that orjson returns occupies
+        # about 4 KB, so the copy saves memory.
         return head + dumps(to_object(event), None, option) + b"}"
 
     return encode
 
 
 def label_of(envelope: bytes) -> tuple[str, str]:
-    """Return the event's name and the visitor's session id, ``""`` if the event has none."""
+    """Return the event's name and the visitor's session id (``""`` if the event has no session id)."""
     members: dict[str, dict[str, Any]] = orjson.loads(envelope)
     [(name, fields)] = members.items()
     return name, str(fields.get("sessionExternalId", ""))
@@ -260,8 +262,8 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
 
 
 def _plain(value: object) -> dict[object, object] | None:
-    """Return `value` if it is a dict, a plain copy if it is of a subclass of dict, and None otherwise."""
-    # Call no method of a subclass, because it may raise anything.
+    """Return a dict unchanged, an object of a subclass of dict as a plain dict, and None for any other value."""
+    # Call no method of a subclass, because such a method may raise any error.
     if not issubclass(type(value), dict):
         return None
     members = cast("dict[object, object]", value)
@@ -291,7 +293,8 @@ def _has_key_twice(data: bytes, value: object) -> bool:
         value: the decoded text. If a key occurs twice, orjson keeps the last value.
     """
     # If `value` is encoded again, each key occurs once. Colons occur only after a key or inside a string. So if the
-    # number of colons is unchanged, no key occurred twice. An escaped colon would be unescaped, and change the number.
+    # number of colons is unchanged, no key occurred twice. This fails for a text with an escaped colon: the second
+    # encoding does not escape the colon, which changes the number.
     if len(data) <= _WRITTEN_ANEW and _ESCAPED_COLON not in data:
         try:
             written = orjson.dumps(value)
@@ -318,7 +321,7 @@ def _count_keys(value: object) -> int:
 
 
 def _key_twice(data: bytes) -> str:
-    """Return the error message for a JSON text that contains a key twice; it names the key."""
+    """Return the error message for a JSON text that contains a key twice; the message names the key if possible."""
     found: list[str] = []
 
     def collect(pairs: list[tuple[str, object]]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 Examined: TypeAlias = "tuple[str, str, bytes] | EventValidationError"
-"""The event's name, the visitor's session id and the bytes to send; or the error if the envelope is not valid."""
+"""For a valid envelope the event's name, the visitor's session id and the bytes to send; otherwise the error."""
 
 
 BRACKETS: Final = 2
@@ -30,7 +30,7 @@ def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
 
 @attrs.frozen
 class EnvelopeReader:
-    """Checks and decodes envelopes with the same settings.
+    """Checks and decodes envelopes, all with the settings below.
 
     Attributes:
         codec: decodes an envelope.
@@ -43,7 +43,7 @@ class EnvelopeReader:
     max_bytes: int
 
     def examine(self, envelopes: Sequence[bytes]) -> list[Examined]:
-        """Return, for each envelope, its event's name, session id and bytes, or the error if it is not valid."""
+        """Return one result per envelope, in order: see `Examined`."""
         results: list[Examined] = []
         examined, allow_custom, max_bytes = self.codec.examined, self.allow_custom, self.max_bytes
         for data in envelopes:
@@ -68,7 +68,9 @@ class EnvelopeReader:
 
 
 def merged(examined: Sequence[Examined], receipts: Iterable[Receipt]) -> Iterator[Receipt | EventValidationError]:
-    """Yield a receipt for each event and the error of each other envelope, up to the first event without a receipt.
+    """Yield one result per envelope: the receipt of the event in a valid envelope, or the error of an invalid envelope.
+
+    If there are fewer receipts than valid envelopes, stop at the first valid envelope without a receipt.
 
     Args:
         examined: the result of `EnvelopeReader.examine`.

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class EventMethods(ABC):
     """Adds one method per event to a class; each method constructs its event and passes the event to `track`.
 
-    The methods take keyword arguments only, check them by the API's rules, and return the event's `Receipt`. They raise
-    the errors of the event's class and of `track`. `timestamp` defaults to now.
+    The methods take keyword arguments only, check the arguments by the API's rules, and return the event's `Receipt`.
+    The methods raise the errors of the event's class and of `track`. `timestamp` defaults to now.
     """
 
     __slots__ = ()

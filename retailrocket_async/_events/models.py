@@ -67,8 +67,8 @@ class VisitorEvent(Event):
 
     Attributes:
         session_external_id: the visitor's device or browser, 1-50 ASCII letters and digits; see `new_session_id`.
-        timestamp: when the visitor acted, an aware datetime; default now, in UTC. Its time zone is replaced by a fixed
-            offset. Sent in whole seconds by default.
+        timestamp: when the visitor acted, an aware datetime; default now, in UTC. The time zone is replaced by a
+            fixed offset. By default the client sends whole seconds.
     """
 
     session_external_id: str = attrs.field(validator=identifier)
@@ -286,7 +286,9 @@ def _custom_name(event: "CustomEvent", field: "attrs.Attribute[str]", value: str
 
 @attrs.frozen(kw_only=True)
 class CustomEvent(Event):
-    """An event of the API that this package has no class for. Checked: its name, and that its fields are JSON.
+    """An event of the API that this package has no class for.
+
+    The package checks only the name, and that the fields are JSON.
 
     Attributes:
         name: the event's name as the API spells it: 1-50 ASCII letters and digits, a letter first; not the
@@ -301,7 +303,7 @@ class CustomEvent(Event):
     @property
     def event_name(self) -> str:
         """The event's name as the API spells it."""
-        # An error about a wrong name also reads this property, so the name may be of any type.
+        # The error about a wrong `name` reads this property too, so `name` may be of any type here.
         return self.name if type(self.name) is str and _NAME.fullmatch(self.name) else "CustomEvent"
 
 
@@ -316,8 +318,8 @@ def order_lines(
     """Return one `Order` per line of a basket, all with the same `transaction` and `timestamp`.
 
     Args:
-        lines: one mapping per line with the keys ``product_id``, ``quantity``, ``price`` and, if it differs from
-            the order's, ``stock_id``.
+        lines: one mapping per line with the keys ``product_id``, ``quantity``, ``price`` and, if the line's stock
+            differs from the order's stock, ``stock_id``.
         session_external_id: the visitor, as in every event.
         transaction: the order's number in the shop, 1-50 characters.
         stock_id: the stock of lines without a ``stock_id``; default None.
@@ -360,7 +362,7 @@ def _each(lines: Iterable[object]) -> Iterator[object]:
     try:
         return iter(lines)
     except BaseException as error:
-        # A basket comes from a visitor's page, so it may be None, or raise anything.
+        # A basket comes from a visitor's page, so `lines` may be None, or raise any error.
         if is_interrupt(error):
             raise
         raise EventValidationError("order", "lines", f"must be an iterable, not {type(lines).__name__}") from None

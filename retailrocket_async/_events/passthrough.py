@@ -1,7 +1,8 @@
 """Finds envelopes (events as JSON) that can be sent unchanged, without being decoded into event objects.
 
-Most envelopes from a message broker are complete, valid and spelled as the API spells them. Checking that takes a third
-of the time of decoding and encoding them again. The checks are the validators of the event classes.
+Most envelopes from a message broker are complete, valid and spelled as the API spells them. Checking such an
+envelope takes a third of the time of decoding and encoding the envelope again. The checks are the validators of the
+event classes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _Rule: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
 
 
 class _Name(NamedTuple):
-    """Stands for an event in calls of validators, which only read the event's name."""
+    """Replaces an event in calls of validators, which read only the name of the event."""
 
     event_name: str
 
@@ -59,7 +60,7 @@ class Passthrough:
         self._plans = {name: _plan(name, cls, whole) for name, cls in EVENT_TYPES.items()}
 
     def label_of(self, envelope: Any) -> tuple[str, str] | None:  # noqa: ANN401 - any JSON
-        """Return the event's name and session id if the envelope can be sent unchanged; None if it must be decoded.
+        """Return the event's name and session id if the envelope can be sent unchanged, otherwise None.
 
         Args:
             envelope: the envelope as plain JSON values.
@@ -95,7 +96,7 @@ def _plan(name: str, cls: type[Event], whole: Callable[[str], bool]) -> _Plan:
         wire = camel(field.name)
         if field.default is attrs.NOTHING:
             required.add(wire)
-        # A field that may hold any JSON must be checked value by value, so its event is decoded.
+        # A field that may hold any JSON must be checked value by value, so an envelope with this field is decoded.
         if field.converter is not frozen_object:
             rules[wire] = (_rule_of(field, whole), field)
     return _Plan(_Name(name), rules, frozenset(required))

@@ -1,8 +1,8 @@
 """Checks the fields of events by the rules of the API; each rule is one attrs validator.
 
-The validators run for every event, in the caller's code, so each checks the valid case first, in one or two
-comparisons. Types must match exactly: a `bool` is not accepted as an int, nor a subclass of `str`, which may print
-another text than its value.
+The validators run for every event, in the caller's code, so each validator checks the valid case first, in one or
+two comparisons. Types must match exactly: a `bool` is not accepted as an int, and an object of a subclass of `str` is
+not accepted as a str, because such an object may print another text than its value.
 Source: API document, "Fields".
 """
 
@@ -41,11 +41,11 @@ MAX_DEPTH = 32
 """Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
 
 MAX_VALUES = 5_000
-"""Number of values in `custom_data` or `CustomEvent.fields`, including nested values. Checking more would block the
-event loop."""
+"""Number of values in `custom_data` or `CustomEvent.fields`, including nested values. Checking more values would
+block the event loop."""
 
 MAX_IDS = 100_000
-"""Number of ids in `product_ids`. A `range` may have billions; checking them would block the event loop."""
+"""Number of ids in `product_ids`. A `range` may have billions of ids; checking so many would block the event loop."""
 
 PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
 """Fields whose values are never shown in a message, because they are or may contain personal data."""
@@ -129,8 +129,8 @@ def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> N
 
 
 def email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
-    # The API document says only "string". This check finds swapped arguments. A stricter check would refuse addresses
-    # that work.
+    # The API document says only "string". This check notices, for example, that two arguments are swapped. A stricter
+    # check would refuse addresses that work.
     if value is None:
         return
     if type(value) is str and len(value) <= 254 and _encodable(value):
@@ -158,7 +158,7 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
 
 
 def _why_not(value: object, rule: str) -> str:
-    """Return a hint why a personal value is wrong that does not show the value: its type, or a lone surrogate."""
+    """Return a hint why a personal value is wrong: its type, or a lone surrogate. The hint does not show the value."""
     # `type` is used because an object can make `isinstance` return a wrong answer.
     if not issubclass(type(value), str):
         return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
@@ -185,7 +185,7 @@ def _encodable(text: str) -> bool:
 
 
 def on_wire(value: Number) -> int | float:
-    """Return `value` as the number that is sent in JSON: an int if it is whole, otherwise a float.
+    """Return `value` as the number that is sent in JSON: an int if the value is whole, otherwise a float.
 
     An early edition of the API document asks for an integer `quantity`, so `Decimal("2.00")` is sent as ``2``.
     If a float cannot represent the value, the result is infinity or NaN.
@@ -217,7 +217,7 @@ _NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
 
 
 def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson
-    """Return a deep copy of a JSON object, or the `_NotJson` that its validator will raise as a public error."""
+    """Return a deep copy of a JSON object, or a `_NotJson`, which the validator turns into a public error."""
     if value is None:
         return None
     try:

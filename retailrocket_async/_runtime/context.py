@@ -45,7 +45,7 @@ async def timeout_at(when: float | None) -> AsyncGenerator[None]:
 
 @contextmanager
 def changes_of(context: Context, since: Context) -> Generator[None]:
-    """Give context variables, within the block, the values that some code has given them in another context.
+    """Repeat, for the time of the block, the changes that some code has made to context variables in another context.
 
     Args:
         context: the context in which the code has run.

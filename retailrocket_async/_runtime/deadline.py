@@ -9,7 +9,7 @@ from retailrocket_async._errors import ConfigurationError
 
 
 def checked_timeout(timeout: float | None) -> float | None:
-    """Check a time-out that a caller gave, and return it unchanged.
+    """Check a time-out that a caller gave, and return the time-out unchanged.
 
     Args:
         timeout: seconds; None for no time-out.

@@ -82,11 +82,11 @@ class LoopAffinity:
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in a task of the client's loop, in an empty context."""
         try:
-            # Do not pass the argument `context` to `create_task`, because older task factories do not accept it.
+            # `create_task` gets no argument `context`, because older task factories do not accept that argument.
             return detached(self.enter().create_task, work)
         except BaseException:
             # `create_task` can fail, for example at the recursion limit. The coroutine is closed then, because Python
-            # would otherwise warn that it was never awaited.
+            # would otherwise warn that the coroutine was never awaited.
             work.close()
             raise
 

@@ -123,7 +123,7 @@ class LoopCall(Generic[T]):
             self._task.add_done_callback(self._end)
 
     def withdraw(self) -> None:
-        """Cancel the work, but only while it waits for a future.
+        """Cancel the work, but only while the work waits for a future.
 
         If the future is done, a cancellation would lose the future's result. So let the work take its next step, and
         try again.

@@ -1,6 +1,6 @@
 """Runs one function in a new thread.
 
-`asyncio.to_thread` is not used, because it has few threads, and all of them may be waiting for the client: a sync view
+`asyncio.to_thread` is not used, because its pool has few threads, and all may be waiting for the client: a sync view
 that tracks through a `ThreadsafeHandle` blocks its thread until the buffer has room. The calls that make room must not
 wait for one of these threads. The new thread is a daemon, so a call that never returns does not keep the process from
 ending.

@@ -27,7 +27,7 @@ class WorkerThread:
 
     `ThreadPoolExecutor` is not used, because it accepts no work after the main thread has ended, although an event loop
     in another thread may still run. The thread is a daemon, so an idle thread does not keep the process from ending. At
-    exit, the interpreter waits until the thread has made all calls that it was given.
+    exit, the interpreter waits until the thread has made all calls that were passed to `call`.
 
     Args:
         name: the thread's name.
@@ -58,7 +58,7 @@ class WorkerThread:
         return done
 
     def close(self) -> None:
-        """End the thread as soon as it has made all calls that it was given; a later `call` starts a new thread."""
+        """End the thread after all calls that were passed to `call`; a later `call` starts a new thread."""
         if self._calls is not None:
             self._calls.put(None)
             self._calls = None
@@ -76,7 +76,7 @@ class WorkerThread:
 
 def _work(calls: _Calls, before: threading.Thread | None) -> None:
     if before is not None:
-        # The earlier thread, which `close` has ended, may still be making its last calls: wait for them.
+        # The earlier thread, which `close` has ended, may still be making its last calls: wait for its end.
         before.join()
     at_exit = functools.partial(_finish, calls, threading.current_thread())
     atexit.register(at_exit)
@@ -97,6 +97,6 @@ def _made_next(calls: _Calls) -> bool:
 
 
 def _finish(calls: _Calls, thread: threading.Thread) -> None:
-    """Wait until the thread has made its calls. A forked child lacks the thread, so `join` returns at once there."""
+    """Wait until the thread has made its calls. A forked child has no such thread, so `join` returns at once there."""
     calls.put(None)
     thread.join()
