@@ -207,6 +207,8 @@ async def test_a_request_that_is_cut_short_has_an_end() -> None:
     client.fail_with("stall", times=None)
     await client.track(event(1))
     await client.aclose(0.05)
+    # The task of the request that `aclose` has cancelled may end only after `aclose` has returned.
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     assert len(seen.begun) == len(seen.ended) > 0
     assert {("view", "Abandoned"): 1} == seen.outcomes
