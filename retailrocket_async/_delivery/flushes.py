@@ -31,7 +31,7 @@ class Flush:
         self.finished = finished
 
     def count_down(self, count: int) -> None:
-        """Note that `count` more of the items up to `last` are settled."""
+        """Record that another `count` of the items up to `last` have been settled."""
         self.remaining -= count
         if self.remaining <= 0:
             self.end()

@@ -301,7 +301,7 @@ class Sender:
         if admission is None or flight.renewals >= _RENEWALS:
             return False
         if admission.probe and self._breaker.status == 401:
-            # `_request` got the key again right before this probe.
+            # `_request` fetched the key right before this probe: to fetch it again would not help.
             return False
         self._breaker.hold(admission)
         try:

@@ -661,7 +661,7 @@ async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: Che
 
 
 async def test_late_failures_do_not_reopen(virtual_clock: CheckedLoop) -> None:
-    """If answers to requests from before the recovery are failures, however many, the state stays `sending`."""
+    """If requests that were started before the recovery fail after it, the state stays `sending`."""
     it = breaker()
     late = [it.admit() for _ in range(20)]
     for admission in late[:FAILURES]:

@@ -101,7 +101,7 @@ async def test_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_was_in_flight_is_counted_in(caplog: pytest.LogCaptureFixture) -> None:
-    """If the end of the loop interrupts a request, its events are in the same record as those that still wait."""
+    """If the loop ends during a request, one log record counts the request's events and those that still wait."""
 
     async def main(client: AsyncTrackingClient) -> None:
         listening = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)

@@ -181,7 +181,7 @@ class TestCompose:
         assert compose()["services"]["relay"]["ports"] == [f"127.0.0.1:{DEFAULTS.health_port}:{DEFAULTS.health_port}"]
 
     def test_commands(self) -> None:
-        """If a service runs a command with options, both exist."""
+        """Each command that a service runs exists, and so do the options that it is run with."""
         command: Any = get_command(app)
         for service in ("relay", "emulator"):
             name, *arguments = compose()["services"][service]["command"]
