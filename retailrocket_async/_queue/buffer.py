@@ -4,10 +4,18 @@ The API limits the number of requests, not of events, so a batch is taken *after
 batch grows up to its largest size. If permits are scarce, batches are large; if permits are free, an event is sent
 after the linger.
 
-Events wait in lanes. A lane is a queue of batches; new events are added to its last batch. By default (`ordered`) each
-visitor belongs to one of a fixed number of lanes; with `by_session` each visitor has an own lane. While a batch of a
-lane is in flight, the lane is busy and no other batch is taken from it, so a visitor's events are never in two requests
-at once. Without ordering there is one lane, which is never busy.
+Two requests with events of one visitor must never be in flight at once (contract, "What a batch promises"). So events
+wait in runs, and a run always leaves the buffer whole (see `Run`). `_last` has the last run with events of each
+visitor:
+
+- If a visitor has no entry in `_last`, no event of this visitor waits or is in flight. The visitor's next event is
+  added to the open unit.
+- Otherwise the next event is added to the visitor's last run. If that run is full or in flight, the event opens a
+  trail behind that run.
+- A unit is ready as soon as it has an event. A trail is ready when the run before it is settled.
+- `take` fills a batch with ready runs. The run that became ready first leaves first. `take` checks no single event.
+- `release` settles the runs of a batch. The trails behind them become ready, and the entries of visitors who have no
+  further events are removed.
 
 No code here awaits, and the clock is an argument.
 """
@@ -21,388 +29,486 @@ import math
 import sys
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.body_limit import BodyLimit
-from retailrocket_async._queue.lane import Lane
+from retailrocket_async._queue.run import Backlog, Hold, Run
 from retailrocket_async._runtime.foreign_code import ensure_stack
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from retailrocket_async._queue.options import Batching, Buffer
     from retailrocket_async._receipt import Receipt
 
-_SHORT_BATCH_SPAN = 0.25
-"""Seconds after its opening in which a batch takes new events, if `short_batches` is set."""
+_SHORT_BATCH_SPAN: Final = 0.25
+"""Seconds after its opening in which a run takes new events, if `short_batches` is set."""
 
-_LANES = 512
-"""Number of lanes for ordered batching. The number is large, so that enough lanes are not busy when the next batch is
-filled."""
+_LOOKED_AT: Final = 32
+"""Number of ready runs that may not fit in a batch before `take` stops looking for a run that fits."""
 
-_LOOKED_AT = 32
-"""Number of lanes that one call checks when it fills a batch or looks for the oldest batch."""
+_RUN_EVENTS: Final = 50
+"""Largest number of events in a run. Longer runs cost less per event; shorter runs fill a batch of 500 better."""
+
+_RUNS_IN_A_BATCH: Final = 10
+"""Least number of full runs that fit in one batch, by events and by bytes."""
 
 
 class EventBuffer:
-    """Holds the waiting events in lanes, and returns them in batches; the module's docstring explains how.
+    """Holds the waiting events in runs, and returns them in batches; the module's docstring explains how.
 
     Args:
-        batching: largest size of a batch, and whether visitors' events keep their order.
-        buffer: bounds of the number and of the bytes of all waiting events.
+        batching: largest size of a batch.
+        buffer: bounds of all waiting events, and of one visitor's waiting events.
         clock: returns the time in seconds; only the difference between two times matters.
 
     Attributes:
         cap: the current limit of a request body; see `BodyLimit`.
         generation: number of flushes that have begun.
-        batches: number of waiting batches.
+        events: number of waiting events.
+        bytes: number of bytes of the JSON of the waiting events.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
         self._max_events = batching.max_events
         self._linger = batching.linger
-        self._exclusive = batching.ordered or batching.by_session
-        self._merging = batching.ordered and not batching.by_session
-        self._by_session = batching.by_session
         self._bounds = buffer
         self._clock = clock
         self._timed = buffer.max_age is not None
         self._ranks = buffer.ranks()
+        self._run_events = _run_length(batching.max_events)
         self.cap = BodyLimit(batching.max_bytes)
-        self._lanes: dict[Hashable, Lane] = {}
-        # All waiting batches, oldest first, with the time of their first event. Unlike a dict, an OrderedDict finds and
+        self._run_bytes = 1 + max(1, batching.max_bytes // _RUNS_IN_A_BATCH)
+        self._last: dict[int | None, Run] = {}
+        # The open unit: the first event of each new visitor is added to this run.
+        self._unit: Run | None = None
+        # All waiting runs, oldest first, with the time of their first event. Unlike a dict, an OrderedDict finds and
         # removes its first entry in constant time.
-        self._order: OrderedDict[Batch, float] = OrderedDict()
-        # A heap of the batches by the time of their first event, for `max_age`. The heap may still contain batches that
-        # have left the buffer.
-        self._ages: list[tuple[float, int, Batch]] = []
+        self._order: OrderedDict[Run, float] = OrderedDict()
+        # A heap of the runs by the time of their first event, for `max_age`. The heap may still contain runs that have
+        # left the buffer.
+        self._ages: list[tuple[float, int, Run]] = []
         self._opened = itertools.count()
-        self._busy: set[Hashable] = set()
-        # Lanes from which a batch may be taken, in the order in which they became ready.
-        self._ready: dict[Hashable, Lane] = {}
+        self._ready: OrderedDict[Run, None] = OrderedDict()
+        # Events and bytes of the runs that could be taken now: ready runs, and the trails behind them.
         self._ready_events = 0
         self._ready_bytes = 0
-        # Number of ready batches, and number of ready batches that a flush waits for.
-        self._ready_batches = 0
-        self._urgent_batches = 0
-        # A lower bound of the times at which ready batches were opened.
-        self._oldest_ready = math.inf
-        # `_growing` is the batch that `grow` appends to. `_full_events` and `_full_size` are the sizes up to which
-        # `grow` may fill this batch. `_counted_events` and `_counted_size` say how much of the batch is included in the
-        # counters.
-        self._growing: Batch | None = None
-        self._full_events = self._full_size = 0
-        self._counted_events = self._counted_size = 0
-        self._plain = not self._timed and self._ranks is None
-        self._short_batches = False
+        # Number of ready runs that a flush or a direct send waits for.
+        self._urgent = 0
+        # Runs and holds in flight, in the order in which they left the buffer.
+        self._departed: dict[Run, None] = {}
+        self._bytes_in_flight = 0
+        self._short = False
         self.generation = 0
-        self.batches = 0
-        self._events = 0
-        self._bytes = 0
+        self.events = 0
+        self.bytes = 0
 
-    def lane_of(self, session: str) -> Hashable:
-        """Return the key of the lane that a visitor's events go to."""
-        if not self._exclusive:
-            return None
-        return session if self._by_session else hash(session) % _LANES
+    @staticmethod
+    def key_of(session: str) -> int | None:
+        """Return the key of a visitor; None if an event has no visitor, because such events need no order."""
+        return hash(session) if session else None
 
     @property
-    def events(self) -> int:
-        """Number of waiting events."""
-        batch = self._growing
-        return self._events if batch is None else self._events + len(batch.receipts) - self._counted_events
-
-    @property
-    def bytes(self) -> int:
-        """Number of bytes of the JSON of the waiting events."""
-        batch = self._growing
-        return self._bytes if batch is None else self._bytes + batch.size - self._counted_size
+    def batches(self) -> int:
+        """Number of waiting runs. A flush waits until each of these runs is settled."""
+        return len(self._order)
 
     @property
     def short_batches(self) -> bool:
         """Whether each batch holds only events of a short time span, so that old events can be rejected alone."""
-        return self._short_batches
+        return self._short
 
     @short_batches.setter
     def short_batches(self, value: bool) -> None:
-        self._short_batches = value
-        self.end_growth()
+        self._short = value
 
     def fits(self, size: int) -> bool:
-        """Whether one more envelope of `size` bytes is within the buffer's bounds."""
-        return self.events < self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+        """Whether one more envelope of `size` bytes is within the bounds of the whole buffer."""
+        return self.holds(1, size)
 
     def holds(self, count: int, size: int) -> bool:
-        """Whether `count` more events, of `size` bytes together, are within the buffer's bounds."""
-        return self.events + count <= self._bounds.max_events and self.bytes + size <= self._bounds.max_bytes
+        """Whether `count` more events, of `size` bytes together, are within the bounds of the whole buffer.
 
-    def grow(self, envelope: builtins.bytes, receipt: Receipt) -> bool:
-        """Append one event to the current batch, if nothing else has to be done; return whether the event was appended.
-
-        Other work has to be done if a batch must be opened, or if the event may make a batch due.
-
-        This is the fast path for nearly every event; even the counters are updated later, by `end_growth`. Every other
-        change of the buffer disables the fast path until `append` enables it again.
+        The bytes of events in flight count, too, so that one bound limits the memory.
         """
-        batch = self._growing
-        # `Intake` counts a large event as several events, so a large event must go through `append`.
-        if batch is None or (length := len(envelope)) >= 1024:
-            return False
-        size, receipts = batch.size + length + 1, batch.receipts
-        count = len(receipts)
-        if size > self._full_size or count >= self._full_events:
-            return False
-        try:
-            batch.envelopes.append(envelope)
-            receipts.append(receipt)
-        except RecursionError:
-            del batch.envelopes[count:]
-            raise
-        batch.size = size
-        return True
+        bounds = self._bounds
+        return (
+            self.events + count <= bounds.max_events
+            and self.bytes + self._bytes_in_flight + size <= bounds.max_bytes
+        )
 
-    def _let_grow(self, batch: Batch, most: int) -> None:
-        """Let `grow` append up to `most` events to `batch`, as long as they fill no batch and make no batch due."""
-        events, size = len(batch.receipts), batch.size
-        self._counted_events, self._counted_size = events, size
-        most_events = min(self._max_events - events, self._bounds.max_events - self._events, most)
-        most_bytes = min(self.cap.bytes - size, self._bounds.max_bytes - self._bytes)
-        # The event that makes a batch due must go through `append`. If a batch is due already, no further event makes
-        # it due.
-        if self._ready_events < self._max_events and self._ready_bytes < self.cap.bytes:
-            most_events = min(most_events, self._max_events - self._ready_events - 1)
-            most_bytes = min(most_bytes, self.cap.bytes - self._ready_bytes - 1)
-        self._full_events, self._full_size = events + most_events, size + most_bytes
-        self._growing = batch
+    def admits(self, key: int | None) -> bool:
+        """Whether one more event of this visitor is within the bound of a single visitor."""
+        run = self._last.get(key)
+        return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def end_growth(self) -> int:
-        """Disable `grow`, and add the events that it appended to the counters; return the number of these events."""
-        batch = self._growing
-        if batch is None:
-            return 0
-        events, size = len(batch.receipts) - self._counted_events, batch.size - self._counted_size
-        lane = self._lanes[None]
-        self._growing = None
-        lane.events += events
-        lane.bytes += size
-        self._ready_events += events
-        self._ready_bytes += size
-        self._events += events
-        self._bytes += size
-        return events
+    def offer(
+        self, envelope: builtins.bytes, receipt: Receipt, key: int | None, *, alone: bool = False
+    ) -> bool | None:
+        """Append one event if the event is within all bounds.
 
-    def append(
+        Returns:
+            None if a bound does not allow the event; otherwise the result of `append`.
+        """
+        bounds = self._bounds
+        if self.events >= bounds.max_events:
+            return None
+        if self.bytes + self._bytes_in_flight + len(envelope) >= bounds.max_bytes:
+            return None
+        run = self._last.get(key)
+        if run is not None and run.backlog is not None and run.backlog.events >= bounds.max_visitor_events:
+            return None
+        return self.append(envelope, receipt, key, alone=alone)
+
+    def append(  # noqa: C901 - inlined, because it runs for every event
         self,
         envelope: builtins.bytes,
         receipt: Receipt,
-        lane: Hashable = None,
+        key: int | None,
         *,
         came_at: float | None = None,
-        growth: int = sys.maxsize,
+        alone: bool = False,
     ) -> bool:
-        """Append one event; return whether a batch may be due sooner than before, so that `due_in` changes.
+        """Append one event, which must not be older than the last event appended.
 
         Args:
-            envelope: the JSON of the event.
-            receipt: the receipt of the event.
-            lane: key of its lane, see `lane_of`.
-            came_at: when the event was tracked, if the event had to wait for space; must not be earlier than the time
-                of the event that was appended last. Default: now.
-            growth: number of events that `grow` may then append to the same batch; default any number.
+            envelope: the event's JSON.
+            receipt: the event's receipt.
+            key: the key of the event's visitor; see `key_of`.
+            came_at: when the event was tracked, if the event had to wait for space; default None: now.
+            alone: whether the event must be sent in a request of its own, because no batch may hold it.
+
+        Returns:
+            True if the event is the only waiting event, or if a batch may be due sooner because of the event.
         """
-        self.end_growth()
-        size = len(envelope) + 1
-        batches = self._lanes.get(lane)
-        batch = None if batches is None else next(reversed(batches), None)
-        ready = lane not in self._busy
-        if batches is None or batch is None or self._is_closed(batch, size):
-            ensure_stack()
-            if batches is None:
-                batches = self._lanes[lane] = Lane()
-            batch = self._open(batches, lane, self._clock() if came_at is None else came_at, ready=ready)
-        count = len(batch.receipts)
+        length = len(envelope) + 1
+        run = self._last.get(key)
+        sooner = False
+        if run is None:
+            run = self._unit
+            if run is None or alone or run.full or run.size + length > self._run_bytes or self._is_aged(run):
+                sooner = not self._ready
+                run = self._open_unit(came_at, alone=alone)
+            if key is not None:
+                self._last[key] = run
+                run.keys.append(key)
+        elif alone or run.full or run.size + length > self._run_bytes or self._is_aged(run):
+            run = self._open_trail(run, key, came_at, alone=alone)
+        receipts = run.receipts
+        count = len(receipts)
         try:
-            batch.envelopes.append(envelope)
-            batch.receipts.append(receipt)
+            run.envelopes.append(envelope)
+            receipts.append(receipt)
             if self._timed:
-                batch.times.append(self._clock() if came_at is None else came_at)
+                run.times.append(self._clock() if came_at is None else came_at)
             if self._ranks is not None:
-                self._ranks.add(batch, receipt, size)
+                self._ranks.add(run, receipt, length)
+                if run.backlog is not None and run.backlog.ranks is not None:
+                    run.backlog.ranks.add(run, receipt, length)
         except RecursionError:
-            del batch.envelopes[count:], batch.receipts[count:], batch.times[count:]
+            del run.envelopes[count:], receipts[count:], run.times[count:]
             raise
-        batch.size += size
-        batches.events += 1
-        batches.bytes += size
-        self._events += 1
-        self._bytes += size
-        if not ready:
-            return False
+        run.size += length
+        if alone or count + 1 >= self._run_events:
+            run.full = True
+        if run.backlog is not None:
+            run.backlog.events += 1
+        self.events += 1
+        self.bytes += length
+        if not run.leaves:
+            return self.events == 1
         self._ready_events += 1
-        self._ready_bytes += size
-        if growth > 0 and self._plain and lane is None and not self._short_batches:
-            try:  # noqa: SIM105 - suppress() is one more call
-                self._let_grow(batch, growth)
-            except RecursionError:
-                # The event is in the buffer. Only the fast path is not enabled, so the next event uses `append`, too.
-                pass
-        if lane not in self._ready:
-            self._make_ready(lane, batches)
-            return True
-        return self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < size
+        self._ready_bytes += length
+        full = self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < length
+        return sooner or full or self.events == 1
 
-    def extend(self, envelopes: list[builtins.bytes], receipts: list[Receipt], lane: Hashable) -> bool:
-        """Append many events of one lane faster than calls of `append`; return what `append` would return."""
-        if self._timed or self._ranks is not None:
-            sooner = [self.append(*event, lane) for event in zip(envelopes, receipts, strict=True)]
-            return any(sooner)
-        self.end_growth()
-        sooner_by_events, sooner_by_bytes = self._ready_events, self._ready_bytes
-        batches = self._lanes.get(lane)
-        if batches is None:
-            batches = self._lanes[lane] = Lane()
-        ready, position, added = lane not in self._busy, 0, 0
-        while position < len(envelopes):
-            batch = next(reversed(batches), None)
-            if batch is None or self._is_closed(batch, len(envelopes[position]) + 1):
-                batch = self._open(batches, lane, self._clock(), ready=ready)
-            count, size = self._fitting(batch, envelopes, position)
-            batch.envelopes += envelopes[position : position + count]
-            batch.receipts += receipts[position : position + count]
-            batch.size += size
-            position += count
-            added += size
-        batches.events += position
-        batches.bytes += added
-        self._events += position
-        self._bytes += added
-        if not ready:
-            return False
-        self._ready_events += position
-        self._ready_bytes += added
-        if lane not in self._ready:
-            self._make_ready(lane, batches)
-            return True
-        by_events = sooner_by_events < self._max_events <= self._ready_events
-        return by_events or sooner_by_bytes < self.cap.bytes <= self._ready_bytes
+    def _is_aged(self, run: Run) -> bool:
+        return self._short and self._clock() - run.opened_at > _SHORT_BATCH_SPAN
 
-    def _is_closed(self, batch: Batch, size: int) -> bool:
-        """Whether an event of `size` bytes must not be added to `batch`, the last batch of its lane."""
-        return (
-            len(batch.receipts) >= self._max_events
-            or batch.size + size > self.cap.bytes
-            or (self._short_batches and self._clock() - batch.opened_at > _SHORT_BATCH_SPAN)
-        )
+    def _open_unit(self, came_at: float | None, *, alone: bool) -> Run:
+        ensure_stack()
+        run = self._open(None, None, came_at)
+        run.alone = alone
+        if not alone:
+            self._unit = run
+        self._make_ready(run)
+        return run
 
-    def _open(self, batches: Lane, lane: Hashable, came_at: float, *, ready: bool) -> Batch:
-        batch = Batch(self._clock(), self.generation, lane)
-        batches.open(batch)
-        self._order[batch] = came_at
+    def _open_trail(self, follows: Run, key: int | None, came_at: float | None, *, alone: bool) -> Run:
+        ensure_stack()
+        follows.full = True
+        run = self._open(follows, follows.backlog or Backlog(self._bounds.ranks()), came_at)
+        assert key is not None  # noqa: S101 - an event without a visitor follows no run
+        follows.followers[key] = run
+        run.alone = alone
+        run.keys.append(key)
+        run.leaves = follows.leaves
+        self._last[key] = run
+        return run
+
+    def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None) -> Run:
+        now = self._clock()
+        run = Run(now, self.generation, follows, backlog)
+        self._order[run] = now if came_at is None else came_at
         if self._timed:
-            heapq.heappush(self._ages, (came_at, next(self._opened), batch))
-        self.batches += 1
-        self._ready_batches += ready
-        return batch
-
-    def _fitting(self, batch: Batch, envelopes: list[builtins.bytes], position: int) -> tuple[int, int]:
-        """Return the number of envelopes from `position` on that fit in `batch` (at least 1), and their bytes."""
-        most = envelopes[position : position + self._max_events - len(batch.receipts)]
-        free = self.cap.bytes - batch.size
-        size = sum(map(len, most)) + len(most)
-        while size > free and len(most) > 1:
-            size -= len(most.pop()) + 1
-        return len(most), size
+            heapq.heappush(self._ages, (self._order[run], next(self._opened), run))
+        return run
 
     def due_in(self) -> float | None:
-        """Return the seconds until a batch should be taken (0 means now), or None if no batch is ready.
-
-        With many lanes the result may be too small, so call this method again after that time.
-        """
-        if not self._ready:
-            return None
-        if self._urgent_batches or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
-            return 0.0
-        now = self._clock()
-        # The ready lanes are not sorted by age, and checking many of them takes time. So with many lanes, they are
-        # checked only when the oldest batch may be due.
-        if len(self._ready) <= _LOOKED_AT or self._oldest_ready + self._linger <= now:
-            self._oldest_ready = min(batches.first.opened_at for batches in self._ready.values())
-        return max(0.0, self._oldest_ready + self._linger - now)
+        """Return the seconds until a batch should be taken (0 means now), or None if no run is ready."""
+        for oldest in self._ready:
+            if self._urgent or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
+                return 0.0
+            return max(0.0, oldest.ready_at + self._linger - self._clock())
+        return None
 
     def take(self) -> Batch | None:
-        """Remove and return the next batch; None if every lane is empty or busy.
+        """Remove and return the next batch; None if no run is ready.
 
-        With ordering, the lanes of the batch are busy until `release` is called.
+        Further events of the batch's visitors wait until `release` is called.
         """
-        if not self._ready:
-            return None
-        self.end_growth()
-        batch = self._take_from(next(iter(self._ready)))
-        if self._merging:
-            # The loop works on a copy because taking a batch changes the dict. The dict has at most `_LANES` entries.
-            misses, opened_at = 0, batch.opened_at
-            for lane, batches in list(self._ready.items()):
-                # While sending is halted, all events of a batch are rejected together when they have become too old, so
-                # a batch must not contain both old and new events.
-                alike = not self._short_batches or abs(batches.first.opened_at - opened_at) <= _SHORT_BATCH_SPAN
-                if alike and self._fit_together(batch, batches.first):
-                    self._take_from(lane, batch)
-                elif (misses := misses + 1) >= _LOOKED_AT:
+        chosen: list[Run] = []
+        events, size, misses = 0, 1, 0
+        for candidate in self._ready:
+            if chosen and (self._is_apart(chosen[0], candidate) or not self._fits_in(candidate, events, size)):
+                misses += 1
+                if misses >= _LOOKED_AT:
                     break
+                continue
+            chosen.append(candidate)
+            if candidate.alone:
+                break
+            events += len(candidate)
+            size += candidate.size - 1
+            for trail in self._behind(candidate, events, size):
+                chosen.append(trail)
+                events += len(trail)
+                size += trail.size - 1
+            if events >= self._max_events:
+                break
+        if not chosen:
+            return None
+        batch = Batch(chosen[0].opened_at, self.generation)
+        batch.alone = chosen[0].alone
+        for run in chosen:
+            self._depart(run)
+            batch.add(run)
+        for run in chosen:
+            for trail in run.followers.values():
+                self._count_chain(trail, leaves=False)
+        self._bytes_in_flight += batch.size - 1
         return batch
 
-    def release(self, batch: Batch) -> bool:
-        """Free the lanes of a batch that is settled; return whether another batch can be taken because of this."""
-        if not self._exclusive:
+    def _behind(self, run: Run, events: int, size: int) -> list[Run]:
+        """Return the trails behind `run` that fit in the same batch; no trail of a visitor is skipped.
+
+        Args:
+            run: a run of the batch.
+            events: number of events that the batch has so far.
+            size: number of bytes that the batch has so far.
+        """
+        fitting: list[Run] = []
+        for key, first in run.followers.items():
+            trail: Run | None = first
+            while (
+                trail is not None
+                and not isinstance(trail, Hold)
+                and self._fits_in(trail, events, size)
+                and not self._is_apart(run, trail)
+            ):
+                fitting.append(trail)
+                events += len(trail)
+                size += trail.size - 1
+                trail = trail.followers.get(key)
+            if events >= self._max_events:
+                break
+        return fitting
+
+    def _is_apart(self, run: Run, other: Run) -> bool:
+        """Whether two runs must not be in one batch."""
+        # While sending is halted, all events of a batch are rejected together when they have become too old, so a batch
+        # must not contain both old and new events.
+        too_young = self._short and abs(run.opened_at - other.opened_at) > _SHORT_BATCH_SPAN
+        return too_young or run.alone or other.alone
+
+    def _fits_in(self, run: Run, events: int, size: int) -> bool:
+        return events + len(run) <= self._max_events and size + run.size - 1 <= self.cap.bytes
+
+    def _depart(self, run: Run) -> None:
+        run.departed = run.full = True
+        if run is self._unit:
+            self._unit = None
+        if run.ready:
+            self._unready(run)
+        self._ready_events -= len(run)
+        self._ready_bytes -= run.size - 1
+        run.leaves = False
+        if run.backlog is not None:
+            run.backlog.events -= len(run)
+        self._forget(run)
+        self._departed[run] = None
+
+    def hold(self, keys: Collection[int | None], granted: Callable[[], None]) -> Hold:
+        """Keep the order of visitors for a request that is sent without the buffer.
+
+        The request must be sent after `granted` was called: then all earlier events of these visitors have their
+        outcomes. Later events of these visitors wait until `end_hold` is called.
+
+        Args:
+            keys: the keys of the visitors in the request.
+            granted: called once; before `hold` returns if these visitors have no earlier events.
+        """
+        ensure_stack()
+        hold = Hold(self._clock(), self.generation, granted)
+        for key in dict.fromkeys(keys):
+            if key is None:
+                continue
+            hold.keys.append(key)
+            last = self._last.get(key)
+            if last is not None:
+                hold.waits_for += 1
+                last.full = True
+                last.followers[key] = hold
+                self._hurry(last)
+            self._last[key] = hold
+        if not hold.waits_for:
+            self._grant(hold)
+        return hold
+
+    def end_hold(self, hold: Hold) -> bool:
+        """End a hold, whether it was granted or not; return whether a run became ready because of this."""
+        hold.granted = _nothing
+        if hold.waits_for:
             return False
+        self._departed.pop(hold, None)
+        return self._settle(hold)
+
+    def _grant(self, hold: Hold) -> None:
+        hold.departed = True
+        self._departed[hold] = None
+        hold.granted()
+
+    def _hurry(self, run: Run | None) -> None:
+        """Make a run, and the waiting runs before it, due as soon as they are ready."""
+        while run is not None and not run.departed and not run.hurried:
+            if run.ready and not self._is_urgent(run):
+                self._urgent += 1
+            run.hurried = True
+            run = run.follows
+
+    def _is_urgent(self, run: Run) -> bool:
+        return run.hurried or run.generation != self.generation
+
+    def release(self, batch: Batch, held: Collection[int | None] = ()) -> bool:
+        """Settle the runs of a batch whose events have outcomes; return whether another run became ready.
+
+        Args:
+            batch: a batch that `take` returned.
+            held: keys of visitors who still have events without an outcome in the batch. The further events of these
+                visitors go on waiting, and `release` must be called again.
+        """
         became_ready = False
-        for lane in batch.lanes:
-            self._busy.discard(lane)
-            if batches := self._lanes.get(lane):
-                self._make_ready(lane, batches)
-                self._count_ready(batches, 1)
-                became_ready = True
-            else:
-                self._lanes.pop(lane, None)
+        for run in batch.runs:
+            became_ready |= self._settle(run, held)
+            if not held:
+                self._departed.pop(run, None)
+        if not held:
+            self._bytes_in_flight -= sum(run.size - 1 for run in batch.runs)
+        return became_ready
+
+    def _settle(self, settled: Run, held: Collection[int | None] = ()) -> bool:
+        became_ready = False
+        pending = [settled]
+        while pending:
+            run = pending.pop()
+            freed = [key for key in run.keys if key not in held] if held else run.keys
+            run.keys = [key for key in run.keys if key in held] if held else []
+            for key in freed:
+                if self._last.get(key) is run:
+                    del self._last[key]
+                follower = run.followers.pop(key, None)
+                if follower is None or follower.departed:
+                    continue
+                if not isinstance(follower, Hold):
+                    follower.follows = None
+                    self._make_ready(follower)
+                    became_ready = True
+                    continue
+                follower.waits_for -= 1
+                if follower.waits_for:
+                    continue
+                if follower.granted is _nothing:
+                    pending.append(follower)
+                else:
+                    self._grant(follower)
         return became_ready
 
     def begin_flush(self) -> int:
-        """Make all waiting batches due now; return the generation of the newest batch."""
+        """Make all waiting events due as soon as they are ready; return the generation of the newest run."""
         self.generation += 1
-        self._urgent_batches = self._ready_batches
+        self._urgent = len(self._ready)
         return self.generation - 1
 
-    def drain(self, most: int | None = None) -> Iterator[Batch]:
-        """Remove and yield all waiting events, oldest first, in batches of at most `most` events.
+    def drain(self, most: int) -> Iterator[Batch]:
+        """Remove and yield all waiting events, oldest first, in batches of about `most` events.
 
-        Events count as waiting until they are yielded. If `most` is given, small batches are merged, because settling
-        thousands of small batches takes three times as long. If `most` is None, each batch is yielded as it is.
+        Events count as waiting until they are yielded.
         """
-        self.end_growth()
-        self._lanes.clear()
+        batch: Batch | None = None
+        self._unit = None
         self._ready.clear()
-        self._ready_events = self._ready_bytes = self._ready_batches = self._urgent_batches = 0
-        while self._order:
-            batch = next(iter(self._order))
-            if most is not None and len(batch) > most:
-                head = batch.cut_head(most)
-                self._events -= most
-                self._bytes -= head.size - 1
-                if self._ranks is not None:
-                    self._ranks.forget(head)
-                yield head
-            else:
-                self._forget(batch)
-                while most and self._order and len(batch) + len(following := next(iter(self._order))) <= most:
-                    self._forget(following)
-                    batch.join_end(following)
+        self._ready_events = self._ready_bytes = self._urgent = 0
+        self._last.clear()
+        for run in self._order:
+            self._keep_holds(run)
+        for run in self._departed:
+            run.followers = {
+                key: each for key, each in run.followers.items() if each.departed or isinstance(each, Hold)
+            }
+            for key in run.keys:
+                self._last[key] = run
+                while (following := self._last[key].followers.get(key)) is not None:
+                    self._last[key] = following
+        for run in self._order:
+            # The run still counts as waiting until it is yielded, but keeps no visitor in order any more.
+            if run.backlog is not None:
+                run.backlog.events -= len(run)
+            run.ready, run.leaves, run.full, run.keys, run.followers = False, False, True, [], {}
+        # Events that are appended while this method yields are not drained.
+        for run in list(self._order):
+            if run not in self._order:
+                # The run expired while this method yielded.
+                continue
+            if batch is None:
+                batch = Batch(run.opened_at, run.generation)
+            elif len(batch) + len(run) > most:
                 yield batch
+                batch = Batch(run.opened_at, run.generation)
+            self._forget(run)
+            batch.add(run)
+        if batch is not None:
+            yield batch
+
+    def _keep_holds(self, run: Run) -> None:
+        """Let the holds behind `run`, which is drained, wait only for the events that are in flight."""
+        for key, follower in run.followers.items():
+            if not isinstance(follower, Hold):
+                continue
+            before = run.follows
+            while before is not None and not before.departed and not isinstance(before, Hold):
+                before = before.follows
+            if before is not None:
+                before.followers[key] = follower
+            else:
+                follower.waits_for -= 1
+                if not follower.waits_for:
+                    self._grant(follower)
 
     def oldest_age(self) -> float:
         """Return the age of the oldest waiting event in seconds; 0 if no event waits."""
-        # Another thread may call this method while the loop's thread changes the batches.
+        # Another thread may call this method while the loop's thread changes the runs.
         with suppress(RuntimeError, IndexError):
             for oldest in self._order:
                 came_at = oldest.times[0] if self._timed else oldest.opened_at
@@ -417,122 +523,148 @@ class EventBuffer:
         If the envelope would not fit even after all evictions, evict no event.
         """
         ranks = self._ranks
+        held = self._bytes_in_flight
         # If the new event cannot fit even after all evictions, the new event will be dropped, so no waiting event is
         # evicted.
-        if ranks is None or self.bytes - ranks.yielding(event_name) + size > self._bounds.max_bytes:
+        if ranks is None or self.bytes + held - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
-            batch, position = found
-            yield self._remove(batch, batch.pop(position))
+            run, position = found
+            yield self._remove(run, run.pop(position))
+
+    def make_room_of(self, key: int | None, event_name: str) -> Iterator[Batch]:
+        """Evict and yield events of one visitor until this visitor's next event, `event_name`, is within the bound."""
+        last = self._last.get(key)
+        if last is None or last.backlog is None or last.backlog.ranks is None:
+            return
+        while not self.admits(key) and (found := last.backlog.ranks.first(event_name)) is not None:
+            run, position = found
+            yield self._remove(run, run.pop(position))
 
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
         """Remove and yield events that were tracked at `moment` or before, in batches of at most `most` events.
 
-        Without `max_age` the time of each event is not known, so each event of a batch is treated as if it were as old
-        as the oldest event of the batch.
+        Without `max_age` the time of each event is not known, so each event of a run is treated as if it were as old
+        as the oldest event of the run.
         """
-        while (batch := self._oldest_by(moment)) is not None:
-            # Called in each round, because code that ran after the last `yield` may have tracked another event.
-            self.end_growth()
-            count = bisect.bisect_right(batch.times, moment) if self._timed else len(batch)
-            yield self._remove(batch, batch.cut_head(min(count, most)))
+        while (run := self._oldest_by(moment)) is not None:
+            count = bisect.bisect_right(run.times, moment) if self._timed else len(run)
+            yield self._remove(run, run.cut_head(min(count, most)))
 
-    def _oldest_by(self, moment: float) -> Batch | None:
-        """Return the batch with the oldest waiting event if that event came at `moment` or before, otherwise None."""
+    def _oldest_by(self, moment: float) -> Run | None:
+        """Return the run with the oldest waiting event if that event came at `moment` or before, otherwise None."""
         if not self._timed:
-            batch, came_at = next(iter(self._order.items()), (None, math.inf))
-            return batch if came_at <= moment else None
+            run, came_at = next(iter(self._order.items()), (None, math.inf))
+            return run if came_at <= moment else None
         while self._ages and self._ages[0][0] <= moment:
-            _, number, batch = self._ages[0]
-            if batch not in self._order:
+            _, number, run = self._ages[0]
+            if run not in self._order:
                 heapq.heappop(self._ages)
-            elif batch.times[0] <= moment:
-                return batch
+            elif run.times[0] <= moment:
+                return run
             else:
-                # The first events of this batch have left the buffer, so the entry in the heap is updated.
-                heapq.heapreplace(self._ages, (batch.times[0], number, batch))
+                # The first events of this run have left the buffer, so the entry in the heap is updated.
+                heapq.heapreplace(self._ages, (run.times[0], number, run))
         return None
 
-    def _remove(self, batch: Batch, removed: Batch) -> Batch:
-        """Subtract `removed`, the events that were cut out of a waiting batch, from the counters; return `removed`."""
-        lane = batch.lanes[0]
-        batches = self._lanes[lane]
+    def _remove(self, run: Run, removed: Batch) -> Batch:
+        """Subtract `removed`, the events that were cut out of a waiting run, from the counters; return `removed`.
+
+        If the run is empty now, remove the run, too.
+        """
         size = removed.size - 1
-        batches.events -= len(removed)
-        batches.bytes -= size
-        self._events -= len(removed)
-        self._bytes -= size
+        self.events -= len(removed)
+        self.bytes -= size
+        if run.backlog is not None:
+            run.backlog.events -= len(removed)
         if self._ranks is not None:
-            self._ranks.forget(removed)
-        if ready := lane not in self._busy:
+            self._forget_ranks(run, removed)
+        if run.leaves:
             self._ready_events -= len(removed)
             self._ready_bytes -= size
-        if batch:
+        if run:
             return removed
-        removed.opened_in = batch.opened_in
-        self._forget(batch)
-        batches.remove(batch)
-        if ready:
-            self._ready_batches -= 1
-            self._urgent_batches -= batch.generation != self.generation
-            if not batches:
-                del self._ready[lane], self._lanes[lane]
+        removed.opened_in = [run.generation]
+        run.full = True
+        if run is self._unit:
+            self._unit = None
+        self._forget(run)
+        if run.ready:
+            self._unready(run)
+            self._settle(run)
+        else:
+            self._unlink(run)
         return removed
 
-    def _forget(self, batch: Batch) -> None:
-        """Subtract a batch that has left the buffer from the counters."""
-        del self._order[batch]
+    def _unlink(self, trail: Run) -> None:
+        """Remove an empty trail that is not ready from between the runs of its visitor."""
+        before = trail.follows
+        if before is None:
+            return
+        [key] = trail.keys
+        following = trail.followers.get(key)
+        if following is None:
+            del before.followers[key]
+        else:
+            before.followers[key] = following
+            following.follows = before
+        if self._last.get(key) is trail:
+            self._last[key] = before
+
+    def _forget(self, run: Run) -> None:
+        """Subtract a run that has left the buffer from the counters."""
+        del self._order[run]
         if self._ranks is not None:
-            self._ranks.forget(batch)
+            self._forget_ranks(run, run)
         if len(self._ages) > 2 * len(self._order) + _LOOKED_AT:
             self._ages = [age for age in self._ages if age[2] in self._order]
             heapq.heapify(self._ages)
-        self.batches -= 1
-        self._events -= len(batch)
-        self._bytes -= batch.size - 1
+        self.events -= len(run)
+        self.bytes -= run.size - 1
 
-    def _fit_together(self, batch: Batch, other: Batch) -> bool:
-        return len(batch) + len(other) <= self._max_events and batch.size + other.size - 1 <= self.cap.bytes
+    def _forget_ranks(self, run: Run, gone: Batch) -> None:
+        assert self._ranks is not None  # noqa: S101 - checked by the callers
+        self._ranks.forget(gone)
+        if run.backlog is not None and run.backlog.ranks is not None:
+            run.backlog.ranks.forget(gone)
 
-    def _take_from(self, lane: Hashable, batch: Batch | None = None) -> Batch:
-        """Take the first batch of a lane and further batches that fit; merge them into `batch` if it is given."""
-        batches = self._ready[lane]
-        # The lane becomes busy here. Until `release` is called, the other batches of the lane cannot be taken, so these
-        # batches do not count as ready.
-        if self._exclusive:
-            self._count_ready(batches, -1)
-        first = self._take_first(batches)
-        if batch is None:
-            batch = first
-        else:
-            batch.absorb(first)
-        # A batch may be small because events were evicted or because the batch was closed early. Small batches are
-        # merged.
-        while not self.short_batches and batches and self._fit_together(batch, batches.first):
-            batch.absorb(self._take_first(batches))
-        if self._exclusive:
-            self._busy.add(lane)
-        if self._exclusive or not batches:
-            del self._ready[lane]
-        return batch
+    def _make_ready(self, run: Run) -> None:
+        run.ready = True
+        run.ready_at = self._clock()
+        self._ready[run] = None
+        self._count_chain(run, leaves=True)
+        self._urgent += self._is_urgent(run)
 
-    def _take_first(self, batches: Lane) -> Batch:
-        batch = batches.first
-        if not self._exclusive:
-            self._ready_events -= len(batch)
-            self._ready_bytes -= batch.size - 1
-            self._ready_batches -= 1
-            self._urgent_batches -= batch.generation != self.generation
-        batches.remove(batch)
-        self._forget(batch)
-        return batch
+    def _count_chain(self, first: Run, *, leaves: bool) -> None:
+        """Add a run, and all trails behind it, to the counters of what could be taken now; or subtract them.
 
-    def _make_ready(self, lane: Hashable, batches: Lane) -> None:
-        self._ready[lane] = batches
-        self._oldest_ready = min(self._oldest_ready, batches.first.opened_at)
+        Args:
+            first: the run.
+            leaves: True to add, False to subtract.
+        """
+        sign = 1 if leaves else -1
+        chain = [first]
+        while chain:
+            run = chain.pop()
+            if run.departed or run.leaves == leaves or isinstance(run, Hold):
+                continue
+            run.leaves = leaves
+            self._ready_events += sign * len(run)
+            self._ready_bytes += sign * (run.size - 1)
+            chain += run.followers.values()
 
-    def _count_ready(self, batches: Lane, sign: Literal[1, -1]) -> None:
-        self._ready_events += sign * batches.events
-        self._ready_bytes += sign * batches.bytes
-        self._ready_batches += sign * len(batches)
-        self._urgent_batches += sign * batches.urgent(self.generation)
+    def _unready(self, run: Run) -> None:
+        run.ready = False
+        del self._ready[run]
+        self._urgent -= self._is_urgent(run)
+
+
+def _nothing() -> None:
+    """Do nothing; stands in for `Hold.granted` after the hold has ended."""
+
+
+def _run_length(max_events: int) -> int:
+    """Return the largest number of events in a run; if possible, whole runs fill a batch of `max_events` exactly."""
+    most = min(_RUN_EVENTS, max(1, max_events // _RUNS_IN_A_BATCH))
+    dividing = next(length for length in range(most, 0, -1) if max_events % length == 0)
+    return dividing if dividing * 2 > most else most

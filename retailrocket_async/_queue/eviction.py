@@ -96,8 +96,8 @@ class Ranks:
 
     def __init__(self, ranking: Mapping[str, int]) -> None:
         self._ranking = dict(ranking)
-        # The waiting events of each rank, oldest first, each with its batch. The buffer's list of batches cannot be
-        # used instead, because several lanes have open batches and so batches are not sorted by the age of all their
+        # The waiting events of each rank, oldest first, each with its run. The buffer's list of runs cannot be used
+        # instead, because several runs are open at the same time, so runs are not sorted by the age of all their
         # events. A plain dict would be slow when its first entries are removed.
         self._waiting: dict[int, OrderedDict[Receipt, Batch]] = {}
         self._bytes: Counter[int] = Counter()

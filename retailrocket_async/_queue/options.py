@@ -21,15 +21,9 @@ class Batching:
             common servers accept by default. An event that is larger by itself is not accepted.
         linger: seconds that the oldest event may wait for further events while permits are free, 0 or more; default
             0.1, which is short compared with the time that the API takes to answer a batch.
-        max_in_flight: largest number of requests in flight, 1 to 100; default 75. The API answers a batch in 1.5 s, so
-            50 requests a second keep 75 in flight.
-        by_session: whether a batch holds events of one visitor only; default False. One edition of the API document
-            describes the batch endpoint in this way. With True, each visitor costs at least one request. Implies
-            `ordered`.
-        ordered: never have a visitor's events in two batches in flight at once; default True, because the API demands
-            this (contract, "What a batch promises"). Events are then recorded in the order in which they were tracked,
-            also after retries. While a batch waits for its retry, later events of its visitors wait, too. Visitors
-            share 512 lanes, so for each visitor in the batch, the events of one in 512 other visitors may also wait.
+        max_in_flight: largest number of requests in flight, 1 to 1,000; default 100. The number only bounds memory and
+            connections; the limiter sets the pace. The API answers a batch in 1.5 s, so 50 requests a second keep 75
+            in flight.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -38,30 +32,28 @@ class Batching:
     max_events: int = 500
     max_bytes: int = 512 * 1024
     linger: float = 0.1
-    max_in_flight: int = 75
-    by_session: bool = False
-    ordered: bool = True
+    max_in_flight: int = 100
 
     def __attrs_post_init__(self) -> None:
         _check_int("Batching.max_events", self.max_events, 1, None)
         _check_int("Batching.max_bytes", self.max_bytes, 1024, None)
-        _check_int("Batching.max_in_flight", self.max_in_flight, 1, 100)
+        _check_int("Batching.max_in_flight", self.max_in_flight, 1, 1000)
         if type(self.linger) not in (int, float) or not 0 <= self.linger < math.inf:
             raise ConfigurationError(f"Batching.linger must be a number of seconds, 0 or more, not {self.linger!r}")
-        for name in ("by_session", "ordered"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigurationError(f"Batching.{name} must be True or False, not {getattr(self, name)!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Buffer:
     """Bounds of the events that wait for a permit; `track` waits as soon as one bound is reached.
 
-    Events in flight (at most `Batching.max_in_flight` batches) are not included.
-
     Attributes:
-        max_events: largest number of events, 1 or more; default 100,000, as many as can be sent in four seconds.
-        max_bytes: largest number of bytes of JSON, 1,024 or more; default 67,108,864 (64 MiB).
+        max_events: largest number of waiting events, 1 or more; default 100,000, as many as can be sent in four
+            seconds. Events in flight (at most `Batching.max_in_flight` batches) are not included.
+        max_bytes: largest number of bytes of JSON, of waiting events and events in flight together, 1,024 or more;
+            default 67,108,864 (64 MiB).
+        max_visitor_events: largest number of events of one visitor that may wait for earlier events of the same
+            visitor, 1 or more; default 5,000. If the number is reached, `overflow` applies to this visitor alone, so a
+            crawler delays no other visitor.
         overflow: what happens to a new event if the buffer is full. ``"wait"`` (default): `track` waits for space, in
             order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both methods raise this error.
             ``"drop_newest"``: the new event is dropped. ``"drop_oldest"``: the oldest events are dropped. ``"shed"``:
@@ -80,6 +72,7 @@ class Buffer:
 
     max_events: int = 100_000
     max_bytes: int = 64 * 1024 * 1024
+    max_visitor_events: int = 5_000
     overflow: Overflow = "wait"
     ranking: Mapping[str, int] = attrs.field(default=DEFAULT_RANKING, converter=checked_ranking)
     max_age: float | None = None
@@ -87,6 +80,7 @@ class Buffer:
     def __attrs_post_init__(self) -> None:
         _check_int("Buffer.max_events", self.max_events, 1, None)
         _check_int("Buffer.max_bytes", self.max_bytes, 1024, None)
+        _check_int("Buffer.max_visitor_events", self.max_visitor_events, 1, None)
         if self.overflow not in get_args(Overflow):
             allowed = ", ".join(map(repr, get_args(Overflow)))
             raise ConfigurationError(f"Buffer.overflow must be one of {allowed}, not {self.overflow!r}")
